@@ -1,0 +1,127 @@
+"""Cross-entropy of a linear head without ever holding all logits (Cut/Liger-style chunking).
+
+With a vocabulary of 50k the logits of one batch outweigh the model. Rows are taken in chunks:
+each chunk's logits are made, turned into the loss and, in place, into their own gradient, which
+is multiplied out at once. Memory is chunk x vocab instead of rows x vocab; the GEMMs are the same
+three.
+
+Shape legend: rows = batch * sequence, dim = width, vocab = vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+IGNORE = -100
+_CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MiB in fp32, enough to fill a GEMM
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "rows dim"],
+    weight: Float[Tensor, "vocab dim"],
+    targets: Int64[Tensor, " rows"],
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> tuple[Float[Tensor, ""], Float[Tensor, " rows"]]:
+    """Return (sum of the training loss, per-row negative log-likelihood in nats).
+
+    logits = scale * hidden @ weight.T, then softcap * tanh(logits / softcap) if given. The loss is
+    sum(nll + z_loss * logsumexp(logits)**2) over rows whose target is not -100 (`IGNORE`); nll is
+    0 there, fp32, and carries no gradient.
+    """
+    loss, nll = _LinearCrossEntropy.apply(hidden, weight, targets, scale, softcap, z_loss)
+    return loss, nll
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: float,
+        softcap: float | None,
+        z_loss: float,
+    ) -> tuple[Tensor, Tensor]:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        head = weight.to(hidden.dtype)
+        rows, vocab = hidden.shape[0], weight.shape[0]
+        nll = torch.empty(rows, dtype=torch.float32, device=hidden.device)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = None
+        for chunk in _chunks(rows, vocab):
+            logits = _logits(hidden[chunk], head, scale, softcap)
+            valid = targets[chunk] != IGNORE
+            row_loss, lse = _nll(logits, targets[chunk], valid)
+            nll[chunk] = row_loss
+            loss += row_loss.sum() + z_loss * (lse * lse * valid).sum()
+            if needs_hidden or needs_weight:
+                _logits_to_gradient(logits, lse, targets[chunk], valid, softcap, z_loss)
+                grad_logits = logits.to(hidden.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[chunk] = (grad_logits @ head) * scale
+                if needs_weight:
+                    part = grad_logits.T @ hidden[chunk]
+                    if grad_weight is None:
+                        grad_weight = part.to(weight.dtype)
+                    else:
+                        grad_weight += part
+        if grad_weight is not None and scale != 1.0:
+            grad_weight *= scale
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(nll)
+        return loss, nll
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = grad_weight * grad_loss
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def _chunks(rows: int, vocab: int) -> list[slice]:
+    size = max(1, min(rows, _CHUNK_ELEMENTS // vocab))
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _logits(hidden: Tensor, head: Tensor, scale: float, softcap: float | None) -> Tensor:
+    logits = (hidden @ head.T).float()
+    if scale != 1.0:
+        logits *= scale
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    return logits
+
+
+def _nll(logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    lse = torch.logsumexp(logits, dim=-1)
+    picked = logits.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
+    return torch.where(valid, lse - picked, torch.zeros_like(lse)), lse
+
+
+def _logits_to_gradient(
+    logits: Tensor,
+    lse: Tensor,
+    targets: Tensor,
+    valid: Tensor,
+    softcap: float | None,
+    z_loss: float,
+) -> None:
+    """Overwrite `logits` with d loss / d (logits before the cap)."""
+    cap_slope = None if softcap is None else 1.0 - (logits / softcap).square()
+    logits.sub_(lse[:, None]).exp_()
+    if z_loss:
+        logits *= (1.0 + 2.0 * z_loss * lse)[:, None]
+    logits.scatter_add_(-1, targets.clamp(min=0)[:, None], -torch.ones_like(lse)[:, None])
+    if cap_slope is not None:
+        logits *= cap_slope
+    logits *= valid[:, None]
