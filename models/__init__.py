@@ -1,0 +1,1 @@
+"""Modules and their frozen configs. A model is one file here and one YAML in `conf/model/`."""

@@ -1,0 +1,77 @@
+"""The one interface that tasks, training, evaluation and generation see.
+
+Shape legend: batch, seq, vocab.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from kernels.philox import NoiseKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLoss:
+    """What a model says of a batch with targets.
+
+    Args:
+        total: differentiable sum over target tokens, nats; divide by their global count.
+        nll: negative log-likelihood of each target, nats, 0 where there is none, no gradient.
+        statistics: named scalars for the log (auxiliary losses, router entropy, ...).
+    """
+
+    total: Float[Tensor, ""]
+    nll: Float[Tensor, "batch seq"]
+    statistics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+class LanguageModel(nn.Module):
+    """Base of all models; `forward` serves both directions so that DDP and FSDP hooks always run."""
+
+    def forward(
+        self,
+        tokens: Int64[Tensor, "batch seq"],
+        targets: Int64[Tensor, "batch seq"] | None = None,
+        *,
+        documents: Int64[Tensor, "batch seq"] | None = None,
+        noise: NoiseKey | None = None,
+    ) -> Float[Tensor, "batch seq vocab"] | TokenLoss:
+        """Return fp32 logits, or with `targets` (-100 = no target) the loss.
+
+        `documents` keeps tokens within their document; `noise` turns dropout on.
+        """
+        raise NotImplementedError
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the layers in order: the units of activation checkpointing and FSDP sharding."""
+        raise NotImplementedError
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        """Return the learning-rate factor of each parameter that is not 1 (muP), by name."""
+        return {}
+
+
+class ModelConfig(Protocol):
+    """What the rest of the house asks of a model's config; all of it without building the model."""
+
+    def build(self, vocab_size: int, seed: int) -> LanguageModel:
+        """Return the initialised model; the same seed gives the same weights."""
+        ...
+
+    def num_parameters(self, vocab_size: int) -> int:
+        """Return the number of parameters, embeddings and tied head counted once."""
+        ...
+
+    def num_embedding_parameters(self, vocab_size: int) -> int:
+        """Return the parameters of token and position embeddings that are not also the head."""
+        ...
+
+    def forward_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
+        """Return forward FLOPs of one sequence, (full attention, causal half counted)."""
+        ...
+
+    def check(self, vocab_size: int, seq: int) -> None:
+        """Raise ValueError where this model cannot run on sequences of `seq` tokens."""
+        ...

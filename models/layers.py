@@ -1,0 +1,101 @@
+"""The parts of a decoder: norm, attention, feed-forward. Each holds weights; `kernels` does the work.
+
+Shape legend: batch, seq, dim = model width.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from kernels.attention import attention
+from kernels.rotary import rotate
+
+Norm = Literal["rmsnorm", "layernorm"]
+Activation = Literal["swiglu", "gelu", "relu2"]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (Zhang & Sennrich, arXiv 1910.07467), in the dtype of `x`."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / std * weight (+ bias), in the dtype of `x`."""
+
+    def __init__(self, dim: int, bias: bool, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), bias, self.eps)
+
+
+def make_norm(kind: Norm, dim: int, bias: bool) -> RMSNorm | LayerNorm:
+    """Return the norm named `kind`; `bias` applies to LayerNorm only."""
+    return RMSNorm(dim) if kind == "rmsnorm" else LayerNorm(dim, bias)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped key/value heads; q, k and v are one GEMM."""
+
+    def __init__(
+        self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, *, bias: bool,
+        qk_norm: bool, scale: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.scale = scale
+        self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * head_dim, bias=bias)
+        self.out = nn.Linear(num_heads * head_dim, dim, bias=bias)
+        self.q_norm = RMSNorm(head_dim) if qk_norm else None
+        self.k_norm = RMSNorm(head_dim) if qk_norm else None
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        rotary: tuple[Tensor, Tensor] | None,
+        documents: Int64[Tensor, "batch seq"] | None,
+    ) -> Float[Tensor, "batch seq dim"]:
+        batch, seq, _ = x.shape
+        qkv = self.qkv(x).view(batch, seq, -1, self.head_dim).transpose(1, 2)
+        q, k, v = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        y = attention(q, k, v, scale=self.scale, documents=documents)
+        return self.out(y.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (gate and up are one GEMM), GELU (tanh form) or squared ReLU between two linears."""
+
+    def __init__(self, dim: int, hidden: int, activation: Activation, *, bias: bool) -> None:
+        super().__init__()
+        self.activation = activation
+        self.up = nn.Linear(dim, hidden * (2 if activation == "swiglu" else 1), bias=bias)
+        self.down = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+        h = self.up(x)
+        if self.activation == "swiglu":
+            gate, value = h.chunk(2, dim=-1)
+            h = F.silu(gate) * value
+        elif self.activation == "gelu":
+            h = F.gelu(h, approximate="tanh")
+        else:
+            h = F.relu(h).square()
+        return self.down(h)  # type: ignore[no-any-return]
