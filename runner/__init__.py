@@ -1,0 +1,1 @@
+"""What a run does: sweep (points, cells, plan, launch), data, training, checkpoints, tracking."""

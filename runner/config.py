@@ -1,0 +1,168 @@
+"""From a composed YAML node to a typed, frozen RunConfig, and from there to JSON and back.
+
+`validate` is the one gate: every key is known, every value has its type, every `_target_` names a
+config class. What passes is what is frozen and hashed, so `1e-3` and `0.001` are one value.
+"""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from models.config import config
+from runner.errors import ConfigError
+
+# Groups whose YAML node names its class by `_target_`.
+NODES = ("model", "precision", "data", "tokenizer", "task", "optim", "schedule", "train", "eval")
+SETTINGS = ("track", "resources")
+
+
+@config
+class RunConfig:
+    """One fully resolved run. Each node is the config object its `_target_` names.
+
+    Args:
+        name: the sweep (and MLflow experiment) the run belongs to.
+        root: folder that holds runs/, sweeps/, mlflow/ and the token cache.
+        seed: of initialisation, data order and dropout.
+    """
+
+    model: Any
+    precision: Any
+    data: Any
+    tokenizer: Any
+    task: Any
+    optim: Any
+    schedule: Any
+    train: Any
+    eval: Any
+    track: Any
+    resources: Any
+    name: str = "default"
+    root: str = "."
+    seed: int = 0
+
+
+def validate(node: Mapping[str, Any]) -> RunConfig:
+    """Return the typed config of a composed plain node (strings, numbers, lists, dicts).
+
+    Raises:
+        ConfigError: with the key, the value and the valid choices.
+    """
+    _refuse_unknown("", node, [f.name for f in dataclasses.fields(RunConfig)])
+    values: dict[str, Any] = {}
+    for key in NODES + SETTINGS:
+        if key not in node:
+            raise ConfigError(f"{key} is missing; choose one of conf/{key}/*.yaml")
+        values[key] = _build_node(key, node[key])
+    plain = {k: v for k, v in node.items() if k not in values}
+    try:
+        run = TypeAdapter(RunConfig).validate_python({**values, **plain})
+    except ValidationError as error:
+        raise ConfigError(_explain("", error)) from None
+    _cross_check(run)
+    return run
+
+
+def _build_node(path: str, node: Any) -> Any:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ConfigError(f"{path}={node!r} must be a mapping with `_target_: package.ConfigClass`")
+    cls = target_class(path, str(node["_target_"]))
+    fields = {k: v for k, v in node.items() if k != "_target_"}
+    _refuse_unknown(path, fields, [f.name for f in dataclasses.fields(cls)])
+    try:
+        return _adapter(cls).validate_python(fields)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+
+
+@lru_cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def target_class(path: str, target: str) -> Any:
+    """Return the config dataclass that `target` names, `package.module.Class`."""
+    module, _, name = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path}._target_={target} cannot be imported: {error}") from None
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise ConfigError(f"{path}._target_={target} must name a config dataclass")
+    return cls
+
+
+def _refuse_unknown(path: str, given: Mapping[str, Any], valid: list[str]) -> None:
+    for key in given:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), valid, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            where = f"{path}.{key}" if path else str(key)
+            raise ConfigError(f"{where} is not a key{hint} Valid here: {', '.join(valid)}")
+
+
+def _explain(path: str, error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join([path] * bool(path) + [str(part) for part in item["loc"]])
+        if item["type"] == "missing":
+            lines.append(f"{where} is missing and has no default")
+        elif item["type"] == "extra_forbidden" or item["type"] == "unexpected_keyword_argument":
+            lines.append(f"{where} is not a key here")
+        elif item["type"] == "value_error":
+            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+        else:
+            message = item["msg"].removeprefix("Input ")
+            lines.append(f"{where}={item['input']!r}: {message}")
+    return "\n".join(lines)
+
+
+def _cross_check(run: RunConfig) -> None:
+    """Refuse combinations that no single node can see."""
+    try:
+        run.train.check()
+        vocab = run.tokenizer.planned_vocab_size()
+        run.model.check(vocab or 1, run.train.sequence_length)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def freeze(run: RunConfig) -> dict[str, Any]:
+    """Return `run` as plain JSON-able data, each node with its `_target_`."""
+    return {
+        f.name: _plain(getattr(run, f.name), target=f.name in NODES + SETTINGS)
+        for f in dataclasses.fields(run)
+    }
+
+
+def _plain(value: Any, *, target: bool) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        cls = type(value)
+        head = {"_target_": f"{cls.__module__}.{cls.__qualname__}"} if target else {}
+        return head | {
+            f.name: _plain(getattr(value, f.name), target=False) for f in dataclasses.fields(cls)
+        }
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, target=False) for item in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, target=False) for k, v in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ConfigError(f"{value!r} cannot be frozen: configs hold numbers, strings, lists and mappings")
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return `{"model.width": 64, ...}` for a nested mapping; lists are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat

@@ -1,0 +1,1 @@
+"""Text to batches: sources -> tokenizer -> token files on disk -> packed, ordered samples."""

@@ -1,0 +1,178 @@
+"""Where documents come from: files, folders, the standard library, Hugging Face datasets.
+
+A source yields documents (str) in a fixed order and knows a hash of its content, which stands for
+it in a cell's fingerprint; the path never does.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import sysconfig
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from models.config import config
+from runner.errors import DataError
+
+Format = Literal["text", "jsonl", "parquet", "stdlib", "hub"]
+
+
+@config
+class SourceConfig:
+    """One body of text.
+
+    Args:
+        format: text (file or folder, a document per file), jsonl (plain or .gz, a document per
+            line), parquet, stdlib (the running Python's standard library), hub (a Hugging Face
+            dataset by name).
+        path: file, folder (files sorted) or dataset name; `~` and relative paths are resolved.
+        field: column that holds the text (jsonl, parquet, hub).
+        pattern: which files of a folder.
+        subset, revision, streaming, hub_split: of a Hugging Face dataset; revision must be pinned.
+        weight: share of the training samples, relative to the other sources.
+        max_documents: stop after so many (streaming a large set).
+    """
+
+    format: Format = "text"
+    path: str | None = None
+    field: str = "text"
+    pattern: str = "*"
+    subset: str | None = None
+    revision: str | None = None
+    streaming: bool = False
+    hub_split: str = "train"
+    weight: float = 1.0
+    max_documents: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.format != "stdlib" and not self.path:
+            raise ValueError(f"data path is missing for format={self.format}; give data.sources[..].path (or data.path)")  # fmt: skip  # noqa: E501
+        if self.format == "hub" and not self.revision:
+            raise ValueError(f"revision is missing for dataset {self.path!r}: pin it to a commit, else the text can change under a finished run")  # fmt: skip  # noqa: E501
+        if self.weight <= 0:
+            raise ValueError(f"weight={self.weight} must be positive; drop the source instead")
+
+    def documents(self) -> Iterator[str]:
+        """Yield the documents in order.
+
+        Raises:
+            DataError: a file is missing, empty, not UTF-8 or not JSON (with file and line).
+        """
+        found = 0
+        for text in self._read():
+            if not text:
+                continue
+            found += 1
+            yield text
+            if found == self.max_documents:
+                return
+        if not found:
+            raise DataError(f"{self.path or self.format} holds no text; check the path, field={self.field!r} and pattern={self.pattern!r}")  # fmt: skip  # noqa: E501
+
+    def content_hash(self) -> str:
+        """Return a hash of what `documents` will yield, from file content or the pinned revision."""
+        digest = hashlib.sha256()
+        if self.format == "hub":
+            digest.update(f"{self.path}/{self.subset}@{self.revision}:{self.hub_split}".encode())
+        else:
+            root = self._root()
+            for file in self.files():
+                name = file.relative_to(root).as_posix() if file != root else "file"
+                stat = file.stat()
+                content = _file_hash(str(file), stat.st_size, stat.st_mtime_ns)
+                digest.update(f"{name if self.format == 'stdlib' else ''}\0{content}\n".encode())
+        columns = self.format in ("jsonl", "parquet", "hub")
+        digest.update(f"{self.field if columns else ''}:{self.max_documents}".encode())
+        return digest.hexdigest()[:32]
+
+    def files(self) -> list[Path]:
+        """Return the files in reading order."""
+        root = self._root()
+        if not root.exists():
+            raise DataError(f"data file {root} does not exist; check the path (relative paths start at {Path.cwd()})")  # fmt: skip  # noqa: E501
+        if root.is_file():
+            return [root]
+        if self.format == "stdlib":
+            found = [f for f in root.rglob("*.py") if _is_library(f.relative_to(root))]
+        else:
+            found = [f for f in root.rglob(self.pattern) if f.is_file()]
+        if not found:
+            raise DataError(f"folder {root} has no file matching pattern={self.pattern!r}")
+        return sorted(found)
+
+    def _root(self) -> Path:
+        if self.format == "stdlib":
+            return Path(sysconfig.get_paths()["stdlib"])
+        return Path(os.path.expanduser(str(self.path))).resolve()
+
+    def _read(self) -> Iterator[str]:
+        if self.format == "hub":
+            yield from self._read_hub()
+            return
+        for file in self.files():
+            if self.format in ("text", "stdlib"):
+                yield _read_text(file, lenient=self.format == "stdlib")
+            elif self.format == "jsonl":
+                yield from _read_jsonl(file, self.field)
+            else:
+                yield from _read_parquet(file, self.field)
+
+    def _read_hub(self) -> Iterator[str]:
+        import datasets  # noqa: PLC0415  (0.9 s)
+
+        rows = datasets.load_dataset(
+            self.path, self.subset, split=self.hub_split, revision=self.revision,
+            streaming=self.streaming,
+        )  # fmt: skip
+        for row in rows:
+            if self.field not in row:
+                raise DataError(f"dataset {self.path} has no field {self.field!r}; it has {', '.join(row)}")  # fmt: skip  # noqa: E501
+            yield row[self.field]
+
+
+def _is_library(relative: Path) -> bool:
+    """True for the library itself: no installed packages, no tests, nothing generated."""
+    skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    return not skip.intersection(relative.parts)
+
+
+@lru_cache(maxsize=100_000)
+def _file_hash(file: str, size: int, mtime_ns: int) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_text(file: Path, *, lenient: bool) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace" if lenient else "strict")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 at byte {error.start}; convert it (iconv) or exclude it by pattern") from None  # fmt: skip  # noqa: E501
+
+
+def _read_jsonl(file: Path, field: str) -> Iterator[str]:
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{file}, line {number} is not JSON ({error.msg}); mend or remove the line") from None  # fmt: skip  # noqa: E501
+            if not isinstance(row, dict) or field not in row:
+                has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+                raise DataError(f"{file}, line {number} has no field {field!r}; it has {has}; set data field")  # fmt: skip  # noqa: E501
+            yield str(row[field])
+
+
+def _read_parquet(file: Path, field: str) -> Iterator[str]:
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    table = pq.ParquetFile(file)
+    if field not in table.schema_arrow.names:
+        raise DataError(f"{file} has no column {field!r}; it has {', '.join(table.schema_arrow.names)}")  # fmt: skip  # noqa: E501
+    for batch in table.iter_batches(columns=[field]):
+        yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)

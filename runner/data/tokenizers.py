@@ -1,0 +1,214 @@
+"""Text to ids: bytes, characters, trained subwords, or any Hugging Face tokenizer folder.
+
+Every tokenizer has one end-of-document id, `eos`, and knows how many bytes of text an id stands
+for, so that losses can be given in bits per byte.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from models.config import config
+from runner.errors import DataError
+
+
+class Tokenizer(ABC):
+    """Ids in [0, vocab_size); `eos` ends a document and is 0 bytes of text."""
+
+    vocab_size: int
+    eos: int
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Return the ids of `text`, without `eos`."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`; special ids vanish, broken UTF-8 becomes U+FFFD."""
+
+    @abstractmethod
+    def bytes_per_id(self) -> np.ndarray:
+        """Return the UTF-8 length of each id, `[vocab_size]` int32; special ids 0."""
+
+    def identity(self) -> str:
+        """Return a hash that differs where the tokenizer differs."""
+        return hashlib.sha256(self.dumps().encode()).hexdigest()[:32]
+
+    @abstractmethod
+    def dumps(self) -> str:
+        """Return the tokenizer as JSON, enough for `loads`."""
+
+
+class ByteTokenizer(Tokenizer):
+    """UTF-8 bytes 0-255 and eos = 256."""
+
+    vocab_size, eos = 257, 256
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+    def bytes_per_id(self) -> np.ndarray:
+        return np.array([1] * 256 + [0], dtype=np.int32)
+
+    def dumps(self) -> str:
+        return json.dumps({"kind": "bytes"})
+
+
+class CharTokenizer(Tokenizer):
+    """The characters of the training text, sorted, and eos last."""
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        self.vocab_size, self.eos = len(characters) + 1, len(characters)
+        self._id = {c: i for i, c in enumerate(characters)}
+
+    def encode(self, text: str) -> np.ndarray:
+        try:
+            return np.array([self._id[c] for c in text], dtype=np.int32)
+        except KeyError as error:
+            raise DataError(f"character {error.args[0]!r} is not among the {len(self.characters)} of the training text; use tokenizer=bytes") from None  # fmt: skip  # noqa: E501
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(self.characters[i] for i in ids if i != self.eos)
+
+    def bytes_per_id(self) -> np.ndarray:
+        return np.array([len(c.encode("utf-8")) for c in self.characters] + [0], dtype=np.int32)
+
+    def dumps(self) -> str:
+        return json.dumps({"kind": "char", "characters": self.characters}, ensure_ascii=False)
+
+
+class SubwordTokenizer(Tokenizer):
+    """A `tokenizers` model: trained here or loaded from a Hugging Face folder."""
+
+    def __init__(self, serialised: str, eos_token: str) -> None:
+        import tokenizers  # noqa: PLC0415
+
+        self._serialised, self._eos_token = serialised, eos_token
+        self._inner = tokenizers.Tokenizer.from_str(serialised)
+        eos = self._inner.token_to_id(eos_token)
+        if eos is None:
+            raise DataError(f"the tokenizer has no token {eos_token!r}; set tokenizer.eos_token")
+        self.eos, self.vocab_size = eos, self._inner.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> np.ndarray:
+        ids = self._inner.encode(text, add_special_tokens=False).ids
+        return np.array(ids, dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._inner.decode(list(ids), skip_special_tokens=True)  # type: ignore[no-any-return]
+
+    def bytes_per_id(self) -> np.ndarray:
+        lengths = np.zeros(self.vocab_size, dtype=np.int32)
+        special = {i for i, t in self._inner.get_added_tokens_decoder().items() if t.special}
+        byte_level = "ByteLevel" in json.dumps(json.loads(self._serialised).get("decoder"))
+        for token, index in self._inner.get_vocab(with_added_tokens=True).items():
+            if index not in special:
+                # A byte-level token spells each byte as one printable character.
+                lengths[index] = len(token) if byte_level else len(_surface(token).encode())
+        return lengths
+
+    def dumps(self) -> str:
+        return json.dumps({"kind": "subword", "eos": self._eos_token, "json": self._serialised})
+
+
+def _surface(token: str) -> str:
+    """Text of a WordPiece or Metaspace token: `##ing` is `ing`, `▁the` is ` the`."""
+    return token.removeprefix("##").replace("▁", " ")
+
+
+def loads(text: str) -> Tokenizer:
+    """Return the tokenizer that `Tokenizer.dumps` wrote."""
+    data: dict[str, Any] = json.loads(text)
+    if data["kind"] == "bytes":
+        return ByteTokenizer()
+    if data["kind"] == "char":
+        return CharTokenizer(data["characters"])
+    return SubwordTokenizer(data["json"], data["eos"])
+
+
+@config
+class TokenizerConfig:
+    """Which tokenizer.
+
+    Args:
+        kind: bytes; char (of the training text); bpe, wordpiece, unigram (trained on the training
+            split); folder (a Hugging Face tokenizer folder with tokenizer.json).
+        vocab_size: of a trained tokenizer, eos included.
+        path: of kind=folder.
+        eos_token: end-of-document token of a trained or loaded tokenizer.
+        train_documents: train on so many documents at most, from the first.
+    """
+
+    kind: Literal["bytes", "char", "bpe", "wordpiece", "unigram", "folder"] = "bytes"
+    vocab_size: int | None = None
+    path: str | None = None
+    eos_token: str = "<|endoftext|>"
+    train_documents: int | None = None
+
+    def __post_init__(self) -> None:
+        trained = self.kind in ("bpe", "wordpiece", "unigram")
+        if trained and self.vocab_size is None:
+            raise ValueError(f"tokenizer.kind={self.kind} needs tokenizer.vocab_size")
+        if self.kind == "folder" and not self.path:
+            raise ValueError("tokenizer.kind=folder needs tokenizer.path=DIR with a tokenizer.json")
+
+    def planned_vocab_size(self) -> int | None:
+        """Return the vocabulary size where it is known before any text is read."""
+        return 257 if self.kind == "bytes" else self.vocab_size
+
+    def needs_text(self) -> bool:
+        """True where the tokenizer depends on the training text."""
+        return self.kind in ("char", "bpe", "wordpiece", "unigram")
+
+    def content_hash(self) -> str:
+        """Return the hash of a loaded folder, "" otherwise: trained ones follow from the data."""
+        if self.kind != "folder":
+            return ""
+        return hashlib.sha256(self._file().read_bytes()).hexdigest()[:32]
+
+    def build(self, documents: Iterable[str]) -> Tokenizer:
+        """Return the tokenizer, trained on `documents` if it is of a trained kind."""
+        if self.kind == "bytes":
+            return ByteTokenizer()
+        if self.kind == "char":
+            return CharTokenizer("".join(sorted(set().union(*documents))))
+        if self.kind == "folder":
+            return SubwordTokenizer(self._file().read_text(encoding="utf-8"), self.eos_token)
+        return self._train(documents)
+
+    def _file(self) -> Path:
+        file = Path(str(self.path)).expanduser() / "tokenizer.json"
+        if not file.exists():
+            raise DataError(f"{file} does not exist; a tokenizer folder holds tokenizer.json (transformers: tokenizer.save_pretrained(DIR) with a fast tokenizer)")  # fmt: skip  # noqa: E501
+        return file
+
+    def _train(self, documents: Iterable[str]) -> Tokenizer:
+        from tokenizers import Tokenizer as Inner  # noqa: PLC0415
+        from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
+
+        common: dict[str, Any] = {"vocab_size": self.vocab_size, "show_progress": False}
+        if self.kind == "wordpiece":
+            inner = Inner(models.WordPiece(unk_token="[UNK]"))
+            inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+            inner.decoder = decoders.WordPiece()
+            common["special_tokens"] = [self.eos_token, "[UNK]"]
+            trainer: Any = trainers.WordPieceTrainer(**common)
+        else:
+            inner = Inner(models.BPE() if self.kind == "bpe" else models.Unigram())
+            inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            inner.decoder = decoders.ByteLevel()
+            common["special_tokens"] = [self.eos_token]
+            common["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+            kind = trainers.BpeTrainer if self.kind == "bpe" else trainers.UnigramTrainer
+            trainer = kind(**common)
+        inner.train_from_iterator(documents, trainer)
+        return SubwordTokenizer(inner.to_str(), self.eos_token)

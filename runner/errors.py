@@ -1,0 +1,28 @@
+"""The exception tree of the runner. Everything a user can cause is an EspalierError.
+
+EspalierError
+├── ConfigError       an override or a YAML node is wrong: refused before anything runs
+├── DataError         a file is missing, empty or unreadable
+├── CheckpointError   a checkpoint is damaged or belongs to another model
+└── StorageError      a disk is full, a folder read-only, a store locked or too old
+"""
+
+
+class EspalierError(Exception):
+    """Base: the message says requirement, value and way out; no traceback is shown for it."""
+
+
+class ConfigError(EspalierError, ValueError):
+    """An override or a YAML node is wrong."""
+
+
+class DataError(EspalierError, ValueError):
+    """A data file is missing, empty or unreadable."""
+
+
+class CheckpointError(EspalierError):
+    """A checkpoint is damaged or belongs to another model."""
+
+
+class StorageError(EspalierError, OSError):
+    """The disk or a store refused."""
