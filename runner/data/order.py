@@ -1,0 +1,127 @@
+"""Which tokens sample number i holds: a pure function of (seed, i), so there is no cursor to lose.
+
+Sources are interleaved in blocks of 1024 samples with counts that follow the weights to within one
+sample; within a source, windows are visited in a new random order every epoch, and every epoch
+starts at another offset so that window borders move.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from runner.data.tokens import TokenFile
+from runner.errors import DataError
+
+_BLOCK = 1024
+Sample = dict[str, Tensor]
+
+
+class TrainingSamples(Dataset[Sample]):
+    """Sample i: `tokens`, `targets`, `documents`, each `[seq]` int64, and `index`."""
+
+    def __init__(
+        self, files: list[TokenFile], weights: list[float], seq: int, seed: int, eos: int
+    ) -> None:
+        self.files, self.seq, self.seed, self.eos = files, seq, seed, eos
+        self.edges = np.cumsum([0.0, *weights]) / sum(weights)
+        self._blocks: dict[int, np.ndarray] = {}
+        self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
+        for file in files:
+            if len(file.ids) < 2 * seq:
+                raise DataError(f"a training source has {len(file.ids)} tokens, under two sequences of {seq}; lower train.sequence_length or give more text")
+
+    def __getitem__(self, index: int) -> Sample:
+        source, rank = self._locate(index)
+        file = self.files[source]
+        per_epoch = (len(file.ids) - 1) // self.seq - 1
+        epoch, position = divmod(rank, per_epoch)
+        offset, order = self._order(source, epoch, per_epoch)
+        ids, documents = file.window(offset + int(order[position]) * self.seq, self.seq + 1)
+        return to_sample(ids, documents, index)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return (source, how many samples of that source came before)."""
+        if len(self.files) == 1:
+            return 0, index
+        block, slot = divmod(index, _BLOCK)
+        if block not in self._blocks:
+            counts = np.diff(self._cumulative(block + 1)) - np.diff(self._cumulative(block))
+            owners = np.repeat(np.arange(len(self.files)), counts)
+            self._rng(1, block).shuffle(owners)
+            self._blocks = {block: owners}
+        owners = self._blocks[block]
+        source = int(owners[slot])
+        before = int(np.diff(self._cumulative(block))[source])
+        return source, before + int((owners[:slot] == source).sum())
+
+    def _cumulative(self, block: int) -> np.ndarray:
+        return np.floor(block * _BLOCK * self.edges + 0.5).astype(np.int64)
+
+    def _order(self, source: int, epoch: int, count: int) -> tuple[int, np.ndarray]:
+        key = (source, epoch)
+        if key not in self._orders:
+            rng = self._rng(2, source, epoch)
+            self._orders = {k: v for k, v in self._orders.items() if k[0] != source}
+            self._orders[key] = int(rng.integers(self.seq)), rng.permutation(count)
+        return self._orders[key]
+
+    def _rng(self, *address: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, *address])))
+
+
+def to_sample(ids: np.ndarray, documents: np.ndarray, index: int) -> Sample:
+    """Split a window of seq + 1 ids into inputs and next-token targets."""
+    tokens = torch.from_numpy(ids)
+    return {
+        "tokens": tokens[:-1],
+        "targets": tokens[1:],
+        "documents": torch.from_numpy(documents[:-1].astype(np.int64)),
+        "index": torch.tensor(index),
+    }
+
+
+class _Batches:
+    """Global sample indices of this rank's micro-batches, from `first_step` on."""
+
+    def __init__(
+        self, first_step: int, steps: int, batch: int, micro: int, rank: int, world: int
+    ) -> None:
+        self.steps, self.batch, self.micro = range(first_step, steps), batch, micro
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.batch // self.world
+        for step in self.steps:
+            start = step * self.batch + self.rank * share
+            for offset in range(0, share, self.micro):
+                yield list(range(start + offset, start + offset + self.micro))
+
+
+def training_loader(
+    samples: TrainingSamples, *, first_step: int, steps: int, batch: int, micro: int, rank: int,
+    world: int, num_workers: int,
+) -> DataLoader[Sample]:  # fmt: skip
+    """Return micro-batches in order: batch / world / micro of them make one optimiser step."""
+    order = _Batches(first_step, steps, batch, micro, rank, world)
+    return DataLoader(samples, batch_sampler=order, num_workers=num_workers)  # type: ignore[arg-type]
+
+
+def validation_batches(
+    files: list[TokenFile], seq: int, batch: int, max_tokens: int
+) -> Iterator[Sample]:
+    """Yield fixed batches over the validation files, at most `max_tokens` in all, evenly spread."""
+    windows = [(file, i * seq) for file in files for i in range((len(file.ids) - 1) // seq)]
+    if not windows:
+        size = sum(len(file.ids) for file in files)
+        raise DataError(f"the validation split has {size} tokens, less than one sequence of {seq}; lower train.sequence_length or raise data.val_fraction")
+    keep = min(len(windows), max(1, max_tokens // seq))
+    chosen = [windows[int(i)] for i in np.linspace(0, len(windows) - 1, keep)]
+    for start in range(0, keep, batch):
+        rows = [
+            to_sample(*file.window(at, seq + 1), start + i)
+            for i, (file, at) in enumerate(chosen[start : start + batch])
+        ]
+        yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}

@@ -1,0 +1,172 @@
+"""Token files: each source tokenised once, memory-mapped by every cell that needs it.
+
+A cache folder is named by content and tokenizer hash and appears by one rename, so that many cells
+may start together: each writes its own temporary folder and the first rename wins.
+
+Folder: train.bin, val.bin (ids, uint16 or uint32), *.offsets.npy (document starts), tokenizer.json.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.config import config
+from runner.data.sources import SourceConfig
+from runner.data.tokenizers import Tokenizer, TokenizerConfig, loads
+from runner.errors import DataError
+
+
+@config
+class DataConfig:
+    """The training and validation text.
+
+    Args:
+        sources: where the text comes from, mixed by weight.
+        val_fraction: share held out for validation.
+        split: documents (each document is wholly in one half, chosen by its hash) or tail (the last
+            part of every document: for a body of text that is one document).
+        mask_documents: tokens attend within their document only.
+        num_workers: loader processes (0: in the training process).
+    """
+
+    sources: tuple[SourceConfig, ...]
+    val_fraction: float = 0.05
+    split: str = "documents"
+    mask_documents: bool = False
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is empty; name at least one")
+        if not 0.0 < self.val_fraction < 1.0:
+            raise ValueError(f"val_fraction={self.val_fraction} must lie in (0, 1)")
+        if self.split not in ("documents", "tail"):
+            raise ValueError(f"split={self.split!r} must be documents or tail")
+
+    def content_hash(self) -> list[str]:
+        """Return the content hash of each source, in order."""
+        return [source.content_hash() for source in self.sources]
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """One tokenised split of one source, memory-mapped."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+    def window(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (`length` ids from `start`, the document index of each)."""
+        position = np.arange(start, start + length)
+        documents = np.searchsorted(self.starts, position, side="right")
+        return self.ids[start : start + length].astype(np.int64), documents
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All sources, tokenised: one (train, val) pair of files each."""
+
+    tokenizer: Tokenizer
+    train: list[TokenFile]
+    val: list[TokenFile]
+    weights: list[float]
+
+
+def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> Corpus:
+    """Return the corpus, tokenising what `cache` does not hold yet."""
+    hashes = data.content_hash()
+    trained_on = hashes if tokenizer.needs_text() else []
+    stamp = json.dumps([_spec(tokenizer), tokenizer.content_hash(), trained_on, _split(data)])
+    name = hashlib.sha256(stamp.encode()).hexdigest()[:16]
+    chosen = _once(cache / f"tokenizer-{name}", lambda folder: _train(folder, data, tokenizer))
+    model = loads((chosen / "tokenizer.json").read_text(encoding="utf-8"))
+    train, val = [], []
+    for source, content in zip(data.sources, hashes, strict=True):
+        key = f"{content}{model.identity()}{_split(data)}"
+        folder = cache / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        folder = _once(folder, lambda f, s=source: _tokenise(f, s, data, model))  # type: ignore[misc]
+        train.append(_open(folder, "train", model))
+        val.append(_open(folder, "val", model))
+    return Corpus(model, train, val, [source.weight for source in data.sources])
+
+
+def _spec(tokenizer: TokenizerConfig) -> list[object]:
+    return [tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_token, tokenizer.train_documents]
+
+
+def _split(data: DataConfig) -> str:
+    return f"{data.split}:{data.val_fraction}"
+
+
+def _once(folder: Path, make) -> Path:  # type: ignore[no-untyped-def]
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        make(partial)
+        os.rename(partial, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _train(folder: Path, data: DataConfig, tokenizer: TokenizerConfig) -> None:
+    def documents() -> Iterator[str]:
+        left = tokenizer.train_documents
+        for source in data.sources:
+            for text in source.documents():
+                head, _ = _halves(text, data)
+                if head and left != 0:
+                    left = None if left is None else left - 1
+                    yield head
+
+    built = tokenizer.build(documents())
+    (folder / "tokenizer.json").write_text(built.dumps(), encoding="utf-8")
+
+
+def _halves(text: str, data: DataConfig) -> tuple[str, str]:
+    """Return the (training, validation) text of one document."""
+    if data.split == "tail":
+        cut = int(len(text) * (1.0 - data.val_fraction))
+        return text[:cut], text[cut:]
+    draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") / 2**32
+    return ("", text) if draw < data.val_fraction else (text, "")
+
+
+def _tokenise(folder: Path, source: SourceConfig, data: DataConfig, model: Tokenizer) -> None:
+    dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
+    starts: dict[str, list[int]] = {"train": [], "val": []}
+    length = {"train": 0, "val": 0}
+    with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
+        files = {"train": train, "val": val}
+        for text in source.documents():
+            for half, part in zip(("train", "val"), _halves(text, data), strict=True):
+                if part:
+                    ids = np.append(model.encode(part).astype(dtype), np.array(model.eos, dtype))
+                    starts[half].append(length[half])
+                    length[half] += len(ids)
+                    ids.tofile(files[half])
+    for half, count in length.items():
+        if not count:
+            raise DataError(
+                f"{source.path or source.format}: the {half} split is empty ({len(starts['train'])} "
+                "training documents); use data.split=tail or another data.val_fraction"
+            )
+        np.save(folder / f"{half}.offsets.npy", np.array(starts[half], dtype=np.int64))
+
+
+def _open(folder: Path, half: str, model: Tokenizer) -> TokenFile:
+    dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
+    ids = np.memmap(folder / f"{half}.bin", dtype=dtype, mode="r")
+    return TokenFile(ids, np.load(folder / f"{half}.offsets.npy"))

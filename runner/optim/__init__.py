@@ -1,0 +1,1 @@
+"""Optimisers and learning-rate schedules; parameter groups are made in `groups`."""
