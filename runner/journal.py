@@ -1,0 +1,124 @@
+"""A run folder's own records: who holds the cell, what happened, every metric.
+
+    attempts/0001/lease.json     made by link(2): one attempt has one holder, also on NFS
+    attempts/0001/events.jsonl   started, checkpointed, interrupted, failed, diverged, finished
+    attempts/0001/log.txt        stdout and stderr
+    metrics.jsonl                append-only; {"restored": k} supersedes later steps of earlier attempts
+
+docs/run-folder.md is the format's contract.
+"""
+
+import json
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+TERMINAL = ("finished", "diverged", "failed", "interrupted")
+
+
+def append_line(file: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line in a single write."""
+    with open(file, "ab") as stream:
+        stream.write((json.dumps(record) + "\n").encode())
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a .jsonl file; a torn last line is left out."""
+    if not file.exists():
+        return []
+    whole = file.read_bytes().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.splitlines() if line]
+
+
+def attempts(run: Path) -> list[Path]:
+    """Return the attempt folders that have a holder, oldest first."""
+    return sorted(p.parent for p in (run / "attempts").glob("*/lease.json"))
+
+
+def events(attempt: Path) -> list[dict[str, Any]]:
+    """Return the events of one attempt."""
+    return read_lines(attempt / "events.jsonl")
+
+
+def state(run: Path) -> str:
+    """Return new, running, interrupted, failed, diverged or finished."""
+    tries = attempts(run)
+    if not tries:
+        return "new"
+    seen = [e["event"] for e in events(tries[-1]) if e["event"] in TERMINAL]
+    if seen:
+        return str(seen[-1])
+    return "running" if alive(tries[-1]) else "interrupted"
+
+
+def alive(attempt: Path) -> bool:
+    """True where the holder of `attempt` may still run: on another host nobody can tell here."""
+    lease = json.loads((attempt / "lease.json").read_text())
+    if lease["host"] != socket.gethostname():
+        return True
+    try:
+        return abs(psutil.Process(lease["pid"]).create_time() - lease["process_start"]) < 1.0
+    except psutil.NoSuchProcess:
+        return False
+
+
+def claim(run: Path) -> Path | None:
+    """Return a new attempt folder held by this process, or None where another holds the cell."""
+    tries = attempts(run)
+    if tries and state(run) == "running":
+        return None
+    number = int(tries[-1].name) + 1 if tries else 1
+    folder = run / "attempts" / f"{number:04d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    start = psutil.Process().create_time()
+    lease = {"host": socket.gethostname(), "pid": os.getpid(), "process_start": start}
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".lease-")
+    with os.fdopen(handle, "w") as stream:
+        json.dump(lease, stream)
+    try:
+        os.link(name, folder / "lease.json")
+    except FileExistsError:
+        return None
+    finally:
+        os.unlink(name)
+    return folder
+
+
+class Journal:
+    """Writer of one attempt's events and of the run's metrics."""
+
+    def __init__(self, run: Path, attempt: Path) -> None:
+        self.run, self.attempt = run, attempt
+        self.number = int(attempt.name)
+        self.metrics_file = run / "metrics.jsonl"
+        _truncate_torn_line(self.metrics_file)
+        self._metrics = open(self.metrics_file, "ab", buffering=0)  # noqa: SIM115
+
+    def event(self, name: str, **details: Any) -> None:
+        """Record that something happened."""
+        record = {"event": name, "time": time.time(), **details}
+        append_line(self.attempt / "events.jsonl", record)
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """Record `values` at `step`; non-finite floats are written as JSON's NaN and Infinity."""
+        line = {"step": step, "time": time.time(), "attempt": self.number, **values}
+        self._metrics.write((json.dumps(line) + "\n").encode())
+
+    def restored(self, step: int) -> None:
+        """Record that this attempt continues from `step`."""
+        line = {"restored": step, "time": time.time(), "attempt": self.number}
+        self._metrics.write((json.dumps(line) + "\n").encode())
+
+
+def _truncate_torn_line(file: Path) -> None:
+    if not file.exists():
+        return
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        os.truncate(file, whole)

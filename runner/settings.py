@@ -1,0 +1,118 @@
+"""The configs that belong to no single part: budget and execution of training, evaluation, tracking.
+
+Which of these keys are science and which execution is listed in `runner/sweep/fingerprint.py`.
+"""
+
+from typing import Literal
+
+from models.config import config
+
+
+@config
+class CheckpointConfig:
+    """When to save, what to keep: `keep_last` newest, the best by validation loss, every K steps."""
+
+    every_steps: int | None = None
+    every_s: float = 300.0
+    keep_last: int = 2
+    keep_best: bool = True
+    keep_every: int | None = None
+
+
+@config
+class TrainConfig:
+    """The training run.
+
+    Args:
+        sequence_length: tokens per sample; batch_size: samples per optimiser step, over all ranks.
+        steps, tokens, flops, tokens_per_parameter: the budget, at most one; none means 20 tokens
+            per parameter.
+        clip: largest gradient norm (None: no clipping).
+        diverged_nats, diverged_window: the run ends as `diverged` where the median loss of a window
+            of steps lies so far above the best such median.
+        micro_batch: samples per forward pass and rank (None: all at once).
+        log_every: steps between metric lines.
+        threads: CPU threads (None: what the launcher gives).
+    """
+
+    sequence_length: int = 256
+    batch_size: int = 16
+    steps: int | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    tokens_per_parameter: float | None = None
+    clip: float | None = 1.0
+    diverged_nats: float = 1.5
+    diverged_window: int = 50
+    micro_batch: int | None = None
+    compile: bool = False
+    activation_checkpointing: bool = False
+    deterministic: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    log_every: int = 10
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def check(self) -> None:
+        """Raise ValueError on a batch that cannot be divided or on two budgets."""
+        micro = self.micro_batch or self.batch_size
+        if self.batch_size % micro:
+            raise ValueError(
+                f"train.batch_size={self.batch_size} is not divisible by train.micro_batch={micro}; "
+                "choose a divisor"
+            )
+        names = ("steps", "tokens", "flops", "tokens_per_parameter")
+        given = [f"train.{n}={getattr(self, n)}" for n in names if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: give one budget; set the others to null")
+        for name in ("sequence_length", "batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+
+    def num_steps(self, num_parameters: int, flops_per_sequence: int) -> int:
+        """Return the optimiser steps that the budget buys, at least 1."""
+        per_step = self.sequence_length * self.batch_size
+        if self.steps is not None:
+            steps = float(self.steps)
+        elif self.tokens is not None:
+            steps = self.tokens / per_step
+        elif self.flops is not None:
+            steps = self.flops / (flops_per_sequence * self.batch_size)
+        else:
+            steps = (self.tokens_per_parameter or 20.0) * num_parameters / per_step
+        return max(1, round(steps))
+
+
+@config
+class EvalConfig:
+    """Validation during training: every so many steps (and at the end) on at most `tokens` tokens.
+
+    Args:
+        sample_tokens: length of the text generated at each evaluation (0: none).
+    """
+
+    every: int = 100
+    tokens: int = 65536
+    batch_size: int = 16
+    sample_tokens: int = 128
+    prompt: str = "\n"
+
+
+@config
+class TrackConfig:
+    """Where runs are shown.
+
+    Args:
+        uri: MLflow tracking URI; None is the embedded SQLite store in `root`/mlflow; "off" is none.
+        system_every_s: seconds between readings of memory, CPU and GPU.
+    """
+
+    uri: str | None = None
+    system_every_s: float = 15.0
+
+
+@config
+class ResourcesConfig:
+    """What one cell needs."""
+
+    gpus: int = 0

@@ -1,0 +1,224 @@
+"""The training loop: one function for every model, task and precision.
+
+A step is: micro-batches forward and backward, gradients normalised by the global count of target
+tokens, clip, schedule, update. All randomness is addressed by (seed, step, sample), so a run that
+is killed and resumed computes the same bits.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from kernels.philox import NoiseKey
+from models.flops import training_flops
+from models.language_model import LanguageModel
+from runner import checkpoint
+from runner.config import RunConfig
+from runner.data.order import TrainingSamples, training_loader
+from runner.data.tokens import Corpus, prepare
+from runner.distributed import Ranks
+from runner.evals.validation import sample_text, validate_loss
+from runner.journal import Journal
+
+
+@dataclass
+class Progress:
+    """All that a resume needs beside weights and optimiser; saved as JSON."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    best_median: float = math.inf
+    best_val_loss: float = math.inf
+    best_step: int | None = None
+    wall_s: float = 0.0
+
+
+class Trainer:
+    """One run of one frozen config in one process (of possibly several)."""
+
+    def __init__(self, cfg: RunConfig, run: Path, journal: Journal | None, ranks: Ranks) -> None:
+        self.cfg, self.run, self.journal, self.ranks = cfg, run, journal, ranks
+        self.corpus: Corpus = prepare(cfg.data, cfg.tokenizer, Path(cfg.root) / "data_cache")
+        vocab, seq = self.corpus.tokenizer.vocab_size, cfg.train.sequence_length
+        self.device = ranks.device
+        cfg.model.check(vocab, seq)
+        self.model: LanguageModel = cfg.model.build(vocab, cfg.seed).to(self.device)
+        self.num_parameters = cfg.model.num_parameters(vocab)
+        full, causal = cfg.model.forward_flops_per_sequence(vocab, seq)
+        self.flops_per_sequence = training_flops(full)
+        self.flops_per_sequence_causal = training_flops(causal)
+        self.steps = cfg.train.num_steps(self.num_parameters, self.flops_per_sequence)
+        self.precision = cfg.precision.build(self.device)
+        if cfg.train.activation_checkpointing:
+            _recompute_blocks(self.model)
+        self.optimizers = cfg.optim.build(self.model)
+        self.forward_model = ranks.wrap(self.model)
+        if cfg.train.compile:
+            self.forward_model.compile()
+        self.progress = Progress()
+        self._restore()
+
+    def fit(self, stop: Callable[[], bool]) -> str:
+        """Train to the budget; return finished, diverged or interrupted (`stop` came true)."""
+        self._last_save = self._mark = time.monotonic()
+        self._marked_step, self._wait_s = self.progress.step, 0.0
+        self._marked_wall_s = self.progress.wall_s
+        batches = self._batches()
+        while self.progress.step < self.steps:
+            if self.ranks.any(stop()):
+                self._save()
+                return "interrupted"
+            loss, norm = self._step(batches)
+            self.progress.step += 1
+            self.progress.losses.append(loss)
+            if self._diverged():
+                return "diverged"
+            self._report(loss, norm)
+        self._save()
+        return "finished"
+
+    def _step(self, batches: Iterator[dict[str, Tensor]]) -> tuple[float, float]:
+        cfg, step = self.cfg.train, self.progress.step
+        share = cfg.batch_size // self.ranks.world
+        waited = time.monotonic()
+        micro = [next(batches) for _ in range(share // self._micro())]
+        self._wait_s += time.monotonic() - waited
+        count = self.ranks.sum(sum(int((b["targets"] >= 0).sum()) for b in micro))
+        factor = self.cfg.schedule.factor(step, self.steps)
+        total = torch.zeros((), device=self.device)
+        for index, batch in enumerate(micro):
+            batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
+            noise = NoiseKey(seed=self.cfg.seed, step=step, samples=batch["index"])
+            with self.ranks.sync_if(self.forward_model, index == len(micro) - 1):
+                with self.precision.autocast():
+                    out = self.cfg.task.loss(
+                        self.forward_model, batch,
+                        mask_documents=self.cfg.data.mask_documents, noise=noise,
+                    )  # fmt: skip
+                # DDP averages over ranks; times world makes it the sum that `count` divides.
+                (out.total * (self.ranks.world / count)).backward()
+            total += out.nll.sum().detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.clip or math.inf)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return self.ranks.sum(float(total)) / count, float(norm)
+
+    def _report(self, loss: float, norm: float) -> None:
+        cfg, step = self.cfg, self.progress.step
+        last = step == self.steps
+        if step % cfg.train.log_every == 0 or last:
+            self._log(step, {"loss": loss, "grad_norm": norm} | self._rates())
+        if step % cfg.eval.every == 0 or last:
+            self._evaluate(step)
+        saving = cfg.train.checkpoint
+        due = time.monotonic() - self._last_save >= saving.every_s
+        if (saving.every_steps and step % saving.every_steps == 0) or self.ranks.any(due):
+            self._save()
+
+    def _rates(self) -> dict[str, float]:
+        step, now = self.progress.step, time.monotonic()
+        elapsed, taken = max(1e-9, now - self._mark), step - self._marked_step
+        sequences = step * self.cfg.train.batch_size
+        self._marked_wall_s += elapsed
+        self.progress.wall_s = self._marked_wall_s
+        rates = {
+            "lr": self.optimizers[0].param_groups[0]["lr"],
+            "tokens": sequences * self.cfg.train.sequence_length,
+            "flops": float(sequences * self.flops_per_sequence),
+            "flops_causal": float(sequences * self.flops_per_sequence_causal),
+            "wall_s": self.progress.wall_s,
+            "data_wait_fraction": self._wait_s / elapsed,
+        }
+        if taken:
+            per_s = taken * self.cfg.train.batch_size / elapsed
+            rates["tokens_per_s"] = per_s * self.cfg.train.sequence_length
+            rates["flops_per_s"] = per_s * self.flops_per_sequence
+            peak = self.ranks.peak_flops(self.cfg.precision.compute)
+            if peak:
+                rates["mfu"] = rates["flops_per_s"] / peak
+        self._mark, self._marked_step, self._wait_s = now, step, 0.0
+        return rates
+
+    def _evaluate(self, step: int) -> None:
+        started = time.monotonic()
+        values = validate_loss(self.model, self.corpus, self.cfg, self.precision, self.device)
+        if values["val_loss"] < self.progress.best_val_loss:
+            self.progress.best_val_loss, self.progress.best_step = values["val_loss"], step
+            if self.cfg.train.checkpoint.keep_best:
+                self._save()
+        if self.cfg.eval.sample_tokens and self.journal is not None:
+            text = sample_text(self.model, self.corpus.tokenizer, self.cfg, self.device)
+            with open(self.run / "samples.txt", "a", encoding="utf-8") as stream:
+                stream.write(f"--- step {step}\n{text}\n")
+        self._log(step, values | {"eval_s": time.monotonic() - started})
+
+    def _diverged(self) -> bool:
+        cfg, seen = self.cfg.train, self.progress.losses
+        if not math.isfinite(seen[-1]):
+            self._log(self.progress.step, {"loss": seen[-1]})
+            return True
+        del seen[: -cfg.diverged_window]
+        if len(seen) < cfg.diverged_window:
+            return False
+        median = statistics.median(seen)
+        self.progress.best_median = min(self.progress.best_median, median)
+        return median > self.progress.best_median + cfg.diverged_nats
+
+    def _micro(self) -> int:
+        share = self.cfg.train.batch_size // self.ranks.world
+        return int(min(share, self.cfg.train.micro_batch or share))
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        cfg = self.cfg
+        samples = TrainingSamples(
+            self.corpus.train, self.corpus.weights, cfg.train.sequence_length, cfg.seed,
+            self.corpus.tokenizer.eos,
+        )  # fmt: skip
+        return iter(
+            training_loader(
+                samples, first_step=self.progress.step, steps=self.steps,
+                batch=cfg.train.batch_size, micro=self._micro(), rank=self.ranks.rank,
+                world=self.ranks.world, num_workers=cfg.data.num_workers,
+            )
+        )  # fmt: skip
+
+    def _restore(self) -> None:
+        newest = checkpoint.newest(self.run / "checkpoints")
+        if newest is not None:
+            self.progress = Progress(**checkpoint.load(newest, self.model, self.optimizers))
+        if self.journal is not None and self.journal.number > 1:
+            self.journal.restored(self.progress.step)
+
+    def _save(self) -> None:
+        self._last_save = time.monotonic()
+        if self.journal is None:
+            return
+        folder, keep = self.run / "checkpoints", self.cfg.train.checkpoint
+        checkpoint.save(folder, self.model, self.optimizers, asdict(self.progress))
+        checkpoint.prune(
+            folder, keep_last=keep.keep_last, keep_every=keep.keep_every,
+            best=self.progress.best_step if keep.keep_best else None,
+        )  # fmt: skip
+        self.journal.event("checkpointed", step=self.progress.step)
+
+    def _log(self, step: int, values: dict[str, Any]) -> None:
+        if self.journal is not None:
+            self.journal.metrics(step, values)
+
+
+def _recompute_blocks(model: LanguageModel) -> None:
+    """Make every block drop its activations and compute them again in the backward pass."""
+    for block in model.blocks():
+        inner = block.forward
+        block.forward = lambda *args, inner=inner: recompute(inner, *args, use_reentrant=False)  # type: ignore[assignment, method-assign]
