@@ -1,0 +1,41 @@
+"""`python -m runner [overrides]` trains one cell here; `-m` runs a grid. Both freeze cells first."""
+
+import os
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from runner.errors import EspalierError
+from runner.hydra_plugin import register, to_plain
+from runner.sweep.cells import freeze_cell, join_sweep, make_cells
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+def run_one(composed: DictConfig) -> None:
+    """Freeze one cell and train it in this process."""
+    from runner.sweep.follow import run_here  # noqa: PLC0415
+
+    (cell,) = make_cells([("", to_plain(composed))])
+    freeze_cell(cell)
+    join_sweep(cell.config.name, [cell])
+    code = run_here(cell)
+    if code:
+        raise SystemExit(code)
+
+
+def main() -> None:
+    """Run Hydra; a user's mistake ends in its message, not in a traceback."""
+    register()
+    # Telemetry of the libraries beneath is off unless the user turns it on.
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "true")
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        run_one()
+    except (EspalierError, hydra.errors.HydraException) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A grid as data: points -> cells (frozen, fingerprinted) -> plan -> launcher."""

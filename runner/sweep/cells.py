@@ -1,0 +1,121 @@
+"""A cell: one grid point, fully resolved and frozen to disk before it runs.
+
+    runs/<fingerprint>/cell.json    the config; written once, read by the worker, nothing else is
+    sweeps/<name>/cells.jsonl       which cells a sweep consists of: holes are known
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner import journal
+from runner.config import RunConfig, freeze, validate
+from runner.errors import ConfigError, StorageError
+from runner.sweep.fingerprint import fingerprint, science
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A frozen config and its folder; `label` is what sets it apart within its sweep."""
+
+    config: RunConfig
+    fingerprint: str
+    label: str
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, absolute."""
+        return Path(self.config.root).resolve() / "runs" / self.fingerprint
+
+    @property
+    def state(self) -> str:
+        """new, running, interrupted, failed, diverged or finished."""
+        return journal.state(self.folder)
+
+
+def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
+    """Validate every (label, composed node); repeated points become one cell.
+
+    Raises:
+        ConfigError: naming every bad point, before anything is written.
+    """
+    cells: dict[str, Cell] = {}
+    problems = []
+    for label, node in points:
+        try:
+            run = validate(node)
+        except ConfigError as error:
+            problems.append(f"{label}: {error}" if label else str(error))
+            continue
+        key = fingerprint(run)
+        cells.setdefault(key, Cell(run, key, label or run.name))
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    return list(cells.values())
+
+
+def freeze_cell(cell: Cell) -> None:
+    """Write cell.json if it is not there; it is never changed after."""
+    file = cell.folder / "cell.json"
+    if file.exists():
+        return
+    record = {
+        "schema": SCHEMA,
+        "fingerprint": cell.fingerprint,
+        "config": freeze(cell.config),
+        "science": science(cell.config),
+    }
+    _write_once(file, json.dumps(record, indent=1))
+
+
+def load_cell(folder: Path) -> Cell:
+    """Return the cell frozen in `folder`."""
+    record = json.loads((folder / "cell.json").read_text())
+    return Cell(validate(record["config"]), record["fingerprint"], folder.name)
+
+
+def join_sweep(name: str, cells: list[Cell]) -> Path:
+    """Add `cells` to the sweep's list of members and return its folder."""
+    folder = Path(cells[0].config.root).resolve() / "sweeps" / name
+    _make(folder)
+    known = {row["fingerprint"] for row in journal.read_lines(folder / "cells.jsonl")}
+    for cell in cells:
+        if cell.fingerprint not in known:
+            row = {"fingerprint": cell.fingerprint, "label": cell.label}
+            journal.append_line(folder / "cells.jsonl", row)
+    return folder
+
+
+def members(root: Path, name: str) -> list[dict[str, Any]]:
+    """Return the rows (`fingerprint`, `label`) of a sweep, each cell once.
+
+    Raises:
+        ConfigError: there is no such sweep; the existing ones are named.
+    """
+    folder = root / "sweeps"
+    rows = journal.read_lines(folder / name / "cells.jsonl")
+    if not rows:
+        known = sorted(p.name for p in folder.glob("*")) or ["none yet"]
+        raise ConfigError(f"no sweep {name!r} under {folder.resolve()}; there are: {', '.join(known)}")
+    return list({row["fingerprint"]: row for row in rows}.values())
+
+
+def _write_once(file: Path, text: str) -> None:
+    _make(file.parent)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".cell-")
+    with os.fdopen(handle, "w") as stream:
+        stream.write(text)
+    os.rename(name, file)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made ({error.strerror}); set root= to a folder you can write") from error

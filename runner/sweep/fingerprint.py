@@ -1,0 +1,65 @@
+"""What makes two runs the same run: the science half of the config, hashed.
+
+A fingerprint covers the validated science keys, the content (never the path) of data and tokenizer
+and the `numerics` revision of each config class. EXECUTION lists every key that cannot change a
+result; no key is in both halves.
+"""
+
+import dataclasses
+import hashlib
+import json
+from fnmatch import fnmatchcase
+from typing import Any
+
+from runner.config import NODES, RunConfig, flatten, freeze
+
+EXECUTION = (
+    "name",
+    "root",
+    "track.*",
+    "resources.*",
+    "data.num_workers",
+    "train.micro_batch",
+    "train.compile",
+    "train.activation_checkpointing",
+    "train.deterministic",
+    "train.device",
+    "train.threads",
+    "train.log_every",
+    "train.checkpoint.*",
+    "eval.batch_size",
+    "eval.sample_tokens",
+    "eval.prompt",
+)
+
+# new path -> old path: applied backwards before hashing, so that a rename keeps old cells.
+RENAMES: dict[str, str] = {}
+
+
+def is_execution(key: str) -> bool:
+    """True where the dotted `key` cannot change a result."""
+    return any(fnmatchcase(key, pattern) for pattern in EXECUTION)
+
+
+def science(run: RunConfig) -> dict[str, Any]:
+    """Return the dotted science keys of `run` and their values, paths replaced by content."""
+    plain = freeze(run)
+    plain["data"]["sources"] = [
+        {"content": content, "weight": source.weight}
+        for content, source in zip(run.data.content_hash(), run.data.sources, strict=True)
+    ]
+    plain["tokenizer"]["path"] = run.tokenizer.content_hash()
+    keys = {k: v for k, v in flatten(plain).items() if not is_execution(k)}
+    for node in NODES:
+        value = getattr(run, node)
+        keys[f"{node}.numerics"] = type(value).numerics
+        for field in dataclasses.fields(value):
+            if "neutral" in field.metadata and getattr(value, field.name) == field.metadata["neutral"]:
+                keys.pop(f"{node}.{field.name}", None)
+    return {RENAMES.get(k, k): v for k, v in keys.items()}
+
+
+def fingerprint(run: RunConfig) -> str:
+    """Return the 16 hex digits that name the folder of `run`."""
+    text = json.dumps(science(run), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,45 @@
+"""A single run in this process, its metrics printed as they are written: `python -m runner ...`."""
+
+import threading
+
+from rich.console import Console
+
+from runner.journal import read_lines
+from runner.sweep.cells import Cell
+from runner.sweep.launch import finish_feeder, start_feeder
+from runner.worker import run_cell
+
+
+def run_here(cell: Cell) -> int:
+    """Train `cell` unless it is done; return the worker's exit code."""
+    console = Console(stderr=True)
+    console.print(f"[bold]{cell.fingerprint}[/bold] {cell.state}: {cell.folder}")
+    if cell.state in ("finished", "diverged"):
+        console.print("nothing to do; change a key, or delete the folder to run it again")
+        return 0
+    feeder = start_feeder(cell)
+    done = threading.Event()
+    printer = threading.Thread(target=_print_metrics, args=(cell, console, done), daemon=True)
+    printer.start()
+    try:
+        return run_cell(cell.folder)
+    finally:
+        done.set()
+        printer.join()
+        finish_feeder(feeder, console)
+
+
+def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:
+    shown = len(read_lines(cell.folder / "metrics.jsonl"))
+    while True:
+        last = done.wait(1.0)
+        lines = read_lines(cell.folder / "metrics.jsonl")
+        for line in lines[shown:]:
+            parts = [f"{k} {line[k]:.4f}" for k in ("loss", "val_loss") if k in line]
+            if "tokens_per_s" in line:
+                parts.append(f"{line['tokens_per_s']:,.0f} tokens/s")
+            if parts:
+                console.print(f"step {line['step']:>6}  " + "  ".join(parts), highlight=False)
+        shown = len(lines)
+        if last:
+            return

@@ -1,0 +1,92 @@
+"""Reconcile, then run: done cells are skipped, interrupted ones resumed, failed ones on request."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from runner.errors import ConfigError
+from runner.sweep.cells import Cell, freeze_cell, join_sweep
+from runner.sweep.live import LiveTable
+from runner.sweep.pool import Pool, count_gpus
+
+
+def launch(cells: list[Cell], *, jobs: int | None, retry_failed: bool) -> int:
+    """Run what is left of `cells` on this machine and return the exit code of the sweep."""
+    console = Console(stderr=True)
+    for cell in cells:
+        freeze_cell(cell)
+    sweep = join_sweep(cells[0].config.name, cells)
+    todo, states = [], Counter[str]()
+    for cell in cells:
+        state = cell.state
+        states[state] += 1
+        if state in ("new", "interrupted") or (state == "failed" and retry_failed):
+            todo.append(cell)
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+    console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {len(todo)} to run")
+    if states["failed"] and not retry_failed:
+        console.print("failed cells are retried with hydra.sweeper.retry_failed=true")
+    feeder = start_feeder(cells[0])
+    table = LiveTable(cells)
+    try:
+        with Live(table.render(), console=console, refresh_per_second=4) as live:
+            make_pool(len(todo), jobs).run(todo, lambda: live.update(table.render()))
+            live.update(table.render())
+    except KeyboardInterrupt:
+        console.print("stopped; every running cell saved its state. Run the same command to go on.")
+        return 130
+    finally:
+        finish_feeder(feeder, console)
+    failed = [cell for cell in cells if cell.state == "failed"]
+    for cell in failed:
+        console.print(f"[red]failed[/red] {cell.label}: see {cell.folder}/log.txt")
+    return 1 if failed else 0
+
+
+def make_pool(num_cells: int, jobs: int | None) -> Pool:
+    """Return a pool with `jobs` places, threads divided among them.
+
+    Raises:
+        ConfigError: jobs is below 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"hydra.launcher.jobs={jobs} must be at least 1")
+    gpus = count_gpus()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    automatic = len(gpus) or (cores if cores <= 4 else cores // 4)
+    places = max(1, min(jobs or automatic, num_cells or 1))
+    return Pool(jobs=places, threads=max(1, cores // places), gpus=gpus)
+
+
+def start_feeder(cell: Cell) -> subprocess.Popen[bytes] | None:
+    """Feed MLflow beside the sweep, in a process of its own: its import alone takes seconds."""
+    if cell.config.track.uri == "off":
+        return None
+    root = Path(cell.config.root).resolve()
+    arguments = ["--root", str(root), "--follow", cell.config.name]
+    if cell.config.track.uri:
+        arguments += ["--uri", cell.config.track.uri]
+    log = open(root / "sweeps" / cell.config.name / "sync.log", "ab")  # noqa: SIM115
+    return subprocess.Popen(
+        [sys.executable, "-m", "runner.tracking", *arguments],
+        stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish_feeder(feeder: subprocess.Popen[bytes] | None, console: Console) -> None:
+    """Closing its input tells the feeder to deliver the rest and end."""
+    if feeder is None or feeder.stdin is None:
+        return
+    feeder.stdin.close()
+    try:
+        code = feeder.wait(timeout=120)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        feeder.kill()
+        code = -9
+    if code:
+        console.print("MLflow does not have everything yet; `espalier sync` delivers the rest")

@@ -1,0 +1,72 @@
+"""The live table of a sweep: cell, state, step, loss, tokens/s, time left."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from runner.sweep.cells import Cell
+
+_TAIL_BYTES = 4096
+_STYLES = {"finished": "green", "failed": "red", "diverged": "yellow", "running": "cyan"}
+
+
+class LiveTable:
+    """Reads the tail of each running cell's metrics; ended cells are read once."""
+
+    def __init__(self, cells: list[Cell]) -> None:
+        self.cells = cells
+        self._ended: dict[str, tuple[str, dict[str, Any]]] = {}
+
+    def render(self) -> Table:
+        """Return the table as of now: all running cells, and as many others as fit a screen."""
+        table = Table(box=None, pad_edge=False)
+        for column in ("cell", "state", "step", "loss", "val loss", "tokens/s", "left"):
+            table.add_column(column, justify="left" if column in ("cell", "state") else "right")
+        for cell in self.cells:
+            state, last = self._read(cell)
+            left = _left(last) if state == "running" else ""
+            table.add_row(
+                cell.label, f"[{_STYLES.get(state, 'dim')}]{state}[/]",
+                f"{last.get('step', 0)}/{last.get('steps', '?')}", _number(last.get("loss")),
+                _number(last.get("val_loss")), _number(last.get("tokens_per_s"), 0), left,
+            )  # fmt: skip
+        return table
+
+    def _read(self, cell: Cell) -> tuple[str, dict[str, Any]]:
+        if cell.fingerprint in self._ended:
+            return self._ended[cell.fingerprint]
+        state = cell.state
+        last = tail(cell.folder) if state != "new" else {}
+        if state in ("finished", "failed", "diverged"):
+            self._ended[cell.fingerprint] = (state, last)
+        return state, last
+
+
+def tail(folder: Path) -> dict[str, Any]:
+    """Return the latest value of each metric near the end of a run's file, and its planned steps."""
+    merged: dict[str, Any] = {}
+    summary = folder / "summary.json"
+    if summary.exists():
+        merged["steps"] = json.loads(summary.read_text())["steps"]
+    file = folder / "metrics.jsonl"
+    if file.exists():
+        with open(file, "rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
+            lines = stream.read().rpartition(b"\n")[0].split(b"\n")
+        for line in lines[1:] if len(lines) > 1 else lines:
+            merged |= json.loads(line) if line.startswith(b"{") and line.endswith(b"}") else {}
+    return merged
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def _left(last: dict[str, Any]) -> str:
+    step, steps, wall = last.get("step", 0), last.get("steps"), last.get("wall_s")
+    if not step or not steps or not wall:
+        return ""
+    seconds = int(wall / step * (steps - step))
+    return f"{seconds // 60}:{seconds % 60:02d}"

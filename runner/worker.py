@@ -1,0 +1,137 @@
+"""Runs one frozen cell: `python -m runner.worker runs/<fingerprint>`. It reads that folder only.
+
+Exit codes: 0 finished (or diverged: a result), 75 interrupted, resume me, 76 held by another
+worker, 1 failed.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from runner import journal
+from runner.errors import EspalierError
+from runner.journal import Journal
+
+RESUME, HELD, FAILED = 75, 76, 1
+
+
+def run_cell(folder: Path) -> int:
+    """Train the cell of `folder` to its end or to a signal; return the exit code."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    attempt = journal.claim(folder) if first else None
+    if first and attempt is None:
+        print(f"{folder} is held by another worker", file=sys.stderr)
+        return HELD
+    book = Journal(folder, attempt) if attempt is not None else None
+    stop = _stop_on_signals()
+    if book is not None:
+        book.event("started", pid=os.getpid())
+    try:
+        outcome = _train(folder, book, stop)
+    except Exception as error:
+        text = traceback.format_exc()
+        if book is not None:
+            book.event("failed", error=type(error).__name__, message=str(error), traceback=text)
+        print(str(error) if isinstance(error, EspalierError) else text, file=sys.stderr)
+        return FAILED
+    if book is not None:
+        book.event(outcome)
+    return RESUME if outcome == "interrupted" else 0
+
+
+def _train(folder: Path, book: Journal | None, stop: threading.Event) -> str:
+    import torch  # noqa: PLC0415
+
+    from runner.distributed import Ranks  # noqa: PLC0415
+    from runner.environment import describe  # noqa: PLC0415
+    from runner.sweep.cells import load_cell  # noqa: PLC0415
+    from runner.train import Trainer  # noqa: PLC0415
+
+    cfg = load_cell(folder).config
+    if cfg.train.threads:
+        torch.set_num_threads(cfg.train.threads)
+    if cfg.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    trainer = Trainer(cfg, folder, book, Ranks(cfg.train.device))
+    if book is not None:
+        facts = describe() | {"world": trainer.ranks.world, "device": str(trainer.device)}
+        (book.attempt / "environment.json").write_text(json.dumps(facts, indent=1))
+        _write_summary(folder, trainer)
+        _watch_system(book, trainer, cfg.track.system_every_s)
+    return trainer.fit(stop.is_set)
+
+
+def _write_summary(folder: Path, trainer: Any) -> None:
+    """What the run knows of itself before it starts; analysis reads it, never recomputes it."""
+    cfg = trainer.cfg
+    vocab = trainer.corpus.tokenizer.vocab_size
+    summary = {
+        "steps": trainer.steps,
+        "vocab_size": vocab,
+        "num_parameters": trainer.num_parameters,
+        "num_embedding_parameters": cfg.model.num_embedding_parameters(vocab),
+        "tokens": trainer.steps * cfg.train.batch_size * cfg.train.sequence_length,
+        "flops": trainer.steps * cfg.train.batch_size * trainer.flops_per_sequence,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    (folder / "tokenizer.json").write_text(trainer.corpus.tokenizer.dumps(), encoding="utf-8")
+
+
+def _stop_on_signals() -> threading.Event:
+    """SIGTERM and SIGUSR2 ask for a checkpoint at the next step; Ctrl-C is the launcher's affair."""
+    stop = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, lambda *_: stop.set())
+        if os.environ.get("ESPALIER_LAUNCHED"):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        else:
+            signal.signal(signal.SIGINT, lambda *_: stop.set())
+    return stop
+
+
+def _watch_system(book: Journal, trainer: Any, every_s: float) -> None:
+    process = psutil.Process()
+
+    def watch() -> None:
+        process.cpu_percent()
+        while True:
+            values = {
+                "system/rss_bytes": process.memory_info().rss,
+                "system/cpu_percent": process.cpu_percent(),
+                "system/memory_available_bytes": psutil.virtual_memory().available,
+            } | _gpu_readings()
+            book.metrics(trainer.progress.step, values)
+            if done.wait(every_s):
+                return
+
+    done = threading.Event()
+    threading.Thread(target=watch, daemon=True, name="system metrics").start()
+
+
+def _gpu_readings() -> dict[str, float]:
+    import pynvml  # noqa: PLC0415
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return {}
+    values: dict[str, float] = {}
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        values[f"system/gpu{index}_percent"] = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
+        values[f"system/gpu{index}_bytes"] = pynvml.nvmlDeviceGetMemoryInfo(handle).used
+        values[f"system/gpu{index}_watts"] = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
+    return values
+
+
+if __name__ == "__main__":
+    sys.exit(run_cell(Path(sys.argv[1])))
