@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from runner.errors import EspalierError
-from runner.hydra_plugin import register, to_plain
+from runner.hydra_plugin import open_keys, register, to_plain
 from runner.sweep.cells import freeze_cell, join_sweep, make_cells
 
 
@@ -27,6 +27,7 @@ def run_one(composed: DictConfig) -> None:
 def main() -> None:
     """Run Hydra; a user's mistake ends in its message, not in a traceback."""
     register()
+    sys.argv[1:] = open_keys(sys.argv[1:])
     # Telemetry of the libraries beneath is off unless the user turns it on.
     for name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "true")

@@ -3,6 +3,10 @@
 A launcher of Hydra's own or of somebody else's works too: it then gets each point as overrides.
 """
 
+import importlib
+import re
+import sys
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.sweep.cells import Cell, make_cells
 
 Point = list[str]
+_NODE_KEY = re.compile(r"(?!hydra\.)[a-z_]+\.[\w.]+=")
 
 
 class LocalLauncher(Launcher):
@@ -79,7 +84,8 @@ class GridSweeper(Sweeper):
         """Return the overrides of each point of the product."""
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         given = {override.key_or_group for override in parser.parse_overrides(arguments)}
-        params = [f"{key}={value}" for key, value in self.params.items() if key not in given]
+        pairs = [f"{key}={value}" for key, value in self.params.items() if key not in given]
+        params = open_keys(pairs)
         parsed = parser.parse_overrides([*params, *arguments])
         return [point for batch in BasicSweeper.split_arguments(parsed, None) for point in batch]
 
@@ -87,6 +93,14 @@ class GridSweeper(Sweeper):
         """Return the plain, resolved node of a point."""
         composed = self.context.config_loader.load_sweep_config(self.config, point)
         return to_plain(composed)
+
+
+def open_keys(arguments: list[str]) -> list[str]:
+    """Let `model.dropout=0.1` name a key that its YAML leaves at the default.
+
+    Hydra would ask for `+`; our own validation knows every key and refuses the unknown ones.
+    """
+    return [f"++{a}" if _NODE_KEY.match(a) else a for a in arguments]
 
 
 def to_plain(composed: DictConfig) -> dict[str, Any]:
@@ -100,10 +114,21 @@ def to_plain(composed: DictConfig) -> dict[str, Any]:
 def _label(point: Point, points: list[Point]) -> str:
     """Name a point by the overrides that vary within the sweep."""
     common = set(point).intersection(*map(set, points)) if len(points) > 1 else set()
-    return " ".join(o.removeprefix("+") for o in point if o not in common)
+    return " ".join(o.lstrip("+") for o in point if o not in common)
 
 
 def register() -> None:
-    """Make both known to Hydra; called once, before Hydra starts."""
-    Plugins.instance().register(LocalLauncher)
-    Plugins.instance().register(GridSweeper)
+    """Make both known to Hydra; called once, before Hydra starts.
+
+    Hydra 1.3 takes plug-ins only from a package `hydra_plugins`, so this module also answers to
+    `hydra_plugins.espalier`.
+    """
+    try:
+        parent = importlib.import_module("hydra_plugins")
+    except ImportError:
+        parent = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
+        parent.__path__ = []
+    parent.espalier = sys.modules["hydra_plugins.espalier"] = sys.modules[__name__]  # type: ignore[attr-defined]
+    for plugin in (LocalLauncher, GridSweeper):
+        plugin.__module__ = "hydra_plugins.espalier"
+        Plugins.instance().register(plugin)
