@@ -28,9 +28,7 @@ def attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
         )
     mask = document_mask(documents)[:, None]
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped
-    )
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
 
 
 def document_mask(documents: Int64[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq seq"]:

@@ -48,7 +48,9 @@ def save(
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-        raise StorageError(f"checkpoint at step {state['step']} not written to {folder}: {reason}; free space or change root=, then run the same command again") from error
+        raise StorageError(
+            f"checkpoint at step {state['step']} not written to {folder}: {reason}; free space or change root=, then run the same command again"
+        ) from error
     return final
 
 
@@ -58,7 +60,9 @@ def newest(folder: Path) -> Path | None:
         problem = damage(path)
         if problem is None:
             return path
-        warnings.warn(f"checkpoint {path} is damaged ({problem}); using an earlier one", stacklevel=2)
+        warnings.warn(
+            f"checkpoint {path} is damaged ({problem}); using an earlier one", stacklevel=2
+        )
     return None
 
 
@@ -79,9 +83,7 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def load(
-    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
-) -> dict[str, Any]:
+def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
     """Fill `model` and `optimizers` in place and return the saved state.
 
     Raises:
@@ -107,7 +109,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
     if own != theirs:
         odd = sorted(n for n in own.keys() | theirs.keys() if own.get(n) != theirs.get(n))[:3]
         parts = [f"{n}: {theirs.get(n)} saved, {own.get(n)} wanted" for n in odd]
-        raise CheckpointError(f"{path} is a checkpoint of another model ({'; '.join(parts)}); load it with the config in its cell.json")
+        raise CheckpointError(
+            f"{path} is a checkpoint of another model ({'; '.join(parts)}); load it with the config in its cell.json"
+        )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(saved[name])

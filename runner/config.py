@@ -153,7 +153,9 @@ def _plain(value: Any, *, target: bool) -> Any:
         return {str(k): _plain(v, target=False) for k, v in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise ConfigError(f"{value!r} cannot be frozen: configs hold numbers, strings, lists and mappings")
+    raise ConfigError(
+        f"{value!r} cannot be frozen: configs hold numbers, strings, lists and mappings"
+    )
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

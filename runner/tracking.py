@@ -186,7 +186,9 @@ def one_writer(root: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         stream = open(folder / "lock", "w")  # noqa: SIM115
     except OSError as error:
-        raise StorageError(f"{folder} cannot be written ({error.strerror}); set root= to a folder you can write") from error
+        raise StorageError(
+            f"{folder} cannot be written ({error.strerror}); set root= to a folder you can write"
+        ) from error
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

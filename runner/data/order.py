@@ -31,7 +31,9 @@ class TrainingSamples(Dataset[Sample]):
         self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
         for file in files:
             if len(file.ids) < 2 * seq:
-                raise DataError(f"a training source has {len(file.ids)} tokens, under two sequences of {seq}; lower train.sequence_length or give more text")
+                raise DataError(
+                    f"a training source has {len(file.ids)} tokens, under two sequences of {seq}; lower train.sequence_length or give more text"
+                )
 
     def __getitem__(self, index: int) -> Sample:
         source, rank = self._locate(index)
@@ -116,7 +118,9 @@ def validation_batches(
     windows = [(file, i * seq) for file in files for i in range((len(file.ids) - 1) // seq)]
     if not windows:
         size = sum(len(file.ids) for file in files)
-        raise DataError(f"the validation split has {size} tokens, less than one sequence of {seq}; lower train.sequence_length or raise data.val_fraction")
+        raise DataError(
+            f"the validation split has {size} tokens, less than one sequence of {seq}; lower train.sequence_length or raise data.val_fraction"
+        )
     keep = min(len(windows), max(1, max_tokens // seq))
     chosen = [windows[int(i)] for i in np.linspace(0, len(windows) - 1, keep)]
     for start in range(0, keep, batch):

@@ -49,9 +49,13 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if self.format != "stdlib" and not self.path:
-            raise ValueError(f"data path is missing for format={self.format}; give data.sources[..].path (or data.path)")
+            raise ValueError(
+                f"data path is missing for format={self.format}; give data.sources[..].path (or data.path)"
+            )
         if self.format == "hub" and not self.revision:
-            raise ValueError(f"revision is missing for dataset {self.path!r}: pin it to a commit, else the text can change under a finished run")
+            raise ValueError(
+                f"revision is missing for dataset {self.path!r}: pin it to a commit, else the text can change under a finished run"
+            )
         if self.weight <= 0:
             raise ValueError(f"weight={self.weight} must be positive; drop the source instead")
 
@@ -70,7 +74,9 @@ class SourceConfig:
             if found == self.max_documents:
                 return
         if not found:
-            raise DataError(f"{self.path or self.format} holds no text; check the path, field={self.field!r} and pattern={self.pattern!r}")
+            raise DataError(
+                f"{self.path or self.format} holds no text; check the path, field={self.field!r} and pattern={self.pattern!r}"
+            )
 
     def content_hash(self) -> str:
         """Return a hash of what `documents` will yield, from file content or the pinned revision."""
@@ -92,7 +98,9 @@ class SourceConfig:
         """Return the files in reading order."""
         root = self._root()
         if not root.exists():
-            raise DataError(f"data file {root} does not exist; check the path (relative paths start at {Path.cwd()})")
+            raise DataError(
+                f"data file {root} does not exist; check the path (relative paths start at {Path.cwd()})"
+            )
         if root.is_file():
             return [root]
         if self.format == "stdlib":
@@ -129,7 +137,9 @@ class SourceConfig:
         )  # fmt: skip
         for row in rows:
             if self.field not in row:
-                raise DataError(f"dataset {self.path} has no field {self.field!r}; it has {', '.join(row)}")
+                raise DataError(
+                    f"dataset {self.path} has no field {self.field!r}; it has {', '.join(row)}"
+                )
             yield row[self.field]
 
 
@@ -149,7 +159,9 @@ def _read_text(file: Path, *, lenient: bool) -> str:
     try:
         return file.read_text(encoding="utf-8", errors="replace" if lenient else "strict")
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 at byte {error.start}; convert it (iconv) or exclude it by pattern") from None
+        raise DataError(
+            f"{file} is not UTF-8 at byte {error.start}; convert it (iconv) or exclude it by pattern"
+        ) from None
 
 
 def _read_jsonl(file: Path, field: str) -> Iterator[str]:
@@ -161,10 +173,14 @@ def _read_jsonl(file: Path, field: str) -> Iterator[str]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"{file}, line {number} is not JSON ({error.msg}); mend or remove the line") from None
+                raise DataError(
+                    f"{file}, line {number} is not JSON ({error.msg}); mend or remove the line"
+                ) from None
             if not isinstance(row, dict) or field not in row:
                 has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise DataError(f"{file}, line {number} has no field {field!r}; it has {has}; set data field")
+                raise DataError(
+                    f"{file}, line {number} has no field {field!r}; it has {has}; set data field"
+                )
             yield str(row[field])
 
 
@@ -173,6 +189,8 @@ def _read_parquet(file: Path, field: str) -> Iterator[str]:
 
     table = pq.ParquetFile(file)
     if field not in table.schema_arrow.names:
-        raise DataError(f"{file} has no column {field!r}; it has {', '.join(table.schema_arrow.names)}")
+        raise DataError(
+            f"{file} has no column {field!r}; it has {', '.join(table.schema_arrow.names)}"
+        )
     for batch in table.iter_batches(columns=[field]):
         yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)

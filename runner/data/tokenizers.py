@@ -74,7 +74,9 @@ class CharTokenizer(Tokenizer):
         try:
             return np.array([self._id[c] for c in text], dtype=np.int32)
         except KeyError as error:
-            raise DataError(f"character {error.args[0]!r} is not among the {len(self.characters)} of the training text; use tokenizer=bytes") from None
+            raise DataError(
+                f"character {error.args[0]!r} is not among the {len(self.characters)} of the training text; use tokenizer=bytes"
+            ) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self.characters[i] for i in ids if i != self.eos)
@@ -188,7 +190,9 @@ class TokenizerConfig:
     def _file(self) -> Path:
         file = Path(str(self.path)).expanduser() / "tokenizer.json"
         if not file.exists():
-            raise DataError(f"{file} does not exist; a tokenizer folder holds tokenizer.json (transformers: tokenizer.save_pretrained(DIR) with a fast tokenizer)")
+            raise DataError(
+                f"{file} does not exist; a tokenizer folder holds tokenizer.json (transformers: tokenizer.save_pretrained(DIR) with a fast tokenizer)"
+            )
         return file
 
     def _train(self, documents: Iterable[str]) -> Tokenizer:

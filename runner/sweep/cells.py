@@ -1,7 +1,7 @@
 """A cell: one grid point, fully resolved and frozen to disk before it runs.
 
-    runs/<fingerprint>/cell.json    the config; written once, read by the worker, nothing else is
-    sweeps/<name>/cells.jsonl       which cells a sweep consists of: holes are known
+runs/<fingerprint>/cell.json    the config; written once, read by the worker, nothing else is
+sweeps/<name>/cells.jsonl       which cells a sweep consists of: holes are known
 """
 
 import json
@@ -102,7 +102,9 @@ def members(root: Path, name: str) -> list[dict[str, Any]]:
     rows = journal.read_lines(folder / name / "cells.jsonl")
     if not rows:
         known = sorted(p.name for p in folder.glob("*")) or ["none yet"]
-        raise ConfigError(f"no sweep {name!r} under {folder.resolve()}; there are: {', '.join(known)}")
+        raise ConfigError(
+            f"no sweep {name!r} under {folder.resolve()}; there are: {', '.join(known)}"
+        )
     return list({row["fingerprint"]: row for row in rows}.values())
 
 
@@ -118,4 +120,6 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{folder} cannot be made ({error.strerror}); set root= to a folder you can write") from error
+        raise StorageError(
+            f"{folder} cannot be made ({error.strerror}); set root= to a folder you can write"
+        ) from error

@@ -54,7 +54,10 @@ def science(run: RunConfig) -> dict[str, Any]:
         value = getattr(run, node)
         keys[f"{node}.numerics"] = type(value).numerics
         for field in dataclasses.fields(value):
-            if "neutral" in field.metadata and getattr(value, field.name) == field.metadata["neutral"]:
+            if (
+                "neutral" in field.metadata
+                and getattr(value, field.name) == field.metadata["neutral"]
+            ):
                 keys.pop(f"{node}.{field.name}", None)
     return {RENAMES.get(k, k): v for k, v in keys.items()}
 

@@ -57,7 +57,9 @@ def make_pool(num_cells: int, jobs: int | None) -> Pool:
     if jobs is not None and jobs < 1:
         raise ConfigError(f"hydra.launcher.jobs={jobs} must be at least 1")
     gpus = count_gpus()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     automatic = len(gpus) or (cores if cores <= 4 else cores // 4)
     places = max(1, min(jobs or automatic, num_cells or 1))
     return Pool(jobs=places, threads=max(1, cores // places), gpus=gpus)

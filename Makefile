@@ -1,0 +1,42 @@
+# Every target makes what it needs. The environment lives in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+EXP ?= demo
+
+.PHONY: demo test check sweep plots ui clean test-gpu
+
+demo: .venv/ready  ## train a small grid and draw its figure
+	$(BIN)/python -m runner -m -cd experiments/demo -cn sweep
+	$(BIN)/espalier plots demo
+	@echo "figure: experiments/demo/figures/loss_by_size.png    MLflow: make ui, then http://127.0.0.1:5000"
+
+sweep: .venv/ready  ## run experiments/$(EXP)
+	$(BIN)/python -m runner -m -cd experiments/$(EXP) -cn sweep
+
+plots: .venv/ready  ## draw the figures of experiments/$(EXP)
+	$(BIN)/espalier plots $(EXP)
+
+ui: .venv/ready  ## serve the MLflow UI
+	$(BIN)/espalier ui
+
+test: .venv/dev  ## run the tests
+	$(BIN)/python -m pytest
+
+check: .venv/dev  ## format, lint, types, import arrows, layout
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_layout.py
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install -q -e .
+	touch $@
+
+.venv/dev: .venv/ready
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install -q -e '.[dev]'
+	touch $@
+
+clean:  ## remove caches (never runs)
+	rm -rf .mypy_cache .ruff_cache .pytest_cache data_cache

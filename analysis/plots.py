@@ -1,0 +1,93 @@
+"""Figures: each is saved as PDF, PNG and the CSV of what it shows."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg", force=False)
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.compare import over_seeds
+from analysis.runs import Runs
+
+plt.style.use(str(Path(__file__).parent / "style.mplstyle"))
+
+AXES = {
+    "step": "optimiser steps",
+    "tokens": "tokens",
+    "flops": "training FLOPs",
+    "wall_s": "wall time (s)",
+    "num_parameters": "parameters",
+    "loss": "training loss (nats/token)",
+    "val_loss": "validation loss (nats/token)",
+    "val_bits_per_byte": "validation loss (bits/byte)",
+}
+
+
+def learning_curves(
+    runs: Runs, *, key: str = "val_loss", x: str = "step", by: str
+) -> tuple[Figure, pd.DataFrame]:
+    """Return a curve for each value of column `by`: mean over its runs, min-max band if several."""
+    groups = runs.table.set_index("fingerprint")[by]
+    curves = runs.curves(key, x)
+    curves[by] = curves["fingerprint"].map(groups)
+    # Wall time differs between runs: bring them together by rank, show the mean time.
+    curves["rank"] = curves.groupby("fingerprint").cumcount()
+    shown = (
+        curves.groupby([by, "rank"])
+        .agg(
+            x=("x", "mean"),
+            mean=("value", "mean"),
+            low=("value", "min"),
+            high=("value", "max"),
+            n=("value", "count"),
+        )
+        .reset_index()
+    )
+    figure, axis = plt.subplots()
+    for name, part in shown.groupby(by):
+        n = int(part["n"].max())
+        axis.plot(part["x"], part["mean"], marker="o", label=f"{by}={name} (n={n})")
+        if n > 1:
+            axis.fill_between(part["x"], part["low"], part["high"], alpha=0.2)
+    axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(key, key))
+    if x in ("flops", "tokens"):
+        axis.set_xscale("log")
+    axis.legend()
+    return figure, shown
+
+
+def against_size(
+    runs: Runs, *, metric: str = "val_loss", x: str = "num_parameters", by: str
+) -> tuple[Figure, pd.DataFrame]:
+    """Return the final `metric` against `x`: mean and spread (+- one s.d.) over seeds, n stated."""
+    shown = over_seeds(runs.finished, [by, x], metric)
+    figure, axis = plt.subplots()
+    for name, part in shown.groupby(by):
+        n = int(part["n"].min())
+        error = part["std"] if n > 1 else None
+        axis.errorbar(
+            part[x], part["mean"], yerror(error), marker="o", capsize=2, label=f"{name} (n={n})"
+        )
+    axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(metric, metric), xscale="log")
+    axis.legend(title=by)
+    return figure, shown
+
+
+def yerror(std: pd.Series | None) -> list[float] | None:
+    """Return error bars for matplotlib, None where there is one seed."""
+    return None if std is None else list(std)
+
+
+def save(folder: Path, name: str, figure: Figure, data: pd.DataFrame, note: str = "") -> Path:
+    """Write name.pdf, name.png and name.csv; `note` (which cells are missing) goes under the figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if note:
+        figure.supxlabel(note, fontsize=5, color="0.4")
+    figure.savefig(folder / f"{name}.pdf")
+    figure.savefig(folder / f"{name}.png")
+    data.to_csv(folder / f"{name}.csv", index=False)
+    plt.close(figure)
+    return folder / f"{name}.png"
