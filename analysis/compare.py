@@ -34,7 +34,7 @@ def paired_difference(
     if baseline not in wide:
         raise ValueError(f"no run has {key}={baseline}; there are: {list(wide.columns)}")
     rows = []
-    for value in wide.columns.drop(baseline):
+    for value in [c for c in wide.columns if c != baseline]:
         both = (wide[value] - wide[baseline]).dropna().to_numpy()
         n, mean = len(both), float(np.mean(both)) if len(both) else np.nan
         half = np.nan

@@ -8,6 +8,7 @@ matplotlib.use("Agg", force=False)
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from analysis.compare import over_seeds
 from analysis.runs import Runs
@@ -55,6 +56,7 @@ def learning_curves(
     axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(key, key))
     if x in ("flops", "tokens"):
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axis.legend()
     return figure, shown
 
@@ -69,16 +71,26 @@ def against_size(
         n = int(part["n"].min())
         error = part["std"] if n > 1 else None
         axis.errorbar(
-            part[x], part["mean"], yerror(error), marker="o", capsize=2, label=f"{name} (n={n})"
+            part[x], part["mean"], _error_bars(error), marker="o", capsize=2, label=f"{name} (n={n})"
         )
     axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(metric, metric), xscale="log")
+    sizes = sorted(shown[x].unique())
+    axis.set_xticks(sizes, labels=[_short(size) for size in sizes])
+    axis.minorticks_off()
     axis.legend(title=by)
     return figure, shown
 
 
-def yerror(std: pd.Series | None) -> list[float] | None:
+def _error_bars(std: pd.Series | None) -> list[float] | None:
     """Return error bars for matplotlib, None where there is one seed."""
     return None if std is None else list(std)
+
+
+def _short(value: float) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:g}"
 
 
 def save(folder: Path, name: str, figure: Figure, data: pd.DataFrame, note: str = "") -> Path:

@@ -33,7 +33,9 @@ def linear_cross_entropy(
     sum(nll + z_loss * logsumexp(logits)**2) over rows whose target is not -100 (`IGNORE`); nll is
     0 there, fp32, and carries no gradient.
     """
-    loss, nll = _LinearCrossEntropy.apply(hidden, weight, targets, scale, softcap, z_loss)
+    loss, nll = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, targets, scale, softcap, z_loss
+    )
     return loss, nll
 
 

@@ -16,7 +16,7 @@ def orthogonalize(
 
     `dtype` is that of the products; the result has it too. A zero matrix stays zero.
     """
-    x = matrix.to(dtype)
+    x: Tensor = matrix.to(dtype)
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.T
     x = x / (x.norm() + 1e-7)

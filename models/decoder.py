@@ -225,7 +225,7 @@ class Decoder(LanguageModel):
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions.weight[:seq]
-        if torch.is_autocast_enabled(x.device.type):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         rotary = None
         if self.cfg.positions == "rope":

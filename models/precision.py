@@ -24,12 +24,13 @@ class PrecisionConfig:
         Raises:
             ValueError: the device cannot compute in the dtype asked for.
         """
-        if self.compute == "bf16" and device.type == "cuda":
-            if not torch.cuda.is_bf16_supported(including_emulation=False):
-                name = torch.cuda.get_device_name(device)
-                raise ValueError(
-                    f"precision.compute=bf16 needs an Ampere GPU or later; this is {name}; use precision=fp32"
-                )
+        cuda = self.compute == "bf16" and device.type == "cuda"
+        if cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+            name = torch.cuda.get_device_name(device)
+            raise ValueError(
+                "precision.compute=bf16 needs an Ampere GPU or later; "
+                f"this is {name}; use precision=fp32"
+            )
         return Precision(device_type=device.type, compute=self.compute)
 
 

@@ -63,7 +63,8 @@ def plots(
     if script.exists():
         typer.echo(f"figures of {script}")
         spec = importlib.util.spec_from_file_location("figures", script)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         made = module.main(runs, out) if out else module.main(runs)

@@ -72,6 +72,7 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run the grid and exit with its code."""
         points = self.points(arguments)
+        assert self.launcher is not None
         if not isinstance(self.launcher, LocalLauncher):
             return self.launcher.launch(points, initial_job_idx=0)
         cells = make_cells((_label(point, points), self.compose(point)) for point in points)
@@ -91,6 +92,7 @@ class GridSweeper(Sweeper):
 
     def compose(self, point: Point) -> dict[str, Any]:
         """Return the plain, resolved node of a point."""
+        assert self.config is not None
         composed = self.context.config_loader.load_sweep_config(self.config, point)
         return to_plain(composed)
 
@@ -105,7 +107,7 @@ def open_keys(arguments: list[str]) -> list[str]:
 
 def to_plain(composed: DictConfig) -> dict[str, Any]:
     """Return the user's part of a composed config as plain data, interpolations resolved."""
-    keys = [key for key in composed if key != "hydra"]
+    keys = [str(key) for key in composed if key != "hydra"]
     plain = OmegaConf.to_container(OmegaConf.masked_copy(composed, keys), resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

@@ -62,7 +62,7 @@ def alive(attempt: Path) -> bool:
     if lease["host"] != socket.gethostname():
         return True
     try:
-        return abs(psutil.Process(lease["pid"]).create_time() - lease["process_start"]) < 1.0
+        return bool(abs(psutil.Process(lease["pid"]).create_time() - lease["process_start"]) < 1.0)
     except psutil.NoSuchProcess:
         return False
 

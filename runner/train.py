@@ -173,7 +173,7 @@ class Trainer:
             return False
         median = statistics.median(seen)
         self.progress.best_median = min(self.progress.best_median, median)
-        return median > self.progress.best_median + cfg.diverged_nats
+        return bool(median > self.progress.best_median + cfg.diverged_nats)
 
     def _micro(self) -> int:
         share = self.cfg.train.batch_size // self.ranks.world

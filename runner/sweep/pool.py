@@ -34,7 +34,8 @@ class Pool:
         context = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload(_PRELOAD)
-        waiting, running = list(cells), {}
+        waiting = list(cells)
+        running: dict[BaseProcess, int | None] = {}
         free_gpus = list(self.gpus)
         try:
             while waiting or running:

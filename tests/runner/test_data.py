@@ -1,0 +1,98 @@
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runner.data.order import TrainingSamples
+from runner.data.sources import SourceConfig
+from runner.data.tokenizers import ByteTokenizer, TokenizerConfig, loads
+from runner.data.tokens import DataConfig, TokenFile, prepare
+from runner.errors import DataError
+
+SHAKESPEARE = Path(__file__).parent.parent.parent.parent / "shared/data/tinyshakespeare/input.txt"
+
+
+def test_jsonl_reads_and_names_the_bad_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl.gz"
+    with gzip.open(file, "wt") as stream:
+        stream.write(json.dumps({"text": "one"}) + "\n" + json.dumps({"text": "two"}) + "\n")
+    source = SourceConfig(format="jsonl", path=str(file))
+    assert list(source.documents()) == ["one", "two"]
+    bad = tmp_path / "b.jsonl"
+    bad.write_text('{"text": "one"}\n{"text": \n')
+    with pytest.raises(DataError, match="line 2"):
+        list(SourceConfig(format="jsonl", path=str(bad)).documents())
+    with pytest.raises(DataError, match="no field 'body'; it has text"):
+        list(SourceConfig(format="jsonl", path=str(file), field="body").documents())
+
+
+def test_empty_text_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(DataError, match="holds no text"):
+        list(SourceConfig(path=str(tmp_path / "empty.txt")).documents())
+
+
+def test_hub_names_need_a_revision() -> None:
+    with pytest.raises(ValueError, match="revision is missing"):
+        SourceConfig(format="hub", path="some/dataset")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "char", "bpe", "unigram"])
+def test_tokenizers_round_trip_and_count_bytes(kind: str) -> None:
+    texts = ["The cat sat on the mat. Ünïcode!\n" * 20, "Another line, another day.\n" * 20]
+    size = 300 if kind in ("bpe", "unigram") else None
+    built = TokenizerConfig(kind=kind, vocab_size=size).build(texts)  # type: ignore[arg-type]
+    for tokenizer in (built, loads(built.dumps())):
+        ids = tokenizer.encode(texts[0])
+        assert tokenizer.decode(ids.tolist()) == texts[0]
+        assert tokenizer.bytes_per_id()[ids].sum() == len(texts[0].encode())
+        assert tokenizer.bytes_per_id()[tokenizer.eos] == 0
+
+
+def _files(sizes: list[int]) -> list[TokenFile]:
+    return [TokenFile(np.arange(n) + 10_000 * i, np.array([0])) for i, n in enumerate(sizes)]
+
+
+def test_an_epoch_visits_every_window_once() -> None:
+    samples = TrainingSamples(_files([1001]), [1.0], seq=10, seed=3, eos=0)
+    starts = [int(samples[i]["tokens"][0]) for i in range(99)]
+    assert len(set(starts)) == 99
+    assert len({s % 10 for s in starts}) == 1
+    other = [int(samples[i]["tokens"][0]) for i in range(99, 198)]
+    assert len(set(other)) == 99
+    assert starts != other
+
+
+def test_sources_are_mixed_by_weight_and_sample_i_is_always_the_same() -> None:
+    files, weights = _files([5000, 5000]), [3.0, 1.0]
+    samples = TrainingSamples(files, weights, seq=10, seed=0, eos=0)
+    owner = [int(samples[i]["tokens"][0]) >= 10_000 for i in range(4096)]
+    assert sum(owner) == 1024
+    fresh = TrainingSamples(files, weights, seq=10, seed=0, eos=0)
+    assert np.array_equal(fresh[3000]["tokens"], samples[3000]["tokens"])
+
+
+def test_documents_are_split_whole(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i:02d}.txt").write_text(f"document {i} " * 30)
+    data = DataConfig(sources=(SourceConfig(path=str(tmp_path)),), val_fraction=0.3)
+    corpus = prepare(data, TokenizerConfig(), tmp_path / "cache")
+    halves = [ByteTokenizer().decode(f[0].ids.tolist()) for f in (corpus.train, corpus.val)]
+    numbers = [{w for w in half.split() if w.isdigit()} for half in halves]
+    assert numbers[0] | numbers[1] == {str(i) for i in range(40)}
+    assert not numbers[0] & numbers[1]
+
+
+def test_too_little_text_for_one_sequence_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"lower train\.sequence_length"):
+        TrainingSamples(_files([30]), [1.0], seq=20, seed=0, eos=0)
+
+
+@pytest.mark.skipif(not SHAKESPEARE.exists(), reason=f"needs {SHAKESPEARE}")
+def test_shakespeare_has_65_characters(tmp_path: Path) -> None:
+    data = DataConfig(sources=(SourceConfig(path=str(SHAKESPEARE)),), split="tail", val_fraction=0.1)  # fmt: skip
+    corpus = prepare(data, TokenizerConfig(kind="char"), tmp_path)
+    assert corpus.tokenizer.vocab_size == 66
+    assert len(corpus.train[0].ids) == 1_003_855  # 90% of 1,115,394 characters, and eos

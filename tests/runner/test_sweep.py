@@ -1,0 +1,92 @@
+"""The local launcher and its MLflow view, through the command line."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis.runs import from_folders, from_mlflow
+from runner import journal
+from runner.tracking import Feeder, embedded_uri, points, sync
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_grid_runs_once_and_is_then_skipped(espalier: Run, tmp_path: Path) -> None:
+    grid = ["-m", "seed=1,2,1", "optim.lr=1e-3,0.001", "name=g"]
+    first = espalier(*grid)
+    assert first.returncode == 0, first.stderr
+    assert "2 cells (2 new); 2 to run" in first.stderr
+    again = espalier(*grid)
+    assert "2 cells (2 finished); 0 to run" in again.stderr
+    runs = from_folders(tmp_path, "g")
+    assert list(runs.table["state"]) == ["finished"] * 2
+    assert sorted(runs.table["seed"]) == [1, 2]
+
+
+def test_a_bad_point_stops_the_sweep_before_anything_runs(espalier: Run, tmp_path: Path) -> None:
+    done = espalier("-m", "optim.lr=1e-3,-1")
+    assert done.returncode != 0
+    assert "lr=-1.0 must be positive" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_crashing_cell_fails_alone(espalier: Run, tmp_path: Path, text: Path) -> None:
+    done = espalier("-m", "train.sequence_length=16,100000", "name=c")
+    assert done.returncode == 1
+    states = sorted(from_folders(tmp_path, "c").table["state"])
+    assert states == ["failed", "finished"]
+    assert "1 failed" in espalier("-m", "train.sequence_length=16,100000", "name=c").stderr
+
+
+def test_mlflow_gets_everything_once(espalier: Run, tmp_path: Path) -> None:
+    done = espalier("-m", "seed=1,2", "name=m", "track.uri=null")
+    assert done.returncode == 0, done.stderr
+    assert sync(tmp_path, ["m"], None) == 0
+    for cursor in tmp_path.glob("runs/*/mlflow/*.json"):  # as if noting the delivery had failed
+        cursor.write_text(json.dumps(json.loads(cursor.read_text()) | {"sent": 0, "size": -1}))
+    assert sync(tmp_path, ["m"], None) > 0
+    folders, store = from_folders(tmp_path, "m"), from_mlflow(embedded_uri(tmp_path), "m")
+    assert len(store.table) == 2
+    ours = folders.history[~folders.history["key"].str.startswith("system/")]
+    theirs = store.history[~store.history["key"].str.startswith("system/")]
+    key = ["fingerprint", "key", "step"]
+    left = ours.sort_values(key)["value"].tolist()
+    assert left == pytest.approx(theirs.sort_values(key)["value"].tolist())
+    run = Feeder(tmp_path, None).client.search_runs(["1"])[0]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.width"] == "24"
+
+
+def test_points_past_a_restored_step_count_once(tmp_path: Path) -> None:
+    rows = [
+        {"step": 1, "time": 1.0, "loss": 5.0},
+        {"step": 2, "time": 2.0, "loss": 4.0},
+        {"restored": 1, "time": 3.0},
+        {"step": 2, "time": 4.0, "loss": 4.5},
+    ]
+    for row in rows:
+        journal.append_line(tmp_path / "metrics.jsonl", row)
+    sent, superseded = points(tmp_path)
+    assert [(p[0], p[1], p[3]) for p in sent] == [("loss", 1, 5.0), ("loss", 2, 4.0)]
+    assert superseded == 1
+
+
+def test_a_dead_holder_does_not_keep_the_cell(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        journal.claim(tmp_path)
+        signal.pause()
+    while not journal.attempts(tmp_path):
+        pass
+    assert journal.state(tmp_path) == "running"
+    assert journal.claim(tmp_path) is None
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert journal.state(tmp_path) == "interrupted"
+    assert journal.claim(tmp_path) is not None
