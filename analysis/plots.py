@@ -71,7 +71,12 @@ def against_size(
         n = int(part["n"].min())
         error = part["std"] if n > 1 else None
         axis.errorbar(
-            part[x], part["mean"], _error_bars(error), marker="o", capsize=2, label=f"{name} (n={n})"
+            part[x],
+            part["mean"],
+            _error_bars(error),
+            marker="o",
+            capsize=2,
+            label=f"{name} (n={n})",
         )
     axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(metric, metric), xscale="log")
     sizes = sorted(shown[x].unique())

@@ -99,6 +99,10 @@ class Journal:
         _truncate_torn_line(self.metrics_file)
         self._metrics = open(self.metrics_file, "ab", buffering=0)  # noqa: SIM115
 
+    def close(self) -> None:
+        """Close the metrics file; every line was already written through."""
+        self._metrics.close()
+
     def event(self, name: str, **details: Any) -> None:
         """Record that something happened."""
         record = {"event": name, "time": time.time(), **details}

@@ -47,9 +47,11 @@ def espalier(tmp_path: Path, text: Path) -> Callable[..., subprocess.CompletedPr
     """Run `python -m runner` on the tiny cell with more overrides."""
 
     def inner(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "runner", *TINY, f"data.sources.0.path={text}"]
+        flags = [a for a in arguments if a.startswith("-")]
+        overrides = [a for a in arguments if not a.startswith("-")]
+        command = [sys.executable, "-m", "runner", *flags, *TINY, f"data.sources.0.path={text}"]
         return subprocess.run(
-            [*command, f"root={tmp_path}", *arguments], cwd=ROOT, capture_output=True, text=True,
+            [*command, f"root={tmp_path}", *overrides], cwd=ROOT, capture_output=True, text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
         )  # fmt: skip
 

@@ -115,7 +115,9 @@ def test_torn_line_is_ignored_and_truncated(tmp_path: Path) -> None:
     assert journal.read_lines(file) == [{"step": 1}]
     attempt = journal.claim(tmp_path)
     assert attempt is not None
-    journal.Journal(tmp_path, attempt).metrics(2, {"loss": 1.0})
+    book = journal.Journal(tmp_path, attempt)
+    book.metrics(2, {"loss": 1.0})
+    book.close()
     assert [line["step"] for line in map(json.loads, file.read_text().splitlines())] == [1, 2]
     assert journal.claim(tmp_path) is None  # this process holds it
 
