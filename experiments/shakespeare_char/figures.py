@@ -1,0 +1,30 @@
+"""Validation loss against steps, and the mean of the seeds beside nanoGPT's."""
+
+import sys
+from pathlib import Path
+
+from analysis import plots
+from analysis.compare import over_seeds
+from analysis.runs import Runs, from_folders
+
+HERE = Path(__file__).parent
+NANOGPT = 1.8857  # nanoGPT with the same layers, heads, width, block, batch and steps, on a CPU
+
+
+def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+    """Write the figure and results.csv; return the figure."""
+    figure, data = plots.learning_curves(runs, by="num_parameters")
+    figure.axes[0].axhline(NANOGPT, color="0.4", linestyle="--", label="nanoGPT, final")
+    figure.axes[0].legend()
+    figure.axes[0].set_title("Tiny Shakespeare, characters: below nanoGPT's loss")
+    made = [plots.save(folder, "val_loss", figure, data, runs.count())]
+    result = over_seeds(runs.finished, ["num_parameters"], "val_loss")
+    result["nanogpt"] = NANOGPT
+    result.to_csv(folder.parent / "results.csv", index=False)
+    print(result.to_string(index=False))
+    return made
+
+
+if __name__ == "__main__":
+    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), "shakespeare_char")):
+        print(path)
