@@ -67,14 +67,17 @@ def against_size(
     """Return the final `metric` against `x`: mean and spread (+- one s.d.) over seeds, n stated."""
     shown = over_seeds(runs.finished, [by, x], metric)
     figure, axis = plt.subplots()
-    for name, part in shown.groupby(by):
+    for index, (name, part) in enumerate(shown.groupby(by)):
         n = int(part["n"].min())
+        # Series that coincide stay visible: another marker, and each smaller than the one beneath.
+        marker, size = "osD^v"[index % 5], max(3, 8 - 3 * index)
         error = part["std"] if n > 1 else None
         axis.errorbar(
             part[x],
             part["mean"],
             _error_bars(error),
-            marker="o",
+            marker=marker,
+            markersize=size,
             capsize=2,
             label=f"{name} (n={n})",
         )

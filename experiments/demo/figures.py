@@ -17,7 +17,7 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     figure.axes[0].set_title("Bytes of the standard library: loss falls with size")
     made = [plots.save(folder, "loss_by_size", figure, data, note)]
     figure, data = plots.learning_curves(runs, x="flops", by="num_parameters")
-    figure.axes[0].set_title("Larger models are ahead at equal compute, once trained")
+    figure.axes[0].set_title("300 steps each: loss against compute")
     made.append(plots.save(folder, "loss_by_flops", figure, data, note))
     pair = ["num_parameters", "seed"]
     gap = paired_difference(

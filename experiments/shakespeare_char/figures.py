@@ -26,5 +26,7 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
 
 
 if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), "shakespeare_char")):
+    for path in main(
+        from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), "shakespeare_char")
+    ):
         print(path)
