@@ -16,7 +16,7 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     figure, data = plots.learning_curves(runs, by="num_parameters")
     figure.axes[0].axhline(NANOGPT, color="0.4", linestyle="--", label="nanoGPT, final")
     figure.axes[0].legend()
-    figure.axes[0].set_title("Tiny Shakespeare, characters: below nanoGPT's loss")
+    figure.axes[0].set_title("Tiny Shakespeare: below nanoGPT's loss")
     made = [plots.save(folder, "val_loss", figure, data, runs.count())]
     result = over_seeds(runs.finished, ["num_parameters"], "val_loss")
     result["nanogpt"] = NANOGPT
