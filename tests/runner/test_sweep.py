@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from analysis.runs import from_folders, from_mlflow
 from runner import journal
 from runner.tracking import Feeder, embedded_uri, points, sync
+from tests.conftest import ROOT, TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -90,3 +93,23 @@ def test_a_dead_holder_does_not_keep_the_cell(tmp_path: Path) -> None:
     os.waitpid(child, 0)
     assert journal.state(tmp_path) == "interrupted"
     assert journal.claim(tmp_path) is not None
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, text: Path) -> None:
+    grid = ["-m", *TINY, f"data.sources.0.path={text}", f"root={tmp_path}", "name=i", "seed=1,2", "train.steps=1500", "eval.every=500"]  # fmt: skip
+    command = [sys.executable, "-m", "runner", *grid]
+    first = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(f.stat().st_size > 2000 for f in tmp_path.glob("runs/*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait(timeout=60) == 130
+    folders = sorted(tmp_path.glob("runs/*"))
+    assert all(journal.state(f) in ("new", "interrupted") for f in folders)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "2 to run" in again.stderr
+    assert {journal.state(f) for f in folders} == {"finished"}
+    restored = [row for f in folders for row in journal.read_lines(f / "metrics.jsonl") if row.get("restored")]  # fmt: skip
+    assert restored
