@@ -96,3 +96,22 @@ def test_shakespeare_has_65_characters(tmp_path: Path) -> None:
     corpus = prepare(data, TokenizerConfig(kind="char"), tmp_path)
     assert corpus.tokenizer.vocab_size == 66
     assert len(corpus.train[0].ids) == 1_003_855  # 90% of 1,115,394 characters, and eos
+
+
+def test_parquet_reads_its_column(tmp_path: Path) -> None:
+    import pandas as pd
+
+    pd.DataFrame({"body": ["one", None, "two"]}).to_parquet(tmp_path / "a.parquet")
+    source = SourceConfig(format="parquet", path=str(tmp_path / "a.parquet"), field="body")
+    assert list(source.documents()) == ["one", "two"]
+    with pytest.raises(DataError, match="no column 'text'; it has body"):
+        list(SourceConfig(format="parquet", path=str(tmp_path / "a.parquet")).documents())
+
+
+def test_a_hugging_face_folder_loads_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    trained = TokenizerConfig(kind="bpe", vocab_size=300).build(["some text " * 50])
+    (tmp_path / "tokenizer.json").write_text(json.loads(trained.dumps())["json"])
+    loaded = TokenizerConfig(kind="folder", path=str(tmp_path)).build([])
+    assert loaded.encode("some text").tolist() == trained.encode("some text").tolist()
+    with pytest.raises(DataError, match=r"tokenizer\.json does not exist"):
+        TokenizerConfig(kind="folder", path=str(tmp_path / "no")).build([])
