@@ -57,8 +57,16 @@ def _multiply(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
 
 def random_words(key: NoiseKey, layer: int, n: int) -> Int64[Tensor, "batch n"]:
     """Return `n` 32-bit words (as int64) for each sample: a pure function of the arguments."""
-    blocks = torch.arange(-(-n // 4), device=key.samples.device)
-    samples = key.samples[:, None]
+    words: Tensor = _random_words(key.samples, key.seed, key.step, layer, n)
+    return words
+
+
+# Opaque to torch.compile, which so draws the bits that eager draws (and Inductor 2.13 turns int64 shifts
+# into C++ that does not compile).
+@torch.library.custom_op("espalier::random_words", mutates_args=())
+def _random_words(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
+    blocks = torch.arange(-(-n // 4), device=samples.device)
+    samples = samples[:, None]
     zeros = torch.zeros_like(samples + blocks)
     counter = (
         zeros + blocks,
@@ -67,8 +75,13 @@ def random_words(key: NoiseKey, layer: int, n: int) -> Int64[Tensor, "batch n"]:
         zeros + layer,
     )
     # The step joins the seed in the key; 2**32 steps and seeds are more than anyone trains.
-    words = philox(counter, (key.seed, key.step))
-    return torch.stack(words, dim=-1).flatten(-2)[:, :n]
+    words = philox(counter, (seed, step))
+    return torch.stack(words, dim=-1).flatten(-2)[:, :n].contiguous()
+
+
+@_random_words.register_fake
+def _(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
+    return samples.new_empty(samples.shape[0], n)
 
 
 def keep_mask(key: NoiseKey, layer: int, n: int, drop: float) -> Bool[Tensor, "batch n"]:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from kernels.philox import NoiseKey
 
@@ -25,6 +26,10 @@ class TokenLoss:
     total: Float[Tensor, ""]
     nll: Float[Tensor, "batch seq"]
     statistics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+# FSDP and torch.compile look for the tensors of a module's output through pytree.
+pytree.register_dataclass(TokenLoss)
 
 
 class LanguageModel(nn.Module):

@@ -1,9 +1,10 @@
 """Checkpoints: a folder that appears whole or not at all, with a checksum for each file.
 
-    checkpoints/00000200/{model.safetensors, optimizer.safetensors, state.json, manifest.json}
+    checkpoints/00000200/{model, optimizer, average}.safetensors, state.json, manifest.json
 
-No pickles: tensors are safetensors, the rest is JSON. Optimiser tensors are named
-`<optimiser>/<parameter>/<slot>`, so a checkpoint does not depend on how many processes wrote it.
+No pickles: tensors are safetensors, the rest is JSON. Every tensor is saved whole, gathered from its
+shards one by one into the memory of the first process, and optimiser tensors are named
+`<optimiser>/<parameter>/<slot>`: a checkpoint does not depend on how many processes wrote it.
 """
 
 import errno
@@ -18,13 +19,34 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from runner.distributed import whole
 from runner.errors import CheckpointError, StorageError
 
+Files = dict[str, dict[str, Tensor]]
 
-def save(
-    folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]
-) -> Path:
+
+def gather(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], average: dict[str, Tensor],
+    *, keep: bool,
+) -> Files:  # fmt: skip
+    """Return what `save` writes, whole and on the CPU; every rank calls it, `keep` only where it is
+    wanted.
+    """
+    files = {"model": model.state_dict(), "optimizer": _optimizer_tensors(model, optimizers)}
+    if average:
+        files["average"] = average
+    gathered: Files = {}
+    for file, tensors in files.items():
+        for name, tensor in tensors.items():
+            value = whole(tensor.detach())
+            if keep:
+                gathered.setdefault(file, {})[name] = value.cpu().contiguous()
+    return gathered
+
+
+def save(folder: Path, files: Files, state: dict[str, Any]) -> Path:
     """Write the checkpoint of `state["step"]` under `folder` and return its path.
 
     Raises:
@@ -35,8 +57,8 @@ def save(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(_model_tensors(model), partial / "model.safetensors")
-        save_file(_optimizer_tensors(model, optimizers), partial / "optimizer.safetensors")
+        for name, tensors in files.items():
+            save_file(tensors, partial / f"{name}.safetensors")
         (partial / "state.json").write_text(json.dumps(state))
         sums = {f.name: _sha256(f) for f in sorted(partial.iterdir())}
         (partial / "manifest.json").write_text(json.dumps(sums))
@@ -95,17 +117,39 @@ def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) 
         for parameter, name in names.items():
             prefix = f"{number}/{name}/"
             slots = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-            # A step counter stays on the CPU unless the fused kernel wants it on the device.
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in slots.items()}
+            optimizer.state[parameter] = {k: like(v, parameter) for k, v in slots.items()}
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
     return state
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Fill the weights of `model` in place; see `load`."""
+def load_average(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the weight average as `WeightAverage.load` takes them, {} if none."""
+    file = path / "average.safetensors"
+    parameters = dict(model.named_parameters())
+    saved = load_file(file) if file.exists() else {}
+    return {k: like(v, parameters[k.partition("/")[2]]) for k, v in saved.items()}
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return `value` on the device, and in the shards, of `parameter`; scalars are never sharded."""
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        value = value.to(parameter.device)
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)
+
+
+def load_weights(path: Path, model: nn.Module, *, average: bool = False) -> None:
+    """Fill the weights of `model` in place, with the averaged ones if asked; see `load`.
+
+    Raises:
+        CheckpointError: the checkpoint is another model's, or holds no average.
+    """
     saved = load_file(path / "model.safetensors")
-    own = {name: parameter.shape for name, parameter in model.named_parameters()}
-    theirs = {name: tensor.shape for name, tensor in saved.items()}
+    if average:
+        saved |= _averaged(path)
+    wanted = model.state_dict()
+    own = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     if own != theirs:
         odd = sorted(n for n in own.keys() | theirs.keys() if own.get(n) != theirs.get(n))[:3]
         parts = [f"{n}: {theirs.get(n)} saved, {own.get(n)} wanted" for n in odd]
@@ -113,8 +157,20 @@ def load_weights(path: Path, model: nn.Module) -> None:
             f"{path} is a checkpoint of another model ({'; '.join(parts)}); load it with the config in its cell.json"
         )
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(saved[name])
+        for name, tensor in wanted.items():
+            tensor.copy_(like(saved[name], tensor))
+
+
+def _averaged(path: Path) -> dict[str, Tensor]:
+    file = path / "average.safetensors"
+    if not file.exists():
+        raise CheckpointError(
+            f"{path} holds no averaged weights; train with train.average.kind=ema"
+        )
+    copies: dict[str, list[Tensor]] = {}
+    for key, tensor in load_file(file).items():
+        copies.setdefault(key.partition("/")[2], []).append(tensor)
+    return {name: torch.stack(tensors).mean(dim=0) for name, tensors in copies.items()}
 
 
 def prune(folder: Path, *, keep_last: int, keep_every: int | None, best: int | None) -> None:
@@ -123,10 +179,6 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None, best: int | N
         step = int(path.name)
         if step != best and not (keep_every and step % keep_every == 0):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {n: p.detach().cpu().contiguous() for n, p in model.named_parameters()}
 
 
 def _named(
@@ -142,7 +194,7 @@ def _optimizer_tensors(
     model: nn.Module, optimizers: list[torch.optim.Optimizer]
 ) -> dict[str, Tensor]:
     return {
-        f"{number}/{name}/{slot}": value.detach().cpu().contiguous()
+        f"{number}/{name}/{slot}": value
         for number, (optimizer, names) in enumerate(_named(model, optimizers))
         for parameter, name in names.items()
         for slot, value in optimizer.state[parameter].items()

@@ -1,4 +1,8 @@
-"""One process or several (torchrun): who am I, and the few collectives that training needs."""
+"""One process or several (torchrun): who am I, and the few collectives that training needs.
+
+Several processes train under DDP (`train.parallel=ddp`: each holds the whole model) or FSDP2 (`fsdp`:
+each holds its share of every parameter, gradient and optimiser state).
+"""
 
 import os
 from collections.abc import Iterator
@@ -6,8 +10,13 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+
+from models.language_model import LanguageModel
 
 # Dense peak of one device in FLOP/s, vendor datasheets without sparsity: (bf16, fp32 as TF32).
 _PEAKS = {
@@ -35,19 +44,37 @@ class Ranks:
         """True in the process that writes."""
         return self.rank == 0
 
+    def shard(self, model: LanguageModel) -> None:
+        """Turn every parameter into this rank's share of it (FSDP2): one unit a block, one the rest."""
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        for block in model.blocks():
+            fully_shard(block, mesh=mesh)
+        # Also the root lets go after its forward pass: evaluation has no backward pass to do it.
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the module whose backward pass averages gradients over ranks."""
-        return model if self.world == 1 else DistributedDataParallel(model)
+        if self.world == 1 or isinstance(model, FSDPModule):
+            return model
+        return DistributedDataParallel(model)
 
     @contextmanager
     def sync_if(self, model: nn.Module, last: bool) -> Iterator[None]:
         """Exchange gradients only with the last micro-batch of a step."""
-        if self.world == 1 or last:
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(last)
             yield
-        else:
-            assert isinstance(model, DistributedDataParallel)
+        elif isinstance(model, DistributedDataParallel) and not last:
             with model.no_sync():
                 yield
+        else:
+            yield
+
+    def leave(self) -> None:
+        """Wait for the others and end the process group; its threads must not outlive it."""
+        if self.world > 1 and dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
 
     def sum(self, value: float) -> float:
         """Return the sum of `value` over ranks."""
@@ -70,3 +97,8 @@ class Ranks:
             if key in name:
                 return self.world * (bf16 if compute == "bf16" else fp32)
         return None
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor gathered from all ranks (all must call), any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

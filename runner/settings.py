@@ -5,7 +5,8 @@ Which of these keys are science and which execution is listed in `runner/sweep/f
 
 from typing import Literal
 
-from models.config import config
+from models.config import config, neutral
+from runner.optim.average import AverageConfig
 
 
 @config
@@ -33,6 +34,10 @@ class TrainConfig:
         micro_batch: samples per forward pass and rank (None: all at once).
         log_every: steps between metric lines.
         threads: CPU threads (None: what the launcher gives).
+        average: a running average of the weights, evaluated and saved beside them.
+        deterministic: refuse kernels that may differ from run to run (on a GPU; the CPU's never do).
+        parallel: with several processes, each holds the model (ddp) or a share of it (fsdp).
+        profile: write a torch profiler trace of a few steps into the attempt's folder.
     """
 
     sequence_length: int = 256
@@ -44,9 +49,12 @@ class TrainConfig:
     clip: float | None = 1.0
     diverged_nats: float = 1.5
     diverged_window: int = 50
+    average: AverageConfig = neutral(AverageConfig())
     micro_batch: int | None = None
     compile: bool = False
     activation_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    profile: bool = False
     deterministic: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None

@@ -24,9 +24,11 @@ from runner import checkpoint
 from runner.config import RunConfig
 from runner.data.order import TrainingSamples, training_loader
 from runner.data.tokens import Corpus, prepare
-from runner.distributed import Ranks
+from runner.distributed import Ranks, whole
+from runner.errors import ConfigError
 from runner.evals.validation import sample_text, validate_loss
 from runner.journal import Journal
+from runner.profile import StepProfiler
 
 
 @dataclass
@@ -57,20 +59,25 @@ class Trainer:
         self.flops_per_sequence_causal = training_flops(causal)
         self.steps = cfg.train.num_steps(self.num_parameters, self.flops_per_sequence)
         self.precision = cfg.precision.build(self.device)
+        self._check_batch()
         if cfg.train.activation_checkpointing:
             _recompute_blocks(self.model)
+        if ranks.world > 1 and cfg.train.parallel == "fsdp":
+            ranks.shard(self.model)
         self.optimizers = cfg.optim.build(self.model)
-        self.forward_model = ranks.wrap(self.model)
-        if cfg.train.compile:
-            self.forward_model.compile()
+        self.average = cfg.train.average.build(self.model)
+        self.wrapped = ranks.wrap(self.model)
+        # Only training steps are compiled: evaluation and sampling have other shapes.
+        self.forward_model = torch.compile(self.wrapped) if cfg.train.compile else self.wrapped
+        self.profiler = StepProfiler(journal.attempt) if journal and cfg.train.profile else None
         self.progress = Progress()
         self._restore()
 
     def fit(self, stop: Callable[[], bool]) -> str:
         """Train to the budget; return finished, diverged or interrupted (`stop` came true)."""
         self._last_save = self._mark = time.monotonic()
-        self._marked_step, self._wait_s = self.progress.step, 0.0
-        self._marked_wall_s = self.progress.wall_s
+        self._marked_step, self._wait_s, self._aside_s = self.progress.step, 0.0, 0.0
+        self._marked_wall_s, self._compile_s = self.progress.wall_s, 0.0
         batches = self._batches()
         while self.progress.step < self.steps:
             if self.ranks.any(stop()):
@@ -79,25 +86,31 @@ class Trainer:
             loss, norm = self._step(batches)
             self.progress.step += 1
             self.progress.losses.append(loss)
+            if self.average is not None:
+                self.average.update(self.progress.step)
+            if self.profiler is not None:
+                self.profiler.step()
             if self._diverged():
                 return "diverged"
             self._report(loss, norm)
+        if self.profiler is not None:
+            self.profiler.stop()
         self._save()
         return "finished"
 
     def _step(self, batches: Iterator[dict[str, Tensor]]) -> tuple[float, float]:
         cfg, step = self.cfg.train, self.progress.step
-        share = cfg.batch_size // self.ranks.world
         waited = time.monotonic()
-        micro = [next(batches) for _ in range(share // self._micro())]
+        micro = [next(batches) for _ in range(cfg.batch_size // self.ranks.world // self._micro())]
         self._wait_s += time.monotonic() - waited
         count = self.ranks.sum(sum(int((b["targets"] >= 0).sum()) for b in micro))
         factor = self.cfg.schedule.factor(step, self.steps)
         total = torch.zeros((), device=self.device)
+        self._statistics: dict[str, Tensor] = {}
         for index, batch in enumerate(micro):
             batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
             noise = NoiseKey(seed=self.cfg.seed, step=step, samples=batch["index"])
-            with self.ranks.sync_if(self.forward_model, index == len(micro) - 1):
+            with self.ranks.sync_if(self.wrapped, index == len(micro) - 1):
                 with self.precision.autocast():
                     out = self.cfg.task.loss(
                         self.forward_model, batch,
@@ -106,7 +119,10 @@ class Trainer:
                 # DDP averages over ranks; times world makes it the sum that `count` divides.
                 (out.total * (self.ranks.world / count)).backward()
             total += out.nll.sum().detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.clip or math.inf)
+            for name, value in out.statistics.items():
+                share = value.detach() / len(micro)
+                self._statistics[name] = self._statistics.get(name, 0.0) + share
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.clip or math.inf))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
@@ -118,15 +134,19 @@ class Trainer:
         cfg, step = self.cfg, self.progress.step
         last = step == self.steps
         if step % cfg.train.log_every == 0 or last:
-            self._log(step, {"loss": loss, "grad_norm": norm} | self._rates())
+            statistics = {name: float(value) for name, value in self._statistics.items()}
+            self._log(step, {"loss": loss, "grad_norm": norm} | statistics | self._rates())
         if step % cfg.eval.every == 0 or last:
             self._evaluate(step)
         saving = cfg.train.checkpoint
         due = time.monotonic() - self._last_save >= saving.every_s
         if (saving.every_steps and step % saving.every_steps == 0) or self.ranks.any(due):
+            started = time.monotonic()
             self._save()
+            self._aside_s += time.monotonic() - started
 
     def _rates(self) -> dict[str, float]:
+        """Totals so far, and speeds since the last call: compiling, evaluating and saving left out."""
         step, now = self.progress.step, time.monotonic()
         elapsed, taken = max(1e-9, now - self._mark), step - self._marked_step
         sequences = step * self.cfg.train.batch_size
@@ -138,30 +158,46 @@ class Trainer:
             "flops": float(sequences * self.flops_per_sequence),
             "flops_causal": float(sequences * self.flops_per_sequence_causal),
             "wall_s": self.progress.wall_s,
-            "data_wait_fraction": self._wait_s / elapsed,
         }
+        if self.cfg.train.compile:
+            compiled_s = torch._dynamo.utils.calculate_time_spent()["total_wall_time"]
+            self._aside_s += compiled_s - self._compile_s
+            self._compile_s = rates["compile_s"] = compiled_s
+        busy = max(1e-9, elapsed - self._aside_s)
         if taken:
-            per_s = taken * self.cfg.train.batch_size / elapsed
+            per_s = taken * self.cfg.train.batch_size / busy
+            rates["data_wait_fraction"] = self._wait_s / busy
             rates["tokens_per_s"] = per_s * self.cfg.train.sequence_length
             rates["flops_per_s"] = per_s * self.flops_per_sequence
             peak = self.ranks.peak_flops(self.cfg.precision.compute)
             if peak:
                 rates["mfu"] = rates["flops_per_s"] / peak
-        self._mark, self._marked_step, self._wait_s = now, step, 0.0
+        self._mark, self._marked_step, self._wait_s, self._aside_s = now, step, 0.0, 0.0
         return rates
 
     def _evaluate(self, step: int) -> None:
         started = time.monotonic()
-        values = validate_loss(self.model, self.corpus, self.cfg, self.precision, self.device)
+        values = self._validate()
+        if self.average is not None and self.average.copies:
+            with self.average.in_place():
+                values |= {
+                    f"{k}_average": v for k, v in self._validate().items() if k != "val_tokens"
+                }
         if values["val_loss"] < self.progress.best_val_loss:
             self.progress.best_val_loss, self.progress.best_step = values["val_loss"], step
             if self.cfg.train.checkpoint.keep_best:
                 self._save()
-        if self.cfg.eval.sample_tokens and self.journal is not None:
+        if self.cfg.eval.sample_tokens:
             text = sample_text(self.model, self.corpus.tokenizer, self.cfg, self.device)
-            with open(self.run / "samples.txt", "a", encoding="utf-8") as stream:
-                stream.write(f"--- step {step}\n{text}\n")
-        self._log(step, values | {"eval_s": time.monotonic() - started})
+            if self.journal is not None:
+                with open(self.run / "samples.txt", "a", encoding="utf-8") as stream:
+                    stream.write(f"--- step {step}\n{text}\n")
+        eval_s = time.monotonic() - started
+        self._aside_s += eval_s
+        self._log(step, values | {"eval_s": eval_s})
+
+    def _validate(self) -> dict[str, float]:
+        return validate_loss(self.model, self.corpus, self.cfg, self.precision, self.ranks)
 
     def _diverged(self) -> bool:
         cfg, seen = self.cfg.train, self.progress.losses
@@ -174,6 +210,14 @@ class Trainer:
         median = statistics.median(seen)
         self.progress.best_median = min(self.progress.best_median, median)
         return bool(median > self.progress.best_median + cfg.diverged_nats)
+
+    def _check_batch(self) -> None:
+        batch, world = self.cfg.train.batch_size, self.ranks.world
+        if batch % world or (batch // world) % self._micro():
+            raise ConfigError(
+                f"train.batch_size={batch} over {world} processes is not divisible into micro-batches of "
+                f"{self._micro()}; choose train.batch_size and train.micro_batch that are"
+            )
 
     def _micro(self) -> int:
         share = self.cfg.train.batch_size // self.ranks.world
@@ -197,15 +241,21 @@ class Trainer:
         newest = checkpoint.newest(self.run / "checkpoints")
         if newest is not None:
             self.progress = Progress(**checkpoint.load(newest, self.model, self.optimizers))
+            if self.average is not None:
+                self.average.load(checkpoint.load_average(newest, self.model))
         if self.journal is not None and self.journal.number > 1:
             self.journal.restored(self.progress.step)
 
     def _save(self) -> None:
         self._last_save = time.monotonic()
+        average = self.average.tensors() if self.average is not None else {}
+        files = checkpoint.gather(
+            self.model, self.optimizers, average, keep=self.journal is not None
+        )
         if self.journal is None:
             return
         folder, keep = self.run / "checkpoints", self.cfg.train.checkpoint
-        checkpoint.save(folder, self.model, self.optimizers, asdict(self.progress))
+        checkpoint.save(folder, files, asdict(self.progress))
         checkpoint.prune(
             folder, keep_last=keep.keep_last, keep_every=keep.keep_every,
             best=self.progress.best_step if keep.keep_best else None,

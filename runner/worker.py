@@ -4,10 +4,12 @@ Exit codes: 0 finished (or diverged: a result), 75 interrupted, resume me, 76 he
 worker, 1 failed.
 """
 
+import getpass
 import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from pathlib import Path
@@ -60,13 +62,19 @@ def _train(folder: Path, book: Journal | None, stop: threading.Event) -> str:
     if cfg.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    trainer = Trainer(cfg, folder, book, Ranks(cfg.train.device))
+    if cfg.train.compile:  # on this machine's own disk, and kept from cell to cell
+        cache = Path(tempfile.gettempdir()) / f"espalier-inductor-{getpass.getuser()}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    ranks = Ranks(cfg.train.device)
+    trainer = Trainer(cfg, folder, book, ranks)
     if book is not None:
         facts = describe() | {"world": trainer.ranks.world, "device": str(trainer.device)}
         (book.attempt / "environment.json").write_text(json.dumps(facts, indent=1))
         _write_summary(folder, trainer)
         _watch_system(book, trainer, cfg.track.system_every_s)
-    return trainer.fit(stop.is_set)
+    outcome = trainer.fit(stop.is_set)
+    ranks.leave()
+    return outcome
 
 
 def _write_summary(folder: Path, trainer: Any) -> None:

@@ -115,17 +115,28 @@ def validation_batches(
     files: list[TokenFile], seq: int, batch: int, max_tokens: int
 ) -> Iterator[Sample]:
     """Yield fixed batches over the validation files, at most `max_tokens` in all, evenly spread."""
-    windows = [(file, i * seq) for file in files for i in range((len(file.ids) - 1) // seq)]
+    # The last window of a file is shorter: its missing targets are -100 and do not count.
+    windows = [(file, at) for file in files for at in range(0, len(file.ids) - 1, seq)]
     if not windows:
         size = sum(len(file.ids) for file in files)
         raise DataError(
-            f"the validation split has {size} tokens, less than one sequence of {seq}; lower train.sequence_length or raise data.val_fraction"
+            f"the validation split has {size} tokens, too few to predict one; raise data.val_fraction or give more text"
         )
     keep = min(len(windows), max(1, max_tokens // seq))
     chosen = [windows[int(i)] for i in np.linspace(0, len(windows) - 1, keep)]
     for start in range(0, keep, batch):
         rows = [
-            to_sample(*file.window(at, seq + 1), start + i)
+            _padded(file, at, seq, start + i)
             for i, (file, at) in enumerate(chosen[start : start + batch])
         ]
         yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def _padded(file: TokenFile, at: int, seq: int, index: int) -> Sample:
+    length = min(seq + 1, len(file.ids) - at)
+    ids, documents = file.window(at, length)
+    missing = (0, seq + 1 - length)
+    sample = to_sample(np.pad(ids, missing), np.pad(documents, missing, mode="edge"), index)
+    sample["targets"] = sample["targets"].clone()  # inputs and targets are views of one window
+    sample["targets"][length - 1 :] = -100
+    return sample

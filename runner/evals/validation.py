@@ -1,43 +1,58 @@
 """Loss on the validation split, per token and in bits per byte, and a sample of text."""
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 
 from models.language_model import LanguageModel, TokenLoss
 from models.precision import Precision
 from runner.config import RunConfig
-from runner.data.order import validation_batches
+from runner.data.order import Sample, validation_batches
 from runner.data.tokenizers import Tokenizer
 from runner.data.tokens import Corpus
+from runner.distributed import Ranks
 from runner.serve.generate import generate
 
 
 @torch.no_grad()
 def validate_loss(
-    model: LanguageModel, corpus: Corpus, cfg: RunConfig, precision: Precision, device: torch.device
+    model: LanguageModel, corpus: Corpus, cfg: RunConfig, precision: Precision, ranks: Ranks
 ) -> dict[str, float]:
-    """Return `val_loss` (nats per token), `val_bits_per_byte` and `val_tokens`."""
+    """Return `val_loss` (nats per token), `val_bits_per_byte` and `val_tokens`, shared among ranks."""
     lengths = torch.from_numpy(corpus.tokenizer.bytes_per_id())
     nats, tokens, num_bytes = 0.0, 0, 0
+    device = ranks.device
     batches = validation_batches(
         corpus.val, cfg.train.sequence_length, cfg.eval.batch_size, cfg.eval.tokens
     )
-    for batch in batches:
+    # Sharded parameters are gathered in every forward pass, so all ranks make the same number of
+    # them; who has no batch of its own left repeats the last one without counting it.
+    for mine, batch in _dealt(batches, ranks.rank, ranks.world):
         documents = batch["documents"].to(device) if cfg.data.mask_documents else None
         with precision.autocast():
             out = model(
                 batch["tokens"].to(device), batch["targets"].to(device), documents=documents
             )
         assert isinstance(out, TokenLoss)
-        nats += float(out.nll.double().sum())
-        tokens += batch["targets"].numel()
-        num_bytes += int(lengths[batch["targets"]].sum())
+        if mine:
+            counted = batch["targets"] >= 0
+            nats += float(out.nll.double().sum())
+            tokens += int(counted.sum())
+            num_bytes += int(lengths[batch["targets"][counted]].sum())
+    nats, num_bytes, tokens = ranks.sum(nats), int(ranks.sum(num_bytes)), int(ranks.sum(tokens))
     return {
         "val_loss": nats / tokens,
         "val_bits_per_byte": nats / (math.log(2) * max(1, num_bytes)),
         "val_tokens": tokens,
     }
+
+
+def _dealt(batches: Iterator[Sample], rank: int, world: int) -> Iterator[tuple[bool, Sample]]:
+    """Yield every world-th batch from number `rank` on, (True, batch), filled up with (False, last)."""
+    while round_ := list(itertools.islice(batches, world)):
+        yield rank < len(round_), round_[min(rank, len(round_) - 1)]
 
 
 def sample_text(

@@ -22,6 +22,8 @@ EXECUTION = (
     "train.micro_batch",
     "train.compile",
     "train.activation_checkpointing",
+    "train.parallel",
+    "train.profile",
     "train.deterministic",
     "train.device",
     "train.threads",
@@ -58,7 +60,8 @@ def science(run: RunConfig) -> dict[str, Any]:
                 "neutral" in field.metadata
                 and getattr(value, field.name) == field.metadata["neutral"]
             ):
-                keys.pop(f"{node}.{field.name}", None)
+                path = f"{node}.{field.name}"
+                keys = {k: v for k, v in keys.items() if k != path and not k.startswith(f"{path}.")}
     return {RENAMES.get(k, k): v for k, v in keys.items()}
 
 

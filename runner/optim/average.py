@@ -1,0 +1,89 @@
+"""An average of the weights along training, evaluated beside the weights themselves."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.config import config
+
+
+@config
+class AverageConfig:
+    """Which average; its validation loss is logged as `val_loss_average`.
+
+    Args:
+        kind: none; ema, w <- d w + (1 - d) new after every step with d = min(decay, (1 + t) / (10 + t)),
+            so that the first steps are forgotten; last, the mean of the weights at the last `count`
+            multiples of `every` steps (latest weight averaging, arXiv 2209.14981).
+    """
+
+    kind: Literal["none", "ema", "last"] = "none"
+    decay: float = 0.999
+    every: int = 10
+    count: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.decay < 1.0:
+            raise ValueError(f"decay={self.decay} must lie in (0, 1)")
+        if self.every < 1 or self.count < 1:
+            raise ValueError(f"every={self.every} and count={self.count} must be at least 1")
+
+    def build(self, model: nn.Module) -> "WeightAverage | None":
+        """Return the average of `model`, None for kind=none."""
+        return None if self.kind == "none" else WeightAverage(self, model)
+
+
+class WeightAverage:
+    """Holds one copy of the weights (ema) or `count` (last), in their dtype and sharding."""
+
+    def __init__(self, cfg: AverageConfig, model: nn.Module) -> None:
+        self.cfg, self.model = cfg, model
+        self.copies: list[dict[str, Tensor]] = []
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` (1-based)."""
+        if self.cfg.kind == "ema" and self.copies:
+            decay = min(self.cfg.decay, (1 + step) / (10 + step))
+            for name, parameter in self.model.named_parameters():
+                self.copies[0][name].lerp_(parameter, 1.0 - decay)
+        elif self.cfg.kind == "ema" or step % self.cfg.every == 0:
+            current = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+            self.copies = [*self.copies, current][-self.cfg.count :]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all copies as `<age>/<parameter>`, oldest first."""
+        return {f"{i}/{n}": t for i, copy in enumerate(self.copies) for n, t in copy.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        self.copies = []
+        for key in sorted(tensors, key=lambda k: int(k.partition("/")[0])):
+            age, _, name = key.partition("/")
+            if int(age) == len(self.copies):
+                self.copies.append({})
+            self.copies[-1][name] = tensors[key]
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """Let the model have the averaged weights inside the context."""
+        own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(mean([copy[name] for copy in self.copies]))
+        try:
+            yield
+        finally:
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(own[name])
+
+
+def mean(tensors: list[Tensor]) -> Tensor:
+    """Return the element-wise mean, summed oldest first."""
+    total = tensors[0].clone()
+    for tensor in tensors[1:]:
+        total += tensor
+    return total / len(tensors)
