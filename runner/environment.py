@@ -1,13 +1,18 @@
 """Where and with what an attempt ran: git state, packages, hardware."""
 
 import importlib.metadata
+import json
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+# A run computes the same bits only where these are the same (on a GPU: with train.deterministic=true).
+_DECIDES_BITS = ("cpu", "gpus", "device", "threads", "world", "parallel", "compile", "torch")
 _PACKAGES = ("torch", "numpy", "hydra-core", "mlflow", "tokenizers", "datasets", "triton")
 
 
@@ -15,13 +20,13 @@ def describe() -> dict[str, Any]:
     """Return what may explain a difference between two attempts; the git diff is kept whole."""
     import torch  # noqa: PLC0415
 
-    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "git_sha": git("rev-parse", "HEAD"),
         "git_diff": git("diff", "HEAD"),
         "python": platform.python_version(),
-        "packages": {name: versions[name] for name in _PACKAGES if name in versions},
+        "packages": dict(_versions()),
+        "torch": torch.__version__,
         "host": platform.node(),
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(),
@@ -29,6 +34,25 @@ def describe() -> dict[str, Any]:
         "gpus": gpus,
         "threads": torch.get_num_threads(),
     }
+
+
+def first_of(run: Path) -> dict[str, Any]:
+    """Return what the first attempt of `run` recorded, {} if there was none."""
+    files = sorted(run.glob("attempts/*/environment.json"))
+    found: dict[str, Any] = json.loads(files[0].read_text()) if files else {}
+    return found
+
+
+def changes(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return what keeps a resumed run from being bit-identical to an uninterrupted one."""
+    keys = [k for k in _DECIDES_BITS if k in first and first[k] != now.get(k)]
+    return [f"{key}: {first[key]} at first, {now.get(key)} now" for key in keys]
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            yield name, importlib.metadata.version(name)
 
 
 def git(*arguments: str) -> str:

@@ -4,7 +4,8 @@ EspalierError
 ├── ConfigError       an override or a YAML node is wrong: refused before anything runs
 ├── DataError         a file is missing, empty or unreadable
 ├── CheckpointError   a checkpoint is damaged or belongs to another model
-└── StorageError      a disk is full, a folder read-only, a store locked or too old
+├── StorageError      a disk is full, a folder read-only, a store locked or too old
+└── LeaseLost         another worker took the cell over: this one must not write any more
 """
 
 
@@ -26,3 +27,7 @@ class CheckpointError(EspalierError):
 
 class StorageError(EspalierError, OSError):
     """The disk or a store refused."""
+
+
+class LeaseLost(EspalierError):
+    """Another worker took the cell over."""

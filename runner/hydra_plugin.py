@@ -34,7 +34,10 @@ class LocalLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Nothing to prepare: cells carry all they need."""
+        """Let the template of the workers import torch while the cells are composed."""
+        from runner.sweep.pool import warm_up  # noqa: PLC0415
+
+        warm_up()
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int

@@ -1,6 +1,7 @@
 """A run folder's own records: who holds the cell, what happened, every metric.
 
     attempts/0001/lease.json     made by link(2): one attempt has one holder, also on NFS
+    attempts/0001/heartbeat      touched by the holder; its age is read on the file server's clock
     attempts/0001/events.jsonl   started, checkpointed, interrupted, failed, diverged, finished
     attempts/0001/log.txt        stdout and stderr
     metrics.jsonl                append-only; {"restored": k} supersedes later steps of earlier attempts
@@ -12,6 +13,7 @@ import json
 import os
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from typing import Any
 import psutil
 
 TERMINAL = ("finished", "diverged", "failed", "interrupted")
+_BEAT_S, _STALE_S = 15.0, 120.0
+HELD = 76  # exit code of a worker whose cell belongs to another
 
 
 def append_line(file: Path, record: dict[str, Any]) -> None:
@@ -57,14 +61,25 @@ def state(run: Path) -> str:
 
 
 def alive(attempt: Path) -> bool:
-    """True where the holder of `attempt` may still run: on another host nobody can tell here."""
+    """True where the holder of `attempt` may still run: by its process here, elsewhere by its heartbeat."""
     lease = json.loads((attempt / "lease.json").read_text())
     if lease["host"] != socket.gethostname():
-        return True
+        return _heartbeat_age_s(attempt) < _STALE_S
     try:
         return bool(abs(psutil.Process(lease["pid"]).create_time() - lease["process_start"]) < 1.0)
     except psutil.NoSuchProcess:
         return False
+
+
+def _heartbeat_age_s(attempt: Path) -> float:
+    """Return the age of the last sign of life, both times given by the file server."""
+    try:
+        with tempfile.TemporaryFile(dir=attempt) as probe:
+            now = os.fstat(probe.fileno()).st_mtime
+    except OSError:  # a reader without the right to write cannot tell
+        return 0.0
+    beat = attempt / "heartbeat"
+    return now - (beat if beat.exists() else attempt / "lease.json").stat().st_mtime
 
 
 def claim(run: Path) -> Path | None:
@@ -98,6 +113,22 @@ class Journal:
         self.metrics_file = run / "metrics.jsonl"
         _truncate_torn_line(self.metrics_file)
         self._metrics = open(self.metrics_file, "ab", buffering=0)  # noqa: SIM115
+
+    def beat(self) -> None:
+        """Show from now on that this holder lives, and end the process where it lost its cell."""
+        threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
+
+    def _beat(self) -> None:
+        while True:
+            (self.attempt / "heartbeat").touch()
+            time.sleep(_BEAT_S)
+            if self.superseded():
+                os.write(2, b"another worker took this cell over; ending without a trace\n")
+                os._exit(HELD)
+
+    def superseded(self) -> bool:
+        """True where a later attempt has a holder: this one was taken for dead."""
+        return int(attempts(self.run)[-1].name) > self.number
 
     def close(self) -> None:
         """Close the metrics file; every line was already written through."""

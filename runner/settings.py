@@ -121,6 +121,23 @@ class TrackConfig:
 
 @config
 class ResourcesConfig:
-    """What one cell needs."""
+    """What one cell needs.
 
-    gpus: int = 0
+    Args:
+        gpus: GPUs of this cell (None: one where the machine has any).
+        processes: ranks, started by torchrun if several (None: one for each GPU).
+    """
+
+    gpus: int | None = None
+    processes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < (name == "processes"):
+                raise ValueError(f"{name}={value} is too small")
+
+    @property
+    def num_processes(self) -> int:
+        """Ranks, the default resolved."""
+        return self.processes or max(1, self.gpus or 1)

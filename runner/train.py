@@ -25,7 +25,7 @@ from runner.config import RunConfig
 from runner.data.order import TrainingSamples, training_loader
 from runner.data.tokens import Corpus, prepare
 from runner.distributed import Ranks, whole
-from runner.errors import ConfigError
+from runner.errors import ConfigError, LeaseLost
 from runner.evals.validation import sample_text, validate_loss
 from runner.journal import Journal
 from runner.profile import StepProfiler
@@ -254,6 +254,8 @@ class Trainer:
         )
         if self.journal is None:
             return
+        if self.journal.superseded():
+            raise LeaseLost(f"{self.run} was taken over by another worker; nothing is written")
         folder, keep = self.run / "checkpoints", self.cfg.train.checkpoint
         checkpoint.save(folder, files, asdict(self.progress))
         checkpoint.prune(

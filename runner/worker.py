@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 
 from runner import journal
-from runner.errors import EspalierError
+from runner.errors import EspalierError, LeaseLost
 from runner.journal import Journal
 
-RESUME, HELD, FAILED = 75, 76, 1
+RESUME, HELD, FAILED = 75, journal.HELD, 1
 
 
 def run_cell(folder: Path) -> int:
@@ -35,8 +35,12 @@ def run_cell(folder: Path) -> int:
     stop = _stop_on_signals()
     if book is not None:
         book.event("started", pid=os.getpid())
+        book.beat()
     try:
         outcome = _train(folder, book, stop)
+    except LeaseLost as error:
+        print(error, file=sys.stderr)
+        return HELD
     except Exception as error:
         text = traceback.format_exc()
         if book is not None:
@@ -52,13 +56,14 @@ def _train(folder: Path, book: Journal | None, stop: threading.Event) -> str:
     import torch  # noqa: PLC0415
 
     from runner.distributed import Ranks  # noqa: PLC0415
-    from runner.environment import describe  # noqa: PLC0415
+    from runner.environment import changes, describe, first_of  # noqa: PLC0415
     from runner.sweep.cells import load_cell  # noqa: PLC0415
     from runner.train import Trainer  # noqa: PLC0415
 
     cfg = load_cell(folder).config
-    if cfg.train.threads:
-        torch.set_num_threads(cfg.train.threads)
+    first = first_of(folder)
+    threads = cfg.train.threads or first.get("threads", torch.get_num_threads())
+    torch.set_num_threads(min(threads, os.cpu_count() or 1))
     if cfg.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -68,7 +73,12 @@ def _train(folder: Path, book: Journal | None, stop: threading.Event) -> str:
     ranks = Ranks(cfg.train.device)
     trainer = Trainer(cfg, folder, book, ranks)
     if book is not None:
-        facts = describe() | {"world": trainer.ranks.world, "device": str(trainer.device)}
+        facts = describe() | {"world": ranks.world, "device": str(ranks.device)}
+        facts |= {"parallel": cfg.train.parallel, "compile": cfg.train.compile}
+        odd = changes(first, facts)
+        if odd:
+            book.event("not_bit_identical", changes=odd)
+            print(f"resumed, but not bit-identically: {'; '.join(odd)}", file=sys.stderr)
         (book.attempt / "environment.json").write_text(json.dumps(facts, indent=1))
         _write_summary(folder, trainer)
         _watch_system(book, trainer, cfg.track.system_every_s)

@@ -1,5 +1,6 @@
 """A single run in this process, its metrics printed as they are written: `python -m runner ...`."""
 
+import subprocess
 import threading
 
 from rich.console import Console
@@ -7,6 +8,7 @@ from rich.console import Console
 from runner.journal import read_lines
 from runner.sweep.cells import Cell
 from runner.sweep.launch import finish_feeder, start_feeder
+from runner.sweep.pool import worker_command
 from runner.worker import run_cell
 
 
@@ -22,11 +24,22 @@ def run_here(cell: Cell) -> int:
     printer = threading.Thread(target=_print_metrics, args=(cell, console, done), daemon=True)
     printer.start()
     try:
+        processes = cell.config.resources.num_processes
+        if processes > 1:
+            return _wait(subprocess.Popen(worker_command(cell.folder, processes)))
         return run_cell(cell.folder)
     finally:
         done.set()
         printer.join()
         finish_feeder(feeder, console)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the ranks got it too: they save and end
+            continue
 
 
 def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:

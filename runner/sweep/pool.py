@@ -11,13 +11,24 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import connection, forkserver
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from runner import journal
 from runner.sweep.cells import Cell
 
+_TICK_S = 0.25
 _PRELOAD = ["torch", "torch._dynamo", "runner.worker", "runner.train", "models.decoder"]
+
+
+def warm_up() -> None:
+    """Start the template now: it imports torch while the caller composes the cells."""
+    if sys.platform != "darwin":
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOAD)
+        forkserver.ensure_running()
 
 
 @dataclass
@@ -28,47 +39,74 @@ class Pool:
     threads: int
     gpus: list[int] = field(default_factory=list)
 
-    def run(self, cells: list[Cell], tick: Callable[[], None]) -> None:
-        """Run all cells to their end; on Ctrl-C every child saves and stops, then it is re-raised."""
-        method = "spawn" if sys.platform == "darwin" else "forkserver"
-        context = multiprocessing.get_context(method)
-        if method == "forkserver":
-            context.set_forkserver_preload(_PRELOAD)
-        waiting = list(cells)
-        running: dict[BaseProcess, int | None] = {}
-        free_gpus = list(self.gpus)
+    def run(self, cells: list[Cell], elsewhere: list[Cell], tick: Callable[[], None]) -> None:
+        """Run `cells` to their end and wait for those `elsewhere`, taking over what is left there.
+
+        On Ctrl-C every child saves and stops, then it is re-raised.
+        """
+        warm_up()
+        waiting, watched = list(cells), list(elsewhere)
+        running: dict[BaseProcess, tuple[Cell, list[int]]] = {}
+        free = list(self.gpus)
         try:
-            while waiting or running:
+            while waiting or running or watched:
                 while waiting and len(running) < self.jobs:
-                    gpu = free_gpus.pop(0) if free_gpus else None
-                    running[self._start(context, waiting.pop(0), gpu)] = gpu
-                for child in [c for c in running if not c.is_alive()]:
-                    gpu = running.pop(child)
-                    if gpu is not None:
-                        free_gpus.append(gpu)
-                    _record_crash(Path(child.name), child.exitcode)
+                    count = gpus_for(waiting[0], self.gpus)
+                    if count > len(free):
+                        break
+                    mine, free = free[:count], free[count:]
+                    cell = waiting.pop(0)
+                    running[self._start(cell, mine)] = (cell, mine)
                 tick()
-                time.sleep(0.02)
+                connection.wait([child.sentinel for child in running], timeout=_TICK_S)
+                for child in [c for c in running if not c.is_alive()]:
+                    cell, gpus = running.pop(child)
+                    free += gpus
+                    if child.exitcode == journal.HELD:
+                        watched.append(cell)
+                    _record_crash(cell.folder, child.exitcode)
+                if watched and not running:
+                    time.sleep(_TICK_S)
+                states = {cell.fingerprint: cell.state for cell in watched}
+                waiting += [c for c in watched if states[c.fingerprint] in ("new", "interrupted")]
+                watched = [c for c in watched if states[c.fingerprint] == "running"]
         except KeyboardInterrupt:
             _stop(list(running))
             raise
 
-    def _start(self, context, cell: Cell, gpu: int | None) -> BaseProcess:  # type: ignore[no-untyped-def]
-        arguments = (str(cell.folder), self.threads, gpu)
-        child: BaseProcess = context.Process(target=_child, args=arguments, name=str(cell.folder))
+    def _start(self, cell: Cell, gpus: list[int]) -> BaseProcess:
+        arguments = (str(cell.folder), self.threads, gpus, cell.config.resources.num_processes)
+        process = SpawnProcess if sys.platform == "darwin" else ForkServerProcess
+        child: BaseProcess = process(target=_child, args=arguments)
         child.start()
         return child
 
 
-def _child(folder: str, threads: int, gpu: int | None) -> None:
+def gpus_for(cell: Cell, present: list[int]) -> int:
+    """Return how many GPUs `cell` gets on a machine that has `present`."""
+    asked: int | None = cell.config.resources.gpus
+    return min(1, len(present)) if asked is None else asked
+
+
+def worker_command(folder: Path, processes: int) -> list[str]:
+    """Return the command that trains a cell in several processes of this machine."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *torchrun, "-m", "runner.worker", str(folder)]
+
+
+def _child(folder: str, threads: int, gpus: list[int], processes: int) -> None:
     """In the forked child: take the share of the machine that the launcher gave, then work."""
     os.environ["ESPALIER_LAUNCHED"] = "1"
+    threads = max(1, threads // processes)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
     log = os.open(Path(folder) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    if processes > 1:
+        command = worker_command(Path(folder), processes)
+        os.execv(command[0], command)
     import torch  # noqa: PLC0415
 
     from runner.worker import run_cell  # noqa: PLC0415
