@@ -7,6 +7,7 @@ docs/run-folder.md.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 SCHEMA = 1
+_LARGEST = 1.797e308
 _ENDED = ("finished", "diverged", "failed", "interrupted")
 
 
@@ -98,11 +100,11 @@ def from_mlflow(uri: str, experiment: str) -> Runs:
                 {"fingerprint": key, "label": run.info.run_name}
                 | {"state": state.get(run.info.status, "failed")}
                 | params
-                | run.data.metrics
+                | {name: _unclamp(value) for name, value in run.data.metrics.items()}
             )
             for name in run.data.metrics:
                 for m in client.get_metric_history(run.info.run_id, name):
-                    points.append((key, m.step, name, m.value))
+                    points.append((key, m.step, name, _unclamp(m.value)))
         token = page.token
         if not token:
             break
@@ -154,6 +156,11 @@ def _last(history: pd.DataFrame) -> dict[str, float]:
 def _lines(file: Path) -> list[dict[str, Any]]:
     whole = file.read_bytes().rpartition(b"\n")[0]
     return [json.loads(line) for line in whole.splitlines() if line]
+
+
+def _unclamp(value: float) -> float:
+    """MLflow's SQL stores keep an infinity as the largest double."""
+    return math.copysign(math.inf, value) if abs(value) >= _LARGEST else value
 
 
 def _number(text: str) -> Any:

@@ -12,6 +12,7 @@ import argparse
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import sys
 import threading
@@ -22,11 +23,17 @@ from typing import Any
 
 from runner import journal
 from runner.config import flatten
-from runner.errors import StorageError
+from runner.errors import EspalierError, StorageError
 from runner.sweep.cells import members
 from runner.sweep.fingerprint import is_execution
 
 _BATCH = 1000
+_EVERY_S = 2.0
+_CLIENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+}
 _STATUS = {
     "finished": "FINISHED",
     "failed": "FAILED",
@@ -42,52 +49,92 @@ def embedded_uri(root: Path) -> str:
     return f"sqlite:///{root.resolve() / 'mlflow' / 'mlflow.db'}"
 
 
-def points(run: Path) -> tuple[list[Point], int]:
-    """Return ((key, step, time in ms, value), each (key, step) once) and how many were superseded.
+class PointReader:
+    """Reads the metrics of a run as they grow: `points` has each (key, step) once, in file order.
 
-    A point counts as superseded where a later attempt wrote another value for the same step.
+    `superseded` counts the steps for which a later attempt wrote another value.
     """
-    first: dict[tuple[str, int], Point] = {}
-    superseded = 0
-    for line in journal.read_lines(run / "metrics.jsonl"):
-        if "restored" in line:
-            continue
-        for key, value in line.items():
+
+    def __init__(self, run: Path) -> None:
+        self.file = run / "metrics.jsonl"
+        self.points: list[Point] = []
+        self.superseded = 0
+        self._offset = 0
+        self._values: dict[tuple[str, int], float] = {}
+
+    def read(self) -> None:
+        """Take in the whole lines that were added since the last call."""
+        if not self.file.exists():
+            return
+        with open(self.file, "rb") as stream:
+            stream.seek(self._offset)
+            whole, newline, _ = stream.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        for text in whole.splitlines():
+            line = json.loads(text)
+            if "restored" not in line:
+                self._take(line)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        step, time_ms = line["step"], int(line["time"] * 1000)
+        for key, number in line.items():
             if key in ("step", "time", "attempt"):
                 continue
-            point = (key, line["step"], int(line["time"] * 1000), float(value))
-            earlier = first.setdefault((key, line["step"]), point)
-            timed = key.startswith("system/") or key.endswith(("_s", "mfu", "fraction"))
-            superseded += not timed and earlier[3] != point[3]
-    return list(first.values()), superseded
+            value = float(number)
+            if (key, step) not in self._values:
+                self._values[key, step] = value
+                self.points.append((key, step, time_ms, value))
+            elif not (key.startswith("system/") or key.endswith(("_s", "mfu", "fraction"))):
+                self.superseded += self._values[key, step] != value
 
 
 class Feeder:
     """Delivers the cells of sweeps to one MLflow store."""
 
     def __init__(self, root: Path, uri: str | None) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        from mlflow import MlflowClient  # noqa: PLC0415  (2 s)
+        # A server that is down is found out in seconds: what it misses is delivered later.
+        for name, value in _CLIENT.items():
+            os.environ.setdefault(name, value)
         from mlflow.exceptions import MlflowException  # noqa: PLC0415
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what it logs, it also raises
+        from mlflow import MlflowClient  # noqa: PLC0415  (2 s)
 
         self.root, self.uri = root.resolve(), uri or embedded_uri(root)
         self.embedded = uri is None
+        self._readers: dict[str, PointReader] = {}
         self._cursor = hashlib.sha256(self.uri.encode()).hexdigest()[:8]
+        self._refusals = (MlflowException, SQLAlchemyError)
         try:
             self.client = MlflowClient(self.uri)
-        except MlflowException as error:
+        except self._refusals as error:
             raise StorageError(
-                f"the MLflow store {self.uri} cannot be opened: {error}; it is only a view: "
-                "`espalier sync NAME --rebuild` makes it anew from the run folders"
+                f"the MLflow store {self.uri} cannot be opened: {_reason(error)}; if another program "
+                "holds it, wait for that; else, it is only a view: `espalier sync NAME --rebuild` "
+                "makes it anew from the run folders"
             ) from error
 
-    def deliver(self, sweep: str) -> int:
-        """Bring the store up to date with all cells of `sweep`; return the points sent."""
+    def deliver(self, sweep: str, only: str | None = None) -> int:
+        """Bring the store up to date with the cells of `sweep`; return the points sent.
+
+        Raises:
+            StorageError: the store did not take them; what it took is noted.
+        """
+        try:
+            return self._deliver(sweep, only)
+        except self._refusals as error:
+            raise StorageError(
+                f"the MLflow store {self.uri} took not everything: {_reason(error)}; nothing is lost, "
+                f"`espalier sync {sweep}` delivers the rest"
+            ) from error
+
+    def _deliver(self, sweep: str, only: str | None) -> int:
         experiment = self._experiment(sweep)
         sent = 0
         for row in members(self.root, sweep):
             folder = self.root / "runs" / row["fingerprint"]
-            if journal.state(folder) != "new":
+            if only in (None, row["fingerprint"]) and journal.state(folder) != "new":
                 sent += self._deliver_cell(experiment, sweep, folder, row["label"])
         return sent
 
@@ -109,15 +156,19 @@ class Feeder:
         if "run_id" not in cursor:
             cursor = {"run_id": self._open_run(experiment, folder, label), "sent": 0}
             _write(file, cursor)
-        run_id, all_points = cursor["run_id"], points(folder)
-        fresh = all_points[0][cursor["sent"] :]
+        run_id, reader = (
+            cursor["run_id"],
+            self._readers.setdefault(folder.name, PointReader(folder)),
+        )
+        reader.read()
+        fresh = reader.points[cursor["sent"] :]
         for start in range(0, len(fresh), _BATCH):
             batch = fresh[start : start + _BATCH]
             metrics = [Metric(key, value, time, step) for key, step, time, value in batch]
             self.client.log_batch(run_id, metrics=metrics)
             cursor["sent"] += len(batch)
             _write(file, cursor)
-        self._close(run_id, folder, state, superseded=all_points[1])
+        self._close(run_id, folder, state, superseded=reader.superseded)
         _write(file, cursor | {"state": state, "size": size})
         return len(fresh)
 
@@ -144,13 +195,16 @@ class Feeder:
         return run_id
 
     def _close(self, run_id: str, folder: Path, state: str, *, superseded: int) -> None:
-        attempt = journal.attempts(folder)[-1]
+        tries = journal.attempts(folder)
+        attempt = tries[-1]
         environment = attempt / "environment.json"
         if environment.exists():
             self.client.set_tag(run_id, "git_sha", json.loads(environment.read_text())["git_sha"])
         self.client.set_tag(run_id, "attempt", str(int(attempt.name)))
         if superseded:
             self.client.set_tag(run_id, "superseded_points", str(superseded))
+        if any(e["event"] == "not_bit_identical" for a in tries for e in journal.events(a)):
+            self.client.set_tag(run_id, "bit_identical", "false")
         if state == "diverged":
             self.client.set_tag(run_id, "diverged", "true")
         if state == "running":
@@ -159,8 +213,14 @@ class Feeder:
         for name in ("cell.json", "samples.txt", "summary.json"):
             if (folder / name).exists():
                 self.client.log_artifact(run_id, str(folder / name))
-        self.client.set_tag(run_id, "checkpoints", str(folder / "checkpoints"))
+        saved = sorted((folder / "checkpoints").glob("[0-9]*"))
+        if saved:
+            self.client.log_text(run_id, f"{saved[-1]}\n", "checkpoint.txt")
         self.client.set_terminated(run_id, _STATUS[state])
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _param(value: Any) -> str:
@@ -179,8 +239,11 @@ def _write(file: Path, cursor: dict[str, Any]) -> None:
 
 
 @contextmanager
-def one_writer(root: Path) -> Iterator[None]:
-    """Hold the embedded store; wait while another process does."""
+def one_writer(root: Path, uri: str | None) -> Iterator[None]:
+    """Hold the embedded store, waiting while another process does; a server needs no such care."""
+    if uri is not None:
+        yield
+        return
     folder = root / "mlflow"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +259,7 @@ def one_writer(root: Path) -> Iterator[None]:
 
 def sync(root: Path, sweeps: list[str], uri: str | None, *, rebuild: bool = False) -> int:
     """Deliver what is missing of `sweeps` and return the number of points sent."""
-    with one_writer(root):
+    with one_writer(root, uri):
         if rebuild and uri is None:
             (root / "mlflow" / "mlflow.db").unlink(missing_ok=True)
             for cursor in root.glob("runs/*/mlflow/*.json"):
@@ -205,7 +268,7 @@ def sync(root: Path, sweeps: list[str], uri: str | None, *, rebuild: bool = Fals
         return sum(feeder.deliver(sweep) for sweep in sweeps)
 
 
-def follow(root: Path, sweeps: list[str], uri: str | None, every_s: float = 2.0) -> None:
+def follow(root: Path, sweeps: list[str], uri: str | None, only: str | None = None) -> None:
     """Deliver until standard input closes, then once more; an unreachable server is tried again."""
     done = threading.Event()
 
@@ -214,16 +277,16 @@ def follow(root: Path, sweeps: list[str], uri: str | None, every_s: float = 2.0)
         done.set()
 
     threading.Thread(target=wait_for_end, daemon=True).start()
-    with one_writer(root):
+    with one_writer(root, uri):
         feeder = Feeder(root, uri)
-        while not done.wait(every_s):
+        while not done.wait(_EVERY_S):
             try:
                 for sweep in sweeps:
-                    feeder.deliver(sweep)
+                    feeder.deliver(sweep, only)
             except Exception as error:  # whatever the server did, training goes on
                 print(f"not delivered, trying again: {error}", file=sys.stderr, flush=True)
         for sweep in sweeps:
-            feeder.deliver(sweep)
+            feeder.deliver(sweep, only)
 
 
 def main() -> None:
@@ -232,12 +295,16 @@ def main() -> None:
     parser.add_argument("sweeps", nargs="+")
     parser.add_argument("--root", type=Path, default=Path("."))
     parser.add_argument("--uri")
+    parser.add_argument("--only", metavar="FINGERPRINT")
     parser.add_argument("--follow", action="store_true")
     given = parser.parse_args()
-    if given.follow:
-        follow(given.root, given.sweeps, given.uri)
-    else:
-        print(sync(given.root, given.sweeps, given.uri))
+    try:
+        if given.follow:
+            follow(given.root, given.sweeps, given.uri, given.only)
+        else:
+            print(sync(given.root, given.sweeps, given.uri))
+    except EspalierError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import getpass
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -19,6 +20,7 @@ import psutil
 
 from runner import journal
 from runner.errors import EspalierError, LeaseLost
+from runner.feed import FED, finish_feeder, start_feeder
 from runner.journal import Journal
 
 RESUME, HELD, FAILED = 75, journal.HELD, 1
@@ -33,11 +35,15 @@ def run_cell(folder: Path) -> int:
         return HELD
     book = Journal(folder, attempt) if attempt is not None else None
     stop = _stop_on_signals()
+    feeder = _feed_server(folder) if first else None
     if book is not None:
         book.event("started", pid=os.getpid())
         book.beat()
     try:
         outcome = _train(folder, book, stop)
+        if book is not None:
+            book.event(outcome)
+        return RESUME if outcome == "interrupted" else 0
     except LeaseLost as error:
         print(error, file=sys.stderr)
         return HELD
@@ -47,9 +53,18 @@ def run_cell(folder: Path) -> int:
             book.event("failed", error=type(error).__name__, message=str(error), traceback=text)
         print(str(error) if isinstance(error, EspalierError) else text, file=sys.stderr)
         return FAILED
-    if book is not None:
-        book.event(outcome)
-    return RESUME if outcome == "interrupted" else 0
+    finally:
+        finish_feeder(feeder)
+
+
+def _feed_server(folder: Path) -> subprocess.Popen[bytes] | None:
+    """A job without a launcher beside it feeds an MLflow server itself; nobody opens SQLite from a job."""
+    from runner.sweep.cells import load_cell  # noqa: PLC0415
+
+    cell = load_cell(folder)
+    if cell.config.track.uri in (None, "off") or FED in os.environ:
+        return None
+    return start_feeder(cell.config, only=cell.fingerprint)
 
 
 def _train(folder: Path, book: Journal | None, stop: threading.Event) -> str:

@@ -5,9 +5,9 @@ import threading
 
 from rich.console import Console
 
+from runner.feed import finish_feeder, start_feeder
 from runner.journal import read_lines
 from runner.sweep.cells import Cell
-from runner.sweep.launch import finish_feeder, start_feeder
 from runner.sweep.pool import worker_command
 from runner.worker import run_cell
 
@@ -19,7 +19,7 @@ def run_here(cell: Cell) -> int:
     if cell.state in ("finished", "diverged"):
         console.print("nothing to do; change a key, or delete the folder to run it again")
         return 0
-    feeder = start_feeder(cell)
+    feeder = start_feeder(cell.config)
     done = threading.Event()
     printer = threading.Thread(target=_print_metrics, args=(cell, console, done), daemon=True)
     printer.start()
@@ -31,7 +31,10 @@ def run_here(cell: Cell) -> int:
     finally:
         done.set()
         printer.join()
-        finish_feeder(feeder, console)
+        if not finish_feeder(feeder):
+            console.print(
+                f"MLflow has not got everything; `espalier sync {cell.config.name}` delivers it"
+            )
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

@@ -1,15 +1,13 @@
 """Reconcile, then run: done cells are skipped, interrupted ones resumed, failed ones on request."""
 
 import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
 from runner.errors import ConfigError
+from runner.feed import finish_feeder, start_feeder
 from runner.sweep.cells import Cell, freeze_cell, join_sweep
 from runner.sweep.live import LiveTable
 from runner.sweep.pool import Pool, count_gpus, gpus_for
@@ -36,7 +34,7 @@ def launch(cells: list[Cell], *, jobs: int | None, retry_failed: bool) -> int:
     if states["failed"] and not retry_failed:
         console.print("failed cells are retried with hydra.sweeper.retry_failed=true")
     pool = make_pool(todo + elsewhere, jobs)
-    feeder = start_feeder(cells[0])
+    feeder = start_feeder(cells[0].config)
     table = LiveTable(cells)
     try:
         with Live(table.render(), console=console, refresh_per_second=4) as live:
@@ -46,7 +44,10 @@ def launch(cells: list[Cell], *, jobs: int | None, retry_failed: bool) -> int:
         console.print("stopped; every running cell saved its state. Run the same command to go on.")
         return 130
     finally:
-        finish_feeder(feeder, console)
+        if not finish_feeder(feeder):
+            console.print(
+                f"MLflow has not got everything; `espalier sync {sweep.name}` delivers it"
+            )
     failed = [cell for cell in cells if cell.state == "failed"]
     for cell in failed:
         console.print(f"[red]failed[/red] {cell.label}: see {cell.folder}/log.txt")
@@ -73,32 +74,3 @@ def make_pool(cells: list[Cell], jobs: int | None) -> Pool:
     automatic = len(gpus) // need if need else (cores if cores <= 4 else cores // 4)
     places = max(1, min(jobs or automatic, len(cells) or 1))
     return Pool(jobs=places, threads=max(1, cores // places), gpus=gpus)
-
-
-def start_feeder(cell: Cell) -> subprocess.Popen[bytes] | None:
-    """Feed MLflow beside the sweep, in a process of its own: its import alone takes seconds."""
-    if cell.config.track.uri == "off":
-        return None
-    root = Path(cell.config.root).resolve()
-    arguments = ["--root", str(root), "--follow", cell.config.name]
-    if cell.config.track.uri:
-        arguments += ["--uri", cell.config.track.uri]
-    log = open(root / "sweeps" / cell.config.name / "sync.log", "ab")  # noqa: SIM115
-    return subprocess.Popen(
-        [sys.executable, "-m", "runner.tracking", *arguments],
-        stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-
-
-def finish_feeder(feeder: subprocess.Popen[bytes] | None, console: Console) -> None:
-    """Closing its input tells the feeder to deliver the rest and end."""
-    if feeder is None or feeder.stdin is None:
-        return
-    feeder.stdin.close()
-    try:
-        code = feeder.wait(timeout=120)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        feeder.kill()
-        code = -9
-    if code:
-        console.print("MLflow does not have everything yet; `espalier sync` delivers the rest")

@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from runner import journal
+from runner.feed import FED
 from runner.sweep.cells import Cell
 
 _TICK_S = 0.25
@@ -96,7 +97,7 @@ def worker_command(folder: Path, processes: int) -> list[str]:
 
 def _child(folder: str, threads: int, gpus: list[int], processes: int) -> None:
     """In the forked child: take the share of the machine that the launcher gave, then work."""
-    os.environ["ESPALIER_LAUNCHED"] = "1"
+    os.environ["ESPALIER_LAUNCHED"] = os.environ[FED] = "1"
     threads = max(1, threads // processes)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if gpus:

@@ -9,11 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from analysis.runs import from_folders, from_mlflow
+from analysis.runs import from_folders
 from runner import journal
-from runner.tracking import Feeder, embedded_uri, points, sync
 from tests.conftest import ROOT, TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -45,39 +42,6 @@ def test_a_crashing_cell_fails_alone(espalier: Run, tmp_path: Path, text: Path) 
     states = sorted(from_folders(tmp_path, "c").table["state"])
     assert states == ["failed", "finished"]
     assert "1 failed" in espalier("-m", "train.sequence_length=16,100000", "name=c").stderr
-
-
-def test_mlflow_gets_everything_once(espalier: Run, tmp_path: Path) -> None:
-    done = espalier("-m", "seed=1,2", "name=m", "track.uri=null")
-    assert done.returncode == 0, done.stderr
-    assert sync(tmp_path, ["m"], None) == 0
-    for cursor in tmp_path.glob("runs/*/mlflow/*.json"):  # as if noting the delivery had failed
-        cursor.write_text(json.dumps(json.loads(cursor.read_text()) | {"sent": 0, "size": -1}))
-    assert sync(tmp_path, ["m"], None) > 0
-    folders, store = from_folders(tmp_path, "m"), from_mlflow(embedded_uri(tmp_path), "m")
-    assert len(store.table) == 2
-    ours = folders.history[~folders.history["key"].str.startswith("system/")]
-    theirs = store.history[~store.history["key"].str.startswith("system/")]
-    key = ["fingerprint", "key", "step"]
-    left = ours.sort_values(key)["value"].tolist()
-    assert left == pytest.approx(theirs.sort_values(key)["value"].tolist())
-    run = Feeder(tmp_path, None).client.search_runs(["1"])[0]
-    assert run.info.status == "FINISHED"
-    assert run.data.params["model.width"] == "24"
-
-
-def test_points_past_a_restored_step_count_once(tmp_path: Path) -> None:
-    rows = [
-        {"step": 1, "time": 1.0, "loss": 5.0},
-        {"step": 2, "time": 2.0, "loss": 4.0},
-        {"restored": 1, "time": 3.0},
-        {"step": 2, "time": 4.0, "loss": 4.5},
-    ]
-    for row in rows:
-        journal.append_line(tmp_path / "metrics.jsonl", row)
-    sent, superseded = points(tmp_path)
-    assert [(p[0], p[1], p[3]) for p in sent] == [("loss", 1, 5.0), ("loss", 2, 4.0)]
-    assert superseded == 1
 
 
 def test_a_dead_holder_does_not_keep_the_cell(tmp_path: Path) -> None:
