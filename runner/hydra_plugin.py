@@ -19,6 +19,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from runner.config import NODES
 from runner.sweep.cells import Cell, make_cells
 
 Point = list[str]
@@ -117,9 +118,14 @@ def to_plain(composed: DictConfig) -> dict[str, Any]:
 
 
 def _label(point: Point, points: list[Point]) -> str:
-    """Name a point by the overrides that vary within the sweep."""
+    """Name a point by what varies within the sweep, short enough for a table: `gpt_nano bf16 lr=1e-3`."""
     common = set(point).intersection(*map(set, points)) if len(points) > 1 else set()
-    return " ".join(o.lstrip("+") for o in point if o not in common)
+    parts = [o.lstrip("+").partition("=") for o in point if o not in common]
+    keys = [key.rpartition(".")[2] for key, _, _ in parts]
+    return " ".join(
+        value if key in NODES else f"{key if keys.count(last) > 1 else last}={value}"
+        for (key, _, value), last in zip(parts, keys, strict=True)
+    )
 
 
 def register() -> None:

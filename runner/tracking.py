@@ -10,6 +10,7 @@ holds `mlflow/lock`.
 
 import argparse
 import fcntl
+import getpass
 import hashlib
 import json
 import logging
@@ -143,7 +144,9 @@ class Feeder:
         if found is not None:
             return str(found.experiment_id)
         place = (self.root / "mlflow" / "artifacts" / sweep).as_uri() if self.embedded else None
-        return str(self.client.create_experiment(sweep, artifact_location=place))
+        # The kind makes the UI open on training runs with their metrics, not on traces.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self.client.create_experiment(sweep, artifact_location=place, tags=tags))
 
     def _deliver_cell(self, experiment: str, sweep: str, folder: Path, label: str) -> int:
         from mlflow.entities import Metric  # noqa: PLC0415
@@ -184,7 +187,11 @@ class Feeder:
         execution = {k: v for k, v in flatten(record["config"]).items() if is_execution(k)}
         tags = {"fingerprint": key, "folder": str(folder)}
         tags |= {f"execution.{k}": json.dumps(v) for k, v in execution.items()}
-        run_id = str(self.client.create_run(experiment, tags=tags, run_name=label).info.run_id)
+        tags |= {"mlflow.source.name": "espalier", "mlflow.user": getpass.getuser()}
+        lease = journal.attempts(folder)[0] / "lease.json"
+        started_ms = int(lease.stat().st_mtime * 1000)
+        run = self.client.create_run(experiment, started_ms, tags, run_name=label)
+        run_id = str(run.info.run_id)
         params = [Param(k, _param(v)) for k, v in record["science"].items()]
         summary = folder / "summary.json"
         if summary.exists():
@@ -199,7 +206,9 @@ class Feeder:
         attempt = tries[-1]
         environment = attempt / "environment.json"
         if environment.exists():
-            self.client.set_tag(run_id, "git_sha", json.loads(environment.read_text())["git_sha"])
+            sha = json.loads(environment.read_text())["git_sha"]
+            for tag in ("git_sha", "mlflow.source.git.commit"):
+                self.client.set_tag(run_id, tag, sha)
         self.client.set_tag(run_id, "attempt", str(int(attempt.name)))
         if superseded:
             self.client.set_tag(run_id, "superseded_points", str(superseded))
@@ -216,7 +225,9 @@ class Feeder:
         saved = sorted((folder / "checkpoints").glob("[0-9]*"))
         if saved:
             self.client.log_text(run_id, f"{saved[-1]}\n", "checkpoint.txt")
-        self.client.set_terminated(run_id, _STATUS[state])
+        happened = journal.events(attempt)
+        ended_ms = int(happened[-1]["time"] * 1000) if happened else None
+        self.client.set_terminated(run_id, _STATUS[state], end_time=ended_ms)
 
 
 def _reason(error: Exception) -> str:
