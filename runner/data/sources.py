@@ -27,11 +27,12 @@ class SourceConfig:
     Args:
         format: text (file or folder, a document per file), jsonl (plain or .gz, a document per
             line), parquet, stdlib (the running Python's standard library), hub (a Hugging Face
-            dataset by name).
+            dataset by name, or a local folder in any form that `datasets` reads).
         path: file, folder (files sorted) or dataset name; `~` and relative paths are resolved.
         field: column that holds the text (jsonl, parquet, hub).
         pattern: which files of a folder.
-        subset, revision, streaming, hub_split: of a Hugging Face dataset; revision must be pinned.
+        subset, revision, streaming, hub_split: of a Hugging Face dataset; revision must be pinned
+            unless the dataset is a local folder, whose files are hashed.
         weight: share of the training samples, relative to the other sources.
         max_documents: stop after so many (streaming a large set).
     """
@@ -52,7 +53,7 @@ class SourceConfig:
             raise ValueError(
                 f"data path is missing for format={self.format}; give data.sources[..].path (or data.path)"
             )
-        if self.format == "hub" and not self.revision:
+        if self.format == "hub" and not self.revision and not self._is_local():
             raise ValueError(
                 f"revision is missing for dataset {self.path!r}: pin it to a commit, else the text can change under a finished run"
             )
@@ -81,7 +82,7 @@ class SourceConfig:
     def content_hash(self) -> str:
         """Return a hash of what `documents` will yield, from file content or the pinned revision."""
         digest = hashlib.sha256()
-        if self.format == "hub":
+        if self.format == "hub" and not self._is_local():
             digest.update(f"{self.path}/{self.subset}@{self.revision}:{self.hub_split}".encode())
         else:
             root = self._root()
@@ -90,6 +91,8 @@ class SourceConfig:
                 stat = file.stat()
                 content = _file_hash(str(file), stat.st_size, stat.st_mtime_ns)
                 digest.update(f"{name if self.format == 'stdlib' else ''}\0{content}\n".encode())
+        if self.format == "hub":
+            digest.update(f"{self.subset}:{self.hub_split}".encode())
         columns = self.format in ("jsonl", "parquet", "hub")
         digest.update(f"{self.field if columns else ''}:{self.max_documents}".encode())
         return digest.hexdigest()[:32]
@@ -116,6 +119,9 @@ class SourceConfig:
             return Path(sysconfig.get_paths()["stdlib"])
         return Path(os.path.expanduser(str(self.path))).resolve()
 
+    def _is_local(self) -> bool:
+        return Path(os.path.expanduser(str(self.path))).is_dir()
+
     def _read(self) -> Iterator[str]:
         if self.format == "hub":
             yield from self._read_hub()
@@ -131,10 +137,14 @@ class SourceConfig:
     def _read_hub(self) -> Iterator[str]:
         import datasets  # noqa: PLC0415  (0.9 s)
 
-        rows = datasets.load_dataset(
-            self.path, self.subset, split=self.hub_split, revision=self.revision,
-            streaming=self.streaming,
-        )  # fmt: skip
+        path = str(self._root()) if self._is_local() else self.path
+        if (Path(str(path)) / "dataset_dict.json").exists():
+            rows = datasets.load_from_disk(path)[self.hub_split]
+        else:
+            rows = datasets.load_dataset(
+                path, self.subset, split=self.hub_split, revision=self.revision,
+                streaming=self.streaming,
+            )  # fmt: skip
         for row in rows:
             if self.field not in row:
                 raise DataError(
@@ -185,9 +195,13 @@ def _read_jsonl(file: Path, field: str) -> Iterator[str]:
 
 
 def _read_parquet(file: Path, field: str) -> Iterator[str]:
+    import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    table = pq.ParquetFile(file)
+    try:
+        table = pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file} is not a parquet file ({error}); mend or remove it") from None
     if field not in table.schema_arrow.names:
         raise DataError(
             f"{file} has no column {field!r}; it has {', '.join(table.schema_arrow.names)}"

@@ -6,6 +6,7 @@ for, so that losses can be given in bits per byte.
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 
 from models.config import config
 from runner.errors import DataError
+
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Tokenizer(ABC):
@@ -33,7 +36,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def bytes_per_id(self) -> np.ndarray:
-        """Return the UTF-8 length of each id, `[vocab_size]` int32; special ids 0."""
+        """Return the UTF-8 length of each id, `[vocab_size]` int32; special ids 0.
+
+        A tokenizer that normalises text or drops white space gives less than the text has.
+        """
 
     def identity(self) -> str:
         """Return a hash that differs where the tokenizer differs."""
@@ -123,7 +129,9 @@ class SubwordTokenizer(Tokenizer):
 
 
 def _surface(token: str) -> str:
-    """Text of a WordPiece or Metaspace token: `##ing` is `ing`, `▁the` is ` the`."""
+    """Text of a WordPiece or Metaspace token: `##ing` is `ing`, `▁the` is ` the`, `<0x0A>` a byte."""
+    if _BYTE_TOKEN.fullmatch(token):
+        return "?"
     return token.removeprefix("##").replace("▁", " ")
 
 

@@ -3,7 +3,8 @@
 A cache folder is named by content and tokenizer hash and appears by one rename, so that many cells
 may start together: each writes its own temporary folder and the first rename wins.
 
-Folder: train.bin, val.bin (ids, uint16 or uint32), *.offsets.npy (document starts), tokenizer.json.
+Folder: train.bin, val.bin (ids, uint16 or uint32), *.offsets.npy (document starts), bytes.json (bytes
+of text in each half, and as the tokenizer counts them).
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import numpy as np
 from models.config import config
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers import Tokenizer, TokenizerConfig, loads
-from runner.errors import DataError
+from runner.errors import DataError, EspalierError, StorageError
 
 
 @config
@@ -61,6 +62,8 @@ class TokenFile:
 
     ids: np.ndarray
     starts: np.ndarray
+    text_bytes: int = 0
+    counted_bytes: int = 0
 
     def window(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (`length` ids from `start`, the document index of each)."""
@@ -78,6 +81,12 @@ class Corpus:
     val: list[TokenFile]
     weights: list[float]
 
+    @property
+    def bytes_per_counted_byte(self) -> float:
+        """Bytes of validation text for each byte that its tokens spell; 1 for a lossless tokenizer."""
+        counted = sum(file.counted_bytes for file in self.val)
+        return sum(file.text_bytes for file in self.val) / counted if counted else 1.0
+
 
 def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> Corpus:
     """Return the corpus, tokenising what `cache` does not hold yet."""
@@ -89,7 +98,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> Corpus
     model = loads((chosen / "tokenizer.json").read_text(encoding="utf-8"))
     train, val = [], []
     for source, content in zip(data.sources, hashes, strict=True):
-        key = f"{content}{model.identity()}{_split(data)}"
+        key = f"2{content}{model.identity()}{_split(data)}"
         folder = cache / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         folder = _once(folder, lambda f, s=source: _tokenise(f, s, data, model))  # type: ignore[misc]
         train.append(_open(folder, "train", model))
@@ -108,16 +117,22 @@ def _split(data: DataConfig) -> str:
 def _once(folder: Path, make) -> Path:  # type: ignore[no-untyped-def]
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    partial = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         make(partial)
         os.rename(partial, folder)
-    except OSError:
-        if not folder.exists():
+    except OSError as error:
+        if isinstance(error, EspalierError):
             raise
+        if not folder.exists():
+            raise StorageError(
+                f"tokens cannot be written to {folder.parent}: {error.strerror or error}; free space, or set root= to a folder you can write"
+            ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -147,7 +162,8 @@ def _halves(text: str, data: DataConfig) -> tuple[str, str]:
 def _tokenise(folder: Path, source: SourceConfig, data: DataConfig, model: Tokenizer) -> None:
     dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
     starts: dict[str, list[int]] = {"train": [], "val": []}
-    length = {"train": 0, "val": 0}
+    length, size, counted = ({"train": 0, "val": 0} for _ in range(3))
+    lengths = model.bytes_per_id()
     with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
         files = {"train": train, "val": val}
         for text in source.documents():
@@ -156,7 +172,10 @@ def _tokenise(folder: Path, source: SourceConfig, data: DataConfig, model: Token
                     ids = np.append(model.encode(part).astype(dtype), np.array(model.eos, dtype))
                     starts[half].append(length[half])
                     length[half] += len(ids)
+                    size[half] += len(part.encode())
+                    counted[half] += int(lengths[ids].sum())
                     ids.tofile(files[half])
+    (folder / "bytes.json").write_text(json.dumps({"text": size, "counted": counted}))
     for half, count in length.items():
         if not count:
             raise DataError(
@@ -169,4 +188,6 @@ def _tokenise(folder: Path, source: SourceConfig, data: DataConfig, model: Token
 def _open(folder: Path, half: str, model: Tokenizer) -> TokenFile:
     dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
     ids = np.memmap(folder / f"{half}.bin", dtype=dtype, mode="r")
-    return TokenFile(ids, np.load(folder / f"{half}.offsets.npy"))
+    known = json.loads((folder / "bytes.json").read_text())
+    starts = np.load(folder / f"{half}.offsets.npy")
+    return TokenFile(ids, starts, known["text"][half], known["counted"][half])

@@ -42,9 +42,10 @@ def validate_loss(
             tokens += int(counted.sum())
             num_bytes += int(lengths[batch["targets"][counted]].sum())
     nats, num_bytes, tokens = ranks.sum(nats), int(ranks.sum(num_bytes)), int(ranks.sum(tokens))
+    text_bytes = max(1.0, num_bytes * corpus.bytes_per_counted_byte)
     return {
         "val_loss": nats / tokens,
-        "val_bits_per_byte": nats / (math.log(2) * max(1, num_bytes)),
+        "val_bits_per_byte": nats / (math.log(2) * text_bytes),
         "val_tokens": tokens,
     }
 

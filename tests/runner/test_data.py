@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.data.order import TrainingSamples
+from runner.data.order import TrainingSamples, validation_batches
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers import ByteTokenizer, TokenizerConfig, loads
 from runner.data.tokens import DataConfig, TokenFile, prepare
@@ -106,6 +106,9 @@ def test_parquet_reads_its_column(tmp_path: Path) -> None:
     assert list(source.documents()) == ["one", "two"]
     with pytest.raises(DataError, match="no column 'text'; it has body"):
         list(SourceConfig(format="parquet", path=str(tmp_path / "a.parquet")).documents())
+    (tmp_path / "b.parquet").write_text("no")
+    with pytest.raises(DataError, match="is not a parquet file"):
+        list(SourceConfig(format="parquet", path=str(tmp_path / "b.parquet")).documents())
 
 
 def test_a_hugging_face_folder_loads_and_a_missing_one_is_named(tmp_path: Path) -> None:
@@ -115,3 +118,56 @@ def test_a_hugging_face_folder_loads_and_a_missing_one_is_named(tmp_path: Path) 
     assert loaded.encode("some text").tolist() == trained.encode("some text").tolist()
     with pytest.raises(DataError, match=r"tokenizer\.json does not exist"):
         TokenizerConfig(kind="folder", path=str(tmp_path / "no")).build([])
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "disk"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_hub_loader_reads_local_folders(form: str, streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    if form == "disk":
+        datasets.DatasetDict({"train": rows}).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        write = rows.to_json if form == "jsonl" else rows.to_parquet
+        write(str(folder / f"train.{form}"))
+    source = SourceConfig(format="hub", path=str(folder), streaming=streaming)
+    assert list(source.documents()) == ["one", "two"]
+    with pytest.raises(DataError, match="no field 'body'; it has text"):
+        list(SourceConfig(format="hub", path=str(folder), field="body", streaming=True).documents())
+    before = source.content_hash()
+    extra = next(f for f in folder.rglob("*") if f.is_file())
+    extra.write_bytes(extra.read_bytes() + b" ")
+    assert SourceConfig(format="hub", path=str(folder)).content_hash() != before
+
+
+def test_bits_per_byte_count_the_text_not_the_tokens(tmp_path: Path) -> None:
+    """WordPiece drops white space; the bytes of the text are counted all the same."""
+    file = tmp_path / "a.txt"
+    file.write_text("the  cat   sat on the    mat\n\n" * 200)
+    data = DataConfig(sources=(SourceConfig(path=str(file)),), split="tail", val_fraction=0.5)
+    for kind, lossless in (("wordpiece", False), ("bpe", True), ("bytes", True)):
+        size = None if kind == "bytes" else 300
+        corpus = prepare(data, TokenizerConfig(kind=kind, vocab_size=size), tmp_path / "cache")  # type: ignore[arg-type]
+        assert corpus.val[0].text_bytes == len(file.read_bytes()) // 2
+        assert (corpus.bytes_per_counted_byte == 1.0) == lossless
+        assert corpus.bytes_per_counted_byte >= 1.0
+
+
+def test_wordpiece_decodes_its_words() -> None:
+    tokenizer = TokenizerConfig(kind="wordpiece", vocab_size=300).build(
+        ["the cat sat on the mat"] * 50
+    )
+    assert tokenizer.decode(tokenizer.encode("the cat sat").tolist()) == "the cat sat"
+
+
+def test_the_last_window_of_the_validation_split_counts_its_targets_once() -> None:
+    (file,) = _files([26])
+    batches = list(validation_batches([file], seq=10, batch=2, max_tokens=1000))
+    targets = np.concatenate([b["targets"].numpy().ravel() for b in batches])
+    assert sorted(targets[targets >= 0]) == list(range(1, 26))
+    tokens = np.concatenate([b["tokens"].numpy() for b in batches])
+    assert tokens.shape == (3, 10)
