@@ -37,6 +37,8 @@ class DecoderConfig:
         base_width: muP: the width at which learning rate and std were tuned (init=mup only).
     """
 
+    numerics = 2  # 1 left biases at torch's default, drawn from the global generator
+
     depth: int
     width: int
     num_heads: int

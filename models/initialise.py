@@ -21,7 +21,10 @@ _RESIDUAL_WRITERS = (".out.weight", ".down.weight")
 def initialise(
     model: nn.Module, *, scheme: Scheme, std: float, depth: int, width_multiplier: float, seed: int
 ) -> None:
-    """Fill all matrices of `model` in place; vectors keep their zeros and ones."""
+    """Fill all matrices of `model` in place; biases become 0, gains keep their 1."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or parameter.is_meta:
             continue

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from runner.distributed import whole
-from runner.errors import CheckpointError, StorageError
+from runner.errors import CheckpointError
+from runner.journal import refused
 
 Files = dict[str, dict[str, Tensor]]
 
@@ -67,12 +69,10 @@ def save(folder: Path, files: Files, state: dict[str, Any]) -> Path:
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
         _sync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-        raise StorageError(
-            f"checkpoint at step {state['step']} not written to {folder}: {reason}; free space or change root=, then run the same command again"
-        ) from error
+        full = "os error 28" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+        raise refused(final, OSError(errno.ENOSPC if full else errno.EIO, str(error))) from error
     return final
 
 

@@ -9,16 +9,20 @@
 docs/run-folder.md is the format's contract.
 """
 
+import errno
 import json
 import os
 import socket
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from runner.errors import StorageError
 
 TERMINAL = ("finished", "diverged", "failed", "interrupted")
 _BEAT_S, _STALE_S = 15.0, 120.0
@@ -26,9 +30,25 @@ HELD = 76  # exit code of a worker whose cell belongs to another
 
 
 def append_line(file: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line in a single write."""
-    with open(file, "ab") as stream:
-        stream.write((json.dumps(record) + "\n").encode())
+    """Append one JSON line in a single write.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    try:
+        with open(file, "ab", buffering=0) as stream:
+            stream.write((json.dumps(record) + "\n").encode())
+    except OSError as error:
+        raise refused(file, error) from error
+
+
+def refused(file: Path, error: OSError) -> StorageError:
+    """Return the message for a write that the disk did not take."""
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+    return StorageError(
+        f"{file} cannot be written: {reason}; free space or set root= to a folder you can write, then "
+        "run the same command again"
+    )
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -120,7 +140,8 @@ class Journal:
 
     def _beat(self) -> None:
         while True:
-            (self.attempt / "heartbeat").touch()
+            with suppress(OSError):
+                (self.attempt / "heartbeat").touch()
             time.sleep(_BEAT_S)
             if self.superseded():
                 os.write(2, b"another worker took this cell over; ending without a trace\n")
@@ -141,13 +162,17 @@ class Journal:
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Record `values` at `step`; non-finite floats are written as JSON's NaN and Infinity."""
-        line = {"step": step, "time": time.time(), "attempt": self.number, **values}
-        self._metrics.write((json.dumps(line) + "\n").encode())
+        self._write({"step": step, "time": time.time(), "attempt": self.number, **values})
 
     def restored(self, step: int) -> None:
         """Record that this attempt continues from `step`."""
-        line = {"restored": step, "time": time.time(), "attempt": self.number}
-        self._metrics.write((json.dumps(line) + "\n").encode())
+        self._write({"restored": step, "time": time.time(), "attempt": self.number})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            self._metrics.write((json.dumps(line) + "\n").encode())
+        except OSError as error:
+            raise refused(self.metrics_file, error) from error
 
 
 def _truncate_torn_line(file: Path) -> None:

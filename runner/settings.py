@@ -95,9 +95,14 @@ class TrainConfig:
 class EvalConfig:
     """Validation during training: every so many steps (and at the end) on at most `tokens` tokens.
 
+    The split is cut into windows of the training length, the last one shorter, evenly thinned out
+    to `tokens`.
+
     Args:
         sample_tokens: length of the text generated at each evaluation (0: none).
     """
+
+    numerics = 2  # 1 left the last, shorter window of the split out
 
     every: int = 100
     tokens: int = 65536

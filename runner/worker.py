@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ def run_cell(folder: Path) -> int:
         return HELD
     except Exception as error:
         text = traceback.format_exc()
-        if book is not None:
-            book.event("failed", error=type(error).__name__, message=str(error), traceback=text)
+        with suppress(OSError):  # a full disk does not take its own obituary
+            if book is not None:
+                book.event("failed", error=type(error).__name__, message=str(error), traceback=text)
         print(str(error) if isinstance(error, EspalierError) else text, file=sys.stderr)
         return FAILED
     finally:
@@ -142,7 +144,8 @@ def _watch_system(book: Journal, trainer: Any, every_s: float) -> None:
                 "system/cpu_percent": process.cpu_percent(),
                 "system/memory_available_bytes": psutil.virtual_memory().available,
             } | _gpu_readings()
-            book.metrics(trainer.progress.step, values)
+            with suppress(OSError):  # training itself meets the full disk, and says so
+                book.metrics(trainer.progress.step, values)
             if done.wait(every_s):
                 return
 

@@ -21,7 +21,8 @@ import numpy as np
 from models.config import config
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers import Tokenizer, TokenizerConfig, loads
-from runner.errors import DataError, EspalierError, StorageError
+from runner.errors import DataError, EspalierError
+from runner.journal import refused
 
 
 @config
@@ -127,9 +128,7 @@ def _once(folder: Path, make) -> Path:  # type: ignore[no-untyped-def]
         if isinstance(error, EspalierError):
             raise
         if not folder.exists():
-            raise StorageError(
-                f"tokens cannot be written to {folder.parent}: {error.strerror or error}; free space, or set root= to a folder you can write"
-            ) from error
+            raise refused(folder, error) from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)

@@ -134,3 +134,17 @@ def test_mup_keeps_the_change_of_logits_flat_in_width() -> None:
     standard = [_logit_change(w, "gpt2") for w in widths]
     assert max(mup) / min(mup) < 1.6
     assert standard[-1] / standard[0] > 2.0
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("init", ["gpt2", "depth_scaled", "mup"])
+def test_initial_weights_depend_on_nothing_but_the_seed(bias: bool, init: str) -> None:
+    options = {"depth": 2, "width": 32, "num_heads": 2, "norm": "layernorm", "positions": "learned", "tied": False, "qk_norm": True, "bias": bias}  # fmt: skip
+    cfg = DecoderConfig(**options, init=init, base_width=16 if init == "mup" else None)  # type: ignore[arg-type]
+    weights = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        weights.append(cfg.build(50, seed=0).state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+        assert not name.endswith("bias") or not value.any()

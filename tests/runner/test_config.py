@@ -1,16 +1,27 @@
+import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext
+from omegaconf import OmegaConf
 
-from runner.config import freeze, validate
+from runner.config import NODES, SETTINGS, freeze, validate
 from runner.errors import ConfigError, EspalierError
+from runner.hydra_plugin import GridSweeper, register
 from runner.sweep.fingerprint import fingerprint, is_execution, science
+from tests.conftest import ROOT
 
 Compose = Callable[..., dict[str, Any]]
-CONF = Path(__file__).parent.parent.parent / "conf"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+CONF, EXPERIMENTS = ROOT / "conf", ROOT / "experiments"
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 
 
@@ -22,11 +33,80 @@ def test_every_model_builds_on_meta(model: str, compose: Compose) -> None:
     assert sum(p.numel() for p in built.parameters()) == cfg.model.num_parameters(257)
 
 
-@pytest.mark.parametrize("group", ["precision", "optim", "schedule", "tokenizer", "task", "train", "eval"])  # fmt: skip
-def test_every_node_validates(group: str, compose: Compose) -> None:
-    for node in sorted(p.stem for p in (CONF / group).glob("*.yaml")):
-        extra = ["tokenizer.path=x"] if node == "folder" else []
-        validate(compose(f"{group}={node}", *extra))
+NODES_OF = {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in CONF.iterdir() if g.is_dir()}
+NEEDS = {"folder": ["tokenizer.path=x"], "hub": ["data.sources.0.revision=abc"]}
+
+
+@pytest.mark.parametrize(("group", "node"), [(g, n) for g in (*NODES, *SETTINGS) for n in NODES_OF[g]])  # fmt: skip
+def test_every_node_validates(group: str, node: str, compose: Compose) -> None:
+    cfg = validate(compose(f"{group}={node}", *NEEDS.get(node, [])))
+    assert getattr(cfg, group) is not None
+
+
+@pytest.mark.parametrize("experiment", sorted(p.name for p in EXPERIMENTS.iterdir() if p.is_dir()))
+def test_every_point_of_every_experiment_builds_on_meta(experiment: str) -> None:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        folder = (EXPERIMENTS / experiment).as_uri()
+        composed = hydra_compose(
+            "sweep", [f"hydra.searchpath=[{folder}]"], return_hydra_config=True
+        )
+        loader = GlobalHydra.instance().config_loader()
+        sweeper = GridSweeper(OmegaConf.to_container(composed.hydra.sweeper.params))  # type: ignore[arg-type]
+        sweeper.config, sweeper.context = composed, HydraContext(loader, Callbacks())
+        points = sweeper.points([])
+        assert points
+        for point in points:
+            cfg = validate(sweeper.compose(point))
+            assert cfg.name == experiment
+            vocab = cfg.tokenizer.planned_vocab_size() or 100
+            with torch.device("meta"):
+                model = cfg.model.build(vocab, cfg.seed)
+                assert cfg.optim.build(model)
+            assert cfg.train.num_steps(cfg.model.num_parameters(vocab), 10**9) > 0
+
+
+def test_a_model_from_outside_the_clone_needs_no_registration(espalier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    package, conf = tmp_path / "code" / "mylab", tmp_path / "conf" / "model"
+    package.mkdir(parents=True)
+    conf.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "bigram.py").write_text(
+        "from models.config import config\n"
+        "from models.decoder import DecoderConfig\n"
+        "@config\n"
+        "class BigramConfig(DecoderConfig):\n"
+        "    depth: int = 1\n"
+        "    width: int = 8\n"
+        "    num_heads: int = 1\n"
+        "    charm: float = 1.0\n"
+    )
+    (conf / "bigram.yaml").write_text("_target_: mylab.bigram.BigramConfig\ncharm: 2.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
+    path = f"hydra.searchpath=[file://{conf.parent}]"
+    done = espalier("-m", path, "model=bigram", "model.charm=3,4", "name=out")
+    assert done.returncode == 0, done.stderr
+    cells = [json.loads(f.read_text()) for f in tmp_path.glob("runs/*/cell.json")]
+    assert sorted(c["science"]["model.charm"] for c in cells) == [3.0, 4.0]
+    refused = espalier("-m", path, "model=bigram", "model.chram=3")
+    assert "model.chram is not a key; did you mean charm?" in refused.stderr
+
+
+def test_renamed_and_later_fields_keep_old_fingerprints(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    run = validate(compose())
+    base, keys = fingerprint(run), science(run)
+    assert not any(k.startswith("train.average") for k in keys)  # neutral: added later
+    changed = validate(compose("train.average.kind=ema"))
+    assert fingerprint(changed) != base
+    assert science(changed)["train.average.kind"] == "ema"
+    # As if model.depth had been called model.layers when the cells were made ...
+    then = {("model.layers" if k == "model.depth" else k): v for k, v in keys.items()}
+    monkeypatch.setattr("runner.sweep.fingerprint.RENAMES", {"model.depth": "model.layers"})
+    assert science(run) == then
+    # ... and a raised revision of the numerics does count.
+    monkeypatch.setattr("runner.sweep.fingerprint.RENAMES", {})
+    monkeypatch.setattr(type(run.model), "numerics", 99)
+    assert fingerprint(run) != base
 
 
 @pytest.mark.parametrize(
