@@ -116,6 +116,9 @@ def generate(
     tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest.")] = None,
+    average: Annotated[
+        bool, typer.Option(help="Use the averaged weights (train.average).")
+    ] = False,
     seed: int = 0,
     root: Root = Path("."),
 ) -> None:
@@ -127,7 +130,13 @@ def generate(
 
     typer.echo(
         continue_text(
-            folder, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed
+            folder,
+            prompt,
+            tokens=tokens,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            average=average,
         )
     )
 

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.language_model import LanguageModel
+from runner.errors import ConfigError
 
 # Dense peak of one device in FLOP/s, vendor datasheets without sparsity: (bf16, fp32 as TF32).
 _PEAKS = {
@@ -34,6 +35,8 @@ class Ranks:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        if cuda and not torch.cuda.is_available():
+            raise ConfigError("train.device=cuda but torch sees no GPU here; use train.device=auto")
         local = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device("cuda", local) if cuda else torch.device("cpu")
         if self.world > 1 and not dist.is_initialized():

@@ -12,8 +12,10 @@ from runner.serve.generate import generate
 from runner.sweep.cells import load_cell
 
 
-def load_model(folder: Path) -> tuple[LanguageModel, Tokenizer, int]:
+def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, Tokenizer, int]:
     """Return (model with the newest weights, tokenizer, sequence length it was trained at).
+
+    `average` takes the weights averaged along training instead.
 
     Raises:
         CheckpointError: the run has no checkpoint yet.
@@ -26,15 +28,22 @@ def load_model(folder: Path) -> tuple[LanguageModel, Tokenizer, int]:
         )
     tokenizer = loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model = cell.config.model.build(tokenizer.vocab_size, cell.config.seed)
-    checkpoint.load_weights(newest, model)
+    checkpoint.load_weights(newest, model, average=average)
     return model, tokenizer, cell.config.train.sequence_length
 
 
 def continue_text(
-    folder: Path, prompt: str, *, tokens: int, temperature: float, top_k: int | None, seed: int
+    folder: Path,
+    prompt: str,
+    *,
+    tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+    average: bool = False,
 ) -> str:
     """Return `prompt` and its continuation by the model in `folder`."""
-    model, tokenizer, context = load_model(folder)
+    model, tokenizer, context = load_model(folder, average=average)
     ids = torch.from_numpy(tokenizer.encode(prompt).astype("int64"))
     if not ids.numel():
         raise ConfigError("the prompt is empty; give --prompt at least one character")

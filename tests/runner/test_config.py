@@ -46,11 +46,9 @@ def test_every_node_validates(group: str, node: str, compose: Compose) -> None:
 @pytest.mark.parametrize("experiment", sorted(p.name for p in EXPERIMENTS.iterdir() if p.is_dir()))
 def test_every_point_of_every_experiment_builds_on_meta(experiment: str) -> None:
     register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        folder = (EXPERIMENTS / experiment).as_uri()
-        composed = hydra_compose(
-            "sweep", [f"hydra.searchpath=[{folder}]"], return_hydra_config=True
-        )
+    with initialize_config_dir(str(EXPERIMENTS / experiment), version_base="1.3"):
+        path = "hydra.searchpath=[pkg://conf]"
+        composed = hydra_compose("sweep", [path], return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()
         sweeper = GridSweeper(OmegaConf.to_container(composed.hydra.sweeper.params))  # type: ignore[arg-type]
         sweeper.config, sweeper.context = composed, HydraContext(loader, Callbacks())
