@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -37,13 +38,13 @@ def run(context: typer.Context) -> None:
 @app.command()
 def status(name: Name, root: Root = Path(".")) -> None:
     """Show the cells of a sweep: state, step, loss."""
-    from runner.sweep.cells import Cell, load_cell, members  # noqa: PLC0415
+    from runner.sweep.cells import load_cell, members  # noqa: PLC0415
     from runner.sweep.live import LiveTable  # noqa: PLC0415
 
     cells = []
     for row in members(root, name):
         cell = load_cell(root.resolve() / "runs" / row["fingerprint"])
-        cells.append(Cell(cell.config, cell.fingerprint, row["label"]))
+        cells.append(replace(cell, label=row["label"]))
     Console().print(LiveTable(cells).render())
 
 

@@ -27,6 +27,10 @@ _PEAKS = {
     "B200": (2250e12, 1125e12),
 }
 
+# What refers to the process group stays until the process ends, by os._exit: the group's destructor,
+# holding the GIL, joins a thread that may be waiting for it (torch 2.13, gloo).
+_KEPT: list[nn.Module] = []
+
 
 class Ranks:
     """This process among `world`; collectives are no-ops where it is alone."""
@@ -57,9 +61,11 @@ class Ranks:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the module whose backward pass averages gradients over ranks."""
-        if self.world == 1 or isinstance(model, FSDPModule):
+        if self.world == 1:
             return model
-        return DistributedDataParallel(model)
+        wrapped = model if isinstance(model, FSDPModule) else DistributedDataParallel(model)
+        _KEPT.append(wrapped)
+        return wrapped
 
     @contextmanager
     def sync_if(self, model: nn.Module, last: bool) -> Iterator[None]:
@@ -74,10 +80,9 @@ class Ranks:
             yield
 
     def leave(self) -> None:
-        """Wait for the others and end the process group; its threads must not outlive it."""
-        if self.world > 1 and dist.is_initialized():
+        """Wait for the others; the process group ends with the process, see `_KEPT`."""
+        if self.world > 1:
             dist.barrier()
-            dist.destroy_process_group()
 
     def sum(self, value: float) -> float:
         """Return the sum of `value` over ranks."""

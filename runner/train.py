@@ -21,7 +21,6 @@ from kernels.philox import NoiseKey
 from models.flops import training_flops
 from models.language_model import LanguageModel
 from runner import checkpoint
-from runner.config import RunConfig
 from runner.data.order import TrainingSamples, training_loader
 from runner.data.tokens import Corpus, prepare
 from runner.distributed import Ranks, whole
@@ -29,6 +28,7 @@ from runner.errors import ConfigError, LeaseLost
 from runner.evals.validation import sample_text, validate_loss
 from runner.journal import Journal
 from runner.profile import StepProfiler
+from runner.sweep.cells import Cell
 
 
 @dataclass
@@ -44,11 +44,14 @@ class Progress:
 
 
 class Trainer:
-    """One run of one frozen config in one process (of possibly several)."""
+    """One run of one cell in one process (of possibly several)."""
 
-    def __init__(self, cfg: RunConfig, run: Path, journal: Journal | None, ranks: Ranks) -> None:
-        self.cfg, self.run, self.journal, self.ranks = cfg, run, journal, ranks
-        self.corpus: Corpus = prepare(cfg.data, cfg.tokenizer, Path(cfg.root) / "data_cache")
+    def __init__(self, cell: Cell, journal: Journal | None, ranks: Ranks) -> None:
+        cfg = cell.config
+        self.cfg, self.run, self.journal, self.ranks = cfg, cell.folder, journal, ranks
+        hashes = [source["content"] for source in cell.science["data.sources"]]
+        cache = Path(cfg.root) / "data_cache"
+        self.corpus: Corpus = prepare(cfg.data, cfg.tokenizer, cache, hashes)
         vocab, seq = self.corpus.tokenizer.vocab_size, cfg.train.sequence_length
         self.device = ranks.device
         cfg.model.check(vocab, seq)
@@ -70,7 +73,7 @@ class Trainer:
         # Only training steps are compiled: evaluation and sampling have other shapes.
         self.forward_model = torch.compile(self.wrapped) if cfg.train.compile else self.wrapped
         self.profiler = StepProfiler(journal.attempt) if journal and cfg.train.profile else None
-        self.progress = Progress()
+        self.progress, self._saved_step = Progress(), -1
         self._restore()
 
     def fit(self, stop: Callable[[], bool]) -> str:
@@ -241,12 +244,16 @@ class Trainer:
         newest = checkpoint.newest(self.run / "checkpoints")
         if newest is not None:
             self.progress = Progress(**checkpoint.load(newest, self.model, self.optimizers))
+            self._saved_step = self.progress.step
             if self.average is not None:
                 self.average.load(checkpoint.load_average(newest, self.model))
         if self.journal is not None and self.journal.number > 1:
             self.journal.restored(self.progress.step)
 
     def _save(self) -> None:
+        if self._saved_step == self.progress.step:
+            return
+        self._saved_step = self.progress.step
         self._last_save = time.monotonic()
         average = self.average.tensors() if self.average is not None else {}
         files = checkpoint.gather(

@@ -77,7 +77,8 @@ def _train(folder: Path, book: Journal | None, stop: threading.Event) -> str:
     from runner.sweep.cells import load_cell  # noqa: PLC0415
     from runner.train import Trainer  # noqa: PLC0415
 
-    cfg = load_cell(folder).config
+    cell = load_cell(folder)
+    cfg = cell.config
     first = first_of(folder)
     threads = cfg.train.threads or first.get("threads", torch.get_num_threads())
     torch.set_num_threads(min(threads, os.cpu_count() or 1))
@@ -88,7 +89,7 @@ def _train(folder: Path, book: Journal | None, stop: threading.Event) -> str:
         cache = Path(tempfile.gettempdir()) / f"espalier-inductor-{getpass.getuser()}"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     ranks = Ranks(cfg.train.device)
-    trainer = Trainer(cfg, folder, book, ranks)
+    trainer = Trainer(cell, book, ranks)
     if book is not None:
         facts = describe() | {"world": ranks.world, "device": str(ranks.device)}
         facts |= {"parallel": cfg.train.parallel, "compile": cfg.train.compile}
@@ -170,4 +171,7 @@ def _gpu_readings() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cell(Path(sys.argv[1])))
+    code = run_cell(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # see runner/distributed.py: _KEPT

@@ -7,7 +7,6 @@ it in a cell's fingerprint; the path never does.
 import gzip
 import hashlib
 import json
-import os
 import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
@@ -57,6 +56,9 @@ class SourceConfig:
             raise ValueError(
                 f"revision is missing for dataset {self.path!r}: pin it to a commit, else the text can change under a finished run"
             )
+        if self.path and (self.format != "hub" or self._is_local()):
+            # A job may start in another directory.
+            object.__setattr__(self, "path", str(Path(self.path).expanduser().resolve()))
         if self.weight <= 0:
             raise ValueError(f"weight={self.weight} must be positive; drop the source instead")
 
@@ -117,10 +119,10 @@ class SourceConfig:
     def _root(self) -> Path:
         if self.format == "stdlib":
             return Path(sysconfig.get_paths()["stdlib"])
-        return Path(os.path.expanduser(str(self.path))).resolve()
+        return Path(str(self.path))
 
     def _is_local(self) -> bool:
-        return Path(os.path.expanduser(str(self.path))).is_dir()
+        return Path(str(self.path)).expanduser().is_dir()
 
     def _read(self) -> Iterator[str]:
         if self.format == "hub":

@@ -168,6 +168,8 @@ class TokenizerConfig:
         trained = self.kind in ("bpe", "wordpiece", "unigram")
         if trained and self.vocab_size is None:
             raise ValueError(f"tokenizer.kind={self.kind} needs tokenizer.vocab_size")
+        if self.path:  # a job may start in another directory
+            object.__setattr__(self, "path", str(Path(self.path).expanduser().resolve()))
         if self.kind == "folder" and not self.path:
             raise ValueError("tokenizer.kind=folder needs tokenizer.path=DIR with a tokenizer.json")
 
@@ -196,7 +198,7 @@ class TokenizerConfig:
         return self._train(documents)
 
     def _file(self) -> Path:
-        file = Path(str(self.path)).expanduser() / "tokenizer.json"
+        file = Path(str(self.path)) / "tokenizer.json"
         if not file.exists():
             raise DataError(
                 f"{file} does not exist; a tokenizer folder holds tokenizer.json (transformers: tokenizer.save_pretrained(DIR) with a fast tokenizer)"

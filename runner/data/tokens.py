@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,22 +90,40 @@ class Corpus:
         return sum(file.text_bytes for file in self.val) / counted if counted else 1.0
 
 
-def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> Corpus:
-    """Return the corpus, tokenising what `cache` does not hold yet."""
-    hashes = data.content_hash()
+def prepare(
+    data: DataConfig, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
+) -> Corpus:
+    """Return the corpus, tokenising what `cache` does not hold yet.
+
+    `hashes` are those of the sources, frozen with the cell: where the cache holds them no text is
+    read.
+
+    Raises:
+        DataError: the text has changed since.
+    """
+    hashes = hashes if hashes is not None else data.content_hash()
     trained_on = hashes if tokenizer.needs_text() else []
     stamp = json.dumps([_spec(tokenizer), tokenizer.content_hash(), trained_on, _split(data)])
     name = hashlib.sha256(stamp.encode()).hexdigest()[:16]
-    chosen = _once(cache / f"tokenizer-{name}", lambda folder: _train(folder, data, tokenizer))
+    chosen = _once(cache / f"tokenizer-{name}", lambda f: _train(f, data, hashes, tokenizer))
     model = loads((chosen / "tokenizer.json").read_text(encoding="utf-8"))
     train, val = [], []
     for source, content in zip(data.sources, hashes, strict=True):
         key = f"2{content}{model.identity()}{_split(data)}"
-        folder = cache / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        folder = _once(folder, lambda f, s=source: _tokenise(f, s, data, model))  # type: ignore[misc]
+        place = cache / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        job = partial(_tokenise, source=source, content=content, data=data, model=model)
+        folder = _once(place, job)
         train.append(_open(folder, "train", model))
         val.append(_open(folder, "val", model))
     return Corpus(model, train, val, [source.weight for source in data.sources])
+
+
+def _unchanged(source: SourceConfig, frozen: str) -> None:
+    if source.content_hash() != frozen:
+        raise DataError(
+            f"{source.path or source.format} has changed since the cell was frozen; put the text back, or "
+            "run the sweep again: the new text makes a new cell"
+        )
 
 
 def _spec(tokenizer: TokenizerConfig) -> list[object]:
@@ -115,30 +134,31 @@ def _split(data: DataConfig) -> str:
     return f"{data.split}:{data.val_fraction}"
 
 
-def _once(folder: Path, make) -> Path:  # type: ignore[no-untyped-def]
+def _once(folder: Path, make: Callable[[Path], None]) -> Path:
     if folder.exists():
         return folder
-    partial = None
+    unfinished = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        make(partial)
-        os.rename(partial, folder)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        make(unfinished)
+        os.rename(unfinished, folder)
     except OSError as error:
         if isinstance(error, EspalierError):
             raise
         if not folder.exists():
             raise refused(folder, error) from error
     finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def _train(folder: Path, data: DataConfig, tokenizer: TokenizerConfig) -> None:
+def _train(folder: Path, data: DataConfig, hashes: list[str], tokenizer: TokenizerConfig) -> None:
     def documents() -> Iterator[str]:
         left = tokenizer.train_documents
-        for source in data.sources:
+        for source, content in zip(data.sources, hashes, strict=True):
+            _unchanged(source, content)
             for text in source.documents():
                 head, _ = _halves(text, data)
                 if head and left != 0:
@@ -158,7 +178,10 @@ def _halves(text: str, data: DataConfig) -> tuple[str, str]:
     return ("", text) if draw < data.val_fraction else (text, "")
 
 
-def _tokenise(folder: Path, source: SourceConfig, data: DataConfig, model: Tokenizer) -> None:
+def _tokenise(
+    folder: Path, source: SourceConfig, content: str, data: DataConfig, model: Tokenizer
+) -> None:
+    _unchanged(source, content)
     dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
     starts: dict[str, list[int]] = {"train": [], "val": []}
     length, size, counted = ({"train": 0, "val": 0} for _ in range(3))

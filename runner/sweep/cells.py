@@ -8,23 +8,29 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from runner import journal
 from runner.config import RunConfig, freeze, validate
 from runner.errors import ConfigError, StorageError
-from runner.sweep.fingerprint import fingerprint, science
+from runner.sweep.fingerprint import content_of, fingerprint, science
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A frozen config and its folder; `label` is what sets it apart within its sweep."""
+    """A frozen config and its folder.
+
+    Args:
+        science: the dotted keys that the fingerprint is made of.
+        label: what sets the cell apart within its sweep.
+    """
 
     config: RunConfig
+    science: dict[str, Any]
     fingerprint: str
     label: str
 
@@ -47,14 +53,19 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     """
     cells: dict[str, Cell] = {}
     problems = []
+    contents: dict[Any, list[str]] = {}  # the same text is read once, not once a cell
     for label, node in points:
         try:
             run = validate(node)
         except ConfigError as error:
             problems.append(f"{label}: {error}" if label else str(error))
             continue
-        key = fingerprint(run)
-        cells.setdefault(key, Cell(run, key, label or run.name))
+        body = (run.data.sources, run.tokenizer)
+        if body not in contents:
+            contents[body] = content_of(run)
+        keys = science(run, contents[body])
+        key = fingerprint(keys)
+        cells.setdefault(key, Cell(run, keys, key, label or run.name))
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return list(cells.values())
@@ -69,15 +80,17 @@ def freeze_cell(cell: Cell) -> None:
         "schema": SCHEMA,
         "fingerprint": cell.fingerprint,
         "config": freeze(cell.config),
-        "science": science(cell.config),
+        "science": cell.science,
     }
     _write_once(file, json.dumps(record, indent=1))
 
 
 def load_cell(folder: Path) -> Cell:
-    """Return the cell frozen in `folder`."""
+    """Return the cell frozen in `folder`; its root is where the folder lies now."""
     record = json.loads((folder / "cell.json").read_text())
-    return Cell(validate(record["config"]), record["fingerprint"], folder.name)
+    root = folder.resolve().parent.parent
+    config = replace(validate(record["config"]), root=str(root))
+    return Cell(config, record["science"], record["fingerprint"], folder.name)
 
 
 def join_sweep(name: str, cells: list[Cell]) -> Path:

@@ -43,14 +43,19 @@ def is_execution(key: str) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in EXECUTION)
 
 
-def science(run: RunConfig) -> dict[str, Any]:
-    """Return the dotted science keys of `run` and their values, paths replaced by content."""
+def content_of(run: RunConfig) -> list[str]:
+    """Return the hashes of the tokenizer and of each source, in that order: this reads the files."""
+    return [run.tokenizer.content_hash(), *run.data.content_hash()]
+
+
+def science(run: RunConfig, content: list[str]) -> dict[str, Any]:
+    """Return the dotted science keys of `run` and their values, paths replaced by `content_of`."""
     plain = freeze(run)
     plain["data"]["sources"] = [
-        {"content": content, "weight": source.weight}
-        for content, source in zip(run.data.content_hash(), run.data.sources, strict=True)
+        {"content": digest, "weight": source.weight}
+        for digest, source in zip(content[1:], run.data.sources, strict=True)
     ]
-    plain["tokenizer"]["path"] = run.tokenizer.content_hash()
+    plain["tokenizer"]["path"] = content[0]
     keys = {k: v for k, v in flatten(plain).items() if not is_execution(k)}
     for node in NODES:
         value = getattr(run, node)
@@ -65,7 +70,7 @@ def science(run: RunConfig) -> dict[str, Any]:
     return {RENAMES.get(k, k): v for k, v in keys.items()}
 
 
-def fingerprint(run: RunConfig) -> str:
-    """Return the 16 hex digits that name the folder of `run`."""
-    text = json.dumps(science(run), sort_keys=True, separators=(",", ":"), allow_nan=False)
+def fingerprint(keys: dict[str, Any]) -> str:
+    """Return the 16 hex digits that name the folder of a run with these science keys."""
+    text = json.dumps(keys, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,11 +16,18 @@ from omegaconf import OmegaConf
 from runner.config import NODES, SETTINGS, freeze, validate
 from runner.errors import ConfigError, EspalierError
 from runner.hydra_plugin import GridSweeper, register
-from runner.sweep.fingerprint import fingerprint, is_execution, science
+from runner.sweep.cells import Cell, make_cells
+from runner.sweep.fingerprint import is_execution
 from tests.conftest import ROOT
 
 Compose = Callable[..., dict[str, Any]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def _cell(node: dict[str, Any]) -> Cell:
+    return make_cells([("", node)])[0]
+
+
 CONF, EXPERIMENTS = ROOT / "conf", ROOT / "experiments"
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 
@@ -91,20 +98,19 @@ def test_a_model_from_outside_the_clone_needs_no_registration(espalier: Run, tmp
 
 
 def test_renamed_and_later_fields_keep_old_fingerprints(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    run = validate(compose())
-    base, keys = fingerprint(run), science(run)
-    assert not any(k.startswith("train.average") for k in keys)  # neutral: added later
-    changed = validate(compose("train.average.kind=ema"))
-    assert fingerprint(changed) != base
-    assert science(changed)["train.average.kind"] == "ema"
+    cell = _cell(compose())
+    assert not any(k.startswith("train.average") for k in cell.science)  # neutral: added later
+    changed = _cell(compose("train.average.kind=ema"))
+    assert changed.fingerprint != cell.fingerprint
+    assert changed.science["train.average.kind"] == "ema"
     # As if model.depth had been called model.layers when the cells were made ...
-    then = {("model.layers" if k == "model.depth" else k): v for k, v in keys.items()}
+    then = {("model.layers" if k == "model.depth" else k): v for k, v in cell.science.items()}
     monkeypatch.setattr("runner.sweep.fingerprint.RENAMES", {"model.depth": "model.layers"})
-    assert science(run) == then
+    assert _cell(compose()).science == then
     # ... and a raised revision of the numerics does count.
     monkeypatch.setattr("runner.sweep.fingerprint.RENAMES", {})
-    monkeypatch.setattr(type(run.model), "numerics", 99)
-    assert fingerprint(run) != base
+    monkeypatch.setattr(type(cell.config.model), "numerics", 99)
+    assert _cell(compose()).fingerprint != cell.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -132,29 +138,29 @@ def test_freezing_and_validating_again_changes_nothing(compose: Compose) -> None
 
 
 def test_one_value_spelt_twice_is_one_cell(compose: Compose) -> None:
-    same = {fingerprint(validate(compose(f"optim.lr={v}"))) for v in ("1e-3", "0.001")}
-    same |= {fingerprint(validate(compose("optim.lr=1e-3", "train.steps=1.2e1")))}
+    same = {_cell(compose(f"optim.lr={v}")).fingerprint for v in ("1e-3", "0.001")}
+    same |= {_cell(compose("optim.lr=1e-3", "train.steps=1.2e1")).fingerprint}
     assert len(same) == 1
 
 
 def test_execution_keys_do_not_count_and_science_keys_do(compose: Compose) -> None:
-    base = fingerprint(validate(compose()))
+    base = _cell(compose()).fingerprint
     for override in ("train.micro_batch=2", "data.num_workers=2", "name=x", "train.checkpoint.keep_last=5"):  # fmt: skip
-        assert fingerprint(validate(compose(override))) == base
+        assert _cell(compose(override)).fingerprint == base
     for override in ("seed=1", "optim.lr=1e-4", "model.dropout=0.1", "precision=bf16", "eval.every=5"):  # fmt: skip
-        assert fingerprint(validate(compose(override))) != base
-    assert not any(is_execution(k) for k in science(validate(compose())))
+        assert _cell(compose(override)).fingerprint != base
+    assert not any(is_execution(k) for k in _cell(compose()).science)
 
 
 def test_fingerprint_follows_the_text_not_its_path(compose: Compose, text: Path) -> None:
-    base = fingerprint(validate(compose()))
+    base = _cell(compose()).fingerprint
     moved = text.with_name("moved.txt")
     moved.write_bytes(text.read_bytes())
-    assert fingerprint(validate(compose(f"data.sources.0.path={moved}"))) == base
+    assert _cell(compose(f"data.sources.0.path={moved}")).fingerprint == base
     moved.write_text("other text " * 500)
-    assert fingerprint(validate(compose(f"data.sources.0.path={moved}"))) != base
+    assert _cell(compose(f"data.sources.0.path={moved}")).fingerprint != base
 
 
 def test_a_missing_file_is_named(compose: Compose) -> None:
     with pytest.raises(EspalierError, match=r"nowhere\.txt does not exist"):
-        fingerprint(validate(compose("data.sources.0.path=nowhere.txt")))
+        _cell(compose("data.sources.0.path=nowhere.txt"))

@@ -75,9 +75,11 @@ def test_sources_are_mixed_by_weight_and_sample_i_is_always_the_same() -> None:
 
 
 def test_documents_are_split_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
     for i in range(40):
-        (tmp_path / f"{i:02d}.txt").write_text(f"document {i} " * 30)
-    data = DataConfig(sources=(SourceConfig(path=str(tmp_path)),), val_fraction=0.3)
+        (folder / f"{i:02d}.txt").write_text(f"document {i} " * 30)
+    data = DataConfig(sources=(SourceConfig(path=str(folder)),), val_fraction=0.3)
     corpus = prepare(data, TokenizerConfig(), tmp_path / "cache")
     halves = [ByteTokenizer().decode(f[0].ids.tolist()) for f in (corpus.train, corpus.val)]
     numbers = [{w for w in half.split() if w.isdigit()} for half in halves]
@@ -171,3 +173,16 @@ def test_the_last_window_of_the_validation_split_counts_its_targets_once() -> No
     assert sorted(targets[targets >= 0]) == list(range(1, 26))
     tokens = np.concatenate([b["tokens"].numpy() for b in batches])
     assert tokens.shape == (3, 10)
+
+
+def test_text_that_changed_after_the_cell_was_frozen_is_refused(tmp_path: Path, text: Path) -> None:
+    data = DataConfig(sources=(SourceConfig(path=str(text)),), split="tail")
+    frozen = data.content_hash()
+    original = text.read_text()
+    text.write_text(original + "!")
+    with pytest.raises(DataError, match="has changed since the cell was frozen"):
+        prepare(data, TokenizerConfig(), tmp_path / "cache", frozen)
+    text.write_text(original)
+    prepare(data, TokenizerConfig(), tmp_path / "cache", frozen)
+    text.unlink()  # what is cached under the frozen hash needs no text any more
+    prepare(data, TokenizerConfig(), tmp_path / "cache", frozen)

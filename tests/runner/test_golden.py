@@ -16,9 +16,7 @@ from typing import Any
 import pytest
 
 from runner import journal
-from runner.config import validate
 from runner.sweep.cells import freeze_cell, make_cells
-from runner.sweep.fingerprint import science
 from runner.worker import run_cell
 
 FILE = Path(__file__).parent / "golden_losses.json"
@@ -48,7 +46,7 @@ def test_losses_change_only_with_a_revision(case: str, compose: Callable[..., di
     (cell,) = make_cells([("", compose("eval.sample_tokens=0", *CASES[case]))])
     freeze_cell(cell)
     assert run_cell(cell.folder) == 0
-    revisions = {k: v for k, v in science(validate(compose(*CASES[case]))).items() if k.endswith(".numerics")}  # fmt: skip
+    revisions = {k: v for k, v in cell.science.items() if k.endswith(".numerics")}  # fmt: skip
     losses = [row[k] for row in journal.read_lines(cell.folder / "metrics.jsonl") for k in ("loss", "val_loss", "val_loss_average") if k in row]  # fmt: skip
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
     if os.environ.get("ESPALIER_UPDATE_GOLDEN"):

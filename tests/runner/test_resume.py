@@ -133,7 +133,7 @@ def _torchrun(cell: Cell) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(
         [*command, "-m", "runner.worker", str(cell.folder)], cwd=ROOT, check=False,
-        capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
 
 
