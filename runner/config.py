@@ -61,7 +61,7 @@ def validate(node: Mapping[str, Any]) -> RunConfig:
         values[key] = _build_node(key, node[key])
     plain = {k: v for k, v in node.items() if k not in values}
     try:
-        run = TypeAdapter(RunConfig).validate_python({**values, **plain})
+        run: RunConfig = adapter(RunConfig).validate_python({**values, **plain})
     except ValidationError as error:
         raise ConfigError(_explain("", error)) from None
     _cross_check(run)
@@ -75,13 +75,14 @@ def _build_node(path: str, node: Any) -> Any:
     fields = {k: v for k, v in node.items() if k != "_target_"}
     _refuse_unknown(path, fields, [f.name for f in dataclasses.fields(cls)])
     try:
-        return _adapter(cls).validate_python(fields)
+        return adapter(cls).validate_python(fields)
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from None
 
 
 @lru_cache
-def _adapter(cls: type) -> TypeAdapter[Any]:
+def adapter(cls: type) -> TypeAdapter[Any]:
+    """Return the pydantic adapter of a config class, built once."""
     return TypeAdapter(cls)
 
 

@@ -4,8 +4,8 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def describe() -> dict[str, Any]:
         "git_sha": git("rev-parse", "HEAD"),
         "git_diff": git("diff", "HEAD"),
         "python": platform.python_version(),
-        "packages": dict(_versions()),
+        "packages": versions(),
         "torch": torch.__version__,
         "host": platform.node(),
         "cpu": _cpu_name(),
@@ -49,10 +49,14 @@ def changes(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{key}: {first[key]} at first, {now.get(key)} now" for key in keys]
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+@lru_cache
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that matter, of those that are installed."""
+    found = {}
     for name in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
-            yield name, importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def git(*arguments: str) -> str:

@@ -61,10 +61,12 @@ def run_cell(folder: Path) -> int:
 
 def _feed_server(folder: Path) -> subprocess.Popen[bytes] | None:
     """A job without a launcher beside it feeds an MLflow server itself; nobody opens SQLite from a job."""
+    if FED in os.environ:
+        return None
     from runner.sweep.cells import load_cell  # noqa: PLC0415
 
     cell = load_cell(folder)
-    if cell.config.track.uri in (None, "off") or FED in os.environ:
+    if cell.config.track.uri in (None, "off"):
         return None
     return start_feeder(cell.config, only=cell.fingerprint)
 

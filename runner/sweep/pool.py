@@ -21,7 +21,7 @@ from runner.feed import FED
 from runner.sweep.cells import Cell
 
 _TICK_S = 0.25
-_PRELOAD = ["torch", "torch._dynamo", "runner.worker", "runner.train", "models.decoder"]
+_PRELOAD = ["runner.sweep.template"]
 
 
 def warm_up() -> None:

@@ -1,70 +1,116 @@
-"""Overhead per trivial job that imports torch: our fork server beside joblib and submitit_local.
+"""What launching costs: our pool beside joblib and submitit_local, on the same trivial cells.
 
-    python tests/bench/launch.py [jobs]      one run, one machine, two at a time
+    python tests/bench/launch.py [cells]      one run, one machine, two cells at a time
 
-The job imports torch and returns. submitit_local starts a fresh interpreter per job, all at once.
+Every peer runs `runner.worker.run_cell` on cells of its own that train one step of a tiny model.
+The time runs from the first override to the last cell's end, less what composing the cells with
+Hydra takes: our fork server starts meanwhile, as it does in a sweep. `work` is what those cells take
+one after the other in a warm process; the overhead of a cell is its share of the wall time beyond
+half of that, there being two places. submitit_local has no cap: it starts all interpreters at once.
 """
 
-import multiprocessing
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+
+from runner.hydra_plugin import open_keys, register, to_plain
+from runner.sweep.cells import Cell, freeze_cell, make_cells
+from runner.sweep.pool import Pool, warm_up
+
+TINY = [
+    "model=gpt_pico", "data=text", "data.split=tail", "train.steps=1", "train.sequence_length=16",
+    "train.batch_size=4", "eval.tokens=256", "eval.sample_tokens=0", "track.uri=off",
+    "train.checkpoint.keep_best=false",
+]  # fmt: skip
 
 
-def job() -> None:
+def cells(count: int, text: Path) -> list[Cell]:
+    """Return `count` frozen cells in a folder of their own."""
+    root = tempfile.mkdtemp()
+    with initialize_config_module("conf", version_base="1.3"):
+        base = open_keys([*TINY, f"data.sources.0.path={text}", f"root={root}"])
+        points = [to_plain(compose("config", [*base, f"seed={seed}"])) for seed in range(count)]
+    made = make_cells((str(seed), point) for seed, point in enumerate(points))
+    for cell in made:
+        freeze_cell(cell)
+    return made
+
+
+def train(folder: str) -> None:
     """What every peer runs."""
     import torch
 
-    assert torch.__version__
+    from runner.worker import run_cell
+
+    torch.set_num_threads(1)
+    assert run_cell(Path(folder)) == 0
 
 
-def ours(count: int) -> None:
-    """The mechanism of runner/sweep/pool.py: a preloaded fork server, a fresh child per job."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._dynamo"])
-    running: list[multiprocessing.process.BaseProcess] = []
-    for _ in range(count):
-        while len(running) >= 2:
-            running = [child for child in running if child.is_alive()]
-            time.sleep(0.001)
-        running.append(context.Process(target=job))
-        running[-1].start()
-    for child in running:
-        child.join()
+def ours(todo: list[Cell]) -> None:
+    """Our fork server."""
+    Pool(jobs=2, threads=1).run(todo, [], lambda: None)
 
 
-def with_joblib(count: int) -> None:
-    """joblib's loky, n_jobs=2: workers are reused, so torch is imported twice in all."""
+def with_joblib(todo: list[Cell]) -> None:
+    """joblib's loky: two workers, reused, so torch is imported twice in all."""
     import joblib
 
-    joblib.Parallel(n_jobs=2)(joblib.delayed(job)() for _ in range(count))
+    joblib.Parallel(n_jobs=2)(joblib.delayed(train)(str(cell.folder)) for cell in todo)
 
 
-def with_submitit(count: int) -> None:
-    """submitit's local executor."""
+def with_submitit(todo: list[Cell]) -> None:
+    """submitit's local executor: an interpreter per cell."""
     import submitit
 
     executor = submitit.LocalExecutor(tempfile.mkdtemp())
-    for handle in [executor.submit(job) for _ in range(count)]:
+    for handle in [executor.submit(train, str(cell.folder)) for cell in todo]:
         handle.result()
+
+
+def in_turn(todo: list[Cell]) -> None:
+    """One after the other in this process, after a first one that warms it up."""
+    for cell in todo:
+        train(str(cell.folder))
 
 
 def main(count: int) -> None:
     """Time each once and print the table."""
-    peers: dict[str, Callable[[int], None]] = {
-        "fork server (ours)": ours,
+    os.environ["OMP_NUM_THREADS"] = "1"
+    register()
+    text = Path(tempfile.mkdtemp()) / "text.txt"
+    text.write_text("".join(f"{i} squared is {i * i}.\n" for i in range(500)))
+    peers: dict[str, Callable[[list[Cell]], None]] = {
+        "pool (ours)": ours,
         "joblib n_jobs=2": with_joblib,
         "submitit_local": with_submitit,
     }
     seconds = {}
+    cells(1, text)  # imports
     for name, run in peers.items():
+        if run is ours:
+            warm_up()
+        todo = cells(count, text)
         start = time.perf_counter()
-        run(count)
+        run(todo)
         seconds[name] = (time.perf_counter() - start) / count
-    base = seconds["fork server (ours)"]
+        assert all(cell.state == "finished" for cell in todo), name
+    in_turn(cells(1, text))
+    todo = cells(count, text)
+    start = time.perf_counter()
+    in_turn(todo)
+    work = (time.perf_counter() - start) / count
+    print(f"{'work':18s} {work * 1000:8.1f} ms/cell")
+    base = seconds["pool (ours)"] - work / 2
     for name, value in seconds.items():
-        print(f"{name:20s} {value * 1000:8.1f} ms/job   {value / base:6.1f}x ours")
+        over = value - work / 2
+        print(
+            f"{name:18s} {value * 1000:8.1f} ms/cell  overhead {over * 1000:8.1f} ms  {over / base:5.1f}x ours"
+        )
 
 
 if __name__ == "__main__":
