@@ -29,10 +29,7 @@ Name = Annotated[str, typer.Argument(help="Sweep: its `name`.")]
 )
 def run(context: typer.Context) -> None:
     """Train a cell or, with -m, a grid: the arguments of `python -m runner`."""
-    from runner.__main__ import main as run_main  # noqa: PLC0415
-
-    sys.argv[1:] = context.args
-    run_main()
+    os.execv(sys.executable, [sys.executable, "-m", "runner", *context.args])
 
 
 @app.command()

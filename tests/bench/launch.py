@@ -16,9 +16,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hydra import compose, initialize_config_module
-
-from runner.hydra_plugin import open_keys, register, to_plain
 from runner.sweep.cells import Cell, freeze_cell, make_cells
 from runner.sweep.pool import Pool, warm_up
 
@@ -31,6 +28,12 @@ TINY = [
 
 def cells(count: int, text: Path) -> list[Cell]:
     """Return `count` frozen cells in a folder of their own."""
+    # Here, because children of the fork server import this file (never `python -m runner`).
+    from hydra import compose, initialize_config_module
+
+    from runner.hydra_plugin import open_keys, register, to_plain
+
+    register()
     root = tempfile.mkdtemp()
     with initialize_config_module("conf", version_base="1.3"):
         base = open_keys([*TINY, f"data.sources.0.path={text}", f"root={root}"])
@@ -81,7 +84,6 @@ def in_turn(todo: list[Cell]) -> None:
 def main(count: int) -> None:
     """Time each once and print the table."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    register()
     text = Path(tempfile.mkdtemp()) / "text.txt"
     text.write_text("".join(f"{i} squared is {i * i}.\n" for i in range(500)))
     peers: dict[str, Callable[[list[Cell]], None]] = {
