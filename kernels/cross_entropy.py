@@ -15,7 +15,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 IGNORE = -100
-_CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MiB in fp32, enough to fill a GEMM
+# Logits held at once: 128 MiB in fp32. Every chunk adds to the whole gradient of the weight, so fewer
+# chunks are faster; measured on CPU, twice as many elements gain 10%, half as many lose 30%.
+_CHUNK_ELEMENTS = 1 << 25
 
 
 def linear_cross_entropy(
@@ -60,20 +62,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for chunk in _chunks(rows, vocab):
             logits = _logits(hidden[chunk], head, scale, softcap)
             valid = targets[chunk] != IGNORE
-            row_loss, lse = _nll(logits, targets[chunk], valid)
+            slope = None if softcap is None else 1.0 - (logits / softcap).square()
+            row_loss, lse, total = _nll(logits, targets[chunk], valid)  # logits: exp(logit - max)
             nll[chunk] = row_loss
             loss += row_loss.sum() + z_loss * (lse * lse * valid).sum()
             if needs_hidden or needs_weight:
-                _logits_to_gradient(logits, lse, targets[chunk], valid, softcap, z_loss)
-                grad_logits = logits.to(hidden.dtype)
+                row_factor = (1.0 + 2.0 * z_loss * lse) * valid / total
+                grad_logits = _to_gradient(logits, row_factor, targets[chunk], valid, slope)
+                grad_logits = grad_logits.to(hidden.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[chunk] = (grad_logits @ head) * scale
+                    torch.mm(grad_logits, head, out=grad_hidden[chunk])
                 if needs_weight:
-                    part = grad_logits.T @ hidden[chunk]
-                    if grad_weight is None:
-                        grad_weight = part.to(weight.dtype)
-                    else:
-                        grad_weight += part
+                    grad_weight = _add_product(
+                        grad_weight, grad_logits.T, hidden[chunk], weight.dtype
+                    )
+        if grad_hidden is not None and scale != 1.0:
+            grad_hidden *= scale
         if grad_weight is not None and scale != 1.0:
             grad_weight *= scale
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -83,16 +87,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_hidden, grad_weight = ctx.saved_tensors
+        # In place: the weight's gradient is as large as a big vocabulary's embedding. A second backward
+        # pass through the same graph is refused by autograd's version counter.
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad_loss.to(grad_hidden.dtype)
+            grad_hidden.mul_(grad_loss.to(grad_hidden.dtype))
         if grad_weight is not None:
-            grad_weight = grad_weight * grad_loss
+            grad_weight.mul_(grad_loss)
         return grad_hidden, grad_weight, None, None, None, None
 
 
 def _chunks(rows: int, vocab: int) -> list[slice]:
     size = max(1, min(rows, _CHUNK_ELEMENTS // vocab))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return total + a @ b in `dtype`, in place where there is a total."""
+    if total is None:
+        return (a @ b).to(dtype)
+    return total.addmm_(a, b) if a.dtype == dtype else total.add_(a @ b)
 
 
 def _logits(hidden: Tensor, head: Tensor, scale: float, softcap: float | None) -> Tensor:
@@ -104,26 +117,21 @@ def _logits(hidden: Tensor, head: Tensor, scale: float, softcap: float | None) -
     return logits
 
 
-def _nll(logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    lse = torch.logsumexp(logits, dim=-1)
+def _nll(logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (nll, logsumexp, sum of exp(logit - max)) of each row; `logits` become exp(logit - max)."""
+    peak = logits.amax(dim=-1)
     picked = logits.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
-    return torch.where(valid, lse - picked, torch.zeros_like(lse)), lse
+    total = logits.sub_(peak[:, None]).exp_().sum(dim=-1)
+    lse = peak + total.log()
+    return torch.where(valid, lse - picked, torch.zeros_like(lse)), lse, total
 
 
-def _logits_to_gradient(
-    logits: Tensor,
-    lse: Tensor,
-    targets: Tensor,
-    valid: Tensor,
-    softcap: float | None,
-    z_loss: float,
-) -> None:
-    """Overwrite `logits` with d loss / d (logits before the cap)."""
-    cap_slope = None if softcap is None else 1.0 - (logits / softcap).square()
-    logits.sub_(lse[:, None]).exp_()
-    if z_loss:
-        logits *= (1.0 + 2.0 * z_loss * lse)[:, None]
-    logits.scatter_add_(-1, targets.clamp(min=0)[:, None], -torch.ones_like(lse)[:, None])
-    if cap_slope is not None:
-        logits *= cap_slope
-    logits *= valid[:, None]
+def _to_gradient(
+    exps: Tensor, row_factor: Tensor, targets: Tensor, valid: Tensor, slope: Tensor | None
+) -> Tensor:
+    """Turn exp(logit - max), in place, into d loss / d (logits before the cap)."""
+    exps *= row_factor[:, None]
+    exps.scatter_add_(-1, targets.clamp(min=0)[:, None], -valid.to(exps.dtype)[:, None])
+    if slope is not None:
+        exps *= slope
+    return exps

@@ -1,10 +1,16 @@
-"""Training speed beside a plain loop over transformers' GPT2LMHeadModel: same shape, batch, dtype.
+"""Training speed and memory beside a plain loop over transformers' models: same shape, batch, dtype.
 
-    python tests/bench/train.py [10m|124m] [fp32|bf16] [rounds]
+    python tests/bench/train.py 10m --precision fp32 --peer gpt2 [--compile] [--rounds 10]
+    python tests/bench/train.py 124m --memory        peak resident memory, a process each
 
-Eager against eager, steps interleaved, the minimum over the rounds of each; AdamW in both.
+Eager against eager, compiled against compiled; steps are interleaved and the minimum over the rounds
+of each is taken. Both loops clip and use torch's AdamW, ours the fused one (as our runs do), the
+peer's the default.
 """
 
+import argparse
+import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,22 +21,32 @@ from models.decoder import DecoderConfig
 from models.language_model import TokenLoss
 from models.precision import PrecisionConfig
 
+# depth, width, heads, sequence, batch, vocabulary
 SHAPES = {"10m": (6, 384, 6, 256, 8, 8192), "124m": (12, 768, 12, 512, 2, 50257)}
+FORMS = {
+    "gpt2": {"norm": "layernorm", "positions": "learned", "activation": "gelu", "bias": True},
+    "llama": {"norm": "rmsnorm", "positions": "rope", "activation": "swiglu", "tied": False},
+}
+Step = Callable[[torch.Tensor], None]
 
 
-def ours(shape: str, precision: str) -> Callable[[torch.Tensor], None]:
-    """Return one training step of our decoder in GPT-2's form."""
-    depth, width, heads, seq, _, vocab = SHAPES[shape]
-    model = DecoderConfig(
-        depth=depth, width=width, num_heads=heads, context_length=seq, norm="layernorm",
-        positions="learned", activation="gelu", bias=True,
-    ).build(vocab, 0)  # fmt: skip
-    recipe = PrecisionConfig(compute=precision).build(torch.device("cpu"))  # type: ignore[arg-type]
+def recipe(precision: str):  # type: ignore[no-untyped-def]
+    """Return our precision recipe; both loops autocast by it."""
+    return PrecisionConfig(compute=precision).build(torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def ours(given: argparse.Namespace) -> Step:
+    """Return one training step of our decoder."""
+    depth, width, heads, seq, _, vocab = SHAPES[given.shape]
+    form = FORMS[given.peer]
+    model = DecoderConfig(depth=depth, width=width, num_heads=heads, context_length=seq, **form).build(vocab, 0)  # type: ignore[arg-type]  # fmt: skip
+    precision = recipe(given.precision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    forward = torch.compile(model) if given.compile else model
 
     def step(tokens: torch.Tensor) -> None:
-        with recipe.autocast():
-            out = model(tokens[:, :-1], tokens[:, 1:])
+        with precision.autocast():
+            out = forward(tokens[:, :-1], tokens[:, 1:])
         assert isinstance(out, TokenLoss)
         (out.total / tokens[:, 1:].numel()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -40,20 +56,26 @@ def ours(shape: str, precision: str) -> Callable[[torch.Tensor], None]:
     return step
 
 
-def theirs(shape: str, precision: str) -> Callable[[torch.Tensor], None]:
+def theirs(given: argparse.Namespace) -> Step:
     """Return one training step of transformers' model in the same loop."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    import transformers as hf
 
-    depth, width, heads, seq, _, vocab = SHAPES[shape]
-    config = GPT2Config(vocab_size=vocab, n_positions=seq, n_embd=width, n_layer=depth, n_head=heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)  # fmt: skip
-    model = GPT2LMHeadModel(config)
-    recipe = PrecisionConfig(compute=precision).build(torch.device("cpu"))  # type: ignore[arg-type]
+    depth, width, heads, seq, _, vocab = SHAPES[given.shape]
+    if given.peer == "gpt2":
+        config = hf.GPT2Config(vocab_size=vocab, n_positions=seq, n_embd=width, n_layer=depth, n_head=heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)  # fmt: skip
+        model = hf.GPT2LMHeadModel(config)
+    else:
+        hidden = DecoderConfig(depth=1, width=width, num_heads=heads).hidden_dim
+        config = hf.LlamaConfig(vocab_size=vocab, hidden_size=width, intermediate_size=hidden, num_hidden_layers=depth, num_attention_heads=heads, max_position_embeddings=seq, use_cache=False)  # fmt: skip
+        model = hf.LlamaForCausalLM(config)
+    precision = recipe(given.precision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    forward = torch.compile(model) if given.compile else model
 
     def step(tokens: torch.Tensor) -> None:
-        with recipe.autocast():
+        with precision.autocast():
             # Shift by hand: the model's own shift would drop one position of the batch.
-            logits = model(tokens[:, :-1]).logits
+            logits = forward(tokens[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())  # fmt: skip
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -63,22 +85,55 @@ def theirs(shape: str, precision: str) -> Callable[[torch.Tensor], None]:
     return step
 
 
-def main(shape: str = "10m", precision: str = "fp32", rounds: str = "10") -> None:
-    """Print tokens/s of both and their ratio."""
-    _, _, _, seq, batch, vocab = SHAPES[shape]
+def peak_memory(given: argparse.Namespace) -> None:
+    """Print this process's peak resident memory after three steps of `given.only`."""
+    _, _, _, seq, batch, vocab = SHAPES[given.shape]
+    step = {"ours": ours, "transformers": theirs}[given.only](given)
+    for _ in range(3):
+        step(torch.randint(0, vocab, (batch, seq + 1)))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def main() -> None:
+    """Print tokens/s, or peak memory, of both and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--peer", choices=FORMS, default="gpt2")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--only", choices=["ours", "transformers"], help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only:
+        peak_memory(given)
+        return
+    mode = f"{given.shape} {given.precision} {'compiled' if given.compile else 'eager'}"
+    if given.memory:
+        sizes = {}
+        for name in ("ours", "transformers"):
+            command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            sizes[name] = int(done.stdout.split()[-1])
+            label = name if name == "ours" else f"{name} {given.peer}"
+            print(f"{mode} {label:20s} {sizes[name] / 1e9:6.2f} GB peak resident")
+        print(f"{mode} ratio {sizes['ours'] / sizes['transformers']:.2f}")
+        return
+    _, _, _, seq, batch, vocab = SHAPES[given.shape]
     tokens = torch.randint(0, vocab, (batch, seq + 1))
-    steps = {"ours": ours(shape, precision), "transformers": theirs(shape, precision)}
+    steps = {"ours": ours(given), f"transformers {given.peer}": theirs(given)}
     best = dict.fromkeys(steps, float("inf"))
-    for index in range(int(rounds) + 1):
+    for index in range(given.rounds + 2):
         for name, step in steps.items():
             start = time.perf_counter()
             step(tokens)
-            if index:  # the first round warms up
+            if index > 1:  # the first rounds warm up and compile
                 best[name] = min(best[name], time.perf_counter() - start)
     for name, seconds in best.items():
-        print(f"{shape} {precision} {name:14s} {batch * seq / seconds:9,.0f} tokens/s")
-    print(f"{shape} {precision} ratio {best['transformers'] / best['ours']:.2f}")
+        print(f"{mode} {name:20s} {batch * seq / seconds:9,.0f} tokens/s")
+    mine, peer = best.values()
+    print(f"{mode} ratio {peer / mine:.2f}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -30,3 +30,11 @@ def test_loss_and_gradients_equal_torch_in_float64(
     torch.testing.assert_close(nll.double(), rows.detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(x.grad.double(), x2.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(w.grad.double(), w2.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_backward_pass_is_refused_not_wrong() -> None:
+    x, w = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    loss, _ = linear_cross_entropy(x, w, torch.tensor([0, 1, 2, 3]))
+    (loss * 2).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss * 2).backward()
