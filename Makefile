@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXP ?= demo
 
-.PHONY: demo test check sweep plots ui clean test-gpu
+.PHONY: demo test check sweep plots ui clean test-gpu bench-gpu
 
 demo: .venv/ready  ## train a small grid and draw its figure
 	$(BIN)/python -m runner -m -cd experiments/demo -cn sweep
@@ -21,6 +21,12 @@ ui: .venv/ready  ## serve the MLflow UI
 
 test: .venv/dev  ## run the tests
 	$(BIN)/python -m pytest
+
+test-gpu:  ## run the GPU tests with this machine's own torch (PYTHON=...)
+	$(PYTHON) -m pytest -o addopts= -q -rs tests/gpu
+
+bench-gpu:  ## tokens/s and MFU on this machine's GPU
+	PYTHONPATH=. $(PYTHON) tests/bench/gpu.py
 
 check: .venv/dev  ## format, lint, types, import arrows, layout
 	$(BIN)/ruff format --check .

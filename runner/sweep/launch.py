@@ -33,6 +33,9 @@ def launch(cells: list[Cell], *, jobs: int | None, retry_failed: bool) -> int:
         console.print(f"{len(elsewhere)} run under another launcher; waiting for them too")
     if states["failed"] and not retry_failed:
         console.print("failed cells are retried with hydra.sweeper.retry_failed=true")
+    device = "cuda" if count_gpus() else "cpu"
+    for notice in {recipe.notice(device) for recipe in {c.config.precision for c in todo}} - {None}:
+        console.print(notice)
     pool = make_pool(todo + elsewhere, jobs)
     feeder = start_feeder(cells[0].config)
     table = LiveTable(cells)

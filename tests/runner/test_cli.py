@@ -70,3 +70,13 @@ def test_bf16_on_a_gpu_that_cannot_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(ValueError, match="Tesla T4; use precision=fp32"):
         PrecisionConfig(compute="bf16").build(torch.device("cuda"))
+
+
+def test_a_slow_bf16_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {torch.bfloat16: 3.0, torch.float32: 1.0}
+    monkeypatch.setattr("models.precision._product_s", seconds.__getitem__)
+    notice = PrecisionConfig(compute="bf16").notice("cpu")
+    assert notice is not None
+    assert "3.0 times as long" in notice
+    assert PrecisionConfig(compute="fp32").notice("cpu") is None
+    assert PrecisionConfig(compute="bf16").notice("cuda") is None

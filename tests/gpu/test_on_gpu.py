@@ -1,0 +1,67 @@
+"""What must hold on a GPU as on the CPU; needs torch, jaxtyping and pytest only: make test-gpu."""
+
+import pytest
+import torch
+
+from kernels.cross_entropy import linear_cross_entropy
+from kernels.philox import NoiseKey, keep_mask
+from models.decoder import DecoderConfig
+from models.language_model import TokenLoss
+from models.precision import PrecisionConfig
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def test_dropout_draws_the_same_bits() -> None:
+    masks = []
+    for device in ("cpu", "cuda"):
+        key = NoiseKey(seed=3, step=5, samples=torch.tensor([0, 7], device=device))
+        masks.append(keep_mask(key, 2, 1001, 0.3).cpu())
+    assert torch.equal(*masks)
+
+
+def test_cross_entropy_and_its_gradients_agree() -> None:
+    """fp32 without TF32: sums in another order, 1e-4 relative."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.manual_seed(0)
+    hidden, weight, targets = (
+        torch.randn(300, 64),
+        torch.randn(1000, 64),
+        torch.randint(0, 1000, (300,)),
+    )
+    results = []
+    for device in ("cpu", "cuda"):
+        h, w = (t.to(device).requires_grad_() for t in (hidden, weight))
+        loss, nll = linear_cross_entropy(h, w, targets.to(device), z_loss=1e-4)
+        loss.backward()
+        assert h.grad is not None
+        assert w.grad is not None
+        results.append([t.detach().cpu() for t in (loss, nll, h.grad, w.grad)])
+    for cpu, gpu in zip(*results, strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_training_step_agrees_with_the_cpu(precision: str, compiled: bool) -> None:
+    """fp32 to 1e-3 relative, bf16 to the 2**-7 of one rounding."""
+    losses = []
+    for device in ("cpu", "cuda"):
+        model = DecoderConfig(depth=2, width=64, num_heads=4, num_kv_heads=2, dropout=0.1).build(100, 0).to(device)  # fmt: skip
+        recipe = PrecisionConfig(compute=precision).build(torch.device(device))  # type: ignore[arg-type]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        forward = torch.compile(model) if compiled and device == "cuda" else model
+        tokens = torch.randint(0, 100, (4, 33), generator=torch.Generator().manual_seed(0)).to(
+            device
+        )
+        for step in range(5):
+            noise = NoiseKey(seed=0, step=step, samples=torch.arange(4, device=device))
+            with recipe.autocast():
+                out = forward(tokens[:, :-1], tokens[:, 1:], noise=noise)
+            assert isinstance(out, TokenLoss)
+            (out.total / 128).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(out.total))
+    tolerance = 1e-3 if precision == "fp32" else 2**-7
+    assert losses[5:] == pytest.approx(losses[:5], rel=tolerance)
