@@ -10,10 +10,10 @@ import sys
 import time
 
 import torch
+from train import loop, our_loss
 
 from models.decoder import DecoderConfig
 from models.flops import training_flops
-from models.language_model import TokenLoss
 from models.precision import PrecisionConfig
 from runner.distributed import Ranks
 
@@ -36,27 +36,21 @@ def main(sizes: list[str]) -> None:
         model = config.build(VOCAB, 0).to("cuda")
         recipe = PrecisionConfig(compute="bf16").build(ranks.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        forward = torch.compile(model)
+        step = loop(model, optimizer, our_loss(torch.compile(model), recipe))
         tokens = torch.randint(0, VOCAB, (batch, SEQ + 1), device="cuda")
         torch.cuda.reset_peak_memory_stats()
         for index in range(STEPS + 5):
             if index == 5:
                 torch.cuda.synchronize()
                 start = time.perf_counter()
-            with recipe.autocast():
-                out = forward(tokens[:, :-1], tokens[:, 1:])
-            assert isinstance(out, TokenLoss)
-            (out.total / tokens[:, 1:].numel()).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            step(tokens)
         torch.cuda.synchronize()
         seconds = (time.perf_counter() - start) / STEPS
         flops = training_flops(config.forward_flops_per_sequence(VOCAB, SEQ)[0]) * batch
         mfu = f"{flops / seconds / peak:.1%}" if peak else "peak unknown"
         memory = torch.cuda.max_memory_allocated() / 1e9
         print(f"{size}: {batch * SEQ / seconds:,.0f} tokens/s, MFU {mfu}, peak {memory:.1f} GB")
-        del model, optimizer, forward, out
+        del model, optimizer, step
 
 
 if __name__ == "__main__":

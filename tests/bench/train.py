@@ -14,12 +14,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from models.decoder import DecoderConfig
 from models.language_model import TokenLoss
-from models.precision import PrecisionConfig
+from models.precision import Precision, PrecisionConfig
 
 # depth, width, heads, sequence, batch, vocabulary
 SHAPES = {"10m": (6, 384, 6, 256, 8, 8192), "124m": (12, 768, 12, 512, 2, 50257)}
@@ -27,12 +30,38 @@ FORMS = {
     "gpt2": {"norm": "layernorm", "positions": "learned", "activation": "gelu", "bias": True},
     "llama": {"norm": "rmsnorm", "positions": "rope", "activation": "swiglu", "tied": False},
 }
-Step = Callable[[torch.Tensor], None]
+Step = Callable[[Tensor], None]
 
 
-def recipe(precision: str):  # type: ignore[no-untyped-def]
+def recipe(precision: str) -> Precision:
     """Return our precision recipe; both loops autocast by it."""
     return PrecisionConfig(compute=precision).build(torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def loop(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[Tensor], Tensor]
+) -> Step:
+    """Return one training step: the loop that both run."""
+
+    def step(tokens: Tensor) -> None:
+        loss(tokens).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def our_loss(forward: Callable[..., Any], precision: Precision) -> Callable[[Tensor], Tensor]:
+    """Return the mean loss of our models as a function of tokens."""
+
+    def loss(tokens: Tensor) -> Tensor:
+        with precision.autocast():
+            out = forward(tokens[:, :-1], tokens[:, 1:])
+        assert isinstance(out, TokenLoss)
+        return out.total / tokens[:, 1:].numel()
+
+    return loss
 
 
 def ours(given: argparse.Namespace) -> Step:
@@ -40,20 +69,9 @@ def ours(given: argparse.Namespace) -> Step:
     depth, width, heads, seq, _, vocab = SHAPES[given.shape]
     form = FORMS[given.peer]
     model = DecoderConfig(depth=depth, width=width, num_heads=heads, context_length=seq, **form).build(vocab, 0)  # type: ignore[arg-type]  # fmt: skip
-    precision = recipe(given.precision)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     forward = torch.compile(model) if given.compile else model
-
-    def step(tokens: torch.Tensor) -> None:
-        with precision.autocast():
-            out = forward(tokens[:, :-1], tokens[:, 1:])
-        assert isinstance(out, TokenLoss)
-        (out.total / tokens[:, 1:].numel()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    return loop(model, optimizer, our_loss(forward, recipe(given.precision)))
 
 
 def theirs(given: argparse.Namespace) -> Step:
@@ -69,20 +87,15 @@ def theirs(given: argparse.Namespace) -> Step:
         config = hf.LlamaConfig(vocab_size=vocab, hidden_size=width, intermediate_size=hidden, num_hidden_layers=depth, num_attention_heads=heads, max_position_embeddings=seq, use_cache=False)  # fmt: skip
         model = hf.LlamaForCausalLM(config)
     precision = recipe(given.precision)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     forward = torch.compile(model) if given.compile else model
 
-    def step(tokens: torch.Tensor) -> None:
+    def loss(tokens: Tensor) -> Tensor:
         with precision.autocast():
             # Shift by hand: the model's own shift would drop one position of the batch.
             logits = forward(tokens[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())  # fmt: skip
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
-    return step
+    return loop(model, torch.optim.AdamW(model.parameters(), lr=1e-4), loss)
 
 
 def peak_memory(given: argparse.Namespace) -> None:
