@@ -3,6 +3,7 @@
 A launcher of Hydra's own or of somebody else's works too: it then gets each point as overrides.
 """
 
+import copy
 import importlib
 import re
 import sys
@@ -11,18 +12,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
-from runner.config import NODES
+from runner.config import NODES, flatten
+from runner.errors import ConfigError
 from runner.sweep.cells import Cell, make_cells
+from runner.sweep.expression import evaluate
+from runner.sweep.grid import Point, expand, parse_grid, unique
 
-Point = list[str]
 _NODE_KEY = re.compile(r"(?!hydra\.)[a-z_]+\.[\w.]+=")
 
 
@@ -54,21 +60,31 @@ class LocalLauncher(Launcher):
 
 
 class GridSweeper(Sweeper):
-    """`hydra/sweeper=grid`: Hydra's product, each point frozen as a cell before any runs.
+    """`hydra/sweeper=grid`: a grid of points, each frozen as a cell before any runs.
 
     Args:
-        params: the grid of a sweep.yaml, `{optim.lr: "1e-3,3e-3"}`; the command line wins over it.
+        params, zip, draw, blocks: the grid, see `runner/sweep/grid.py`; the command line wins over it.
+        filter: keep the points for which this holds, see `runner/sweep/expression.py`.
+        dry_run: show the plan and run nothing.
         retry_failed: run failed cells again.
     """
 
-    def __init__(self, params: dict[str, Any] | None = None, retry_failed: bool = False) -> None:
-        self.params, self.retry_failed = dict(params or {}), retry_failed
+    def __init__(
+        self,
+        filter: str | None = None,
+        dry_run: bool = False,
+        retry_failed: bool = False,
+        **grid: Any,
+    ) -> None:
+        self.filter, self.dry_run, self.retry_failed = filter, dry_run, retry_failed
+        self.grid = parse_grid(_plain(grid))
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Keep what composing points needs."""
         self.config, self.context = config, hydra_context
+        self.composer = Composer(config, hydra_context.config_loader)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -79,26 +95,95 @@ class GridSweeper(Sweeper):
         assert self.launcher is not None
         if not isinstance(self.launcher, LocalLauncher):
             return self.launcher.launch(points, initial_job_idx=0)
-        cells = make_cells((_label(point, points), self.compose(point)) for point in points)
+        cells = make_cells((_label(p, points), self.composer.compose(p)) for p in points)
+        if self.dry_run:
+            from runner.sweep.plan import plan  # noqa: PLC0415
+
+            table, total = plan(cells)
+            Console().print(table, total, sep="\n")
+            return None
         code = self.launcher.launch_cells(cells, retry_failed=self.retry_failed)
         if code:
             raise SystemExit(code)
         return None
 
     def points(self, arguments: list[str]) -> list[Point]:
-        """Return the overrides of each point of the product."""
+        """Return the overrides of each point of the grid that passes the filter.
+
+        Raises:
+            ConfigError: no point is left.
+        """
         parser = OverridesParser.create(config_loader=self.context.config_loader)
-        given = {override.key_or_group for override in parser.parse_overrides(arguments)}
-        pairs = [f"{key}={value}" for key, value in self.params.items() if key not in given]
-        params = open_keys(pairs)
-        parsed = parser.parse_overrides([*params, *arguments])
-        return [point for batch in BasicSweeper.split_arguments(parsed, None) for point in batch]
+
+        def product(overrides: list[str]) -> list[Point]:
+            parsed = parser.parse_overrides(open_keys(overrides))
+            return [list(p) for batch in BasicSweeper.split_arguments(parsed, None) for p in batch]
+
+        points = [open_keys(p) for p in unique(expand(self.grid, product, arguments))]
+        if self.filter:
+            kept = [p for p in points if evaluate(self.filter, self.composer.keys(p))]
+            if not kept:
+                raise ConfigError(
+                    f"hydra.sweeper.filter={self.filter!r} leaves none of {len(points)} points; loosen it"
+                )
+            return kept
+        return points
+
+
+class Composer:
+    """Composes points: Hydra once for each distinct choice of groups, values set on a copy of that."""
+
+    def __init__(self, config: DictConfig, loader: ConfigLoader) -> None:
+        self.config, self.loader = config, loader
+        self._bases: dict[tuple[str, ...], tuple[dict[str, Any], dict[str, str]]] = {}
+        self._parser = OverridesParser.create(config_loader=loader)
 
     def compose(self, point: Point) -> dict[str, Any]:
         """Return the plain, resolved node of a point."""
-        assert self.config is not None
-        composed = self.context.config_loader.load_sweep_config(self.config, point)
-        return to_plain(composed)
+        return self._compose(point)[0]
+
+    def keys(self, point: Point) -> dict[str, Any]:
+        """Return what a filter sees: every dotted key, and the choice made in each group."""
+        node, choices = self._compose(point)
+        return flatten(node) | choices
+
+    def _compose(self, point: Point) -> tuple[dict[str, Any], dict[str, str]]:
+        parsed = self._parser.parse_overrides(point)
+        values = [o for o in parsed if self._is_plain_value(o)]
+        groups = tuple(str(o.input_line) for o in parsed if o not in values)
+        if groups not in self._bases:
+            composed = self.loader.load_sweep_config(self.config, list(groups))
+            choices = {k: str(v) for k, v in composed.hydra.runtime.choices.items() if k in NODES}
+            # Resolving comes after setting, so an interpolation would see the base's values.
+            if "${" in str(OmegaConf.to_container(_users_part(composed), resolve=False)):
+                everything = self.loader.load_sweep_config(self.config, point)
+                return to_plain(everything), choices
+            self._bases[groups] = (to_plain(composed), choices)
+        base, choices = self._bases[groups]
+        node = copy.deepcopy(base)
+        for override in values:
+            _set(node, override.key_or_group.split("."), override.value())
+        return node, choices
+
+    def _is_plain_value(self, override: Override) -> bool:
+        key, value = override.key_or_group, override.value()
+        group = key in NODES or "/" in key or override.package is not None
+        odd = isinstance(value, dict) or "${" in str(value) or override.is_delete()
+        return not group and not odd
+
+
+def _set(node: Any, path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+    if isinstance(node, list):
+        node[int(path[-1])] = value
+    else:
+        node[path[-1]] = value
+
+
+def _plain(node: dict[str, Any]) -> dict[str, Any]:
+    plain = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+    return {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
 
 
 def open_keys(arguments: list[str]) -> list[str]:
@@ -111,10 +196,13 @@ def open_keys(arguments: list[str]) -> list[str]:
 
 def to_plain(composed: DictConfig) -> dict[str, Any]:
     """Return the user's part of a composed config as plain data, interpolations resolved."""
-    keys = [str(key) for key in composed if key != "hydra"]
-    plain = OmegaConf.to_container(OmegaConf.masked_copy(composed, keys), resolve=True)
+    plain = OmegaConf.to_container(_users_part(composed), resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _users_part(composed: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
 
 def _label(point: Point, points: list[Point]) -> str:

@@ -11,11 +11,10 @@ from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext
-from omegaconf import OmegaConf
 
 from runner.config import NODES, SETTINGS, freeze, validate
 from runner.errors import ConfigError, EspalierError
-from runner.hydra_plugin import GridSweeper, register
+from runner.hydra_plugin import Composer, GridSweeper, register, to_plain
 from runner.sweep.cells import Cell, make_cells
 from runner.sweep.fingerprint import is_execution
 from tests.conftest import ROOT
@@ -57,12 +56,16 @@ def test_every_point_of_every_experiment_builds_on_meta(experiment: str) -> None
         path = "hydra.searchpath=[pkg://conf]"
         composed = hydra_compose("sweep", [path], return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()
-        sweeper = GridSweeper(OmegaConf.to_container(composed.hydra.sweeper.params))  # type: ignore[arg-type]
-        sweeper.config, sweeper.context = composed, HydraContext(loader, Callbacks())
+        keys = {k: v for k, v in composed.hydra.sweeper.items() if k != "_target_"}
+        sweeper = GridSweeper(**keys)
+        sweeper.context = HydraContext(loader, Callbacks())
+        sweeper.composer = Composer(composed, loader)
         points = sweeper.points([])
         assert points
         for point in points:
-            cfg = validate(sweeper.compose(point))
+            node = sweeper.composer.compose(point)
+            assert node == to_plain(loader.load_sweep_config(composed, point))
+            cfg = validate(node)
             assert cfg.name == experiment
             vocab = cfg.tokenizer.planned_vocab_size() or 100
             with torch.device("meta"):
