@@ -39,12 +39,12 @@ def gather(
     files = {"model": model.state_dict(), "optimizer": _optimizer_tensors(model, optimizers)}
     if average:
         files["average"] = average
-    gathered: Files = {}
+    gathered: Files = {file: {} for file in files}
     for file, tensors in files.items():
         for name, tensor in tensors.items():
             value = whole(tensor.detach())
             if keep:
-                gathered.setdefault(file, {})[name] = value.cpu().contiguous()
+                gathered[file][name] = value.cpu().contiguous()
     return gathered
 
 

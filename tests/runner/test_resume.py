@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from runner import checkpoint, journal
+from runner.distributed import Ranks
 from runner.errors import CheckpointError
 from runner.sweep.cells import Cell, freeze_cell, make_cells
+from runner.train import Trainer
 
 ROOT = Path(__file__).parent.parent.parent
 Compose = Callable[..., dict[str, Any]]
@@ -91,6 +93,23 @@ def test_sigterm_saves_and_asks_to_be_resumed(compose: Compose) -> None:
     assert process.wait(timeout=60) == 75
     assert cell.state == "interrupted"
     assert checkpoint.newest(cell.folder / "checkpoints") is not None
+
+
+def test_a_run_stopped_before_its_first_step_goes_on(compose: Compose, tmp_path: Path) -> None:
+    weights = []
+    for name, stops in (("whole", [False]), ("stopped", [True, False])):
+        (cell,) = make_cells([("", compose("optim=muon", f"root={tmp_path / name}"))])
+        freeze_cell(cell)
+        for stop in stops:
+            attempt = journal.claim(cell.folder)
+            assert attempt is not None
+            book = journal.Journal(cell.folder, attempt)
+            outcome = Trainer(cell, book, Ranks("cpu")).fit(lambda stop=stop: stop)  # type: ignore[misc]
+            assert outcome == ("interrupted" if stop else "finished")
+            book.event(outcome)
+            book.close()
+        weights.append(_weights(cell))
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
 
 
 def test_a_damaged_checkpoint_is_passed_over(compose: Compose) -> None:
