@@ -4,7 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from dataclasses import replace
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 Root = Annotated[Path, typer.Option(help="Folder that holds runs/, sweeps/ and mlflow/.")]
 Name = Annotated[str, typer.Argument(help="Sweep: its `name`.")]
+Reference = Annotated[str, typer.Argument(help="Run folder, fingerprint or its beginning.")]
 
 
 @app.command(
@@ -32,17 +33,148 @@ def run(context: typer.Context) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "runner", *context.args])
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(
+    context: typer.Context,
+    experiment: Annotated[str, typer.Argument(help="Folder under experiments/, or a path.")],
+) -> None:
+    """Show the cells of an experiment, with size, FLOPs and time, and run nothing; overrides may follow."""
+    folder = _experiment(experiment)
+    if not (folder / "sweep.yaml").exists():
+        known = sorted(p.parent.name for p in folder.parent.glob("*/sweep.yaml"))
+        raise ConfigError(f"{folder}/sweep.yaml does not exist; there are: {', '.join(known)}")
+    command = ["-m", "runner", "-m", "-cd", str(folder), "-cn", "sweep"]
+    dry = "hydra.sweeper.dry_run=true"
+    os.execv(sys.executable, [sys.executable, *command, dry, *context.args])
+
+
 @app.command()
-def status(name: Name, root: Root = Path(".")) -> None:
+def status(
+    name: Name,
+    root: Root = Path("."),
+    watch: Annotated[bool, typer.Option(help="Go on showing until no cell runs.")] = False,
+) -> None:
     """Show the cells of a sweep: state, step, loss."""
-    from runner.sweep.cells import load_cell, members  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415
+
+    from runner.sweep.cells import sweep_cells  # noqa: PLC0415
     from runner.sweep.live import LiveTable  # noqa: PLC0415
 
-    cells = []
-    for row in members(root, name):
-        cell = load_cell(root.resolve() / "runs" / row["fingerprint"])
-        cells.append(replace(cell, label=row["label"]))
-    Console().print(LiveTable(cells).render())
+    cells = sweep_cells(root, name)
+    table = LiveTable(cells)
+    if not watch:
+        Console().print(table.render())
+        return
+    with Live(table.render(), console=Console(), refresh_per_second=2) as live:
+        while any(cell.state == "running" for cell in cells):
+            time.sleep(0.5)
+            live.update(table.render())
+
+
+@app.command()
+def logs(
+    cell: Reference,
+    root: Root = Path("."),
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+) -> None:
+    """Print what a cell's launched attempts wrote to stdout and stderr."""
+    from runner.sweep.cells import find_cell  # noqa: PLC0415
+
+    found = find_cell(root, cell)
+    file = found.folder / "log.txt"
+    if not file.exists():
+        raise ConfigError(
+            f"{file} does not exist: no launcher has started this cell ({found.state})"
+        )
+    with open(file, encoding="utf-8", errors="replace") as stream:
+        typer.echo(stream.read(), nl=False)
+        while follow and found.state == "running":
+            time.sleep(0.5)
+            typer.echo(stream.read(), nl=False)
+
+
+@app.command()
+def why(cell: Reference, root: Root = Path(".")) -> None:
+    """Say what sets a cell apart from the nearest finished one: why it is not that one."""
+    from runner.sweep.cells import find_cell  # noqa: PLC0415
+    from runner.sweep.compare import nearest_finished  # noqa: PLC0415
+
+    found = find_cell(root, cell)
+    nearest = nearest_finished(found)
+    typer.echo(f"{found.fingerprint} is {found.state}")
+    if nearest is None:
+        typer.echo("no other cell here is finished")
+        return
+    folder, keys = nearest
+    typer.echo(f"nearest finished cell: {folder.name}")
+    for key, (ours, theirs) in keys.items():
+        typer.echo(f"  {key}: {ours} here, {theirs} there")
+
+
+@app.command()
+def diff(a: Reference, b: Reference, root: Root = Path(".")) -> None:
+    """Show the keys in which two cells differ, execution keys too."""
+    from runner.config import flatten, freeze  # noqa: PLC0415
+    from runner.sweep.cells import find_cell  # noqa: PLC0415
+    from runner.sweep.compare import difference  # noqa: PLC0415
+
+    one, two = (flatten(freeze(find_cell(root, cell).config)) for cell in (a, b))
+    for key, (left, right) in difference(one, two).items():
+        typer.echo(f"{key}: {left} | {right}")
+
+
+@app.command()
+def failures(name: Name, root: Root = Path(".")) -> None:
+    """Group the failed cells of a sweep by cause, with the keys they share."""
+    from runner.sweep.cells import sweep_cells  # noqa: PLC0415
+    from runner.sweep.failures import clusters  # noqa: PLC0415
+
+    cells = sweep_cells(root, name)
+    found = clusters(cells)
+    if not found:
+        typer.echo(f"no cell of {len(cells)} failed")
+    for cluster in found:
+        typer.echo(cluster.describe(len(cells)))
+        typer.echo("  " + " ".join(cell.fingerprint[:6] for cell in cluster.cells))
+
+
+@app.command()
+def retry(
+    name: Name,
+    cause: Annotated[
+        str | None, typer.Option("--class", help="Only failures of this cause (`failures`).")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
+    root: Root = Path("."),
+) -> None:
+    """Run the failed cells of a sweep again, as they were frozen."""
+    from runner.sweep.cells import sweep_cells  # noqa: PLC0415
+    from runner.sweep.failures import CLASSES, cause_of, failure  # noqa: PLC0415
+    from runner.sweep.launch import launch  # noqa: PLC0415
+
+    if cause is not None and cause not in CLASSES:
+        raise ConfigError(f"--class {cause!r} is none of: {', '.join(CLASSES)}")
+    failed = [cell for cell in sweep_cells(root, name) if cell.state == "failed"]
+    chosen = [cell for cell in failed if cause in (None, cause_of(failure(cell)))]
+    if not chosen:
+        typer.echo(f"nothing to retry: {len(failed)} cells of {name} failed, none of this class")
+        return
+    raise typer.Exit(launch(chosen, jobs=jobs, retry_failed=True))
+
+
+@app.command()
+def cancel(
+    name: Name,
+    cells: Annotated[list[str] | None, typer.Argument(help="Fingerprints; default: all.")] = None,
+    root: Root = Path("."),
+) -> None:
+    """Stop running cells (they save first) and keep waiting ones from starting; a new launch resumes."""
+    from runner.sweep.cells import sweep_cells  # noqa: PLC0415
+    from runner.sweep.pool import cancel_cell  # noqa: PLC0415
+
+    for cell in sweep_cells(root, name):
+        if not cells or any(cell.fingerprint.startswith(c) for c in cells):
+            typer.echo(f"{cell.fingerprint[:6]} {cell.label}: {cancel_cell(cell)}")
 
 
 @app.command()
@@ -57,7 +189,7 @@ def plots(
     from analysis.runs import from_folders  # noqa: PLC0415
 
     runs = from_folders(root, name)
-    script = Path(__file__).parent.parent / "experiments" / name / "figures.py"
+    script = _experiment(name) / "figures.py"
     if script.exists():
         typer.echo(f"figures of {script}")
         spec = importlib.util.spec_from_file_location("figures", script)
@@ -109,7 +241,7 @@ def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> Non
 
 @app.command()
 def generate(
-    run: Annotated[str, typer.Argument(help="Run folder or fingerprint.")],
+    run: Reference,
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
     tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
@@ -121,22 +253,21 @@ def generate(
     root: Root = Path("."),
 ) -> None:
     """Continue a prompt with a trained cell."""
-    folder = Path(run) if (Path(run) / "cell.json").exists() else root / "runs" / run
-    if not (folder / "cell.json").exists():
-        raise ConfigError(f"{run} is neither a run folder nor a fingerprint under {root / 'runs'}")
     from runner.serve.load import continue_text  # noqa: PLC0415
+    from runner.sweep.cells import find_cell  # noqa: PLC0415
 
-    typer.echo(
-        continue_text(
-            folder,
-            prompt,
-            tokens=tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-            average=average,
-        )
-    )
+    text = continue_text(
+        find_cell(root, run).folder, prompt, tokens=tokens, temperature=temperature, top_k=top_k,
+        seed=seed, average=average,
+    )  # fmt: skip
+    typer.echo(text)
+
+
+def _experiment(name: str) -> Path:
+    """Return the folder of an experiment, given by name or by path."""
+    given = Path(name)
+    named = Path(__file__).parent.parent / "experiments" / name
+    return given.resolve() if (given / "sweep.yaml").exists() else named
 
 
 def main() -> None:

@@ -121,6 +121,34 @@ def members(root: Path, name: str) -> list[dict[str, Any]]:
     return list({row["fingerprint"]: row for row in rows}.values())
 
 
+def sweep_cells(root: Path, name: str) -> list[Cell]:
+    """Return the frozen cells of a sweep.
+
+    Raises:
+        ConfigError: there is no such sweep.
+    """
+    runs = root.resolve() / "runs"
+    rows = members(root, name)
+    return [replace(load_cell(runs / row["fingerprint"]), label=row["label"]) for row in rows]
+
+
+def find_cell(root: Path, reference: str) -> Cell:
+    """Return the cell named by its folder, its fingerprint or the beginning of one.
+
+    Raises:
+        ConfigError: no cell, or more than one, answers to it.
+    """
+    if (Path(reference) / "cell.json").exists():
+        return load_cell(Path(reference))
+    found = sorted((root / "runs").glob(f"{reference}*/cell.json")) if reference else []
+    if len(found) != 1:
+        what = f"{len(found)} cells begin with" if found else "no cell is"
+        raise ConfigError(
+            f"{what} {reference!r} under {(root / 'runs').resolve()}; give a run folder or more of a fingerprint (`espalier status NAME` lists them)"
+        )
+    return load_cell(found[0].parent)
+
+
 def _write_once(file: Path, text: str) -> None:
     _make(file.parent)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=".cell-")

@@ -10,7 +10,7 @@ from runner.errors import ConfigError
 from runner.feed import finish_feeder, start_feeder
 from runner.sweep.cells import Cell, freeze_cell, join_sweep
 from runner.sweep.live import LiveTable
-from runner.sweep.pool import Pool, count_gpus, gpus_for
+from runner.sweep.pool import CANCEL, Pool, count_gpus, gpus_for
 
 
 def launch(cells: list[Cell], *, jobs: int | None, retry_failed: bool) -> int:
@@ -19,6 +19,8 @@ def launch(cells: list[Cell], *, jobs: int | None, retry_failed: bool) -> int:
     for cell in cells:
         freeze_cell(cell)
     sweep = join_sweep(cells[0].config.name, cells)
+    for cell in cells:
+        (cell.folder / CANCEL).unlink(missing_ok=True)
     todo, elsewhere, states = [], [], Counter[str]()
     for cell in cells:
         state = cell.state

@@ -22,13 +22,14 @@ class LiveTable:
     def render(self) -> Table:
         """Return the table as of now: all running cells, and as many others as fit a screen."""
         table = Table(box=None, pad_edge=False)
-        for column in ("cell", "state", "step", "loss", "val loss", "tokens/s", "left"):
+        for column in ("cell", "run", "state", "step", "loss", "val loss", "tokens/s", "left"):
             table.add_column(column, justify="left" if column in ("cell", "state") else "right")
+        table.columns[1].justify = "left"
         for cell in self.cells:
             state, last = self._read(cell)
             left = _left(last) if state == "running" else ""
             table.add_row(
-                cell.label, f"[{_STYLES.get(state, 'dim')}]{state}[/]",
+                cell.label, cell.fingerprint[:6], f"[{_STYLES.get(state, 'dim')}]{state}[/]",
                 f"{last.get('step', 0)}/{last.get('steps', '?')}", _number(last.get("loss")),
                 _number(last.get("val_loss")), _number(last.get("tokens_per_s"), 0), left,
             )  # fmt: skip

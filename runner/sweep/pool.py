@@ -4,9 +4,11 @@ multiprocessing's forkserver is that template: it imports the preload list, then
 A child that segfaults or runs out of memory ends that cell alone.
 """
 
+import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from runner.feed import FED
 from runner.sweep.cells import Cell
 
 _TICK_S = 0.25
+CANCEL = "cancel"  # a file of this name in a run folder: do not start this cell
 _PRELOAD = ["runner.sweep.template"]
 
 
@@ -51,6 +54,7 @@ class Pool:
         free = list(self.gpus)
         try:
             while waiting or running or watched:
+                waiting = [cell for cell in waiting if not (cell.folder / CANCEL).exists()]
                 while waiting and len(running) < self.jobs:
                     count = gpus_for(waiting[0], self.gpus)
                     if count > len(free):
@@ -87,6 +91,21 @@ def gpus_for(cell: Cell, present: list[int]) -> int:
     """Return how many GPUs `cell` gets on a machine that has `present`."""
     asked: int | None = cell.config.resources.gpus
     return min(1, len(present)) if asked is None else asked
+
+
+def cancel_cell(cell: Cell) -> str:
+    """Keep `cell` from starting, or ask its holder to save and stop; say what was done."""
+    state = cell.state
+    if state not in ("new", "interrupted", "running"):
+        return f"{state}, left as it is"
+    (cell.folder / CANCEL).touch()
+    if state != "running":
+        return "will not start"
+    lease = json.loads((journal.attempts(cell.folder)[-1] / "lease.json").read_text())
+    if lease["host"] != socket.gethostname():
+        return f"runs on {lease['host']}; cancel it there"
+    os.kill(lease["pid"], signal.SIGTERM)
+    return "asked to save and stop"
 
 
 def worker_command(folder: Path, processes: int) -> list[str]:
