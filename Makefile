@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXP ?= demo
 
-.PHONY: demo test check sweep plots ui clean test-gpu bench-gpu
+.PHONY: demo test check sweep plots ui clean test-gpu bench-gpu slurm-up slurm-down
 
 demo: .venv/ready  ## train a small grid and draw its figure
 	$(BIN)/python -m runner -m -cd experiments/demo -cn sweep
@@ -27,6 +27,15 @@ test-gpu:  ## run the GPU tests with this machine's own torch (PYTHON=...)
 
 bench-gpu:  ## tokens/s and MFU on this machine's GPU
 	PYTHONPATH=. $(PYTHON) tests/bench/gpu.py
+
+SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge mariadb-server
+slurm-up: .venv/dev  ## a four-node SLURM on this Debian machine (root), for the tests
+	which slurmctld slurmdbd munged mariadbd > /dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SLURM_PACKAGES) > /dev/null; }
+	$(BIN)/python tests/slurm/cluster.py up
+
+slurm-down:  ## end it
+	$(BIN)/python tests/slurm/cluster.py down
 
 check: .venv/dev  ## format, lint, types, import arrows, layout
 	$(BIN)/ruff format --check .

@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+_CODE = Path(__file__).resolve().parent.parent
+_FROZEN = _CODE / "revision.json"  # in a snapshot of the code, which is no clone
 # A run computes the same bits only where these are the same (on a GPU: with train.deterministic=true).
 _DECIDES_BITS = ("cpu", "gpus", "device", "threads", "world", "parallel", "compile", "torch")
 _PACKAGES = ("torch", "numpy", "hydra-core", "mlflow", "tokenizers", "datasets", "triton")
@@ -22,8 +24,8 @@ def describe() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "git_sha": git("rev-parse", "HEAD"),
-        "git_diff": git("diff", "HEAD"),
+        "code": str(_CODE),
+        **(json.loads(_FROZEN.read_text()) if _FROZEN.exists() else revision()),
         "python": platform.python_version(),
         "packages": versions(),
         "torch": torch.__version__,
@@ -34,6 +36,11 @@ def describe() -> dict[str, Any]:
         "gpus": gpus,
         "threads": torch.get_num_threads(),
     }
+
+
+def revision() -> dict[str, str]:
+    """Return the commit of this clone and what differs from it."""
+    return {"git_sha": git("rev-parse", "HEAD"), "git_diff": git("diff", "HEAD")}
 
 
 def first_of(run: Path) -> dict[str, Any]:
@@ -61,10 +68,9 @@ def versions() -> dict[str, str]:
 
 def git(*arguments: str) -> str:
     """Return git's answer about this clone, "" where it is none."""
-    folder = Path(__file__).parent
     try:
         result = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+            ["git", *arguments], cwd=_CODE, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return ""

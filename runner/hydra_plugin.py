@@ -28,6 +28,7 @@ from runner.errors import ConfigError
 from runner.sweep.cells import Cell, make_cells
 from runner.sweep.expression import evaluate
 from runner.sweep.grid import Point, expand, parse_grid, unique
+from runner.sweep.slurm import launch_on_slurm, parse
 
 _NODE_KEY = re.compile(r"(?!hydra\.)[a-z_]+\.[\w.]+=")
 
@@ -57,6 +58,28 @@ class LocalLauncher(Launcher):
         from runner.sweep.launch import launch  # noqa: PLC0415
 
         return launch(cells, jobs=self.jobs, retry_failed=retry_failed)
+
+
+class SlurmLauncher(Launcher):
+    """`hydra/launcher=slurm`: a job array, see `runner/sweep/slurm.py`."""
+
+    def __init__(self, wait: bool = True, **keys: Any) -> None:
+        self.wait, self.slurm = wait, parse(_plain(keys))
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Nothing to prepare: cells carry all they need."""
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Refused: this launcher runs frozen cells, which only our sweeper makes."""
+        raise RuntimeError("hydra/launcher=slurm needs hydra/sweeper=grid (the default)")
+
+    def launch_cells(self, cells: list[Cell], *, retry_failed: bool) -> int:
+        """Submit `cells`; return the exit code."""
+        return launch_on_slurm(cells, self.slurm, retry_failed=retry_failed, wait=self.wait)
 
 
 class GridSweeper(Sweeper):
@@ -93,7 +116,7 @@ class GridSweeper(Sweeper):
         """Run the grid and exit with its code."""
         points = self.points(arguments)
         assert self.launcher is not None
-        if not isinstance(self.launcher, LocalLauncher):
+        if not isinstance(self.launcher, (LocalLauncher, SlurmLauncher)):
             return self.launcher.launch(points, initial_job_idx=0)
         cells = make_cells((_label(p, points), self.composer.compose(p)) for p in points)
         if self.dry_run:
@@ -228,6 +251,6 @@ def register() -> None:
         parent = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
         parent.__path__ = []
     parent.espalier = sys.modules["hydra_plugins.espalier"] = sys.modules[__name__]  # type: ignore[attr-defined]
-    for plugin in (LocalLauncher, GridSweeper):
+    for plugin in (LocalLauncher, SlurmLauncher, GridSweeper):
         plugin.__module__ = "hydra_plugins.espalier"
         Plugins.instance().register(plugin)

@@ -10,13 +10,15 @@ docs/run-folder.md is the format's contract.
 """
 
 import errno
+import fcntl
 import json
 import os
 import socket
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +85,30 @@ def state(run: Path) -> str:
 def alive(attempt: Path) -> bool:
     """True where the holder of `attempt` may still run: by its process here, elsewhere by its heartbeat."""
     lease = json.loads((attempt / "lease.json").read_text())
+    if "job" in lease and lease["job"] == _job() and lease["restart"] != _restart():
+        return False  # an earlier leg of the job that asks: SLURM ended it before starting this one
     if lease["host"] != socket.gethostname():
         return _heartbeat_age_s(attempt) < _STALE_S
     try:
         return bool(abs(psutil.Process(lease["pid"]).create_time() - lease["process_start"]) < 1.0)
     except psutil.NoSuchProcess:
         return False
+
+
+def _job() -> str | None:
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def _restart() -> str:
+    return os.environ.get("SLURM_RESTART_COUNT", "0")
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold `file` against other processes, waiting for them."""
+    with open(file, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _heartbeat_age_s(attempt: Path) -> float:
@@ -112,6 +132,8 @@ def claim(run: Path) -> Path | None:
     folder.mkdir(parents=True, exist_ok=True)
     start = psutil.Process().create_time()
     lease = {"host": socket.gethostname(), "pid": os.getpid(), "process_start": start}
+    if _job() is not None:
+        lease |= {"job": _job(), "restart": _restart()}
     handle, name = tempfile.mkstemp(dir=folder, prefix=".lease-")
     with os.fdopen(handle, "w") as stream:
         json.dump(lease, stream)

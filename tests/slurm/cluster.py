@@ -1,0 +1,196 @@
+"""A real four-node SLURM with accounting on one Debian machine, for tests and for anyone at work on it.
+
+    make slurm-up        then: export SLURM_CONF=/tmp/espalier-slurm/slurm.conf; sinfo
+    make slurm-down
+
+Needs root and Debian's slurmctld, slurmd, slurmdbd, slurm-client, munge, mariadb-server (`make slurm-up`
+installs them). No systemd: every daemon is started by hand, its pid kept in `pids`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HOME = Path(os.environ.get("ESPALIER_SLURM", "/tmp/espalier-slurm"))
+NODES = ("n1", "n2", "n3", "n4")
+_DB_PORT, _DBD_PORT = 16833, 16819
+
+_SLURM = """\
+ClusterName=lab
+SlurmctldHost=localhost(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={D}/run/munge.sock,cred_expire=5
+SlurmctldPort=16817
+SlurmctldPidFile={D}/run/slurmctld.pid
+SlurmctldLogFile={D}/log/slurmctld.log
+SlurmdPidFile={D}/run/slurmd-%n.pid
+SlurmdLogFile={D}/log/slurmd-%n.log
+StateSaveLocation={D}/state
+SlurmdSpoolDir={D}/spool/%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+ReturnToService=2
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SchedulerParameters=sched_min_interval=10000,sched_interval=5,bf_interval=1,defer_batch
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+KillWait=5
+MaxArraySize=10001
+SlurmdTimeout=20
+AccountingStorageEnforce=associations,limits,qos
+GresTypes=gpu
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=localhost
+AccountingStoragePort={dbd}
+AccountingStoragePass={D}/run/munge.sock
+JobAcctGatherType=jobacct_gather/linux
+NodeName=n[1-4] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[17001-17004] Sockets=1 CoresPerSocket=8 RealMemory=16000 Gres=gpu:a100:4
+PartitionName=main Nodes=ALL Default=YES DefaultTime=60 DefMemPerCPU=100 PriorityTier=10
+PartitionName=low Nodes=ALL DefMemPerCPU=100 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=high Nodes=ALL DefMemPerCPU=100 PriorityTier=100 PreemptMode=OFF
+"""
+_DBD = """\
+AuthType=auth/munge
+AuthInfo=socket={D}/run/munge.sock
+DbdHost=localhost
+DbdPort={dbd}
+SlurmUser=root
+LogFile={D}/log/slurmdbd.log
+PidFile={D}/run/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={db}
+StorageUser=slurm
+StoragePass=lab
+StorageLoc=slurm
+"""
+
+
+def up() -> None:
+    """Start everything and wait until the nodes are idle; nothing to do where they are already."""
+    if (HOME / "pids").exists() and _idle() == len(NODES):
+        return
+    down()
+    _write_files()
+    munge = ["munged", "--foreground", "--force", f"--key-file={HOME}/munge.key"]
+    munge += [f"--{n}-file={HOME}/run/munge.{n}" for n in ("pid", "seed")]
+    munge += [f"--log-file={HOME}/log/munge.log", f"--socket={HOME}/run/munge.sock"]
+    _start("munged", munge)
+    _database()
+    _start("slurmdbd", ["slurmdbd", "-D"])
+    _retry(["sacctmgr", "-i", "add", "cluster", "lab"])
+    _run(["sacctmgr", "-i", "add", "account", "lab", "Cluster=lab"])
+    _run(["sacctmgr", "-i", "add", "user", "root", "Account=lab"])
+    _start("slurmctld", ["slurmctld", "-D", "-c"])
+    for node in NODES:
+        _start(f"slurmd-{node}", ["slurmd", "-D", "-N", node])
+    _wait("idle nodes", lambda: _idle() == len(NODES))
+
+
+def down() -> None:
+    """Cancel all jobs, then end the daemons, the last started first."""
+    pids = HOME / "pids"
+    if not pids.exists():
+        return
+    subprocess.run(["scancel", "--user=root"], env=_environment(), capture_output=True, timeout=10, check=False)  # fmt: skip
+    for pid in reversed(json.loads(pids.read_text()).values()):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(pid, number)
+            except ProcessLookupError:
+                break
+            time.sleep(0.5 if number == signal.SIGTERM else 0.0)
+    pids.unlink()
+
+
+def restart(daemon: str) -> None:
+    """Start a daemon again that a test has killed."""
+    node = daemon.partition("-")[2]
+    _start(daemon, ["slurmd", "-D", "-N", node] if node else [daemon, "-D"])
+
+
+def pid_of(daemon: str) -> int:
+    """Return the pid of a running daemon."""
+    return int(json.loads((HOME / "pids").read_text())[daemon])
+
+
+def _write_files() -> None:
+    import shutil
+
+    shutil.rmtree(HOME, ignore_errors=True)
+    for folder in ("run", "log", "state", "db", "dev", *(f"spool/{node}" for node in NODES)):
+        (HOME / folder).mkdir(parents=True)
+    os.chmod(HOME, 0o755)
+    names = {"D": HOME, "dbd": _DBD_PORT, "db": _DB_PORT}
+    (HOME / "slurm.conf").write_text(_SLURM.format(**names))
+    (HOME / "slurmdbd.conf").write_text(_DBD.format(**names))
+    os.chmod(HOME / "slurmdbd.conf", 0o600)
+    # GPUs that are device files only: enough to be counted and dealt out.
+    for index in range(4):
+        os.mknod(HOME / f"dev/nvidia{index}", 0o666 | 0o020000, os.makedev(1, 3))
+    (HOME / "gres.conf").write_text(
+        f"NodeName=n[1-4] Name=gpu Type=a100 File={HOME}/dev/nvidia[0-3]\n"
+    )
+    (HOME / "munge.key").write_bytes(os.urandom(1024))
+    os.chmod(HOME / "munge.key", 0o400)
+
+
+def _database() -> None:
+    _run(["mariadb-install-db", "--user=root", f"--datadir={HOME}/db", "--skip-test-db"])
+    command = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={HOME}/db"]
+    command += [f"--socket={HOME}/run/db.sock", f"--port={_DB_PORT}", "--bind-address=127.0.0.1"]
+    _start("mariadbd", [*command, f"--pid-file={HOME}/run/db.pid", "--innodb-buffer-pool-size=64M"])
+    sql = "CREATE DATABASE slurm; GRANT ALL ON slurm.* TO slurm@'%' IDENTIFIED BY 'lab'; GRANT ALL ON slurm.* TO slurm@localhost IDENTIFIED BY 'lab';"
+    _retry(["mariadb", f"--socket={HOME}/run/db.sock", "-e", sql])
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"SLURM_CONF": str(HOME / "slurm.conf")}
+
+
+def _start(name: str, command: list[str]) -> None:
+    with open(HOME / "log" / f"{name}.out", "ab") as log:
+        process = subprocess.Popen(command, env=_environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    file = HOME / "pids"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(known | {name: process.pid}))
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command[:3])}: {done.stdout}{done.stderr}; logs are in {HOME}/log")
+    return done.stdout
+
+
+def _retry(command: list[str]) -> None:
+    def works() -> bool:
+        return subprocess.run(command, env=_environment(), capture_output=True, check=False).returncode == 0  # fmt: skip
+
+    _wait(" ".join(command[:3]), works)
+
+
+def _idle() -> int:
+    done = subprocess.run(["sinfo", "-h", "-N", "-o", "%N %T"], env=_environment(), capture_output=True, text=True, check=False)  # fmt: skip
+    return len({line.split()[0] for line in done.stdout.splitlines() if line.endswith(("idle", "mixed", "allocated"))})  # fmt: skip
+
+
+def _wait(what: str, condition) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
+            sys.exit(f"no {what} after 60 s; logs are in {HOME}/log")
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    {"up": up, "down": down}[sys.argv[1]]()
