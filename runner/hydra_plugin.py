@@ -30,7 +30,7 @@ from runner.sweep.expression import evaluate
 from runner.sweep.grid import Point, expand, parse_grid, unique
 from runner.sweep.slurm import launch_on_slurm, parse
 
-_NODE_KEY = re.compile(r"(?!hydra\.)[a-z_]+\.[\w.]+=")
+_NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")
 
 
 class LocalLauncher(Launcher):

@@ -19,7 +19,7 @@ from runner.sweep.slurm import SlurmConfig, parse, snapshot
 from tests.conftest import ROOT, TINY
 from tests.slurm import cluster
 
-LONG = ["train.steps=12000", "eval.every=6000", "train.log_every=50", "model.dropout=0.1"]
+LONG = ["train.steps=4500", "eval.every=1500", "train.log_every=50", "model.dropout=0.1"]
 DAEMONS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 MISSING = [name for name in DAEMONS if shutil.which(name) is None] + ["root"] * (os.geteuid() != 0)
 needs_slurm = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: make slurm-up")
@@ -46,9 +46,9 @@ Command = Callable[..., list[str]]
 def command(tmp_path: Path, text: Path) -> Command:
     """The command of a sweep on SLURM."""
 
-    def inner(*arguments: str, launcher: str = "slurm") -> list[str]:
+    def inner(*arguments: str, launcher: str = "slurm", root: Path = tmp_path) -> list[str]:
         base = [sys.executable, "-m", "runner", "-m", *TINY, f"data.sources.0.path={text}"]
-        return [*base, f"root={tmp_path}", f"hydra/launcher={launcher}", *arguments]
+        return [*base, f"root={root}", f"hydra/launcher={launcher}", *arguments]
 
     return inner
 
@@ -118,33 +118,37 @@ def test_preempted_requeued_and_timed_out_runs_end_with_the_same_bits(command: C
     kinds = {
         "limit": ["hydra.launcher.time_min=1", "hydra.launcher.warning_s=45"],
         "requeue": [],
-        "preempt": ["hydra.launcher.partition=low", "hydra.launcher.cpus=8", "+hydra.launcher.sbatch={nodelist: n4}"],
+        "preempt": ["hydra.launcher.partition=low", "hydra.launcher.cpus=8", "hydra.launcher.sbatch={nodelist:n4}"],
     }  # fmt: skip
     running = {}
     for number, (kind, extra) in enumerate(kinds.items()):
         root = tmp_path / kind
         # One thread in all: bits depend on it.
-        given = command(f"name={kind}", f"seed={number}", "train.threads=1", *LONG, *extra, f"root={root}")  # fmt: skip
+        given = command(f"name={kind}", f"seed={number}", "train.threads=1", *LONG, *extra, root=root)  # fmt: skip
         running[kind] = subprocess.Popen(given, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     for kind in ("requeue", "preempt"):
+        assert running[kind].poll() is None
         _until(lambda kind=kind: _running_step(tmp_path / kind, 50), f"training of {kind}")  # type: ignore[misc]
     (job,) = _jobs(tmp_path / "requeue")
     subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
     high = ["sbatch", "-p", "high", "-w", "n4", "-c", "8", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]  # fmt: skip
     subprocess.run(high, check=True, capture_output=True)
-    for number, (kind, process) in enumerate(running.items()):
+    for kind, process in running.items():
         _, errors = process.communicate(timeout=280)
         assert process.returncode == 0, (kind, errors)
+    alone = {}
+    for number, kind in enumerate(kinds):
+        given = command(f"name={kind}", f"seed={number}", "train.threads=1", *LONG, launcher="local", root=tmp_path / f"{kind}-alone")  # fmt: skip
+        alone[kind] = subprocess.Popen(given, cwd=ROOT, stderr=subprocess.DEVNULL)
+    for kind in kinds:
         (folder,) = (tmp_path / kind / "runs").iterdir()
         assert len(journal.attempts(folder)) >= 2, f"{kind}: nothing interrupted it"
         rows = journal.read_lines(folder / "metrics.jsonl")
         assert any("restored" in row for row in rows)
         (job,) = _jobs(tmp_path / kind)
         assert _sacct(job) == ["COMPLETED"]
-        alone = tmp_path / f"{kind}-alone"
-        whole = _run(command(f"name={kind}", f"seed={number}", "train.threads=1", *LONG, f"root={alone}", launcher="local"))  # fmt: skip
-        assert whole.returncode == 0, whole.stderr
-        (reference,) = (alone / "runs").iterdir()
+        assert alone[kind].wait(timeout=280) == 0
+        (reference,) = (tmp_path / f"{kind}-alone" / "runs").iterdir()
         assert reference.name == folder.name
         assert _same_weights(folder, reference), kind
 
