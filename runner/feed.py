@@ -29,13 +29,15 @@ def start_feeder(run: RunConfig, only: str | None = None) -> subprocess.Popen[by
         )
 
 
-def finish_feeder(feeder: subprocess.Popen[bytes] | None) -> bool:
-    """Close its input, which tells it to deliver the rest and end; True where it could."""
+def finish_feeder(
+    feeder: subprocess.Popen[bytes] | None, timeout_s: float = _LAST_DELIVERY_S
+) -> bool:
+    """Close its input, which tells it to deliver the rest and end; True where it could in time."""
     if feeder is None or feeder.stdin is None:
         return True
     feeder.stdin.close()
     try:
-        return feeder.wait(timeout=_LAST_DELIVERY_S) == 0
+        return feeder.wait(timeout=timeout_s) == 0
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         feeder.kill()
         return False

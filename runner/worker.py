@@ -36,12 +36,14 @@ def run_cell(folder: Path) -> int:
         return HELD
     book = Journal(folder, attempt) if attempt is not None else None
     stop = _stop_on_signals()
-    feeder = _feed_server(folder) if first else None
+    feeder, patience_s = _feed_server(folder) if first else None, 120.0
     if book is not None:
         book.event("started", pid=os.getpid())
         book.beat()
     try:
         outcome = _train(folder, book, stop)
+        if outcome == "interrupted":  # whoever interrupts does not wait; `espalier sync` delivers
+            patience_s = 3.0
         if book is not None:
             book.event(outcome)
         return RESUME if outcome == "interrupted" else 0
@@ -56,7 +58,7 @@ def run_cell(folder: Path) -> int:
         print(str(error) if isinstance(error, EspalierError) else text, file=sys.stderr)
         return FAILED
     finally:
-        finish_feeder(feeder)
+        finish_feeder(feeder, patience_s)
 
 
 def _feed_server(folder: Path) -> subprocess.Popen[bytes] | None:

@@ -15,16 +15,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.live import Live
+
 from models.config import config
 from runner import journal
+from runner.config import adapter
 from runner.environment import revision
 from runner.errors import ConfigError, StorageError
-from runner.sweep.cells import Cell
+from runner.feed import finish_feeder, start_feeder
+from runner.sweep.cells import Cell, freeze_cell, join_sweep
+from runner.sweep.live import LiveTable
+from runner.sweep.pool import CANCEL
 
 _CLONE = Path(__file__).resolve().parents[2]
 _PACKAGES = ("kernels", "models", "runner", "conf")
@@ -109,6 +117,14 @@ def queued(root: Path, name: str) -> dict[str, str]:
     return {known[j][int(k)]: f"{j}_{k}" for j, k in tasks if j in known and k.isdigit()}
 
 
+def _unfinished(root: Path, name: str) -> bool:
+    """True where jobs are queued, or the controller does not answer for now."""
+    try:
+        return bool(queued(root, name))
+    except StorageError:
+        return True
+
+
 def snapshot(root: Path) -> Path:
     """Copy the code (what git tracks and what it neither tracks nor ignores) to snapshots/<hash>/."""
     listed = subprocess.run(
@@ -146,8 +162,6 @@ def parse(node: dict[str, Any]) -> SlurmConfig:
         ConfigError: an unknown key (the valid ones are listed) or a wrong type.
     """
     from pydantic import ValidationError  # noqa: PLC0415
-
-    from runner.config import adapter  # noqa: PLC0415
 
     valid = [f.name for f in fields(SlurmConfig)]
     unknown = [key for key in node if key not in valid]
@@ -192,15 +206,6 @@ def _script(cells: Path, code: Path, count: int, cfg: SlurmConfig, name: str) ->
 
 def launch_on_slurm(cells: list[Cell], cfg: SlurmConfig, *, retry_failed: bool, wait: bool) -> int:
     """Submit what is neither done nor queued, then show the table until all has ended; return the code."""
-    import time  # noqa: PLC0415
-
-    from rich.console import Console  # noqa: PLC0415
-    from rich.live import Live  # noqa: PLC0415
-
-    from runner.feed import finish_feeder, start_feeder  # noqa: PLC0415
-    from runner.sweep.cells import freeze_cell, join_sweep  # noqa: PLC0415
-    from runner.sweep.live import LiveTable  # noqa: PLC0415
-
     console = Console(stderr=True)
     for cell in cells:
         freeze_cell(cell)
@@ -211,7 +216,7 @@ def launch_on_slurm(cells: list[Cell], cfg: SlurmConfig, *, retry_failed: bool, 
         again = ("new", "interrupted", *(["failed"] if retry_failed else []))
         todo = [c for c in cells if c.state in again and c.fingerprint not in waiting]
         for cell in todo:
-            (cell.folder / "cancel").unlink(missing_ok=True)
+            (cell.folder / CANCEL).unlink(missing_ok=True)
         if todo:
             console.print(f"{len(todo)} cells submitted as job {submit(todo, cfg)}")
     if len(waiting):
@@ -221,7 +226,7 @@ def launch_on_slurm(cells: list[Cell], cfg: SlurmConfig, *, retry_failed: bool, 
     table, feeder = LiveTable(cells), start_feeder(cells[0].config)
     try:
         with Live(table.render(), console=console, refresh_per_second=2) as live:
-            while queued(root, name):
+            while _unfinished(root, name):
                 time.sleep(2.0)
                 live.update(table.render())
             live.update(table.render())
