@@ -130,13 +130,12 @@ def expand(
     above = _block(grid, product, typed)
     unions = [_block(block, product, typed) for block in grid.blocks] or [[[]]]
     points = [a + b for union in unions for a, b in itertools.product(above, union)]
-    out = [a + b for a, b in itertools.product(points, product(given))]
-    for point in out:
+    for point in points:
         keys = [override.lstrip("+").partition("=")[0] for override in point]
         twice = {key for key in keys if keys.count(key) > 1}
         if twice:
             raise ConfigError(f"{', '.join(sorted(twice))} is swept twice; name it in one place")
-    return out
+    return [a + b for a, b in itertools.product(points, product(given))]
 
 
 def _block(
