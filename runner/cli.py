@@ -171,10 +171,14 @@ def cancel(
     """Stop running cells (they save first) and keep waiting ones from starting; a new launch resumes."""
     from runner.sweep.cells import sweep_cells  # noqa: PLC0415
     from runner.sweep.pool import cancel_cell  # noqa: PLC0415
+    from runner.sweep.slurm import queued  # noqa: PLC0415
 
+    tasks = queued(root, name)
     for cell in sweep_cells(root, name):
         if not cells or any(cell.fingerprint.startswith(c) for c in cells):
-            typer.echo(f"{cell.fingerprint[:6]} {cell.label}: {cancel_cell(cell)}")
+            typer.echo(
+                f"{cell.fingerprint[:6]} {cell.label}: {cancel_cell(cell, tasks.get(cell.fingerprint))}"
+            )
 
 
 @app.command()

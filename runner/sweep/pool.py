@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -93,12 +94,18 @@ def gpus_for(cell: Cell, present: list[int]) -> int:
     return min(1, len(present)) if asked is None else asked
 
 
-def cancel_cell(cell: Cell) -> str:
-    """Keep `cell` from starting, or ask its holder to save and stop; say what was done."""
+def cancel_cell(cell: Cell, task: str | None) -> str:
+    """Keep `cell` from starting, or ask its holder to save and stop; say what was done.
+
+    `task` is its SLURM array task, if it has one.
+    """
     state = cell.state
     if state not in ("new", "interrupted", "running"):
         return f"{state}, left as it is"
     (cell.folder / CANCEL).touch()
+    if task is not None:
+        done = subprocess.run(["scancel", task], capture_output=True, text=True, check=False)
+        return f"scancel {task}: {done.stderr.strip() or 'sent'}"
     if state != "running":
         return "will not start"
     lease = json.loads((journal.attempts(cell.folder)[-1] / "lease.json").read_text())

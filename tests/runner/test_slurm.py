@@ -178,6 +178,22 @@ def test_two_launches_at_once_submit_each_cell_once(command: Command, tmp_path: 
     assert len(cells) == len(set(cells)) == 3
 
 
+@needs_slurm
+def test_a_cancelled_array_saves_what_runs_and_starts_no_more(command: Command, tmp_path: Path) -> None:  # fmt: skip
+    grid = command("name=c", "seed=1,2", *LONG, "hydra.launcher.max_running=1")
+    sweep = subprocess.Popen(grid, cwd=ROOT, stderr=subprocess.DEVNULL)
+    _until(lambda: _running_step(tmp_path, 50), "training")
+    cancel = [sys.executable, "-m", "runner.cli", "cancel", "c", "--root", str(tmp_path)]
+    told = _run(cancel)
+    assert told.stdout.count("sent") == 2, told.stdout + told.stderr
+    assert sweep.wait(timeout=120) == 1
+    assert sorted(journal.state(f) for f in tmp_path.glob("runs/*")) == ["interrupted", "new"]
+    (job,) = _jobs(tmp_path)
+    assert _sacct(job) == ["CANCELLED", "CANCELLED"]
+    (saved,) = tmp_path.glob("runs/*/checkpoints")
+    assert checkpoint.newest(saved) is not None
+
+
 def test_a_snapshot_holds_the_code_and_changes_with_it(tmp_path: Path) -> None:
     made = snapshot(tmp_path)
     assert (made / "runner/worker.py").read_bytes() == (ROOT / "runner/worker.py").read_bytes()
