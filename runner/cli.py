@@ -59,9 +59,11 @@ def status(
 
     from runner.sweep.cells import sweep_cells  # noqa: PLC0415
     from runner.sweep.live import LiveTable  # noqa: PLC0415
+    from runner.sweep.slurm import queued  # noqa: PLC0415
 
     cells = sweep_cells(root, name)
     table = LiveTable(cells)
+    table.queued = lambda: queued(root, name)
     if not watch:
         Console().print(table.render())
         return
@@ -150,7 +152,8 @@ def retry(
     """Run the failed cells of a sweep again, as they were frozen."""
     from runner.sweep.cells import sweep_cells  # noqa: PLC0415
     from runner.sweep.failures import CLASSES, cause_of, failure  # noqa: PLC0415
-    from runner.sweep.launch import launch  # noqa: PLC0415
+    from runner.sweep.launch import Local, launch  # noqa: PLC0415
+    from runner.sweep.policy import Policy  # noqa: PLC0415
 
     if cause is not None and cause not in CLASSES:
         raise ConfigError(f"--class {cause!r} is none of: {', '.join(CLASSES)}")
@@ -159,7 +162,7 @@ def retry(
     if not chosen:
         typer.echo(f"nothing to retry: {len(failed)} cells of {name} failed, none of this class")
         return
-    raise typer.Exit(launch(chosen, jobs=jobs, retry_failed=True))
+    raise typer.Exit(launch(chosen, Local(jobs), Policy(), retry_failed=True))
 
 
 @app.command()
@@ -169,16 +172,14 @@ def cancel(
     root: Root = Path("."),
 ) -> None:
     """Stop running cells (they save first) and keep waiting ones from starting; a new launch resumes."""
+    from runner.sweep.cancel import cancel as cancel_cells  # noqa: PLC0415
     from runner.sweep.cells import sweep_cells  # noqa: PLC0415
-    from runner.sweep.pool import cancel_cell  # noqa: PLC0415
     from runner.sweep.slurm import queued  # noqa: PLC0415
 
-    tasks = queued(root, name)
-    for cell in sweep_cells(root, name):
-        if not cells or any(cell.fingerprint.startswith(c) for c in cells):
-            typer.echo(
-                f"{cell.fingerprint[:6]} {cell.label}: {cancel_cell(cell, tasks.get(cell.fingerprint))}"
-            )
+    everyone = sweep_cells(root, name)
+    chosen = [c for c in everyone if not cells or c.fingerprint.startswith(tuple(cells))]
+    for line in cancel_cells(chosen, queued(root, name)):
+        typer.echo(line)
 
 
 @app.command()

@@ -9,7 +9,7 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,6 +19,7 @@ from runner.errors import ConfigError
 # Groups whose YAML node names its class by `_target_`.
 NODES = ("model", "precision", "data", "tokenizer", "task", "optim", "schedule", "train", "eval")
 SETTINGS = ("track", "resources")
+T = TypeVar("T")
 
 
 @config
@@ -59,11 +60,7 @@ def validate(node: Mapping[str, Any]) -> RunConfig:
         if key not in node:
             raise ConfigError(f"{key} is missing; choose one of conf/{key}/*.yaml")
         values[key] = _build_node(key, node[key])
-    plain = {k: v for k, v in node.items() if k not in values}
-    try:
-        run: RunConfig = adapter(RunConfig).validate_python({**values, **plain})
-    except ValidationError as error:
-        raise ConfigError(_explain("", error)) from None
+    run = typed("", RunConfig, {**node, **values})
     _cross_check(run)
     return run
 
@@ -72,12 +69,21 @@ def _build_node(path: str, node: Any) -> Any:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"{path}={node!r} must be a mapping with `_target_: package.ConfigClass`")
     cls = target_class(path, str(node["_target_"]))
-    fields = {k: v for k, v in node.items() if k != "_target_"}
-    _refuse_unknown(path, fields, [f.name for f in dataclasses.fields(cls)])
+    return typed(path, cls, {k: v for k, v in node.items() if k != "_target_"})
+
+
+def typed(path: str, cls: type[T], node: Mapping[str, Any]) -> T:
+    """Return the plain `node` as a `cls`; `path` is where its keys stand.
+
+    Raises:
+        ConfigError: a key is unknown (the valid ones are named) or of the wrong type.
+    """
+    _refuse_unknown(path, node, [f.name for f in dataclasses.fields(cls)])  # type: ignore[arg-type]
     try:
-        return adapter(cls).validate_python(fields)
+        checked: T = adapter(cls).validate_python(dict(node))  # type: ignore[arg-type]
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from None
+    return checked
 
 
 @lru_cache
@@ -104,7 +110,7 @@ def _refuse_unknown(path: str, given: Mapping[str, Any], valid: list[str]) -> No
             near = difflib.get_close_matches(str(key), valid, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             where = f"{path}.{key}" if path else str(key)
-            raise ConfigError(f"{where} is not a key{hint} Valid here: {', '.join(valid)}")
+            raise ConfigError(f"{where} is not a key{hint}; valid: {', '.join(valid)}")
 
 
 def _explain(path: str, error: ValidationError) -> str:

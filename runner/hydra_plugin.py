@@ -9,10 +9,12 @@ import re
 import sys
 import types
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -23,48 +25,24 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from runner.config import NODES, flatten
+from runner.config import NODES, flatten, typed
 from runner.errors import ConfigError
-from runner.sweep.cells import Cell, make_cells
+from runner.sweep.cells import make_cells
 from runner.sweep.expression import evaluate
 from runner.sweep.grid import Point, expand, parse_grid, unique
-from runner.sweep.slurm import launch_on_slurm, parse
+from runner.sweep.launch import Backend, Local, launch
+from runner.sweep.policy import Policy
+from runner.sweep.pool import warm_up
+from runner.sweep.resources import choose
+from runner.sweep.slurm import Slurm, SlurmConfig
 
 _NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")
 
 
-class LocalLauncher(Launcher):
-    """`hydra/launcher=local`: the fork-server pool on this machine."""
+class CellLauncher(Launcher):
+    """A launcher of ours: it runs frozen cells on its backend."""
 
-    def __init__(self, jobs: int | None = None) -> None:
-        self.jobs = jobs
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Let the template of the workers import torch while the cells are composed."""
-        from runner.sweep.pool import warm_up  # noqa: PLC0415
-
-        warm_up()
-
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
-        """Refused: this launcher runs frozen cells, which only our sweeper makes."""
-        raise RuntimeError("hydra/launcher=local needs hydra/sweeper=grid (the default)")
-
-    def launch_cells(self, cells: list[Cell], *, retry_failed: bool) -> int:
-        """Run `cells`; return the exit code."""
-        from runner.sweep.launch import launch  # noqa: PLC0415
-
-        return launch(cells, jobs=self.jobs, retry_failed=retry_failed)
-
-
-class SlurmLauncher(Launcher):
-    """`hydra/launcher=slurm`: a job array, see `runner/sweep/slurm.py`."""
-
-    def __init__(self, wait: bool = True, **keys: Any) -> None:
-        self.wait, self.slurm = wait, parse(_plain(keys))
+    backend: Backend
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -74,12 +52,28 @@ class SlurmLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Refused: this launcher runs frozen cells, which only our sweeper makes."""
-        raise RuntimeError("hydra/launcher=slurm needs hydra/sweeper=grid (the default)")
+        """Refused: frozen cells are made by our sweeper only."""
+        raise ConfigError("this launcher needs hydra/sweeper=grid (the default)")
 
-    def launch_cells(self, cells: list[Cell], *, retry_failed: bool) -> int:
-        """Submit `cells`; return the exit code."""
-        return launch_on_slurm(cells, self.slurm, retry_failed=retry_failed, wait=self.wait)
+
+class LocalLauncher(CellLauncher):
+    """`hydra/launcher=local`: the fork-server pool on this machine."""
+
+    def __init__(self, jobs: int | None = None) -> None:
+        self.backend = Local(jobs)
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Let the template of the workers import torch while the cells are composed."""
+        warm_up()
+
+
+class SlurmLauncher(CellLauncher):
+    """`hydra/launcher=slurm`: job arrays, see `runner/sweep/slurm.py`."""
+
+    def __init__(self, **keys: Any) -> None:
+        self.backend = Slurm(typed("hydra.launcher", SlurmConfig, _plain(keys)))
 
 
 class GridSweeper(Sweeper):
@@ -90,6 +84,7 @@ class GridSweeper(Sweeper):
         filter: keep the points for which this holds, see `runner/sweep/expression.py`.
         dry_run: show the plan and run nothing.
         retry_failed: run failed cells again.
+        max_alike, on_finish, on_failure: see `runner/sweep/policy.py`.
     """
 
     def __init__(
@@ -100,13 +95,15 @@ class GridSweeper(Sweeper):
         **grid: Any,
     ) -> None:
         self.filter, self.dry_run, self.retry_failed = filter, dry_run, retry_failed
-        self.grid = parse_grid(_plain(grid))
+        keys = _plain(grid)
+        policies = {f.name: keys.pop(f.name) for f in fields(Policy) if f.name in keys}
+        self.policy = typed("hydra.sweeper", Policy, policies)
+        self.grid = parse_grid(keys)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Keep what composing points needs."""
-        self.config, self.context = config, hydra_context
         self.composer = Composer(config, hydra_context.config_loader)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -116,16 +113,16 @@ class GridSweeper(Sweeper):
         """Run the grid and exit with its code."""
         points = self.points(arguments)
         assert self.launcher is not None
-        if not isinstance(self.launcher, (LocalLauncher, SlurmLauncher)):
+        if not isinstance(self.launcher, CellLauncher):
             return self.launcher.launch(points, initial_job_idx=0)
-        cells = make_cells((_label(p, points), self.composer.compose(p)) for p in points)
+        cells = make_cells((_label(p, points), self.composer.compose(p)[0]) for p in points)
         if self.dry_run:
             from runner.sweep.plan import plan  # noqa: PLC0415
 
             table, total = plan(cells)
             Console().print(table, total, sep="\n")
             return None
-        code = self.launcher.launch_cells(cells, retry_failed=self.retry_failed)
+        code = launch(cells, self.launcher.backend, self.policy, retry_failed=self.retry_failed)
         if code:
             raise SystemExit(code)
         return None
@@ -136,15 +133,14 @@ class GridSweeper(Sweeper):
         Raises:
             ConfigError: no point is left.
         """
-        parser = OverridesParser.create(config_loader=self.context.config_loader)
 
         def product(overrides: list[str]) -> list[Point]:
-            parsed = parser.parse_overrides(open_keys(overrides))
+            parsed = self.composer.parser.parse_overrides(open_keys(overrides))
             return [list(p) for batch in BasicSweeper.split_arguments(parsed, None) for p in batch]
 
         points = [open_keys(p) for p in unique(expand(self.grid, product, arguments))]
         if self.filter:
-            kept = [p for p in points if evaluate(self.filter, self.composer.keys(p))]
+            kept = [p for p in points if evaluate(self.filter, self.composer.compose(p)[1])]
             if not kept:
                 raise ConfigError(
                     f"hydra.sweeper.filter={self.filter!r} leaves none of {len(points)} points; loosen it"
@@ -158,35 +154,30 @@ class Composer:
 
     def __init__(self, config: DictConfig, loader: ConfigLoader) -> None:
         self.config, self.loader = config, loader
-        self._bases: dict[tuple[str, ...], tuple[dict[str, Any], dict[str, str]]] = {}
-        self._parser = OverridesParser.create(config_loader=loader)
+        self._bases: dict[tuple[str, ...], tuple[dict[str, Any] | None, dict[str, str]]] = {}
+        self.parser = OverridesParser.create(config_loader=loader)
 
-    def compose(self, point: Point) -> dict[str, Any]:
-        """Return the plain, resolved node of a point."""
-        return self._compose(point)[0]
+    def compose(self, point: Point) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the plain, resolved node of a point, and what expressions see of it.
 
-    def keys(self, point: Point) -> dict[str, Any]:
-        """Return what a filter sees: every dotted key, and the choice made in each group."""
-        node, choices = self._compose(point)
-        return flatten(node) | choices
-
-    def _compose(self, point: Point) -> tuple[dict[str, Any], dict[str, str]]:
-        parsed = self._parser.parse_overrides(point)
+        That is every dotted key, and the choice made in each group.
+        """
+        parsed = self.parser.parse_overrides(point)
         values = [o for o in parsed if self._is_plain_value(o)]
         groups = tuple(str(o.input_line) for o in parsed if o not in values)
         if groups not in self._bases:
             composed = self.loader.load_sweep_config(self.config, list(groups))
-            choices = {k: str(v) for k, v in composed.hydra.runtime.choices.items() if k in NODES}
-            # Resolving comes after setting, so an interpolation would see the base's values.
-            if "${" in str(OmegaConf.to_container(_users_part(composed), resolve=False)):
-                everything = self.loader.load_sweep_config(self.config, point)
-                return to_plain(everything), choices
-            self._bases[groups] = (to_plain(composed), choices)
+            self._bases[groups] = (None if _interpolates(composed) else user_part(composed), _choices(composed))  # fmt: skip
         base, choices = self._bases[groups]
-        node = copy.deepcopy(base)
-        for override in values:
-            _set(node, override.key_or_group.split("."), override.value())
-        return node, choices
+        if base is None:  # resolving comes after setting: an interpolation sees the point's values
+            node = user_part(self.loader.load_sweep_config(self.config, point))
+        else:
+            node = copy.deepcopy(base)
+            for override in values:
+                _set(node, override.key_or_group.split("."), override.value())
+        keys = flatten(node) | choices
+        choose(node, keys)
+        return node, keys
 
     def _is_plain_value(self, override: Override) -> bool:
         key, value = override.key_or_group, override.value()
@@ -218,14 +209,33 @@ def open_keys(arguments: list[str]) -> list[str]:
 
 
 def to_plain(composed: DictConfig) -> dict[str, Any]:
-    """Return the user's part of a composed config as plain data, interpolations resolved."""
-    plain = OmegaConf.to_container(_users_part(composed), resolve=True)
+    """Return the node of a composed config, its resources chosen, as plain data."""
+    node = user_part(composed)
+    choose(node, flatten(node) | _choices(composed))
+    return node
+
+
+def user_part(composed: DictConfig) -> dict[str, Any]:
+    """Return all but Hydra's own part as plain data, interpolations resolved."""
+    plain = OmegaConf.to_container(_without_hydra(composed), resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
-def _users_part(composed: DictConfig) -> DictConfig:
+def _without_hydra(composed: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+
+
+def _interpolates(composed: DictConfig) -> bool:
+    return "${" in str(OmegaConf.to_container(_without_hydra(composed), resolve=False))
+
+
+def _choices(composed: DictConfig) -> dict[str, str]:
+    if "hydra" in composed:
+        choices = composed.hydra.runtime.choices
+    else:  # of a single run Hydra keeps them apart
+        choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return {k: str(v) for k, v in choices.items() if k in NODES}
 
 
 def _label(point: Point, points: list[Point]) -> str:

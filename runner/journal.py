@@ -44,6 +44,21 @@ def append_line(file: Path, record: dict[str, Any]) -> None:
         raise refused(file, error) from error
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Write `file` so that a reader sees all of it or what was there before.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(name, file)
+    except OSError as error:
+        raise refused(file, error) from error
+
+
 def refused(file: Path, error: OSError) -> StorageError:
     """Return the message for a write that the disk did not take."""
     reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
@@ -55,10 +70,18 @@ def refused(file: Path, error: OSError) -> StorageError:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """Return the whole lines of a .jsonl file; a torn last line is left out."""
+    return read_further(file, 0)[0]
+
+
+def read_further(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the whole lines that follow `offset`, and the offset after them."""
     if not file.exists():
-        return []
-    whole = file.read_bytes().rpartition(b"\n")[0]
-    return [json.loads(line) for line in whole.splitlines() if line]
+        return [], offset
+    with open(file, "rb") as stream:
+        stream.seek(offset)
+        whole, newline, _ = stream.read().rpartition(b"\n")
+    lines = [json.loads(line) for line in whole.splitlines() if line]
+    return lines, offset + len(whole) + len(newline)
 
 
 def attempts(run: Path) -> list[Path]:
@@ -105,8 +128,17 @@ def _restart() -> str:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold `file` against other processes, waiting for them."""
-    with open(file, "w") as stream:
+    """Hold `file` against other processes, waiting for them.
+
+    Raises:
+        StorageError: the file cannot be made.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(file, "w")  # noqa: SIM115
+    except OSError as error:
+        raise refused(file, error) from error
+    with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
@@ -120,6 +152,12 @@ def _heartbeat_age_s(attempt: Path) -> float:
         return 0.0
     beat = attempt / "heartbeat"
     return now - (beat if beat.exists() else attempt / "lease.json").stat().st_mtime
+
+
+def settle(run: Path, event: str, **details: Any) -> None:
+    """Record the end of the newest attempt, whose process can no longer do so."""
+    record = {"event": event, "time": time.time(), **details}
+    append_line(attempts(run)[-1] / "events.jsonl", record)
 
 
 def claim(run: Path) -> Path | None:
@@ -156,12 +194,17 @@ class Journal:
         _truncate_torn_line(self.metrics_file)
         self._metrics = open(self.metrics_file, "ab", buffering=0)  # noqa: SIM115
 
-    def beat(self) -> None:
-        """Show from now on that this holder lives, and end the process where it lost its cell."""
-        threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
+    def beat(self, stop: threading.Event) -> None:
+        """Show from now on that this holder lives.
 
-    def _beat(self) -> None:
+        Sets `stop` where somebody cancels the cell, and ends the process where it lost the cell.
+        """
+        threading.Thread(target=self._beat, args=(stop,), daemon=True, name="heartbeat").start()
+
+    def _beat(self, stop: threading.Event) -> None:
         while True:
+            if (self.run / "cancel").exists():
+                stop.set()
             with suppress(OSError):
                 (self.attempt / "heartbeat").touch()
             time.sleep(_BEAT_S)

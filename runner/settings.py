@@ -126,23 +126,41 @@ class TrackConfig:
 
 @config
 class ResourcesConfig:
-    """What one cell needs.
+    """What one cell needs; `resources.classes` sets it by the config, see `runner/sweep/resources.py`.
 
     Args:
-        gpus: GPUs of this cell (None: one where the machine has any).
-        processes: ranks, started by torchrun if several (None: one for each GPU).
+        gpus: GPUs on each node (None: one where this machine has any, none on SLURM).
+        processes: ranks on each node (None: one for each GPU).
+        nodes: above 1 on SLURM only.
+        cpus, mem_gb: cores and memory on each node, asked of SLURM (mem_gb None: its default).
+        timeout_min: time limit of a SLURM job; a cell may take several of them.
+        hang_min: a cell without a new step for so long is stopped and failed (None: never).
+        halve_on_oom: after out of memory, try again with half the micro-batch, at equal tokens a step.
     """
 
     gpus: int | None = None
     processes: int | None = None
+    nodes: int = 1
+    cpus: int = 1
+    mem_gb: float | None = None
+    timeout_min: int = 60
+    hang_min: float | None = 30.0
+    halve_on_oom: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "processes"):
+        for name in ("processes", "nodes", "cpus", "timeout_min"):
             value = getattr(self, name)
-            if value is not None and value < (name == "processes"):
-                raise ValueError(f"{name}={value} is too small")
+            if value is not None and value < 1:
+                raise ValueError(f"resources.{name}={value} must be at least 1")
+        if self.gpus is not None and self.gpus < 0:
+            raise ValueError(f"resources.gpus={self.gpus} must not be negative")
+
+    @property
+    def per_node(self) -> int:
+        """Ranks on each node, the default resolved."""
+        return self.processes or max(1, self.gpus or 1)
 
     @property
     def num_processes(self) -> int:
-        """Ranks, the default resolved."""
-        return self.processes or max(1, self.gpus or 1)
+        """Ranks in all."""
+        return self.nodes * self.per_node

@@ -9,7 +9,6 @@ holds `mlflow/lock`.
 """
 
 import argparse
-import fcntl
 import getpass
 import hashlib
 import json
@@ -65,14 +64,8 @@ class PointReader:
 
     def read(self) -> None:
         """Take in the whole lines that were added since the last call."""
-        if not self.file.exists():
-            return
-        with open(self.file, "rb") as stream:
-            stream.seek(self._offset)
-            whole, newline, _ = stream.read().rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        for text in whole.splitlines():
-            line = json.loads(text)
+        lines, self._offset = journal.read_further(self.file, self._offset)
+        for line in lines:
             if "restored" not in line:
                 self._take(line)
 
@@ -244,9 +237,7 @@ def _size(file: Path) -> int:
 
 def _write(file: Path, cursor: dict[str, Any]) -> None:
     file.parent.mkdir(exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(cursor))
-    os.replace(partial, file)
+    journal.write_whole(file, json.dumps(cursor))
 
 
 @contextmanager
@@ -255,16 +246,7 @@ def one_writer(root: Path, uri: str | None) -> Iterator[None]:
     if uri is not None:
         yield
         return
-    folder = root / "mlflow"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = open(folder / "lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise StorageError(
-            f"{folder} cannot be written ({error.strerror}); set root= to a folder you can write"
-        ) from error
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with journal.locked(root / "mlflow" / "lock"):
         yield
 
 

@@ -39,7 +39,7 @@ def run_cell(folder: Path) -> int:
     feeder, patience_s = _feed_server(folder) if first else None, 120.0
     if book is not None:
         book.event("started", pid=os.getpid())
-        book.beat()
+        book.beat(stop)
     try:
         outcome = _train(folder, book, stop)
         if outcome == "interrupted":  # whoever interrupts does not wait; `espalier sync` delivers
@@ -174,7 +174,16 @@ def _gpu_readings() -> dict[str, float]:
     return values
 
 
+def _ranks_of_srun() -> None:
+    """Under srun with several tasks, give torch.distributed the names that torchrun would give."""
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "RANK" not in os.environ:
+        os.environ["RANK"] = os.environ["SLURM_PROCID"]
+        os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+        os.environ["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
+
+
 if __name__ == "__main__":
+    _ranks_of_srun()
     code = run_cell(Path(sys.argv[1]))
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,12 +1,11 @@
 """A cell: one grid point, fully resolved and frozen to disk before it runs.
 
-runs/<fingerprint>/cell.json    the config; written once, read by the worker, nothing else is
+runs/<fingerprint>/cell.json    the config: all that a worker reads; between attempts its execution
+                                half may be written anew (more memory, another partition)
 sweeps/<name>/cells.jsonl       which cells a sweep consists of: holes are known
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +43,11 @@ class Cell:
         """new, running, interrupted, failed, diverged or finished."""
         return journal.state(self.folder)
 
+    @property
+    def cancelled(self) -> Path:
+        """Where this file exists, no launcher starts the cell."""
+        return self.folder / "cancel"
+
 
 def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     """Validate every (label, composed node); repeated points become one cell.
@@ -71,10 +75,10 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     return list(cells.values())
 
 
-def freeze_cell(cell: Cell) -> None:
-    """Write cell.json if it is not there; it is never changed after."""
+def freeze_cell(cell: Cell, *, anew: bool = False) -> None:
+    """Write cell.json if it is not there, or `anew`: its science half is the same then as before."""
     file = cell.folder / "cell.json"
-    if file.exists():
+    if file.exists() and not anew:
         return
     record = {
         "schema": SCHEMA,
@@ -82,7 +86,8 @@ def freeze_cell(cell: Cell) -> None:
         "config": freeze(cell.config),
         "science": cell.science,
     }
-    _write_once(file, json.dumps(record, indent=1))
+    _make(file.parent)
+    journal.write_whole(file, json.dumps(record, indent=1))
 
 
 def load_cell(folder: Path) -> Cell:
@@ -147,14 +152,6 @@ def find_cell(root: Path, reference: str) -> Cell:
             f"{what} {reference!r} under {(root / 'runs').resolve()}; give a run folder or more of a fingerprint (`espalier status NAME` lists them)"
         )
     return load_cell(found[0].parent)
-
-
-def _write_once(file: Path, text: str) -> None:
-    _make(file.parent)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".cell-")
-    with os.fdopen(handle, "w") as stream:
-        stream.write(text)
-    os.rename(name, file)
 
 
 def _make(folder: Path) -> None:

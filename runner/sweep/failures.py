@@ -16,8 +16,11 @@ _CLASSES = (
     ("disk", re.compile(r"StorageError|No space left|Read-only file system")),
     ("data", re.compile(r"DataError")),
     ("config", re.compile(r"ConfigError|CheckpointError")),
+    ("hang", re.compile(r"^Hang:")),
+    ("no progress", re.compile(r"^NoProgress:")),
     ("crash", re.compile(r"^Crash:")),
 )
+MEMORY = ("gpu memory", "host memory")
 CLASSES = (*(name for name, _ in _CLASSES), "code")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S+)')
 
@@ -52,6 +55,11 @@ def cause_of(event: dict[str, Any]) -> str:
     return next((name for name, pattern in _CLASSES if pattern.search(text)), "code")
 
 
+def signature(event: dict[str, Any]) -> tuple[str, str, str]:
+    """Return what failures that are alike have in common: class, exception type and place."""
+    return cause_of(event), event.get("error", ""), _frame(event.get("traceback", ""))
+
+
 def failure(cell: Cell) -> dict[str, Any]:
     """Return the last `failed` event of a cell."""
     tries = journal.attempts(cell.folder)
@@ -65,7 +73,7 @@ def clusters(cells: Sequence[Cell]) -> list[Cluster]:
     for cell in cells:
         if cell.state == "failed":
             event = failure(cell)
-            key = (cause_of(event), event.get("error", ""), _frame(event.get("traceback", "")))
+            key = signature(event)
             groups.setdefault(key, []).append(cell)
             messages.setdefault(key, str(event.get("message", "")).strip().partition("\n")[0])
     found = [

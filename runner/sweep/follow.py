@@ -6,7 +6,7 @@ import threading
 from rich.console import Console
 
 from runner.feed import finish_feeder, start_feeder
-from runner.journal import read_lines
+from runner.journal import read_further
 from runner.sweep.cells import Cell
 from runner.sweep.pool import worker_command
 from runner.worker import run_cell
@@ -24,9 +24,9 @@ def run_here(cell: Cell) -> int:
     printer = threading.Thread(target=_print_metrics, args=(cell, console, done), daemon=True)
     printer.start()
     try:
-        processes = cell.config.resources.num_processes
-        if processes > 1:
-            return _wait(subprocess.Popen(worker_command(cell.folder, processes)))
+        resources = cell.config.resources
+        if resources.num_processes > 1:
+            return _wait(subprocess.Popen(worker_command(cell.folder, resources)))
         return run_cell(cell.folder)
     finally:
         done.set()
@@ -46,16 +46,16 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:
-    shown = len(read_lines(cell.folder / "metrics.jsonl"))
+    file = cell.folder / "metrics.jsonl"
+    offset = file.stat().st_size if file.exists() else 0
     while True:
         last = done.wait(1.0)
-        lines = read_lines(cell.folder / "metrics.jsonl")
-        for line in lines[shown:]:
+        lines, offset = read_further(file, offset)
+        for line in lines:
             parts = [f"{k} {line[k]:.4f}" for k in ("loss", "val_loss") if k in line]
             if "tokens_per_s" in line:
                 parts.append(f"{line['tokens_per_s']:,.0f} tokens/s")
             if parts:
                 console.print(f"step {line['step']:>6}  " + "  ".join(parts), highlight=False)
-        shown = len(lines)
         if last:
             return

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from models.config import config
-from runner.config import adapter
+from runner.config import typed
 from runner.errors import ConfigError
 
 Point = list[str]
@@ -56,7 +56,7 @@ class Axis:
 
 @config
 class Draw:
-    """Random or quasi-random points: the same `seed` gives the same points, the first n of them too."""
+    """Random or quasi-random points: the same `seed` gives the same points (a Sobol draw of another power of two, others)."""
 
     count: int
     space: dict[str, Axis]
@@ -106,16 +106,7 @@ def parse_grid(node: dict[str, Any]) -> Grid:
     Raises:
         ConfigError: a key is unknown or of the wrong type.
     """
-    from pydantic import ValidationError  # noqa: PLC0415
-
-    try:
-        grid: Grid = adapter(Grid).validate_python({k: v for k, v in node.items() if v is not None})
-    except ValidationError as error:
-        lines = [
-            f"hydra.sweeper.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
-        ]
-        raise ConfigError("\n".join(lines)) from None
-    return grid
+    return typed("hydra.sweeper", Grid, {k: v for k, v in node.items() if v is not None})
 
 
 def expand(

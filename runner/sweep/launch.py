@@ -1,81 +1,147 @@
 """Reconcile, then run: done cells are skipped, interrupted ones resumed, failed ones on request."""
 
 import os
+import signal
 from collections import Counter
+from pathlib import Path
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
 
 from runner.errors import ConfigError
 from runner.feed import finish_feeder, start_feeder
+from runner.sweep import policy
 from runner.sweep.cells import Cell, freeze_cell, join_sweep
 from runner.sweep.live import LiveTable
-from runner.sweep.pool import CANCEL, Pool, count_gpus, gpus_for
+from runner.sweep.policy import Policy
+from runner.sweep.pool import Pool, count_gpus, gpus_for
 
 
-def launch(cells: list[Cell], *, jobs: int | None, retry_failed: bool) -> int:
-    """Run what is left of `cells` on this machine and return the exit code of the sweep."""
+class Backend(Protocol):
+    """Where cells run."""
+
+    def run(self, cells: list[Cell], again: tuple[str, ...], view: "View") -> None:
+        """Run those of `cells` whose state is in `again` and return when none runs any more."""
+
+    def leave(self) -> str:
+        """Ctrl-C was pressed: make `run` return, and say what becomes of the cells."""
+
+
+class View:
+    """What the person at the terminal sees: lines, and below them the live table."""
+
+    def __init__(self, console: Console, live: Live, table: LiveTable) -> None:
+        self.console, self.live, self.table = console, live, table
+
+    def say(self, line: str) -> None:
+        """Print a line above the table."""
+        self.console.print(line)
+
+    def tick(self) -> None:
+        """Show the table as of now."""
+        self.live.update(self.table.render())
+
+
+def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_failed: bool) -> int:
+    """Run what is left of `cells` and return the exit code of the sweep."""
     console = Console(stderr=True)
     for cell in cells:
         freeze_cell(cell)
     sweep = join_sweep(cells[0].config.name, cells)
-    for cell in cells:
-        (cell.folder / CANCEL).unlink(missing_ok=True)
-    todo, elsewhere, states = [], [], Counter[str]()
-    for cell in cells:
-        state = cell.state
-        states[state] += 1
-        if state in ("new", "interrupted") or (state == "failed" and retry_failed):
-            todo.append(cell)
-        elif state == "running":
-            elsewhere.append(cell)
+    policy.start(sweep, policies)
+    states = Counter(cell.state for cell in cells)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-    console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {len(todo)} to run")
-    if elsewhere:
-        console.print(f"{len(elsewhere)} run under another launcher; waiting for them too")
+    again = ("new", "interrupted", *(["failed"] if retry_failed else []))
+    left_to_run = sum(states[state] for state in again)
+    console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {left_to_run} to run")
     if states["failed"] and not retry_failed:
         console.print("failed cells are retried with hydra.sweeper.retry_failed=true")
-    device = "cuda" if count_gpus() else "cpu"
-    for notice in {recipe.notice(device) for recipe in {c.config.precision for c in todo}} - {None}:
-        console.print(notice)
-    pool = make_pool(todo + elsewhere, jobs)
-    feeder = start_feeder(cells[0].config)
-    table = LiveTable(cells)
+    table, feeder = LiveTable(cells), start_feeder(cells[0].config)
+    left: list[str] = []
+
+    def leave(*_: Any) -> None:
+        left[:] = [backend.leave()]
+
+    before = signal.signal(signal.SIGINT, leave)
     try:
         with Live(table.render(), console=console, refresh_per_second=4) as live:
-            pool.run(todo, elsewhere, lambda: live.update(table.render()))
+            backend.run(cells, again, View(console, live, table))
             live.update(table.render())
-    except KeyboardInterrupt:
-        console.print("stopped; every running cell saved its state. Run the same command to go on.")
-        return 130
     finally:
+        signal.signal(signal.SIGINT, before)
         if not finish_feeder(feeder):
             console.print(
                 f"MLflow has not got everything; `espalier sync {sweep.name}` delivers it"
             )
-    failed = [cell for cell in cells if cell.state == "failed"]
-    for cell in failed:
-        console.print(f"[red]failed[/red] {cell.label}: see {cell.folder}/log.txt")
-    return 1 if failed else 0
+    if left:
+        console.print(left[0])
+        return 130
+    policy.tell(sweep)
+    return report(cells, sweep, console)
 
 
-def make_pool(cells: list[Cell], jobs: int | None) -> Pool:
-    """Return a pool with `jobs` places, threads divided among them.
+def report(cells: list[Cell], sweep: Path, console: Console) -> int:
+    """Name the cells that did not end well and return the exit code: 1 if there are any."""
+    bad = [cell for cell in cells if cell.state not in ("finished", "diverged")]
+    for cell in bad:
+        console.print(f"[red]{cell.state}[/red] {cell.label}: see {cell.folder}/log.txt")
+    halted = policy.halted(bad[0]) if bad else None
+    if halted:
+        console.print(halted)
+    elif any(cell.state == "failed" for cell in bad):
+        console.print(f"by cause: `espalier failures {sweep.name}`")
+    return 1 if bad else 0
 
-    Raises:
-        ConfigError: jobs is below 1, or a cell needs more GPUs than there are.
-    """
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"hydra.launcher.jobs={jobs} must be at least 1")
-    gpus = count_gpus()
-    need = max((gpus_for(cell, gpus) for cell in cells), default=0)
-    if need > len(gpus):
-        raise ConfigError(
-            f"resources.gpus={need} but this machine has {len(gpus)}; lower it, or choose another machine"
+
+class Local:
+    """This machine: the fork-server pool, `jobs` cells at a time."""
+
+    def __init__(self, jobs: int | None = None) -> None:
+        if jobs is not None and jobs < 1:
+            raise ConfigError(f"hydra.launcher.jobs={jobs} must be at least 1")
+        self.jobs = jobs
+
+    def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
+        """Run the cells here; those that run under another launcher are waited for."""
+        todo = [cell for cell in cells if cell.state in again]
+        elsewhere = [cell for cell in cells if cell.state == "running"]
+        for cell in todo:
+            cell.cancelled.unlink(missing_ok=True)
+            freeze_cell(cell, anew=True)
+        if elsewhere:
+            view.say(f"{len(elsewhere)} run under another launcher; waiting for them too")
+        self.pool = self._pool(todo + elsewhere)
+        device = "cuda" if self.pool.gpus else "cpu"
+        for line in {r.notice(device) for r in {c.config.precision for c in todo}} - {None}:
+            view.say(line)
+        self.pool.run(todo, elsewhere, view.tick)
+
+    def leave(self) -> str:
+        """Let every running cell save and stop."""
+        self.pool.stop()
+        return "stopped; every running cell saved its state. Run the same command to go on."
+
+    def _pool(self, cells: list[Cell]) -> Pool:
+        """Return a pool with threads divided among its places.
+
+        Raises:
+            ConfigError: a cell needs more GPUs or nodes than there are.
+        """
+        gpus = count_gpus()
+        need = max((gpus_for(cell, gpus) for cell in cells), default=0)
+        nodes = max((cell.config.resources.nodes for cell in cells), default=1)
+        if need > len(gpus):
+            raise ConfigError(
+                f"resources.gpus={need} but this machine has {len(gpus)}; lower it, or choose another machine"
+            )
+        if nodes > 1:
+            raise ConfigError(f"resources.nodes={nodes} needs hydra/launcher=slurm")
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
         )
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    automatic = len(gpus) // need if need else (cores if cores <= 4 else cores // 4)
-    places = max(1, min(jobs or automatic, len(cells) or 1))
-    return Pool(jobs=places, threads=max(1, cores // places), gpus=gpus)
+        automatic = len(gpus) // need if need else (cores if cores <= 4 else cores // 4)
+        places = max(1, min(self.jobs or automatic, len(cells) or 1))
+        return Pool(jobs=places, threads=max(1, cores // places), gpus=gpus)

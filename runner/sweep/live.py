@@ -1,11 +1,13 @@
 """The live table of a sweep: cell, state, step, loss, tokens/s, time left."""
 
 import json
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from runner.errors import StorageError
 from runner.sweep.cells import Cell
 
 _TAIL_BYTES = 4096
@@ -17,16 +19,20 @@ class LiveTable:
 
     def __init__(self, cells: list[Cell]) -> None:
         self.cells = cells
+        self.queued: Callable[[], Container[str]] = tuple  # the cells that wait in a queue
         self._ended: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def render(self) -> Table:
-        """Return the table as of now: all running cells, and as many others as fit a screen."""
+        """Return the table as of now."""
         table = Table(box=None, pad_edge=False)
         for column in ("cell", "run", "state", "step", "loss", "val loss", "tokens/s", "left"):
-            table.add_column(column, justify="left" if column in ("cell", "state") else "right")
-        table.columns[1].justify = "left"
+            words = column in ("cell", "run", "state")
+            table.add_column(column, justify="left" if words else "right")
+        queue = self._queue()
         for cell in self.cells:
             state, last = self._read(cell)
+            if cell.fingerprint in queue and state != "running":
+                state = "queued"
             left = _left(last) if state == "running" else ""
             table.add_row(
                 cell.label, cell.fingerprint[:6], f"[{_STYLES.get(state, 'dim')}]{state}[/]",
@@ -34,6 +40,12 @@ class LiveTable:
                 _number(last.get("val_loss")), _number(last.get("tokens_per_s"), 0), left,
             )  # fmt: skip
         return table
+
+    def _queue(self) -> Container[str]:
+        try:
+            return self.queued()
+        except StorageError:  # the scheduler does not answer: the journal is what is known
+            return ()
 
     def _read(self, cell: Cell) -> tuple[str, dict[str, Any]]:
         if cell.fingerprint in self._ended:

@@ -1,15 +1,13 @@
-"""The local launcher: a fork server that imported torch once and forks a fresh child per cell.
+"""Runs cells on this machine: a fork server imported torch once and forks a fresh child per cell.
 
 multiprocessing's forkserver is that template: it imports the preload list, then forks on request.
-A child that segfaults or runs out of memory ends that cell alone.
+A child that segfaults or runs out of memory ends that cell alone. A SLURM job is such a pool too.
 """
 
-import json
 import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,13 +16,19 @@ from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from runner import journal
 from runner.feed import FED
+from runner.settings import ResourcesConfig
+from runner.sweep import policy
 from runner.sweep.cells import Cell
+from runner.sweep.live import tail
+from runner.sweep.outcome import record_crash, try_smaller
 
-_TICK_S = 0.25
-CANCEL = "cancel"  # a file of this name in a run folder: do not start this cell
+_TICK_S, _LOOK_S = 0.25, 5.0
 _PRELOAD = ["runner.sweep.template"]
 
 
@@ -37,55 +41,134 @@ def warm_up() -> None:
 
 
 @dataclass
+class _Child:
+    """A cell's process, and what shows that it gets on."""
+
+    cell: Cell
+    gpus: list[int]
+    progress: Any = None
+    since: float = field(default_factory=time.monotonic)
+    hung: str | None = None
+
+
+@dataclass
 class Pool:
-    """Runs cells, `jobs` at a time; `tick` is called some times a second for the live table."""
+    """Runs cells, `jobs` at a time.
+
+    Args:
+        threads: cores of one place.
+        gpus: indices dealt out to the cells; None leaves them all that the environment shows.
+    """
 
     jobs: int
     threads: int
-    gpus: list[int] = field(default_factory=list)
+    gpus: list[int] | None = field(default_factory=list)
+    stopping: bool = False
 
     def run(self, cells: list[Cell], elsewhere: list[Cell], tick: Callable[[], None]) -> None:
         """Run `cells` to their end and wait for those `elsewhere`, taking over what is left there.
 
-        On Ctrl-C every child saves and stops, then it is re-raised.
+        `tick` is called some times a second. After `stop` every child saves before this returns.
         """
         warm_up()
-        waiting, watched = list(cells), list(elsewhere)
-        running: dict[BaseProcess, tuple[Cell, list[int]]] = {}
-        free = list(self.gpus)
-        try:
-            while waiting or running or watched:
-                waiting = [cell for cell in waiting if not (cell.folder / CANCEL).exists()]
-                while waiting and len(running) < self.jobs:
-                    count = gpus_for(waiting[0], self.gpus)
-                    if count > len(free):
-                        break
-                    mine, free = free[:count], free[count:]
-                    cell = waiting.pop(0)
-                    running[self._start(cell, mine)] = (cell, mine)
-                tick()
-                connection.wait([child.sentinel for child in running], timeout=_TICK_S)
-                for child in [c for c in running if not c.is_alive()]:
-                    cell, gpus = running.pop(child)
-                    free += gpus
-                    if child.exitcode == journal.HELD:
-                        watched.append(cell)
-                    _record_crash(cell.folder, child.exitcode)
-                if watched and not running:
-                    time.sleep(_TICK_S)
-                states = {cell.fingerprint: cell.state for cell in watched}
-                waiting += [c for c in watched if states[c.fingerprint] in ("new", "interrupted")]
-                watched = [c for c in watched if states[c.fingerprint] == "running"]
-        except KeyboardInterrupt:
-            _stop(list(running))
-            raise
+        self._waiting, self._watched = list(cells), list(elsewhere)
+        self._running: dict[BaseProcess, _Child] = {}
+        self._free, self._looked = list(self.gpus or []), time.monotonic()
+        while self._running or (not self.stopping and (self._waiting or self._watched)):
+            if not self.stopping:
+                self._fill()
+            tick()
+            if self._running:
+                connection.wait([child.sentinel for child in self._running], timeout=_TICK_S)
+            else:
+                time.sleep(_TICK_S)
+            for process in [p for p in self._running if not p.is_alive()]:
+                self._reap(process)
+            if time.monotonic() - self._looked >= _LOOK_S:
+                self._looked = time.monotonic()
+                self._look()
+            states = {cell.fingerprint: cell.state for cell in self._watched}
+            self._waiting += [
+                c for c in self._watched if states[c.fingerprint] in ("new", "interrupted")
+            ]
+            self._watched = [c for c in self._watched if states[c.fingerprint] == "running"]
+        tick()
+
+    def stop(self) -> None:
+        """Ask every child to save and end; asked a second time, end them at once."""
+        for process in list(getattr(self, "_running", ())):
+            process.kill() if self.stopping else process.terminate()
+        self.stopping = True
+
+    def _fill(self) -> None:
+        self._waiting = [cell for cell in self._waiting if not cell.cancelled.exists()]
+        while self._waiting and len(self._running) < self.jobs:
+            if policy.halted(self._waiting[0]):
+                self._waiting.clear()
+                return
+            count = 0 if self.gpus is None else gpus_for(self._waiting[0], self.gpus)
+            if count > len(self._free):
+                return
+            mine, self._free = self._free[:count], self._free[count:]
+            cell = self._waiting.pop(0)
+            self._running[self._start(cell, mine)] = _Child(cell, mine)
 
     def _start(self, cell: Cell, gpus: list[int]) -> BaseProcess:
-        arguments = (str(cell.folder), self.threads, gpus, cell.config.resources.num_processes)
+        arguments = (str(cell.folder), self.threads, gpus, cell.config.resources)
         process = SpawnProcess if sys.platform == "darwin" else ForkServerProcess
         child: BaseProcess = process(target=_child, args=arguments)
         child.start()
         return child
+
+    def _reap(self, process: BaseProcess) -> None:
+        child = self._running.pop(process)
+        self._free += child.gpus
+        if process.exitcode == journal.HELD:
+            self._watched.append(child.cell)
+            return
+        record_crash(child.cell, process.exitcode or 0, child.hung)
+        smaller = try_smaller(child.cell)
+        if smaller is not None:
+            self._waiting.insert(0, smaller)
+        elif child.cell.state == "failed":
+            policy.note_failure(child.cell)
+
+    def _look(self) -> None:
+        """Repeat a stop that came before the child could hear it, and end children that hang."""
+        for process, child in self._running.items():
+            if self.stopping:
+                process.terminate()
+            limit = child.cell.config.resources.hang_min
+            now = _progress(process, child.cell)
+            if now != child.progress:
+                child.progress, child.since = now, time.monotonic()
+            elif limit is not None and time.monotonic() - child.since > limit * 60:
+                child.hung = f"no new step for {limit:g} minutes (resources.hang_min)"
+                _kill(process)
+
+
+def _progress(process: BaseProcess, cell: Cell) -> Any:
+    """Return what changes while a cell gets on: its step; before the first, the CPU time it has used."""
+    step = tail(cell.folder).get("step", 0)
+    if step:
+        return step
+    try:
+        tree = psutil.Process(process.pid)
+        times = [p.cpu_times() for p in (tree, *tree.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return None
+    return "s", int(sum(t.user + t.system for t in times))
+
+
+def _kill(process: BaseProcess) -> None:
+    """End a child and what it has started."""
+    try:
+        tree = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+    for part in tree:
+        part.kill()
+    process.kill()
 
 
 def gpus_for(cell: Cell, present: list[int]) -> int:
@@ -94,46 +177,35 @@ def gpus_for(cell: Cell, present: list[int]) -> int:
     return min(1, len(present)) if asked is None else asked
 
 
-def cancel_cell(cell: Cell, task: str | None) -> str:
-    """Keep `cell` from starting, or ask its holder to save and stop; say what was done.
-
-    `task` is its SLURM array task, if it has one.
-    """
-    state = cell.state
-    if state not in ("new", "interrupted", "running"):
-        return f"{state}, left as it is"
-    (cell.folder / CANCEL).touch()
-    if task is not None:
-        done = subprocess.run(["scancel", task], capture_output=True, text=True, check=False)
-        return f"scancel {task}: {done.stderr.strip() or 'sent'}"
-    if state != "running":
-        return "will not start"
-    lease = json.loads((journal.attempts(cell.folder)[-1] / "lease.json").read_text())
-    if lease["host"] != socket.gethostname():
-        return f"runs on {lease['host']}; cancel it there"
-    os.kill(lease["pid"], signal.SIGTERM)
-    return "asked to save and stop"
+def worker_command(folder: Path, resources: ResourcesConfig) -> list[str]:
+    """Return the command that trains a cell in several processes, through srun in a SLURM job."""
+    worker = ["-m", "runner.worker", str(folder)]
+    if "SLURM_JOB_ID" in os.environ:
+        shape = [f"--nodes={resources.nodes}", f"--ntasks-per-node={resources.per_node}"]
+        cores = max(1, resources.cpus // resources.per_node)
+        shape += [f"--ntasks={resources.num_processes}", f"--cpus-per-task={cores}"]
+        return ["srun", "--overlap", "--kill-on-bad-exit=1", *shape, sys.executable, *worker]
+    torchrun = ["-m", "torch.distributed.run", "--standalone"]
+    return [sys.executable, *torchrun, f"--nproc-per-node={resources.per_node}", *worker]
 
 
-def worker_command(folder: Path, processes: int) -> list[str]:
-    """Return the command that trains a cell in several processes of this machine."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [sys.executable, *torchrun, "-m", "runner.worker", str(folder)]
-
-
-def _child(folder: str, threads: int, gpus: list[int], processes: int) -> None:
+def _child(folder: str, threads: int, gpus: list[int], resources: ResourcesConfig) -> None:
     """In the forked child: take the share of the machine that the launcher gave, then work."""
     os.environ["ESPALIER_LAUNCHED"] = os.environ[FED] = "1"
-    threads = max(1, threads // processes)
+    threads = max(1, threads // resources.per_node)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
     log = os.open(Path(folder) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    if processes > 1:
-        command = worker_command(Path(folder), processes)
-        os.execv(command[0], command)
+    if resources.num_processes > 1:
+        for number in (signal.SIGTERM, signal.SIGUSR2):  # ignored in the template
+            signal.signal(number, signal.SIG_DFL)
+        os.environ["MASTER_ADDR"] = socket.gethostname()
+        os.environ["MASTER_PORT"] = str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
+        command = worker_command(Path(folder), resources)
+        os.execvp(command[0], command)
     import torch  # noqa: PLC0415
 
     from runner.worker import run_cell  # noqa: PLC0415
@@ -142,30 +214,6 @@ def _child(folder: str, threads: int, gpus: list[int], processes: int) -> None:
     code = run_cell(Path(folder))
     sys.stdout.flush()
     os._exit(code)
-
-
-def _record_crash(folder: Path, exitcode: int | None) -> None:
-    """Write `failed` for a child that could not do so itself."""
-    tries = journal.attempts(folder)
-    if not tries or journal.state(folder) != "interrupted":
-        return
-    if not any(e["event"] in journal.TERMINAL for e in journal.events(tries[-1])):
-        code = exitcode or 0
-        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        message = f"the process ended with {cause}"
-        record = {"event": "failed", "time": time.time(), "error": "Crash", "message": message}
-        journal.append_line(tries[-1] / "events.jsonl", record)
-
-
-def _stop(children: list[BaseProcess]) -> None:
-    for child in children:
-        child.terminate()
-    try:
-        for child in children:
-            child.join()
-    except KeyboardInterrupt:
-        for child in children:
-            child.kill()
 
 
 def count_gpus() -> list[int]:

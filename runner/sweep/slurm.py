@@ -1,100 +1,168 @@
-"""Cells as SLURM array jobs; the journal, squeue and the lease say what became of them, no process does.
+"""Cells as SLURM array jobs; the journal, squeue, sacct and the lease say what became of them.
 
-submitit gives the sbatch text. The payload is `python -m runner.worker FOLDER` from a snapshot of the code
-taken at submission, so later edits change nothing in the queue. A worker that was asked to stop (USR2
-before the time limit, SIGTERM at preemption) saves and exits with 75; its job then requeues itself.
+submitit gives the sbatch text. A task is a pool (`runner/sweep/job.py`) over one cell, or over
+`cells_per_job`; it runs a snapshot of the code taken at submission. Cells are grouped by what they
+need (`resources`), each group one array, cut where SLURM's limits are: MaxArraySize caps the index,
+so each part starts at 0 again; what the submit limit refuses follows as the queue drains.
 
-    sweeps/<name>/submissions/0001.json     {"job": id, "cells": [fingerprints by array index]}
-    snapshots/<hash>/                       the code that queued jobs run
+    sweeps/<name>/submissions/<job>.json     {"job": id, "tasks": [[fingerprints], by array index]}
 """
 
-import hashlib
 import json
-import os
-import shutil
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.live import Live
-
 from models.config import config
 from runner import journal
-from runner.config import adapter
-from runner.environment import revision
-from runner.errors import ConfigError, StorageError
-from runner.feed import finish_feeder, start_feeder
-from runner.sweep.cells import Cell, freeze_cell, join_sweep
-from runner.sweep.live import LiveTable
-from runner.sweep.pool import CANCEL
+from runner.errors import StorageError
+from runner.sweep.cells import Cell, freeze_cell
+from runner.sweep.launch import View
+from runner.sweep.resources import by_class
+from runner.sweep.snapshot import snapshot
 
-_CLONE = Path(__file__).resolve().parents[2]
-_PACKAGES = ("kernels", "models", "runner", "conf")
+_POLL_S = 2.0
+_LIMIT = re.compile(r"(?i)limit|violates accounting|QOS")
+# The step was killed with all that is ours in it: only this shell can still ask for another leg.
 _TEARDOWN = """\
 code=$?
-if [ $code -eq 75 ] && [ ! -e "$CELL/cancel" ]; then
-  # Waiting to be killed and queued again; where that is refused the exit code says what to do.
-  scontrol requeue "$TASK" && sleep 300
-fi
+if [ $code -eq 137 ]; then scontrol requeue "$TASK" && sleep 300; fi
 exit $code"""
 
 
 @config
 class SlurmConfig:
-    """What a cell's job asks of SLURM, one array task a cell.
+    """How cells are submitted; what each needs (cpus, memory, GPUs, time) stands in `resources`.
 
     Args:
-        time_min: time limit of a job; a cell may take several of them.
-        warning_s: so long before the limit the worker saves and the job is queued again.
-        cpus, mem_gb, gpus: of one cell.
-        max_running: cells at once.
+        warning_s: so long before its time limit a job saves and is queued again.
+        cells_per_job: cells of one array task, `at_once` of them at the same time on its GPU.
+        max_running: tasks at once.
         setup: shell lines before the worker starts (module load, source activate).
         srun: further arguments of srun; sbatch: further options of sbatch, {"mail-type": "END"}.
+        wait: show the table until all has ended; Ctrl-C leaves, the jobs go on.
     """
 
-    time_min: int = 60
     warning_s: int = 90
-    cpus: int = 1
-    mem_gb: float | None = None
-    gpus: int = 0
+    cells_per_job: int = 1
+    at_once: int = 1
     max_running: int = 256
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
+    gres: str | None = None
     exclude: str | None = None
+    mail_user: str | None = None
+    mail_type: str | None = None
     setup: tuple[str, ...] = ()
     srun: tuple[str, ...] = ()
     sbatch: dict[str, str] | None = None
+    wait: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("cells_per_job", "at_once", "max_running"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"hydra.launcher.{name}={getattr(self, name)} must be at least 1")
 
 
-def submit(cells: Sequence[Cell], cfg: SlurmConfig) -> str:
-    """Submit one array with a task for each frozen cell and return the job id.
+class Slurm:
+    """The cluster: submit what is neither done nor queued, then watch it, or leave it alone."""
 
-    Raises:
-        StorageError: sbatch refused, with its own words.
-    """
-    root = Path(cells[0].config.root).resolve()
-    folder = root / "sweeps" / cells[0].config.name / "submissions"
-    folder.mkdir(parents=True, exist_ok=True)
-    code = snapshot(root)
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".cells", delete=False) as stream:
-        stream.writelines(f"{cell.folder}\n" for cell in cells)
-    script = Path(stream.name).with_suffix(".sh")
-    script.write_text(_script(Path(stream.name), code, len(cells), cfg, cells[0].config.name))
-    done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)  # fmt: skip
-    if done.returncode:
-        raise StorageError(f"sbatch refused {script}: {done.stderr.strip()}; nothing was submitted")
-    job = done.stdout.strip().partition(";")[0]
-    record = {"job": job, "cells": [cell.fingerprint for cell in cells]}
-    (folder / f"{int(job):08d}.json").write_text(json.dumps(record))
-    return job
+    def __init__(self, cfg: SlurmConfig) -> None:
+        self.cfg, self._left = cfg, False
+
+    def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
+        """Submit, and wait for the end of all that is queued."""
+        root = Path(cells[0].config.root).resolve()
+        name = cells[0].config.name
+        view.table.queued = lambda: queued(root, name).keys()
+        rest = self._submit(root, name, cells, again, view)
+        while self.cfg.wait and not self._left:
+            before = time.monotonic()
+            while not self._left and time.monotonic() < before + _POLL_S:
+                time.sleep(0.1)
+            view.tick()
+            waiting = _settle_dead(root, name, cells)
+            if rest and waiting is not None:
+                rest = self._submit(root, name, rest, again, view)
+            elif waiting is not None and not waiting:
+                return
+
+    def leave(self) -> str:
+        """Stop watching."""
+        self._left = True
+        return "left; the jobs go on. The same command, or `espalier status`, shows them."
+
+    def _submit(
+        self, root: Path, name: str, cells: list[Cell], again: tuple[str, ...], view: View
+    ) -> list[Cell]:
+        """Submit each cell that waits for it once, also where others launch too; return what was refused."""
+        with journal.locked(root / "sweeps" / name / "submit.lock"):
+            waiting = _settle_dead(root, name, cells)
+            if waiting is None:
+                raise StorageError(
+                    "squeue does not answer; nothing was submitted, try again when it does"
+                )
+            known = [cell for cell in cells if cell.fingerprint in waiting]
+            todo = [c for c in cells if c.state in again and c.fingerprint not in waiting]
+            for cell in todo:
+                cell.cancelled.unlink(missing_ok=True)
+                freeze_cell(cell, anew=True)
+            if known:
+                view.say(f"{len(known)} cells are in the queue already")
+            return self._arrays(root, name, todo, view) if todo else []
+
+    def _arrays(self, root: Path, name: str, todo: list[Cell], view: View) -> list[Cell]:
+        size, code, rest = self.cfg.cells_per_job, snapshot(root), []
+        for group in by_class(todo).values():
+            tasks = [group[i : i + size] for i in range(0, len(group), size)]
+            while tasks:
+                count = min(len(tasks), _max_array_size())
+                while count:
+                    try:
+                        job = self._sbatch(root, name, code, tasks[:count])
+                        break
+                    except StorageError as error:
+                        if not _LIMIT.search(str(error)) or (count == 1 and not queued(root, name)):
+                            raise
+                        count //= 2
+                if not count:
+                    rest += [cell for task in tasks for cell in task]
+                    view.say(f"{len(rest)} cells wait for the submit limit and follow as jobs end")
+                    break
+                done = sum(map(len, tasks[:count]))
+                view.say(f"{done} cells submitted as job {job} ({count} tasks)")
+                tasks = tasks[count:]
+        return rest
+
+    def _sbatch(self, root: Path, name: str, code: Path, tasks: Sequence[Sequence[Cell]]) -> str:
+        """Submit one array and return its job id.
+
+        Raises:
+            StorageError: sbatch refused, with its own words.
+        """
+        folder = root / "sweeps" / name / "submissions"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tasks", delete=False) as stream:
+            for task in tasks:
+                stream.write(json.dumps([str(cell.folder) for cell in task]) + "\n")
+        script = Path(stream.name).with_suffix(".sh")
+        script.write_text(_script(Path(stream.name), code, tasks, self.cfg, name))
+        done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)  # fmt: skip
+        if done.returncode:
+            for file in (script, Path(stream.name)):
+                file.unlink()
+            raise StorageError(f"sbatch refused: {done.stderr.strip()}; the cells are frozen, run the same command when that is mended")  # fmt: skip
+        job = done.stdout.strip().partition(";")[0]
+        record = {"job": job, "tasks": [[cell.fingerprint for cell in task] for task in tasks]}
+        journal.write_whole(folder / f"{int(job):08d}.json", json.dumps(record))
+        return job
 
 
 def queued(root: Path, name: str) -> dict[str, str]:
@@ -103,139 +171,102 @@ def queued(root: Path, name: str) -> dict[str, str]:
     Raises:
         StorageError: the controller does not answer: unknown is not gone.
     """
-    known: dict[str, list[str]] = {}
-    for file in (root / "sweeps" / name / "submissions").glob("*.json"):
-        record = json.loads(file.read_text())
-        known[record["job"]] = record["cells"]
+    known = {job: tasks for job, tasks, _ in _submissions(root, name)}
     if not known:
         return {}
-    command = ["squeue", "--me", "-h", "-r", "-o", "%F %K"]
+    command = ["squeue", "--me", "-h", "-r", "-o", "%F %K %T"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StorageError(f"squeue does not answer: {done.stderr.strip()}; try again when it does")
-    tasks = (line.split() for line in done.stdout.splitlines())
-    return {known[j][int(k)]: f"{j}_{k}" for j, k in tasks if j in known and k.isdigit()}
+    found: dict[str, str] = {}
+    for line in done.stdout.splitlines():
+        job, index, _ = line.split(maxsplit=2)
+        if job in known and index.isdigit():
+            found |= {cell: f"{job}_{index}" for cell in known[job][int(index)]}
+    return found
 
 
-def _unfinished(root: Path, name: str) -> bool:
-    """True where jobs are queued, or the controller does not answer for now."""
-    try:
-        return bool(queued(root, name))
-    except StorageError:
-        return True
+def _submissions(root: Path, name: str) -> list[tuple[str, list[list[str]], Path]]:
+    found = []
+    for file in sorted((root / "sweeps" / name / "submissions").glob("*.json")):
+        record = json.loads(file.read_text())
+        found.append((record["job"], record["tasks"], file))
+    return found
 
 
-def snapshot(root: Path) -> Path:
-    """Copy the code (what git tracks and what it neither tracks nor ignores) to snapshots/<hash>/."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_PACKAGES],
-        cwd=_CLONE, capture_output=True, check=False,
-    )  # fmt: skip
-    if listed.returncode == 0:
-        files = [_CLONE / name for name in listed.stdout.decode().split("\0") if name]
-    else:  # not a clone: an unpacked archive
-        files = [f for package in _PACKAGES for f in (_CLONE / package).rglob("*")]
-    files = sorted(f for f in files if f.is_file() and f.suffix != ".pyc")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(_CLONE)}\0".encode() + file.read_bytes())
-    final = root / "snapshots" / digest.hexdigest()[:16]
-    if not final.exists():
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".partial-"))
-        for file in files:
-            target = partial / file.relative_to(_CLONE)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, target)
-        (partial / "revision.json").write_text(json.dumps(revision()))
-        try:
-            os.rename(partial, final)
-        except OSError:  # another launch was faster
-            shutil.rmtree(partial, ignore_errors=True)
-    return final
+def _settle_dead(root: Path, name: str, cells: list[Cell]) -> dict[str, str] | None:
+    """Record what SLURM ended without a word (a lost node, a kill); None where it does not answer.
 
-
-def parse(node: dict[str, Any]) -> SlurmConfig:
-    """Return the typed keys of hydra.launcher.
-
-    Raises:
-        ConfigError: an unknown key (the valid ones are listed) or a wrong type.
+    A cell in no queue that still counts as running has lost its process: the heartbeat would show
+    it two minutes later.
     """
-    from pydantic import ValidationError  # noqa: PLC0415
-
-    valid = [f.name for f in fields(SlurmConfig)]
-    unknown = [key for key in node if key not in valid]
-    if unknown:
-        raise ConfigError(f"hydra.launcher.{unknown[0]} is not a key; valid: {', '.join(valid)}")
     try:
-        parsed: SlurmConfig = adapter(SlurmConfig).validate_python(node)
-    except ValidationError as error:
-        lines = [
-            f"hydra.launcher.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
-        ]
-        raise ConfigError("\n".join(lines)) from None
-    return parsed
+        waiting = queued(root, name)
+    except StorageError:
+        return None
+    silent = [c for c in cells if c.fingerprint not in waiting and c.state == "running"]
+    jobs = {c.fingerprint: _lease(c).get("job") for c in silent}
+    ended = _sacct([job for job in jobs.values() if job])
+    for cell in silent:
+        state = ended.get(jobs[cell.fingerprint] or "", "")
+        if state and state not in ("RUNNING", "PENDING", "REQUEUED", "COMPLETING"):
+            journal.settle(cell.folder, "interrupted", slurm=state)
+    return waiting
 
 
-def _script(cells: Path, code: Path, count: int, cfg: SlurmConfig, name: str) -> str:
+def _lease(cell: Cell) -> dict[str, Any]:
+    lease: dict[str, Any] = json.loads(
+        (journal.attempts(cell.folder)[-1] / "lease.json").read_text()
+    )
+    return lease
+
+
+def _sacct(jobs: Sequence[str]) -> dict[str, str]:
+    """Return the state of raw job ids as accounting knows it by now; it may lag and lack some."""
+    if not jobs:
+        return {}
+    command = ["sacct", "-X", "-n", "-P", "-o", "JobIDRaw,State", "-j", ",".join(jobs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = (line.split("|") for line in done.stdout.splitlines() if "|" in line)
+    return {job: state.split()[0] for job, state in rows}
+
+
+def _max_array_size() -> int:
+    """Return how many tasks one array may have."""
+    done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False)  # fmt: skip
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", done.stdout)
+    return int(found[1]) if found else 1001
+
+
+def _script(
+    listing: Path, code: Path, tasks: Sequence[Sequence[Cell]], cfg: SlurmConfig, name: str
+) -> str:
     # submitit has no public name for this.
     from submitit.slurm.slurm import _make_sbatch_string  # noqa: PLC0415
 
+    need = tasks[0][0].config.resources
+    cores, mem_gb = need.cpus * cfg.at_once, need.mem_gb
     setup = [
         *cfg.setup,
-        f'CELL=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "{cells}")',
         'TASK="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"',
-        f'export PYTHONPATH="{code}${{PYTHONPATH:+:$PYTHONPATH}}" OMP_NUM_THREADS={cfg.cpus}',
+        f'export PYTHONPATH="{code}${{PYTHONPATH:+:$PYTHONPATH}}"',
         f'cd "{code}"',
-        "trap '' TERM  # the worker hears it; this shell waits for its exit code",
+        "trap '' TERM  # the pool hears it; this shell waits for its exit code",
     ]
-    srun = ["srun", "--unbuffered", "--open-mode=append", '--output="$CELL/log.txt"', *cfg.srun]
+    srun = ["srun", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cores}", "--unbuffered", *cfg.srun]  # fmt: skip
+    job = [sys.executable, "-m", "runner.sweep.job", f'"{listing}"', f"--at-once={cfg.at_once}"]
+    mail = {"mail-user": cfg.mail_user, "mail-type": cfg.mail_type}
+    further = {key: value for key, value in mail.items() if value} | (cfg.sbatch or {})
     text: str = _make_sbatch_string(
-        command=" ".join([*srun, sys.executable, "-m", "runner.worker", '"$CELL"']),
-        folder=cells.parent, job_name=name, time=cfg.time_min, cpus_per_task=cfg.cpus,
-        mem=None if cfg.mem_gb is None else f"{round(cfg.mem_gb * 1024)}M",
-        gpus_per_node=cfg.gpus or None, partition=cfg.partition, account=cfg.account, qos=cfg.qos,
-        constraint=cfg.constraint, exclude=cfg.exclude, signal_delay_s=cfg.warning_s,
-        map_count=count, array_parallelism=cfg.max_running, stderr_to_stdout=True, use_srun=False,
-        setup=setup, teardown=_TEARDOWN.splitlines(),
-        additional_parameters=cfg.sbatch, wckey="",
+        command=" ".join([*srun, *job]), folder=listing.parent, job_name=name, time=need.timeout_min,
+        nodes=need.nodes, ntasks_per_node=need.per_node if need.num_processes > 1 else None,
+        cpus_per_task=max(1, cores // need.per_node),
+        mem=None if mem_gb is None else f"{round(mem_gb * cfg.at_once * 1024)}M",
+        gpus_per_node=need.gpus or None, gres=cfg.gres, partition=cfg.partition,
+        account=cfg.account, qos=cfg.qos, constraint=cfg.constraint, exclude=cfg.exclude,
+        signal_delay_s=cfg.warning_s, map_count=len(tasks), array_parallelism=cfg.max_running,
+        stderr_to_stdout=True, use_srun=False, setup=setup, teardown=_TEARDOWN.splitlines(),
+        additional_parameters=further or None, wckey="",
     )  # fmt: skip
     # Flags without a value are beyond it, and it has an opinion on wckey.
     return text.replace("#SBATCH --wckey=''", "#SBATCH --requeue")
-
-
-def launch_on_slurm(cells: list[Cell], cfg: SlurmConfig, *, retry_failed: bool, wait: bool) -> int:
-    """Submit what is neither done nor queued, then show the table until all has ended; return the code."""
-    console = Console(stderr=True)
-    for cell in cells:
-        freeze_cell(cell)
-    name = join_sweep(cells[0].config.name, cells).name
-    root = Path(cells[0].config.root).resolve()
-    with journal.locked(root / "sweeps" / name / "submit.lock"):
-        waiting = queued(root, name)
-        again = ("new", "interrupted", *(["failed"] if retry_failed else []))
-        todo = [c for c in cells if c.state in again and c.fingerprint not in waiting]
-        for cell in todo:
-            (cell.folder / CANCEL).unlink(missing_ok=True)
-        if todo:
-            console.print(f"{len(todo)} cells submitted as job {submit(todo, cfg)}")
-    if len(waiting):
-        console.print(f"{len(waiting)} cells are in the queue already")
-    if not wait:
-        return 0
-    table, feeder = LiveTable(cells), start_feeder(cells[0].config)
-    try:
-        with Live(table.render(), console=console, refresh_per_second=2) as live:
-            while _unfinished(root, name):
-                time.sleep(2.0)
-                live.update(table.render())
-            live.update(table.render())
-    except KeyboardInterrupt:
-        console.print("left; the jobs go on. The same command, or `espalier status`, shows them.")
-        return 130
-    finally:
-        finish_feeder(feeder)
-    bad = [cell for cell in cells if cell.state not in ("finished", "diverged")]
-    for cell in bad:
-        console.print(f"[red]{cell.state}[/red] {cell.label}: see {cell.folder}/log.txt")
-    return 1 if bad else 0

@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from runner import checkpoint, journal
-from runner.sweep.slurm import SlurmConfig, parse, snapshot
+from runner.config import typed
+from runner.sweep.slurm import SlurmConfig
+from runner.sweep.snapshot import snapshot
 from tests.conftest import ROOT, TINY
 from tests.slurm import cluster
 
@@ -116,9 +118,9 @@ def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(command
 def test_preempted_requeued_and_timed_out_runs_end_with_the_same_bits(command: Command, tmp_path: Path) -> None:  # fmt: skip
     """Each disturbed cell against the same cell, left alone, in another root."""
     kinds = {
-        "limit": ["hydra.launcher.time_min=1", "hydra.launcher.warning_s=45"],
+        "limit": ["resources.timeout_min=1", "hydra.launcher.warning_s=45"],
         "requeue": [],
-        "preempt": ["hydra.launcher.partition=low", "hydra.launcher.cpus=8", "hydra.launcher.sbatch={nodelist:n4}"],
+        "preempt": ["hydra.launcher.partition=low", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n4}"],
     }  # fmt: skip
     running = {}
     for number, (kind, extra) in enumerate(kinds.items()):
@@ -174,7 +176,7 @@ def test_two_launches_at_once_submit_each_cell_once(command: Command, tmp_path: 
     grid = command("name=t", "seed=1,2,3")
     both = [subprocess.Popen(grid, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [p.wait(timeout=120) for p in both] == [0, 0]
-    cells = [c for f in tmp_path.glob("sweeps/t/submissions/*.json") for c in json.loads(f.read_text())["cells"]]  # fmt: skip
+    cells = [c for f in tmp_path.glob("sweeps/t/submissions/*.json") for t in json.loads(f.read_text())["tasks"] for c in t]  # fmt: skip
     assert len(cells) == len(set(cells)) == 3
 
 
@@ -203,8 +205,8 @@ def test_a_snapshot_holds_the_code_and_changes_with_it(tmp_path: Path) -> None:
 
 
 def test_unknown_launcher_keys_list_the_valid_ones() -> None:
-    assert parse({"time_min": 5}) == SlurmConfig(time_min=5)
+    assert typed("hydra.launcher", SlurmConfig, {"at_once": 2}) == SlurmConfig(at_once=2)
     with pytest.raises(
-        ValueError, match=r"hydra\.launcher\.partion is not a key; valid: .*partition"
+        ValueError, match=r"hydra\.launcher\.partion is not a key; did you mean partition\?; valid: .*partition"
     ):
-        parse({"partion": "x"})
+        typed("hydra.launcher", SlurmConfig, {"partion": "x"})

@@ -1,0 +1,90 @@
+"""One SLURM array task: a pool over its cells, and what SLURM is told about them.
+
+`python -m runner.sweep.job LISTING --at-once=N`: line SLURM_ARRAY_TASK_ID of LISTING is the JSON list
+of the run folders. USR2 (before the time limit, at preemption) and SIGTERM make every cell save; the
+task then asks to be queued again. Exit codes: 0 all ended well, 75 queue me again, 1 a cell failed.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from runner import journal
+from runner.sweep import policy
+from runner.sweep.cells import Cell, load_cell
+from runner.sweep.outcome import give_up
+from runner.sweep.pool import Pool, warm_up
+from runner.worker import RESUME
+
+_REFUSED_AFTER_S = 300
+
+
+def main() -> int:
+    """Run the cells of this task that have not ended; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m runner.sweep.job", description=__doc__)
+    parser.add_argument("listing", type=Path)
+    parser.add_argument("--at-once", type=int, default=1)
+    given = parser.parse_args()
+    index = int(os.environ["SLURM_ARRAY_TASK_ID"])
+    cores = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    pool = Pool(jobs=given.at_once, threads=max(1, cores // given.at_once), gpus=None)
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, lambda *_: None if pool.stopping else pool.stop())
+    warm_up()
+    folders = json.loads(given.listing.read_text().splitlines()[index])
+    cells = [load_cell(Path(folder)) for folder in folders]
+    todo = [cell for cell in cells if _starts(cell)]
+    pool.run(todo, [], lambda: None)
+    for name in {cell.config.name for cell in cells}:
+        policy.tell(cells[0].folder.parent.parent / "sweeps" / name)
+    states = [cell.state for cell in cells]
+    print(f"cells ended {', '.join(states)}", flush=True)
+    if any(_waits(cell) for cell in cells) and pool.stopping:
+        _requeue(cells)
+        return RESUME
+    return 0 if set(states) <= {"finished", "diverged"} else 1
+
+
+def _starts(cell: Cell) -> bool:
+    """True where the cell is to run: a failed one was submitted again on request, or failed in an earlier leg."""
+    if cell.state in ("finished", "diverged") or give_up(cell):
+        return False
+    return not (cell.state == "failed" and int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+
+
+def _waits(cell: Cell) -> bool:
+    return cell.state in ("new", "interrupted") and not cell.cancelled.exists()
+
+
+def _requeue(cells: list[Cell]) -> None:
+    """Ask SLURM for another leg and wait for it to end this one; note where it will not."""
+    task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    deadline = time.monotonic() + _REFUSED_AFTER_S
+    while time.monotonic() < deadline:
+        state = _ask("squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%T")
+        if state.returncode == 0 and state.stdout.strip() != "RUNNING":
+            break  # cancelled: whoever did that wants no other leg
+        done = _ask("scontrol", "requeue", task)
+        if done.returncode == 0:
+            time.sleep(deadline - time.monotonic())
+            return
+        print(done.stderr.strip(), file=sys.stderr, flush=True)
+        if "contact" not in done.stderr and "connect" not in done.stderr:
+            break
+        time.sleep(5.0)
+    for cell in cells:
+        if _waits(cell) and journal.attempts(cell.folder):
+            journal.settle(cell.folder, "needs_resubmit")
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
