@@ -207,6 +207,7 @@ def test_a_snapshot_holds_the_code_and_changes_with_it(tmp_path: Path) -> None:
 def test_unknown_launcher_keys_list_the_valid_ones() -> None:
     assert typed("hydra.launcher", SlurmConfig, {"at_once": 2}) == SlurmConfig(at_once=2)
     with pytest.raises(
-        ValueError, match=r"hydra\.launcher\.partion is not a key; did you mean partition\?; valid: .*partition"
+        ValueError,
+        match=r"hydra\.launcher\.partion is not a key; did you mean partition\?; valid: .*partition",
     ):
         typed("hydra.launcher", SlurmConfig, {"partion": "x"})
