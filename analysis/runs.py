@@ -135,11 +135,18 @@ def _state(folder: Path) -> str:
 
 
 def _history(file: Path, key: str) -> pd.DataFrame:
-    """Return the history of one run: a `restored` line drops the steps after it."""
+    """Return the history of one run: a `restored` line drops the steps after it.
+
+    What an earlier attempt wrote after that line (it was taken for dead and did not know) is left out.
+    """
     points: dict[tuple[int, str], float] = {}
+    newest = 0
     for line in _lines(file) if file.exists() else []:
         if "restored" in line:
+            newest = line.get("attempt", newest)
             points = {k: v for k, v in points.items() if k[0] <= line["restored"]}
+            continue
+        if line.get("attempt", newest) < newest:
             continue
         step = line["step"]
         for name, value in line.items():

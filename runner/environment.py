@@ -14,7 +14,17 @@ import psutil
 _CODE = Path(__file__).resolve().parent.parent
 _FROZEN = _CODE / "revision.json"  # in a snapshot of the code, which is no clone
 # A run computes the same bits only where these are the same (on a GPU: with train.deterministic=true).
-_DECIDES_BITS = ("cpu", "gpus", "device", "threads", "world", "parallel", "compile", "torch")
+_DECIDES_BITS = (
+    "cpu",
+    "gpus",
+    "device",
+    "threads",
+    "world",
+    "parallel",
+    "compile",
+    "torch",
+    "micro_batch",
+)
 _PACKAGES = ("torch", "numpy", "hydra-core", "mlflow", "tokenizers", "datasets", "triton")
 
 

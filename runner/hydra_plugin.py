@@ -29,6 +29,7 @@ from runner.config import NODES, flatten, typed
 from runner.errors import ConfigError
 from runner.sweep.cells import make_cells
 from runner.sweep.expression import evaluate
+from runner.sweep.fingerprint import is_execution
 from runner.sweep.grid import Point, expand, parse_grid, unique
 from runner.sweep.launch import Backend, Local, launch
 from runner.sweep.policy import Policy
@@ -239,9 +240,14 @@ def _choices(composed: DictConfig) -> dict[str, str]:
 
 
 def _label(point: Point, points: list[Point]) -> str:
-    """Name a point by what varies within the sweep, short enough for a table: `gpt_nano bf16 lr=1e-3`."""
+    """Name a point by what varies within the sweep, short enough for a table: `gpt_nano bf16 lr=1e-3`.
+
+    Of a single point all that can change its result is named, but for paths.
+    """
     common = set(point).intersection(*map(set, points)) if len(points) > 1 else set()
     parts = [o.lstrip("+").partition("=") for o in point if o not in common]
+    if len(points) == 1:
+        parts = [p for p in parts if not is_execution(p[0]) and "path" not in p[0]]
     keys = [key.rpartition(".")[2] for key, _, _ in parts]
     return " ".join(
         value if key in NODES else f"{key if keys.count(last) > 1 else last}={value}"

@@ -59,14 +59,16 @@ class PointReader:
         self.file = run / "metrics.jsonl"
         self.points: list[Point] = []
         self.superseded = 0
-        self._offset = 0
+        self._offset = self._newest = 0  # the attempt that writes: what an earlier one adds is void
         self._values: dict[tuple[str, int], float] = {}
 
     def read(self) -> None:
         """Take in the whole lines that were added since the last call."""
         lines, self._offset = journal.read_further(self.file, self._offset)
         for line in lines:
-            if "restored" not in line:
+            if "restored" in line:
+                self._newest = line.get("attempt", self._newest)
+            elif line.get("attempt", self._newest) >= self._newest:
                 self._take(line)
 
     def _take(self, line: dict[str, Any]) -> None:

@@ -62,6 +62,8 @@ class Trainer:
         self.flops_per_sequence_causal = training_flops(causal)
         self.steps = cfg.train.num_steps(self.num_parameters, self.flops_per_sequence)
         self.precision = cfg.precision.build(self.device)
+        share = cfg.train.batch_size // ranks.world
+        self.micro_batch = min(share, cfg.train.micro_batch or share)  # samples of one forward pass
         self._check_batch()
         if cfg.train.activation_checkpointing:
             _recompute_blocks(self.model)
@@ -104,7 +106,9 @@ class Trainer:
     def _step(self, batches: Iterator[dict[str, Tensor]]) -> tuple[float, float]:
         cfg, step = self.cfg.train, self.progress.step
         waited = time.monotonic()
-        micro = [next(batches) for _ in range(cfg.batch_size // self.ranks.world // self._micro())]
+        micro = [
+            next(batches) for _ in range(cfg.batch_size // self.ranks.world // self.micro_batch)
+        ]
         self._wait_s += time.monotonic() - waited
         count = self.ranks.sum(sum(int((b["targets"] >= 0).sum()) for b in micro))
         factor = self.cfg.schedule.factor(step, self.steps)
@@ -216,15 +220,11 @@ class Trainer:
 
     def _check_batch(self) -> None:
         batch, world = self.cfg.train.batch_size, self.ranks.world
-        if batch % world or (batch // world) % self._micro():
+        if batch % world or (batch // world) % self.micro_batch:
             raise ConfigError(
                 f"train.batch_size={batch} over {world} processes is not divisible into micro-batches of "
-                f"{self._micro()}; choose train.batch_size and train.micro_batch that are"
+                f"{self.micro_batch}; choose train.batch_size and train.micro_batch that are"
             )
-
-    def _micro(self) -> int:
-        share = self.cfg.train.batch_size // self.ranks.world
-        return int(min(share, self.cfg.train.micro_batch or share))
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         cfg = self.cfg
@@ -235,7 +235,7 @@ class Trainer:
         return iter(
             training_loader(
                 samples, first_step=self.progress.step, steps=self.steps,
-                batch=cfg.train.batch_size, micro=self._micro(), rank=self.ranks.rank,
+                batch=cfg.train.batch_size, micro=self.micro_batch, rank=self.ranks.rank,
                 world=self.ranks.world, num_workers=cfg.data.num_workers,
             )
         )  # fmt: skip

@@ -97,6 +97,7 @@ def _train(folder: Path, book: Journal | None, stop: threading.Event) -> str:
     if book is not None:
         facts = describe() | {"world": ranks.world, "device": str(ranks.device)}
         facts |= {"parallel": cfg.train.parallel, "compile": cfg.train.compile}
+        facts["micro_batch"] = trainer.micro_batch
         odd = changes(first, facts)
         if odd:
             book.event("not_bit_identical", changes=odd)

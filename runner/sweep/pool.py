@@ -184,7 +184,16 @@ def worker_command(folder: Path, resources: ResourcesConfig) -> list[str]:
         shape = [f"--nodes={resources.nodes}", f"--ntasks-per-node={resources.per_node}"]
         cores = max(1, resources.cpus // resources.per_node)
         shape += [f"--ntasks={resources.num_processes}", f"--cpus-per-task={cores}"]
-        return ["srun", "--overlap", "--kill-on-bad-exit=1", *shape, sys.executable, *worker]
+        # The pool is a step of this job itself: the ranks share its cores and memory.
+        return [
+            "srun",
+            "--overlap",
+            "--mem=0",
+            "--kill-on-bad-exit=1",
+            *shape,
+            sys.executable,
+            *worker,
+        ]
     torchrun = ["-m", "torch.distributed.run", "--standalone"]
     return [sys.executable, *torchrun, f"--nproc-per-node={resources.per_node}", *worker]
 

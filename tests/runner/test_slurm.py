@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ def slurm() -> Iterator[None]:
     was_up = (cluster.HOME / "pids").exists()
     cluster.up()
     os.environ["SLURM_CONF"] = str(cluster.HOME / "slurm.conf")
+    os.environ["PYTHONPATH"] = str(ROOT)  # jobs find tests.faults, which is no part of a snapshot
     yield
     if not was_up:
         cluster.down()
@@ -90,6 +92,36 @@ def _running_step(root: Path, step: int) -> bool:
     return any(row.get("step", 0) >= step for row in rows)
 
 
+def _ask(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _attempts(root: Path) -> list[Path]:
+    return [a for f in root.glob("runs/*") for a in journal.attempts(f)]
+
+
+def _points(run: Path) -> dict[int, float]:
+    """Return the loss at each step, as the rules of docs/run-folder.md leave it."""
+    losses: dict[int, float] = {}
+    newest = 1
+    for row in journal.read_lines(run / "metrics.jsonl"):
+        if "restored" in row:
+            newest = row["attempt"]
+            losses = {step: loss for step, loss in losses.items() if step <= row["restored"]}
+        elif "loss" in row and row["attempt"] == newest:
+            assert row["step"] not in losses, "a point stands there twice"
+            losses[row["step"]] = row["loss"]
+    return losses
+
+
+def _in_mlflow(root: Path, name: str) -> list[str]:
+    """Return the states of a sweep's runs in the embedded store, after a sync."""
+    done = _run([sys.executable, "-m", "runner.cli", "sync", name, "--root", str(root)])
+    assert done.returncode == 0, done.stderr
+    with sqlite3.connect(root / "mlflow" / "mlflow.db") as store:
+        return sorted(row[0] for row in store.execute("SELECT status FROM runs"))
+
+
 def _same_weights(a: Path, b: Path) -> bool:
     found = [checkpoint.newest(f / "checkpoints") for f in (a, b)]
     one, two = (load_file(f / "model.safetensors") for f in found if f is not None)
@@ -116,43 +148,143 @@ def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(command
 
 @needs_slurm
 def test_preempted_requeued_and_timed_out_runs_end_with_the_same_bits(command: Command, tmp_path: Path) -> None:  # fmt: skip
-    """Each disturbed cell against the same cell, left alone, in another root."""
+    """One cell, disturbed in many ways, each in a root of its own, against the same cell left alone."""
     kinds = {
-        "limit": ["resources.timeout_min=1", "hydra.launcher.warning_s=45"],
-        "requeue": [],
-        "preempt": ["hydra.launcher.partition=low", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n4}"],
+        "limit": ["resources.timeout_min=1", "hydra.launcher.warning_s=45", "hydra.launcher.sbatch={nodelist:n1}"],
+        "requeue": ["hydra.launcher.sbatch={nodelist:n1}"],
+        "low": ["hydra.launcher.partition=low", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n4}"],
+        "cheap": ["hydra.launcher.partition=cheap", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n3}"],
+        "spot": ["hydra.launcher.partition=spot", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n2}"],
     }  # fmt: skip
-    running = {}
-    for number, (kind, extra) in enumerate(kinds.items()):
-        root = tmp_path / kind
+    given, running = {}, {}
+    for kind, extra in kinds.items():
         # One thread in all: bits depend on it.
-        given = command(f"name={kind}", f"seed={number}", "train.threads=1", *LONG, *extra, root=root)  # fmt: skip
-        running[kind] = subprocess.Popen(given, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    for kind in ("requeue", "preempt"):
+        given[kind] = command(f"name={kind}", "train.threads=1", *LONG, *extra, root=tmp_path / kind)  # fmt: skip
+        running[kind] = subprocess.Popen(given[kind], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for kind in list(kinds)[1:]:
         assert running[kind].poll() is None
         _until(lambda kind=kind: _running_step(tmp_path / kind, 50), f"training of {kind}")  # type: ignore[misc]
     (job,) = _jobs(tmp_path / "requeue")
     subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
-    high = ["sbatch", "-p", "high", "-w", "n4", "-c", "8", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]  # fmt: skip
-    subprocess.run(high, check=True, capture_output=True)
+    for node in ("n2", "n3", "n4"):
+        high = ["sbatch", "-p", "high", "-w", node, "-c", "8", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]  # fmt: skip
+        subprocess.run(high, check=True, capture_output=True)
+    running.pop("spot").communicate(timeout=280)  # nothing requeues what was cancelled
+    (job,) = _jobs(tmp_path / "spot")
+    assert _sacct(job) == ["PREEMPTED"]
+    running["spot"] = subprocess.Popen(given["spot"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     for kind, process in running.items():
         _, errors = process.communicate(timeout=280)
         assert process.returncode == 0, (kind, errors)
-    alone = {}
-    for number, kind in enumerate(kinds):
-        given = command(f"name={kind}", f"seed={number}", "train.threads=1", *LONG, launcher="local", root=tmp_path / f"{kind}-alone")  # fmt: skip
-        alone[kind] = subprocess.Popen(given, cwd=ROOT, stderr=subprocess.DEVNULL)
+    alone = command("train.threads=1", *LONG, launcher="local", root=tmp_path / "alone")
+    assert subprocess.run(alone, cwd=ROOT, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    (reference,) = (tmp_path / "alone" / "runs").iterdir()
     for kind in kinds:
-        (folder,) = (tmp_path / kind / "runs").iterdir()
+        folder = tmp_path / kind / "runs" / reference.name
         assert len(journal.attempts(folder)) >= 2, f"{kind}: nothing interrupted it"
-        rows = journal.read_lines(folder / "metrics.jsonl")
-        assert any("restored" in row for row in rows)
-        (job,) = _jobs(tmp_path / kind)
-        assert _sacct(job) == ["COMPLETED"]
-        assert alone[kind].wait(timeout=280) == 0
-        (reference,) = (tmp_path / f"{kind}-alone" / "runs").iterdir()
-        assert reference.name == folder.name
+        assert any("restored" in row for row in journal.read_lines(folder / "metrics.jsonl"))
+        assert _sacct(max(_jobs(tmp_path / kind), key=int)) == ["COMPLETED"]
         assert _same_weights(folder, reference), kind
+        assert _points(folder) == _points(reference), kind
+
+
+@needs_slurm
+def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, tmp_path: Path) -> None:
+    """A killed step, a slurmd that returns, one that does not, a controller away for 20 s, scancel."""
+    slow = ["model._target_=tests.faults.FaultyConfig", "model.fault=slow", "train.steps=300", "eval.every=300", "eval.tokens=32", "train.checkpoint.every_steps=10"]  # fmt: skip
+    kinds = {
+        "step": ["hydra.launcher.sbatch={nodelist:n1}"],
+        "returns": ["hydra.launcher.sbatch={nodelist:n2}"],
+        "lost": ["hydra.launcher.exclude='n1,n2'", "train.steps=500"],
+        "cancelled": ["seed=1,2", "hydra.launcher.max_running=1", "hydra.launcher.sbatch={nodelist:n1}"],
+    }  # fmt: skip
+    given = {kind: command(f"name={kind}", *slow, *extra, root=tmp_path / kind) for kind, extra in kinds.items()}  # fmt: skip
+    running = {
+        kind: subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for kind, line in given.items()
+    }
+    for kind in kinds:
+        _until(lambda kind=kind: _running_step(tmp_path / kind, 15), f"training of {kind}")  # type: ignore[misc]
+    jobs = {kind: _jobs(tmp_path / kind)[0] for kind in kinds}
+    node = _ask("squeue", "-h", "-j", jobs["lost"], "-o", "%N")
+    subprocess.run(["scancel", jobs["cancelled"]], check=True)
+    subprocess.run(["scancel", "-s", "KILL", f"{jobs['step']}_0.0"], check=True)
+    cluster.stop("slurmd-n2")
+    _until(lambda: len(_attempts(tmp_path / "step")) == 2, "second leg of the killed step")
+    cluster.restart("slurmd-n2")
+    cluster.stop("slurmctld")
+    time.sleep(20)
+    cluster.restart("slurmctld")
+    cluster.stop(f"slurmd-{node}")
+    _until(lambda: len(_attempts(tmp_path / "lost")) == 2, "second leg after the lost node", 150)
+    cluster.restart(f"slurmd-{node}")
+    codes = {}
+    for kind, process in running.items():
+        process.communicate(timeout=280)
+        codes[kind] = process.returncode
+    assert codes == {"step": 0, "returns": 0, "lost": 0, "cancelled": 1}
+    for kind, legs in {"step": 2, "returns": 1, "lost": 2}.items():
+        (folder,) = (tmp_path / kind / "runs").iterdir()
+        assert journal.state(folder) == "finished"
+        assert len(journal.attempts(folder)) == legs, kind
+        assert _sacct(jobs[kind]) == ["COMPLETED"]
+        steps = 500 if kind == "lost" else 300
+        assert sorted(_points(folder)) == list(range(1, steps + 1)), kind
+        assert _in_mlflow(tmp_path / kind, kind) == ["FINISHED"]
+    states = sorted(journal.state(f) for f in (tmp_path / "cancelled").glob("runs/*"))
+    assert states == ["interrupted", "new"]
+    assert _sacct(jobs["cancelled"]) == ["CANCELLED", "CANCELLED"]
+    assert _in_mlflow(tmp_path / "cancelled", "cancelled") == ["KILLED"]
+    again = _run([*given["cancelled"], "train.log_every=10"])
+    assert again.returncode == 0, again.stderr
+    assert _in_mlflow(tmp_path / "cancelled", "cancelled") == ["FINISHED", "FINISHED"]
+
+
+@needs_slurm
+def test_every_fault_is_a_failed_job_and_packed_cells_have_their_own_end(command: Command, tmp_path: Path) -> None:  # fmt: skip
+    faults = ["model._target_=tests.faults.FaultyConfig", "resources.hang_min=0.1"]
+    alone = command("name=f", *faults, "model.fault=none,segfault,exit0,hang", root=tmp_path / "f")
+    packed = command("name=p", *faults, "model.fault=none,raise,oom", "eval.batch_size=1", "eval.tokens=32", "hydra.launcher.cells_per_job=3", "hydra.launcher.at_once=2", root=tmp_path / "p")  # fmt: skip
+    both = [subprocess.Popen(c, cwd=ROOT, stderr=subprocess.DEVNULL) for c in (alone, packed)]
+    assert [p.wait(timeout=200) for p in both] == [1, 1]
+    assert _sacct(_jobs(tmp_path / "f")[0]) == ["COMPLETED", "FAILED", "FAILED", "FAILED"]
+    assert _sacct(_jobs(tmp_path / "p")[0]) == ["FAILED"]
+    states = sorted(journal.state(f) for f in tmp_path.glob("*/runs/*"))
+    assert states == ["failed"] * 4 + ["finished"] * 3
+    assert _in_mlflow(tmp_path / "f", "f") == ["FAILED", "FAILED", "FAILED", "FINISHED"]
+
+
+@needs_slurm
+def test_a_cell_of_two_nodes_starts_its_ranks_through_srun(
+    command: Command, tmp_path: Path
+) -> None:
+    shape = ["resources.nodes=2", "resources.processes=2", "resources.cpus=2"]
+    done = _run(command("name=n", *shape))
+    assert done.returncode == 0, done.stderr
+    assert _run(command("name=n", root=tmp_path / "one", launcher="local")).returncode == 0
+    (several,), (one,) = tmp_path.glob("runs/*"), (tmp_path / "one").glob("runs/*")
+    facts = json.loads((several / "attempts/0001/environment.json").read_text())
+    assert facts["world"] == 4
+    ours, reference = _points(several), _points(one)
+    assert ours.keys() == reference.keys()
+    assert all(abs(ours[step] - reference[step]) < 1e-5 for step in ours)
+
+
+@needs_slurm
+def test_arrays_are_cut_at_slurms_limits_and_the_rest_follows(command: Command, tmp_path: Path) -> None:  # fmt: skip
+    user = ["sacctmgr", "-i", "modify", "user", "root", "set"]
+    cluster.configure(MaxArraySize=4)
+    subprocess.run([*user, "MaxSubmitJobs=6"], check=True, capture_output=True)
+    try:
+        done = _run(command("name=c", "seed=1,2,3,4,5,6,7,8,9", "train.steps=2"))
+    finally:
+        cluster.configure(MaxArraySize=10001)
+        subprocess.run([*user, "MaxSubmitJobs=-1"], check=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "4 cells submitted" in done.stderr
+    assert "wait for the submit limit" in done.stderr
+    cells = [c for f in tmp_path.glob("sweeps/c/submissions/*.json") for t in json.loads(f.read_text())["tasks"] for c in t]  # fmt: skip
+    assert len(cells) == len(set(cells)) == 9
 
 
 @needs_slurm

@@ -58,8 +58,9 @@ def test_points_past_a_restored_step_count_once(tmp_path: Path) -> None:
     rows = [
         {"step": 1, "time": 1.0, "loss": 5.0},
         {"step": 2, "time": 2.0, "loss": 4.0},
-        {"restored": 1, "time": 3.0},
-        {"step": 2, "time": 4.0, "loss": 4.5},
+        {"restored": 1, "time": 3.0, "attempt": 2},
+        {"step": 2, "time": 3.5, "attempt": 1, "loss": 9.0},  # of a worker that was taken for dead
+        {"step": 2, "time": 4.0, "attempt": 2, "loss": 4.5},
     ]
     for row in rows:
         journal.append_line(tmp_path / "metrics.jsonl", row)
@@ -68,7 +69,7 @@ def test_points_past_a_restored_step_count_once(tmp_path: Path) -> None:
     assert [(p[0], p[1], p[3]) for p in reader.points] == [("loss", 1, 5.0), ("loss", 2, 4.0)]
     assert reader.superseded == 1
     with open(tmp_path / "metrics.jsonl", "a") as stream:
-        stream.write('{"step": 3, "time": 5.0, "loss": 3.0}\n{"step": 4, "ti')
+        stream.write('{"step": 3, "time": 5.0, "attempt": 2, "loss": 3.0}\n{"step": 4, "ti')
     reader.read()
     assert [p[1] for p in reader.points] == [1, 2, 3]
 

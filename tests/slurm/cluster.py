@@ -15,9 +15,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 HOME = Path(os.environ.get("ESPALIER_SLURM", "/tmp/espalier-slurm"))
 NODES = ("n1", "n2", "n3", "n4")
 _DB_PORT, _DBD_PORT = 16833, 16819
+_STARTED: list[subprocess.Popen[bytes]] = []  # they outlive this process: nobody waits for them
 
 _SLURM = """\
 ClusterName=lab
@@ -56,6 +59,8 @@ JobAcctGatherType=jobacct_gather/linux
 NodeName=n[1-4] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[17001-17004] Sockets=1 CoresPerSocket=8 RealMemory=16000 Gres=gpu:a100:4
 PartitionName=main Nodes=ALL Default=YES DefaultTime=60 DefMemPerCPU=100 PriorityTier=10
 PartitionName=low Nodes=ALL DefMemPerCPU=100 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=cheap Nodes=ALL DefMemPerCPU=100 PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=spot Nodes=ALL DefMemPerCPU=100 PriorityTier=1 PreemptMode=CANCEL GraceTime=10
 PartitionName=high Nodes=ALL DefMemPerCPU=100 PriorityTier=100 PreemptMode=OFF
 """
 _DBD = """\
@@ -118,6 +123,23 @@ def restart(daemon: str) -> None:
     _start(daemon, ["slurmd", "-D", "-N", node] if node else [daemon, "-D"])
 
 
+def stop(daemon: str, number: int = signal.SIGKILL) -> None:
+    """Kill one daemon, as a crash of its machine would."""
+    process = psutil.Process(pid_of(daemon))
+    process.send_signal(number)
+    _wait(f"end of {daemon}", lambda: not process.is_running() or process.status() == "zombie")
+
+
+def configure(**keys: object) -> None:
+    """Set keys of slurm.conf and start slurmctld again."""
+    file = HOME / "slurm.conf"
+    lines = [line for line in file.read_text().splitlines() if line.partition("=")[0] not in keys]
+    file.write_text("\n".join([*lines, *(f"{k}={v}" for k, v in keys.items())]) + "\n")
+    stop("slurmctld", signal.SIGTERM)
+    restart("slurmctld")
+    _wait("controller", lambda: _idle() > 0)
+
+
 def pid_of(daemon: str) -> int:
     """Return the pid of a running daemon."""
     return int(json.loads((HOME / "pids").read_text())[daemon])
@@ -160,6 +182,7 @@ def _environment() -> dict[str, str]:
 def _start(name: str, command: list[str]) -> None:
     with open(HOME / "log" / f"{name}.out", "ab") as log:
         process = subprocess.Popen(command, env=_environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    _STARTED.append(process)
     file = HOME / "pids"
     known = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps(known | {name: process.pid}))

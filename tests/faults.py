@@ -1,0 +1,40 @@
+"""A model that fails on demand, for tests of what a sweep makes of it: `model._target_=tests.faults.FaultyConfig`."""
+
+import os
+import signal
+import time
+from typing import Any, Literal
+
+import torch
+
+from models.config import config
+from models.decoder import Decoder, DecoderConfig
+
+
+@config
+class FaultyConfig(DecoderConfig):
+    """A decoder with a fault; `oom` cannot hold more than one sample, `slow` takes 0.2 s a step."""
+
+    fault: Literal["none", "segfault", "exit0", "hang", "raise", "oom", "slow"] = "none"
+
+    def build(self, vocab_size: int, seed: int) -> Decoder:
+        """Return the model, or fail."""
+        if self.fault == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.fault == "exit0":
+            os._exit(0)
+        if self.fault == "hang":
+            time.sleep(3600)
+        if self.fault == "raise":
+            raise ArithmeticError("asked to fail")
+        model = super().build(vocab_size, seed)
+        if self.fault == "oom":
+            model.register_forward_pre_hook(_too_large)
+        if self.fault == "slow":
+            model.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+        return model
+
+
+def _too_large(_: Any, arguments: tuple[Any, ...]) -> None:
+    if arguments and len(arguments[0]) > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
