@@ -172,6 +172,8 @@ def test_preempted_requeued_and_timed_out_runs_end_with_the_same_bits(command: C
     running.pop("spot").communicate(timeout=280)  # nothing requeues what was cancelled
     (job,) = _jobs(tmp_path / "spot")
     assert _sacct(job) == ["PREEMPTED"]
+    told = [e["event"] for a in _attempts(tmp_path / "spot") for e in journal.events(a)]
+    assert told[-1] == "needs_resubmit"
     running["spot"] = subprocess.Popen(given["spot"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     for kind, process in running.items():
         _, errors = process.communicate(timeout=280)
@@ -235,7 +237,7 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, tmp_path:
     assert states == ["interrupted", "new"]
     assert _sacct(jobs["cancelled"]) == ["CANCELLED", "CANCELLED"]
     assert _in_mlflow(tmp_path / "cancelled", "cancelled") == ["KILLED"]
-    again = _run([*given["cancelled"], "train.log_every=10"])
+    again = _run([*given["cancelled"], "hydra.launcher.max_running=2"])
     assert again.returncode == 0, again.stderr
     assert _in_mlflow(tmp_path / "cancelled", "cancelled") == ["FINISHED", "FINISHED"]
 

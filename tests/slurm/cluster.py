@@ -60,7 +60,7 @@ NodeName=n[1-4] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[17001-17004] Soc
 PartitionName=main Nodes=ALL Default=YES DefaultTime=60 DefMemPerCPU=100 PriorityTier=10
 PartitionName=low Nodes=ALL DefMemPerCPU=100 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=cheap Nodes=ALL DefMemPerCPU=100 PriorityTier=1 PreemptMode=REQUEUE
-PartitionName=spot Nodes=ALL DefMemPerCPU=100 PriorityTier=1 PreemptMode=CANCEL GraceTime=10
+PartitionName=spot Nodes=ALL DefMemPerCPU=100 PriorityTier=1 PreemptMode=CANCEL
 PartitionName=high Nodes=ALL DefMemPerCPU=100 PriorityTier=100 PreemptMode=OFF
 """
 _DBD = """\
