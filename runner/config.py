@@ -132,7 +132,7 @@ def _explain(path: str, error: ValidationError) -> str:
 def _cross_check(run: RunConfig) -> None:
     """Refuse combinations that no single node can see."""
     try:
-        run.train.check()
+        run.train.check(run.resources.num_processes)
         vocab = run.tokenizer.planned_vocab_size()
         run.model.check(vocab or 1, run.train.sequence_length)
     except ValueError as error:

@@ -5,6 +5,8 @@ each holds its share of every parameter, gradient and optimiser state).
 """
 
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,14 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.language_model import LanguageModel
 from runner.errors import ConfigError
-
-# Dense peak of one device in FLOP/s, vendor datasheets without sparsity: (bf16, fp32 as TF32).
-_PEAKS = {
-    "A100": (312e12, 156e12),
-    "H100": (989e12, 495e12),
-    "H200": (989e12, 495e12),
-    "B200": (2250e12, 1125e12),
-}
+from runner.hardware import gpu_named
 
 # What refers to the process group stays until the process ends, by os._exit: the group's destructor,
 # holding the GIL, joins a thread that may be waiting for it (torch 2.13, gloo).
@@ -100,11 +95,16 @@ class Ranks:
         """Return the peak of all devices together, None where the device is not in the table."""
         if self.device.type != "cuda":
             return None
-        name = torch.cuda.get_device_name(self.device)
-        for key, (bf16, fp32) in _PEAKS.items():
-            if key in name:
-                return self.world * (bf16 if compute == "bf16" else fp32)
-        return None
+        gpu = gpu_named(torch.cuda.get_device_name(self.device))
+        peak = gpu.peak(compute) if gpu else None
+        return None if peak is None else self.world * peak
+
+    def peak_memory(self) -> int:
+        """Return the most bytes this rank has held: on its GPU, else resident in memory."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
 def whole(tensor: Tensor) -> Tensor:

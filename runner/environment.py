@@ -40,7 +40,7 @@ def describe() -> dict[str, Any]:
         "packages": versions(),
         "torch": torch.__version__,
         "host": platform.node(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": gpus,
@@ -48,6 +48,7 @@ def describe() -> dict[str, Any]:
     }
 
 
+@lru_cache
 def revision() -> dict[str, str]:
     """Return the commit of this clone and what differs from it."""
     return {"git_sha": git("rev-parse", "HEAD"), "git_diff": git("diff", "HEAD")}
@@ -55,7 +56,7 @@ def revision() -> dict[str, str]:
 
 def first_of(run: Path) -> dict[str, Any]:
     """Return what the first attempt of `run` recorded, {} if there was none."""
-    files = sorted(run.glob("attempts/*/environment.json"))
+    files = _records(run)
     found: dict[str, Any] = json.loads(files[0].read_text()) if files else {}
     return found
 
@@ -64,6 +65,21 @@ def changes(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return what keeps a resumed run from being bit-identical to an uninterrupted one."""
     keys = [k for k in _DECIDES_BITS if k in first and first[k] != now.get(k)]
     return [f"{key}: {first[key]} at first, {now.get(key)} now" for key in keys]
+
+
+def drift(run: Path) -> str | None:
+    """Return how the code or torch that finished `run` differs from what is here, None if not at all."""
+    then = json.loads(last[-1].read_text()) if (last := _records(run)) else {}
+    torch, sha = versions().get("torch", ""), revision()["git_sha"]
+    if str(then.get("torch", torch)).split(".")[:2] != torch.split(".")[:2]:
+        return f"torch {then['torch']} then, {torch} now"
+    if sha and then.get("git_sha") not in (None, "", sha):
+        return f"commit {then['git_sha'][:9]} then, {sha[:9]} now"
+    return None
+
+
+def _records(run: Path) -> list[Path]:
+    return sorted(run.glob("attempts/*/environment.json"))
 
 
 @lru_cache
@@ -87,7 +103,9 @@ def git(*arguments: str) -> str:
     return result.stdout.strip()
 
 
-def _cpu_name() -> str:
+@lru_cache
+def cpu_name() -> str:
+    """Return the model of this machine's CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

@@ -6,6 +6,7 @@ Which of these keys are science and which execution is listed in `runner/sweep/f
 from typing import Literal
 
 from models.config import config, neutral
+from runner.errors import ConfigError
 from runner.optim.average import AverageConfig
 
 
@@ -61,13 +62,14 @@ class TrainConfig:
     log_every: int = 10
     checkpoint: CheckpointConfig = CheckpointConfig()
 
-    def check(self) -> None:
-        """Raise ValueError on a batch that cannot be divided or on two budgets."""
-        micro = self.micro_batch or self.batch_size
-        if self.batch_size % micro:
-            raise ValueError(
-                f"train.batch_size={self.batch_size} is not divisible by train.micro_batch={micro}; "
-                "choose a divisor"
+    def check(self, processes: int) -> None:
+        """Raise ConfigError on a batch that `processes` ranks cannot divide or on two budgets."""
+        share = self.batch_size // processes
+        micro = min(share, self.micro_batch or share)
+        if self.batch_size % processes or share % micro:
+            raise ConfigError(
+                f"train.batch_size={self.batch_size} over {processes} processes is not divisible into "
+                f"micro-batches of {micro or 1}; choose train.batch_size and train.micro_batch that are"
             )
         names = ("steps", "tokens", "flops", "tokens_per_parameter")
         given = [f"train.{n}={getattr(self, n)}" for n in names if getattr(self, n) is not None]
@@ -132,6 +134,7 @@ class ResourcesConfig:
         gpus: GPUs on each node (None: one where this machine has any, none on SLURM).
         processes: ranks on each node (None: one for each GPU).
         nodes: above 1 on SLURM only.
+        gpu: its name, "A100": format and memory are checked against it, and time is told by it.
         cpus, mem_gb: cores and memory on each node, asked of SLURM (mem_gb None: its default).
         timeout_min: time limit of a SLURM job; a cell may take several of them.
         hang_min: a cell without a new step for so long is stopped and failed (None: never).
@@ -139,6 +142,7 @@ class ResourcesConfig:
     """
 
     gpus: int | None = None
+    gpu: str | None = None
     processes: int | None = None
     nodes: int = 1
     cpus: int = 1

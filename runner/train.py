@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from kernels.philox import NoiseKey
-from models.flops import training_flops
 from models.language_model import LanguageModel
 from runner import checkpoint
+from runner.budget import budget, flops_per_sequence
 from runner.data.order import TrainingSamples, training_loader
 from runner.data.tokens import Corpus, prepare
 from runner.distributed import Ranks, whole
-from runner.errors import ConfigError, LeaseLost
+from runner.errors import LeaseLost
 from runner.evals.validation import sample_text, validate_loss
 from runner.journal import Journal
 from runner.profile import StepProfiler
@@ -56,17 +56,15 @@ class Trainer:
         self.device = ranks.device
         cfg.model.check(vocab, seq)
         self.model: LanguageModel = cfg.model.build(vocab, cfg.seed).to(self.device)
-        self.num_parameters = cfg.model.num_parameters(vocab)
-        full, causal = cfg.model.forward_flops_per_sequence(vocab, seq)
-        self.flops_per_sequence = training_flops(full)
-        self.flops_per_sequence_causal = training_flops(causal)
-        self.steps = cfg.train.num_steps(self.num_parameters, self.flops_per_sequence)
+        self.budget = budget(cfg, vocab)
+        self.flops_per_sequence, self.flops_per_sequence_causal = flops_per_sequence(cfg, vocab)
+        self.steps = self.budget.steps
         self.precision = cfg.precision.build(self.device)
+        cfg.train.check(ranks.world)
         share = cfg.train.batch_size // ranks.world
         self.micro_batch = min(share, cfg.train.micro_batch or share)  # samples of one forward pass
-        self._check_batch()
         if cfg.train.activation_checkpointing:
-            _recompute_blocks(self.model)
+            recompute_blocks(self.model)
         if ranks.world > 1 and cfg.train.parallel == "fsdp":
             ranks.shard(self.model)
         self.optimizers = cfg.optim.build(self.model)
@@ -165,6 +163,7 @@ class Trainer:
             "flops": float(sequences * self.flops_per_sequence),
             "flops_causal": float(sequences * self.flops_per_sequence_causal),
             "wall_s": self.progress.wall_s,
+            "peak_memory_bytes": self.ranks.peak_memory(),
         }
         if self.cfg.train.compile:
             compiled_s = torch._dynamo.utils.calculate_time_spent()["total_wall_time"]
@@ -218,14 +217,6 @@ class Trainer:
         self.progress.best_median = min(self.progress.best_median, median)
         return bool(median > self.progress.best_median + cfg.diverged_nats)
 
-    def _check_batch(self) -> None:
-        batch, world = self.cfg.train.batch_size, self.ranks.world
-        if batch % world or (batch // world) % self.micro_batch:
-            raise ConfigError(
-                f"train.batch_size={batch} over {world} processes is not divisible into micro-batches of "
-                f"{self.micro_batch}; choose train.batch_size and train.micro_batch that are"
-            )
-
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         cfg = self.cfg
         samples = TrainingSamples(
@@ -276,7 +267,7 @@ class Trainer:
             self.journal.metrics(step, values)
 
 
-def _recompute_blocks(model: LanguageModel) -> None:
+def recompute_blocks(model: LanguageModel) -> None:
     """Make every block drop its activations and compute them again in the backward pass."""
     for block in model.blocks():
         inner = block.forward

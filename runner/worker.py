@@ -14,6 +14,7 @@ import tempfile
 import threading
 import traceback
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,18 +112,8 @@ def _train(folder: Path, book: Journal | None, stop: threading.Event) -> str:
 
 
 def _write_summary(folder: Path, trainer: Any) -> None:
-    """What the run knows of itself before it starts; analysis reads it, never recomputes it."""
-    cfg = trainer.cfg
-    vocab = trainer.corpus.tokenizer.vocab_size
-    summary = {
-        "steps": trainer.steps,
-        "vocab_size": vocab,
-        "num_parameters": trainer.num_parameters,
-        "num_embedding_parameters": cfg.model.num_embedding_parameters(vocab),
-        "tokens": trainer.steps * cfg.train.batch_size * cfg.train.sequence_length,
-        "flops": trainer.steps * cfg.train.batch_size * trainer.flops_per_sequence,
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    """What analysis reads and never recomputes."""
+    (folder / "summary.json").write_text(json.dumps(asdict(trainer.budget), indent=1))
     (folder / "tokenizer.json").write_text(trainer.corpus.tokenizer.dumps(), encoding="utf-8")
 
 

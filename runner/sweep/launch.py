@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.live import Live
 
+from runner import environment
 from runner.errors import ConfigError
 from runner.feed import finish_feeder, start_feeder
 from runner.sweep import policy
@@ -46,6 +47,10 @@ class View:
 def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_failed: bool) -> int:
     """Run what is left of `cells` and return the exit code of the sweep."""
     console = Console(stderr=True)
+    if any(c.config.resources.mem_gb or c.config.resources.gpu for c in cells):
+        from runner.sweep.plan import check  # noqa: PLC0415  (torch: seconds)
+
+        check(cells)
     for cell in cells:
         freeze_cell(cell)
     sweep = join_sweep(cells[0].config.name, cells)
@@ -55,6 +60,11 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
     again = ("new", "interrupted", *(["failed"] if retry_failed else []))
     left_to_run = sum(states[state] for state in again)
     console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {left_to_run} to run")
+    drifted = [c for c in cells if c.state == "finished" and environment.drift(c.folder)]
+    if drifted:
+        console.print(
+            f"{len(drifted)} finished cells drifted and are kept ({environment.drift(drifted[0].folder)})"
+        )
     if states["failed"] and not retry_failed:
         console.print("failed cells are retried with hydra.sweeper.retry_failed=true")
     table, feeder = LiveTable(cells), start_feeder(cells[0].config)

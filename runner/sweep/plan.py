@@ -1,92 +1,203 @@
-"""The table before anything runs: each cell's state, size, tokens, FLOPs and expected time.
+"""The table before anything runs: each cell's state, sizes, memory, disk and time, and what cannot run.
 
-The time comes from finished runs under the same root at the same precision on this host (median
-FLOP/s); where there is none it stays open.
+The time of a cell comes from finished runs under the same root at the same precision on the same
+hardware (median FLOP/s); on a GPU that is named by `resources.gpu` and has none, from a range of MFU;
+else it stays open.
 """
 
 import json
-import socket
+import math
+import shutil
 import statistics
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from models.flops import training_flops
-from runner import journal
+from runner import environment, journal
+from runner.budget import Budget, budget
+from runner.errors import ConfigError
+from runner.hardware import gpu_named
+from runner.memory import predicted_bytes
 from runner.sweep.cells import Cell
 from runner.sweep.live import tail
 
 _WILL_RUN = ("new", "interrupted")
+_MFU = (0.2, 0.5)  # of a GPU without a run of ours: what decoders of 0.1B to 7B reach in practice
+_BYTES_SAVED = 12  # a parameter in a checkpoint: weight and AdamW's two moments, fp32
 
 
-def facts(cell: Cell) -> dict[str, Any]:
-    """Return parameters, steps, tokens and FLOPs of a cell; empty while its vocabulary is unknown."""
-    cfg = cell.config
-    summary = cell.folder / "summary.json"
-    if summary.exists():
-        known: dict[str, Any] = json.loads(summary.read_text())
-        return known
-    vocab = cfg.tokenizer.planned_vocab_size()
-    if vocab is None:
-        return {}
-    seq, batch = cfg.train.sequence_length, cfg.train.batch_size
-    flops = training_flops(cfg.model.forward_flops_per_sequence(vocab, seq)[0])
-    parameters = cfg.model.num_parameters(vocab)
-    steps = cfg.train.num_steps(parameters, flops)
-    return {
-        "num_parameters": parameters,
-        "steps": steps,
-        "tokens": steps * batch * seq,
-        "flops": steps * batch * flops,
-    }
+@dataclass(frozen=True)
+class Planned:
+    """A cell and what is expected of it.
+
+    Args:
+        speeds: the FLOP/s of this root's finished runs by (precision, hardware).
+    """
+
+    cell: Cell
+    speeds: dict[tuple[str, str], float]
+
+    @cached_property
+    def state(self) -> str:
+        """The cell's state; invalid where it cannot run, drifted where other code or torch finished it."""
+        state = self.cell.state
+        if state == "finished" and environment.drift(self.cell.folder):
+            return "drifted"
+        return "invalid" if state in _WILL_RUN and self.problem else state
+
+    @cached_property
+    def budget(self) -> Budget | None:
+        """Sizes; None while the vocabulary is unknown (a tokenizer that is yet to be trained)."""
+        summary = self.cell.folder / "summary.json"
+        if summary.exists():
+            return Budget(**json.loads(summary.read_text()))
+        vocab = self.cell.config.tokenizer.planned_vocab_size()
+        return None if vocab is None else budget(self.cell.config, vocab)
+
+    @cached_property
+    def memory_bytes(self) -> int | None:
+        """Peak memory of a rank: of its GPU where it has one, else of its process."""
+        if self.budget is None:
+            return None
+        run = self.cell.config
+        return predicted_bytes(run, self.budget.vocab_size, gpu=bool(run.resources.gpus))
+
+    @cached_property
+    def disk_bytes(self) -> int | None:
+        """Checkpoints at their most, one being written beside those that are kept."""
+        if self.budget is None:
+            return None
+        keep = self.cell.config.train.checkpoint
+        kept = keep.keep_last + keep.keep_best + 1
+        if keep.keep_every:
+            kept += self.budget.steps // keep.keep_every
+        return int(kept * _BYTES_SAVED * self.budget.num_parameters)
+
+    @cached_property
+    def seconds(self) -> tuple[float, float] | None:
+        """Training time as (least, most), None where nothing is known."""
+        if self.budget is None:
+            return None
+        resources = self.cell.config.resources
+        known = self.speeds.get((_precision(self.cell.science), _hardware(resources.gpu)))
+        if known:
+            return self.budget.flops / known, self.budget.flops / known
+        gpu = gpu_named(resources.gpu) if resources.gpu else None
+        peak = gpu.peak(self.cell.config.precision.compute) if gpu else None
+        if peak is None:
+            return None
+        low, high = (peak * resources.num_processes * share for share in _MFU)
+        return self.budget.flops / high, self.budget.flops / low
+
+    @cached_property
+    def problem(self) -> str | None:
+        """Why the cell cannot run, with the key to change."""
+        run, resources = self.cell.config, self.cell.config.resources
+        gpu = gpu_named(resources.gpu) if resources.gpu else None
+        if gpu and gpu.peak(run.precision.compute) is None:
+            return f"precision.compute={run.precision.compute} is not supported by resources.gpu={resources.gpu}"
+        limit_gb = gpu.memory_gb if gpu and resources.gpus else resources.mem_gb
+        if limit_gb is None or self.memory_bytes is None:
+            return None
+        need_gb = self.memory_bytes / 1e9
+        if not (gpu and resources.gpus):
+            need_gb *= resources.per_node
+        if need_gb <= limit_gb:
+            return None
+        key = f"resources.gpu={resources.gpu}" if gpu and resources.gpus else f"resources.mem_gb={limit_gb:g}"  # fmt: skip
+        return f"needs about {need_gb:.1f} GB but {key} gives {limit_gb:g}; lower train.micro_batch, or give more"
 
 
-def flops_per_s(root: Path) -> dict[str, float]:
-    """Return the median speed of this host's finished runs for each precision, as JSON of its config."""
-    speeds: dict[str, list[float]] = {}
-    for folder in root.glob("runs/*"):
-        tries = journal.attempts(folder)
-        if not tries or journal.state(folder) != "finished":
-            continue
-        speed = tail(folder).get("flops_per_s")
-        place = tries[-1] / "environment.json"
-        if (
-            speed
-            and place.exists()
-            and json.loads(place.read_text())["host"] == socket.gethostname()
-        ):
-            science = json.loads((folder / "cell.json").read_text())["science"]
-            speeds.setdefault(_precision(science), []).append(speed)
-    return {precision: statistics.median(values) for precision, values in speeds.items()}
+def check(cells: Sequence[Cell]) -> None:
+    """Refuse cells that cannot run, before anything is submitted.
+
+    Raises:
+        ConfigError: naming each with the key to change.
+    """
+    bounded = [c for c in cells if c.config.resources.mem_gb or c.config.resources.gpu]
+    bad = [p for p in (Planned(c, {}) for c in bounded) if p.cell.state in _WILL_RUN and p.problem]  # fmt: skip
+    if bad:
+        raise ConfigError("\n".join(f"{p.cell.label}: {p.problem}" for p in bad))
 
 
-def plan(cells: list[Cell]) -> tuple[Table, str]:
-    """Return the table of `cells` and a line of totals over those that will run."""
-    speeds = flops_per_s(Path(cells[0].config.root).resolve())
+def plan(cells: Sequence[Cell]) -> tuple[Table, str]:
+    """Return the table of `cells` and lines of totals over those that will run."""
+    root = Path(cells[0].config.root).resolve()
+    speeds = flops_per_s(root)
+    rows = [Planned(cell, speeds) for cell in cells]
     table = Table(box=None, pad_edge=False)
-    for column in ("cell", "state", "parameters", "steps", "tokens", "FLOPs", "time"):
+    columns = ("cell", "state", "parameters", "steps", "tokens", "FLOPs", "memory", "disk", "time")
+    for column in columns:
         table.add_column(column, justify="left" if column in ("cell", "state") else "right")
-    states, left_s, flops, unknown = Counter[str](), 0.0, 0.0, 0
-    for cell in cells:
-        state, known = cell.state, facts(cell)
-        states[state] += 1
-        speed = speeds.get(_precision(cell.science))
-        seconds = known["flops"] / speed if known and speed else None
-        if state in _WILL_RUN:
-            flops += known.get("flops", 0.0)
-            left_s += seconds or 0.0
-            unknown += seconds is None
+    for row in rows:
+        sizes = row.budget
+        counts: tuple[str, ...] = ("?",) * 4
+        if sizes:
+            numbers = (sizes.num_parameters, sizes.steps, sizes.tokens)
+            counts = (*map(_short, numbers), f"{sizes.flops:.2e}")
+        state = f"[red]{row.state}[/]" if row.state == "invalid" else row.state
         table.add_row(
-            cell.label, state, *(_short(known.get(k)) for k in ("num_parameters", "steps", "tokens")),
-            f"{known['flops']:.2e}" if known else "?", _time(seconds),
+            row.cell.label, state, *counts, _bytes(row.memory_bytes), _bytes(row.disk_bytes),
+            _range(row.seconds),
         )  # fmt: skip
+    return table, "\n".join(_totals(rows, root))
+
+
+def _totals(rows: list[Planned], root: Path) -> list[str]:
+    states = Counter(row.state for row in rows)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-    total = (
-        f"{len(cells)} cells ({counts}); to run: {flops:.2e} FLOPs, {_time(left_s)} of one place"
-    )
-    return table, total + (f" and {unknown} cells of unknown time" if unknown else "")
+    todo = [row for row in rows if row.state in _WILL_RUN]
+    flops = sum(row.budget.flops for row in todo if row.budget)
+    known = [(row, row.seconds) for row in todo if row.seconds is not None]
+    lines = [f"{len(rows)} cells ({counts}); to run: {flops:.2e} FLOPs"]
+    for unit, gpu in (("GPU-hours", True), ("hours of one place", False)):
+        some = [(r, s) for r, s in known if bool(r.cell.config.resources.gpus) is gpu]
+        if some:
+            total = [sum(s[i] * (r.cell.config.resources.num_processes if gpu else 1) for r, s in some) for i in (0, 1)]  # fmt: skip
+            lines[0] += f", {_range((total[0], total[1]))} {unit}"
+    if len(known) < len(todo):
+        lines[0] += (
+            f"; {len(todo) - len(known)} cells of unknown time (no finished run on this hardware yet)"
+        )
+    longer = [r for r, s in known if s[1] > r.cell.config.resources.timeout_min * 60]
+    if longer:
+        lines.append(f"{len(longer)} cells outlast resources.timeout_min and take several SLURM jobs each")  # fmt: skip
+    disk, free = sum(row.disk_bytes or 0 for row in todo), _free(root)
+    if disk > free:
+        lines.append(f"[red]checkpoints may take {_bytes(disk)} but {root} has {_bytes(free)} free[/]; lower train.checkpoint.keep_last, or set root=")  # fmt: skip
+    lines += [f"[red]invalid[/] {row.cell.label}: {row.problem}" for row in rows if row.problem]
+    drifted = [row for row in rows if row.state == "drifted"]
+    if drifted:
+        lines.append(f"{len(drifted)} finished cells are kept but drifted, {drifted[0].cell.fingerprint[:6]}: {environment.drift(drifted[0].cell.folder)}")  # fmt: skip
+    return lines
+
+
+def flops_per_s(root: Path) -> dict[tuple[str, str], float]:
+    """Return the median speed of finished runs for each precision (JSON of its config) and hardware."""
+    speeds: dict[tuple[str, str], list[float]] = {}
+    for folder in root.glob("runs/*"):
+        if journal.state(folder) != "finished":
+            continue
+        speed, place = tail(folder).get("flops_per_s"), environment.first_of(folder)
+        if speed and place:
+            science = json.loads((folder / "cell.json").read_text())["science"]
+            hardware = place["gpus"][0] if place["gpus"] else place["cpu"]
+            key = (_precision(science), _hardware(hardware))
+            speeds.setdefault(key, []).append(speed)
+    return {key: statistics.median(values) for key, values in speeds.items()}
+
+
+def _hardware(name: str | None) -> str:
+    """Return what compares between machines: the known GPU a name stands for, else the name itself."""
+    if name is None:
+        return environment.cpu_name()
+    gpu = gpu_named(name)
+    return name if gpu is None else repr(gpu)
 
 
 def _precision(science: dict[str, Any]) -> str:
@@ -95,17 +206,33 @@ def _precision(science: dict[str, Any]) -> str:
     )
 
 
-def _short(value: float | None) -> str:
-    if value is None:
-        return "?"
+def _free(root: Path) -> int:
+    """Return what this user may still write on the disk of `root` (a group's quota is not seen)."""
+    while not root.exists():
+        root = root.parent
+    return shutil.disk_usage(root).free
+
+
+def _short(value: float) -> str:
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if value >= size:
             return f"{value / (1e3 if unit == 'k' else size):.4g}{unit}"
     return f"{value:g}"
 
 
-def _time(seconds: float | None) -> str:
+def _bytes(value: int | None) -> str:
+    if value is None:
+        return "?"
+    return f"{value / 1e9:.2f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"
+
+
+def _range(seconds: tuple[float, float] | None) -> str:
     if seconds is None:
         return "?"
-    hours, rest = divmod(int(seconds), 3600)
+    low, high = map(_time, seconds)
+    return low if low == high else f"{low}-{high}"
+
+
+def _time(seconds: float) -> str:
+    hours, rest = divmod(math.ceil(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

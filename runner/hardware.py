@@ -1,0 +1,37 @@
+"""What is known of a GPU by its name: peak speed, memory and the formats its tensor cores compute.
+
+Sources: vendor datasheets, dense peaks without sparsity.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Peaks in FLOP/s (fp32 as TF32 where there is TF32), memory in GB (1e9 bytes)."""
+
+    fp32: float
+    bf16: float | None
+    memory_gb: float
+
+    def peak(self, compute: str) -> float | None:
+        """Return the peak for a `precision.compute`, None where the format is not supported."""
+        return self.bf16 if compute == "bf16" else self.fp32
+
+
+# The first name that a device's own name contains counts.
+GPUS = {
+    "V100": Gpu(15.7e12, None, 32),
+    "A100-SXM4-40GB": Gpu(156e12, 312e12, 40),
+    "A100-PCIE-40GB": Gpu(156e12, 312e12, 40),
+    "A100": Gpu(156e12, 312e12, 80),
+    "H100": Gpu(495e12, 989e12, 80),
+    "H200": Gpu(495e12, 989e12, 141),
+    "B200": Gpu(1125e12, 2250e12, 180),
+}
+
+
+def gpu_named(name: str) -> Gpu | None:
+    """Return what is known of the device called `name`, "NVIDIA H200" or just "h200"."""
+    upper = name.upper()
+    return next((gpu for key, gpu in GPUS.items() if key in upper), None)

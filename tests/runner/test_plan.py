@@ -1,0 +1,121 @@
+"""The plan: predicted memory against measured, what cannot run, drift, disk and time."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner import environment, journal
+from runner.config import validate
+from runner.sweep import plan as planning
+from runner.sweep.cells import Cell, load_cell, make_cells
+from runner.sweep.plan import Planned, check, plan
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+# None of these was used to fit the constants of runner/memory.py.
+HELD_OUT = [
+    ["model=gpt_nano", "train.batch_size=64"],
+    ["model=gpt_micro", "train.batch_size=24", "model.dropout=0.1"],
+    ["model=gpt_mini", "train.batch_size=8"],
+    ["model=gpt_mini", "train.batch_size=32", "precision=bf16"],
+    ["model=gpt_mini", "train.batch_size=32", "train.micro_batch=8"],
+    ["model=gpt_mini", "model.width=320", "train.batch_size=16"],
+    ["model=gpt_mini", "model.depth=10", "optim=muon", "train.batch_size=16"],
+    ["model=gpt_10m", "train.batch_size=4", "train.average.kind=ema"],
+    ["model=gpt_10m", "train.batch_size=12", "train.activation_checkpointing=true"],
+    ["model=gpt_10m", "train.batch_size=8", "precision=bf16"],
+    ["model=gpt_10m", "model.width=512", "model.num_heads=8", "train.batch_size=4"],
+]
+
+
+def test_memory_is_predicted_within_15_percent(espalier: Run, tmp_path: Path) -> None:
+    common = ["train.sequence_length=256", "train.steps=2", "eval.every=9", "eval.tokens=256", "eval.batch_size=1"]  # fmt: skip
+    for index, changes in enumerate(HELD_OUT):
+        done = espalier("-m", "hydra.launcher.jobs=1", *common, *changes, f"seed={index}")
+        assert done.returncode == 0, done.stderr
+    ratios = {}
+    for folder in tmp_path.glob("runs/*"):
+        cell = load_cell(folder)
+        predicted = Planned(cell, {}).memory_bytes
+        rows = journal.read_lines(folder / "metrics.jsonl")
+        measured = max(row.get("peak_memory_bytes", 0) for row in rows)
+        assert predicted is not None
+        ratios[" ".join(HELD_OUT[cell.config.seed])] = predicted / measured
+    assert len(ratios) == len(HELD_OUT)
+    assert all(0.85 < ratio < 1.15 for ratio in ratios.values()), ratios
+
+
+@pytest.fixture
+def cell(compose: Callable[..., dict[str, Any]]) -> Callable[..., Cell]:
+    """Return the cell of some overrides."""
+    return lambda *overrides: make_cells([("it", compose(*overrides))])[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["resources.mem_gb=0.1"], "needs about 0.4 GB but resources.mem_gb=0.1 gives 0.1; lower train.micro_batch"),
+        (["resources.gpu=V100", "precision=bf16"], "precision.compute=bf16 is not supported by resources.gpu=V100"),
+        (["resources.gpu=A100", "resources.gpus=1", "model=gpt2_124m", "train.batch_size=4096", "train.sequence_length=512"], "resources.gpu=A100 gives 80"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_with_the_key(
+    cell: Callable[..., Cell], overrides: list[str], message: str
+) -> None:
+    made = cell(*overrides)
+    assert Planned(made, {}).state == "invalid"
+    with pytest.raises(ValueError, match=message):
+        check([made])
+    assert "invalid it: " in plan([made])[1].replace("[red]", "").replace("[/]", "")
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(compose: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match=r"train\.batch_size=4 over 3 processes is not divisible"):
+        validate(compose("resources.processes=3"))
+
+
+def test_a_refused_cell_keeps_all_from_running(espalier: Run, tmp_path: Path) -> None:
+    done = espalier("-m", "model.width=24,4096", "resources.mem_gb=1")
+    assert done.returncode == 1
+    assert "width=4096: needs about" in done.stderr
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_time_disk_and_drift_are_told(
+    espalier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert espalier("-m", "seed=1", "name=d").returncode == 0
+    (folder,) = tmp_path.glob("runs/*")
+    speeds = planning.flops_per_s(tmp_path)
+    assert len(speeds) == 1
+    done = load_cell(folder)
+    row = Planned(done, speeds)
+    assert row.state == "finished"
+    assert row.seconds is not None
+    assert row.seconds[0] == row.seconds[1] > 0
+    saved = sum(f.stat().st_size for f in folder.glob("checkpoints/*/*.safetensors"))
+    assert row.disk_bytes is not None
+    assert saved <= row.disk_bytes
+    record = folder / "attempts/0001/environment.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"torch": "2.11.0"}))
+    assert Planned(done, {}).state == "drifted"
+    assert str(environment.drift(folder)).startswith("torch 2.11.0 then")
+    again = espalier("-m", "seed=1", "name=d")
+    assert "1 finished cells drifted and are kept (torch 2.11.0 then" in again.stderr
+    monkeypatch.setattr(planning, "_free", lambda _: 10)
+    record.unlink()
+    (folder / "attempts/0001/events.jsonl").unlink()
+    assert "checkpoints may take" in plan([done])[1]
+
+
+def test_a_named_gpu_without_runs_gets_a_range_of_time(cell: Callable[..., Cell]) -> None:
+    made = cell("resources.gpu=H100", "resources.gpus=2", "resources.processes=2", "model=gpt2_124m", "precision=bf16", "train.sequence_length=512", "train.steps=2000000")  # fmt: skip
+    seconds = Planned(made, {}).seconds
+    assert seconds is not None
+    assert seconds[1] / seconds[0] == pytest.approx(2.5)
+    total = plan([made])[1]
+    assert "GPU-hours" in total
+    assert "outlast resources.timeout_min" in total
