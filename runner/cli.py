@@ -11,14 +11,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from runner import housekeeping
 from runner.errors import ConfigError, EspalierError
+from runner.housekeeping import Name, Reference, Root, chosen_cells
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-Root = Annotated[Path, typer.Option(help="Folder that holds runs/, sweeps/ and mlflow/.")]
-Name = Annotated[str, typer.Argument(help="Sweep: its `name`.")]
-Reference = Annotated[str, typer.Argument(help="Run folder, fingerprint or its beginning.")]
 
 
 @app.command(
@@ -39,13 +38,29 @@ def plan(
     experiment: Annotated[str, typer.Argument(help="Folder under experiments/, or a path.")],
 ) -> None:
     """Show the cells of an experiment, with size, FLOPs and time, and run nothing; overrides may follow."""
+    _sweeper(experiment, "hydra.sweeper.dry_run=true", *context.args)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def adopt(
+    context: typer.Context,
+    run: Reference,
+    experiment: Annotated[str, typer.Argument(help="Folder under experiments/, or a path.")],
+    reason: Annotated[str, typer.Option(help="What was renamed; recorded with the run.")],
+) -> None:
+    """Bind a run to the new cell of an experiment that differs from it least; overrides may follow."""
+    quoted = {"run": run, "reason": reason.replace("\\", "\\\\").replace("'", "\\'")}
+    binding = ",".join(f"{key}:'{value}'" for key, value in quoted.items())
+    _sweeper(experiment, f"hydra.sweeper.adopt={{{binding}}}", *context.args)
+
+
+def _sweeper(experiment: str, *overrides: str) -> None:
     folder = _experiment(experiment)
     if not (folder / "sweep.yaml").exists():
         known = sorted(p.parent.name for p in folder.parent.glob("*/sweep.yaml"))
         raise ConfigError(f"{folder}/sweep.yaml does not exist; there are: {', '.join(known)}")
     command = ["-m", "runner", "-m", "-cd", str(folder), "-cn", "sweep"]
-    dry = "hydra.sweeper.dry_run=true"
-    os.execv(sys.executable, [sys.executable, *command, dry, *context.args])
+    os.execv(sys.executable, [sys.executable, *command, *overrides])
 
 
 @app.command()
@@ -75,14 +90,20 @@ def status(
 
 @app.command()
 def logs(
-    cell: Reference,
+    cells: Annotated[
+        list[str], typer.Argument(metavar="[NAME] CELL", help="The cell, after its sweep or alone.")
+    ],
     root: Root = Path("."),
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
 ) -> None:
     """Print what a cell's launched attempts wrote to stdout and stderr."""
-    from runner.sweep.cells import find_cell  # noqa: PLC0415
+    from runner.sweep.cells import find_cell, members  # noqa: PLC0415
 
-    found = find_cell(root, cell)
+    found = find_cell(root, cells[-1])
+    if len(cells) > 1 and found.fingerprint not in {
+        r["fingerprint"] for r in members(root, cells[0])
+    }:
+        raise ConfigError(f"{found.fingerprint} is no cell of {cells[0]}")
     file = found.folder / "log.txt"
     if not file.exists():
         raise ConfigError(
@@ -173,12 +194,9 @@ def cancel(
 ) -> None:
     """Stop running cells (they save first) and keep waiting ones from starting; a new launch resumes."""
     from runner.sweep.cancel import cancel as cancel_cells  # noqa: PLC0415
-    from runner.sweep.cells import sweep_cells  # noqa: PLC0415
     from runner.sweep.slurm import queued  # noqa: PLC0415
 
-    everyone = sweep_cells(root, name)
-    chosen = [c for c in everyone if not cells or c.fingerprint.startswith(tuple(cells))]
-    for line in cancel_cells(chosen, queued(root, name)):
+    for line in cancel_cells(chosen_cells(root, name, cells), queued(root, name)):
         typer.echo(line)
 
 
@@ -273,6 +291,9 @@ def _experiment(name: str) -> Path:
     given = Path(name)
     named = Path(__file__).parent.parent / "experiments" / name
     return given.resolve() if (given / "sweep.yaml").exists() else named
+
+
+app.add_typer(housekeeping.app)
 
 
 def main() -> None:

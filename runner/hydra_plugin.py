@@ -27,6 +27,7 @@ from rich.console import Console
 
 from runner.config import NODES, flatten, typed
 from runner.errors import ConfigError
+from runner.sweep.adopt import adopt
 from runner.sweep.cells import make_cells
 from runner.sweep.expression import evaluate
 from runner.sweep.fingerprint import is_execution
@@ -84,6 +85,7 @@ class GridSweeper(Sweeper):
         params, zip, draw, blocks: the grid, see `runner/sweep/grid.py`; the command line wins over it.
         filter: keep the points for which this holds, see `runner/sweep/expression.py`.
         dry_run: show the plan and run nothing.
+        adopt: {run, reason}: bind a finished run to a new cell, see `runner/sweep/adopt.py`; run nothing.
         retry_failed: run failed cells again.
         max_alike, on_finish, on_failure: see `runner/sweep/policy.py`.
     """
@@ -93,8 +95,10 @@ class GridSweeper(Sweeper):
         filter: str | None = None,
         dry_run: bool = False,
         retry_failed: bool = False,
+        adopt: dict[str, str] | None = None,
         **grid: Any,
     ) -> None:
+        self.adopt = adopt
         self.filter, self.dry_run, self.retry_failed = filter, dry_run, retry_failed
         keys = _plain(grid)
         policies = {f.name: keys.pop(f.name) for f in fields(Policy) if f.name in keys}
@@ -117,6 +121,10 @@ class GridSweeper(Sweeper):
         if not isinstance(self.launcher, CellLauncher):
             return self.launcher.launch(points, initial_job_idx=0)
         cells = make_cells((_label(p, points), self.composer.compose(p)[0]) for p in points)
+        if self.adopt:
+            cell, keys = adopt(cells, self.adopt["run"], self.adopt.get("reason", ""))
+            Console().print(f"{cell.label} is now {cell.state}: {cell.folder}, differing in {', '.join(keys) or 'nothing'}")  # fmt: skip
+            return None
         if self.dry_run:
             from runner.sweep.plan import plan  # noqa: PLC0415
 
