@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,15 +30,25 @@ from runner.sweep.live import tail
 from runner.sweep.outcome import record_crash, try_smaller
 
 _TICK_S, _LOOK_S = 0.25, 5.0
+_FOR_CELLS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+_STARTS = 3  # tries to start a child whose template was killed
 _PRELOAD = ["runner.sweep.template"]
 
 
 def warm_up() -> None:
-    """Start the template now: it imports torch while the caller composes the cells."""
-    if sys.platform != "darwin":
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOAD)
-        forkserver.ensure_running()
+    """Start the template now: it imports torch while the caller composes the cells.
+
+    It inherits that the signals which ask cells to stop are ignored: they are not meant for it.
+    """
+    if sys.platform == "darwin":
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, signal.SIG_IGN) for n in _FOR_CELLS} if main else {}
+    forkserver.ensure_running()
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @dataclass
@@ -115,9 +126,16 @@ class Pool:
 
     def _start(self, cell: Cell, gpus: list[int]) -> BaseProcess:
         arguments = (str(cell.folder), self.threads, gpus, cell.config.resources)
-        process = SpawnProcess if sys.platform == "darwin" else ForkServerProcess
-        child: BaseProcess = process(target=_child, args=arguments)
-        child.start()
+        kind = SpawnProcess if sys.platform == "darwin" else ForkServerProcess
+        for last in range(_STARTS, 0, -1):
+            child: BaseProcess = kind(target=_child, args=arguments)
+            try:
+                child.start()
+                break
+            except (EOFError, OSError):
+                if last == 1:
+                    raise
+                warm_up()
         return child
 
     def _reap(self, process: BaseProcess) -> None:
@@ -209,7 +227,7 @@ def _child(folder: str, threads: int, gpus: list[int], resources: ResourcesConfi
     os.dup2(log, 1)
     os.dup2(log, 2)
     if resources.num_processes > 1:
-        for number in (signal.SIGTERM, signal.SIGUSR2):  # ignored in the template
+        for number in _FOR_CELLS:  # ignored in the template
             signal.signal(number, signal.SIG_DFL)
         os.environ["MASTER_ADDR"] = socket.gethostname()
         os.environ["MASTER_PORT"] = str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)

@@ -28,10 +28,13 @@ from runner.sweep.snapshot import snapshot
 
 _POLL_S = 2.0
 _LIMIT = re.compile(r"(?i)limit|violates accounting|QOS")
-# The step was killed with all that is ours in it: only this shell can still ask for another leg.
+# The step was ended by a signal (KILL, TERM or USR2 before Python heard it): nothing of ours in it is left
+# to ask for another leg. A job that was cancelled is no longer RUNNING and gets none.
 _TEARDOWN = """\
 code=$?
-if [ $code -eq 137 ]; then scontrol requeue "$TASK" && sleep 300; fi
+case $code in 137|140|143)
+  [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] && scontrol requeue "$TASK" && sleep 300 ;;
+esac
 exit $code"""
 
 

@@ -1,9 +1,7 @@
 """What the fork server imports once: all that a cell needs, so that a forked child imports nothing.
 
-Signals that ask a cell to stop are not meant for it. It runs no parallel operation and touches no GPU: neither survives a fork.
+It runs no parallel operation and touches no GPU: neither survives a fork.
 """
-
-import signal
 
 import pydantic.dataclasses  # noqa: F401
 import torch._dynamo  # noqa: F401
@@ -37,5 +35,3 @@ for _config in (
 ):
     adapter(_config)
 runner.environment.versions()
-for _number in (signal.SIGTERM, signal.SIGUSR2):
-    signal.signal(_number, signal.SIG_IGN)
