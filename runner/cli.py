@@ -231,6 +231,26 @@ def plots(
 
 
 @app.command()
+def report(
+    name: Name,
+    root: Root = Path("."),
+    out: Annotated[Path | None, typer.Option(help="Default: sweeps/NAME/report.html.")] = None,
+    mlflow: Annotated[
+        str, typer.Option(help="Address of the MLflow UI that links lead to.")
+    ] = "http://127.0.0.1:5000",
+) -> None:
+    """Write one self-contained HTML page: cells, curves, failures, links, the figures drawn so far."""
+    from runner.sweep.cells import sweep_cells  # noqa: PLC0415
+    from runner.sweep.report import write_report  # noqa: PLC0415
+
+    file = out or root / "sweeps" / name / "report.html"
+    drawn = sorted((_experiment(name) / "figures").glob("*.png"))
+    figures = drawn or sorted((root / "plots" / name).glob("*.png"))
+    write_report(sweep_cells(root, name), name, file, mlflow, figures)
+    typer.echo(file)
+
+
+@app.command()
 def sync(
     names: Annotated[list[str], typer.Argument(help="Sweeps.")],
     root: Root = Path("."),

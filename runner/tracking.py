@@ -152,7 +152,8 @@ class Feeder:
         if cursor.get("state") == state and cursor.get("size") == size:
             return 0
         if "run_id" not in cursor:
-            cursor = {"run_id": self._open_run(experiment, folder, label), "sent": 0}
+            run_id = self._open_run(experiment, folder, label)
+            cursor = {"experiment": experiment, "run_id": run_id, "sent": 0}
             _write(file, cursor)
         run_id, reader = (
             cursor["run_id"],
