@@ -9,7 +9,7 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,6 +23,20 @@ T = TypeVar("T")
 
 
 @config
+class UpstreamConfig:
+    """The finished run that this one starts from.
+
+    Args:
+        run: its fingerprint (or, on the command line, the beginning of it).
+        take: its weights, its averaged weights, or everything: optimiser and step too, so that
+            training goes on where it ended (a longer run, a cool-down from a trunk).
+    """
+
+    run: str
+    take: Literal["weights", "average", "everything"] = "weights"
+
+
+@config
 class RunConfig:
     """One fully resolved run. Each node is the config object its `_target_` names.
 
@@ -30,6 +44,7 @@ class RunConfig:
         name: the sweep (and MLflow experiment) the run belongs to.
         root: folder that holds runs/, sweeps/, mlflow/ and the token cache.
         seed: of initialisation, data order and dropout.
+        upstream: the run to start from; None starts from the initialisation.
     """
 
     model: Any
@@ -46,6 +61,7 @@ class RunConfig:
     name: str = "default"
     root: str = "."
     seed: int = 0
+    upstream: UpstreamConfig | None = None
 
 
 def validate(node: Mapping[str, Any]) -> RunConfig:

@@ -9,7 +9,7 @@ import re
 import sys
 import types
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -28,15 +28,16 @@ from rich.console import Console
 from runner.config import NODES, flatten, typed
 from runner.errors import ConfigError
 from runner.sweep.adopt import adopt
-from runner.sweep.cells import make_cells
+from runner.sweep.cells import Cell, make_cells
 from runner.sweep.expression import evaluate
 from runner.sweep.fingerprint import is_execution
-from runner.sweep.grid import Point, expand, parse_grid, unique
+from runner.sweep.grid import Grid, Point, expand, parse_grid, unique
 from runner.sweep.launch import Backend, Local, launch
 from runner.sweep.policy import Policy
 from runner.sweep.pool import warm_up
 from runner.sweep.resources import choose
 from runner.sweep.slurm import Slurm, SlurmConfig
+from runner.sweep.stages import in_order, link
 
 _NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")
 
@@ -82,7 +83,7 @@ class GridSweeper(Sweeper):
     """`hydra/sweeper=grid`: a grid of points, each frozen as a cell before any runs.
 
     Args:
-        params, zip, draw, blocks: the grid, see `runner/sweep/grid.py`; the command line wins over it.
+        params, zip, draw, blocks, stages: the grid, see `runner/sweep/grid.py`; the command line wins over it.
         filter: keep the points for which this holds, see `runner/sweep/expression.py`.
         dry_run: show the plan and run nothing.
         adopt: {run, reason}: bind a finished run to a new cell, see `runner/sweep/adopt.py`; run nothing.
@@ -116,11 +117,12 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the grid and exit with its code."""
-        points = self.points(arguments)
         assert self.launcher is not None
         if not isinstance(self.launcher, CellLauncher):
-            return self.launcher.launch(points, initial_job_idx=0)
-        cells = make_cells((_label(p, points), self.composer.compose(p)[0]) for p in points)
+            if self.grid.stages:
+                raise ConfigError("hydra.sweeper.stages needs hydra/launcher=local or slurm")
+            return self.launcher.launch(self.points(self.grid, arguments), initial_job_idx=0)
+        cells = self.cells(arguments)
         if self.adopt:
             cell, keys = adopt(cells, self.adopt["run"], self.adopt.get("reason", ""))
             Console().print(f"{cell.label} is now {cell.state}: {cell.folder}, differing in {', '.join(keys) or 'nothing'}")  # fmt: skip
@@ -136,8 +138,24 @@ class GridSweeper(Sweeper):
             raise SystemExit(code)
         return None
 
-    def points(self, arguments: list[str]) -> list[Point]:
-        """Return the overrides of each point of the grid that passes the filter.
+    def cells(self, arguments: list[str]) -> list[Cell]:
+        """Return the cells of the grid, of all its stages where it has some."""
+        if not self.grid.stages:
+            return make_cells(self._nodes(self.grid, arguments))
+        made: dict[str, list[Cell]] = {}
+        for name, stage in in_order(self.grid.stages):
+            nodes = self._nodes(replace(self.grid, blocks=(stage,), stages={}), arguments)
+            if stage.after is not None:
+                nodes = link(name, stage, nodes, made[stage.after])
+            made[name] = [replace(c, label=f"{name}: {c.label}") for c in make_cells(nodes)]
+        return list({cell.fingerprint: cell for stage in made.values() for cell in stage}.values())
+
+    def _nodes(self, grid: Grid, arguments: list[str]) -> list[tuple[str, dict[str, Any]]]:
+        points = self.points(grid, arguments)
+        return [(_label(p, points), self.composer.compose(p)[0]) for p in points]
+
+    def points(self, grid: Grid, arguments: list[str]) -> list[Point]:
+        """Return the overrides of each point of `grid` that passes the filter.
 
         Raises:
             ConfigError: no point is left.
@@ -147,7 +165,7 @@ class GridSweeper(Sweeper):
             parsed = self.composer.parser.parse_overrides(open_keys(overrides))
             return [list(p) for batch in BasicSweeper.split_arguments(parsed, None) for p in batch]
 
-        points = [open_keys(p) for p in unique(expand(self.grid, product, arguments))]
+        points = [open_keys(p) for p in unique(expand(grid, product, arguments))]
         if self.filter:
             kept = [p for p in points if evaluate(self.filter, self.composer.compose(p)[1])]
             if not kept:

@@ -28,7 +28,7 @@ class TrainConfig:
     Args:
         sequence_length: tokens per sample; batch_size: samples per optimiser step, over all ranks.
         steps, tokens, flops, tokens_per_parameter: the budget, at most one; none means 20 tokens
-            per parameter.
+            per parameter. steps=0 only evaluates: with `upstream`, a finished run on other data.
         clip: largest gradient norm (None: no clipping).
         diverged_nats, diverged_window: the run ends as `diverged` where the median loss of a window
             of steps lies so far above the best such median.
@@ -75,16 +75,22 @@ class TrainConfig:
         given = [f"train.{n}={getattr(self, n)}" for n in names if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: give one budget; set the others to null")
-        for name in ("sequence_length", "batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        for name, least in {
+            "sequence_length": 1,
+            "batch_size": 1,
+            "log_every": 1,
+            "steps": 0,
+        }.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"train.{name}={value} must be at least {least}")
 
     def num_steps(self, num_parameters: int, flops_per_sequence: int) -> int:
-        """Return the optimiser steps that the budget buys, at least 1."""
+        """Return the optimiser steps that the budget buys, at least 1; `steps` itself may be 0."""
         per_step = self.sequence_length * self.batch_size
         if self.steps is not None:
-            steps = float(self.steps)
-        elif self.tokens is not None:
+            return self.steps
+        if self.tokens is not None:
             steps = self.tokens / per_step
         elif self.flops is not None:
             steps = self.flops / (flops_per_sequence * self.batch_size)

@@ -24,7 +24,7 @@ from runner.budget import budget, flops_per_sequence
 from runner.data.order import TrainingSamples, training_loader
 from runner.data.tokens import Corpus, prepare
 from runner.distributed import Ranks, whole
-from runner.errors import LeaseLost
+from runner.errors import CheckpointError, ConfigError, LeaseLost
 from runner.evals.validation import sample_text, validate_loss
 from runner.journal import Journal
 from runner.profile import StepProfiler
@@ -98,6 +98,8 @@ class Trainer:
             self._report(loss, norm)
         if self.profiler is not None:
             self.profiler.stop()
+        if not self.steps:
+            self._evaluate(0)
         self._save()
         return "finished"
 
@@ -234,15 +236,34 @@ class Trainer:
     def _restore(self) -> None:
         newest = checkpoint.newest(self.run / "checkpoints")
         if newest is not None:
-            self.progress = Progress(**checkpoint.load(newest, self.model, self.optimizers))
+            self._continue_from(newest)
             self._saved_step = self.progress.step
-            if self.average is not None:
-                self.average.load(checkpoint.load_average(newest, self.model))
+        elif self.cfg.upstream is not None:
+            self._start_from(self.run.parent / self.cfg.upstream.run, self.cfg.upstream.take)
         if self.journal is not None and self.journal.number > 1:
             self.journal.restored(self.progress.step)
 
+    def _continue_from(self, saved: Path) -> None:
+        self.progress = Progress(**checkpoint.load(saved, self.model, self.optimizers))
+        if self.average is not None:
+            self.average.load(checkpoint.load_average(saved, self.model))
+
+    def _start_from(self, upstream: Path, take: str) -> None:
+        saved = checkpoint.newest(upstream / "checkpoints")
+        if saved is None:
+            raise CheckpointError(f"upstream.run={upstream.name} has no checkpoint in {upstream}; run it first")  # fmt: skip
+        if take != "everything":
+            checkpoint.load_weights(saved, self.model, average=take == "average")
+            return
+        self._continue_from(saved)
+        if self.progress.step >= self.steps:
+            raise ConfigError(
+                f"train.steps={self.steps} must exceed the {self.progress.step} steps that "
+                f"upstream.run={upstream.name} has behind it"
+            )
+
     def _save(self) -> None:
-        if self._saved_step == self.progress.step:
+        if self._saved_step == self.progress.step or not self.steps:
             return
         self._saved_step = self.progress.step
         self._last_save = time.monotonic()

@@ -14,7 +14,7 @@ from typing import Any
 from runner import journal
 from runner.config import RunConfig, freeze, validate
 from runner.errors import ConfigError, StorageError
-from runner.sweep.fingerprint import content_of, fingerprint, science
+from runner.sweep.fingerprint import DIGITS, content_of, fingerprint, science
 
 SCHEMA = 1
 
@@ -44,6 +44,12 @@ class Cell:
         return journal.state(self.folder)
 
     @property
+    def upstream(self) -> Path | None:
+        """Folder of the run that this one starts from."""
+        start = self.config.upstream
+        return None if start is None else self.folder.parent / start.run
+
+    @property
     def cancelled(self) -> Path:
         """Where this file exists, no launcher starts the cell."""
         return self.folder / "cancel"
@@ -64,6 +70,9 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
         except ConfigError as error:
             problems.append(f"{label}: {error}" if label else str(error))
             continue
+        if run.upstream is not None and len(run.upstream.run) < DIGITS:
+            found = find_cell(Path(run.root).resolve(), run.upstream.run).fingerprint
+            run = replace(run, upstream=replace(run.upstream, run=found))
         body = (run.data.sources, run.tokenizer)
         if body not in contents:
             contents[body] = content_of(run)

@@ -34,6 +34,8 @@ EXECUTION = (
     "eval.prompt",
 )
 
+DIGITS = 16
+
 # new path -> old path: applied backwards before hashing, so that a rename keeps old cells.
 RENAMES: dict[str, str] = {}
 
@@ -56,6 +58,8 @@ def science(run: RunConfig, content: list[str]) -> dict[str, Any]:
         for digest, source in zip(content[1:], run.data.sources, strict=True)
     ]
     plain["tokenizer"]["path"] = content[0]
+    if run.upstream is None:  # runs from before there were stages keep their name
+        del plain["upstream"]
     keys = {k: v for k, v in flatten(plain).items() if not is_execution(k)}
     for node in NODES:
         value = getattr(run, node)
@@ -71,6 +75,6 @@ def science(run: RunConfig, content: list[str]) -> dict[str, Any]:
 
 
 def fingerprint(keys: dict[str, Any]) -> str:
-    """Return the 16 hex digits that name the folder of a run with these science keys."""
+    """Return the hex digits that name the folder of a run with these science keys."""
     text = json.dumps(keys, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]

@@ -5,6 +5,9 @@
     draw: {count: 20, seed: 0, method: sobol, space: {optim.lr: {low: 1e-4, high: 1e-2, log: true}}}
     blocks: [{params: ...}, {zip: ...}]                     a union; what stands above multiplies each
 
+    stages: {pre: {...}, ft: {from: pre, match: [model.width, seed], params: ...}}
+                                                             a block each, see `runner/sweep/stages.py`
+
 A point is a list of `key=value` overrides; a key of the command line wins over the file's.
 """
 
@@ -94,10 +97,25 @@ class Block:
 
 
 @config
+class Stage(Block):
+    """A block whose cells start from those of another stage (`from` in YAML).
+
+    Args:
+        match: the keys in which a cell and the one that it starts from agree.
+        take: see `runner/config.py`: UpstreamConfig.
+    """
+
+    after: str | None = None
+    match: tuple[str, ...] = ()
+    take: Literal["weights", "average", "everything"] = "weights"
+
+
+@config
 class Grid(Block):
-    """A block, and the union of `blocks` that it multiplies."""
+    """A block, and the union of `blocks`, or the stages, that it multiplies."""
 
     blocks: tuple[Block, ...] = ()
+    stages: dict[str, Stage] = field(default_factory=dict)
 
 
 def parse_grid(node: dict[str, Any]) -> Grid:
@@ -106,7 +124,11 @@ def parse_grid(node: dict[str, Any]) -> Grid:
     Raises:
         ConfigError: a key is unknown or of the wrong type.
     """
-    return typed("hydra.sweeper", Grid, {k: v for k, v in node.items() if v is not None})
+    keys = {k: v for k, v in node.items() if v is not None}
+    for stage in keys.get("stages", {}).values():
+        if "from" in stage:
+            stage["after"] = stage.pop("from")
+    return typed("hydra.sweeper", Grid, keys)
 
 
 def expand(

@@ -66,7 +66,7 @@ def _requeue(cells: list[Cell]) -> None:
     task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     deadline = time.monotonic() + _REFUSED_AFTER_S
     while time.monotonic() < deadline:
-        state = _ask("squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%T")
+        state = _ask("squeue", "-h", "-j", task, "-o", "%T")
         if state.returncode == 0 and state.stdout.strip() != "RUNNING":
             break  # cancelled: whoever did that wants no other leg
         done = _ask("scontrol", "requeue", task)

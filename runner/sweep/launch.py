@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.live import Live
 
-from runner import environment
+from runner import environment, journal
 from runner.errors import ConfigError
 from runner.feed import finish_feeder, start_feeder
 from runner.sweep import policy
@@ -95,7 +95,12 @@ def report(cells: list[Cell], sweep: Path, console: Console) -> int:
     """Name the cells that did not end well and return the exit code: 1 if there are any."""
     bad = [cell for cell in cells if cell.state not in ("finished", "diverged")]
     for cell in bad:
-        console.print(f"[red]{cell.state}[/red] {cell.label}: see {cell.folder}/log.txt")
+        before = journal.state(cell.upstream) if cell.upstream else None
+        if cell.upstream and before != "finished":
+            why = f"starts from {cell.upstream.name[:6]}, which is {before}"
+        else:
+            why = f"see {cell.folder}/log.txt"
+        console.print(f"[red]{cell.state}[/red] {cell.label}: {why}")
     halted = policy.halted(bad[0]) if bad else None
     if halted:
         console.print(halted)

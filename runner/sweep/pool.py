@@ -117,12 +117,22 @@ class Pool:
             if policy.halted(self._waiting[0]):
                 self._waiting.clear()
                 return
-            count = 0 if self.gpus is None else gpus_for(self._waiting[0], self.gpus)
+            cell = next((c for c in self._waiting if _may_start(c)), None)
+            if cell is None:
+                self._drop_orphans()
+                return
+            count = 0 if self.gpus is None else gpus_for(cell, self.gpus)
             if count > len(self._free):
                 return
             mine, self._free = self._free[:count], self._free[count:]
-            cell = self._waiting.pop(0)
+            self._waiting.remove(cell)
             self._running[self._start(cell, mine)] = _Child(cell, mine)
+
+    def _drop_orphans(self) -> None:
+        """Let go of cells whose upstream run will not finish here."""
+        running = [child.cell for child in self._running.values()]
+        coming = {c.fingerprint for c in (*self._waiting, *self._watched, *running)}
+        self._waiting = [c for c in self._waiting if c.upstream and c.upstream.name in coming]
 
     def _start(self, cell: Cell, gpus: list[int]) -> BaseProcess:
         arguments = (str(cell.folder), self.threads, gpus, cell.config.resources)
@@ -187,6 +197,10 @@ def _kill(process: BaseProcess) -> None:
     for part in tree:
         part.kill()
     process.kill()
+
+
+def _may_start(cell: Cell) -> bool:
+    return cell.upstream is None or journal.state(cell.upstream) == "finished"
 
 
 def gpus_for(cell: Cell, present: list[int]) -> int:

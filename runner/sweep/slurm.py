@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ _LIMIT = re.compile(r"(?i)limit|violates accounting|QOS")
 _TEARDOWN = """\
 code=$?
 case $code in 137|140|143)
-  [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ] && scontrol requeue "$TASK" && sleep 300 ;;
+  [ "$(squeue -h -j "$TASK" -o %T)" = RUNNING ] && scontrol requeue "$TASK" && sleep 300 ;;
 esac
 exit $code"""
 
@@ -122,29 +122,46 @@ class Slurm:
             return self._arrays(root, name, todo, view) if todo else []
 
     def _arrays(self, root: Path, name: str, todo: list[Cell], view: View) -> list[Cell]:
-        size, code, rest = self.cfg.cells_per_job, snapshot(root), []
-        for group in by_class(todo).values():
-            tasks = [group[i : i + size] for i in range(0, len(group), size)]
-            while tasks:
-                count = min(len(tasks), _max_array_size())
-                while count:
-                    try:
-                        job = self._sbatch(root, name, code, tasks[:count])
+        """Submit an array for each stage and resource class; return the cells that the limit refused."""
+        code, jobs, rest = snapshot(root), dict(queued(root, name)), list[Cell]()
+        for stage in _by_depth(todo):
+            ready = [c for c in stage if _comes(c, jobs)]
+            rest += [c for c in stage if c.upstream and c.upstream.name in {r.fingerprint for r in rest}]  # fmt: skip
+            for group in by_class(ready).values():
+                size = self.cfg.cells_per_job
+                tasks = [group[i : i + size] for i in range(0, len(group), size)]
+                while tasks:
+                    count, job = self._as_many(root, name, code, tasks, jobs)
+                    if job is None:
+                        rest += [cell for task in tasks for cell in task]
+                        view.say(f"{len(rest)} cells wait for the submit limit and follow as jobs end")  # fmt: skip
                         break
-                    except StorageError as error:
-                        if not _LIMIT.search(str(error)) or (count == 1 and not queued(root, name)):
-                            raise
-                        count //= 2
-                if not count:
-                    rest += [cell for task in tasks for cell in task]
-                    view.say(f"{len(rest)} cells wait for the submit limit and follow as jobs end")
-                    break
-                done = sum(map(len, tasks[:count]))
-                view.say(f"{done} cells submitted as job {job} ({count} tasks)")
-                tasks = tasks[count:]
+                    sent = [cell for task in tasks[:count] for cell in task]
+                    jobs |= {cell.fingerprint: job for cell in sent}
+                    view.say(f"{len(sent)} cells submitted as job {job} ({count} tasks)")
+                    tasks = tasks[count:]
         return rest
 
-    def _sbatch(self, root: Path, name: str, code: Path, tasks: Sequence[Sequence[Cell]]) -> str:
+    def _as_many(
+        self, root: Path, name: str, code: Path, tasks: list[list[Cell]], jobs: dict[str, str]
+    ) -> tuple[int, str | None]:
+        """Submit as many of `tasks` in one array as SLURM takes: how many, and the job id."""
+        count = min(len(tasks), _max_array_size())
+        before = {c.upstream.name for task in tasks for c in task if c.upstream}
+        waits_for = sorted({jobs[run].partition("_")[0] for run in before if run in jobs})
+        while count:
+            try:
+                return count, self._sbatch(root, name, code, tasks[:count], waits_for)
+            except StorageError as error:
+                if not _LIMIT.search(str(error)) or (count == 1 and not queued(root, name)):
+                    raise
+                count //= 2
+        return 0, None
+
+    def _sbatch(
+        self, root: Path, name: str, code: Path, tasks: Sequence[Sequence[Cell]],
+        waits_for: Sequence[str],
+    ) -> str:  # fmt: skip
         """Submit one array and return its job id.
 
         Raises:
@@ -156,7 +173,7 @@ class Slurm:
             for task in tasks:
                 stream.write(json.dumps([str(cell.folder) for cell in task]) + "\n")
         script = Path(stream.name).with_suffix(".sh")
-        script.write_text(_script(Path(stream.name), code, tasks, self.cfg, name))
+        script.write_text(_script(Path(stream.name), code, tasks, self.cfg, name, waits_for))
         done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)  # fmt: skip
         if done.returncode:
             for file in (script, Path(stream.name)):
@@ -166,6 +183,23 @@ class Slurm:
         record = {"job": job, "tasks": [[cell.fingerprint for cell in task] for task in tasks]}
         journal.write_whole(folder / f"{int(job):08d}.json", json.dumps(record))
         return job
+
+
+def _by_depth(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Return the cells that start from none of the others, then those that start from these, ..."""
+    levels, left = [], list(cells)
+    while left:
+        names = {cell.fingerprint for cell in left}
+        level = [c for c in left if c.upstream is None or c.upstream.name not in names]
+        levels.append(level)
+        left = [c for c in left if c not in level]
+    return levels
+
+
+def _comes(cell: Cell, jobs: Mapping[str, str]) -> bool:
+    """True where the run that `cell` starts from is there, or will be."""
+    run = cell.upstream
+    return run is None or run.name in jobs or journal.state(run) == "finished"
 
 
 def queued(root: Path, name: str) -> dict[str, str]:
@@ -242,8 +276,9 @@ def _max_array_size() -> int:
 
 
 def _script(
-    listing: Path, code: Path, tasks: Sequence[Sequence[Cell]], cfg: SlurmConfig, name: str
-) -> str:
+    listing: Path, code: Path, tasks: Sequence[Sequence[Cell]], cfg: SlurmConfig, name: str,
+    waits_for: Sequence[str],
+) -> str:  # fmt: skip
     # submitit has no public name for this.
     from submitit.slurm.slurm import _make_sbatch_string  # noqa: PLC0415
 
@@ -258,7 +293,9 @@ def _script(
     ]
     srun = ["srun", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cores}", "--unbuffered", *cfg.srun]  # fmt: skip
     job = [sys.executable, "-m", "runner.sweep.job", f'"{listing}"', f"--at-once={cfg.at_once}"]
-    mail = {"mail-user": cfg.mail_user, "mail-type": cfg.mail_type}
+    mail: dict[str, str | None] = {"mail-user": cfg.mail_user, "mail-type": cfg.mail_type}
+    if waits_for:  # whatever became of it: a task looks at the journal for the cells it starts from
+        mail["dependency"] = f"afterany:{':'.join(waits_for)}"
     further = {key: value for key, value in mail.items() if value} | (cfg.sbatch or {})
     text: str = _make_sbatch_string(
         command=" ".join([*srun, *job]), folder=listing.parent, job_name=name, time=need.timeout_min,
