@@ -140,19 +140,23 @@ class GridSweeper(Sweeper):
 
     def cells(self, arguments: list[str]) -> list[Cell]:
         """Return the cells of the grid, of all its stages where it has some."""
-        if not self.grid.stages:
-            return make_cells(self._nodes(self.grid, arguments))
         made: dict[str, list[Cell]] = {}
-        for name, stage in in_order(self.grid.stages):
-            nodes = self._nodes(replace(self.grid, blocks=(stage,), stages={}), arguments)
-            if stage.after is not None:
+        for name, grid in self.grids().items():
+            points = self.points(grid, arguments)
+            nodes = [(_label(p, points), self.composer.compose(p)[0]) for p in points]
+            stage = self.grid.stages.get(name)
+            if stage is not None and stage.after is not None:
                 nodes = link(name, stage, nodes, made[stage.after])
-            made[name] = [replace(c, label=f"{name}: {c.label}") for c in make_cells(nodes)]
+            made[name] = make_cells(nodes)
+            if name:
+                made[name] = [replace(cell, label=f"{name}: {cell.label}") for cell in made[name]]
         return list({cell.fingerprint: cell for stage in made.values() for cell in stage}.values())
 
-    def _nodes(self, grid: Grid, arguments: list[str]) -> list[tuple[str, dict[str, Any]]]:
-        points = self.points(grid, arguments)
-        return [(_label(p, points), self.composer.compose(p)[0]) for p in points]
+    def grids(self) -> dict[str, Grid]:
+        """Return the grid of each stage in order, under "" where there are no stages."""
+        stages = in_order(self.grid.stages)
+        found = {name: replace(self.grid, blocks=(stage,), stages={}) for name, stage in stages}
+        return found or {"": self.grid}
 
     def points(self, grid: Grid, arguments: list[str]) -> list[Point]:
         """Return the overrides of each point of `grid` that passes the filter.
