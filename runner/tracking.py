@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import sys
 import threading
 from collections.abc import Iterator
@@ -28,10 +29,10 @@ from runner.sweep.cells import members
 from runner.sweep.fingerprint import is_execution
 
 _BATCH = 1000
-_EVERY_S = 2.0
+_EVERY_S, _LONGEST_PAUSE_S = 2.0, 60.0
 _CLIENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
 }
 _STATUS = {
@@ -141,7 +142,13 @@ class Feeder:
         place = (self.root / "mlflow" / "artifacts" / sweep).as_uri() if self.embedded else None
         # The kind makes the UI open on training runs with their metrics, not on traces.
         tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(self.client.create_experiment(sweep, artifact_location=place, tags=tags))
+        try:
+            return str(self.client.create_experiment(sweep, artifact_location=place, tags=tags))
+        except self._refusals:
+            found = self.client.get_experiment_by_name(sweep)
+            if found is None:
+                raise
+            return str(found.experiment_id)  # another feeder was faster
 
     def _deliver_cell(self, experiment: str, sweep: str, folder: Path, label: str) -> int:
         from mlflow.entities import Metric  # noqa: PLC0415
@@ -275,12 +282,16 @@ def follow(root: Path, sweeps: list[str], uri: str | None, only: str | None = No
     threading.Thread(target=wait_for_end, daemon=True).start()
     with one_writer(root, uri):
         feeder = Feeder(root, uri)
-        while not done.wait(_EVERY_S):
+        pause_s = _EVERY_S
+        while not done.wait(pause_s):
             try:
                 for sweep in sweeps:
                     feeder.deliver(sweep, only)
+                pause_s = _EVERY_S
             except Exception as error:  # whatever the server did, training goes on
                 print(f"not delivered, trying again: {error}", file=sys.stderr, flush=True)
+                # Many feeders of one slow server must not come back all at once.
+                pause_s = min(_LONGEST_PAUSE_S, pause_s * random.uniform(1.0, 3.0))
         for sweep in sweeps:
             feeder.deliver(sweep, only)
 

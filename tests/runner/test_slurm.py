@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from runner import checkpoint, journal
 from runner.config import typed
+from runner.sweep.cells import load_cell
 from runner.sweep.slurm import SlurmConfig
 from runner.sweep.snapshot import snapshot
 from tests.conftest import ROOT, TINY
@@ -270,6 +271,22 @@ def test_a_cell_of_two_nodes_starts_its_ranks_through_srun(
     ours, reference = _points(several), _points(one)
     assert ours.keys() == reference.keys()
     assert all(abs(ours[step] - reference[step]) < 1e-5 for step in ours)
+
+
+@needs_slurm
+def test_a_stage_waits_for_the_jobs_it_starts_from(command: Command, tmp_path: Path) -> None:
+    stages = "hydra.sweeper.stages={pre:{params:{optim.lr:1e-3}},ft:{from:pre,match:[seed],params:{optim.lr:'1e-4,2e-4'}}}"
+    done = _run(command("name=g", "seed=1,2", stages))
+    assert done.returncode == 0, done.stderr
+    first, second = sorted(_jobs(tmp_path), key=int)
+    assert (_sacct(first), _sacct(second)) == (["COMPLETED"] * 2, ["COMPLETED"] * 4)
+    cells = [load_cell(f) for f in tmp_path.glob("runs/*")]
+    assert sum(cell.upstream is not None for cell in cells) == 4
+    for cell in cells:
+        if cell.upstream is not None:
+            begun = journal.events(journal.attempts(cell.folder)[0])[0]["time"]
+            ended = journal.events(journal.attempts(cell.upstream)[-1])[-1]["time"]
+            assert begun > ended
 
 
 @needs_slurm

@@ -18,7 +18,7 @@ from runner.sweep.stages import in_order, link
 from tests.conftest import ROOT, TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-STAGES = "hydra.sweeper.stages={pre:{params:{train.steps:12}},ft:{from:pre,match:[seed],params:{train.steps:6,optim.lr:'1e-3,2e-3'}},ev:{from:ft,match:[seed,optim.lr],params:{train.steps:0,optim.lr:'1e-3,2e-3',eval.tokens:%d}}}"
+STAGES = "hydra.sweeper.stages={pre:{params:{train.steps:12}},ft:{from:pre,match:[seed],params:{train.steps:6,eval.tokens:256,optim.lr:'1e-3,2e-3'}},ev:{from:ft,match:[seed,optim.lr],params:{train.steps:0,optim.lr:'1e-3,2e-3',eval.tokens:%d}}}"
 
 
 def _cells(root: Path) -> dict[str, Cell]:
@@ -27,8 +27,8 @@ def _cells(root: Path) -> dict[str, Cell]:
 
 
 def test_three_stages_run_in_order_and_a_changed_evaluation_reruns_itself_only(tmp_path: Path, text: Path) -> None:  # fmt: skip
-    # The steps belong to the stages here: a key of the command line would win over them.
-    tiny = [a for a in TINY if not a.startswith("train.steps")]
+    # These belong to the stages here: a key of the command line would win over them.
+    tiny = [a for a in TINY if not a.startswith(("train.steps", "eval.tokens"))]
     base = [*tiny, f"data.sources.0.path={text}", f"root={tmp_path}", "seed=1,2", "name=g"]
 
     def sweep(stages: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +50,7 @@ def test_three_stages_run_in_order_and_a_changed_evaluation_reruns_itself_only(t
     judged = cells["ev: lr=0.001 seed=1"].folder
     assert not list(judged.glob("checkpoints/*"))
     assert _last(judged, "val_loss") == pytest.approx(_last(tuned.folder, "val_loss"), rel=1e-6)
-    again = sweep((STAGES % 256).replace("eval.tokens:256", "eval.tokens:512"))
+    again = sweep(STAGES % 512)
     assert "10 cells (6 finished, 4 new); 4 to run" in again.stderr
     assert again.returncode == 0
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -13,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +236,71 @@ def _swallow(listener: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while True:
             held.append(listener.accept())
+
+
+def _sixty_four(tmp_path: Path, compose: Compose) -> list[Cell]:
+    """Cells of one sweep, each written by a thread of its own while others read."""
+    node = compose("name=many")
+    cells = make_cells((f"seed={n}", {**node, "seed": n}) for n in range(64))
+    for cell in cells:
+        freeze_cell(cell)
+    join_sweep("many", cells)
+    return cells
+
+
+def _write(cell: Cell) -> None:
+    attempt = journal.claim(cell.folder)
+    assert attempt is not None
+    book = journal.Journal(cell.folder, attempt)
+    for step in range(50):
+        book.metrics(step, {"loss": 5.0 / (step + 1), "lr": 1e-3, "tokens": step * 64})
+    book.event("finished")
+    book.close()
+
+
+def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(tmp_path: Path, compose: Compose) -> None:  # fmt: skip
+    """Three feeders start on an empty store while the cells write: one holds it, the others wait."""
+    cells = _sixty_four(tmp_path, compose)
+    command = [sys.executable, "-m", "runner.tracking", "many", "--root", str(tmp_path)]
+    feeders = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    with ThreadPoolExecutor(64) as pool:
+        list(pool.map(_write, cells))
+    for feeder in feeders:
+        _, errors = feeder.communicate(timeout=120)
+        assert feeder.returncode == 0, errors
+    sync(tmp_path, ["many"], None)
+    assert_equal(from_folders(tmp_path, "many"), from_mlflow(embedded_uri(tmp_path), "many"))
+
+
+def test_64_cells_feed_a_server_at_once(tmp_path: Path, compose: Compose) -> None:
+    """Every cell has a feeder of its own; they begin together on a server that knows no experiment.
+
+    Eight send at the same moment: more lock up `mlflow server` (3.17, one worker, SQLite) itself.
+    """
+    cells = _sixty_four(tmp_path, compose)
+    server = Server(tmp_path)
+    server.start()
+    try:
+        refusals = []
+
+        def run(cell: Cell) -> None:
+            _write(cell)
+            feeder = Feeder(tmp_path, server.uri)
+            for _ in range(5):  # as `follow` does: what a slow server did not take is sent again
+                try:
+                    feeder.deliver("many", only=cell.fingerprint)
+                    return
+                except StorageError as error:
+                    refusals.append(str(error))
+                    time.sleep(random.uniform(1.0, 10.0))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(run, cells))
+        assert not [r for r in refusals if "locked" in r or "exists" in r]
+        assert_equal(from_folders(tmp_path, "many"), from_mlflow(server.uri, "many"))
+        client = Feeder(tmp_path, server.uri).client
+        runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        assert len(runs) == 64
+        assert {run.info.status for run in runs} == {"FINISHED"}
+    finally:
+        server.kill()
