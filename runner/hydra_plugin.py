@@ -32,12 +32,13 @@ from runner.sweep.cells import Cell, make_cells
 from runner.sweep.expression import evaluate
 from runner.sweep.fingerprint import is_execution
 from runner.sweep.grid import Grid, Point, expand, parse_grid, unique
-from runner.sweep.launch import Backend, Local, launch
+from runner.sweep.launch import Backend, Local, launch, launch_study
 from runner.sweep.policy import Policy
 from runner.sweep.pool import warm_up
 from runner.sweep.resources import choose
 from runner.sweep.slurm import Slurm, SlurmConfig
 from runner.sweep.stages import in_order, link
+from runner.sweep.study import StudyConfig, load_study, save_study
 
 _NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")
 
@@ -180,6 +181,36 @@ class GridSweeper(Sweeper):
         return points
 
 
+class OptunaSweeper(Sweeper):
+    """`hydra/sweeper=optuna`: trials are asked and told cell by cell, see `runner/sweep/study.py`."""
+
+    def __init__(self, **keys: Any) -> None:
+        plain = _plain(keys)
+        policies = {f.name: plain.pop(f.name) for f in fields(Policy) if f.name in plain}
+        self.policy = typed("hydra.sweeper", Policy, policies)
+        self.study = typed("hydra.sweeper", StudyConfig, plain)
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what composing the base cell needs."""
+        self.composer = Composer(config, hydra_context.config_loader)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the study and exit with its code."""
+        if not isinstance(self.launcher, CellLauncher):
+            raise ConfigError("hydra/sweeper=optuna needs hydra/launcher=local or slurm")
+        (base,) = make_cells([("base", self.composer.compose(open_keys(arguments))[0])])
+        folder = base.folder.parent.parent / "sweeps" / base.config.name
+        save_study(folder, self.study, base)
+        code = launch_study(load_study(folder), base, self.launcher.backend, self.policy)
+        if code:
+            raise SystemExit(code)
+
+
 class Composer:
     """Composes points: Hydra once for each distinct choice of groups, values set on a copy of that."""
 
@@ -297,6 +328,6 @@ def register() -> None:
         parent = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
         parent.__path__ = []
     parent.espalier = sys.modules["hydra_plugins.espalier"] = sys.modules[__name__]  # type: ignore[attr-defined]
-    for plugin in (LocalLauncher, SlurmLauncher, GridSweeper):
+    for plugin in (LocalLauncher, SlurmLauncher, GridSweeper, OptunaSweeper):
         plugin.__module__ = "hydra_plugins.espalier"
         Plugins.instance().register(plugin)

@@ -1,7 +1,7 @@
 """One SLURM array task: a pool over its cells, and what SLURM is told about them.
 
 `python -m runner.sweep.job LISTING --at-once=N`: line SLURM_ARRAY_TASK_ID of LISTING is the JSON list
-of the run folders. USR2 (before the time limit, at preemption) and SIGTERM make every cell save; the
+of the run folders, or names the study whose trials are run one after another. USR2 (before the time limit, at preemption) and SIGTERM make every cell save; the
 task then asks to be queued again. Exit codes: 0 all ended well, 75 queue me again, 1 a cell failed.
 """
 
@@ -19,6 +19,7 @@ from runner.sweep import policy
 from runner.sweep.cells import Cell, load_cell
 from runner.sweep.outcome import give_up
 from runner.sweep.pool import Pool, warm_up
+from runner.sweep.study import load_study
 from runner.worker import RESUME
 
 _REFUSED_AFTER_S = 300
@@ -36,10 +37,15 @@ def main() -> int:
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda *_: None if pool.stopping else pool.stop())
     warm_up()
-    folders = json.loads(given.listing.read_text().splitlines()[index])
-    cells = [load_cell(Path(folder)) for folder in folders]
-    todo = [cell for cell in cells if _starts(cell)]
-    pool.run(todo, [], lambda: None)
+    task = json.loads(given.listing.read_text().splitlines()[index])
+    if isinstance(task, dict):
+        study = load_study(Path(task["study"]))
+        pool.source = study
+        pool.run([], [], lambda: None)
+        cells = study.cells() if pool.stopping else []
+    else:
+        cells = [load_cell(Path(folder)) for folder in task]
+        pool.run([cell for cell in cells if _starts(cell)], [], lambda: None)
     for name in {cell.config.name for cell in cells}:
         policy.tell(cells[0].folder.parent.parent / "sweeps" / name)
     states = [cell.state for cell in cells]

@@ -3,13 +3,15 @@
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
 
 from runner import environment, journal
+from runner.config import validate
 from runner.errors import ConfigError
 from runner.feed import finish_feeder, start_feeder
 from runner.sweep import policy
@@ -18,12 +20,18 @@ from runner.sweep.live import LiveTable
 from runner.sweep.policy import Policy
 from runner.sweep.pool import Pool, count_gpus, gpus_for
 
+if TYPE_CHECKING:
+    from runner.sweep.study import Study
+
 
 class Backend(Protocol):
     """Where cells run."""
 
     def run(self, cells: list[Cell], again: tuple[str, ...], view: "View") -> None:
         """Run those of `cells` whose state is in `again` and return when none runs any more."""
+
+    def run_study(self, study: "Study", view: "View") -> None:
+        """Run the trials of a study until all are taken and none runs any more."""
 
     def leave(self) -> str:
         """Ctrl-C was pressed: make `run` return, and say what becomes of the cells."""
@@ -67,7 +75,32 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
         )
     if states["failed"] and not retry_failed:
         console.print("failed cells are retried with hydra.sweeper.retry_failed=true")
-    table, feeder = LiveTable(cells), start_feeder(cells[0].config)
+    table = LiveTable(cells)
+    if _attend(backend, cells[0], console, table, lambda view: backend.run(cells, again, view)):
+        return 130
+    policy.tell(sweep)
+    return report(cells, sweep, console)
+
+
+def launch_study(study: "Study", base: Cell, backend: Backend, policies: Policy) -> int:
+    """Run what is left of a study's trials and return the exit code: 1 if one failed."""
+    console = Console(stderr=True)
+    policy.start(study.folder, policies)
+    console.print(f"[bold]{study.folder.name}[/bold]: {study.best()}; {study.cfg.trials} in all")
+    table = LiveTable(study.cells)
+    left = _attend(backend, base, console, table, lambda view: backend.run_study(study, view))
+    console.print(study.best())
+    if left:
+        return 130
+    failed = [cell for cell in study.cells() if cell.state == "failed"]
+    return report(failed, study.folder, console)
+
+
+def _attend(
+    backend: Backend, first: Cell, console: Console, table: LiveTable, run: Callable[["View"], None]
+) -> bool:
+    """Let the backend run with the table shown and MLflow fed; True where the user left early."""
+    feeder = start_feeder(first.config)
     left: list[str] = []
 
     def leave(*_: Any) -> None:
@@ -76,19 +109,16 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
     before = signal.signal(signal.SIGINT, leave)
     try:
         with Live(table.render(), console=console, refresh_per_second=4) as live:
-            backend.run(cells, again, View(console, live, table))
+            run(View(console, live, table))
             live.update(table.render())
     finally:
         signal.signal(signal.SIGINT, before)
         if not finish_feeder(feeder):
-            console.print(
-                f"MLflow has not got everything; `espalier sync {sweep.name}` delivers it"
-            )
+            name = first.config.name
+            console.print(f"MLflow has not got everything; `espalier sync {name}` delivers it")
     if left:
         console.print(left[0])
-        return 130
-    policy.tell(sweep)
-    return report(cells, sweep, console)
+    return bool(left)
 
 
 def report(cells: list[Cell], sweep: Path, console: Console) -> int:
@@ -131,6 +161,14 @@ class Local:
         for line in {r.notice(device) for r in {c.config.precision for c in todo}} - {None}:
             view.say(line)
         self.pool.run(todo, elsewhere, view.tick)
+
+    def run_study(self, study: "Study", view: View) -> None:
+        """Run trials here, one after another in each place."""
+        base = validate(study.base)
+        need = Cell(base, {}, "", "")
+        self.pool = self._pool([need] * study.cfg.trials)
+        self.pool.source = study
+        self.pool.run([], [], view.tick)
 
     def leave(self) -> str:
         """Let every running cell save and stop."""

@@ -15,10 +15,14 @@ _STYLES = {"finished": "green", "failed": "red", "diverged": "yellow", "running"
 
 
 class LiveTable:
-    """Reads the tail of each running cell's metrics; ended cells are read once."""
+    """Reads the tail of each running cell's metrics; ended cells are read once.
 
-    def __init__(self, cells: list[Cell]) -> None:
-        self.cells = cells
+    Args:
+        cells: of the sweep, or a function that returns those that there are by now.
+    """
+
+    def __init__(self, cells: list[Cell] | Callable[[], list[Cell]]) -> None:
+        self.cells = cells if callable(cells) else lambda: cells
         self.queued: Callable[[], Container[str]] = tuple  # the cells that wait in a queue
         self._ended: dict[str, tuple[str, dict[str, Any]]] = {}
 
@@ -29,7 +33,7 @@ class LiveTable:
             words = column in ("cell", "run", "state")
             table.add_column(column, justify="left" if words else "right")
         queue = self._queue()
-        for cell in self.cells:
+        for cell in self.cells():
             state, last = self._read(cell)
             if cell.fingerprint in queue and state != "running":
                 state = "queued"

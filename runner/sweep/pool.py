@@ -17,7 +17,7 @@ from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -51,6 +51,19 @@ def warm_up() -> None:
         signal.signal(number, handler)
 
 
+class Source(Protocol):
+    """Gives out cells one by one, as places become free."""
+
+    def next_cell(self) -> Cell | None:
+        """Return a cell to run, None once there is none."""
+
+    def tell(self, cell: Cell) -> bool:
+        """Take note of a cell that was run."""
+
+    def look(self, cell: Cell) -> bool:
+        """Look at a running cell; True where it is to be stopped."""
+
+
 @dataclass
 class _Child:
     """A cell's process, and what shows that it gets on."""
@@ -69,11 +82,13 @@ class Pool:
     Args:
         threads: cores of one place.
         gpus: indices dealt out to the cells; None leaves them all that the environment shows.
+        source: where further cells come from.
     """
 
     jobs: int
     threads: int
     gpus: list[int] | None = field(default_factory=list)
+    source: Source | None = None
     stopping: bool = False
 
     def run(self, cells: list[Cell], elsewhere: list[Cell], tick: Callable[[], None]) -> None:
@@ -85,7 +100,8 @@ class Pool:
         self._waiting, self._watched = list(cells), list(elsewhere)
         self._running: dict[BaseProcess, _Child] = {}
         self._free, self._looked = list(self.gpus or []), time.monotonic()
-        while self._running or (not self.stopping and (self._waiting or self._watched)):
+        self._more = self.source is not None
+        while self._running or (not self.stopping and (self._waiting or self._watched or self._more)):  # fmt: skip
             if not self.stopping:
                 self._fill()
             tick()
@@ -113,9 +129,16 @@ class Pool:
 
     def _fill(self) -> None:
         self._waiting = [cell for cell in self._waiting if not cell.cancelled.exists()]
-        while self._waiting and len(self._running) < self.jobs:
+        while len(self._running) < self.jobs:
+            if not self._waiting and self.source is not None and self._more:
+                fresh = self.source.next_cell()
+                self._more = fresh is not None
+                self._waiting += [fresh] if fresh is not None else []
+            if not self._waiting:
+                return
             if policy.halted(self._waiting[0]):
                 self._waiting.clear()
+                self._more = False
                 return
             cell = next((c for c in self._waiting if _may_start(c)), None)
             if cell is None:
@@ -160,11 +183,13 @@ class Pool:
             self._waiting.insert(0, smaller)
         elif child.cell.state == "failed":
             policy.note_failure(child.cell)
+        if self.source is not None:
+            self.source.tell(child.cell)
 
     def _look(self) -> None:
         """Repeat a stop that came before the child could hear it, and end children that hang."""
         for process, child in self._running.items():
-            if self.stopping:
+            if self.stopping or (self.source is not None and self.source.look(child.cell)):
                 process.terminate()
             limit = child.cell.config.resources.hang_min
             now = _progress(process, child.cell)

@@ -16,15 +16,20 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.config import config
 from runner import journal
+from runner.config import validate
 from runner.errors import StorageError
+from runner.settings import ResourcesConfig
 from runner.sweep.cells import Cell, freeze_cell
 from runner.sweep.launch import View
 from runner.sweep.resources import by_class
 from runner.sweep.snapshot import snapshot
+
+if TYPE_CHECKING:
+    from runner.sweep.study import Study
 
 _POLL_S = 2.0
 _LIMIT = re.compile(r"(?i)limit|violates accounting|QOS")
@@ -97,6 +102,23 @@ class Slurm:
             elif waiting is not None and not waiting:
                 return
 
+    def run_study(self, study: "Study", view: View) -> None:
+        """Submit slots, each a job that runs trial after trial, and wait for their end."""
+        base = validate(study.base)
+        root, name = Path(base.root).resolve(), study.folder.name
+        with journal.locked(study.folder / "submit.lock"):
+            if not queued(root, name):
+                slots = min(self.cfg.max_running, study.cfg.trials)
+                tasks = [{"study": str(study.folder)}] * slots
+                names = [[f"slot-{number}"] for number in range(slots)]
+                job = self._sbatch(root, name, snapshot(root), tasks, names, base.resources, [])
+                view.say(f"{slots} slots submitted as job {job}")
+        while self.cfg.wait and not self._left:
+            time.sleep(_POLL_S)
+            view.tick()
+            if _settle_dead(root, name, study.cells()) == {}:
+                return
+
     def leave(self) -> str:
         """Stop watching."""
         self._left = True
@@ -151,7 +173,11 @@ class Slurm:
         waits_for = sorted({jobs[run].partition("_")[0] for run in before if run in jobs})
         while count:
             try:
-                return count, self._sbatch(root, name, code, tasks[:count], waits_for)
+                chosen = tasks[:count]
+                folders = [[str(cell.folder) for cell in task] for task in chosen]
+                names = [[cell.fingerprint for cell in task] for task in chosen]
+                need = tasks[0][0].config.resources
+                return count, self._sbatch(root, name, code, folders, names, need, waits_for)
             except StorageError as error:
                 if not _LIMIT.search(str(error)) or (count == 1 and not queued(root, name)):
                     raise
@@ -159,10 +185,13 @@ class Slurm:
         return 0, None
 
     def _sbatch(
-        self, root: Path, name: str, code: Path, tasks: Sequence[Sequence[Cell]],
-        waits_for: Sequence[str],
+        self, root: Path, name: str, code: Path, tasks: Sequence[Any], names: list[list[str]],
+        need: ResourcesConfig, waits_for: Sequence[str],
     ) -> str:  # fmt: skip
         """Submit one array and return its job id.
+
+        Args:
+            tasks: for each what `runner/sweep/job.py` reads; names: the cells of each.
 
         Raises:
             StorageError: sbatch refused, with its own words.
@@ -170,17 +199,18 @@ class Slurm:
         folder = root / "sweeps" / name / "submissions"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tasks", delete=False) as stream:
-            for task in tasks:
-                stream.write(json.dumps([str(cell.folder) for cell in task]) + "\n")
+            stream.writelines(json.dumps(task) + "\n" for task in tasks)
         script = Path(stream.name).with_suffix(".sh")
-        script.write_text(_script(Path(stream.name), code, tasks, self.cfg, name, waits_for))
+        script.write_text(
+            _script(Path(stream.name), code, len(tasks), need, self.cfg, name, waits_for)
+        )
         done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)  # fmt: skip
         if done.returncode:
             for file in (script, Path(stream.name)):
                 file.unlink()
             raise StorageError(f"sbatch refused: {done.stderr.strip()}; the cells are frozen, run the same command when that is mended")  # fmt: skip
         job = done.stdout.strip().partition(";")[0]
-        record = {"job": job, "tasks": [[cell.fingerprint for cell in task] for task in tasks]}
+        record = {"job": job, "tasks": names}
         journal.write_whole(folder / f"{int(job):08d}.json", json.dumps(record))
         return job
 
@@ -276,13 +306,12 @@ def _max_array_size() -> int:
 
 
 def _script(
-    listing: Path, code: Path, tasks: Sequence[Sequence[Cell]], cfg: SlurmConfig, name: str,
+    listing: Path, code: Path, count: int, need: ResourcesConfig, cfg: SlurmConfig, name: str,
     waits_for: Sequence[str],
 ) -> str:  # fmt: skip
     # submitit has no public name for this.
     from submitit.slurm.slurm import _make_sbatch_string  # noqa: PLC0415
 
-    need = tasks[0][0].config.resources
     cores, mem_gb = need.cpus * cfg.at_once, need.mem_gb
     setup = [
         *cfg.setup,
@@ -304,7 +333,7 @@ def _script(
         mem=None if mem_gb is None else f"{round(mem_gb * cfg.at_once * 1024)}M",
         gpus_per_node=need.gpus or None, gres=cfg.gres, partition=cfg.partition,
         account=cfg.account, qos=cfg.qos, constraint=cfg.constraint, exclude=cfg.exclude,
-        signal_delay_s=cfg.warning_s, map_count=len(tasks), array_parallelism=cfg.max_running,
+        signal_delay_s=cfg.warning_s, map_count=count, array_parallelism=cfg.max_running,
         stderr_to_stdout=True, use_srun=False, setup=setup, teardown=_TEARDOWN.splitlines(),
         additional_parameters=further or None, wckey="",
     )  # fmt: skip

@@ -1,0 +1,230 @@
+"""An Optuna study whose trials are cells: asked and told one by one, by whoever has a free slot.
+
+The study lives in a journal file (sweeps/<name>/study.log; its lock holds on NFS), so a local pool and
+any number of SLURM jobs share it without a daemon and without a batch barrier. A slot takes up an
+interrupted trial before it asks for a new one. Drawn are values, not groups: each trial is the base cell with
+some keys set. Pruned trials are `interrupted` cells: a grid may finish them later.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from models.config import config
+from runner import journal
+from runner.config import freeze, typed
+from runner.errors import ConfigError
+from runner.sweep.cells import Cell, freeze_cell, join_sweep, load_cell, make_cells
+from runner.sweep.grid import Axis
+
+if TYPE_CHECKING:
+    import optuna
+
+_HELD_STATES = ("new", "interrupted")
+_TAKEN_S = 60.0
+
+
+@config
+class StudyConfig:
+    """Keys of `hydra/sweeper=optuna`.
+
+    Args:
+        space: the keys drawn, each an axis as in a grid's draw.
+        metric: what is optimised, its last value of a run; direction: which way.
+        trials: cells in all, pruned and diverged ones included.
+        pruner: median stops a trial whose metric is worse than the median of the others at that step.
+        startup: trials that are neither pruned nor modelled: they are drawn at random.
+    """
+
+    space: dict[str, Axis]
+    metric: str = "val_loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+    trials: int = 20
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["none", "median"] = "none"
+    startup: int = 5
+    seed: int = 0
+
+
+class Study:
+    """The study of one sweep, as seen by one process.
+
+    Args:
+        folder: of the sweep; base: the cell that the drawn keys are set in.
+    """
+
+    def __init__(self, folder: Path, cfg: StudyConfig, base: dict[str, Any]) -> None:
+        import optuna  # noqa: PLC0415
+        from optuna.storages.journal import JournalFileBackend  # noqa: PLC0415
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.folder, self.cfg, self.base = folder, cfg, base
+        self.root = folder.parent.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
+        # A second process must not draw what the first has drawn: it begins further on.
+        name = folder.name
+        known = [s.study_name for s in storage.get_all_studies()]
+        begun = len(optuna.load_study(study_name=name, storage=storage).trials) if name in known else 0  # fmt: skip
+        seed = cfg.seed + begun
+        random = optuna.samplers.RandomSampler(seed=seed)
+        tpe = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=cfg.startup, constant_liar=True
+        )
+        median = optuna.pruners.MedianPruner(n_startup_trials=cfg.startup)
+        self.study = optuna.create_study(
+            storage=storage, study_name=name, direction=cfg.direction, load_if_exists=True,
+            sampler=tpe if cfg.sampler == "tpe" else random,
+            pruner=median if cfg.pruner == "median" else optuna.pruners.NopPruner(),
+        )  # fmt: skip
+
+    def next_cell(self) -> Cell | None:
+        """Return an interrupted trial's cell, else a new one, None once all trials are taken."""
+        import optuna  # noqa: PLC0415
+
+        with journal.locked(self.folder / "study.lock"):
+            for trial in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+                cell = self._cell_of(trial)
+                if cell is not None and self._take(cell, trial.number):
+                    return cell
+            while len(self.study.get_trials(deepcopy=False)) < self.cfg.trials:
+                cell = self._ask()
+                if cell is not None:
+                    return cell
+        return None
+
+    def _ask(self) -> Cell | None:
+        """Draw a trial; None where its cell has ended before, which tells the study at once."""
+        trial = self.study.ask()
+        node = copy.deepcopy(self.base)
+        for key, axis in self.cfg.space.items():
+            _set(node, key, _suggest(trial, key, axis))
+        drawn = " ".join(f"{k.rpartition('.')[2]}={v:.4g}" if isinstance(v, float) else f"{k.rpartition('.')[2]}={v}" for k, v in trial.params.items())  # fmt: skip
+        (cell,) = make_cells([(f"trial {trial.number}: {drawn}", node)])
+        freeze_cell(cell)
+        join_sweep(self.folder.name, [cell])
+        trial.set_user_attr("fingerprint", cell.fingerprint)
+        trial.set_user_attr("label", cell.label)
+        if self.tell(cell):
+            return None
+        return cell if self._take(cell, trial.number) else None
+
+    def _take(self, cell: Cell, number: int) -> bool:
+        """True where the trial waits for a slot: nobody has taken it in the last minute.
+
+        That is time enough for a process to lease the cell; both times are the file server's.
+        """
+        if cell.state not in _HELD_STATES:
+            return False
+        slots = self.folder / "slots"
+        slots.mkdir(exist_ok=True)
+        note, now = slots / str(number), slots / "now"
+        now.touch()
+        if note.exists() and now.stat().st_mtime - note.stat().st_mtime < _TAKEN_S:
+            return False
+        note.touch()
+        return True
+
+    def tell(self, cell: Cell) -> bool:
+        """Tell the study how the trials of a cell ended; False while it has not."""
+        import optuna  # noqa: PLC0415
+
+        state = cell.state
+        outcome = {
+            "finished": optuna.trial.TrialState.COMPLETE,
+            "diverged": optuna.trial.TrialState.PRUNED,  # as bad as what was pruned, not unknown
+            "failed": optuna.trial.TrialState.FAIL,
+        }.get(state)
+        if outcome is None:
+            return False
+        for trial in self._running(cell):
+            values = [self._last(cell)] if state == "finished" else None
+            self.study.tell(trial.number, values, outcome, skip_if_finished=True)
+        return True
+
+    def look(self, cell: Cell) -> bool:
+        """Report the newest value of a running cell; True where the study wants it stopped."""
+        import optuna  # noqa: PLC0415
+
+        rows = [
+            r for r in journal.read_lines(cell.folder / "metrics.jsonl") if self.cfg.metric in r
+        ]
+        for frozen in self._running(cell):
+            trial = optuna.trial.Trial(self.study, frozen._trial_id)
+            for row in rows:
+                if row["step"] not in frozen.intermediate_values:
+                    trial.report(float(row[self.cfg.metric]), row["step"])
+            if rows and trial.should_prune():
+                self.study.tell(frozen.number, None, optuna.trial.TrialState.PRUNED)
+                return True
+        return False
+
+    def cells(self) -> list[Cell]:
+        """Return the cells of all trials so far."""
+        found = (self._cell_of(trial) for trial in self.study.get_trials(deepcopy=False))
+        return list({c.fingerprint: c for c in found if c is not None}.values())
+
+    def best(self) -> str:
+        """Return one line about the study."""
+        trials = self.study.get_trials(deepcopy=False)
+        counts = ", ".join(f"{sum(t.state.name == s for t in trials)} {s.lower()}" for s in sorted({t.state.name for t in trials}))  # fmt: skip
+        try:
+            best = self.study.best_trial
+        except ValueError:
+            return f"{len(trials)} trials ({counts}), none complete"
+        value, label = best.value, best.user_attrs["label"]
+        return f"{len(trials)} trials ({counts}); best {self.cfg.metric} {value:.4f}: {label}"
+
+    def _running(self, cell: Cell) -> "list[optuna.trial.FrozenTrial]":
+        import optuna  # noqa: PLC0415
+
+        running = self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+        return [t for t in running if t.user_attrs.get("fingerprint") == cell.fingerprint]
+
+    def _cell_of(self, trial: "optuna.trial.FrozenTrial") -> Cell | None:
+        fingerprint = trial.user_attrs.get("fingerprint")
+        if fingerprint is None:
+            return None
+        cell = load_cell(self.root / "runs" / fingerprint)
+        return Cell(cell.config, cell.science, cell.fingerprint, trial.user_attrs["label"])
+
+    def _last(self, cell: Cell) -> float:
+        rows = journal.read_lines(cell.folder / "metrics.jsonl")
+        values = [float(row[self.cfg.metric]) for row in rows if self.cfg.metric in row]
+        if not values:
+            known = sorted({key for row in rows for key in row} - {"step", "time", "attempt"})
+            raise ConfigError(f"hydra.sweeper.metric={self.cfg.metric} was never logged; there are: {', '.join(known)}")  # fmt: skip
+        return values[-1]
+
+
+def load_study(folder: Path) -> Study:
+    """Return the study of a sweep's folder as `save_study` left it."""
+    record = json.loads((folder / "study.json").read_text())
+    return Study(folder, typed("study", StudyConfig, record["study"]), record["base"])
+
+
+def _suggest(trial: "optuna.trial.Trial", key: str, axis: Axis) -> Any:
+    if axis.choices is not None:
+        return trial.suggest_categorical(key, list(axis.choices))
+    assert axis.low is not None
+    assert axis.high is not None
+    if axis.integer:
+        return trial.suggest_int(key, int(axis.low), int(axis.high), log=axis.log)
+    return trial.suggest_float(key, axis.low, axis.high, log=axis.log)
+
+
+def _set(node: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        node = node.setdefault(part, {})
+    node[last] = value
+
+
+def save_study(folder: Path, cfg: StudyConfig, base: Cell) -> None:
+    """Write what a job needs to take part: study.json."""
+    axes = {k: {f: getattr(a, f) for f in ("low", "high", "log", "integer", "choices")} for k, a in cfg.space.items()}  # fmt: skip
+    keys = {f: getattr(cfg, f) for f in StudyConfig.__dataclass_fields__ if f != "space"}
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"study": {**keys, "space": axes}, "base": freeze(base.config)}
+    journal.write_whole(folder / "study.json", json.dumps(record))
