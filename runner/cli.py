@@ -1,12 +1,13 @@
 """`espalier`: the verbs around a run. Each imports what it needs when it is called."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +15,9 @@ from rich.console import Console
 from runner import housekeeping
 from runner.errors import ConfigError, EspalierError
 from runner.housekeeping import Name, Reference, Root, chosen_cells
+
+if TYPE_CHECKING:
+    from runner.sweep.launch import Backend
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -165,25 +169,44 @@ def failures(name: Name, root: Root = Path(".")) -> None:
 def retry(
     name: Name,
     cause: Annotated[
-        str | None, typer.Option("--class", help="Only failures of this cause (`failures`).")
+        str | None,
+        typer.Option(
+            "--class", help="Only failures of this cause (`failures`), or oom for both memories."
+        ),
     ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Cells at a time.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="All of them: the default.")] = False,
+    jobs: Annotated[int | None, typer.Option(help="Run them here, so many at a time.")] = None,
     root: Root = Path("."),
 ) -> None:
-    """Run the failed cells of a sweep again, as they were frozen."""
+    """Run the failed cells of a sweep again, as they were frozen, by the launcher of its last start."""
     from runner.sweep.cells import sweep_cells  # noqa: PLC0415
-    from runner.sweep.failures import CLASSES, cause_of, failure  # noqa: PLC0415
-    from runner.sweep.launch import Local, launch  # noqa: PLC0415
-    from runner.sweep.policy import Policy  # noqa: PLC0415
+    from runner.sweep.failures import CLASSES, MEMORY, cause_of, failure  # noqa: PLC0415
+    from runner.sweep.launch import launch  # noqa: PLC0415
+    from runner.sweep.policy import load  # noqa: PLC0415
 
-    if cause is not None and cause not in CLASSES:
-        raise ConfigError(f"--class {cause!r} is none of: {', '.join(CLASSES)}")
-    failed = [cell for cell in sweep_cells(root, name) if cell.state == "failed"]
-    chosen = [cell for cell in failed if cause in (None, cause_of(failure(cell)))]
+    wanted = {"oom": MEMORY}.get(cause or "", (cause,))
+    if cause is not None and not set(wanted) <= set(CLASSES):
+        raise ConfigError(f"--class {cause!r} is none of: oom, {', '.join(CLASSES)}")
+    bad = [cell for cell in sweep_cells(root, name) if cell.state == "failed"]
+    chosen = [cell for cell in bad if cause is None or cause_of(failure(cell)) in wanted]
     if not chosen:
-        typer.echo(f"nothing to retry: {len(failed)} cells of {name} failed, none of this class")
+        typer.echo(f"nothing to retry: {len(bad)} cells of {name} failed, none of this class")
         return
-    raise typer.Exit(launch(chosen, Local(jobs), Policy(), retry_failed=True))
+    folder = root / "sweeps" / name
+    raise typer.Exit(launch(chosen, _backend(folder, jobs), load(folder), retry_failed=True))
+
+
+def _backend(sweep: Path, jobs: int | None) -> "Backend":
+    """Return the backend of a sweep's last start, or this machine with `jobs` places."""
+    from runner.config import typed  # noqa: PLC0415
+    from runner.sweep.launch import Local  # noqa: PLC0415
+    from runner.sweep.slurm import Slurm, SlurmConfig  # noqa: PLC0415
+
+    file = sweep / "launcher.json"
+    record = json.loads(file.read_text()) if file.exists() else {"launcher": "local"}
+    if jobs is None and record["launcher"] == "slurm":
+        return Slurm(typed("hydra.launcher", SlurmConfig, record["keys"]))
+    return Local(jobs or record.get("jobs"))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Reconcile, then run: done cells are skipped, interrupted ones resumed, failed ones on request."""
 
+import json
 import os
 import signal
 from collections import Counter
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 class Backend(Protocol):
     """Where cells run."""
+
+    def record(self) -> dict[str, Any]:
+        """Return what makes the same backend again: `espalier retry` uses the last one."""
 
     def run(self, cells: list[Cell], again: tuple[str, ...], view: "View") -> None:
         """Run those of `cells` whose state is in `again` and return when none runs any more."""
@@ -63,6 +67,7 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
         freeze_cell(cell)
     sweep = join_sweep(cells[0].config.name, cells)
     policy.start(sweep, policies)
+    journal.write_whole(sweep / "launcher.json", json.dumps(backend.record()))
     states = Counter(cell.state for cell in cells)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
     again = ("new", "interrupted", *(["failed"] if retry_failed else []))
@@ -146,6 +151,10 @@ class Local:
         if jobs is not None and jobs < 1:
             raise ConfigError(f"hydra.launcher.jobs={jobs} must be at least 1")
         self.jobs = jobs
+
+    def record(self) -> dict[str, Any]:
+        """Return the number of places."""
+        return {"launcher": "local", "jobs": self.jobs}
 
     def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
         """Run the cells here; those that run under another launcher are waited for."""

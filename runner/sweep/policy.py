@@ -63,7 +63,7 @@ def halted(cell: Cell) -> str | None:
     if not places:
         return None
     most = max(len(list(place.iterdir())) for place in places)
-    limit = _load(folder).max_alike
+    limit = load(folder).max_alike
     if limit is None or most < limit:
         return None
     return f"{most} cells failed alike (hydra.sweeper.max_alike={limit}): no further one starts; `espalier failures {folder.name}`"
@@ -71,7 +71,7 @@ def halted(cell: Cell) -> str | None:
 
 def tell(folder: Path) -> None:
     """Call on_finish or on_failure if every member of the sweep has ended and nobody has called yet."""
-    policy = _load(folder)
+    policy = load(folder)
     if policy.on_finish is None and policy.on_failure is None:
         return
     root = folder.parent.parent
@@ -106,6 +106,7 @@ def _sweep(cell: Cell) -> Path:
     return cell.folder.parent.parent / "sweeps" / str(cell.config.name)
 
 
-def _load(folder: Path) -> Policy:
+def load(folder: Path) -> Policy:
+    """Return the policy of a sweep's folder, the default where it has none."""
     file = folder / "policy.json"
     return typed("policy", Policy, json.loads(file.read_text()) if file.exists() else {})

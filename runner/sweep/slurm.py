@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,10 @@ class Slurm:
 
     def __init__(self, cfg: SlurmConfig) -> None:
         self.cfg, self._left = cfg, False
+
+    def record(self) -> dict[str, Any]:
+        """Return the keys of the submission."""
+        return {"launcher": "slurm", "keys": asdict(self.cfg)}
 
     def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
         """Submit, and wait for the end of all that is queued."""
