@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -203,7 +203,7 @@ def _backend(sweep: Path, jobs: int | None) -> "Backend":
     from runner.sweep.slurm import Slurm, SlurmConfig  # noqa: PLC0415
 
     file = sweep / "launcher.json"
-    record = json.loads(file.read_text()) if file.exists() else {"launcher": "local"}
+    record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"launcher": ""}
     if jobs is None and record["launcher"] == "slurm":
         return Slurm(typed("hydra.launcher", SlurmConfig, record["keys"]))
     return Local(jobs or record.get("jobs"))
