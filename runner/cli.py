@@ -152,7 +152,7 @@ def diff(a: Reference, b: Reference, root: Root = Path(".")) -> None:
 
 @app.command()
 def failures(name: Name, root: Root = Path(".")) -> None:
-    """Group the failed cells of a sweep by cause, with the keys they share."""
+    """Group the cells of a sweep that did not finish by cause, with the keys they share."""
     from runner.sweep.cells import sweep_cells  # noqa: PLC0415
     from runner.sweep.failures import clusters  # noqa: PLC0415
 

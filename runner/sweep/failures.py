@@ -22,6 +22,14 @@ _CLASSES = (
 )
 MEMORY = ("gpu memory", "host memory")
 CLASSES = (*(name for name, _ in _CLASSES), "code")
+# What SLURM says of a job whose cell neither finished nor waits in the queue.
+_ENDED_BY_SLURM = {
+    "TIMEOUT": "time limit",
+    "NODE_FAIL": "node",
+    "PREEMPTED": "preemption",
+    "OUT_OF_MEMORY": "host memory",
+    "CANCELLED": "cancelled",
+}
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S+)')
 
 
@@ -67,20 +75,39 @@ def failure(cell: Cell) -> dict[str, Any]:
 
 
 def clusters(cells: Sequence[Cell]) -> list[Cluster]:
-    """Return the failed cells among `cells` grouped by cause and place, the largest group first."""
+    """Return the cells that did not finish grouped by cause and place, the largest group first.
+
+    These are the failed and diverged ones and those that SLURM ended without another leg.
+    """
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     messages: dict[tuple[str, str, str], str] = {}
     for cell in cells:
-        if cell.state == "failed":
-            event = failure(cell)
-            key = signature(event)
+        found = _cause(cell)
+        if found is not None:
+            key, message = found
             groups.setdefault(key, []).append(cell)
-            messages.setdefault(key, str(event.get("message", "")).strip().partition("\n")[0])
-    found = [
+            messages.setdefault(key, message)
+    made = [
         Cluster(key[0], messages[key], key[2], tuple(group), _shared(group, cells))
         for key, group in groups.items()
     ]
-    return sorted(found, key=lambda c: -len(c.cells))
+    return sorted(made, key=lambda c: -len(c.cells))
+
+
+def _cause(cell: Cell) -> tuple[tuple[str, str, str], str] | None:
+    state = cell.state
+    if state == "failed":
+        event = failure(cell)
+        return signature(event), str(event.get("message", "")).strip().partition("\n")[0]
+    if state == "diverged":
+        return ("divergence", "", ""), "a result, not retried: see train.diverged_nats"
+    if state != "interrupted":
+        return None
+    said = [e["slurm"] for e in journal.events(journal.attempts(cell.folder)[-1]) if "slurm" in e]
+    if not said:
+        return None
+    cause = _ENDED_BY_SLURM.get(said[-1], "unknown")
+    return (cause, said[-1], ""), f"SLURM: {said[-1]}; the same command submits it again"
 
 
 def _frame(traceback: str) -> str:

@@ -276,7 +276,7 @@ def _settle_dead(root: Path, name: str, cells: list[Cell]) -> dict[str, str] | N
         waiting = queued(root, name)
     except StorageError:
         return None
-    silent = [c for c in cells if c.fingerprint not in waiting and c.state == "running"]
+    silent = [c for c in cells if c.fingerprint not in waiting and _left_silently(c)]
     jobs = {c.fingerprint: _lease(c).get("job") for c in silent}
     ended = _sacct([job for job in jobs.values() if job])
     for cell in silent:
@@ -284,6 +284,14 @@ def _settle_dead(root: Path, name: str, cells: list[Cell]) -> dict[str, str] | N
         if state and state not in ("RUNNING", "PENDING", "REQUEUED", "COMPLETING"):
             journal.settle(cell.folder, "interrupted", slurm=state)
     return waiting
+
+
+def _left_silently(cell: Cell) -> bool:
+    """True where the newest attempt shows no end, or asks to be submitted again: SLURM knows why."""
+    if cell.state == "running":
+        return True
+    tries = journal.attempts(cell.folder)
+    return bool(tries) and [e["event"] for e in journal.events(tries[-1])][-1:] == ["needs_resubmit"]  # fmt: skip
 
 
 def _lease(cell: Cell) -> dict[str, Any]:

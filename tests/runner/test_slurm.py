@@ -174,7 +174,9 @@ def test_preempted_requeued_and_timed_out_runs_end_with_the_same_bits(command: C
     (job,) = _jobs(tmp_path / "spot")
     assert _sacct(job) == ["PREEMPTED"]
     told = [e["event"] for a in _attempts(tmp_path / "spot") for e in journal.events(a)]
-    assert told[-1] == "needs_resubmit"
+    assert "needs_resubmit" in told
+    causes = _run([sys.executable, "-m", "runner.cli", "failures", "spot", "--root", str(tmp_path / "spot")])  # fmt: skip
+    assert causes.stdout.startswith("1 of 1: preemption"), causes.stdout
     running["spot"] = subprocess.Popen(given["spot"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     for kind, process in running.items():
         _, errors = process.communicate(timeout=280)
@@ -287,6 +289,17 @@ def test_a_stage_waits_for_the_jobs_it_starts_from(command: Command, tmp_path: P
             begun = journal.events(journal.attempts(cell.folder)[0])[0]["time"]
             ended = journal.events(journal.attempts(cell.upstream)[-1])[-1]["time"]
             assert begun > ended
+
+
+@needs_slurm
+def test_slots_of_a_study_share_its_trials(command: Command, tmp_path: Path) -> None:
+    space = "hydra.sweeper.space={optim.lr:{low:1e-4,high:1e-1,log:true}}"
+    study = command("name=o", "hydra/sweeper=optuna", space, "hydra.sweeper.trials=5", "hydra.launcher.max_running=2")  # fmt: skip
+    done = _run(study)
+    assert done.returncode == 0, done.stderr
+    assert "5 trials (5 complete)" in done.stderr
+    assert _sacct(_jobs(tmp_path)[0]) == ["COMPLETED"] * 2
+    assert sorted(len(journal.attempts(f)) for f in tmp_path.glob("runs/*")) == [1] * 5
 
 
 @needs_slurm
