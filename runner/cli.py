@@ -87,7 +87,7 @@ def status(
         Console().print(table.render())
         return
     with Live(table.render(), console=Console(), refresh_per_second=2) as live:
-        while any(cell.state == "running" for cell in cells):
+        while any(cell.state == "running" for cell in cells) or table.queue():
             time.sleep(0.5)
             live.update(table.render())
 

@@ -18,7 +18,9 @@ class FaultyConfig(DecoderConfig):
     fault: Literal["none", "segfault", "exit0", "hang", "raise", "oom", "slow"] = "none"
 
     def build(self, vocab_size: int, seed: int) -> Decoder:
-        """Return the model, or fail."""
+        """Return the model, or fail; the launcher, which builds models to plan, is spared."""
+        if "ESPALIER_LAUNCHED" not in os.environ:
+            return super().build(vocab_size, seed)
         if self.fault == "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.fault == "exit0":

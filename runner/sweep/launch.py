@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import psutil
 from rich.console import Console
 from rich.live import Live
 
@@ -18,6 +19,7 @@ from runner.feed import finish_feeder, start_feeder
 from runner.sweep import policy
 from runner.sweep.cells import Cell, freeze_cell, join_sweep
 from runner.sweep.live import LiveTable
+from runner.sweep.plan import check
 from runner.sweep.policy import Policy
 from runner.sweep.pool import Pool, count_gpus, gpus_for
 
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """Where cells run."""
+    """Where cells run; `memory_gb` is what its machine has, None where it is not known."""
+
+    memory_gb: float | None
 
     def record(self) -> dict[str, Any]:
         """Return what makes the same backend again: `espalier retry` uses the last one."""
@@ -59,10 +63,8 @@ class View:
 def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_failed: bool) -> int:
     """Run what is left of `cells` and return the exit code of the sweep."""
     console = Console(stderr=True)
-    if any(c.config.resources.mem_gb or c.config.resources.gpu for c in cells):
-        from runner.sweep.plan import check  # noqa: PLC0415  (torch: seconds)
-
-        check(cells)
+    again = ("new", "interrupted", *(["failed"] if retry_failed else []))
+    check([cell for cell in cells if cell.state in again], backend.memory_gb)
     for cell in cells:
         freeze_cell(cell)
     sweep = join_sweep(cells[0].config.name, cells)
@@ -70,7 +72,6 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
     journal.write_whole(sweep / "launcher.json", json.dumps(backend.record()))
     states = Counter(cell.state for cell in cells)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-    again = ("new", "interrupted", *(["failed"] if retry_failed else []))
     left_to_run = sum(states[state] for state in again)
     console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {left_to_run} to run")
     drifted = [c for c in cells if c.state == "finished" and environment.drift(c.folder)]
@@ -151,6 +152,7 @@ class Local:
         if jobs is not None and jobs < 1:
             raise ConfigError(f"hydra.launcher.jobs={jobs} must be at least 1")
         self.jobs = jobs
+        self.memory_gb: float | None = psutil.virtual_memory().total / 1e9
 
     def record(self) -> dict[str, Any]:
         """Return the number of places."""

@@ -1,7 +1,7 @@
 """The live table of a sweep: cell, state, step, loss, tokens/s, time left."""
 
 import json
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class LiveTable:
 
     def __init__(self, cells: list[Cell] | Callable[[], list[Cell]]) -> None:
         self.cells = cells if callable(cells) else lambda: cells
-        self.queued: Callable[[], Container[str]] = tuple  # the cells that wait in a queue
+        self.queued: Callable[[], Collection[str]] = tuple  # the cells that wait in a queue
         self._ended: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def render(self) -> Table:
@@ -32,7 +32,7 @@ class LiveTable:
         for column in ("cell", "run", "state", "step", "loss", "val loss", "tokens/s", "left"):
             words = column in ("cell", "run", "state")
             table.add_column(column, justify="left" if words else "right")
-        queue = self._queue()
+        queue = self.queue()
         for cell in self.cells():
             state, last = self._read(cell)
             if cell.fingerprint in queue and state != "running":
@@ -45,7 +45,8 @@ class LiveTable:
             )  # fmt: skip
         return table
 
-    def _queue(self) -> Container[str]:
+    def queue(self) -> Collection[str]:
+        """Return the cells that wait in a queue, as far as the scheduler answers."""
         try:
             return self.queued()
         except StorageError:  # the scheduler does not answer: the journal is what is known

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from runner import environment, journal
 from runner.budget import Budget, budget
-from runner.errors import ConfigError
+from runner.errors import ConfigError, StorageError
 from runner.hardware import gpu_named
 from runner.memory import predicted_bytes
 from runner.sweep.cells import Cell
@@ -37,10 +37,12 @@ class Planned:
 
     Args:
         speeds: the FLOP/s of this root's finished runs by (precision, hardware).
+        machine_gb: memory of the machine where the cell names none (None: unknown).
     """
 
     cell: Cell
     speeds: dict[tuple[str, str], float]
+    machine_gb: float | None = None
 
     @cached_property
     def state(self) -> str:
@@ -61,11 +63,14 @@ class Planned:
 
     @cached_property
     def memory_bytes(self) -> int | None:
-        """Peak memory of a rank: of its GPU where it has one, else of its process."""
+        """Peak memory of a rank: of its GPU where it has one, else of its process; None: unknown."""
         if self.budget is None:
             return None
         run = self.cell.config
-        return predicted_bytes(run, self.budget.vocab_size, gpu=bool(run.resources.gpus))
+        try:
+            return predicted_bytes(run, self.budget.vocab_size, gpu=bool(run.resources.gpus))
+        except Exception:  # a model that looks at values cannot be walked through without them
+            return None
 
     @cached_property
     def disk_bytes(self) -> int | None:
@@ -101,28 +106,49 @@ class Planned:
         gpu = gpu_named(resources.gpu) if resources.gpu else None
         if gpu and gpu.peak(run.precision.compute) is None:
             return f"precision.compute={run.precision.compute} is not supported by resources.gpu={resources.gpu}"
-        limit_gb = gpu.memory_gb if gpu and resources.gpus else resources.mem_gb
-        if limit_gb is None or self.memory_bytes is None:
+        if self.memory_bytes is None:
             return None
-        need_gb = self.memory_bytes / 1e9
-        if not (gpu and resources.gpus):
-            need_gb *= resources.per_node
-        if need_gb <= limit_gb:
+        if resources.gpus:
+            limit_gb, need = gpu.memory_gb if gpu else None, self.memory_bytes
+            where = f"resources.gpu={resources.gpu}"
+        else:
+            limit_gb, need = (
+                resources.mem_gb or self.machine_gb,
+                self.memory_bytes * resources.per_node,
+            )
+            where = f"resources.mem_gb={resources.mem_gb:g}" if resources.mem_gb else "this machine"
+        if limit_gb is None or need <= limit_gb * 1e9:
             return None
-        key = f"resources.gpu={resources.gpu}" if gpu and resources.gpus else f"resources.mem_gb={limit_gb:g}"  # fmt: skip
-        return f"needs about {need_gb:.1f} GB but {key} gives {limit_gb:g}; lower train.micro_batch, or give more"
+        return f"needs about {need / 1e9:.1f} GB but {where} has {limit_gb:.4g}; lower train.micro_batch, or give more"
 
 
-def check(cells: Sequence[Cell]) -> None:
+def check(cells: Sequence[Cell], machine_gb: float | None = None) -> None:
     """Refuse cells that cannot run, before anything is submitted.
+
+    Args:
+        cells: those that are about to run; machine_gb: see `Planned`.
 
     Raises:
         ConfigError: naming each with the key to change.
+        StorageError: the disk has no room for their checkpoints.
     """
-    bounded = [c for c in cells if c.config.resources.mem_gb or c.config.resources.gpu]
-    bad = [p for p in (Planned(c, {}) for c in bounded) if p.cell.state in _WILL_RUN and p.problem]  # fmt: skip
+    rows = [Planned(cell, {}, machine_gb) for cell in cells]
+    bad = [f"{row.cell.label}: {row.problem}" for row in rows if row.problem]
     if bad:
-        raise ConfigError("\n".join(f"{p.cell.label}: {p.problem}" for p in bad))
+        raise ConfigError("\n".join(bad))
+    short = _short_of_disk(rows)
+    if short:
+        raise StorageError(short)
+
+
+def _short_of_disk(rows: Sequence[Planned]) -> str | None:
+    if not rows:
+        return None
+    root = Path(rows[0].cell.config.root).resolve()
+    need, free = sum(row.disk_bytes or 0 for row in rows), _free(root)
+    if need <= free:
+        return None
+    return f"checkpoints may take {_bytes(need)} but {root} has {_bytes(free)} free; lower train.checkpoint.keep_last, or set root="
 
 
 def plan(cells: Sequence[Cell]) -> tuple[Table, str]:
@@ -145,10 +171,10 @@ def plan(cells: Sequence[Cell]) -> tuple[Table, str]:
             row.cell.label, state, *counts, _bytes(row.memory_bytes), _bytes(row.disk_bytes),
             _range(row.seconds),
         )  # fmt: skip
-    return table, "\n".join(_totals(rows, root))
+    return table, "\n".join(_totals(rows))
 
 
-def _totals(rows: list[Planned], root: Path) -> list[str]:
+def _totals(rows: list[Planned]) -> list[str]:
     states = Counter(row.state for row in rows)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
     todo = [row for row in rows if row.state in _WILL_RUN]
@@ -167,9 +193,9 @@ def _totals(rows: list[Planned], root: Path) -> list[str]:
     longer = [r for r, s in known if s[1] > r.cell.config.resources.timeout_min * 60]
     if longer:
         lines.append(f"{len(longer)} cells outlast resources.timeout_min and take several SLURM jobs each")  # fmt: skip
-    disk, free = sum(row.disk_bytes or 0 for row in todo), _free(root)
-    if disk > free:
-        lines.append(f"[red]checkpoints may take {_bytes(disk)} but {root} has {_bytes(free)} free[/]; lower train.checkpoint.keep_last, or set root=")  # fmt: skip
+    short = _short_of_disk(todo)
+    if short:
+        lines.append(f"[red]{short}[/]")
     lines += [f"[red]invalid[/] {row.cell.label}: {row.problem}" for row in rows if row.problem]
     drifted = [row for row in rows if row.state == "drifted"]
     if drifted:

@@ -83,6 +83,8 @@ class SlurmConfig:
 class Slurm:
     """The cluster: submit what is neither done nor queued, then watch it, or leave it alone."""
 
+    memory_gb: float | None = None  # nodes differ: resources.mem_gb says what a cell gets
+
     def __init__(self, cfg: SlurmConfig) -> None:
         self.cfg, self._left = cfg, False
 

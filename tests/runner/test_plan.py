@@ -10,6 +10,7 @@ import pytest
 
 from runner import environment, journal
 from runner.config import validate
+from runner.errors import StorageError
 from runner.sweep import plan as planning
 from runner.sweep.cells import Cell, load_cell, make_cells
 from runner.sweep.plan import Planned, check, plan
@@ -57,9 +58,9 @@ def cell(compose: Callable[..., dict[str, Any]]) -> Callable[..., Cell]:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["resources.mem_gb=0.1"], "needs about 0.4 GB but resources.mem_gb=0.1 gives 0.1; lower train.micro_batch"),
+        (["resources.mem_gb=0.1"], "needs about 0.4 GB but resources.mem_gb=0.1 has 0.1; lower train.micro_batch"),
         (["resources.gpu=V100", "precision=bf16"], "precision.compute=bf16 is not supported by resources.gpu=V100"),
-        (["resources.gpu=A100", "resources.gpus=1", "model=gpt2_124m", "train.batch_size=4096", "train.sequence_length=512"], "resources.gpu=A100 gives 80"),
+        (["resources.gpu=A100", "resources.gpus=1", "model=gpt2_124m", "train.batch_size=4096", "train.sequence_length=512"], "resources.gpu=A100 has 80"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_with_the_key(
@@ -82,6 +83,8 @@ def test_a_refused_cell_keeps_all_from_running(espalier: Run, tmp_path: Path) ->
     assert done.returncode == 1
     assert "width=4096: needs about" in done.stderr
     assert not list(tmp_path.glob("runs/*"))
+    huge = espalier("-m", "model.width=65536", "model.num_heads=512", "model.depth=40")
+    assert "this machine has" in huge.stderr
 
 
 def test_time_disk_and_drift_are_told(
@@ -109,6 +112,8 @@ def test_time_disk_and_drift_are_told(
     record.unlink()
     (folder / "attempts/0001/events.jsonl").unlink()
     assert "checkpoints may take" in plan([done])[1]
+    with pytest.raises(StorageError, match=r"lower train\.checkpoint\.keep_last"):
+        check([done])
 
 
 def test_a_named_gpu_without_runs_gets_a_range_of_time(cell: Callable[..., Cell]) -> None:

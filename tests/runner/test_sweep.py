@@ -129,7 +129,7 @@ def test_a_cell_of_two_processes_runs_under_the_launcher(espalier: Run, tmp_path
 
 
 def test_more_gpus_than_there_are_is_refused(espalier: Run) -> None:
-    done = espalier("-m", "resources.gpus=99")
+    done = espalier("-m", "resources.gpus=99", "train.batch_size=99")
     assert done.returncode != 0
     assert "resources.gpus=99 but this machine has" in done.stderr
 
