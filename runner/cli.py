@@ -78,7 +78,7 @@ def status(
 
     from runner.sweep.cells import sweep_cells  # noqa: PLC0415
     from runner.sweep.live import LiveTable  # noqa: PLC0415
-    from runner.sweep.slurm import queued  # noqa: PLC0415
+    from runner.sweep.queue import queued  # noqa: PLC0415
 
     cells = sweep_cells(root, name)
     table = LiveTable(cells)
@@ -88,7 +88,7 @@ def status(
         return
     with Live(table.render(), console=Console(), refresh_per_second=2) as live:
         while any(cell.state == "running" for cell in cells) or table.queue():
-            time.sleep(0.5)
+            time.sleep(2.0)
             live.update(table.render())
 
 
@@ -217,7 +217,7 @@ def cancel(
 ) -> None:
     """Stop running cells (they save first) and keep waiting ones from starting; a new launch resumes."""
     from runner.sweep.cancel import cancel as cancel_cells  # noqa: PLC0415
-    from runner.sweep.slurm import queued  # noqa: PLC0415
+    from runner.sweep.queue import queued  # noqa: PLC0415
 
     for line in cancel_cells(chosen_cells(root, name, cells), queued(root, name)):
         typer.echo(line)

@@ -80,7 +80,25 @@ class SlurmLauncher(CellLauncher):
         self.backend = Slurm(typed("hydra.launcher", SlurmConfig, _plain(keys)))
 
 
-class GridSweeper(Sweeper):
+class CellSweeper(Sweeper):
+    """A sweeper of ours: it makes frozen cells, which a `CellLauncher` runs under a policy."""
+
+    def __init__(self, keys: dict[str, Any]) -> None:
+        self.keys = _plain(keys)
+        policies = {f.name: self.keys.pop(f.name) for f in fields(Policy) if f.name in self.keys}
+        self.policy = typed("hydra.sweeper", Policy, policies)
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what composing points needs."""
+        self.composer = Composer(config, hydra_context.config_loader)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+
+class GridSweeper(CellSweeper):
     """`hydra/sweeper=grid`: a grid of points, each frozen as a cell before any runs.
 
     Args:
@@ -100,21 +118,10 @@ class GridSweeper(Sweeper):
         adopt: dict[str, str] | None = None,
         **grid: Any,
     ) -> None:
+        super().__init__(grid)
         self.adopt = adopt
         self.filter, self.dry_run, self.retry_failed = filter, dry_run, retry_failed
-        keys = _plain(grid)
-        policies = {f.name: keys.pop(f.name) for f in fields(Policy) if f.name in keys}
-        self.policy = typed("hydra.sweeper", Policy, policies)
-        self.grid = parse_grid(keys)
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Keep what composing points needs."""
-        self.composer = Composer(config, hydra_context.config_loader)
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        self.grid = parse_grid(self.keys)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the grid and exit with its code."""
@@ -181,23 +188,12 @@ class GridSweeper(Sweeper):
         return points
 
 
-class OptunaSweeper(Sweeper):
+class OptunaSweeper(CellSweeper):
     """`hydra/sweeper=optuna`: trials are asked and told cell by cell, see `runner/sweep/study.py`."""
 
     def __init__(self, **keys: Any) -> None:
-        plain = _plain(keys)
-        policies = {f.name: plain.pop(f.name) for f in fields(Policy) if f.name in plain}
-        self.policy = typed("hydra.sweeper", Policy, policies)
-        self.study = typed("hydra.sweeper", StudyConfig, plain)
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Keep what composing the base cell needs."""
-        self.composer = Composer(config, hydra_context.config_loader)
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        super().__init__(keys)
+        self.study = typed("hydra.sweeper", StudyConfig, self.keys)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the study and exit with its code."""

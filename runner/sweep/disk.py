@@ -8,7 +8,7 @@ from pathlib import Path
 from runner import checkpoint, journal
 from runner.errors import StorageError
 from runner.sweep.cells import members
-from runner.sweep.slurm import queued
+from runner.sweep.queue import queued
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from runner.errors import StorageError
 from runner.settings import ResourcesConfig
 from runner.sweep.cells import Cell, freeze_cell
 from runner.sweep.launch import View
+from runner.sweep.queue import queued, settle_dead
 from runner.sweep.resources import by_class
 from runner.sweep.snapshot import snapshot
 
@@ -96,17 +97,12 @@ class Slurm:
         """Submit, and wait for the end of all that is queued."""
         root = Path(cells[0].config.root).resolve()
         name = cells[0].config.name
-        view.table.queued = lambda: queued(root, name).keys()
         rest = self._submit(root, name, cells, again, view)
         while self.cfg.wait and not self._left:
-            before = time.monotonic()
-            while not self._left and time.monotonic() < before + _POLL_S:
-                time.sleep(0.1)
-            view.tick()
-            waiting = _settle_dead(root, name, cells)
+            waiting = self._look(root, name, cells, view)
             if rest and waiting is not None:
                 rest = self._submit(root, name, rest, again, view)
-            elif waiting is not None and not waiting:
+            elif waiting == {}:
                 return
 
     def run_study(self, study: "Study", view: View) -> None:
@@ -121,10 +117,19 @@ class Slurm:
                 job = self._sbatch(root, name, snapshot(root), tasks, names, base.resources, [])
                 view.say(f"{slots} slots submitted as job {job}")
         while self.cfg.wait and not self._left:
-            time.sleep(_POLL_S)
-            view.tick()
-            if _settle_dead(root, name, study.cells()) == {}:
+            if self._look(root, name, study.cells(), view) == {}:
                 return
+
+    def _look(self, root: Path, name: str, cells: list[Cell], view: View) -> dict[str, str] | None:
+        """Show the table every so often and return what is queued, None where SLURM does not answer."""
+        end = time.monotonic() + _POLL_S
+        while not self._left and time.monotonic() < end:
+            time.sleep(0.1)
+        waiting = settle_dead(root, name, cells)
+        if waiting is not None:
+            view.table.queued = lambda: waiting
+        view.tick()
+        return waiting
 
     def leave(self) -> str:
         """Stop watching."""
@@ -136,7 +141,7 @@ class Slurm:
     ) -> list[Cell]:
         """Submit each cell that waits for it once, also where others launch too; return what was refused."""
         with journal.locked(root / "sweeps" / name / "submit.lock"):
-            waiting = _settle_dead(root, name, cells)
+            waiting = settle_dead(root, name, cells)
             if waiting is None:
                 raise StorageError(
                     "squeue does not answer; nothing was submitted, try again when it does"
@@ -237,80 +242,6 @@ def _comes(cell: Cell, jobs: Mapping[str, str]) -> bool:
     """True where the run that `cell` starts from is there, or will be."""
     run = cell.upstream
     return run is None or run.name in jobs or journal.state(run) == "finished"
-
-
-def queued(root: Path, name: str) -> dict[str, str]:
-    """Return the fingerprints of a sweep that squeue knows, each with its array task, `123_4`.
-
-    Raises:
-        StorageError: the controller does not answer: unknown is not gone.
-    """
-    known = {job: tasks for job, tasks, _ in _submissions(root, name)}
-    if not known:
-        return {}
-    command = ["squeue", "--me", "-h", "-r", "-o", "%F %K %T"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise StorageError(f"squeue does not answer: {done.stderr.strip()}; try again when it does")
-    found: dict[str, str] = {}
-    for line in done.stdout.splitlines():
-        job, index, _ = line.split(maxsplit=2)
-        if job in known and index.isdigit():
-            found |= {cell: f"{job}_{index}" for cell in known[job][int(index)]}
-    return found
-
-
-def _submissions(root: Path, name: str) -> list[tuple[str, list[list[str]], Path]]:
-    found = []
-    for file in sorted((root / "sweeps" / name / "submissions").glob("*.json")):
-        record = json.loads(file.read_text())
-        found.append((record["job"], record["tasks"], file))
-    return found
-
-
-def _settle_dead(root: Path, name: str, cells: list[Cell]) -> dict[str, str] | None:
-    """Record what SLURM ended without a word (a lost node, a kill); None where it does not answer.
-
-    A cell in no queue that still counts as running has lost its process: the heartbeat would show
-    it two minutes later.
-    """
-    try:
-        waiting = queued(root, name)
-    except StorageError:
-        return None
-    silent = [c for c in cells if c.fingerprint not in waiting and _left_silently(c)]
-    jobs = {c.fingerprint: _lease(c).get("job") for c in silent}
-    ended = _sacct([job for job in jobs.values() if job])
-    for cell in silent:
-        state = ended.get(jobs[cell.fingerprint] or "", "")
-        if state and state not in ("RUNNING", "PENDING", "REQUEUED", "COMPLETING"):
-            journal.settle(cell.folder, "interrupted", slurm=state)
-    return waiting
-
-
-def _left_silently(cell: Cell) -> bool:
-    """True where the newest attempt shows no end, or asks to be submitted again: SLURM knows why."""
-    if cell.state == "running":
-        return True
-    tries = journal.attempts(cell.folder)
-    return bool(tries) and [e["event"] for e in journal.events(tries[-1])][-1:] == ["needs_resubmit"]  # fmt: skip
-
-
-def _lease(cell: Cell) -> dict[str, Any]:
-    lease: dict[str, Any] = json.loads(
-        (journal.attempts(cell.folder)[-1] / "lease.json").read_text()
-    )
-    return lease
-
-
-def _sacct(jobs: Sequence[str]) -> dict[str, str]:
-    """Return the state of raw job ids as accounting knows it by now; it may lag and lack some."""
-    if not jobs:
-        return {}
-    command = ["sacct", "-X", "-n", "-P", "-o", "JobIDRaw,State", "-j", ",".join(jobs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    rows = (line.split("|") for line in done.stdout.splitlines() if "|" in line)
-    return {job: state.split()[0] for job, state in rows}
 
 
 def _max_array_size() -> int:
