@@ -40,6 +40,7 @@ from runner.sweep.slurm import Slurm, SlurmConfig
 from runner.sweep.stages import in_order, link
 from runner.sweep.study import StudyConfig, load_study, save_study
 
+_FILE_WIDTH = 240
 _NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")
 
 
@@ -139,7 +140,12 @@ class GridSweeper(CellSweeper):
             from runner.sweep.plan import plan  # noqa: PLC0415
 
             table, total = plan(cells)
-            Console().print(table, total, sep="\n")
+            console = Console()
+            if (
+                not console.is_terminal
+            ):  # a file or a pipe has no width that lines must be folded to
+                console = Console(width=_FILE_WIDTH)
+            console.print(table, total, sep="\n")
             return None
         code = launch(cells, self.launcher.backend, self.policy, retry_failed=self.retry_failed)
         if code:
