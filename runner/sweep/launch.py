@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,10 @@ from runner.feed import finish_feeder, start_feeder
 from runner.sweep import policy
 from runner.sweep.cells import Cell, freeze_cell, join_sweep
 from runner.sweep.live import LiveTable
-from runner.sweep.plan import check
 from runner.sweep.policy import Policy
 from runner.sweep.pool import Pool, count_gpus, gpus_for
+
+_SHOW_EVERY_S = 0.5
 
 if TYPE_CHECKING:
     from runner.sweep.study import Study
@@ -50,20 +52,25 @@ class View:
 
     def __init__(self, console: Console, live: Live, table: LiveTable) -> None:
         self.console, self.live, self.table = console, live, table
+        self._shown = 0.0
 
     def say(self, line: str) -> None:
         """Print a line above the table."""
         self.console.print(line)
 
     def tick(self) -> None:
-        """Show the table as of now."""
-        self.live.update(self.table.render())
+        """Show the table as of now, a few times a second at most: it reads every cell."""
+        if time.monotonic() - self._shown >= _SHOW_EVERY_S:
+            self.live.update(self.table.render())
+            self._shown = time.monotonic()
 
 
 def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_failed: bool) -> int:
     """Run what is left of `cells` and return the exit code of the sweep."""
     console = Console(stderr=True)
     again = ("new", "interrupted", *(["failed"] if retry_failed else []))
+    from runner.sweep.plan import check  # noqa: PLC0415  (torch, which the pool's template imports meanwhile)
+
     check([cell for cell in cells if cell.state in again], backend.memory_gb)
     for cell in cells:
         freeze_cell(cell)

@@ -17,17 +17,19 @@ from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
 from runner import journal
 from runner.feed import FED
-from runner.settings import ResourcesConfig
 from runner.sweep import policy
 from runner.sweep.cells import Cell
 from runner.sweep.live import tail
 from runner.sweep.outcome import record_crash, try_smaller
+
+if TYPE_CHECKING:
+    from runner.settings import ResourcesConfig  # torch: seconds
 
 _TICK_S, _LOOK_S = 0.25, 5.0
 _FOR_CELLS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
@@ -234,7 +236,7 @@ def gpus_for(cell: Cell, present: list[int]) -> int:
     return min(1, len(present)) if asked is None else asked
 
 
-def worker_command(folder: Path, resources: ResourcesConfig) -> list[str]:
+def worker_command(folder: Path, resources: "ResourcesConfig") -> list[str]:
     """Return the command that trains a cell in several processes, through srun in a SLURM job."""
     worker = ["-m", "runner.worker", str(folder)]
     if "SLURM_JOB_ID" in os.environ:
@@ -255,7 +257,7 @@ def worker_command(folder: Path, resources: ResourcesConfig) -> list[str]:
     return [sys.executable, *torchrun, f"--nproc-per-node={resources.per_node}", *worker]
 
 
-def _child(folder: str, threads: int, gpus: list[int], resources: ResourcesConfig) -> None:
+def _child(folder: str, threads: int, gpus: list[int], resources: "ResourcesConfig") -> None:
     """In the forked child: take the share of the machine that the launcher gave, then work."""
     os.environ["ESPALIER_LAUNCHED"] = os.environ[FED] = "1"
     threads = max(1, threads // resources.per_node)

@@ -9,12 +9,14 @@ What a class does not name keeps the value that stands above it.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.errors import ConfigError
-from runner.settings import ResourcesConfig
 from runner.sweep.cells import Cell
 from runner.sweep.expression import evaluate
+
+if TYPE_CHECKING:
+    from runner.settings import ResourcesConfig  # torch: seconds
 
 
 def choose(node: dict[str, Any], keys: Mapping[str, Any]) -> None:
@@ -37,7 +39,7 @@ def choose(node: dict[str, Any], keys: Mapping[str, Any]) -> None:
             return
 
 
-def by_class(cells: Iterable[Cell]) -> dict[ResourcesConfig, list[Cell]]:
+def by_class(cells: Iterable[Cell]) -> "dict[ResourcesConfig, list[Cell]]":
     """Return the cells grouped by what they need."""
     groups: dict[ResourcesConfig, list[Cell]] = {}
     for cell in cells:

@@ -23,7 +23,6 @@ from models.config import config
 from runner import journal
 from runner.config import validate
 from runner.errors import StorageError
-from runner.settings import ResourcesConfig
 from runner.sweep.cells import Cell, freeze_cell
 from runner.sweep.launch import View
 from runner.sweep.queue import queued, settle_dead
@@ -31,6 +30,7 @@ from runner.sweep.resources import by_class
 from runner.sweep.snapshot import snapshot
 
 if TYPE_CHECKING:
+    from runner.settings import ResourcesConfig  # torch: seconds
     from runner.sweep.study import Study
 
 _POLL_S = 2.0
@@ -198,7 +198,7 @@ class Slurm:
 
     def _sbatch(
         self, root: Path, name: str, code: Path, tasks: Sequence[Any], names: list[list[str]],
-        need: ResourcesConfig, waits_for: Sequence[str],
+        need: "ResourcesConfig", waits_for: Sequence[str],
     ) -> str:  # fmt: skip
         """Submit one array and return its job id.
 
@@ -252,7 +252,7 @@ def _max_array_size() -> int:
 
 
 def _script(
-    listing: Path, code: Path, count: int, need: ResourcesConfig, cfg: SlurmConfig, name: str,
+    listing: Path, code: Path, count: int, need: "ResourcesConfig", cfg: SlurmConfig, name: str,
     waits_for: Sequence[str],
 ) -> str:  # fmt: skip
     # submitit has no public name for this.

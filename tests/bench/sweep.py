@@ -92,14 +92,14 @@ def _commands(folder: Path, count: int) -> dict[str, list[str]]:
 
 
 def _submissions(folder: Path, count: int) -> dict[str, list[str]]:
-    later = "hydra.launcher.{}={{begin:now+1hour}}"
     ours = [*_ours(folder, "later"), f"seed=range({count})", "hydra/launcher=slurm"]
+    begin = "++hydra.launcher.{}.begin=now+1hour"
     return {
-        "ours": [*ours, later.format("sbatch"), "hydra.launcher.wait=false"],
+        "ours": [*ours, begin.format("sbatch"), "hydra.launcher.wait=false"],
         "hydra submitit_slurm": _hydra(
-            folder, count, "submitit_slurm", later.format("additional_parameters")
+            folder, count, "submitit_slurm", begin.format("additional_parameters")
         ),
-    }
+    }  # fmt: skip
 
 
 def _environment(peers: Path) -> dict[str, str]:
