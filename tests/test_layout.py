@@ -47,3 +47,8 @@ def test_help_answers_without_heavy_imports() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_launcher_starts_its_template_before_it_imports_torch() -> None:
+    code = "import sys, runner.hydra_plugin; assert not {'torch', 'mlflow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

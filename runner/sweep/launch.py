@@ -30,9 +30,15 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """Where cells run; `memory_gb` is what its machine has, None where it is not known."""
+    """Where cells run.
+
+    Args:
+        memory_gb: of its machine, None where it is not known.
+        waits: whether `run` returns when the cells have ended, or as soon as they are under way.
+    """
 
     memory_gb: float | None
+    waits: bool
 
     def record(self) -> dict[str, Any]:
         """Return what makes the same backend again: `espalier retry` uses the last one."""
@@ -75,11 +81,11 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
     for cell in cells:
         freeze_cell(cell)
     sweep = join_sweep(cells[0].config.name, cells)
-    policy.start(sweep, policies)
-    journal.write_whole(sweep / "launcher.json", json.dumps(backend.record()))
     states = Counter(cell.state for cell in cells)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
     left_to_run = sum(states[state] for state in again)
+    policy.start(sweep, policies, fresh=left_to_run > 0)
+    journal.write_whole(sweep / "launcher.json", json.dumps(backend.record()))
     console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {left_to_run} to run")
     drifted = [c for c in cells if c.state == "finished" and environment.drift(c.folder)]
     if drifted:
@@ -91,6 +97,9 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
     table = LiveTable(cells)
     if _attend(backend, cells[0], console, table, lambda view: backend.run(cells, again, view)):
         return 130
+    if not backend.waits:
+        console.print(f"under way: `espalier status {sweep.name} --watch`")
+        return 0
     policy.tell(sweep)
     return report(cells, sweep, console)
 
@@ -103,8 +112,8 @@ def launch_study(study: "Study", base: Cell, backend: Backend, policies: Policy)
     table = LiveTable(study.cells)
     left = _attend(backend, base, console, table, lambda view: backend.run_study(study, view))
     console.print(study.best())
-    if left:
-        return 130
+    if left or not backend.waits:
+        return 130 if left else 0
     failed = [cell for cell in study.cells() if cell.state == "failed"]
     return report(failed, study.folder, console)
 
@@ -158,7 +167,7 @@ class Local:
     def __init__(self, jobs: int | None = None) -> None:
         if jobs is not None and jobs < 1:
             raise ConfigError(f"hydra.launcher.jobs={jobs} must be at least 1")
-        self.jobs = jobs
+        self.jobs, self.waits = jobs, True
         self.memory_gb: float | None = psutil.virtual_memory().total / 1e9
 
     def record(self) -> dict[str, Any]:

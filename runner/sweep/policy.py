@@ -40,10 +40,11 @@ class Policy:
     on_failure: str | None = None
 
 
-def start(folder: Path, policy: Policy) -> None:
-    """Write the policy of a sweep that is about to run (again)."""
-    shutil.rmtree(folder / "alike", ignore_errors=True)
-    (folder / "told").unlink(missing_ok=True)
+def start(folder: Path, policy: Policy, *, fresh: bool = True) -> None:
+    """Write the policy of a sweep; `fresh`, where cells will run: count failures and tell anew."""
+    if fresh:
+        shutil.rmtree(folder / "alike", ignore_errors=True)
+        (folder / "told").unlink(missing_ok=True)
     text = json.dumps({k: getattr(policy, k) for k in ("max_alike", "on_finish", "on_failure")})
     journal.write_whole(folder / "policy.json", text)
 

@@ -87,7 +87,7 @@ class Slurm:
     memory_gb: float | None = None  # nodes differ: resources.mem_gb says what a cell gets
 
     def __init__(self, cfg: SlurmConfig) -> None:
-        self.cfg, self._left = cfg, False
+        self.cfg, self.waits, self._left = cfg, cfg.wait, False
 
     def record(self) -> dict[str, Any]:
         """Return the keys of the submission."""
@@ -98,7 +98,7 @@ class Slurm:
         root = Path(cells[0].config.root).resolve()
         name = cells[0].config.name
         rest = self._submit(root, name, cells, again, view)
-        while self.cfg.wait and not self._left:
+        while self.waits and not self._left:
             waiting = self._look(root, name, cells, view)
             if rest and waiting is not None:
                 rest = self._submit(root, name, rest, again, view)
@@ -116,7 +116,7 @@ class Slurm:
                 names = [[f"slot-{number}"] for number in range(slots)]
                 job = self._sbatch(root, name, snapshot(root), tasks, names, base.resources, [])
                 view.say(f"{slots} slots submitted as job {job}")
-        while self.cfg.wait and not self._left:
+        while self.waits and not self._left:
             if self._look(root, name, study.cells(), view) == {}:
                 return
 

@@ -65,6 +65,7 @@ def test_failures_that_are_alike_stop_the_sweep_which_tells_once(espalier: Run, 
     rest = espalier(*[a for a in grid if "max_alike" not in a])
     assert rest.returncode == 1
     assert told.read_text() == 'a {"failed": 4}\n'
+    assert espalier(*grid).returncode == 1  # nothing is left to run: nobody is told again
     tell(tmp_path / "sweeps" / "a")
     assert len(told.read_text().splitlines()) == 1
 

@@ -264,8 +264,12 @@ def test_a_cell_of_two_nodes_starts_its_ranks_through_srun(
     command: Command, tmp_path: Path
 ) -> None:
     shape = ["resources.nodes=2", "resources.processes=2", "resources.cpus=2"]
+    left = _run(command("name=n", *shape, "hydra.launcher.wait=false"))
+    assert left.returncode == 0, left.stderr
+    assert "under way" in left.stderr
     done = _run(command("name=n", *shape))
     assert done.returncode == 0, done.stderr
+    assert len(_jobs(tmp_path)) == 1
     assert _run(command("name=n", root=tmp_path / "one", launcher="local")).returncode == 0
     (several,), (one,) = tmp_path.glob("runs/*"), (tmp_path / "one").glob("runs/*")
     facts = json.loads((several / "attempts/0001/environment.json").read_text())
