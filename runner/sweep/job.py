@@ -39,10 +39,9 @@ def main() -> int:
     warm_up()
     task = json.loads(given.listing.read_text().splitlines()[index])
     if isinstance(task, dict):
-        study = load_study(Path(task["study"]))
-        pool.source = study
+        pool.source = load_study(Path(task["study"]))
         pool.run([], [], lambda: None)
-        cells = study.cells() if pool.stopping else []
+        cells = pool.given
     else:
         cells = [load_cell(Path(folder)) for folder in task]
         pool.run([cell for cell in cells if _starts(cell)], [], lambda: None)
@@ -53,6 +52,8 @@ def main() -> int:
     if any(_waits(cell) for cell in cells) and pool.stopping:
         _requeue(cells)
         return RESUME
+    if pool.source is not None:  # a pruned trial is interrupted and as it should be
+        return 1 if "failed" in states else 0
     return 0 if set(states) <= {"finished", "diverged"} else 1
 
 

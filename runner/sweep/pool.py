@@ -84,13 +84,14 @@ class Pool:
     Args:
         threads: cores of one place.
         gpus: indices dealt out to the cells; None leaves them all that the environment shows.
-        source: where further cells come from.
+        source: where further cells come from; `given` are those of it that were run.
     """
 
     jobs: int
     threads: int
     gpus: list[int] | None = field(default_factory=list)
     source: Source | None = None
+    given: list[Cell] = field(default_factory=list)
     stopping: bool = False
 
     def run(self, cells: list[Cell], elsewhere: list[Cell], tick: Callable[[], None]) -> None:
@@ -187,6 +188,7 @@ class Pool:
             policy.note_failure(child.cell)
         if self.source is not None:
             self.source.tell(child.cell)
+            self.given.append(child.cell)
 
     def _look(self) -> None:
         """Repeat a stop that came before the child could hear it, and end children that hang."""
