@@ -122,7 +122,8 @@ def _attend(
     backend: Backend, first: Cell, console: Console, table: LiveTable, run: Callable[["View"], None]
 ) -> bool:
     """Let the backend run with the table shown and MLflow fed; True where the user left early."""
-    feeder = start_feeder(first.config)
+    # Without anybody here to feed a server, each job of the cluster does so itself.
+    feeder = start_feeder(first.config) if backend.waits else None
     left: list[str] = []
 
     def leave(*_: Any) -> None:

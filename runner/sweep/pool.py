@@ -261,7 +261,9 @@ def worker_command(folder: Path, resources: "ResourcesConfig") -> list[str]:
 
 def _child(folder: str, threads: int, gpus: list[int], resources: "ResourcesConfig") -> None:
     """In the forked child: take the share of the machine that the launcher gave, then work."""
-    os.environ["ESPALIER_LAUNCHED"] = os.environ[FED] = "1"
+    os.environ["ESPALIER_LAUNCHED"] = "1"
+    if "SLURM_JOB_ID" not in os.environ:  # a job has it from the launcher that waits for it
+        os.environ[FED] = "1"
     threads = max(1, threads // resources.per_node)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if gpus:

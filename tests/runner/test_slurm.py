@@ -15,12 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from analysis.runs import from_folders, from_mlflow
 from runner import checkpoint, journal
 from runner.config import typed
 from runner.sweep.cells import load_cell
 from runner.sweep.slurm import SlurmConfig
 from runner.sweep.snapshot import snapshot
 from tests.conftest import ROOT, TINY
+from tests.runner.test_tracking import Server, assert_equal
 from tests.slurm import cluster
 
 LONG = ["train.steps=4500", "eval.every=1500", "train.log_every=50", "model.dropout=0.1"]
@@ -293,6 +295,19 @@ def test_a_stage_waits_for_the_jobs_it_starts_from(command: Command, tmp_path: P
             begun = journal.events(journal.attempts(cell.folder)[0])[0]["time"]
             ended = journal.events(journal.attempts(cell.upstream)[-1])[-1]["time"]
             assert begun > ended
+
+
+@needs_slurm
+def test_jobs_that_nobody_waits_for_feed_a_server_themselves(command: Command, tmp_path: Path) -> None:  # fmt: skip
+    server = Server(tmp_path)
+    server.start()
+    try:
+        left = _run(command("name=w", "seed=1,2", f"track.uri={server.uri}", "hydra.launcher.wait=false"))  # fmt: skip
+        assert left.returncode == 0, left.stderr
+        assert _sacct(_jobs(tmp_path)[0]) == ["COMPLETED"] * 2
+        assert_equal(from_folders(tmp_path, "w"), from_mlflow(server.uri, "w"))
+    finally:
+        server.kill()
 
 
 @needs_slurm
