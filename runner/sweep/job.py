@@ -39,7 +39,7 @@ def main() -> int:
     warm_up()
     task = json.loads(given.listing.read_text().splitlines()[index])
     if isinstance(task, dict):
-        pool.source = load_study(Path(task["study"]))
+        pool.source = load_study(Path(task["study"]), slot=index)
         pool.run([], [], lambda: None)
         cells = pool.given
     else:

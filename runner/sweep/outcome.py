@@ -1,6 +1,7 @@
 """What follows when a cell's process has ended: the crash it could not record, the second try it gets."""
 
 import signal
+import time
 from dataclasses import replace
 
 from runner import journal
@@ -8,10 +9,16 @@ from runner.sweep.cells import Cell, freeze_cell
 from runner.sweep.failures import MEMORY, cause_of, failure
 
 _LEGS = 3
+_KILLED_TOO_S = 2.0
 
 
 def record_crash(cell: Cell, exitcode: int, hung: str | None) -> None:
-    """Write `failed` for a process that left no word."""
+    """Write `failed` for a process that left no word.
+
+    Whoever kills a whole job kills this process too, a moment later: then SLURM knows, and nothing failed.
+    """
+    if exitcode == -signal.SIGKILL and hung is None:
+        time.sleep(_KILLED_TOO_S)
     tries = journal.attempts(cell.folder)
     if not tries or cell.state != "interrupted":
         return

@@ -52,9 +52,10 @@ class Study:
 
     Args:
         folder: of the sweep; base: the cell that the drawn keys are set in.
+        slot: number of this process among those that begin together: each draws points of its own.
     """
 
-    def __init__(self, folder: Path, cfg: StudyConfig, base: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, cfg: StudyConfig, base: dict[str, Any], slot: int = 0) -> None:
         import optuna  # noqa: PLC0415
         from optuna.storages.journal import JournalFileBackend  # noqa: PLC0415
 
@@ -63,11 +64,11 @@ class Study:
         self.root = folder.parent.parent
         folder.mkdir(parents=True, exist_ok=True)
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
-        # A second process must not draw what the first has drawn: it begins further on.
+        # A later process must not draw what an earlier one has drawn: it begins further on.
         name = folder.name
         known = [s.study_name for s in storage.get_all_studies()]
         begun = len(optuna.load_study(study_name=name, storage=storage).trials) if name in known else 0  # fmt: skip
-        seed = cfg.seed + begun
+        seed = cfg.seed + begun + 10_000 * slot
         random = optuna.samplers.RandomSampler(seed=seed)
         tpe = optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=cfg.startup, constant_liar=True
@@ -198,10 +199,10 @@ class Study:
         return values[-1]
 
 
-def load_study(folder: Path) -> Study:
-    """Return the study of a sweep's folder as `save_study` left it."""
+def load_study(folder: Path, slot: int = 0) -> Study:
+    """Return the study of a sweep's folder as `save_study` left it; see `Study`."""
     record = json.loads((folder / "study.json").read_text())
-    return Study(folder, typed("study", StudyConfig, record["study"]), record["base"])
+    return Study(folder, typed("study", StudyConfig, record["study"]), record["base"], slot)
 
 
 def _suggest(trial: "optuna.trial.Trial", key: str, axis: Axis) -> Any:

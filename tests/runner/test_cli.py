@@ -56,7 +56,7 @@ def test_failures_are_grouped_explained_and_retried(espalier: Run, tmp_path: Pat
     assert "is failed" in why
     assert "train.sequence_length: " in why
     assert "seed" not in why  # the nearest finished cell has the same seed
-    assert "none of: gpu memory" in _cli(tmp_path, "retry", "f", "--class", "weather")
+    assert "none of: oom, gpu memory" in _cli(tmp_path, "retry", "f", "--class", "weather")
     assert "nothing to retry" in _cli(tmp_path, "retry", "f", "--class", "disk")
     _cli(tmp_path, "retry", "f", "--class", "data", "--jobs", "2")
     assert all(len(journal.attempts(f)) == 2 for f in failed)
