@@ -17,6 +17,7 @@ from pathlib import Path
 from runner import journal
 from runner.sweep import policy
 from runner.sweep.cells import Cell, load_cell
+from runner.sweep.failures import failure
 from runner.sweep.outcome import give_up
 from runner.sweep.pool import Pool, warm_up
 from runner.sweep.study import load_study
@@ -58,10 +59,16 @@ def main() -> int:
 
 
 def _starts(cell: Cell) -> bool:
-    """True where the cell is to run: a failed one was submitted again on request, or failed in an earlier leg."""
+    """True where the cell is to run.
+
+    A failed one runs in the first leg only (it was submitted again on request), or where it was killed
+    together with its leg and this process had the time to call that a failure.
+    """
     if cell.state in ("finished", "diverged") or give_up(cell):
         return False
-    return not (cell.state == "failed" and int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+    if cell.state == "failed" and int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        return "SIGKILL" in str(failure(cell).get("message"))
+    return True
 
 
 def _waits(cell: Cell) -> bool:
