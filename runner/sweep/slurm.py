@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from runner.sweep.study import Study
 
 _POLL_S = 2.0
+_EMPTY = 5  # a controller that has just come back may know no jobs for some seconds
+_ENDED = {"finished", "diverged", "failed"}
 _LIMIT = re.compile(r"(?i)limit|violates accounting|QOS")
 # The step was ended by a signal (KILL, TERM or USR2 before Python heard it): nothing of ours in it is left
 # to ask for another leg. A job that was cancelled is no longer RUNNING and gets none.
@@ -98,11 +100,13 @@ class Slurm:
         root = Path(cells[0].config.root).resolve()
         name = cells[0].config.name
         rest = self._submit(root, name, cells, again, view)
+        empty = 0
         while self.waits and not self._left:
             waiting = self._look(root, name, cells, view)
+            empty = empty + 1 if waiting == {} else 0
             if rest and waiting is not None:
                 rest = self._submit(root, name, rest, again, view)
-            elif waiting == {}:
+            elif empty and (empty >= _EMPTY or {c.state for c in cells} <= _ENDED):
                 return
 
     def run_study(self, study: "Study", view: View) -> None:
