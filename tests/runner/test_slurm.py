@@ -37,7 +37,7 @@ def slurm() -> Iterator[None]:
     if MISSING:
         yield
         return
-    was_up = (cluster.HOME / "pids").exists()
+    was_up = cluster.is_up()
     cluster.up()
     os.environ["SLURM_CONF"] = str(cluster.HOME / "slurm.conf")
     os.environ["PYTHONPATH"] = str(ROOT)  # jobs find tests.faults, which is no part of a snapshot

@@ -4,7 +4,7 @@
     make slurm-down
 
 Needs root and Debian's slurmctld, slurmd, slurmdbd, slurm-client, munge, mariadb-server (`make slurm-up`
-installs them). No systemd: every daemon is started by hand, its pid kept in `pids`.
+installs them). No systemd: every daemon is started by hand, its pid kept in `daemons.json`.
 """
 
 import json
@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -82,7 +83,7 @@ StorageLoc=slurm
 
 def up() -> None:
     """Start everything and wait until the nodes are idle; nothing to do where they are already."""
-    if (HOME / "pids").exists() and _idle() == len(NODES):
+    if is_up() and _idle() == len(NODES):
         return
     down()
     _write_files()
@@ -103,18 +104,16 @@ def up() -> None:
 
 def down() -> None:
     """Cancel all jobs, then end the daemons, the last started first."""
-    pids = HOME / "pids"
-    if not pids.exists():
-        return
-    subprocess.run(["scancel", "--user=root"], env=_environment(), capture_output=True, timeout=10, check=False)  # fmt: skip
-    for pid in reversed(json.loads(pids.read_text()).values()):
+    daemons = _daemons()
+    if is_up():  # without a controller scancel would wait for one
+        command = ["timeout", "10", "scancel", "--user=root"]
+        subprocess.run(command, env=_environment(), capture_output=True, check=False)
+    for process in reversed(daemons.values()):
         for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(pid, number)
-            except ProcessLookupError:
-                break
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
             time.sleep(0.5 if number == signal.SIGTERM else 0.0)
-    pids.unlink()
+    (HOME / "daemons.json").unlink(missing_ok=True)
 
 
 def restart(daemon: str) -> None:
@@ -125,7 +124,7 @@ def restart(daemon: str) -> None:
 
 def stop(daemon: str, number: int = signal.SIGKILL) -> None:
     """Kill one daemon, as a crash of its machine would."""
-    process = psutil.Process(pid_of(daemon))
+    process = _daemons()[daemon]
     process.send_signal(number)
     _wait(f"end of {daemon}", lambda: not process.is_running() or process.status() == "zombie")
 
@@ -140,9 +139,20 @@ def configure(**keys: object) -> None:
     _wait("controller", lambda: _idle() > 0)
 
 
-def pid_of(daemon: str) -> int:
-    """Return the pid of a running daemon."""
-    return int(json.loads((HOME / "pids").read_text())[daemon])
+def is_up() -> bool:
+    """Whether a controller runs."""
+    return "slurmctld" in _daemons()
+
+
+def _daemons() -> dict[str, psutil.Process]:
+    # A pid alone is no proof: after a restart of the machine it belongs to anyone.
+    file, alive = HOME / "daemons.json", {}
+    for name, (pid, created) in (json.loads(file.read_text()) if file.exists() else {}).items():
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE:
+                alive[name] = process
+    return alive
 
 
 def _write_files() -> None:
@@ -183,9 +193,11 @@ def _start(name: str, command: list[str]) -> None:
     with open(HOME / "log" / f"{name}.out", "ab") as log:
         process = subprocess.Popen(command, env=_environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
     _STARTED.append(process)
-    file = HOME / "pids"
+    file = HOME / "daemons.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps(known | {name: process.pid}))
+    file.write_text(
+        json.dumps(known | {name: [process.pid, psutil.Process(process.pid).create_time()]})
+    )
 
 
 def _run(command: list[str]) -> str:
