@@ -219,6 +219,7 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, tmp_path:
     cluster.stop("slurmd-n2")
     _until(lambda: len(_attempts(tmp_path / "step")) == 2, "second leg of the killed step")
     cluster.restart("slurmd-n2")
+    cluster.wait_saved()  # a controller that forgot a requeue drains the node for its "duplicate job"
     cluster.stop("slurmctld")
     time.sleep(20)
     cluster.restart("slurmctld")

@@ -139,6 +139,12 @@ def configure(**keys: object) -> None:
     _wait("controller", lambda: _idle() > 0)
 
 
+def wait_saved() -> None:
+    """Wait until the controller has written its state of now: it does so every few seconds."""
+    now = time.time()
+    _wait("saved state", lambda: (HOME / "state/job_state").stat().st_mtime > now)
+
+
 def is_up() -> bool:
     """Whether a controller runs."""
     return "slurmctld" in _daemons()
