@@ -181,6 +181,15 @@ def _plain(value: Any, *, target: bool) -> Any:
     )
 
 
+def set_key(node: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a nested mapping; the part of a key that is a list's takes an index."""
+    *path, last = key.split(".")
+    place: Any = node
+    for part in path:
+        place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+    place[int(last) if isinstance(place, list) else last] = value
+
+
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return `{"model.width": 64, ...}` for a nested mapping; lists are leaves."""
     flat: dict[str, Any] = {}

@@ -25,7 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from runner.config import NODES, flatten, typed
+from runner.config import NODES, flatten, set_key, typed
 from runner.errors import ConfigError
 from runner.sweep.adopt import adopt
 from runner.sweep.cells import Cell, make_cells
@@ -38,7 +38,6 @@ from runner.sweep.pool import warm_up
 from runner.sweep.resources import choose
 from runner.sweep.slurm import Slurm, SlurmConfig
 from runner.sweep.stages import in_order, link
-from runner.sweep.study import StudyConfig, load_study, save_study
 
 _FILE_WIDTH = 240
 _NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")
@@ -141,9 +140,8 @@ class GridSweeper(CellSweeper):
 
             table, total = plan(cells)
             console = Console()
-            if (
-                not console.is_terminal
-            ):  # a file or a pipe has no width that lines must be folded to
+            # A file or a pipe has no width that lines must be folded to.
+            if not console.is_terminal:
                 console = Console(width=_FILE_WIDTH)
             console.print(table, total, sep="\n")
             return None
@@ -198,6 +196,8 @@ class OptunaSweeper(CellSweeper):
     """`hydra/sweeper=optuna`: trials are asked and told cell by cell, see `runner/sweep/study.py`."""
 
     def __init__(self, **keys: Any) -> None:
+        from runner.sweep.study import StudyConfig  # noqa: PLC0415  (optuna)
+
         super().__init__(keys)
         self.study = typed("hydra.sweeper", StudyConfig, self.keys)
 
@@ -205,10 +205,11 @@ class OptunaSweeper(CellSweeper):
         """Run the study and exit with its code."""
         if not isinstance(self.launcher, CellLauncher):
             raise ConfigError("hydra/sweeper=optuna needs hydra/launcher=local or slurm")
+        from runner.sweep.study import load_study, save_study  # noqa: PLC0415
+
         (base,) = make_cells([("base", self.composer.compose(open_keys(arguments))[0])])
-        folder = base.folder.parent.parent / "sweeps" / base.config.name
-        save_study(folder, self.study, base)
-        code = launch_study(load_study(folder), base, self.launcher.backend, self.policy)
+        save_study(base.sweep, self.study, base)
+        code = launch_study(load_study(base.sweep), base, self.launcher.backend, self.policy)
         if code:
             raise SystemExit(code)
 
@@ -238,7 +239,7 @@ class Composer:
         else:
             node = copy.deepcopy(base)
             for override in values:
-                _set(node, override.key_or_group.split("."), override.value())
+                set_key(node, override.key_or_group, override.value())
         keys = flatten(node) | choices
         choose(node, keys)
         return node, keys
@@ -248,15 +249,6 @@ class Composer:
         group = key in NODES or "/" in key or override.package is not None
         odd = isinstance(value, dict) or "${" in str(value) or override.is_delete()
         return not group and not odd
-
-
-def _set(node: Any, path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-    if isinstance(node, list):
-        node[int(path[-1])] = value
-    else:
-        node[path[-1]] = value
 
 
 def _plain(node: dict[str, Any]) -> dict[str, Any]:
@@ -319,7 +311,7 @@ def _label(point: Point, points: list[Point]) -> str:
 
 
 def register() -> None:
-    """Make both known to Hydra; called once, before Hydra starts.
+    """Make our launchers and sweepers known to Hydra; called once, before Hydra starts.
 
     Hydra 1.3 takes plug-ins only from a package `hydra_plugins`, so this module also answers to
     `hydra_plugins.espalier`.

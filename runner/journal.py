@@ -26,7 +26,8 @@ import psutil
 
 from runner.errors import StorageError
 
-TERMINAL = ("finished", "diverged", "failed", "interrupted")
+ENDED = ("finished", "diverged", "failed")  # states that no launch changes of itself
+TERMINAL = (*ENDED, "interrupted")
 _BEAT_S, _STALE_S = 15.0, 120.0
 HELD = 76  # exit code of a worker whose cell belongs to another
 
@@ -94,6 +95,12 @@ def events(attempt: Path) -> list[dict[str, Any]]:
     return read_lines(attempt / "events.jsonl")
 
 
+def lease(attempt: Path) -> dict[str, Any]:
+    """Return who holds or held an attempt: host, pid, process_start and, on SLURM, job and restart."""
+    held: dict[str, Any] = json.loads((attempt / "lease.json").read_text())
+    return held
+
+
 def state(run: Path) -> str:
     """Return new, running, interrupted, failed, diverged or finished."""
     tries = attempts(run)
@@ -107,13 +114,13 @@ def state(run: Path) -> str:
 
 def alive(attempt: Path) -> bool:
     """True where the holder of `attempt` may still run: by its process here, elsewhere by its heartbeat."""
-    lease = json.loads((attempt / "lease.json").read_text())
-    if "job" in lease and lease["job"] == _job() and lease["restart"] != _restart():
+    held = lease(attempt)
+    if "job" in held and held["job"] == _job() and held["restart"] != _restart():
         return False  # an earlier leg of the job that asks: SLURM ended it before starting this one
-    if lease["host"] != socket.gethostname():
+    if held["host"] != socket.gethostname():
         return _heartbeat_age_s(attempt) < _STALE_S
     try:
-        return bool(abs(psutil.Process(lease["pid"]).create_time() - lease["process_start"]) < 1.0)
+        return bool(abs(psutil.Process(held["pid"]).create_time() - held["process_start"]) < 1.0)
     except psutil.NoSuchProcess:
         return False
 
@@ -169,12 +176,12 @@ def claim(run: Path) -> Path | None:
     folder = run / "attempts" / f"{number:04d}"
     folder.mkdir(parents=True, exist_ok=True)
     start = psutil.Process().create_time()
-    lease = {"host": socket.gethostname(), "pid": os.getpid(), "process_start": start}
+    held = {"host": socket.gethostname(), "pid": os.getpid(), "process_start": start}
     if _job() is not None:
-        lease |= {"job": _job(), "restart": _restart()}
+        held |= {"job": _job(), "restart": _restart()}
     handle, name = tempfile.mkstemp(dir=folder, prefix=".lease-")
     with os.fdopen(handle, "w") as stream:
-        json.dump(lease, stream)
+        json.dump(held, stream)
     try:
         os.link(name, folder / "lease.json")
     except FileExistsError:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runner import journal
 from runner.errors import ConfigError
-from runner.sweep.cells import Cell
+from runner.sweep.cells import Cell, add_members
 
 _MEMBERS = "members.json"
 _STAYS = {"mlflow", "cancel"}
@@ -66,12 +66,7 @@ def unpack(file: Path, root: Path) -> tuple[str, int, int]:
                 root, [m for m in tar.getmembers() if m.name.startswith(prefix)], filter="data"
             )
             added += 1
-    listing = root / "sweeps" / record["name"] / "cells.jsonl"
-    listing.parent.mkdir(parents=True, exist_ok=True)
-    known = {row["fingerprint"] for row in journal.read_lines(listing)}
-    for row in record["cells"]:
-        if row["fingerprint"] not in known:
-            journal.append_line(listing, row)
+    add_members(root / "sweeps" / record["name"], record["cells"])
     return record["name"], added, len(record["cells"]) - added
 
 

@@ -5,7 +5,6 @@ host, sees the file with its next heartbeat. A worker of this host gets a signal
 task that has nothing else to do is taken from SLURM.
 """
 
-import json
 import os
 import signal
 import socket
@@ -37,7 +36,7 @@ def _tell(cell: Cell, task: str | None) -> str:
         return f"scancel {task}: {done.stderr.strip() or 'sent'}"
     if state != "running":
         return "will not start"
-    lease = json.loads((journal.attempts(cell.folder)[-1] / "lease.json").read_text())
+    lease = journal.lease(journal.attempts(cell.folder)[-1])
     if lease["host"] == socket.gethostname():
         os.kill(lease["pid"], signal.SIGTERM)
     return "asked to save and stop"

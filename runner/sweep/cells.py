@@ -39,6 +39,11 @@ class Cell:
         return Path(self.config.root).resolve() / "runs" / self.fingerprint
 
     @property
+    def sweep(self) -> Path:
+        """Folder of the sweep that the cell belongs to by its `name`."""
+        return self.folder.parent.parent / "sweeps" / str(self.config.name)
+
+    @property
     def state(self) -> str:
         """new, running, interrupted, failed, diverged or finished."""
         return journal.state(self.folder)
@@ -110,13 +115,17 @@ def load_cell(folder: Path) -> Cell:
 def join_sweep(name: str, cells: list[Cell]) -> Path:
     """Add `cells` to the sweep's list of members and return its folder."""
     folder = Path(cells[0].config.root).resolve() / "sweeps" / name
+    add_members(folder, [{"fingerprint": cell.fingerprint, "label": cell.label} for cell in cells])
+    return folder
+
+
+def add_members(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add to the members of the sweep in `folder` those that it does not have."""
     _make(folder)
     known = {row["fingerprint"] for row in journal.read_lines(folder / "cells.jsonl")}
-    for cell in cells:
-        if cell.fingerprint not in known:
-            row = {"fingerprint": cell.fingerprint, "label": cell.label}
+    for row in rows:
+        if row["fingerprint"] not in known:
             journal.append_line(folder / "cells.jsonl", row)
-    return folder
 
 
 def members(root: Path, name: str) -> list[dict[str, Any]]:

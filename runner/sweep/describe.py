@@ -22,7 +22,7 @@ def describe(cell: Cell) -> Iterator[str]:
     if summary.exists():
         yield " ".join(f"{key}={value}" for key, value in json.loads(summary.read_text()).items())
     for attempt in journal.attempts(cell.folder):
-        lease = json.loads((attempt / "lease.json").read_text())
+        lease = journal.lease(attempt)
         place = f"{lease['host']} pid {lease['pid']}"
         place += f" job {lease['job']}" if "job" in lease else ""
         yield f"attempt {int(attempt.name)} on {place}"

@@ -1,8 +1,8 @@
 """One SLURM array task: a pool over its cells, and what SLURM is told about them.
 
 `python -m runner.sweep.job LISTING --at-once=N`: line SLURM_ARRAY_TASK_ID of LISTING is the JSON list
-of the run folders, or names the study whose trials are run one after another. USR2 (before the time limit, at preemption) and SIGTERM make every cell save; the
-task then asks to be queued again. Exit codes: 0 all ended well, 75 queue me again, 1 a cell failed.
+of the run folders, or names the study whose trials are run one after another. USR2 (before the time
+limit, at preemption) and SIGTERM make every cell save; the task then asks to be queued again. Exit codes: 0 all ended well, 75 queue me again, 1 a cell failed.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from runner.sweep.cells import Cell, load_cell
 from runner.sweep.failures import failure
 from runner.sweep.outcome import give_up
 from runner.sweep.pool import Pool, warm_up
-from runner.sweep.study import load_study
 from runner.worker import RESUME
 
 _REFUSED_AFTER_S = 300
@@ -40,14 +39,18 @@ def main() -> int:
     warm_up()
     task = json.loads(given.listing.read_text().splitlines()[index])
     if isinstance(task, dict):
-        pool.source = load_study(Path(task["study"]), slot=index)
+        from runner.sweep.study import load_study  # noqa: PLC0415  (optuna)
+
+        study = pool.source = load_study(Path(task["study"]), slot=index)
         pool.run([], [], lambda: None)
         cells = pool.given
+        if study.is_over():
+            policy.tell(study.folder, policy.PRUNED_TOO)
     else:
         cells = [load_cell(Path(folder)) for folder in task]
         pool.run([cell for cell in cells if _starts(cell)], [], lambda: None)
-    for name in {cell.config.name for cell in cells}:
-        policy.tell(cells[0].folder.parent.parent / "sweeps" / name)
+        for sweep in {cell.sweep for cell in cells}:
+            policy.tell(sweep)
     states = [cell.state for cell in cells]
     print(f"cells ended {', '.join(states)}", flush=True)
     if any(_waits(cell) for cell in cells) and pool.stopping:

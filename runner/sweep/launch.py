@@ -20,7 +20,7 @@ from runner.feed import finish_feeder, start_feeder
 from runner.sweep import policy
 from runner.sweep.cells import Cell, freeze_cell, join_sweep
 from runner.sweep.live import LiveTable
-from runner.sweep.policy import Policy
+from runner.sweep.policy import PRUNED_TOO, Policy
 from runner.sweep.pool import Pool, count_gpus, gpus_for
 
 _SHOW_EVERY_S = 0.5
@@ -107,13 +107,15 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
 def launch_study(study: "Study", base: Cell, backend: Backend, policies: Policy) -> int:
     """Run what is left of a study's trials and return the exit code: 1 if one failed."""
     console = Console(stderr=True)
-    policy.start(study.folder, policies)
+    policy.start(study.folder, policies, fresh=not study.is_over())
     console.print(f"[bold]{study.folder.name}[/bold]: {study.best()}; {study.cfg.trials} in all")
     table = LiveTable(study.cells)
     left = _attend(backend, base, console, table, lambda view: backend.run_study(study, view))
     console.print(study.best())
     if left or not backend.waits:
         return 130 if left else 0
+    if study.is_over():
+        policy.tell(study.folder, PRUNED_TOO)
     failed = [cell for cell in study.cells() if cell.state == "failed"]
     return report(failed, study.folder, console)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from runner import journal
 from runner.errors import StorageError
 from runner.sweep.cells import Cell
 
@@ -57,7 +58,7 @@ class LiveTable:
             return self._ended[cell.fingerprint]
         state = cell.state
         last = tail(cell.folder) if state != "new" else {}
-        if state in ("finished", "failed", "diverged"):
+        if state in journal.ENDED:
             self._ended[cell.fingerprint] = (state, last)
         return state, last
 

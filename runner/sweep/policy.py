@@ -13,6 +13,7 @@ import subprocess
 import sys
 import urllib.request
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from models.config import config
@@ -21,7 +22,7 @@ from runner.config import typed
 from runner.sweep.cells import Cell, members
 from runner.sweep.failures import failure, signature
 
-_ENDED = ("finished", "diverged", "failed")
+PRUNED_TOO = (*journal.ENDED, "interrupted")  # how the trials of a study end
 
 
 @config
@@ -45,21 +46,20 @@ def start(folder: Path, policy: Policy, *, fresh: bool = True) -> None:
     if fresh:
         shutil.rmtree(folder / "alike", ignore_errors=True)
         (folder / "told").unlink(missing_ok=True)
-    text = json.dumps({k: getattr(policy, k) for k in ("max_alike", "on_finish", "on_failure")})
-    journal.write_whole(folder / "policy.json", text)
+    journal.write_whole(folder / "policy.json", json.dumps(asdict(policy)))
 
 
 def note_failure(cell: Cell) -> None:
     """Count a failed cell among those that failed alike."""
     digest = hashlib.sha256("\0".join(signature(failure(cell))).encode()).hexdigest()[:16]
-    place = _sweep(cell) / "alike" / digest
+    place = cell.sweep / "alike" / digest
     place.mkdir(parents=True, exist_ok=True)
     (place / cell.fingerprint).touch()
 
 
 def halted(cell: Cell) -> str | None:
     """Return why no further cell of this sweep starts, None while they do."""
-    folder = _sweep(cell)
+    folder = cell.sweep
     places = list((folder / "alike").glob("*"))  # none in a healthy sweep: one look
     if not places:
         return None
@@ -70,15 +70,15 @@ def halted(cell: Cell) -> str | None:
     return f"{most} cells failed alike (hydra.sweeper.max_alike={limit}): no further one starts; `espalier failures {folder.name}`"
 
 
-def tell(folder: Path) -> None:
-    """Call on_finish or on_failure if every member of the sweep has ended and nobody has called yet."""
+def tell(folder: Path, ended: tuple[str, ...] = journal.ENDED) -> None:
+    """Call on_finish or on_failure if every member is in a state of `ended` and nobody has called yet."""
     policy = load(folder)
     if policy.on_finish is None and policy.on_failure is None:
         return
     root = folder.parent.parent
     rows = members(root, folder.name)
     states = Counter(journal.state(root / "runs" / row["fingerprint"]) for row in rows)
-    if set(states) - set(_ENDED):
+    if set(states) - set(ended):
         return
     target = policy.on_failure if states["failed"] else policy.on_finish
     try:
@@ -101,10 +101,6 @@ def _call(target: str, name: str, states: Counter[str]) -> None:
             subprocess.run(target, shell=True, env=os.environ | told, check=True, timeout=600)
     except (OSError, subprocess.SubprocessError) as error:
         print(f"{target} could not be called: {error}", file=sys.stderr)
-
-
-def _sweep(cell: Cell) -> Path:
-    return cell.folder.parent.parent / "sweeps" / str(cell.config.name)
 
 
 def load(folder: Path) -> Policy:

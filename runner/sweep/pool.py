@@ -246,15 +246,8 @@ def worker_command(folder: Path, resources: "ResourcesConfig") -> list[str]:
         cores = max(1, resources.cpus // resources.per_node)
         shape += [f"--ntasks={resources.num_processes}", f"--cpus-per-task={cores}"]
         # The pool is a step of this job itself: the ranks share its cores and memory.
-        return [
-            "srun",
-            "--overlap",
-            "--mem=0",
-            "--kill-on-bad-exit=1",
-            *shape,
-            sys.executable,
-            *worker,
-        ]
+        step = ["srun", "--overlap", "--mem=0", "--kill-on-bad-exit=1"]
+        return [*step, *shape, sys.executable, *worker]
     torchrun = ["-m", "torch.distributed.run", "--standalone"]
     return [sys.executable, *torchrun, f"--nproc-per-node={resources.per_node}", *worker]
 

@@ -4,7 +4,6 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from runner import journal
 from runner.errors import StorageError
@@ -45,7 +44,7 @@ def settle_dead(root: Path, name: str, cells: list[Cell]) -> dict[str, str] | No
     except StorageError:
         return None
     silent = [c for c in cells if c.fingerprint not in waiting and _left_silently(c)]
-    jobs = {c.fingerprint: _lease(c).get("job") for c in silent}
+    jobs = {c.fingerprint: journal.lease(journal.attempts(c.folder)[-1]).get("job") for c in silent}
     ended = _sacct([job for job in jobs.values() if job])
     for cell in silent:
         state = ended.get(jobs[cell.fingerprint] or "", "")
@@ -60,13 +59,6 @@ def _left_silently(cell: Cell) -> bool:
         return True
     tries = journal.attempts(cell.folder)
     return bool(tries) and [e["event"] for e in journal.events(tries[-1])][-1:] == ["needs_resubmit"]  # fmt: skip
-
-
-def _lease(cell: Cell) -> dict[str, Any]:
-    lease: dict[str, Any] = json.loads(
-        (journal.attempts(cell.folder)[-1] / "lease.json").read_text()
-    )
-    return lease
 
 
 def _sacct(jobs: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _POLL_S = 2.0
 _EMPTY = 5  # a controller that has just come back may know no jobs for some seconds
-_ENDED = {"finished", "diverged", "failed"}
 _LIMIT = re.compile(r"(?i)limit|violates accounting|QOS")
 # The step was ended by a signal (KILL, TERM or USR2 before Python heard it): nothing of ours in it is left
 # to ask for another leg. A job that was cancelled is no longer RUNNING and gets none.
@@ -100,14 +99,9 @@ class Slurm:
         root = Path(cells[0].config.root).resolve()
         name = cells[0].config.name
         rest = self._submit(root, name, cells, again, view)
-        empty = 0
-        while self.waits and not self._left:
-            waiting = self._look(root, name, cells, view)
-            empty = empty + 1 if waiting == {} else 0
+        for waiting in self._looks(root, name, lambda: cells, view):
             if rest and waiting is not None:
                 rest = self._submit(root, name, rest, again, view)
-            elif empty and (empty >= _EMPTY or {c.state for c in cells} <= _ENDED):
-                return
 
     def run_study(self, study: "Study", view: View) -> None:
         """Submit slots, each a job that runs trial after trial, and wait for their end."""
@@ -120,20 +114,30 @@ class Slurm:
                 names = [[f"slot-{number}"] for number in range(slots)]
                 job = self._sbatch(root, name, snapshot(root), tasks, names, base.resources, [])
                 view.say(f"{slots} slots submitted as job {job}")
-        while self.waits and not self._left:
-            if self._look(root, name, study.cells(), view) == {}:
-                return
+        for _ in self._looks(root, name, study.cells, view):
+            pass
 
-    def _look(self, root: Path, name: str, cells: list[Cell], view: View) -> dict[str, str] | None:
-        """Show the table every so often and return what is queued, None where SLURM does not answer."""
-        end = time.monotonic() + _POLL_S
-        while not self._left and time.monotonic() < end:
-            time.sleep(0.1)
-        waiting = settle_dead(root, name, cells)
-        if waiting is not None:
-            view.table.queued = lambda: waiting
-        view.tick()
-        return waiting
+    def _looks(
+        self, root: Path, name: str, cells: Callable[[], list[Cell]], view: View
+    ) -> Iterator[dict[str, str] | None]:
+        """Show the table every so often and yield what is queued, until nothing is.
+
+        Yields None where SLURM does not answer, which is no end.
+        """
+        empty = 0
+        while self.waits and not self._left:
+            end = time.monotonic() + _POLL_S
+            while not self._left and time.monotonic() < end:
+                time.sleep(0.1)
+            shown = cells()
+            waiting = settle_dead(root, name, shown)
+            if waiting is not None:
+                view.table.queued = lambda waiting=waiting: waiting  # type: ignore[misc]
+            view.tick()
+            yield waiting
+            empty = empty + 1 if waiting == {} else 0
+            if empty >= _EMPTY or (empty and {c.state for c in shown} <= set(journal.ENDED)):
+                return
 
     def leave(self) -> str:
         """Stop watching."""
@@ -157,11 +161,16 @@ class Slurm:
                 freeze_cell(cell, anew=True)
             if known:
                 view.say(f"{len(known)} cells are in the queue already")
-            return self._arrays(root, name, todo, view) if todo else []
+            return self._arrays(root, name, todo, dict(waiting), view) if todo else []
 
-    def _arrays(self, root: Path, name: str, todo: list[Cell], view: View) -> list[Cell]:
-        """Submit an array for each stage and resource class; return the cells that the limit refused."""
-        code, jobs, rest = snapshot(root), dict(queued(root, name)), list[Cell]()
+    def _arrays(
+        self, root: Path, name: str, todo: list[Cell], jobs: dict[str, str], view: View
+    ) -> list[Cell]:
+        """Submit an array for each stage and resource class; return the cells that the limit refused.
+
+        `jobs` are the array tasks of queued cells by fingerprint; those submitted are added.
+        """
+        code, rest = snapshot(root), list[Cell]()
         for stage in _by_depth(todo):
             ready = [c for c in stage if _comes(c, jobs)]
             rest += [c for c in stage if c.upstream and c.upstream.name in {r.fingerprint for r in rest}]  # fmt: skip

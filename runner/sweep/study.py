@@ -8,18 +8,20 @@ some keys set. Pruned trials are `interrupted` cells: a grid may finish them lat
 
 import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from models.config import config
 from runner import journal
-from runner.config import freeze, typed
+from runner.config import freeze, set_key, typed
 from runner.errors import ConfigError
 from runner.sweep.cells import Cell, freeze_cell, join_sweep, load_cell, make_cells
 from runner.sweep.grid import Axis
-
-if TYPE_CHECKING:
-    import optuna
 
 _HELD_STATES = ("new", "interrupted")
 _TAKEN_S = 60.0
@@ -56,12 +58,10 @@ class Study:
     """
 
     def __init__(self, folder: Path, cfg: StudyConfig, base: dict[str, Any], slot: int = 0) -> None:
-        import optuna  # noqa: PLC0415
-        from optuna.storages.journal import JournalFileBackend  # noqa: PLC0415
-
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.cfg, self.base = folder, cfg, base
         self.root = folder.parent.parent
+        self._read: dict[str, int] = {}  # how far the metrics of a cell have been looked at
         folder.mkdir(parents=True, exist_ok=True)
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
         # A later process must not draw what an earlier one has drawn: it begins further on.
@@ -82,10 +82,8 @@ class Study:
 
     def next_cell(self) -> Cell | None:
         """Return an interrupted trial's cell, else a new one, None once all trials are taken."""
-        import optuna  # noqa: PLC0415
-
         with journal.locked(self.folder / "study.lock"):
-            for trial in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+            for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
                 cell = self._cell_of(trial)
                 if cell is not None and self._take(cell, trial.number):
                     return cell
@@ -100,8 +98,8 @@ class Study:
         trial = self.study.ask()
         node = copy.deepcopy(self.base)
         for key, axis in self.cfg.space.items():
-            _set(node, key, _suggest(trial, key, axis))
-        drawn = " ".join(f"{k.rpartition('.')[2]}={v:.4g}" if isinstance(v, float) else f"{k.rpartition('.')[2]}={v}" for k, v in trial.params.items())  # fmt: skip
+            set_key(node, key, _suggest(trial, key, axis))
+        drawn = " ".join(f"{key.rpartition('.')[2]}={_short(v)}" for key, v in trial.params.items())
         (cell,) = make_cells([(f"trial {trial.number}: {drawn}", node)])
         freeze_cell(cell)
         join_sweep(self.folder.name, [cell])
@@ -129,13 +127,11 @@ class Study:
 
     def tell(self, cell: Cell) -> bool:
         """Tell the study how the trials of a cell ended; False while it has not."""
-        import optuna  # noqa: PLC0415
-
         state = cell.state
         outcome = {
-            "finished": optuna.trial.TrialState.COMPLETE,
-            "diverged": optuna.trial.TrialState.PRUNED,  # as bad as what was pruned, not unknown
-            "failed": optuna.trial.TrialState.FAIL,
+            "finished": TrialState.COMPLETE,
+            "diverged": TrialState.PRUNED,  # as bad as what was pruned, not unknown
+            "failed": TrialState.FAIL,
         }.get(state)
         if outcome is None:
             return False
@@ -146,20 +142,22 @@ class Study:
 
     def look(self, cell: Cell) -> bool:
         """Report the newest value of a running cell; True where the study wants it stopped."""
-        import optuna  # noqa: PLC0415
-
-        rows = [
-            r for r in journal.read_lines(cell.folder / "metrics.jsonl") if self.cfg.metric in r
-        ]
+        file, begun = cell.folder / "metrics.jsonl", self._read.get(cell.fingerprint, 0)
+        rows, self._read[cell.fingerprint] = journal.read_further(file, begun)
+        values = {r["step"]: float(r[self.cfg.metric]) for r in rows if self.cfg.metric in r}
         for frozen in self._running(cell):
-            trial = optuna.trial.Trial(self.study, frozen._trial_id)
-            for row in rows:
-                if row["step"] not in frozen.intermediate_values:
-                    trial.report(float(row[self.cfg.metric]), row["step"])
-            if rows and trial.should_prune():
-                self.study.tell(frozen.number, None, optuna.trial.TrialState.PRUNED)
+            trial = Trial(self.study, frozen._trial_id)
+            for step in sorted(values.keys() - frozen.intermediate_values.keys()):
+                trial.report(values[step], step)
+            if values and trial.should_prune():
+                self.study.tell(frozen.number, None, TrialState.PRUNED)
                 return True
         return False
+
+    def is_over(self) -> bool:
+        """Whether all trials have been asked for and told."""
+        trials = self.study.get_trials(deepcopy=False)
+        return len(trials) >= self.cfg.trials and all(t.state.is_finished() for t in trials)
 
     def cells(self) -> list[Cell]:
         """Return the cells of all trials so far."""
@@ -177,13 +175,11 @@ class Study:
         value, label = best.value, best.user_attrs["label"]
         return f"{len(trials)} trials ({counts}); best {self.cfg.metric} {value:.4f}: {label}"
 
-    def _running(self, cell: Cell) -> "list[optuna.trial.FrozenTrial]":
-        import optuna  # noqa: PLC0415
-
-        running = self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    def _running(self, cell: Cell) -> list[FrozenTrial]:
+        running = self.study.get_trials(states=(TrialState.RUNNING,))
         return [t for t in running if t.user_attrs.get("fingerprint") == cell.fingerprint]
 
-    def _cell_of(self, trial: "optuna.trial.FrozenTrial") -> Cell | None:
+    def _cell_of(self, trial: FrozenTrial) -> Cell | None:
         fingerprint = trial.user_attrs.get("fingerprint")
         if fingerprint is None:
             return None
@@ -199,13 +195,17 @@ class Study:
         return values[-1]
 
 
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def load_study(folder: Path, slot: int = 0) -> Study:
     """Return the study of a sweep's folder as `save_study` left it; see `Study`."""
     record = json.loads((folder / "study.json").read_text())
     return Study(folder, typed("study", StudyConfig, record["study"]), record["base"], slot)
 
 
-def _suggest(trial: "optuna.trial.Trial", key: str, axis: Axis) -> Any:
+def _suggest(trial: Trial, key: str, axis: Axis) -> Any:
     if axis.choices is not None:
         return trial.suggest_categorical(key, list(axis.choices))
     assert axis.low is not None
@@ -215,17 +215,8 @@ def _suggest(trial: "optuna.trial.Trial", key: str, axis: Axis) -> Any:
     return trial.suggest_float(key, axis.low, axis.high, log=axis.log)
 
 
-def _set(node: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    for part in path:
-        node = node.setdefault(part, {})
-    node[last] = value
-
-
 def save_study(folder: Path, cfg: StudyConfig, base: Cell) -> None:
     """Write what a job needs to take part: study.json."""
-    axes = {k: {f: getattr(a, f) for f in ("low", "high", "log", "integer", "choices")} for k, a in cfg.space.items()}  # fmt: skip
-    keys = {f: getattr(cfg, f) for f in StudyConfig.__dataclass_fields__ if f != "space"}
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"study": {**keys, "space": axes}, "base": freeze(base.config)}
+    record = {"study": asdict(cfg), "base": freeze(base.config)}
     journal.write_whole(folder / "study.json", json.dumps(record))

@@ -21,7 +21,8 @@ def _states(study: Study) -> list[str]:
 
 
 def test_trials_are_cells_and_a_finished_study_runs_nothing(espalier: Run, tmp_path: Path) -> None:
-    done = espalier(*OPTUNA, "hydra.sweeper.trials=6", "hydra.sweeper.startup=2")
+    told = f"hydra.sweeper.on_finish='echo $ESPALIER_STATES >> {tmp_path}/told.txt'"
+    done = espalier(*OPTUNA, told, "hydra.sweeper.trials=6", "hydra.sweeper.startup=2")
     assert done.returncode == 0, done.stderr
     study = load_study(tmp_path / "sweeps" / "o")
     assert _states(study) == ["COMPLETE"] * 6
@@ -32,8 +33,9 @@ def test_trials_are_cells_and_a_finished_study_runs_nothing(espalier: Run, tmp_p
         rows = journal.read_lines(cell.folder / "metrics.jsonl")
         assert trial.value == [r["val_loss"] for r in rows if "val_loss" in r][-1]
     assert "best val_loss" in done.stderr
-    again = espalier(*OPTUNA, "hydra.sweeper.trials=6")
+    again = espalier(*OPTUNA, told, "hydra.sweeper.trials=6")
     assert again.returncode == 0
+    assert (tmp_path / "told.txt").read_text() == '{"finished": 6}\n'
     assert len(list(tmp_path.glob("runs/*"))) == 6
     more = espalier(*OPTUNA, "hydra.sweeper.trials=7")
     assert more.returncode == 0
