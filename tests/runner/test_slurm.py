@@ -217,15 +217,16 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, tmp_path:
     subprocess.run(["scancel", jobs["cancelled"]], check=True)
     subprocess.run(["scancel", "-s", "KILL", f"{jobs['step']}_0.0"], check=True)
     cluster.stop("slurmd-n2")
+    cluster.stop(f"slurmd-{node}")
     _until(lambda: len(_attempts(tmp_path / "step")) == 2, "second leg of the killed step")
     cluster.restart("slurmd-n2")
-    cluster.wait_saved()  # a controller that forgot a requeue drains the node for its "duplicate job"
+    _until(lambda: len(_attempts(tmp_path / "lost")) == 2, "second leg after the lost node", 150)
+    cluster.restart(f"slurmd-{node}")
+    # A controller that forgot the requeue would drain the node of the "duplicate job".
+    cluster.save(jobs["lost"])
     cluster.stop("slurmctld")
     time.sleep(20)
     cluster.restart("slurmctld")
-    cluster.stop(f"slurmd-{node}")
-    _until(lambda: len(_attempts(tmp_path / "lost")) == 2, "second leg after the lost node", 150)
-    cluster.restart(f"slurmd-{node}")
     codes = {}
     for kind, process in running.items():
         process.communicate(timeout=280)

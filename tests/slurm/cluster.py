@@ -139,9 +139,10 @@ def configure(**keys: object) -> None:
     _wait("controller", lambda: _idle() > 0)
 
 
-def wait_saved() -> None:
-    """Wait until the controller has written its state of now: it does so every few seconds."""
+def save(job: str) -> None:
+    """Make the controller write its state and wait until it has: it does so some seconds after a change."""
     now = time.time()
+    _run(["scontrol", "update", f"JobId={job}", "Comment=saved"])
     _wait("saved state", lambda: (HOME / "state/job_state").stat().st_mtime > now)
 
 
