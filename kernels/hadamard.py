@@ -1,0 +1,66 @@
+"""The random Hadamard transform: groups of a tensor turned by diag(signs) H / sqrt(d).
+
+An orthogonal change of basis applied to both operands of a product along the dimension that is
+summed over: the product stays, outliers are spread over their group (QuaRot; NVFP4, section 4.2).
+"""
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Signs = Literal["fixed", "random", "none"]
+SIZES = (16, 32, 64, 128)
+# TransformerEngine's sign vector of 16; longer transforms repeat it.
+_FIXED = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
+
+
+@lru_cache
+def hadamard_matrix(
+    size: int,
+    signs: Signs = "fixed",
+    seed: int = 0,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Float[Tensor, "d d"]:
+    """Return diag(signs) H / sqrt(size) in bf16, exact for 16 and 64 (entries 2**-k), else rounded.
+
+    Raises:
+        ValueError: no such size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"hadamard={size} is none of {', '.join(map(str, SIZES))}")
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < size:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    if signs == "fixed":
+        matrix = torch.tensor(_FIXED * (size // 16), dtype=torch.float32)[:, None] * matrix
+    elif signs == "random":
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(0, 2, (size, 1), generator=generator) * 2.0 - 1.0
+        matrix = drawn * matrix
+    return (matrix / math.sqrt(size)).to(device=device, dtype=torch.bfloat16)
+
+
+def hadamard(
+    x: Float[Tensor, "rows cols"], matrix: Float[Tensor, "d d"], dim: int
+) -> Float[Tensor, "rows cols"]:
+    """Return bf16 `x` with every group of d along `dim` (0 or 1) turned by `matrix`.
+
+    Sums are fp32, rounded to bf16 once: what is quantised next is that bf16.
+
+    Raises:
+        ValueError: the size along `dim` is not a multiple of d.
+    """
+    d = matrix.shape[0]
+    if x.shape[dim] % d:
+        raise ValueError(
+            f"size {x.shape[dim]} along dim {dim} is not a multiple of hadamard={d}; pad to {-(-x.shape[dim] // d) * d}"
+        )
+    x = x.to(torch.bfloat16)
+    if dim == 1:
+        return (x.reshape(-1, d) @ matrix).view(x.shape)
+    groups = x.view(-1, d, x.shape[1])
+    return torch.matmul(matrix.T, groups).view(x.shape)

@@ -1,0 +1,250 @@
+"""Block quantisation as published: NVFP4, MXFP4, MXFP8 and FP8, from a tensor to elements and scales.
+
+One shape of answer for all: x = elements * scales * outer, elements being values of a small format,
+`scales` one number a block, `outer` one a tensor (or a row). The chains of operations are those of
+the implementations that trained the published models; every constant is fp32.
+
+Sources: NVFP4 arXiv 2509.25149 and TransformerEngine >= 2.14 (its reference, bit for bit); OCP
+Microscaling v1.0; DeepSeek-V3 arXiv 2412.19437; four over six arXiv 2512.02010.
+
+Shape legend: rows, cols of the tensor; block = (rows, cols) of one block.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from kernels.formats import (
+    E2M1,
+    E4M3,
+    FloatFormat,
+    encode,
+    encode_e8m0,
+    pack,
+    round_nearest,
+    round_scale,
+    round_stochastic_e2m1,
+)
+
+Block = tuple[int, int]
+ScaleOrder = Literal["te214", "paper"]
+_FLT_MAX = torch.finfo(torch.float32).max
+_NVFP4_RANGE = 2688.0  # 448 * 6: what the largest scale times the largest element can hold
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A quantised matrix, its parts in fp32.
+
+    Args:
+        elements: values of `fmt`, `[rows, cols]`.
+        scales: one for each block, `[rows / block rows, cols / block cols]`.
+        outer: scale of the whole tensor, `[]`, or of each row, `[rows, 1]`.
+        numerator, denominator: `outer` again as the quotient that a GEMM's epilogue starts from, which
+            rounds otherwise: alpha = (numerator_a * numerator_b) / (denominator_a * denominator_b).
+    """
+
+    fmt: FloatFormat
+    block: Block
+    elements: Float[Tensor, "rows cols"]
+    scales: Float[Tensor, "block_rows block_cols"]
+    outer: Float[Tensor, "..."]
+    numerator: Float[Tensor, "..."]
+    denominator: float = 1.0
+    scale_format: Literal["e4m3", "e8m0", "fp32"] = "e8m0"
+
+    def scaled(self) -> Float[Tensor, "rows cols"]:
+        """Return elements * scales: exact in bf16 wherever `scales` are E4M3 or powers of two."""
+        blocks = as_blocks(self.elements, self.block) * self.scales[:, None, :, None]
+        return blocks.view(self.elements.shape)
+
+    def dequantise(self) -> Float[Tensor, "rows cols"]:
+        """Return the values that the quantised matrix stands for, fp32."""
+        return self.scaled() * self.outer
+
+    def packed(self) -> tuple[UInt8[Tensor, "rows bytes"], Tensor]:
+        """Return the bytes of the elements (two E2M1 a byte) and of the scales (fp32 where they are)."""
+        codes = encode(self.elements, self.fmt)
+        codes = pack(codes) if self.fmt is E2M1 else codes
+        if self.scale_format == "fp32":
+            return codes, self.scales
+        e4m3 = self.scale_format == "e4m3"
+        return codes, encode(self.scales, E4M3) if e4m3 else encode_e8m0(self.scales)
+
+
+def as_blocks(x: Float[Tensor, "rows cols"], block: Block) -> Float[Tensor, "R r C c"]:
+    """Return a view of `x` with the rows and columns of blocks apart.
+
+    Raises:
+        ValueError: a size is not a multiple of the block's.
+    """
+    rows, cols = x.shape
+    for name, size, part in (("rows", rows, block[0]), ("cols", cols, block[1])):
+        if size % part:
+            raise ValueError(
+                f"{name}={size} is not a multiple of the block size {part}; pad to {-(-size // part) * part}"
+            )
+    return x.view(rows // block[0], block[0], cols // block[1], block[1])
+
+
+def pad_to_blocks(
+    x: Float[Tensor, "rows cols"], block: Block
+) -> Float[Tensor, "padded_rows padded_cols"]:
+    """Return `x` with zeros below and to the right so that blocks fit."""
+    rows, cols = x.shape
+    return torch.nn.functional.pad(x, (0, -cols % block[1], 0, -rows % block[0]))
+
+
+def quantise_nvfp4(
+    x: Float[Tensor, "rows cols"],
+    *,
+    block: Block = (1, 16),
+    amax: Float[Tensor, "..."] | None = None,
+    order: ScaleOrder = "te214",
+    bits: Float[Tensor, "rows cols"] | None = None,
+    sr_headroom: float = 1.0,
+    four_over_six: bool = False,
+    row_scaled: bool = False,
+) -> Quantised:
+    """Return `x` as NVFP4: E2M1 elements, E4M3 block scales, an fp32 scale of the tensor.
+
+    Error: with amax_b the largest magnitude of a block, at most amax_b / 6 per element (nearest) plus
+    what its scale is rounded by (1/16); a block whose scale underflows becomes 0.
+
+    Args:
+        amax: the magnitude that the largest scale stands for (None: of `x`, or of each row); blocks
+            above it saturate.
+        order: of the block scale's products: TransformerEngine >= 2.14, or the paper and TE before.
+        bits: for stochastic rounding, see `round_stochastic_e2m1`; None rounds to nearest.
+        sr_headroom: block scales are so much larger: 17/16 keeps stochastic rounding from saturating.
+        four_over_six: blocks may map their maximum to 4 where that is the smaller absolute error.
+        row_scaled: an outer scale for each row (blocks of one row only).
+    """
+    x = x.float()
+    blocks = as_blocks(x, block)
+    peak = blocks.abs().amax(dim=(1, 3), keepdim=True)
+    if amax is None:
+        amax = peak.amax(dim=2, keepdim=True) if row_scaled else peak.amax()
+    # number / tensor would be reciprocal() * number in torch: two roundings.
+    enc = torch.div(x.new_tensor(_NVFP4_RANGE), amax).clamp(max=_FLT_MAX)
+    enc = torch.where((amax == 0) | (enc == 0), 1.0, enc)
+    dec = 1.0 / enc
+    numerator = torch.where((amax == 0) | amax.isinf(), _NVFP4_RANGE, amax)
+    if four_over_six:
+        elements, scales = _four_over_six(blocks, peak, enc, dec, amax)
+    else:
+        if order == "te214":
+            scales = peak * (enc * x.new_tensor(6.0).reciprocal())
+        else:
+            scales = (peak / 6.0) * enc
+        scales = round_nearest((scales * sr_headroom).clamp(max=E4M3.max), E4M3)
+        elements = _e2m1(blocks, scales, dec, bits)
+    if row_scaled:
+        dec, numerator = dec.view(-1, 1), numerator.view(-1, 1)
+    return Quantised(
+        E2M1,
+        block,
+        elements.view(x.shape),
+        scales[:, 0, :, 0],
+        dec,
+        numerator,
+        _NVFP4_RANGE,
+        "e4m3",
+    )
+
+
+def quantise_mx(
+    x: Float[Tensor, "rows cols"],
+    *,
+    fmt: FloatFormat = E2M1,
+    block: Block = (1, 32),
+    scale_rounding: str = "rceil",
+    bits: Float[Tensor, "rows cols"] | None = None,
+    sr_headroom: float = 1.0,
+) -> Quantised:
+    """Return `x` as MXFP4 (`fmt` E2M1) or MXFP8 (E4M3, E5M2): E8M0 scales, see `round_scale`.
+
+    Error: half a step of `fmt` times the block's scale, more where floor or even saturate.
+    """
+    x = x.float()
+    blocks = as_blocks(x, block)
+    peak = blocks.abs().amax(dim=(1, 3), keepdim=True) * sr_headroom
+    scales = round_scale(peak, fmt, scale_rounding)
+    scaled = torch.where(scales > 0, blocks / scales.clamp(min=2.0**-127), 0.0)
+    elements = _round(scaled, fmt, None if bits is None else as_blocks(bits, block))
+    one = torch.ones((), device=x.device)
+    return Quantised(fmt, block, elements.view(x.shape), scales[:, 0, :, 0], one, one)
+
+
+def quantise_fp8(
+    x: Float[Tensor, "rows cols"],
+    *,
+    fmt: FloatFormat = E4M3,
+    block: Block | None = None,
+    amax: Float[Tensor, ""] | None = None,
+    margin: int = 0,
+    powers_of_two: bool = True,
+) -> Quantised:
+    """Return `x` as FP8 with one fp32 scale for the tensor (`block=None`) or one for each block.
+
+    Args:
+        amax: of earlier steps, for delayed scaling; what lies above it saturates. None: of `x` itself.
+        margin: delayed scaling leaves a factor 2**margin free.
+        powers_of_two: of block scales, as TransformerEngine has them; DeepSeek-V3's are fp32.
+    """
+    x = x.float()
+    blocks = as_blocks(x, block or (1, 1))
+    if block is not None:
+        amax = blocks.abs().amax(dim=(1, 3), keepdim=True)
+    elif amax is None:
+        amax = x.abs().amax()
+    enc = torch.div(x.new_tensor(fmt.max), amax) / 2.0**margin
+    enc = torch.where((amax > 0) & amax.isfinite() & enc.isfinite(), enc, 1.0)
+    if block is not None and powers_of_two:
+        enc = torch.ldexp(torch.ones_like(enc), torch.frexp(enc)[1] - 1)  # rounded down
+    elements = round_nearest(blocks * enc, fmt).view(x.shape)
+    if block is None:
+        one = torch.ones(1, 1, device=x.device)
+        return Quantised(fmt, (x.shape[0], x.shape[1]), elements, one, 1.0 / enc, 1.0 / enc)
+    one, kind = torch.ones((), device=x.device), "e8m0" if powers_of_two else "fp32"
+    return Quantised(fmt, block, elements, (1.0 / enc)[:, 0, :, 0], one, one, 1.0, kind)  # type: ignore[arg-type]
+
+
+def _e2m1(blocks: Tensor, scales: Tensor, dec: Tensor, bits: Tensor | None) -> Tensor:
+    factor = (1.0 / (scales * dec)).clamp(max=_FLT_MAX)
+    scaled = (blocks * factor).clamp(-E2M1.max, E2M1.max)
+    return _round(scaled, E2M1, None if bits is None else bits.view(blocks.shape))
+
+
+def _round(scaled: Tensor, fmt: FloatFormat, bits: Tensor | None) -> Tensor:
+    if bits is None:
+        return round_nearest(scaled, fmt)
+    if fmt is not E2M1:
+        raise ValueError(f"stochastic rounding is defined for e2m1 elements, not for {fmt.name}")
+    return round_stochastic_e2m1(scaled, bits)
+
+
+def _four_over_six(
+    blocks: Tensor, peak: Tensor, enc: Tensor, dec: Tensor, amax: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return (elements, scales) of the better of two candidates; ties keep 6. Sums in TE's order."""
+    base = (peak / 6.0) * enc
+    elements, scales, errors = [], [], []
+    for factor in (1.5, 1.0):
+        scale = round_nearest((base * factor).clamp(max=E4M3.max), E4M3)
+        element = _e2m1(blocks, scale, dec, None)
+        difference = (element * scale * amax / _NVFP4_RANGE - blocks).abs()
+        error = difference[..., 0]
+        for column in range(1, blocks.shape[3]):
+            error = error + difference[..., column]
+        while error.shape[1] > 1:  # the warp's tree
+            half = error.shape[1] // 2
+            error = error[:, :half] + error[:, half:]
+        elements.append(element)
+        scales.append(scale)
+        errors.append(error[..., None])
+    four = errors[0] < errors[1]
+    return torch.where(four, elements[0], elements[1]), torch.where(four, scales[0], scales[1])
