@@ -35,24 +35,42 @@ class NoiseKey:
     samples: Int64[Tensor, " batch"]
 
 
-def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Return four words for each counter of four words, all int64 tensors holding 32-bit values."""
+def philox(
+    counter: tuple[Tensor, ...], key: tuple[int | Tensor, int | Tensor]
+) -> tuple[Tensor, ...]:
+    """Return four words for each counter of four words: 32 bits each, held in int32 with their sign.
+
+    int32 products wrap, which is all that is needed, and compile to vector code.
+    """
     c0, c1, c2, c3 = counter
-    k0, k1 = key[0] & _MASK, key[1] & _MASK
+    k0, k1 = (_signed(k) if isinstance(k, int) else k for k in key)
     for _ in range(_ROUNDS):
         hi0, lo0 = _multiply(c0, _M0)
         hi1, lo1 = _multiply(c2, _M1)
         c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
-        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+        k0, k1 = _add(k0, _W0), _add(k1, _W1)
     return c0, c1, c2, c3
 
 
 def _multiply(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of `a * m`. The product is split because int64 is signed."""
-    low_half = a * (m & 0xFFFF)
-    high_half = a * (m >> 16)
-    middle = (low_half >> 16) + high_half
-    return middle >> 16, ((middle & 0xFFFF) << 16) | (low_half & 0xFFFF)
+    """High and low 32 bits of the unsigned product `a * m`, by halves of 16 bits."""
+    low, high = a & 0xFFFF, (a >> 16) & 0xFFFF
+    m_low, m_high = m & 0xFFFF, m >> 16
+    middle = high * m_low + _high_half(low * m_low)
+    other = low * m_high + (middle & 0xFFFF)
+    return high * m_high + _high_half(middle) + _high_half(other), a * _signed(m)
+
+
+def _high_half(a: Tensor) -> Tensor:
+    return (a >> 16) & 0xFFFF  # the shift drags the sign along
+
+
+def _signed(word: int) -> int:
+    return ((word & _MASK) ^ 0x80000000) - 0x80000000
+
+
+def _add(word: int | Tensor, step: int) -> int | Tensor:
+    return _signed(word + step) if isinstance(word, int) else word + _signed(step)
 
 
 def random_words(key: NoiseKey, layer: int, n: int) -> Int64[Tensor, "batch n"]:
@@ -61,27 +79,26 @@ def random_words(key: NoiseKey, layer: int, n: int) -> Int64[Tensor, "batch n"]:
     return words
 
 
-# Opaque to torch.compile, which so draws the bits that eager draws (and Inductor 2.13 turns int64 shifts
-# into C++ that does not compile).
+# Opaque to torch.compile, which so draws the bits that eager draws.
 @torch.library.custom_op("espalier::random_words", mutates_args=())
 def _random_words(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
-    blocks = torch.arange(-(-n // 4), device=samples.device)
-    samples = samples[:, None]
-    zeros = torch.zeros_like(samples + blocks)
-    counter = (
-        zeros + blocks,
-        zeros + (samples & _MASK),
-        zeros + (samples >> 32),
-        zeros + layer,
-    )
-    # The step joins the seed in the key; 2**32 steps and seeds are more than anyone trains.
-    words = philox(counter, (seed, step))
-    return torch.stack(words, dim=-1).flatten(-2)[:, :n].contiguous()
+    words = _philox_words(samples, seed, step, layer, n)
+    return words[:, :n].long() & _MASK
 
 
 @_random_words.register_fake
 def _(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
     return samples.new_empty(samples.shape[0], n)
+
+
+def _philox_words(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
+    """Return at least `n` words of each sample, in int32."""
+    blocks = torch.arange(-(-n // 4), dtype=torch.int32, device=samples.device)
+    rows = samples[:, None]
+    zeros = torch.zeros(len(samples), len(blocks), dtype=torch.int32, device=samples.device)
+    counter = (zeros + blocks, zeros + rows.int(), zeros + (rows >> 32).int(), zeros + layer)
+    # The step joins the seed in the key; 2**32 steps and seeds are more than anyone trains.
+    return torch.stack(philox(counter, (seed, step)), dim=-1).flatten(-2)
 
 
 def keep_mask(key: NoiseKey, layer: int, n: int, drop: float) -> Bool[Tensor, "batch n"]:
