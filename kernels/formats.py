@@ -53,15 +53,15 @@ def round_nearest(x: Float[Tensor, "*shape"], fmt: FloatFormat) -> Float[Tensor,
 
 
 def round_stochastic_e2m1(
-    x: Float[Tensor, "*shape"], bits: Float[Tensor, "*shape"]
+    x: Float[Tensor, "*shape"], bits: UInt8[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """Return fp32 `x` rounded up or down to E2M1 with `bits` / 256 in [0, 1) as the dice, integers in fp32.
+    """Return fp32 `x` rounded up or down to E2M1, with `bits` / 256 in [0, 1) as the dice.
 
     The software twin of Blackwell's cvt.rs as TransformerEngine states it: t = |x| + u * step(|x|),
     truncated to the step of t. Unbiased to 1/256 of a step for |x| <= 6; above, it saturates.
     """
     magnitude = x.abs()
-    t = magnitude + bits * (1.0 / 256.0) * _e2m1_step(magnitude)
+    t = magnitude + bits.float() * (1.0 / 256.0) * _e2m1_step(magnitude)
     step = _e2m1_step(t)
     q = (torch.floor(t / step) * step).clamp(max=E2M1.max)
     return torch.where(x < 0, -q, q)

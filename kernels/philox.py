@@ -9,10 +9,13 @@ Shape legend: batch = samples, n = words asked for.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
+
+from kernels.compiled import Function, compiled
 
 _ROUNDS = 10
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -82,7 +85,7 @@ def random_words(key: NoiseKey, layer: int, n: int) -> Int64[Tensor, "batch n"]:
 # Opaque to torch.compile, which so draws the bits that eager draws.
 @torch.library.custom_op("espalier::random_words", mutates_args=())
 def _random_words(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
-    words = _philox_words(samples, seed, step, layer, n)
+    words = _philox_words(samples, seed, step, layer, n, _words_of)
     return words[:, :n].long() & _MASK
 
 
@@ -91,14 +94,14 @@ def _(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
     return samples.new_empty(samples.shape[0], n)
 
 
-def _philox_words(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
+def _philox_words(
+    samples: Tensor, seed: int, step: int, layer: int, n: int, make: Function
+) -> Tensor:
     """Return at least `n` words of each sample, in int32."""
-    blocks = torch.arange(-(-n // 4), dtype=torch.int32, device=samples.device)
-    rows = samples[:, None]
-    zeros = torch.zeros(len(samples), len(blocks), dtype=torch.int32, device=samples.device)
-    counter = (zeros + blocks, zeros + rows.int(), zeros + (rows >> 32).int(), zeros + layer)
     # The step joins the seed in the key; 2**32 steps and seeds are more than anyone trains.
-    return torch.stack(philox(counter, (seed, step)), dim=-1).flatten(-2)
+    key = torch.tensor([_signed(seed), _signed(step), layer], dtype=torch.int32)
+    blocks = torch.arange(-(-n // 4), dtype=torch.int32, device=samples.device)
+    return make(samples, key.to(samples.device), blocks)[0]
 
 
 def keep_mask(key: NoiseKey, layer: int, n: int, drop: float) -> Bool[Tensor, "batch n"]:
@@ -117,3 +120,38 @@ def dropout(
         return x
     keep = keep_mask(key, layer, x[0].numel(), drop).view(x.shape)
     return x * keep.to(x.dtype) / (1.0 - drop)
+
+
+def rounding_bits(key: NoiseKey, stream: int, rows: int, cols: int) -> UInt8[Tensor, "rows cols"]:
+    """Return a random byte for each element of a matrix whose rows are the tokens of `key.samples` in turn.
+
+    Byte i of a word serves element i of its four, as Blackwell's stochastic cvt has it.
+    """
+    per_sample = rows // len(key.samples) * cols
+    bits: Tensor = _rounding_bits(key.samples, key.seed, key.step, stream, per_sample)
+    return bits.view(rows, cols)
+
+
+@torch.library.custom_op("espalier::rounding_bits", mutates_args=())
+def _rounding_bits(samples: Tensor, seed: int, step: int, stream: int, count: int) -> Tensor:
+    make = _compiled_words() if samples.device.type == "cpu" else _words_of
+    drawn = _philox_words(samples, seed, step, stream, -(-count // 4), make)
+    return drawn.view(torch.uint8)[:, :count].contiguous()
+
+
+@_rounding_bits.register_fake
+def _(samples: Tensor, seed: int, step: int, stream: int, count: int) -> Tensor:
+    return samples.new_empty(samples.shape[0], count, dtype=torch.uint8)
+
+
+@lru_cache
+def _compiled_words() -> Function:
+    example = (torch.arange(3), torch.zeros(3, dtype=torch.int32), torch.arange(5).int())
+    return compiled(_words_of, "philox", example, ({0: "s"}, {}, {0: "b"}))
+
+
+def _words_of(samples: Tensor, key: Tensor, blocks: Tensor) -> tuple[Tensor]:
+    rows = samples[:, None]
+    zeros = torch.zeros_like(rows + blocks, dtype=torch.int32)
+    counter = (zeros + blocks, zeros + rows.int(), zeros + (rows >> 32).int(), zeros + key[2])
+    return (torch.stack(philox(counter, (key[0], key[1])), dim=-1).flatten(-2),)

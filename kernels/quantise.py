@@ -31,6 +31,7 @@ from kernels.formats import (
 
 Block = tuple[int, int]
 ScaleOrder = Literal["te214", "paper"]
+TENSOR: Block = (0, 0)  # one block: the tensor
 _FLT_MAX = torch.finfo(torch.float32).max
 _NVFP4_RANGE = 2688.0  # 448 * 6: what the largest scale times the largest element can hold
 
@@ -58,6 +59,8 @@ class Quantised:
 
     def scaled(self) -> Float[Tensor, "rows cols"]:
         """Return elements * scales: exact in bf16 wherever `scales` are E4M3 or powers of two."""
+        if self.block == TENSOR:
+            return self.elements
         blocks = as_blocks(self.elements, self.block) * self.scales[:, None, :, None]
         return blocks.view(self.elements.shape)
 
@@ -75,18 +78,24 @@ class Quantised:
         return codes, encode(self.scales, E4M3) if e4m3 else encode_e8m0(self.scales)
 
 
+def check_blocks(x: Float[Tensor, "rows cols"], block: Block) -> None:
+    """Raise ValueError where a size of `x` is not a multiple of the block's."""
+    rows, cols = x.shape
+    for name, size, part in (("rows", rows, block[0]), ("cols", cols, block[1])):
+        if block != TENSOR and size % part:
+            raise ValueError(
+                f"{name}={size} is not a multiple of the block size {part}; pad to {-(-size // part) * part}"
+            )
+
+
 def as_blocks(x: Float[Tensor, "rows cols"], block: Block) -> Float[Tensor, "R r C c"]:
     """Return a view of `x` with the rows and columns of blocks apart.
 
     Raises:
         ValueError: a size is not a multiple of the block's.
     """
+    check_blocks(x, block)
     rows, cols = x.shape
-    for name, size, part in (("rows", rows, block[0]), ("cols", cols, block[1])):
-        if size % part:
-            raise ValueError(
-                f"{name}={size} is not a multiple of the block size {part}; pad to {-(-size // part) * part}"
-            )
     return x.view(rows // block[0], block[0], cols // block[1], block[1])
 
 
@@ -104,7 +113,7 @@ def quantise_nvfp4(
     block: Block = (1, 16),
     amax: Float[Tensor, "..."] | None = None,
     order: ScaleOrder = "te214",
-    bits: Float[Tensor, "rows cols"] | None = None,
+    bits: UInt8[Tensor, "rows cols"] | None = None,
     sr_headroom: float = 1.0,
     four_over_six: bool = False,
     row_scaled: bool = False,
@@ -162,7 +171,7 @@ def quantise_mx(
     fmt: FloatFormat = E2M1,
     block: Block = (1, 32),
     scale_rounding: str = "rceil",
-    bits: Float[Tensor, "rows cols"] | None = None,
+    bits: UInt8[Tensor, "rows cols"] | None = None,
     sr_headroom: float = 1.0,
 ) -> Quantised:
     """Return `x` as MXFP4 (`fmt` E2M1) or MXFP8 (E4M3, E5M2): E8M0 scales, see `round_scale`.
@@ -183,12 +192,12 @@ def quantise_fp8(
     x: Float[Tensor, "rows cols"],
     *,
     fmt: FloatFormat = E4M3,
-    block: Block | None = None,
+    block: Block = TENSOR,
     amax: Float[Tensor, ""] | None = None,
     margin: int = 0,
     powers_of_two: bool = True,
 ) -> Quantised:
-    """Return `x` as FP8 with one fp32 scale for the tensor (`block=None`) or one for each block.
+    """Return `x` as FP8 with one fp32 scale for the tensor (the default) or one for each block.
 
     Args:
         amax: of earlier steps, for delayed scaling; what lies above it saturates. None: of `x` itself.
@@ -196,19 +205,19 @@ def quantise_fp8(
         powers_of_two: of block scales, as TransformerEngine has them; DeepSeek-V3's are fp32.
     """
     x = x.float()
-    blocks = as_blocks(x, block or (1, 1))
-    if block is not None:
+    blocks = as_blocks(x, (1, 1) if block == TENSOR else block)
+    if block != TENSOR:
         amax = blocks.abs().amax(dim=(1, 3), keepdim=True)
     elif amax is None:
         amax = x.abs().amax()
     enc = torch.div(x.new_tensor(fmt.max), amax) / 2.0**margin
     enc = torch.where((amax > 0) & amax.isfinite() & enc.isfinite(), enc, 1.0)
-    if block is not None and powers_of_two:
+    if block != TENSOR and powers_of_two:
         enc = torch.ldexp(torch.ones_like(enc), torch.frexp(enc)[1] - 1)  # rounded down
     elements = round_nearest(blocks * enc, fmt).view(x.shape)
-    if block is None:
+    if block == TENSOR:
         one = torch.ones(1, 1, device=x.device)
-        return Quantised(fmt, (x.shape[0], x.shape[1]), elements, one, 1.0 / enc, 1.0 / enc)
+        return Quantised(fmt, TENSOR, elements, one, 1.0 / enc, 1.0 / enc)
     one, kind = torch.ones((), device=x.device), "e8m0" if powers_of_two else "fp32"
     return Quantised(fmt, block, elements, (1.0 / enc)[:, 0, :, 0], one, one, 1.0, kind)  # type: ignore[arg-type]
 

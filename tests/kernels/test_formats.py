@@ -90,14 +90,16 @@ def test_e8m0_bytes_are_those_of_ml_dtypes() -> None:
 
 def test_stochastic_rounding_follows_its_dice_and_is_unbiased() -> None:
     x = torch.linspace(-6.0, 6.0, 4801)
-    dice = torch.arange(256.0)
+    dice = torch.arange(256, dtype=torch.uint8)
     q = round_stochastic_e2m1(x[:, None].expand(-1, 256), dice.expand(len(x), -1))
     values = decode(torch.arange(16, dtype=torch.uint8), E2M1).unique()
     assert torch.isin(q, values).all()
     step = torch.where(x.abs() < 2, 0.5, torch.where(x.abs() < 4, 1.0, 2.0))
     # 256 dice are all there is: the mean is exact but for the last 1/256 of a step.
     assert ((q.mean(dim=1) - x).abs() <= step / 256).all()
-    assert torch.equal(round_stochastic_e2m1(values, torch.zeros(len(values))), values)
+    assert torch.equal(
+        round_stochastic_e2m1(values, torch.zeros(len(values), dtype=torch.uint8)), values
+    )
 
 
 def test_unknown_scale_rounding_lists_the_valid_ones() -> None:

@@ -1,0 +1,109 @@
+"""References compiled ahead of time for this CPU, once a machine: Inductor's vector code at 2 ms a load.
+
+`torch.compile` would trace and guard in every process, and a grid of small cells has thousands of
+them. Here a function is exported with free sizes, compiled to a shared library and kept in the
+temporary folder; a later process loads it in milliseconds. Results are those of the eager function
+bit for bit (tests hold every variant to that).
+"""
+
+import fcntl
+import getpass
+import hashlib
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Function = Callable[..., tuple[Tensor, ...]]
+_MOST = 1 << 20  # larger sizes than anyone's rows or columns
+_NEVER = "ESPALIER_EAGER_KERNELS"  # set: use the eager references
+
+
+def compiled(
+    function: Function, name: str, example: tuple[Tensor, ...], sizes: tuple[dict[int, str], ...]
+) -> Function:
+    """Return `function` compiled for this CPU, or itself where that cannot be done (with a warning).
+
+    Args:
+        name: tells this function, with all that is bound to it, from every other one.
+        example: tensors of the right dtypes and of small sizes.
+        sizes: for each tensor the dimensions that are free, {dim: "16*r"}: a multiple of 16 called r.
+    """
+    if os.environ.get(_NEVER):
+        return function
+    try:
+        library = _library(function, name, example, sizes)
+        return torch._inductor.aoti_load_package(str(library))  # type: ignore[no-any-return]
+    except Exception as error:
+        warnings.warn(f"{name} runs uncompiled, many times slower: {error}", stacklevel=2)
+        return function
+
+
+def _library(
+    function: Function, name: str, example: tuple[Tensor, ...], sizes: tuple[dict[int, str], ...]
+) -> Path:
+    folder = Path(tempfile.gettempdir()) / f"espalier-kernels-{getpass.getuser()}"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    file = folder / f"{name}-{_environment()}.pt2"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of many cells that begin together one compiles
+        if not file.exists():
+            partial = file.with_name(f"{os.getpid()}-{file.name}")
+            _build(function, example, sizes, partial)
+            partial.rename(file)
+    return file
+
+
+def _build(
+    function: Function, example: tuple[Tensor, ...], sizes: tuple[dict[int, str], ...], file: Path
+) -> None:
+    names: dict[str, Any] = {}
+
+    def dimension(size: str) -> Any:
+        factor, _, symbol = size.rpartition("*")
+        root = names.setdefault(symbol, torch.export.Dim(symbol, min=1, max=_MOST))
+        return int(factor) * root if factor else root
+
+    shapes = tuple({dim: dimension(size) for dim, size in free.items()} for free in sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(_Program(function), example, dynamic_shapes=(shapes,))
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(file),
+            inductor_configs={"cpp.dynamic_threads": True},
+        )
+
+
+@lru_cache
+def _environment() -> str:
+    """Return a digest of what a library depends on: torch, the CPU, and the code it was made from."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    parts = [torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), _cpu()]
+    return hashlib.sha256(b"\0".join([*map(str.encode, parts), *(f.read_bytes() for f in sources)])).hexdigest()[:16]  # fmt: skip
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("flags")), "")
+
+
+class _Program(nn.Module):
+    """What torch.export takes."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self.function(*tensors)

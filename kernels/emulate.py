@@ -1,0 +1,194 @@
+"""Operands of a GEMM as hardware would see them, in bf16: quantised, and ready for a bf16 product.
+
+Every product of an E2M1 or FP8 element with an E4M3 or power-of-two scale is exact in bf16. So an
+operand is elements * scales in bf16 plus an fp32 factor for the epilogue: a bf16 GEMM with fp32
+accumulation then gives what the low-precision tensor core gives (TransformerEngine's reference, on
+every bf16 output of 256 x 256 x 4096). FP8 with fp32 block scales is not exact that way: there the
+scales stay apart and the product is made block by block.
+
+Shape legend: rows, cols of the operand as it lies in memory; `dim` is the one that the GEMM sums over.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from kernels.compiled import Function, compiled
+from kernels.formats import E2M1, E4M3, E5M2
+from kernels.quantise import (
+    TENSOR,
+    Block,
+    Quantised,
+    check_blocks,
+    quantise_fp8,
+    quantise_mx,
+    quantise_nvfp4,
+)
+
+Format = Literal[
+    "nvfp4", "mxfp4", "mxfp8_e4m3", "mxfp8_e5m2", "fp8_e4m3", "fp8_e5m2"
+]  # fmt: skip
+_ELEMENTS = {"nvfp4": E2M1, "mxfp4": E2M1, "mxfp8_e4m3": E4M3, "mxfp8_e5m2": E5M2, "fp8_e4m3": E4M3, "fp8_e5m2": E5M2}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantiser:
+    """How one operand becomes low precision; see `kernels/quantise.py` for what the numbers mean.
+
+    Args:
+        block: (along the other dimension, along the summed one); (0, 0): one scale for the tensor.
+        scale: nvfp4: te214 or paper; mx: floor, rceil, ceil, even; fp8: power_of_two or fp32 for blocks.
+    """
+
+    format: Format
+    block: Block
+    scale: str = "te214"
+    sr_headroom: float = 1.0
+    four_over_six: bool = False
+    row_scaled: bool = False
+
+    def __call__(
+        self, x: Float[Tensor, "rows cols"], bits: Tensor | None = None, amax: Tensor | None = None
+    ) -> Quantised:
+        """Return `x`, whose columns are summed over, quantised: the reference."""
+        fmt = _ELEMENTS[self.format]
+        if self.format == "nvfp4":
+            return quantise_nvfp4(
+                x, block=self.block, amax=amax, order=self.scale, bits=bits,  # type: ignore[arg-type]
+                sr_headroom=self.sr_headroom, four_over_six=self.four_over_six,
+                row_scaled=self.row_scaled,
+            )  # fmt: skip
+        if self.format.startswith("mx"):
+            return quantise_mx(
+                x, fmt=fmt, block=self.block, scale_rounding=self.scale, bits=bits,
+                sr_headroom=self.sr_headroom,
+            )  # fmt: skip
+        return quantise_fp8(
+            x, fmt=fmt, block=self.block, amax=amax, powers_of_two=self.scale != "fp32"
+        )
+
+    def along(self, dim: int) -> "Quantiser":
+        """Return the same quantiser for an operand whose dimension `dim` is summed over."""
+        block = self.block if dim == 1 else self.block[::-1]
+        return Quantiser(**{**self.__dict__, "block": block})
+
+    @property
+    def stacked(self) -> bool:
+        """True where scales cannot be folded into bf16 elements."""
+        return self.format.startswith("fp8") and self.block != TENSOR and self.scale == "fp32"
+
+    @property
+    def denominator(self) -> float:
+        """Of the factor in the epilogue."""
+        return 2688.0 if self.format == "nvfp4" else 1.0
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An operand in bf16 and what its product is multiplied by: numerator / denominator.
+
+    Args:
+        scales: of each block, where they are not folded into `values`; `block` is theirs.
+    """
+
+    values: Float[Tensor, "rows cols"]
+    numerator: Float[Tensor, "..."] | None = None
+    denominator: float = 1.0
+    scales: Float[Tensor, "block_rows block_cols"] | None = None
+    block: Block = (1, 1)
+
+
+def emulate(
+    x: Float[Tensor, "rows cols"],
+    how: Quantiser,
+    dim: int,
+    *,
+    bits: UInt8[Tensor, "rows cols"] | None = None,
+    amax: Float[Tensor, ""] | None = None,
+) -> Operand:
+    """Return `x`, summed over `dim` in its GEMM, as `how` would have it.
+
+    Args:
+        bits: dice of stochastic rounding, None rounds to nearest; amax: of earlier steps or a quantile.
+
+    Raises:
+        ValueError: a size is not a multiple of the block's.
+    """
+    how = how.along(dim)
+    check_blocks(x, how.block)
+    values, numerator, scales = torch.ops.espalier.quantise(
+        x, bits, amax, how.format, list(how.block), how.scale, how.sr_headroom, how.four_over_six,
+        how.row_scaled,
+    )  # fmt: skip
+    apart = scales if how.stacked else None
+    return Operand(values, numerator, how.denominator, apart, how.block)
+
+
+@torch.library.custom_op("espalier::quantise", mutates_args=())
+def _quantise(
+    x: Tensor, bits: Tensor | None, amax: Tensor | None, format: str, block: list[int], scale: str,
+    sr_headroom: float, four_over_six: bool, row_scaled: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    how = Quantiser(
+        format=format, block=(block[0], block[1]), scale=scale, sr_headroom=sr_headroom,  # type: ignore[arg-type]
+        four_over_six=four_over_six, row_scaled=row_scaled,
+    )  # fmt: skip
+    if x.device.type == "cpu":
+        given = [t for t in (bits, amax) if t is not None]
+        run = _on_cpu(how, x.dtype, bits is not None, amax is not None)
+        values, numerator, scales = run(x.contiguous(), *given)
+        return values, numerator, scales
+    return _reference(how, x, bits, amax)
+
+
+@_quantise.register_fake
+def _(
+    x: Tensor, bits: Tensor | None, amax: Tensor | None, format: str, block: list[int], scale: str,
+    sr_headroom: float, four_over_six: bool, row_scaled: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    rows, cols = x.shape
+    numerator = x.new_empty((rows, 1) if row_scaled else (), dtype=torch.float32)
+    stacked = format.startswith("fp8") and block[0] and scale == "fp32"
+    shape = (rows // block[0], cols // block[1]) if stacked else (0, 0)
+    return x.new_empty(rows, cols, dtype=torch.bfloat16), numerator, x.new_empty(shape, dtype=torch.float32)  # fmt: skip
+
+
+def _reference(
+    how: Quantiser, x: Tensor, bits: Tensor | None, amax: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    found = how(x, bits, amax)
+    if how.stacked:
+        return found.elements.bfloat16(), found.numerator.clone(), found.scales.clone()
+    return (
+        found.scaled().bfloat16(),
+        found.numerator.clone(),
+        x.new_empty(0, 0, dtype=torch.float32),
+    )
+
+
+@lru_cache
+def _on_cpu(how: Quantiser, dtype: torch.dtype, has_bits: bool, has_amax: bool) -> Function:
+    """Return the compiled reference of `how` for inputs of `dtype`."""
+    rows, cols = (max(1, size) for size in how.block)
+    example = [torch.randn(4 * rows, 4 * cols).to(dtype)]
+    free = [{0: f"{rows}*r" if rows > 1 else "r", 1: f"{cols}*c" if cols > 1 else "c"}]
+    if has_bits:
+        example.append(torch.zeros(4 * rows, 4 * cols, dtype=torch.uint8))
+        free *= 2
+    if has_amax:
+        example.append(torch.ones(()))
+        free.append({})
+    parts = (how.format, *how.block, how.scale, how.sr_headroom, how.four_over_six, how.row_scaled, dtype, has_bits, has_amax)  # fmt: skip
+    name = "quantise-" + "-".join(str(part).removeprefix("torch.") for part in parts)
+    function = partial(_with_options, how, has_bits)
+    return compiled(function, name, tuple(example), tuple(free))
+
+
+def _with_options(how: Quantiser, has_bits: bool, x: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+    bits = given[0] if has_bits else None
+    amax = given[-1] if len(given) > has_bits else None
+    return _reference(how, x, bits, amax)

@@ -1,0 +1,187 @@
+"""y = x W^T with each of its three GEMMs under its own low-precision recipe.
+
+    fprop   y[t, n]  = sum_k x[t, k] w[n, k]
+    dgrad   dx[t, k] = sum_n g[t, n] w[n, k]
+    wgrad   dw[n, k] = sum_t g[t, n] x[t, k]
+
+Every operand is quantised along the dimension that its GEMM sums over. A weight quantised in square
+blocks has the same codes in fprop and dgrad and is quantised once. The gradient of the weight leaves
+its GEMM in fp32.
+
+Shape legend: tokens, k = width of x, n = width of y.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kernels.emulate import Operand, Quantiser, emulate
+from kernels.hadamard import Signs, hadamard, hadamard_matrix
+from kernels.philox import NoiseKey, rounding_bits
+from kernels.scaled_mm import scaled_mm
+
+_STREAM = 1 << 16  # dropout draws from the layers below this
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperandRecipe:
+    """How one operand is rounded: None in its place leaves it in bf16.
+
+    Args:
+        quantile: the scale of the tensor is this quantile of |x| instead of its maximum.
+    """
+
+    quantiser: Quantiser
+    stochastic: bool = False
+    quantile: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmRecipe:
+    """Both operands of a GEMM, and the Hadamard transform of both along the summed dimension (0: none)."""
+
+    left: OperandRecipe | None = None
+    right: OperandRecipe | None = None
+    hadamard: int = 0
+    signs: Signs = "fixed"
+
+    @property
+    def plain(self) -> bool:
+        """True where this is a bf16 GEMM."""
+        return self.left is None and self.right is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRecipe:
+    """The GEMMs of a linear layer: x w, g w, g x."""
+
+    fprop: GemmRecipe = field(default_factory=GemmRecipe)
+    dgrad: GemmRecipe = field(default_factory=GemmRecipe)
+    wgrad: GemmRecipe = field(default_factory=GemmRecipe)
+
+
+def quantised_linear(
+    x: Float[Tensor, "*tokens k"],
+    weight: Float[Tensor, "n k"],
+    recipe: LinearRecipe,
+    *,
+    layer: int,
+    noise: NoiseKey | None,
+) -> Float[Tensor, "*tokens n"]:
+    """Return x @ weight.T in bf16 under `recipe`.
+
+    Args:
+        layer: number of this linear, which addresses its random bits; noise: the rest of their address.
+            Without it (evaluation) rounding is to nearest.
+
+    Raises:
+        ValueError: k or n is not a multiple of a block (tokens are filled up with zeros).
+    """
+    rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+    y: Tensor = _QuantisedLinear.apply(rows, weight, recipe, layer, noise)  # type: ignore[no-untyped-call]
+    return y.view(*x.shape[:-1], -1)
+
+
+class _QuantisedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        recipe: LinearRecipe,
+        layer: int,
+        noise: NoiseKey | None,
+    ) -> Tensor:
+        gemm = recipe.fprop
+        turn = _turn(gemm, layer, x.device, 1)
+        left = _operand(turn(_filled(x, gemm, 1)), gemm.left, 1, _dice(noise, layer, 0))
+        right = _operand(turn(weight), gemm.right, 1)
+        reuse = _same_codes(recipe)
+        ctx.recipe, ctx.layer, ctx.noise, ctx.reuse = recipe, layer, noise, reuse
+        ctx.denominator, ctx.block = right.denominator, right.block
+        kept = (right.values, right.numerator, right.scales) if reuse else (weight, None, None)
+        ctx.save_for_backward(x, *kept)
+        return scaled_mm(left, right, sums=(1, 1), fp32=False)[: x.shape[0]]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, numerator, scales = ctx.saved_tensors
+        recipe, layer, noise = ctx.recipe, ctx.layer, ctx.noise
+        grad = grad.to(torch.bfloat16).contiguous()
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            gemm = recipe.dgrad
+            turn = _turn(gemm, layer, x.device, 1)
+            left = _operand(turn(_filled(grad, gemm, 1)), gemm.left, 1, _dice(noise, layer, 1))
+            if ctx.reuse:
+                right = Operand(weight, numerator, ctx.denominator, scales, ctx.block)
+            else:
+                turn = _turn(gemm, layer, x.device, 0)
+                right = _operand(turn(weight), gemm.right, 0)
+            grad_x = scaled_mm(left, right, sums=(1, 0), fp32=False)[: x.shape[0]]
+        if ctx.needs_input_grad[1]:
+            gemm = recipe.wgrad
+            turn = _turn(gemm, layer, x.device, 0)
+            left = _operand(turn(_filled(grad, gemm, 0)), gemm.left, 0, _dice(noise, layer, 2))
+            right = _operand(turn(_filled(x, gemm, 0)), gemm.right, 0, _dice(noise, layer, 3))
+            grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
+        return grad_x, grad_weight, None, None, None
+
+
+def _same_codes(recipe: LinearRecipe) -> bool:
+    """True where the weight has the same codes in fprop and dgrad."""
+    forward, backward = recipe.fprop, recipe.dgrad
+    square = forward.right is not None and forward.right.quantiser.block[0] == forward.right.quantiser.block[1]  # fmt: skip
+    return (
+        square and forward.right == backward.right and not (forward.hadamard or backward.hadamard)
+    )
+
+
+def _turn(
+    gemm: GemmRecipe, layer: int, device: torch.device, dim: int
+) -> Callable[[Tensor], Tensor]:
+    """Return the Hadamard transform along the summed dimension, or what leaves a tensor as it is."""
+    if not gemm.hadamard:
+        return lambda x: x
+    matrix = hadamard_matrix(gemm.hadamard, gemm.signs, layer, device)
+    return lambda x: hadamard(x, matrix, dim)
+
+
+def _filled(x: Tensor, gemm: GemmRecipe, dim: int) -> Tensor:
+    """Return `x` with as many zero tokens below as blocks need: they add nothing to any sum."""
+    both = [how.quantiser.along(dim).block[0] for how in (gemm.left, gemm.right) if how is not None]
+    size = max([1, *both, gemm.hadamard if dim == 0 else 1])
+    missing = -x.shape[0] % size
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
+
+
+Dice = tuple[NoiseKey, int]
+
+
+def _dice(noise: NoiseKey | None, layer: int, operand: int) -> Dice | None:
+    return None if noise is None else (noise, _STREAM + 4 * layer + operand)
+
+
+def _operand(x: Tensor, how: OperandRecipe | None, dim: int, dice: Dice | None = None) -> Operand:
+    if how is None:
+        return Operand(x.to(torch.bfloat16))
+    bits = None
+    if how.stochastic and dice is not None:
+        noise, stream = dice
+        per_sample = -(-x.shape[0] // len(noise.samples))  # zero tokens draw too, and stay zero
+        bits = rounding_bits(noise, stream, per_sample * len(noise.samples), x.shape[1])[
+            : x.shape[0]
+        ]
+    amax = None if how.quantile is None else _quantile(x, how.quantile)
+    return emulate(x, how.quantiser, dim, bits=bits, amax=amax)
+
+
+def _quantile(x: Tensor, share: float) -> Tensor:
+    """Return the smallest magnitude that `share` of all do not exceed."""
+    index = max(1, round(share * x.numel()))
+    return x.float().abs().flatten().kthvalue(index).values

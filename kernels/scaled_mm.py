@@ -1,0 +1,98 @@
+"""The product of two emulated operands: bf16 in, fp32 accumulation, the fp32 factor applied once.
+
+On a CPU oneDNN applies the factor to the fp32 accumulator before it rounds to bf16, at the speed of a
+plain bf16 product. An fp32 result is asked for as an fp32 product that may compute in bf16, which is
+exact for operands that are bf16 already. On a GPU the product has an fp32 output and the factor follows.
+
+Shape legend: m, n, k = rows, columns and summed size of a product.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kernels.emulate import Operand
+
+
+def scaled_mm(a: Operand, b: Operand, *, sums: tuple[int, int], fp32: bool) -> Float[Tensor, "m n"]:
+    """Return the product of `a` and `b` summed over dimension sums[0] of `a` and sums[1] of `b`.
+
+    Error against the exact product of what the operands stand for: k * 2**-24 relative to the sum of
+    magnitudes (fp32 accumulation), and half a bf16 step where the output is bf16.
+
+    Args:
+        fp32: the output's dtype, bf16 otherwise.
+    """
+    left = a.values if sums[0] == 1 else a.values.T
+    right = b.values.T if sums[1] == 1 else b.values
+    factor = _factor(a, b, left.device)
+    if a.scales is None and b.scales is None:
+        return torch.ops.espalier.scaled_mm(left, right, factor, fp32)  # type: ignore[no-any-return]
+    return _by_blocks(a, b, left, right, factor, sums, fp32=fp32)
+
+
+def _factor(a: Operand, b: Operand, device: torch.device) -> Tensor:
+    """Return numerators over denominators, `[]` or, with scales of rows, what broadcasts to [m, n]."""
+    one = torch.ones((), device=device)
+    left = one if a.numerator is None else a.numerator
+    right = one if b.numerator is None else b.numerator
+    product = left * (right.T if right.ndim else right)
+    return product / (a.denominator * b.denominator)
+
+
+@torch.library.custom_op("espalier::scaled_mm", mutates_args=())
+def _scaled_mm(a: Tensor, b: Tensor, factor: Tensor, fp32: bool) -> Tensor:
+    with torch.autocast(a.device.type, enabled=False):
+        if a.device.type != "cpu":
+            product = torch.mm(a, b, out_dtype=torch.float32) * factor
+            return product if fp32 else product.to(torch.bfloat16)
+        if not fp32 and factor.numel() == 1:
+            out = torch.empty(a.shape[0], b.shape[1], dtype=torch.bfloat16)
+            return torch.addmm(out, a, b, beta=0, alpha=float(factor), out=out)
+        with _products_in_bf16():
+            product = torch.mm(a.float(), b.float()).mul_(factor)
+        return product if fp32 else product.to(torch.bfloat16)
+
+
+@_scaled_mm.register_fake
+def _(a: Tensor, b: Tensor, factor: Tensor, fp32: bool) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32 if fp32 else torch.bfloat16)
+
+
+@contextmanager
+def _products_in_bf16() -> Iterator[None]:
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+def _by_blocks(
+    a: Operand, b: Operand, left: Tensor, right: Tensor, factor: Tensor, sums: tuple[int, int],
+    *, fp32: bool,
+) -> Tensor:  # fmt: skip
+    """Add up the products of blocks along k, each with the scales of its rows and columns."""
+    size = max(a.block[sums[0]] if a.scales is not None else 1, b.block[sums[1]] if b.scales is not None else 1)  # fmt: skip
+    one = torch.ones((), device=left.device)
+    total = torch.zeros(left.shape[0], right.shape[1], device=left.device)
+    for index, start in enumerate(range(0, left.shape[1], size)):
+        part = slice(start, start + size)
+        product = torch.ops.espalier.scaled_mm(left[:, part], right[part], one, True)
+        rows, columns = (_scales(o, dim, index, o.values.shape[1 - dim]) for o, dim in zip((a, b), sums, strict=True))  # fmt: skip
+        total += product * rows[:, None] * columns[None]
+    total *= factor
+    return total if fp32 else total.to(torch.bfloat16)
+
+
+def _scales(operand: Operand, dim: int, index: int, size: int) -> Tensor:
+    """Return the scale of each row (or column) of the product in block `index` of the summed dimension."""
+    if operand.scales is None:
+        return torch.ones(size, device=operand.values.device)
+    scales = operand.scales.select(dim, index)
+    return scales.repeat_interleave(operand.block[1 - dim])[:size]

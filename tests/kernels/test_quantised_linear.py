@@ -1,0 +1,182 @@
+"""The three GEMMs of a low-precision linear: against fp64, against TransformerEngine, and piece by piece."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from kernels.emulate import Quantiser, emulate
+from kernels.hadamard import hadamard, hadamard_matrix
+from kernels.philox import NoiseKey, rounding_bits
+from kernels.quantised_linear import GemmRecipe, LinearRecipe, OperandRecipe, quantised_linear
+from kernels.scaled_mm import scaled_mm
+from tests.kernels.oracles import inputs, te_reference
+
+ONE = OperandRecipe(quantiser=Quantiser(format="nvfp4", block=(1, 16)))
+SQUARE = OperandRecipe(quantiser=Quantiser(format="nvfp4", block=(16, 16)))
+DICE = replace(ONE, stochastic=True)
+NVFP4 = LinearRecipe(
+    fprop=GemmRecipe(left=ONE, right=SQUARE),
+    dgrad=GemmRecipe(left=DICE, right=SQUARE),
+    wgrad=GemmRecipe(left=DICE, right=ONE, hadamard=16),
+)
+FORMATS = [
+    Quantiser(format="nvfp4", block=(1, 16)),
+    Quantiser(format="nvfp4", block=(16, 16)),
+    Quantiser(format="nvfp4", block=(1, 16), row_scaled=True),
+    Quantiser(format="nvfp4", block=(1, 16), four_over_six=True),
+    Quantiser(format="mxfp4", block=(1, 32), scale="rceil"),
+    Quantiser(format="mxfp8_e4m3", block=(1, 32), scale="rceil"),
+    Quantiser(format="mxfp8_e5m2", block=(1, 32), scale="floor"),
+    Quantiser(format="fp8_e4m3", block=(0, 0)),
+    Quantiser(format="fp8_e5m2", block=(0, 0)),
+    Quantiser(format="fp8_e4m3", block=(1, 128), scale="power_of_two"),
+    Quantiser(format="fp8_e4m3", block=(128, 128), scale="fp32"),
+    Quantiser(format="fp8_e4m3", block=(1, 128), scale="fp32"),
+]
+
+
+def _name(how: Quantiser) -> str:
+    extra = "-rows" if how.row_scaled else "-4over6" if how.four_over_six else ""
+    return f"{how.format}-{how.block[0]}x{how.block[1]}-{how.scale}{extra}"
+
+
+def _key(samples: int = 4) -> NoiseKey:
+    return NoiseKey(seed=1, step=2, samples=torch.arange(samples) + 10)
+
+
+@pytest.mark.parametrize("how", FORMATS, ids=_name)
+def test_the_compiled_operand_is_the_reference_bit_for_bit(how: Quantiser) -> None:
+    for kind in ("normal", "lognormal", "zeros", "ties"):
+        x = inputs(kind, 128, 256)
+        for dim in (1, 0):
+            found, wanted = emulate(x, how, dim), how.along(dim)(x)
+            parts = wanted.elements if how.stacked else wanted.scaled()
+            assert torch.equal(found.values, parts.bfloat16())
+            assert found.numerator is not None
+            assert torch.equal(found.numerator, wanted.numerator)
+            assert torch.equal(parts.bfloat16().float(), parts), "not exact in bf16"
+
+
+@pytest.mark.parametrize("how", FORMATS, ids=_name)
+@pytest.mark.parametrize("fp32", [True, False])
+def test_products_are_those_of_the_dequantised_operands(how: Quantiser, fp32: bool) -> None:
+    """Bound: fp32 accumulation loses at most k * 2**-24 of the sum of magnitudes, a bf16 output 2**-8 more."""
+    a, b = inputs("normal", 128, 512), inputs("lognormal", 256, 512, seed=1)
+    got = scaled_mm(emulate(a, how, 1), emulate(b, how, 1), sums=(1, 1), fp32=fp32)
+    left, right = how(a).dequantise().double(), how(b).dequantise().double()
+    exact, size = left @ right.T, left.abs() @ right.abs().T
+    bound = size * 512 * 2.0**-23 + (0 if fp32 else 2.0**-8) * exact.abs()
+    assert ((got.double() - exact).abs() <= bound).all()
+
+
+def test_the_product_is_transformer_engines_qgemm() -> None:
+    te = te_reference()
+    a, b = inputs("normal", 256, 4096), inputs("normal", 256, 4096, seed=1)
+    quantiser = te.NVFP4QuantizerRef(dtype=None, columnwise=False)
+    (qa, sa, *_, row_a, _), (qb, sb, *_, row_b, _) = quantiser._quantize(a), quantiser._quantize(b)
+    results = [type("Result", (), {"global_amax_row": r, "global_amax_col": r})() for r in (row_a, row_b)]  # fmt: skip
+    theirs = quantiser.qgemm(qa, qb, None, torch.bfloat16, sa, sb, qresult_x=results[0], qresult_w=results[1])  # fmt: skip
+    how = FORMATS[0]
+    ours = scaled_mm(emulate(a, how, 1), emulate(b, how, 1), sums=(1, 1), fp32=False)
+    assert float((ours == theirs).float().mean()) > 0.999  # fp32 sums in another order
+
+
+def test_each_gemm_of_the_published_recipe_is_what_its_operands_give() -> None:
+    x = inputs("normal", 64, 64).float().requires_grad_()
+    weight = torch.randn(96, 64, requires_grad=True)
+    key = _key()
+    y = quantised_linear(x.view(4, 16, 64), weight, NVFP4, layer=3, noise=key)
+    grad = torch.randn(4, 16, 96).bfloat16()
+    y.backward(grad)
+    how, square = ONE.quantiser, SQUARE.quantiser
+    flat, g = x.detach().bfloat16(), grad.view(64, 96)
+    w = emulate(weight.detach(), square, 1)
+    assert torch.equal(y.view(64, 96), scaled_mm(emulate(flat, how, 1), w, sums=(1, 1), fp32=False))
+    stream = (1 << 16) + 4 * 3
+    dice = [rounding_bits(key, stream + i, 64, 96) for i in (1, 2)]
+    wanted = scaled_mm(emulate(g, how, 1, bits=dice[0]), w, sums=(1, 0), fp32=False)
+    assert torch.equal(x.grad, wanted.float())
+    turned = [hadamard(t, hadamard_matrix(16), 0) for t in (g, flat)]
+    left, right = emulate(turned[0], how, 0, bits=dice[1]), emulate(turned[1], how, 0)
+    assert torch.equal(weight.grad, scaled_mm(left, right, sums=(0, 0), fp32=True))
+
+
+def test_bits_depend_on_the_sample_not_on_its_micro_batch() -> None:
+    whole = rounding_bits(_key(), 7, 64, 48)
+    part = rounding_bits(NoiseKey(seed=1, step=2, samples=torch.tensor([12, 13])), 7, 32, 48)
+    assert torch.equal(part, whole[32:])
+    assert abs(float(whole.float().mean()) - 127.5) < 5 * 74 / (64 * 48) ** 0.5
+    assert not torch.equal(whole, rounding_bits(_key(), 8, 64, 48))
+
+
+def test_stochastic_gradients_are_unbiased_and_nearest_ones_are_not() -> None:
+    """400 draws: the mean error of SR shrinks to its standard error, that of nearest stays."""
+    x, weight = torch.randn(64, 64), torch.randn(64, 64)
+    grad = (torch.randn(64, 64) * 0.5).bfloat16()
+    roomy = OperandRecipe(quantiser=replace(ONE.quantiser, sr_headroom=17 / 16), stochastic=True)
+    gradients = []
+    for step in range(400):
+        leaf = x.clone().requires_grad_()
+        recipe = LinearRecipe(dgrad=GemmRecipe(left=roomy))
+        noise = NoiseKey(seed=0, step=step, samples=torch.arange(4))
+        quantised_linear(leaf, weight, recipe, layer=0, noise=noise).backward(grad)
+        gradients.append(leaf.grad)
+    exact = grad.float() @ weight.bfloat16().float()
+    draws = torch.stack([g for g in gradients if g is not None])
+    error = (draws.mean(dim=0) - exact).abs().mean()
+    spread = draws.std(dim=0).mean() / 400**0.5
+    assert error < 1.5 * spread
+    nearest = ONE.quantiser(grad).dequantise() @ weight.bfloat16().float()
+    assert error < 0.2 * (nearest - exact).abs().mean()
+
+
+def test_any_number_of_tokens_is_filled_up_and_ragged_widths_are_refused() -> None:
+    x, weight = torch.randn(3, 7, 64, requires_grad=True), torch.randn(48, 64, requires_grad=True)
+    y = quantised_linear(x, weight, NVFP4, layer=0, noise=_key(3))
+    assert y.shape == (3, 7, 48)
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    with pytest.raises(ValueError, match="cols=20 is not a multiple of the block size 16"):
+        quantised_linear(torch.randn(16, 20), torch.randn(16, 20), NVFP4, layer=0, noise=None)
+
+
+def test_a_recipe_without_any_format_is_the_bf16_linear() -> None:
+    x, weight = torch.randn(32, 64, requires_grad=True), torch.randn(48, 64, requires_grad=True)
+    y = quantised_linear(x, weight, LinearRecipe(), layer=0, noise=None)
+    assert torch.equal(y, x.bfloat16() @ weight.bfloat16().T)
+
+
+def _run(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return quantised_linear(x, weight, NVFP4, layer=0, noise=_key(2)).float().square().sum()
+
+
+def _gradients(run: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+    x = inputs("normal", 32, 64).float().requires_grad_()
+    weight = inputs("normal", 48, 64, seed=1).float().requires_grad_()
+    loss = run(x, weight)
+    return [loss.detach(), *torch.autograd.grad(loss, (x, weight))]
+
+
+def test_activation_checkpointing_and_no_grad_change_no_bit() -> None:
+    plain = _gradients(_run)
+    again = _gradients(lambda x, w: checkpoint(_run, x, w, use_reentrant=False))
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    with torch.no_grad():
+        x, weight = inputs("normal", 32, 64).float(), inputs("normal", 48, 64, seed=1).float()
+        assert torch.equal(_run(x, weight), plain[0])
+
+
+def test_torch_compile_changes_no_bit() -> None:
+    """In a process of its own: Dynamo does not trace the type checks of these tests."""
+    code = (
+        "import torch; from tests.kernels.test_quantised_linear import _gradients, _run\n"
+        "pairs = zip(_gradients(_run), _gradients(torch.compile(_run, fullgraph=True)), strict=True)\n"
+        "assert all(torch.equal(a, b) for a, b in pairs)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
