@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
 from kernels.compiled import Function, compiled
@@ -85,7 +85,9 @@ def random_words(key: NoiseKey, layer: int, n: int) -> Int64[Tensor, "batch n"]:
 # Opaque to torch.compile, which so draws the bits that eager draws.
 @torch.library.custom_op("espalier::random_words", mutates_args=())
 def _random_words(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
-    words = _philox_words(samples, seed, step, layer, n, _words_of)
+    # The step joins the seed in the key; 2**32 steps and seeds are more than anyone trains.
+    key = Dice.of(NoiseKey(seed=seed, step=step, samples=samples)).key
+    words = _philox_words(samples, key, layer, n, _words_of)
     return words[:, :n].long() & _MASK
 
 
@@ -94,14 +96,11 @@ def _(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
     return samples.new_empty(samples.shape[0], n)
 
 
-def _philox_words(
-    samples: Tensor, seed: int, step: int, layer: int, n: int, make: Function
-) -> Tensor:
+def _philox_words(samples: Tensor, key: Tensor, stream: int, n: int, make: Function) -> Tensor:
     """Return at least `n` words of each sample, in int32."""
-    # The step joins the seed in the key; 2**32 steps and seeds are more than anyone trains.
-    key = torch.tensor([_signed(seed), _signed(step), layer], dtype=torch.int32)
+    words = torch.cat((key, torch.full_like(key[:1], stream)))
     blocks = torch.arange(-(-n // 4), dtype=torch.int32, device=samples.device)
-    return make(samples, key.to(samples.device), blocks)[0]
+    return make(samples, words, blocks)[0]
 
 
 def keep_mask(key: NoiseKey, layer: int, n: int, drop: float) -> Bool[Tensor, "batch n"]:
@@ -122,25 +121,44 @@ def dropout(
     return x * keep.to(x.dtype) / (1.0 - drop)
 
 
-def rounding_bits(key: NoiseKey, stream: int, rows: int, cols: int) -> UInt8[Tensor, "rows cols"]:
-    """Return a random byte for each element of a matrix whose rows are the tokens of `key.samples` in turn.
+@dataclass(frozen=True)
+class Dice:
+    """A NoiseKey as tensors: compiled code does not see a new constant at every step.
 
-    Byte i of a word serves element i of its four, as Blackwell's stochastic cvt has it.
+    Args:
+        samples: global sample index of each row of the batch, int64; key: the words (seed, step), int32.
     """
-    per_sample = rows // len(key.samples) * cols
-    bits: Tensor = _rounding_bits(key.samples, key.seed, key.step, stream, per_sample)
+
+    samples: Int64[Tensor, " batch"]
+    key: Int32[Tensor, " 2"]
+
+    @staticmethod
+    def of(noise: NoiseKey) -> "Dice":
+        """Return the dice of `noise`."""
+        words = torch.tensor([_signed(noise.seed), _signed(noise.step)], dtype=torch.int32)
+        return Dice(noise.samples, words.to(noise.samples.device))
+
+
+def rounding_bits(dice: Dice, stream: int, rows: int, cols: int) -> UInt8[Tensor, "rows cols"]:
+    """Return a random byte for each element of a matrix whose rows are the tokens of `dice.samples` in turn.
+
+    Byte i of a word serves element i of its four, as Blackwell's stochastic cvt has it. `stream`
+    tells matrices of one step apart; dropout's layers are streams too.
+    """
+    per_sample = rows // len(dice.samples) * cols
+    bits: Tensor = _rounding_bits(dice.samples, dice.key, stream, per_sample)
     return bits.view(rows, cols)
 
 
 @torch.library.custom_op("espalier::rounding_bits", mutates_args=())
-def _rounding_bits(samples: Tensor, seed: int, step: int, stream: int, count: int) -> Tensor:
+def _rounding_bits(samples: Tensor, key: Tensor, stream: int, count: int) -> Tensor:
     make = _compiled_words() if samples.device.type == "cpu" else _words_of
-    drawn = _philox_words(samples, seed, step, stream, -(-count // 4), make)
+    drawn = _philox_words(samples, key, stream, -(-count // 4), make)
     return drawn.view(torch.uint8)[:, :count].contiguous()
 
 
 @_rounding_bits.register_fake
-def _(samples: Tensor, seed: int, step: int, stream: int, count: int) -> Tensor:
+def _(samples: Tensor, key: Tensor, stream: int, count: int) -> Tensor:
     return samples.new_empty(samples.shape[0], count, dtype=torch.uint8)
 
 

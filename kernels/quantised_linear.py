@@ -22,9 +22,10 @@ from torch import Tensor
 
 from kernels.emulate import Operand, Quantiser, emulate
 from kernels.hadamard import Signs, hadamard, hadamard_matrix
-from kernels.philox import NoiseKey, rounding_bits
+from kernels.philox import Dice, rounding_bits
 from kernels.scaled_mm import scaled_mm
 
+OPERANDS = ("fprop.x", "fprop.w", "dgrad.g", "dgrad.w", "wgrad.g", "wgrad.x")
 _STREAM = 1 << 16  # dropout draws from the layers below this
 
 
@@ -34,11 +35,13 @@ class OperandRecipe:
 
     Args:
         quantile: the scale of the tensor is this quantile of |x| instead of its maximum.
+        delayed: the scale of the tensor is that of earlier steps, see `Delayed`.
     """
 
     quantiser: Quantiser
     stochastic: bool = False
     quantile: float | None = None
+    delayed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,44 +68,55 @@ class LinearRecipe:
     wgrad: GemmRecipe = field(default_factory=GemmRecipe)
 
 
+@dataclass(frozen=True)
+class Delayed:
+    """Magnitudes of the six OPERANDS for delayed scaling.
+
+    Args:
+        amax: the largest of earlier steps, what scales are made of; seen: of this step, filled in here.
+    """
+
+    amax: Float[Tensor, " 6"]
+    seen: Float[Tensor, " 6"]
+
+
 def quantised_linear(
     x: Float[Tensor, "*tokens k"],
     weight: Float[Tensor, "n k"],
     recipe: LinearRecipe,
     *,
     layer: int,
-    noise: NoiseKey | None,
+    dice: Dice | None,
+    delayed: Delayed | None = None,
 ) -> Float[Tensor, "*tokens n"]:
     """Return x @ weight.T in bf16 under `recipe`.
 
     Args:
-        layer: number of this linear, which addresses its random bits; noise: the rest of their address.
-            Without it (evaluation) rounding is to nearest.
+        layer: number of this linear, which addresses its random bits; dice: the rest of their address.
+            Without them (evaluation) rounding is to nearest.
+        delayed: needed where an operand is.
 
     Raises:
         ValueError: k or n is not a multiple of a block (tokens are filled up with zeros).
     """
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-    y: Tensor = _QuantisedLinear.apply(rows, weight, recipe, layer, noise)  # type: ignore[no-untyped-call]
+    y: Tensor = _QuantisedLinear.apply(rows, weight, recipe, layer, dice, delayed)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], -1)
 
 
 class _QuantisedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        recipe: LinearRecipe,
-        layer: int,
-        noise: NoiseKey | None,
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, recipe: LinearRecipe, layer: int, dice: Dice | None,
+        delayed: Delayed | None,
+    ) -> Tensor:  # fmt: skip
+        make = _Operands(layer, dice, delayed)
         gemm = recipe.fprop
         turn = _turn(gemm, layer, x.device, 1)
-        left = _operand(turn(_filled(x, gemm, 1)), gemm.left, 1, _dice(noise, layer, 0))
-        right = _operand(turn(weight), gemm.right, 1)
+        left = make(turn(_filled(x, gemm, 1)), gemm.left, 1, 0)
+        right = make(turn(weight), gemm.right, 1, 1)
         reuse = _same_codes(recipe)
-        ctx.recipe, ctx.layer, ctx.noise, ctx.reuse = recipe, layer, noise, reuse
+        ctx.recipe, ctx.make, ctx.reuse = recipe, make, reuse
         ctx.denominator, ctx.block = right.denominator, right.block
         kept = (right.values, right.numerator, right.scales) if reuse else (weight, None, None)
         ctx.save_for_backward(x, *kept)
@@ -111,26 +125,54 @@ class _QuantisedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, numerator, scales = ctx.saved_tensors
-        recipe, layer, noise = ctx.recipe, ctx.layer, ctx.noise
+        recipe, make = ctx.recipe, ctx.make
         grad = grad.to(torch.bfloat16).contiguous()
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             gemm = recipe.dgrad
-            turn = _turn(gemm, layer, x.device, 1)
-            left = _operand(turn(_filled(grad, gemm, 1)), gemm.left, 1, _dice(noise, layer, 1))
+            turn = _turn(gemm, make.layer, x.device, 1)
+            left = make(turn(_filled(grad, gemm, 1)), gemm.left, 1, 2)
             if ctx.reuse:
                 right = Operand(weight, numerator, ctx.denominator, scales, ctx.block)
             else:
-                turn = _turn(gemm, layer, x.device, 0)
-                right = _operand(turn(weight), gemm.right, 0)
+                turn = _turn(gemm, make.layer, x.device, 0)
+                right = make(turn(weight), gemm.right, 0, 3)
             grad_x = scaled_mm(left, right, sums=(1, 0), fp32=False)[: x.shape[0]]
         if ctx.needs_input_grad[1]:
             gemm = recipe.wgrad
-            turn = _turn(gemm, layer, x.device, 0)
-            left = _operand(turn(_filled(grad, gemm, 0)), gemm.left, 0, _dice(noise, layer, 2))
-            right = _operand(turn(_filled(x, gemm, 0)), gemm.right, 0, _dice(noise, layer, 3))
+            turn = _turn(gemm, make.layer, x.device, 0)
+            left = make(turn(_filled(grad, gemm, 0)), gemm.left, 0, 4)
+            right = make(turn(_filled(x, gemm, 0)), gemm.right, 0, 5)
             grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
-        return grad_x, grad_weight, None, None, None
+        return grad_x, grad_weight, None, None, None, None
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Makes the operands of one layer: `number` counts them as `Delayed` does."""
+
+    layer: int
+    dice: Dice | None
+    delayed: Delayed | None
+
+    def __call__(self, x: Tensor, how: OperandRecipe | None, dim: int, number: int) -> Operand:
+        if how is None:
+            return Operand(x.to(torch.bfloat16))
+        bits = amax = None
+        if how.stochastic and self.dice is not None:
+            samples = len(self.dice.samples)
+            rows = -(-x.shape[0] // samples) * samples  # zero tokens draw too, and stay zero
+            stream = _STREAM + len(OPERANDS) * self.layer + number
+            bits = rounding_bits(self.dice, stream, rows, x.shape[1])[: x.shape[0]]
+        if how.delayed:
+            assert self.delayed is not None
+            amax = self.delayed.amax[number].clone()
+            if self.dice is not None:
+                seen = self.delayed.seen[number]
+                seen.copy_(torch.maximum(seen, x.abs().amax()))
+        elif how.quantile is not None:
+            amax = _quantile(x, how.quantile)
+        return emulate(x, how.quantiser, dim, bits=bits, amax=amax)
 
 
 def _same_codes(recipe: LinearRecipe) -> bool:
@@ -158,27 +200,6 @@ def _filled(x: Tensor, gemm: GemmRecipe, dim: int) -> Tensor:
     size = max([1, *both, gemm.hadamard if dim == 0 else 1])
     missing = -x.shape[0] % size
     return F.pad(x, (0, 0, 0, missing)) if missing else x
-
-
-Dice = tuple[NoiseKey, int]
-
-
-def _dice(noise: NoiseKey | None, layer: int, operand: int) -> Dice | None:
-    return None if noise is None else (noise, _STREAM + 4 * layer + operand)
-
-
-def _operand(x: Tensor, how: OperandRecipe | None, dim: int, dice: Dice | None = None) -> Operand:
-    if how is None:
-        return Operand(x.to(torch.bfloat16))
-    bits = None
-    if how.stochastic and dice is not None:
-        noise, stream = dice
-        per_sample = -(-x.shape[0] // len(noise.samples))  # zero tokens draw too, and stay zero
-        bits = rounding_bits(noise, stream, per_sample * len(noise.samples), x.shape[1])[
-            : x.shape[0]
-        ]
-    amax = None if how.quantile is None else _quantile(x, how.quantile)
-    return emulate(x, how.quantiser, dim, bits=bits, amax=amax)
 
 
 def _quantile(x: Tensor, share: float) -> Tensor:

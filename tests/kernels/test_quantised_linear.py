@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.emulate import Quantiser, emulate
 from kernels.hadamard import hadamard, hadamard_matrix
-from kernels.philox import NoiseKey, rounding_bits
+from kernels.philox import Dice, NoiseKey, rounding_bits
 from kernels.quantised_linear import GemmRecipe, LinearRecipe, OperandRecipe, quantised_linear
 from kernels.scaled_mm import scaled_mm
 from tests.kernels.oracles import inputs, te_reference
@@ -45,8 +45,8 @@ def _name(how: Quantiser) -> str:
     return f"{how.format}-{how.block[0]}x{how.block[1]}-{how.scale}{extra}"
 
 
-def _key(samples: int = 4) -> NoiseKey:
-    return NoiseKey(seed=1, step=2, samples=torch.arange(samples) + 10)
+def _dice(samples: int = 4) -> Dice:
+    return Dice.of(NoiseKey(seed=1, step=2, samples=torch.arange(samples) + 10))
 
 
 @pytest.mark.parametrize("how", FORMATS, ids=_name)
@@ -89,16 +89,16 @@ def test_the_product_is_transformer_engines_qgemm() -> None:
 def test_each_gemm_of_the_published_recipe_is_what_its_operands_give() -> None:
     x = inputs("normal", 64, 64).float().requires_grad_()
     weight = torch.randn(96, 64, requires_grad=True)
-    key = _key()
-    y = quantised_linear(x.view(4, 16, 64), weight, NVFP4, layer=3, noise=key)
+    key = _dice()
+    y = quantised_linear(x.view(4, 16, 64), weight, NVFP4, layer=3, dice=key)
     grad = torch.randn(4, 16, 96).bfloat16()
     y.backward(grad)
     how, square = ONE.quantiser, SQUARE.quantiser
     flat, g = x.detach().bfloat16(), grad.view(64, 96)
     w = emulate(weight.detach(), square, 1)
     assert torch.equal(y.view(64, 96), scaled_mm(emulate(flat, how, 1), w, sums=(1, 1), fp32=False))
-    stream = (1 << 16) + 4 * 3
-    dice = [rounding_bits(key, stream + i, 64, 96) for i in (1, 2)]
+    stream = (1 << 16) + 6 * 3
+    dice = [rounding_bits(key, stream + i, 64, 96) for i in (2, 4)]
     wanted = scaled_mm(emulate(g, how, 1, bits=dice[0]), w, sums=(1, 0), fp32=False)
     assert torch.equal(x.grad, wanted.float())
     turned = [hadamard(t, hadamard_matrix(16), 0) for t in (g, flat)]
@@ -107,11 +107,13 @@ def test_each_gemm_of_the_published_recipe_is_what_its_operands_give() -> None:
 
 
 def test_bits_depend_on_the_sample_not_on_its_micro_batch() -> None:
-    whole = rounding_bits(_key(), 7, 64, 48)
-    part = rounding_bits(NoiseKey(seed=1, step=2, samples=torch.tensor([12, 13])), 7, 32, 48)
+    whole = rounding_bits(_dice(), 7, 64, 48)
+    part = rounding_bits(
+        Dice.of(NoiseKey(seed=1, step=2, samples=torch.tensor([12, 13]))), 7, 32, 48
+    )
     assert torch.equal(part, whole[32:])
     assert abs(float(whole.float().mean()) - 127.5) < 5 * 74 / (64 * 48) ** 0.5
-    assert not torch.equal(whole, rounding_bits(_key(), 8, 64, 48))
+    assert not torch.equal(whole, rounding_bits(_dice(), 8, 64, 48))
 
 
 def test_stochastic_gradients_are_unbiased_and_nearest_ones_are_not() -> None:
@@ -123,8 +125,8 @@ def test_stochastic_gradients_are_unbiased_and_nearest_ones_are_not() -> None:
     for step in range(400):
         leaf = x.clone().requires_grad_()
         recipe = LinearRecipe(dgrad=GemmRecipe(left=roomy))
-        noise = NoiseKey(seed=0, step=step, samples=torch.arange(4))
-        quantised_linear(leaf, weight, recipe, layer=0, noise=noise).backward(grad)
+        dice = Dice.of(NoiseKey(seed=0, step=step, samples=torch.arange(4)))
+        quantised_linear(leaf, weight, recipe, layer=0, dice=dice).backward(grad)
         gradients.append(leaf.grad)
     exact = grad.float() @ weight.bfloat16().float()
     draws = torch.stack([g for g in gradients if g is not None])
@@ -137,23 +139,23 @@ def test_stochastic_gradients_are_unbiased_and_nearest_ones_are_not() -> None:
 
 def test_any_number_of_tokens_is_filled_up_and_ragged_widths_are_refused() -> None:
     x, weight = torch.randn(3, 7, 64, requires_grad=True), torch.randn(48, 64, requires_grad=True)
-    y = quantised_linear(x, weight, NVFP4, layer=0, noise=_key(3))
+    y = quantised_linear(x, weight, NVFP4, layer=0, dice=_dice(3))
     assert y.shape == (3, 7, 48)
     y.sum().backward()
     assert x.grad is not None
     assert x.grad.shape == x.shape
     with pytest.raises(ValueError, match="cols=20 is not a multiple of the block size 16"):
-        quantised_linear(torch.randn(16, 20), torch.randn(16, 20), NVFP4, layer=0, noise=None)
+        quantised_linear(torch.randn(16, 20), torch.randn(16, 20), NVFP4, layer=0, dice=None)
 
 
 def test_a_recipe_without_any_format_is_the_bf16_linear() -> None:
     x, weight = torch.randn(32, 64, requires_grad=True), torch.randn(48, 64, requires_grad=True)
-    y = quantised_linear(x, weight, LinearRecipe(), layer=0, noise=None)
+    y = quantised_linear(x, weight, LinearRecipe(), layer=0, dice=None)
     assert torch.equal(y, x.bfloat16() @ weight.bfloat16().T)
 
 
 def _run(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return quantised_linear(x, weight, NVFP4, layer=0, noise=_key(2)).float().square().sum()
+    return quantised_linear(x, weight, NVFP4, layer=0, dice=_dice(2)).float().square().sum()
 
 
 def _gradients(run: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
