@@ -1,6 +1,6 @@
 """Checkpoints: a folder that appears whole or not at all, with a checksum for each file.
 
-    checkpoints/00000200/{model, optimizer, average}.safetensors, state.json, manifest.json
+    checkpoints/00000200/{model, optimizer, average, precision}.safetensors, state.json, manifest.json
 
 No pickles: tensors are safetensors, the rest is JSON. Every tensor is saved whole, gathered from its
 shards one by one into the memory of the first process, and optimiser tensors are named
@@ -30,15 +30,14 @@ Files = dict[str, dict[str, Tensor]]
 
 
 def gather(
-    model: nn.Module, optimizers: list[torch.optim.Optimizer], average: dict[str, Tensor],
-    *, keep: bool,
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], more: Files, *, keep: bool,
 ) -> Files:  # fmt: skip
-    """Return what `save` writes, whole and on the CPU; every rank calls it, `keep` only where it is
-    wanted.
+    """Return what `save` writes (`more`: further files), whole and on the CPU.
+
+    Every rank calls it, `keep` only where it is wanted.
     """
     files = {"model": model.state_dict(), "optimizer": _optimizer_tensors(model, optimizers)}
-    if average:
-        files["average"] = average
+    files |= {name: tensors for name, tensors in more.items() if tensors}
     gathered: Files = {file: {} for file in files}
     for file, tensors in files.items():
         for name, tensor in tensors.items():
@@ -124,10 +123,15 @@ def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) 
 
 def load_average(path: Path, model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of the weight average as `WeightAverage.load` takes them, {} if none."""
-    file = path / "average.safetensors"
     parameters = dict(model.named_parameters())
-    saved = load_file(file) if file.exists() else {}
+    saved = load_tensors(path, "average")
     return {k: like(v, parameters[k.partition("/")[2]]) for k, v in saved.items()}
+
+
+def load_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    """Return the tensors of one file of a checkpoint, {} where it has none of that name."""
+    file = path / f"{name}.safetensors"
+    return load_file(file) if file.exists() else {}
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:

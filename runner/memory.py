@@ -54,17 +54,18 @@ def _tensor_bytes(run: RunConfig, vocab: int) -> int:
     micro = min(share, train.micro_batch or share)
     with FakeTensorMode(allow_non_fake_inputs=True), _Storages() as storages:
         model = run.model.build(vocab, 0)
+        precision = run.precision.build(torch.device("cpu"))
+        precision.prepare(model)
         if train.activation_checkpointing:
             recompute_blocks(model)
         optimizers, average = run.optim.build(model), train.average.build(model)
-        precision = run.precision.build(torch.device("cpu"))
 
         def forward(samples: int) -> Any:
             tokens = torch.zeros(samples, train.sequence_length, dtype=torch.long)
             batch = {"tokens": tokens, "targets": tokens.clone(), "documents": tokens.clone()}
             batch["index"] = torch.zeros(samples, dtype=torch.long)
             noise = NoiseKey(seed=0, step=0, samples=batch["index"])
-            with precision.autocast():
+            with precision.autocast(noise):
                 return run.task.loss(
                     model, batch, mask_documents=run.data.mask_documents, noise=noise
                 )

@@ -60,6 +60,7 @@ class Trainer:
         self.flops_per_sequence, self.flops_per_sequence_causal = flops_per_sequence(cfg, vocab)
         self.steps = self.budget.steps
         self.precision = cfg.precision.build(self.device)
+        self.precision.prepare(self.model)
         cfg.train.check(ranks.world)
         share = cfg.train.batch_size // ranks.world
         self.micro_batch = min(share, cfg.train.micro_batch or share)  # samples of one forward pass
@@ -112,13 +113,14 @@ class Trainer:
         self._wait_s += time.monotonic() - waited
         count = self.ranks.sum(sum(int((b["targets"] >= 0).sum()) for b in micro))
         factor = self.cfg.schedule.factor(step, self.steps)
+        self.precision.begin(step, self.steps)
         total = torch.zeros((), device=self.device)
         self._statistics: dict[str, Tensor] = {}
         for index, batch in enumerate(micro):
             batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
             noise = NoiseKey(seed=self.cfg.seed, step=step, samples=batch["index"])
             with self.ranks.sync_if(self.wrapped, index == len(micro) - 1):
-                with self.precision.autocast():
+                with self.precision.autocast(noise):
                     out = self.cfg.task.loss(
                         self.forward_model, batch,
                         mask_documents=self.cfg.data.mask_documents, noise=noise,
@@ -245,6 +247,7 @@ class Trainer:
 
     def _continue_from(self, saved: Path) -> None:
         self.progress = Progress(**checkpoint.load(saved, self.model, self.optimizers))
+        self.precision.load(checkpoint.load_tensors(saved, "precision"))
         if self.average is not None:
             self.average.load(checkpoint.load_average(saved, self.model))
 
@@ -268,9 +271,8 @@ class Trainer:
         self._saved_step = self.progress.step
         self._last_save = time.monotonic()
         average = self.average.tensors() if self.average is not None else {}
-        files = checkpoint.gather(
-            self.model, self.optimizers, average, keep=self.journal is not None
-        )
+        more = {"average": average, "precision": self.precision.state()}
+        files = checkpoint.gather(self.model, self.optimizers, more, keep=self.journal is not None)
         if self.journal is None:
             return
         if self.journal.superseded():

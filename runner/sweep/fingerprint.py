@@ -18,6 +18,8 @@ EXECUTION = (
     "root",
     "track.*",
     "resources.*",
+    "precision.backend",
+    "precision.check_finite",
     "data.num_workers",
     "train.micro_batch",
     "train.compile",
