@@ -78,7 +78,7 @@ def _build(
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(file),
-            inductor_configs={"cpp.dynamic_threads": True},
+            inductor_configs={"cpp.dynamic_threads": True, "compile_threads": 1},
         )
 
 

@@ -38,6 +38,7 @@ FORMATS = {f.name: f for f in (E2M1, E4M3, E5M2)}
 
 _FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 _EXPONENT_BITS = 0x7F800000
+_MIRROR = 0x7F000000  # bits(2**k) + bits(2**-k)
 _E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _E8M0_NAN = 255
 
@@ -49,7 +50,7 @@ def round_nearest(x: Float[Tensor, "*shape"], fmt: FloatFormat) -> Float[Tensor,
     """
     x = x.clamp(-fmt.max, fmt.max)
     step = _step(x, fmt)
-    return torch.round(x / step) * step  # x / step is exact: step is a power of two
+    return torch.round(x * _inverse(step)) * step
 
 
 def round_stochastic_e2m1(
@@ -63,7 +64,7 @@ def round_stochastic_e2m1(
     magnitude = x.abs()
     t = magnitude + bits.float() * (1.0 / 256.0) * _e2m1_step(magnitude)
     step = _e2m1_step(t)
-    q = (torch.floor(t / step) * step).clamp(max=E2M1.max)
+    q = (torch.floor(t * _inverse(step)) * step).clamp(max=E2M1.max)
     return torch.where(x < 0, -q, q)
 
 
@@ -144,6 +145,11 @@ def unpack(packed: UInt8[Tensor, "*rows half"]) -> UInt8[Tensor, "*rows cols"]:
 def _step(x: Tensor, fmt: FloatFormat) -> Tensor:
     """Return the distance between neighbours of `fmt` in the binade of each |x|."""
     return _power_of_two_down(x.abs()).clamp(min=2.0**fmt.emin) * 2.0**-fmt.mantissa
+
+
+def _inverse(power: Tensor) -> Tensor:
+    """Return 1 / 2**k exactly and without a division: the exponent mirrored at its bias."""
+    return (_MIRROR - power.view(torch.int32)).view(torch.float32)
 
 
 def _e2m1_step(magnitude: Tensor) -> Tensor:
