@@ -183,7 +183,7 @@ def quantise_mx(
     peak = blocks.abs().amax(dim=(1, 3), keepdim=True) * sr_headroom
     scales = round_scale(peak, fmt, scale_rounding)
     scaled = torch.where(scales > 0, blocks / scales.clamp(min=2.0**-127), 0.0)
-    elements = _round(scaled, fmt, None if bits is None else as_blocks(bits, block))
+    elements = _round(scaled, fmt, bits)
     one = torch.ones((), device=x.device)
     return Quantised(fmt, block, elements.view(x.shape), scales[:, 0, :, 0], one, one)
 
@@ -225,7 +225,7 @@ def quantise_fp8(
 def _e2m1(blocks: Tensor, scales: Tensor, dec: Tensor, bits: Tensor | None) -> Tensor:
     factor = (1.0 / (scales * dec)).clamp(max=_FLT_MAX)
     scaled = (blocks * factor).clamp(-E2M1.max, E2M1.max)
-    return _round(scaled, E2M1, None if bits is None else bits.view(blocks.shape))
+    return _round(scaled, E2M1, bits)
 
 
 def _round(scaled: Tensor, fmt: FloatFormat, bits: Tensor | None) -> Tensor:
@@ -233,7 +233,7 @@ def _round(scaled: Tensor, fmt: FloatFormat, bits: Tensor | None) -> Tensor:
         return round_nearest(scaled, fmt)
     if fmt is not E2M1:
         raise ValueError(f"stochastic rounding is defined for e2m1 elements, not for {fmt.name}")
-    return round_stochastic_e2m1(scaled, bits)
+    return round_stochastic_e2m1(scaled, bits.view(scaled.shape))
 
 
 def _four_over_six(

@@ -196,7 +196,10 @@ class Precision:
 
     def state(self) -> dict[str, Tensor]:
         """Return what a resume needs: the magnitudes of earlier steps under delayed scaling."""
-        return {"amax_history": self._history} if self._linears and self._delayed else {}
+        if not self._delayed:
+            return {}
+        self._file()
+        return {"amax_history": self._history}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take up the state of an earlier attempt."""
@@ -244,20 +247,26 @@ class Precision:
     def _delayed(self) -> bool:
         return any(linear.delayed is not None for linear in self._linears)
 
+    def _file(self) -> None:
+        """Enter the magnitudes seen since `begin` in the history, the largest of all ranks."""
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        for number, linear in enumerate(self._linears):
+            if linear.delayed is not None:
+                seen = linear.delayed.seen
+                if together:
+                    torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
+                slot = self._history[number, :, self._slot]
+                slot.copy_(torch.maximum(slot, seen))
+
     def _roll(self, step: int) -> None:
-        """File the magnitudes of the step before and make scales of the largest in sight."""
-        with_state = [(n, lin.delayed) for n, lin in enumerate(self._linears) if lin.delayed]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for _, delayed in with_state:
-                torch.distributed.all_reduce(delayed.seen, torch.distributed.ReduceOp.MAX)
-        for number, delayed in with_state:
-            if step:
-                self._history[number, :, (step - 1) % _HISTORY] = torch.maximum(
-                    delayed.seen, self._history[number, :, (step - 1) % _HISTORY]
-                )
-            self._history[number, :, step % _HISTORY] = 0.0
-            delayed.seen.zero_()
-            delayed.amax.copy_(self._history[number].amax(dim=-1))
+        """Begin a new entry of the history and make scales of the largest in sight."""
+        self._file()
+        self._slot = step % _HISTORY
+        self._history[..., self._slot] = 0.0
+        for number, linear in enumerate(self._linears):
+            if linear.delayed is not None:
+                linear.delayed.seen.zero_()
+                linear.delayed.amax.copy_(self._history[number].amax(dim=-1))
 
 
 def _number(share: float, blocks: int) -> int:

@@ -48,6 +48,7 @@ class OperandConfig:
     def __post_init__(self) -> None:
         if self.format == "compute":
             return
+        _ = self._block  # refuses what is none
         if self._scale not in self._scales:
             raise ValueError(f"scale={self.scale} is none of {', '.join(self._scales)} for {self.format}, block={self.block}")  # fmt: skip
         e2m1 = self.format in ("nvfp4", "mxfp4")

@@ -138,12 +138,11 @@ class GridSweeper(CellSweeper):
         if self.dry_run:
             from runner.sweep.plan import plan  # noqa: PLC0415
 
-            table, total = plan(cells)
             console = Console()
             # A file or a pipe has no width that lines must be folded to.
             if not console.is_terminal:
                 console = Console(width=_FILE_WIDTH)
-            console.print(table, total, sep="\n")
+            console.print(*plan(cells), sep="\n")
             return None
         code = launch(cells, self.launcher.backend, self.policy, retry_failed=self.retry_failed)
         if code:

@@ -114,6 +114,9 @@ def _train(folder: Path, book: Journal | None, stop: threading.Event) -> str:
 def _write_summary(folder: Path, trainer: Any) -> None:
     """What analysis reads and never recomputes."""
     (folder / "summary.json").write_text(json.dumps(asdict(trainer.budget), indent=1))
+    table = [asdict(choice) for choice in trainer.precision.table]
+    if table:
+        (folder / "precision.json").write_text(json.dumps(table, indent=1))
     (folder / "tokenizer.json").write_text(trainer.corpus.tokenizer.dumps(), encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ import math
 import shutil
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.table import Table
 
+from models.precision import Choice
 from runner import environment, journal
 from runner.budget import Budget, budget
 from runner.errors import ConfigError, StorageError
@@ -25,6 +26,7 @@ from runner.hardware import gpu_named
 from runner.memory import predicted_bytes
 from runner.sweep.cells import Cell
 from runner.sweep.live import tail
+from runner.sweep.recipes import resolve, table_of
 
 _WILL_RUN = ("new", "interrupted")
 _MFU = (0.2, 0.5)  # of a GPU without a run of ours: what decoders of 0.1B to 7B reach in practice
@@ -60,6 +62,12 @@ class Planned:
             return Budget(**json.loads(summary.read_text()))
         vocab = self.cell.config.tokenizer.planned_vocab_size()
         return None if vocab is None else budget(self.cell.config, vocab)
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        """The resolved precision; ValueError where it does not fit the model."""
+        vocab = self.budget.vocab_size if self.budget else 256
+        return resolve(self.cell.config, vocab)
 
     @cached_property
     def memory_bytes(self) -> int | None:
@@ -106,6 +114,10 @@ class Planned:
         gpu = gpu_named(resources.gpu) if resources.gpu else None
         if gpu and gpu.peak(run.precision.compute) is None:
             return f"precision.compute={run.precision.compute} is not supported by resources.gpu={resources.gpu}"
+        try:
+            self.choices  # noqa: B018
+        except ValueError as error:
+            return str(error)
         if self.memory_bytes is None:
             return None
         if resources.gpus:
@@ -151,8 +163,8 @@ def _short_of_disk(rows: Sequence[Planned]) -> str | None:
     return f"checkpoints may take {_bytes(need)} but {root} has {_bytes(free)} free; lower train.checkpoint.keep_last, or set root="
 
 
-def plan(cells: Sequence[Cell]) -> tuple[Table, str]:
-    """Return the table of `cells` and lines of totals over those that will run."""
+def plan(cells: Sequence[Cell]) -> list[Table | str]:
+    """Return what is printed: the table of `cells`, totals over those that will run, precision tables."""
     root = Path(cells[0].config.root).resolve()
     speeds = flops_per_s(root)
     rows = [Planned(cell, speeds) for cell in cells]
@@ -171,7 +183,19 @@ def plan(cells: Sequence[Cell]) -> tuple[Table, str]:
             row.cell.label, state, *counts, _bytes(row.memory_bytes), _bytes(row.disk_bytes),
             _range(row.seconds),
         )  # fmt: skip
-    return table, "\n".join(_totals(rows))
+    return [table, "\n".join(_totals(rows)), *_precisions(rows)]
+
+
+def _precisions(rows: list[Planned]) -> Iterator[Table | str]:
+    """Yield the resolved precision of each recipe and model, with the cells that it is of."""
+    recipes: dict[tuple[Choice, ...], list[str]] = {}
+    for row in rows:
+        if row.state != "invalid" and row.choices:
+            recipes.setdefault(row.choices, []).append(row.cell.label)
+    for choices, labels in recipes.items():
+        more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+        yield f"\nprecision of {labels[0]}{more}:"
+        yield table_of(choices)
 
 
 def _totals(rows: list[Planned]) -> list[str]:

@@ -1,0 +1,54 @@
+"""The resolved precision of cells: which GEMM of which layer has which format, and why."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from models.precision import Choice
+from runner.config import RunConfig
+
+
+def resolve(run: RunConfig, vocab_size: int) -> tuple[Choice, ...]:
+    """Return the choices of `run` without building its weights, () where nothing is quantised.
+
+    Raises:
+        ValueError: the recipe does not fit the model.
+    """
+    return _resolve(run.precision, run.model, vocab_size) if run.precision.quantised else ()
+
+
+@lru_cache
+def _resolve(precision: Any, model: Any, vocab_size: int) -> tuple[Choice, ...]:
+    with torch.device("meta"):
+        bound = precision.build(torch.device("cpu"))
+        bound.prepare(model.build(vocab_size, 0))
+    return tuple(bound.table)
+
+
+def table_of(choices: Sequence[Choice]) -> Table:
+    """Return a table in which layers that are alike share their rows: `layers.{0,1,2}.attn.qkv`."""
+    layers: dict[str, list[Choice]] = {}
+    for choice in choices:
+        layers.setdefault(choice.layer, []).append(choice)
+    groups: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+    for name, mine in layers.items():
+        rows = tuple((c.operand, c.format, c.hadamard, c.backend, c.why) for c in mine)
+        number = re.search(r"\d+", name)
+        pattern = re.sub(r"\d+", "*", name, count=1)
+        groups.setdefault(rows, {}).setdefault(pattern, []).append(number[0] if number else "")
+    table = Table(box=None, pad_edge=False)
+    for column in ("layers", "GEMM operand", "format", "Hadamard", "backend", "why"):
+        table.add_column(column)
+    for rows, patterns in groups.items():
+        labels = [p.replace("*", f"{{{','.join(n)}}}") for p, n in patterns.items()]
+        if len({fmt for _, fmt, *_ in rows}) == 1:
+            rows = (("all", *rows[0][1:]),)
+        for label, row in zip_longest(labels, rows):
+            operand, fmt, hadamard, backend, why = row or ("", "", "", "", "")
+            table.add_row(label, operand, fmt, str(hadamard or ""), backend, why)
+    return table

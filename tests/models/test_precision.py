@@ -1,0 +1,197 @@
+"""Recipes: which layers they reach, what they refuse, what they change over time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.philox import NoiseKey
+from models.decoder import DecoderConfig
+from models.language_model import LanguageModel
+from models.precision import Precision, PrecisionConfig, QuantisedLinear
+from models.precision_config import FpropConfig, LinearConfig, OperandConfig, RuleConfig
+from runner.config import validate
+from runner.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent.parent
+NAMES = sorted(p.stem for p in (ROOT / "conf" / "precision").glob("*.yaml"))
+LOW = [name for name in NAMES if name not in ("fp32", "bf16")]
+MODEL = DecoderConfig(depth=4, width=128, num_heads=4, hidden=256)
+FORWARD = FpropConfig(x=OperandConfig(format="nvfp4"), w=OperandConfig(format="nvfp4"))
+Compose = Callable[..., dict[str, Any]]
+
+
+def _prepared(cfg: PrecisionConfig, model: DecoderConfig = MODEL) -> tuple[Precision, LanguageModel]:  # fmt: skip
+    built = model.build(256, 0)
+    precision = cfg.build(torch.device("cpu"))
+    precision.prepare(built)
+    return precision, built
+
+
+def _config(compose: Compose, name: str) -> PrecisionConfig:
+    found: PrecisionConfig = validate(compose(f"precision={name}")).precision
+    return found
+
+
+def _step(precision: Precision, model: LanguageModel, step: int = 0, steps: int = 10) -> list[torch.Tensor]:  # fmt: skip
+    tokens = torch.arange(2 * 24).view(2, 24) % 256
+    precision.begin(step, steps)
+    with precision.autocast(NoiseKey(seed=0, step=step, samples=torch.arange(2))):
+        loss = model(tokens, tokens).total / tokens.numel()  # type: ignore[union-attr]
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    return [loss.detach(), *gradients]
+
+
+@pytest.mark.parametrize("name", LOW)
+def test_every_recipe_of_conf_trains_close_to_bf16(name: str, compose: Compose) -> None:
+    """No gradient is lost, and the loss differs by less than a tenth: the formats' own error."""
+    cfg = _config(compose, name)
+    low, high = (_step(*_prepared(c)) for c in (cfg, PrecisionConfig(compute="bf16")))  # fmt: skip
+    assert abs(float(low[0] - high[0])) < 0.1
+    for a, b in zip(low[1:], high[1:], strict=True):
+        assert a.isfinite().all()
+        cosine = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)
+        assert cosine > 0.8
+    assert any(not torch.equal(a, b) for a, b in zip(low, high, strict=True))
+
+
+def test_old_recipes_keep_their_fingerprints(compose: Compose) -> None:
+    from runner.sweep.fingerprint import content_of, science
+
+    run = validate(compose("precision=bf16"))
+    keys = {k: v for k, v in science(run, content_of(run)).items() if k.startswith("precision")}
+    target = "models.precision.PrecisionConfig"
+    assert keys == {
+        "precision._target_": target,
+        "precision.compute": "bf16",
+        "precision.numerics": 1,
+    }
+
+
+def test_the_published_recipe_keeps_the_last_share_of_blocks(compose: Compose) -> None:
+    precision, model = _prepared(_config(compose, "nvfp4"), replace(MODEL, depth=20))
+    chosen = {c.layer: c.why for c in precision.table}
+    kept = {n.split(".")[1] for n, why in chosen.items() if why == "keep_last"}
+    assert kept == {"17", "18", "19"}  # 15% of 20
+    assert not isinstance(model.blocks()[19].attn.qkv, QuantisedLinear)  # type: ignore[union-attr]
+    formats = {c.operand: c.format for c in precision.table if c.layer == "layers.0.mlp.up"}
+    assert formats == {
+        "fprop.x": "nvfp4 1x16 te214 RNE", "fprop.w": "nvfp4 16x16 te214 RNE",
+        "dgrad.g": "nvfp4 1x16 te214 SR", "dgrad.w": "nvfp4 16x16 te214 RNE",
+        "wgrad.g": "nvfp4 1x16 te214 SR", "wgrad.x": "nvfp4 1x16 te214 RNE",
+    }  # fmt: skip
+
+
+def test_first_matching_rule_wins_and_says_so() -> None:
+    rules = (
+        RuleConfig(match="layers.0.*"),
+        RuleConfig(match="*.mlp.*", fprop=FpropConfig(x=OperandConfig(format="mxfp8_e4m3"))),
+    )
+    cfg = PrecisionConfig(compute="bf16", fprop=FORWARD, rules=rules, keep=("*.qkv",))
+    rows = {c.layer: (c.format, c.why) for c in _prepared(cfg)[0].table if c.operand == "fprop.x"}
+    assert rows["layers.0.mlp.up"] == ("bf16", "rule layers.0.*")
+    assert rows["layers.1.mlp.up"] == ("mxfp8_e4m3 1x32 rceil RNE", "rule *.mlp.*")
+    assert rows["layers.1.attn.qkv"] == ("bf16", "keep *.qkv")
+    assert rows["layers.1.attn.out"] == ("nvfp4 1x16 te214 RNE", "default")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"keep": ("*.atn.*",)},
+            "precision.keep: '\\*.atn.\\*' matches no layer; there are: layers.0",
+        ),
+        ({"layers": ("nothing",)}, "matches no layer"),
+        ({"keep_first": 2.0, "keep_last": 0.5}, "quantises no layer"),
+        ({"keep": ("*",)}, "quantises no layer"),
+    ],
+)
+def test_a_recipe_that_reaches_nothing_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _prepared(PrecisionConfig(compute="bf16", fprop=FORWARD, **change))
+
+
+def test_a_width_that_fits_no_block_is_refused_or_padded() -> None:
+    odd = replace(MODEL, hidden=200)
+    cfg = PrecisionConfig(compute="bf16", fprop=FORWARD)
+    with pytest.raises(ValueError, match=r"layers.0.mlp.down: k=200 is not a multiple of 16 .*precision.pad=true"):  # fmt: skip
+        _prepared(cfg, odd)
+    assert all(g.isfinite().all() for g in _step(*_prepared(replace(cfg, pad=True), odd)))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("precision.fprop.x.format=fp5", "'nvfp4', 'mxfp4'"),
+        ("precision.fprop.x.block='16'", "block=16 must be ROWSxCOLS, 1x16 for example"),
+        ("precision.fprop.x.scale=floor", "scale=floor is none of te214, paper for nvfp4"),
+        ("precision.dgrad.g.row_scaled=true precision.dgrad.g.block=16x16", "row_scaled needs blocks of one row"),
+        ("precision.wgrad.hadamard=24", "hadamard=24 is none of 0, 16, 32, 64, 128"),
+        ("precision.compute=fp32", "quantised GEMMs need compute=bf16"),
+        ("precision.keep_last=2.5", "keep_last=2.5 must be a number of blocks or a share"),
+        ("precision.fprop.y=1", "fprop"),
+    ],
+)  # fmt: skip
+def test_bad_recipes_are_refused_with_what_is_valid(override: str, message: str, compose: Compose) -> None:  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        validate(compose("precision=nvfp4", *override.split()))
+    assert message in str(caught.value)
+
+
+def test_stochastic_rounding_is_for_e2m1_only() -> None:
+    with pytest.raises(ValueError, match="rounding=stochastic is for nvfp4 and mxfp4, not for fp8_e4m3"):  # fmt: skip
+        OperandConfig(format="fp8_e4m3", rounding="stochastic")
+
+
+@pytest.mark.parametrize("part", ["both", "forward", "backward"])
+def test_the_late_switch_goes_on_in_bf16(part: str, compose: Compose) -> None:
+    cfg = replace(_config(compose, "nvfp4_all_layers"), switch_at=0.82, switch=part)  # type: ignore[arg-type]
+    high = _step(*_prepared(PrecisionConfig(compute="bf16")))
+    precision, model = _prepared(cfg)
+    early, late = (_step(precision, model, step, 100) for step in (81, 82))
+    assert not torch.equal(early[0], high[0])
+    assert torch.equal(late[0], high[0]) == (part != "backward")
+    if part == "both":  # wgrad leaves its GEMM in fp32 here, under autocast in bf16
+        for a, b in zip(late[1:], high[1:], strict=True):
+            assert torch.allclose(a, b, rtol=2.0**-6, atol=float(b.abs().max()) * 2.0**-7)
+
+
+def test_delayed_scaling_uses_earlier_steps_and_resumes(compose: Compose) -> None:
+    cfg = _config(compose, "fp8_delayed")
+    precision, model = _prepared(cfg)
+    first, second = (_step(precision, model, step) for step in (0, 1))
+    assert not torch.equal(first[0], second[0])  # scales of 1 before anything was seen
+    saved = {k: v.clone() for k, v in precision.state().items()}
+    third = _step(precision, model, 2)
+    other, twin = _prepared(cfg)
+    other.load(saved)
+    assert all(torch.equal(a, b) for a, b in zip(third, _step(other, twin, 2), strict=True))
+
+
+def test_checked_mode_stops_at_what_is_not_finite() -> None:
+    precision, model = _prepared(PrecisionConfig(compute="bf16", fprop=FORWARD, check_finite=True))
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"precision.check_finite: the input of linear 0 has NaN"):
+        _step(precision, model)
+
+
+def test_native_is_refused_where_there_is_no_unit(compose: Compose) -> None:
+    cfg = replace(_config(compose, "nvfp4"), backend="native")
+    with pytest.raises(ValueError, match=r"backend=native: cpu has no native path.*backend=auto"):
+        cfg.build(torch.device("cpu"))
+
+
+def test_evaluation_rounds_as_training_does_and_draws_nothing(compose: Compose) -> None:
+    precision, model = _prepared(_config(compose, "nvfp4"))
+    tokens = torch.arange(24)[None] % 256
+    with torch.no_grad(), precision.autocast():
+        one, two = (model(tokens) for _ in range(2))
+    assert torch.equal(one, two)
+    assert LinearConfig().plain
