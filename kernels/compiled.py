@@ -23,6 +23,13 @@ from torch import Tensor, nn
 
 Function = Callable[..., tuple[Tensor, ...]]
 _MOST = 1 << 20  # larger sizes than anyone's rows or columns
+_OPTIONS = {
+    "cpp.dynamic_threads": True,
+    "compile_threads": 1,
+    # Inductor 2.13 puts pointwise work on a scalar into the parallel region, where every thread does it:
+    # in place, two threads may apply it twice.
+    "inplace_buffers": False,
+}
 _NEVER = "ESPALIER_EAGER_KERNELS"  # set: use the eager references
 
 
@@ -78,7 +85,7 @@ def _build(
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(file),
-            inductor_configs={"cpp.dynamic_threads": True, "compile_threads": 1},
+            inductor_configs=_OPTIONS,
         )
 
 

@@ -20,12 +20,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kernels.diagnostics import statistics
 from kernels.emulate import Operand, Quantiser, emulate
 from kernels.hadamard import Signs, hadamard, hadamard_matrix
 from kernels.philox import Dice, rounding_bits
 from kernels.scaled_mm import scaled_mm
 
 OPERANDS = ("fprop.x", "fprop.w", "dgrad.g", "dgrad.w", "wgrad.g", "wgrad.x")
+Probe = dict[str, dict[str, Tensor]]  # statistics by operand
+Turn = Callable[[Tensor], Tensor]
 _STREAM = 1 << 16  # dropout draws from the layers below this
 
 
@@ -88,6 +91,7 @@ def quantised_linear(
     layer: int,
     dice: Dice | None,
     delayed: Delayed | None = None,
+    probe: Probe | None = None,
 ) -> Float[Tensor, "*tokens n"]:
     """Return x @ weight.T in bf16 under `recipe`.
 
@@ -95,12 +99,13 @@ def quantised_linear(
         layer: number of this linear, which addresses its random bits; dice: the rest of their address.
             Without them (evaluation) rounding is to nearest.
         delayed: needed where an operand is.
+        probe: filled with `kernels.diagnostics.statistics` of each operand; not under torch.compile.
 
     Raises:
         ValueError: k or n is not a multiple of a block (tokens are filled up with zeros).
     """
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-    y: Tensor = _QuantisedLinear.apply(rows, weight, recipe, layer, dice, delayed)  # type: ignore[no-untyped-call]
+    y: Tensor = _QuantisedLinear.apply(rows, weight, recipe, layer, dice, delayed, probe)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], -1)
 
 
@@ -108,13 +113,13 @@ class _QuantisedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, recipe: LinearRecipe, layer: int, dice: Dice | None,
-        delayed: Delayed | None,
+        delayed: Delayed | None, probe: Probe | None,
     ) -> Tensor:  # fmt: skip
-        make = _Operands(layer, dice, delayed)
+        make = _Operands(layer, dice, delayed, probe)
         gemm = recipe.fprop
         turn = _turn(gemm, layer, x.device, 1)
-        left = make(turn(_filled(x, gemm, 1)), gemm.left, 1, 0)
-        right = make(turn(weight), gemm.right, 1, 1)
+        left = make(_filled(x, gemm, 1), turn, gemm.left, 1, 0)
+        right = make(weight, turn, gemm.right, 1, 1)
         reuse = _same_codes(recipe)
         ctx.recipe, ctx.make, ctx.reuse = recipe, make, reuse
         ctx.denominator, ctx.block = right.denominator, right.block
@@ -131,20 +136,20 @@ class _QuantisedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             gemm = recipe.dgrad
             turn = _turn(gemm, make.layer, x.device, 1)
-            left = make(turn(_filled(grad, gemm, 1)), gemm.left, 1, 2)
+            left = make(_filled(grad, gemm, 1), turn, gemm.left, 1, 2)
             if ctx.reuse:
                 right = Operand(weight, numerator, ctx.denominator, scales, ctx.block)
             else:
                 turn = _turn(gemm, make.layer, x.device, 0)
-                right = make(turn(weight), gemm.right, 0, 3)
+                right = make(weight, turn, gemm.right, 0, 3)
             grad_x = scaled_mm(left, right, sums=(1, 0), fp32=False)[: x.shape[0]]
         if ctx.needs_input_grad[1]:
             gemm = recipe.wgrad
             turn = _turn(gemm, make.layer, x.device, 0)
-            left = make(turn(_filled(grad, gemm, 0)), gemm.left, 0, 4)
-            right = make(turn(_filled(x, gemm, 0)), gemm.right, 0, 5)
+            left = make(_filled(grad, gemm, 0), turn, gemm.left, 0, 4)
+            right = make(_filled(x, gemm, 0), turn, gemm.right, 0, 5)
             grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
-        return grad_x, grad_weight, None, None, None, None
+        return grad_x, grad_weight, None, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -154,8 +159,12 @@ class _Operands:
     layer: int
     dice: Dice | None
     delayed: Delayed | None
+    probe: Probe | None
 
-    def __call__(self, x: Tensor, how: OperandRecipe | None, dim: int, number: int) -> Operand:
+    def __call__(
+        self, x: Tensor, turn: Turn, how: OperandRecipe | None, dim: int, number: int
+    ) -> Operand:
+        before, x = x, turn(x)
         if how is None:
             return Operand(x.to(torch.bfloat16))
         bits = amax = None
@@ -172,6 +181,10 @@ class _Operands:
                 seen.copy_(torch.maximum(seen, x.abs().amax()))
         elif how.quantile is not None:
             amax = _quantile(x, how.quantile)
+        if self.probe is not None:
+            found = how.quantiser.along(dim)(x, bits, amax)
+            turned = before if x is not before else None
+            self.probe[OPERANDS[number]] = statistics(x, found, turned)
         return emulate(x, how.quantiser, dim, bits=bits, amax=amax)
 
 
@@ -184,9 +197,7 @@ def _same_codes(recipe: LinearRecipe) -> bool:
     )
 
 
-def _turn(
-    gemm: GemmRecipe, layer: int, device: torch.device, dim: int
-) -> Callable[[Tensor], Tensor]:
+def _turn(gemm: GemmRecipe, layer: int, device: torch.device, dim: int) -> Turn:
     """Return the Hadamard transform along the summed dimension, or what leaves a tensor as it is."""
     if not gemm.hadamard:
         return lambda x: x

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.philox import Dice, NoiseKey
-from kernels.quantised_linear import OPERANDS, Delayed, LinearRecipe, quantised_linear
+from kernels.quantised_linear import OPERANDS, Delayed, LinearRecipe, Probe, quantised_linear
 from models.config import config, neutral
 from models.language_model import LanguageModel
 from models.precision_config import (
@@ -43,6 +43,7 @@ class PrecisionConfig:
             on in `compute`.
         pad: fill widths that are no multiple of a block up with zeros instead of refusing them.
         check_finite: stop at a NaN or inf operand instead of training on.
+        diagnostics_every: steps between looks at every quantised operand (None: never, at no cost).
         backend: native refuses to run where the hardware lacks a format; auto emulates it.
     """
 
@@ -59,6 +60,7 @@ class PrecisionConfig:
     switch: Literal["both", "forward", "backward"] = neutral("both")
     pad: bool = neutral(False)
     check_finite: bool = False
+    diagnostics_every: int | None = None
     backend: Literal["auto", "emulated", "native"] = "auto"
 
     def __post_init__(self) -> None:
@@ -146,7 +148,7 @@ class Precision:
         self.table: list[Choice] = []
         self.dice: Dice | None = None
         self._linears: list[QuantisedLinear] = []
-        self._slot = 0
+        self._slot, self.probing = 0, False
 
     def prepare(self, model: LanguageModel) -> None:
         """Put quantised linears in the place of those that the recipe names; weights stay theirs.
@@ -186,6 +188,10 @@ class Precision:
             linear.select(forward=forward, backward=backward)
         if self._delayed:
             self._roll(step)
+        every = self.cfg.diagnostics_every
+        self.probing = every is not None and step % every == 0
+        for linear in self._linears:
+            linear.probe.clear()
 
     def autocast(self, noise: NoiseKey | None = None) -> AbstractContextManager[Any]:
         """Return the context of a forward pass; `noise` addresses the random bits of training."""
@@ -193,6 +199,15 @@ class Precision:
         if self.compute == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def readings(self) -> dict[str, float]:
+        """Return precision/<layer>/<operand>/<statistic> of this step, {} where it was not looked at."""
+        return {
+            f"precision/{linear.name}/{operand}/{key}": float(value)
+            for linear in self._linears
+            for operand, found in linear.probe.items()
+            for key, value in found.items()
+        }
 
     def state(self) -> dict[str, Tensor]:
         """Return what a resume needs: the magnitudes of earlier steps under delayed scaling."""
@@ -229,8 +244,8 @@ class Precision:
         self, model: nn.Module, name: str, linear: nn.Linear, chosen: LinearConfig, index: int
     ) -> None:
         parent, _, last = name.rpartition(".")
-        made = QuantisedLinear(linear, chosen, self, index, len(self._linears))
-        made.fit(name, pad=self.cfg.pad)
+        made = QuantisedLinear(linear, chosen, self, index, name)
+        made.fit(pad=self.cfg.pad)
         setattr(model.get_submodule(parent), last, made)
         self._linears.append(made)
 
@@ -278,12 +293,13 @@ class QuantisedLinear(nn.Linear):
     """A linear whose GEMMs follow a recipe; it has the parameters of the one that it replaces."""
 
     def __init__(
-        self, linear: nn.Linear, chosen: LinearConfig, precision: Precision, index: int, number: int
+        self, linear: nn.Linear, chosen: LinearConfig, precision: Precision, index: int, name: str
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.chosen, self.index, self.number = chosen, index, number
+        self.chosen, self.index, self.name = chosen, index, name
+        self.probe: Probe = {}
         self._precision = [precision]  # a list: no submodule, no copy
         self._recipes: dict[tuple[bool, bool], LinearRecipe] = {}
         self.missing = {"k": 0, "n": 0}
@@ -300,7 +316,7 @@ class QuantisedLinear(nn.Linear):
             self._recipes[key] = self.chosen.recipe(forward=forward, backward=backward)
         self.recipe = self._recipes[key]
 
-    def fit(self, name: str, *, pad: bool) -> None:
+    def fit(self, *, pad: bool) -> None:
         """Check widths against blocks and Hadamard groups, all powers of two or multiples of each other.
 
         Raises:
@@ -311,8 +327,8 @@ class QuantisedLinear(nn.Linear):
             missing = -sizes[letter] % part
             if missing and not pad:
                 raise ValueError(
-                    f"{name}: {letter}={sizes[letter]} is not a multiple of {part} ({what}); change the "
-                    f"width or the block, set precision.pad=true, or precision.keep=['{name}']"
+                    f"{self.name}: {letter}={sizes[letter]} is not a multiple of {part} ({what}); change the "
+                    f"width or the block, set precision.pad=true, or precision.keep=['{self.name}']"
                 )
             self.missing[letter] = max(self.missing[letter], missing)
 
@@ -338,15 +354,19 @@ class QuantisedLinear(nn.Linear):
         """Return input W^T + b."""
         precision = self._precision[0]
         if precision.cfg.check_finite and not bool(input.isfinite().all()):
-            raise ValueError(
-                f"precision.check_finite: the input of linear {self.index} has NaN or inf"
-            )
+            raise ValueError(f"precision.check_finite: the input of {self.name} has NaN or inf")
         dice = precision.dice if torch.is_grad_enabled() else None
         weight, (k, n) = self.weight, self.missing.values()
         if k or n:
             input, weight = F.pad(input, (0, k)), F.pad(weight, (0, k, 0, n))
         y = quantised_linear(
-            input, weight, self.recipe, layer=self.index, dice=dice, delayed=self.delayed
+            input,
+            weight,
+            self.recipe,
+            layer=self.index,
+            dice=dice,
+            delayed=self.delayed,
+            probe=self.probe if precision.probing and dice is not None else None,
         )
         y = y[..., : self.out_features] if n else y
         return y if self.bias is None else y + self.bias.to(y.dtype)

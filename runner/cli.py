@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from runner import housekeeping
+from runner import housekeeping, inspection
 from runner.errors import ConfigError, EspalierError
 from runner.housekeeping import Name, Reference, Root, chosen_cells
 
@@ -337,6 +337,7 @@ def _experiment(name: str) -> Path:
 
 
 app.add_typer(housekeeping.app)
+app.add_typer(inspection.app, name="precision")
 
 
 def main() -> None:

@@ -122,7 +122,8 @@ class Trainer:
             with self.ranks.sync_if(self.wrapped, index == len(micro) - 1):
                 with self.precision.autocast(noise):
                     out = self.cfg.task.loss(
-                        self.forward_model, batch,
+                        # A look at operands cannot be compiled.
+                        self.wrapped if self.precision.probing else self.forward_model, batch,
                         mask_documents=self.cfg.data.mask_documents, noise=noise,
                     )  # fmt: skip
                 # DDP averages over ranks; times world makes it the sum that `count` divides.
@@ -142,6 +143,9 @@ class Trainer:
     def _report(self, loss: float, norm: float) -> None:
         cfg, step = self.cfg, self.progress.step
         last = step == self.steps
+        readings = self.precision.readings()
+        if readings:
+            self._log(step, readings)
         if step % cfg.train.log_every == 0 or last:
             statistics = {name: float(value) for name, value in self._statistics.items()}
             self._log(step, {"loss": loss, "grad_norm": norm} | statistics | self._rates())

@@ -20,6 +20,7 @@ EXECUTION = (
     "resources.*",
     "precision.backend",
     "precision.check_finite",
+    "precision.diagnostics_every",
     "data.num_workers",
     "train.micro_batch",
     "train.compile",

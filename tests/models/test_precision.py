@@ -1,6 +1,6 @@
 """Recipes: which layers they reach, what they refuse, what they change over time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from kernels.emulate import _on_cpu
 from kernels.philox import NoiseKey
 from models.decoder import DecoderConfig
 from models.language_model import LanguageModel
@@ -34,6 +35,15 @@ def _prepared(cfg: PrecisionConfig, model: DecoderConfig = MODEL) -> tuple[Preci
 def _config(compose: Compose, name: str) -> PrecisionConfig:
     found: PrecisionConfig = validate(compose(f"precision={name}")).precision
     return found
+
+
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The eager references: compiling every variant of every recipe takes minutes."""
+    monkeypatch.setenv("ESPALIER_EAGER_KERNELS", "1")
+    _on_cpu.cache_clear()
+    yield
+    _on_cpu.cache_clear()
 
 
 def _step(precision: Precision, model: LanguageModel, step: int = 0, steps: int = 10) -> list[torch.Tensor]:  # fmt: skip
@@ -178,7 +188,9 @@ def test_checked_mode_stops_at_what_is_not_finite() -> None:
     precision, model = _prepared(PrecisionConfig(compute="bf16", fprop=FORWARD, check_finite=True))
     with torch.no_grad():
         next(iter(model.parameters())).fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"precision.check_finite: the input of linear 0 has NaN"):
+    with pytest.raises(
+        ValueError, match=r"precision.check_finite: the input of layers.0.attn.qkv has NaN"
+    ):
         _step(precision, model)
 
 
@@ -195,3 +207,18 @@ def test_evaluation_rounds_as_training_does_and_draws_nothing(compose: Compose) 
         one, two = (model(tokens) for _ in range(2))
     assert torch.equal(one, two)
     assert LinearConfig().plain
+
+
+def test_diagnostics_name_layer_operand_and_statistic_and_change_no_bit(compose: Compose) -> None:
+    cfg = _config(compose, "nvfp4")
+    plain = _step(*_prepared(cfg))
+    precision, model = _prepared(replace(cfg, diagnostics_every=5))
+    looked = _step(precision, model)
+    assert all(torch.equal(a, b) for a, b in zip(plain, looked, strict=True))
+    found = precision.readings()
+    assert found["precision/layers.0.mlp.up/fprop.x/sqnr_db"] > 15
+    assert found["precision/layers.0.mlp.up/wgrad.x/kurtosis_gain"] > 0
+    assert abs(found["precision/layers.0.mlp.up/dgrad.g/bias"]) < 0.05
+    assert len({name.split("/")[2] for name in found}) == 5  # dgrad.w has the codes of fprop.w
+    _step(precision, model, step=1)
+    assert precision.readings() == {}
