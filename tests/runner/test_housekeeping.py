@@ -93,3 +93,15 @@ def test_a_renamed_run_is_adopted_with_its_reason(
     assert journal.state(new) == "finished"
     assert find_cell(tmp_path, new.name).config.train.clip == 2.0
     assert "adopted from" in _cli("show", new.name, "--root", str(tmp_path))
+
+
+def test_inspect_prints_each_weight_under_each_format(sweep: list[Path], tmp_path: Path) -> None:
+    shown = _cli("precision", "inspect", sweep[0].name, "--root", str(tmp_path))
+    rows = {line.split()[0]: line.split() for line in shown.splitlines()[1:] if line}
+    assert set(rows) == {f"layers.{i}.{part}" for i in (0, 1) for part in ("attn.qkv", "attn.out", "mlp.up", "mlp.down")}  # fmt: skip
+    for name, row in rows.items():
+        one, _, four_over_six, mxfp4, mxfp8, _ = map(float, row[-6:])
+        assert mxfp8 > 28, name
+        assert 17 < one < 23, name
+        assert four_over_six > one, name
+        assert mxfp4 < one, name

@@ -64,10 +64,20 @@ def _metrics(cell: Cell) -> dict[tuple[int, str], float]:
     return last
 
 
-@pytest.mark.parametrize("optim", ["adamw", "muon"])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_run_resumes_bit_identically(optim: str, workers: int, compose: Compose, tmp_path: Path) -> None:  # fmt: skip
-    overrides = [f"optim={optim}", f"data.num_workers={workers}", *HARD]
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["optim=adamw", "data.num_workers=0"],
+        ["optim=muon", "data.num_workers=2"],
+        ["optim=adamw", "data.num_workers=2", "precision=nvfp4_all_layers", "precision.pad=true"],
+        ["optim=muon", "data.num_workers=0", "precision=fp8_delayed"],
+    ],
+    ids=["adamw", "muon, loader processes", "nvfp4", "fp8, delayed scaling"],
+)
+def test_killed_run_resumes_bit_identically(
+    chosen: list[str], compose: Compose, tmp_path: Path
+) -> None:
+    overrides = [*chosen, *HARD]
     (whole,) = make_cells([("", compose(*overrides, f"root={tmp_path / 'whole'}"))])
     (broken,) = make_cells([("", compose(*overrides, f"root={tmp_path / 'broken'}"))])
     assert whole.fingerprint == broken.fingerprint
