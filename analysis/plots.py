@@ -89,6 +89,22 @@ def against_size(
     return figure, shown
 
 
+def forest(
+    differences: pd.DataFrame, *, baseline: str, metric: str = "val_loss", confidence: float = 0.95
+) -> tuple[Figure, pd.DataFrame]:
+    """Return each row of `paired_difference` as a point with its interval, the smallest on top."""
+    shown = differences.sort_values("difference", ascending=False).reset_index(drop=True)
+    figure, axis = plt.subplots(figsize=(3.3, 0.6 + 0.28 * len(shown)))
+    bars = [shown["difference"] - shown["low"], shown["high"] - shown["difference"]]
+    axis.errorbar(shown["difference"], range(len(shown)), xerr=bars, fmt="o", capsize=2)
+    axis.axvline(0.0, color="0.5", linewidth=0.8)
+    axis.set_yticks(range(len(shown)), [f"{v} (n={n})" for v, n in zip(shown["value"], shown["n"], strict=True)])  # fmt: skip
+    name, _, unit = AXES.get(metric, metric).partition(" (")
+    suffix = f" ({unit}" if unit else ""
+    axis.set_xlabel(f"{name} minus {baseline}{suffix}, {confidence:.0%} interval")
+    return figure, shown
+
+
 def _error_bars(std: pd.Series | None) -> list[float] | None:
     """Return error bars for matplotlib, None where there is one seed."""
     return None if std is None else list(std)

@@ -13,12 +13,14 @@ import errno
 import fcntl
 import json
 import os
+import random
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +142,37 @@ def locked(file: Path) -> Iterator[None]:
     Raises:
         StorageError: the file cannot be made.
     """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(file, "w")  # noqa: SIM115
-    except OSError as error:
-        raise refused(file, error) from error
-    with stream:
+    with _lockable(file) as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def place(folder: Path, places: int) -> Iterator[None]:
+    """Hold one of so many places in `folder`: a free one, else wait for one drawn by chance.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    numbers = random.sample(range(places), places)
+    for number in numbers:
+        with _lockable(folder / str(number)) as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield
+            return
+    with locked(folder / str(numbers[0])):
+        yield
+
+
+def _lockable(file: Path) -> TextIOWrapper:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return open(file, "w")
+    except OSError as error:
+        raise refused(file, error) from error
 
 
 def _heartbeat_age_s(attempt: Path) -> float:

@@ -28,6 +28,7 @@ from runner.errors import EspalierError, StorageError
 from runner.sweep.cells import members
 from runner.sweep.fingerprint import is_execution
 
+_SENDERS = 8  # feeders of one root that talk to a server at the same moment
 _BATCH = 1000
 _EVERY_S, _LONGEST_PAUSE_S = 2.0, 60.0
 _CLIENT = {
@@ -119,7 +120,11 @@ class Feeder:
             StorageError: the store did not take them; what it took is noted.
         """
         try:
-            return self._deliver(sweep, only)
+            if self.embedded:
+                return self._deliver(sweep, only)
+            # A server with one worker and SQLite behind it locks up when dozens write to it at once.
+            with journal.place(self.root / "mlflow" / "senders", _SENDERS):
+                return self._deliver(sweep, only)
         except self._refusals as error:
             raise StorageError(
                 f"the MLflow store {self.uri} took not everything: {_reason(error)}; nothing is lost, "

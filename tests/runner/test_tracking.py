@@ -273,10 +273,7 @@ def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(tmp_path: 
 
 
 def test_64_cells_feed_a_server_at_once(tmp_path: Path, compose: Compose) -> None:
-    """Every cell has a feeder of its own; they begin together on a server that knows no experiment.
-
-    Eight send at the same moment: more lock up `mlflow server` (3.17, one worker, SQLite) itself.
-    """
+    """Every cell has a feeder of its own; all begin together on a server that knows no experiment."""
     cells = _sixty_four(tmp_path, compose)
     server = Server(tmp_path)
     server.start()
@@ -294,7 +291,7 @@ def test_64_cells_feed_a_server_at_once(tmp_path: Path, compose: Compose) -> Non
                     refusals.append(str(error))
                     time.sleep(random.uniform(1.0, 10.0))
 
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(64) as pool:
             list(pool.map(run, cells))
         assert not [r for r in refusals if "locked" in r or "exists" in r]
         assert_equal(from_folders(tmp_path, "many"), from_mlflow(server.uri, "many"))
