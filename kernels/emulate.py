@@ -9,6 +9,7 @@ scales stay apart and the product is made block by block.
 Shape legend: rows, cols of the operand as it lies in memory; `dim` is the one that the GEMM sums over.
 """
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal
@@ -32,6 +33,7 @@ from kernels.quantise import (
 Format = Literal[
     "nvfp4", "mxfp4", "mxfp8_e4m3", "mxfp8_e5m2", "fp8_e4m3", "fp8_e5m2"
 ]  # fmt: skip
+_TRITON = "ESPALIER_TRITON_KERNELS"  # set: on a GPU, where they have not been run yet
 _ELEMENTS = {"nvfp4": E2M1, "mxfp4": E2M1, "mxfp8_e4m3": E4M3, "mxfp8_e5m2": E5M2, "fp8_e4m3": E4M3, "fp8_e5m2": E5M2}  # fmt: skip
 
 
@@ -75,6 +77,12 @@ class Quantiser:
         """Return the same quantiser for an operand whose dimension `dim` is summed over."""
         block = self.block if dim == 1 else self.block[::-1]
         return Quantiser(**{**self.__dict__, "block": block})
+
+    @property
+    def simple_nvfp4(self) -> bool:
+        """True for the NVFP4 that the Triton kernel computes."""
+        options = self.four_over_six or self.row_scaled or self.scale != "te214"
+        return self.format == "nvfp4" and not options and max(self.block) == 16
 
     @property
     def stacked(self) -> bool:
@@ -142,6 +150,11 @@ def _quantise(
         run = _on_cpu(how, x.dtype, bits is not None, amax is not None)
         values, numerator, scales = run(x.contiguous(), *given)
         return values, numerator, scales
+    if os.environ.get(_TRITON) and how.simple_nvfp4 and amax is None:
+        from kernels.triton_nvfp4 import quantise  # noqa: PLC0415
+
+        values, numerator = quantise(x, how.block, bits, headroom=sr_headroom)
+        return values, numerator, x.new_empty(0, 0, dtype=torch.float32)
     return _reference(how, x, bits, amax)
 
 

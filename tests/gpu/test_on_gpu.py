@@ -65,3 +65,17 @@ def test_a_training_step_agrees_with_the_cpu(precision: str, compiled: bool) -> 
             losses.append(float(out.total))
     tolerance = 1e-3 if precision == "fp32" else 2**-7
     assert losses[5:] == pytest.approx(losses[:5], rel=tolerance)
+
+
+def test_triton_nvfp4_is_the_reference_bit_for_bit() -> None:
+    from kernels.emulate import Quantiser
+    from kernels.triton_nvfp4 import quantise
+
+    x = torch.randn(4096, 1024, device="cuda").bfloat16()
+    bits = torch.randint(0, 256, x.shape, dtype=torch.uint8, device="cuda")
+    for block in ((1, 16), (16, 1), (16, 16)):
+        for dice in (None, bits):
+            values, numerator = quantise(x, block, dice)
+            wanted = Quantiser(format="nvfp4", block=block)(x, dice)
+            assert torch.equal(values, wanted.scaled().bfloat16())
+            assert torch.equal(numerator, wanted.numerator)
