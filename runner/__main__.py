@@ -3,6 +3,17 @@
 import os
 import sys
 
+from runner.sweep.warm import warm_up
+
+# Telemetry of the libraries beneath is off unless the user turns it on.
+for _name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_name, "true")
+_elsewhere = [
+    a for a in sys.argv if a.startswith("hydra/launcher=") and a != "hydra/launcher=local"
+]
+if __name__ == "__main__" and {"-m", "--multirun"} & set(sys.argv) and not _elsewhere:
+    warm_up()  # before Hydra, whose imports take half a second
+
 import hydra
 from omegaconf import DictConfig
 
@@ -28,9 +39,6 @@ def main() -> None:
     """Run Hydra; a user's mistake ends in its message, not in a traceback."""
     register()
     sys.argv[1:] = open_keys(sys.argv[1:])
-    # Telemetry of the libraries beneath is off unless the user turns it on.
-    for name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
-        os.environ.setdefault(name, "true")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         run_one()

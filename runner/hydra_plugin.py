@@ -34,10 +34,10 @@ from runner.sweep.fingerprint import is_execution
 from runner.sweep.grid import Grid, Point, expand, parse_grid, unique
 from runner.sweep.launch import Backend, Local, launch, launch_study
 from runner.sweep.policy import Policy
-from runner.sweep.pool import warm_up
 from runner.sweep.resources import choose
 from runner.sweep.slurm import Slurm, SlurmConfig
 from runner.sweep.stages import in_order, link
+from runner.sweep.warm import warm_up
 
 _FILE_WIDTH = 240
 _NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")

@@ -19,7 +19,8 @@ from runner.sweep import policy
 from runner.sweep.cells import Cell, load_cell
 from runner.sweep.failures import failure
 from runner.sweep.outcome import give_up
-from runner.sweep.pool import Pool, warm_up
+from runner.sweep.pool import Pool
+from runner.sweep.warm import warm_up
 from runner.worker import RESUME
 
 _REFUSED_AFTER_S = 300

@@ -4,16 +4,14 @@ multiprocessing's forkserver is that template: it imports the preload list, then
 A child that segfaults or runs out of memory ends that cell alone. A SLURM job is such a pool too.
 """
 
-import multiprocessing
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing import connection, forkserver
+from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,30 +25,13 @@ from runner.sweep import policy
 from runner.sweep.cells import Cell
 from runner.sweep.live import tail
 from runner.sweep.outcome import record_crash, try_smaller
+from runner.sweep.warm import FOR_CELLS, warm_up
 
 if TYPE_CHECKING:
     from runner.settings import ResourcesConfig  # torch: seconds
 
 _TICK_S, _LOOK_S = 0.25, 5.0
-_FOR_CELLS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _STARTS = 3  # tries to start a child whose template was killed
-_PRELOAD = ["runner.sweep.template"]
-
-
-def warm_up() -> None:
-    """Start the template now: it imports torch while the caller composes the cells.
-
-    It inherits that the signals which ask cells to stop are ignored: they are not meant for it.
-    """
-    if sys.platform == "darwin":
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    main = threading.current_thread() is threading.main_thread()
-    before = {n: signal.signal(n, signal.SIG_IGN) for n in _FOR_CELLS} if main else {}
-    forkserver.ensure_running()
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 class Source(Protocol):
@@ -265,7 +246,7 @@ def _child(folder: str, threads: int, gpus: list[int], resources: "ResourcesConf
     os.dup2(log, 1)
     os.dup2(log, 2)
     if resources.num_processes > 1:
-        for number in _FOR_CELLS:  # ignored in the template
+        for number in FOR_CELLS:  # ignored in the template
             signal.signal(number, signal.SIG_DFL)
         os.environ["MASTER_ADDR"] = socket.gethostname()
         os.environ["MASTER_PORT"] = str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)

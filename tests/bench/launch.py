@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runner.sweep.cells import Cell, freeze_cell, make_cells
-from runner.sweep.pool import Pool, warm_up
+from runner.sweep.pool import Pool
+from runner.sweep.warm import warm_up
 
 TINY = [
     "model=gpt_pico", "data=text", "data.split=tail", "train.steps=1", "train.sequence_length=16",
