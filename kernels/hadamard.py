@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 Signs = Literal["fixed", "random", "none"]
 SIZES = (16, 32, 64, 128)
@@ -18,7 +19,6 @@ SIZES = (16, 32, 64, 128)
 _FIXED = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
 
 
-@lru_cache
 def hadamard_matrix(
     size: int,
     signs: Signs = "fixed",
@@ -32,6 +32,13 @@ def hadamard_matrix(
     """
     if size not in SIZES:
         raise ValueError(f"hadamard={size} is none of {', '.join(map(str, SIZES))}")
+    if torch.compiler.is_compiling():
+        return _matrix(size, signs, seed, device)
+    with unset_fake_temporarily():  # what is kept serves later, real calls
+        return _kept(size, signs, seed, device)
+
+
+def _matrix(size: int, signs: Signs, seed: int, device: torch.device) -> Tensor:
     matrix = torch.ones(1, 1)
     while matrix.shape[0] < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
@@ -42,6 +49,9 @@ def hadamard_matrix(
         drawn = torch.randint(0, 2, (size, 1), generator=generator) * 2.0 - 1.0
         matrix = drawn * matrix
     return (matrix / math.sqrt(size)).to(device=device, dtype=torch.bfloat16)
+
+
+_kept = lru_cache(_matrix)
 
 
 def hadamard(

@@ -11,7 +11,6 @@ its GEMM in fp32.
 Shape legend: tokens, k = width of x, n = width of y.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +27,6 @@ from kernels.scaled_mm import scaled_mm
 
 OPERANDS = ("fprop.x", "fprop.w", "dgrad.g", "dgrad.w", "wgrad.g", "wgrad.x")
 Probe = dict[str, dict[str, Tensor]]  # statistics by operand
-Turn = Callable[[Tensor], Tensor]
 _STREAM = 1 << 16  # dropout draws from the layers below this
 
 
@@ -116,10 +114,8 @@ class _QuantisedLinear(torch.autograd.Function):
         delayed: Delayed | None, probe: Probe | None,
     ) -> Tensor:  # fmt: skip
         make = _Operands(layer, dice, delayed, probe)
-        gemm = recipe.fprop
-        turn = _turn(gemm, layer, x.device, 1)
-        left = make(_filled(x, gemm, 1), turn, gemm.left, 1, 0)
-        right = make(weight, turn, gemm.right, 1, 1)
+        left = make(x, recipe.fprop, recipe.fprop.left, 1, 0)
+        right = make(weight, recipe.fprop, recipe.fprop.right, 1, 1)
         reuse = _same_codes(recipe)
         ctx.recipe, ctx.make, ctx.reuse = recipe, make, reuse
         ctx.denominator, ctx.block = right.denominator, right.block
@@ -135,19 +131,16 @@ class _QuantisedLinear(torch.autograd.Function):
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             gemm = recipe.dgrad
-            turn = _turn(gemm, make.layer, x.device, 1)
-            left = make(_filled(grad, gemm, 1), turn, gemm.left, 1, 2)
+            left = make(grad, gemm, gemm.left, 1, 2)
             if ctx.reuse:
                 right = Operand(weight, numerator, ctx.denominator, scales, ctx.block)
             else:
-                turn = _turn(gemm, make.layer, x.device, 0)
-                right = make(weight, turn, gemm.right, 0, 3)
+                right = make(weight, gemm, gemm.right, 0, 3)
             grad_x = scaled_mm(left, right, sums=(1, 0), fp32=False)[: x.shape[0]]
         if ctx.needs_input_grad[1]:
             gemm = recipe.wgrad
-            turn = _turn(gemm, make.layer, x.device, 0)
-            left = make(_filled(grad, gemm, 0), turn, gemm.left, 0, 4)
-            right = make(_filled(x, gemm, 0), turn, gemm.right, 0, 5)
+            left = make(grad, gemm, gemm.left, 0, 4)
+            right = make(x, gemm, gemm.right, 0, 5)
             grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
         return grad_x, grad_weight, None, None, None, None, None
 
@@ -162,17 +155,21 @@ class _Operands:
     probe: Probe | None
 
     def __call__(
-        self, x: Tensor, turn: Turn, how: OperandRecipe | None, dim: int, number: int
+        self, x: Tensor, gemm: GemmRecipe, how: OperandRecipe | None, dim: int, number: int
     ) -> Operand:
-        before, x = x, turn(x)
+        tokens = x.shape[0]
+        if not OPERANDS[number].endswith("w"):
+            x = _filled(x, gemm, dim)
+        before = x
+        if gemm.hadamard:
+            x = hadamard(x, hadamard_matrix(gemm.hadamard, gemm.signs, self.layer, x.device), dim)
         if how is None:
             return Operand(x.to(torch.bfloat16))
         bits = amax = None
         if how.stochastic and self.dice is not None:
-            samples = len(self.dice.samples)
-            rows = -(-x.shape[0] // samples) * samples  # zero tokens draw too, and stay zero
             stream = _STREAM + len(OPERANDS) * self.layer + number
-            bits = rounding_bits(self.dice, stream, rows, x.shape[1])[: x.shape[0]]
+            bits = rounding_bits(self.dice, stream, tokens, x.shape[1])
+            bits = F.pad(bits, (0, 0, 0, x.shape[0] - tokens)) if x.shape[0] > tokens else bits
         if how.delayed:
             assert self.delayed is not None
             amax = self.delayed.amax[number].clone()
@@ -183,8 +180,7 @@ class _Operands:
             amax = _quantile(x, how.quantile)
         if self.probe is not None:
             found = how.quantiser.along(dim)(x, bits, amax)
-            turned = before if x is not before else None
-            self.probe[OPERANDS[number]] = statistics(x, found, turned)
+            self.probe[OPERANDS[number]] = statistics(x, found, before if gemm.hadamard else None)
         return emulate(x, how.quantiser, dim, bits=bits, amax=amax)
 
 
@@ -195,14 +191,6 @@ def _same_codes(recipe: LinearRecipe) -> bool:
     return (
         square and forward.right == backward.right and not (forward.hadamard or backward.hadamard)
     )
-
-
-def _turn(gemm: GemmRecipe, layer: int, device: torch.device, dim: int) -> Turn:
-    """Return the Hadamard transform along the summed dimension, or what leaves a tensor as it is."""
-    if not gemm.hadamard:
-        return lambda x: x
-    matrix = hadamard_matrix(gemm.hadamard, gemm.signs, layer, device)
-    return lambda x: hadamard(x, matrix, dim)
 
 
 def _filled(x: Tensor, gemm: GemmRecipe, dim: int) -> Tensor:

@@ -222,3 +222,13 @@ def test_diagnostics_name_layer_operand_and_statistic_and_change_no_bit(compose:
     assert len({name.split("/")[2] for name in found}) == 5  # dgrad.w has the codes of fprop.w
     _step(precision, model, step=1)
     assert precision.readings() == {}
+
+
+def test_predicting_memory_leaves_nothing_fake_behind(compose: Compose) -> None:
+    from kernels.hadamard import _kept
+    from runner.memory import predicted_bytes
+
+    _kept.cache_clear()
+    run = validate(compose("precision=nvfp4_all_layers", "precision.pad=true"))
+    assert predicted_bytes(run, 256) > 0
+    assert all(g.isfinite().all() for g in _step(*_prepared(run.precision)))
