@@ -3,15 +3,12 @@
 import os
 import sys
 
-from runner.sweep.warm import warm_up
+from runner.sweep.warm import sweeps_here, warm_up
 
 # Telemetry of the libraries beneath is off unless the user turns it on.
 for _name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_name, "true")
-_elsewhere = [
-    a for a in sys.argv if a.startswith("hydra/launcher=") and a != "hydra/launcher=local"
-]
-if __name__ == "__main__" and {"-m", "--multirun"} & set(sys.argv) and not _elsewhere:
+if __name__ == "__main__" and sweeps_here(sys.argv):
     warm_up()  # before Hydra, whose imports take half a second
 
 import hydra

@@ -24,3 +24,9 @@ def warm_up() -> None:
     forkserver.ensure_running()
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def sweeps_here(arguments: list[str]) -> bool:
+    """Whether a command line looks like a sweep on this machine."""
+    launchers = [a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")]
+    return bool({"-m", "--multirun"} & set(arguments)) and set(launchers) <= {"local"}
