@@ -1,6 +1,9 @@
-"""What lies on the disk and what of it nobody needs any more."""
+"""What lies on the disk, what of it nobody needs any more, and what may still be written."""
 
+import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +43,42 @@ def usage(root: Path, name: str) -> dict[str, int]:
     folders = [root / "runs" / row["fingerprint"] for row in members(root, name)]
     saved = sum(size(f / "checkpoints") for f in folders)
     return {"checkpoints": saved, "other": sum(size(f) for f in folders) - saved}
+
+
+def free(path: Path) -> int:
+    """Return the bytes this user may still write below `path`: free space, or less by a quota.
+
+    Quotas are those that `quota` (local and NFS disks) and `lfs quota` (Lustre) tell of the user and
+    the user's groups; where a command is missing or silent nothing is known of its quotas.
+    """
+    path = path.resolve()
+    while not path.exists():
+        path = path.parent
+    mount = next(p for p in (path, *path.parents) if p.is_mount())
+    left = [shutil.disk_usage(path).free]
+    quota = ["quota", "-u", "-g", "-w", "-p", "--show-mntpoint", "--hide-device", "-f", str(mount)]
+    lustre = [["lfs", "quota", "-q", kind, name, str(mount)] for kind, name in _owners()]
+    for command in (quota, *lustre):
+        if shutil.which(command[0]):
+            left += _left(command, mount)
+    return max(0, min(left))
+
+
+def _owners() -> list[tuple[str, str]]:
+    return [("-u", str(os.getuid())), *(("-g", str(group)) for group in os.getgroups())]
+
+
+def _left(command: list[str], mount: Path) -> Iterator[int]:
+    """Yield what each quota on `mount` leaves: lines of mount, KiB used (* when over), soft and hard limit."""
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    row = rf"^\s*{re.escape(str(mount))}\s+(\d+)\*?\s+(\d+)\*?\s+(\d+)"
+    for used, soft, hard in re.findall(row, told.stdout, re.MULTILINE):
+        limit = int(hard) or int(soft)
+        if limit:
+            yield (limit - int(used)) * 1024
 
 
 def waste(root: Path, *, checkpoints: bool = False) -> Iterator[Waste]:

@@ -7,7 +7,6 @@ else it stays open.
 
 import json
 import math
-import shutil
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from runner.budget import Budget, budget
 from runner.errors import ConfigError, StorageError
 from runner.hardware import gpu_named
 from runner.memory import predicted_bytes
+from runner.sweep import disk
 from runner.sweep.cells import Cell
 from runner.sweep.live import tail
 from runner.sweep.recipes import resolve, table_of
@@ -157,10 +157,10 @@ def _short_of_disk(rows: Sequence[Planned]) -> str | None:
     if not rows:
         return None
     root = Path(rows[0].cell.config.root).resolve()
-    need, free = sum(row.disk_bytes or 0 for row in rows), _free(root)
+    need, free = sum(row.disk_bytes or 0 for row in rows), disk.free(root)
     if need <= free:
         return None
-    return f"checkpoints may take {_bytes(need)} but {root} has {_bytes(free)} free; lower train.checkpoint.keep_last, or set root="
+    return f"checkpoints may take {_bytes(need)} but {root} has {_bytes(free)} left for you; lower train.checkpoint.keep_last, or set root="
 
 
 def plan(cells: Sequence[Cell]) -> list[Table | str]:
@@ -254,13 +254,6 @@ def _precision(science: dict[str, Any]) -> str:
     return json.dumps(
         {k: v for k, v in science.items() if k.startswith("precision.")}, sort_keys=True
     )
-
-
-def _free(root: Path) -> int:
-    """Return what this user may still write on the disk of `root` (a group's quota is not seen)."""
-    while not root.exists():
-        root = root.parent
-    return shutil.disk_usage(root).free
 
 
 def _short(value: float) -> str:

@@ -1,6 +1,7 @@
 """The plan: predicted memory against measured, what cannot run, drift, disk and time."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from runner import environment, journal
 from runner.config import validate
 from runner.errors import StorageError
+from runner.sweep import disk
 from runner.sweep import plan as planning
 from runner.sweep.cells import Cell, load_cell, make_cells
 from runner.sweep.plan import Planned, check, plan
@@ -87,6 +89,20 @@ def test_a_refused_cell_keeps_all_from_running(espalier: Run, tmp_path: Path) ->
     assert "this machine has" in huge.stderr
 
 
+def _quotas(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a `quota` and an `lfs` on PATH that answer as the real ones do: kernels for tests have no quotas."""
+    commands = {
+        "quota": 'Disk quotas for user ada (uid 1000):\n     Filesystem  blocks  quota  limit  grace\n$mount  9000  9500  9999  0  12  0  0  0',
+        "lfs": '$mount\n        1010*    1000    1020  6d23h59m59s  12  0  0  -',
+    }  # fmt: skip
+    (folder / "bin").mkdir()
+    for name, answer in commands.items():
+        file = folder / "bin" / name
+        file.write_text(f'#!/bin/sh\nfor mount; do :; done\necho "{answer}"\n')
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+
 def test_time_disk_and_drift_are_told(
     espalier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +124,8 @@ def test_time_disk_and_drift_are_told(
     assert str(environment.drift(folder)).startswith("torch 2.11.0 then")
     again = espalier("-m", "seed=1", "name=d")
     assert "1 finished cells drifted and are kept (torch 2.11.0 then" in again.stderr
-    monkeypatch.setattr(planning, "_free", lambda _: 10)
+    _quotas(tmp_path, monkeypatch)
+    assert disk.free(tmp_path) == 10 * 1024
     record.unlink()
     (folder / "attempts/0001/events.jsonl").unlink()
     assert "checkpoints may take" in plan([done])[1]
