@@ -7,17 +7,17 @@ hardware has no unit for a format it is emulated to the last bit (`kernels/emula
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import native
 from kernels.philox import Dice, NoiseKey
-from kernels.quantised_linear import OPERANDS, Delayed, LinearRecipe, Probe, quantised_linear
+from kernels.quantised_linear import OPERANDS
 from models.config import config, neutral
 from models.language_model import LanguageModel
 from models.precision_config import (
@@ -27,6 +27,7 @@ from models.precision_config import (
     RuleConfig,
     WgradConfig,
 )
+from models.quantised_layer import QuantisedLinear
 
 _HISTORY = 1024  # steps that delayed scaling looks back
 
@@ -44,7 +45,8 @@ class PrecisionConfig:
         pad: fill widths that are no multiple of a block up with zeros instead of refusing them.
         check_finite: stop at a NaN or inf operand instead of training on.
         diagnostics_every: steps between looks at every quantised operand (None: never, at no cost).
-        backend: native refuses to run where the hardware lacks a format; auto emulates it.
+        backend: native computes with TransformerEngine and refuses to run where it cannot; auto takes it
+            where it can and emulates elsewhere, the table says why; emulated never takes it.
     """
 
     compute: Literal["fp32", "bf16"] = "fp32"
@@ -81,8 +83,8 @@ class PrecisionConfig:
         """The formats of layers that no rule matches."""
         return LinearConfig(fprop=self.fprop, dgrad=self.dgrad, wgrad=self.wgrad)
 
-    def build(self, device: torch.device) -> "Precision":
-        """Return the recipe on `device`.
+    def build(self, device: torch.device, *, planning: bool = False) -> "Precision":
+        """Return the recipe on `device`; `planning`: another machine will run it, this one is not asked.
 
         Raises:
             ValueError: the device cannot compute in the dtype or format asked for.
@@ -94,12 +96,7 @@ class PrecisionConfig:
                 "precision.compute=bf16 needs an Ampere GPU or later; "
                 f"this is {name}; use precision=fp32"
             )
-        if self.backend == "native" and self.quantised:
-            raise ValueError(
-                f"precision.backend=native: {device.type} has no native path for these formats here; "
-                "use precision.backend=auto"
-            )
-        return Precision(self, device)
+        return Precision(self, device, planning=planning)
 
     def notice(self, device_type: str) -> str | None:
         """Return what a user should know of this recipe on this machine, None if there is nothing.
@@ -143,12 +140,18 @@ class Choice:
 class Precision:
     """A recipe bound to a device, and after `prepare` to a model."""
 
-    def __init__(self, cfg: PrecisionConfig, device: torch.device) -> None:
-        self.cfg, self.device, self.compute = cfg, device, cfg.compute
+    def __init__(
+        self, cfg: PrecisionConfig, device: torch.device, *, planning: bool = False
+    ) -> None:
+        self.cfg, self.device, self.compute, self.planning = cfg, device, cfg.compute, planning
         self.table: list[Choice] = []
         self.dice: Dice | None = None
         self._linears: list[QuantisedLinear] = []
         self._slot, self.probing = 0, False
+        self._native: dict[
+            tuple[bool, bool], Any
+        ] = {}  # TransformerEngine's recipe by what is switched on
+        self._now: Any = None
 
     def prepare(self, model: LanguageModel) -> None:
         """Put quantised linears in the place of those that the recipe names; weights stay theirs.
@@ -165,12 +168,14 @@ class Precision:
         inside = {id(m) for block in blocks for m in block.modules()}
         linears = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
         self._refuse_idle_patterns([name for name, _ in linears])
+        passed_over = self._look_for_native()
         for index, (name, linear) in enumerate(linears):
             why = "outside the blocks" if id(linear) not in inside else high.get(id(linear))
             chosen, reason = self._choose(name)
+            backend = "torch"
             if why is None and chosen is not None:
-                self._replace(model, name, linear, chosen, index)
-            self._describe(name, chosen if why is None else None, why or reason)
+                backend = self._replace(model, name, linear, chosen, index, passed_over)
+            self._describe(name, chosen if why is None else None, why or reason, backend)
         if not self._linears:
             raise ValueError("precision quantises no layer: see precision.layers, keep, keep_first, keep_last")  # fmt: skip
         history = torch.zeros(len(self._linears), len(OPERANDS), _HISTORY, device=self.device)
@@ -182,10 +187,12 @@ class Precision:
             return
         at = self.cfg.switch_at
         late = at is not None and step >= (at * steps if at < 1 else at)
-        forward = not (late and self.cfg.switch in ("both", "forward"))
-        backward = not (late and self.cfg.switch in ("both", "backward"))
+        forward, backward = self._switched() if late else (True, True)
         for linear in self._linears:
             linear.select(forward=forward, backward=backward)
+        if self._native:
+            self._now = self._native[forward, backward]
+            torch.cuda.manual_seed(step)  # its dice: a resumed run throws the same ones
         if self._delayed:
             self._roll(step)
         every = self.cfg.diagnostics_every
@@ -193,12 +200,16 @@ class Precision:
         for linear in self._linears:
             linear.probe.clear()
 
-    def autocast(self, noise: NoiseKey | None = None) -> AbstractContextManager[Any]:
-        """Return the context of a forward pass; `noise` addresses the random bits of training."""
+    @contextmanager
+    def autocast(self, noise: NoiseKey | None = None) -> Iterator[None]:
+        """Enter the context of a forward pass; `noise` addresses the random bits of training."""
         self.dice = Dice.of(noise) if noise is not None and self._linears else None
         if self.compute == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+            yield
+            return
+        engine = native.native_autocast(self._now) if self._native else nullcontext()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16), engine:
+            yield
 
     def readings(self) -> dict[str, float]:
         """Return precision/<layer>/<operand>/<statistic> of this step, {} where it was not looked at."""
@@ -211,15 +222,59 @@ class Precision:
 
     def state(self) -> dict[str, Tensor]:
         """Return what a resume needs: the magnitudes of earlier steps under delayed scaling."""
-        if not self._delayed:
-            return {}
-        self._file()
-        return {"amax_history": self._history}
+        kept = {
+            f"native.{n.name}": n.native[0].get_extra_state() for n in self._linears if n.native
+        }
+        found = {name: tensor for name, tensor in kept.items() if tensor.numel()}
+        if self._delayed:
+            self._file()
+            found["amax_history"] = self._history
+        return found
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take up the state of an earlier attempt."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
+        """Take up the state of an earlier attempt; one of another backend has nothing to give."""
+        if self._delayed and "amax_history" in state:
+            self._history.copy_(state["amax_history"])
+        for linear in self._linears:
+            if linear.native and f"native.{linear.name}" in state:
+                linear.native[0].set_extra_state(state[f"native.{linear.name}"])
+
+    def _switched(self) -> tuple[bool, bool]:
+        """Return whether (forward, backward) is quantised after the switch."""
+        return self.cfg.switch == "backward", self.cfg.switch == "forward"
+
+    def _look_for_native(self) -> str | None:
+        """Find TransformerEngine's recipes; return why it is passed over.
+
+        Raises:
+            ValueError: and backend=native.
+        """
+        try:
+            if self.cfg.backend == "emulated":
+                raise native.Unsupported("as asked for")
+            if self.planning:
+                return None
+            if self.cfg.diagnostics_every or self.cfg.check_finite:
+                raise native.Unsupported("diagnostics and checks look at emulated operands")
+            states = {(True, True)} | (
+                {self._switched()} if self.cfg.switch_at is not None else set()
+            )
+            for forward, backward in states:
+                made = None
+                if forward or backward:
+                    recipe = self.cfg.default.recipe(forward=forward, backward=backward)
+                    made = native.native_recipe(recipe, self.device)
+                    native.self_test(made, self.device)
+                self._native[forward, backward] = made
+        except native.Unsupported as error:
+            self._native.clear()
+            return self._passed_over(str(error))
+        return None
+
+    def _passed_over(self, why: str) -> str:
+        if self.cfg.backend == "native":
+            raise ValueError(f"precision.backend=native: {why}; use precision.backend=auto")
+        return why
 
     def _choose(self, name: str) -> tuple[LinearConfig | None, str]:
         for rule in self.cfg.rules:
@@ -241,21 +296,31 @@ class Precision:
                     raise ValueError(f"precision.{key}: {pattern!r} matches no layer; there are: {shown}, ...")  # fmt: skip
 
     def _replace(
-        self, model: nn.Module, name: str, linear: nn.Linear, chosen: LinearConfig, index: int
-    ) -> None:
+        self, model: nn.Module, name: str, linear: nn.Linear, chosen: LinearConfig, index: int,
+        passed_over: str | None,
+    ) -> str:  # fmt: skip
+        """Put a quantised linear in the place of `linear`; return what computes it."""
         parent, _, last = name.rpartition(".")
         made = QuantisedLinear(linear, chosen, self, index, name)
         made.fit(pad=self.cfg.pad)
         setattr(model.get_submodule(parent), last, made)
         self._linears.append(made)
+        if self.planning:
+            return {"auto": "native or emulated"}.get(self.cfg.backend, self.cfg.backend)
+        if passed_over is None:
+            other = chosen.recipe() != self.cfg.default.recipe()
+            why = "a rule of its own" if other else made.go_native()
+            if why is None:
+                return "TransformerEngine"
+            passed_over = self._passed_over(f"{name}: {why}")
+        return f"emulated: {passed_over}"
 
-    def _describe(self, name: str, chosen: LinearConfig | None, why: str) -> None:
+    def _describe(self, name: str, chosen: LinearConfig | None, why: str, backend: str) -> None:
         for operand, how in (chosen or LinearConfig()).operands().items():
             gemm = getattr(chosen or LinearConfig(), operand.partition(".")[0])
-            quantised = how.format != "compute"
-            backend = f"emulated on {self.device.type}" if quantised else "torch"
+            computes = "torch" if how.format == "compute" else backend
             self.table.append(
-                Choice(name, operand, how.describe() or self.compute, gemm.hadamard, backend, why)
+                Choice(name, operand, how.describe() or self.compute, gemm.hadamard, computes, why)
             )
 
     @property
@@ -287,86 +352,3 @@ class Precision:
 def _number(share: float, blocks: int) -> int:
     """Return how many of `blocks` are meant by a number of them or a share below 1."""
     return min(blocks, round(share * blocks) if share < 1 else int(share))
-
-
-class QuantisedLinear(nn.Linear):
-    """A linear whose GEMMs follow a recipe; it has the parameters of the one that it replaces."""
-
-    def __init__(
-        self, linear: nn.Linear, chosen: LinearConfig, precision: Precision, index: int, name: str
-    ) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        self.chosen, self.index, self.name = chosen, index, name
-        self.probe: Probe = {}
-        self._precision = [precision]  # a list: no submodule, no copy
-        self._recipes: dict[tuple[bool, bool], LinearRecipe] = {}
-        self.missing = {"k": 0, "n": 0}
-        self.delayed: Delayed | None = None
-        if any(how.scale == "delayed" for how in chosen.operands().values()):
-            device = precision.device
-            self.delayed = Delayed(*(torch.zeros(len(OPERANDS), device=device) for _ in range(2)))
-        self.select(forward=True, backward=True)
-
-    def select(self, *, forward: bool, backward: bool) -> None:
-        """Choose which GEMMs are quantised from now on."""
-        key = (forward, backward)
-        if key not in self._recipes:
-            self._recipes[key] = self.chosen.recipe(forward=forward, backward=backward)
-        self.recipe = self._recipes[key]
-
-    def fit(self, *, pad: bool) -> None:
-        """Check widths against blocks and Hadamard groups, all powers of two or multiples of each other.
-
-        Raises:
-            ValueError: one does not fit and `pad` is not set.
-        """
-        sizes = {"k": self.in_features, "n": self.out_features}
-        for what, letter, part in self._parts():
-            missing = -sizes[letter] % part
-            if missing and not pad:
-                raise ValueError(
-                    f"{self.name}: {letter}={sizes[letter]} is not a multiple of {part} ({what}); change the "
-                    f"width or the block, set precision.pad=true, or precision.keep=['{self.name}']"
-                )
-            self.missing[letter] = max(self.missing[letter], missing)
-
-    def _parts(self) -> Iterator[tuple[str, str, int]]:
-        summed = {"fprop": "k", "dgrad": "n"}
-        for operand, how in self.chosen.operands().items():
-            gemm, _, letter = operand.partition(".")
-            recipe = how.recipe()
-            if recipe is None:
-                continue
-            across, along = (max(1, size) for size in recipe.quantiser.block)
-            if gemm in summed:
-                yield f"the block of {operand}", summed[gemm], along
-            if letter == "w":
-                yield f"the block of {operand}", "n" if gemm == "fprop" else "k", across
-            if gemm == "wgrad":
-                yield f"the block of {operand}", "n" if letter == "g" else "k", across
-        for gemm, letter in summed.items():
-            if getattr(self.chosen, gemm).hadamard:
-                yield f"hadamard of {gemm}", letter, getattr(self.chosen, gemm).hadamard
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return input W^T + b."""
-        precision = self._precision[0]
-        if precision.cfg.check_finite and not bool(input.isfinite().all()):
-            raise ValueError(f"precision.check_finite: the input of {self.name} has NaN or inf")
-        dice = precision.dice if torch.is_grad_enabled() else None
-        weight, (k, n) = self.weight, self.missing.values()
-        if k or n:
-            input, weight = F.pad(input, (0, k)), F.pad(weight, (0, k, 0, n))
-        y = quantised_linear(
-            input,
-            weight,
-            self.recipe,
-            layer=self.index,
-            dice=dice,
-            delayed=self.delayed,
-            probe=self.probe if precision.probing and dice is not None else None,
-        )
-        y = y[..., : self.out_features] if n else y
-        return y if self.bias is None else y + self.bias.to(y.dtype)

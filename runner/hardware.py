@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peaks in FLOP/s (fp32 as TF32 where there is TF32), memory in GB (1e9 bytes)."""
+    """Peaks in FLOP/s (fp32 as TF32 where there is TF32), memory in GB (1e9 bytes), CUDA compute capability."""
 
     fp32: float
     bf16: float | None
     memory_gb: float
+    capability: tuple[int, int]
 
     def peak(self, compute: str) -> float | None:
         """Return the peak for a `precision.compute`, None where the format is not supported."""
@@ -21,13 +22,13 @@ class Gpu:
 
 # The first name that a device's own name contains counts.
 GPUS = {
-    "V100": Gpu(15.7e12, None, 32),
-    "A100-SXM4-40GB": Gpu(156e12, 312e12, 40),
-    "A100-PCIE-40GB": Gpu(156e12, 312e12, 40),
-    "A100": Gpu(156e12, 312e12, 80),
-    "H100": Gpu(495e12, 989e12, 80),
-    "H200": Gpu(495e12, 989e12, 141),
-    "B200": Gpu(1125e12, 2250e12, 180),
+    "V100": Gpu(15.7e12, None, 32, (7, 0)),
+    "A100-SXM4-40GB": Gpu(156e12, 312e12, 40, (8, 0)),
+    "A100-PCIE-40GB": Gpu(156e12, 312e12, 40, (8, 0)),
+    "A100": Gpu(156e12, 312e12, 80, (8, 0)),
+    "H100": Gpu(495e12, 989e12, 80, (9, 0)),
+    "H200": Gpu(495e12, 989e12, 141, (9, 0)),
+    "B200": Gpu(1125e12, 2250e12, 180, (10, 0)),
 }
 
 

@@ -54,7 +54,7 @@ def _tensor_bytes(run: RunConfig, vocab: int) -> int:
     micro = min(share, train.micro_batch or share)
     with FakeTensorMode(allow_non_fake_inputs=True), _Storages() as storages:
         model = run.model.build(vocab, 0)
-        precision = run.precision.build(torch.device("cpu"))
+        precision = run.precision.build(torch.device("cpu"), planning=True)
         precision.prepare(model)
         if train.activation_checkpointing:
             recompute_blocks(model)

@@ -9,23 +9,39 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from kernels.native import refuse_capability
 from models.precision import Choice
 from runner.config import RunConfig
+from runner.hardware import gpu_named
 
 
 def resolve(run: RunConfig, vocab_size: int) -> tuple[Choice, ...]:
     """Return the choices of `run` without building its weights, () where nothing is quantised.
 
     Raises:
-        ValueError: the recipe does not fit the model.
+        ValueError: the recipe does not fit the model, or backend=native the hardware.
     """
+    if run.precision.backend == "native":
+        _refuse_hardware(run)
     return _resolve(run.precision, run.model, vocab_size) if run.precision.quantised else ()
+
+
+def _refuse_hardware(run: RunConfig) -> None:
+    resources, device = run.resources, run.train.device
+    gpu = gpu_named(resources.gpu) if resources.gpu else None
+    on_cpu = device == "cpu" or not (resources.gpus or torch.cuda.is_available())
+    if gpu is None and not on_cpu:
+        return  # the node will say
+    try:
+        refuse_capability(run.precision.default.recipe(), gpu.capability if gpu else None)
+    except ValueError as error:
+        raise ValueError(f"precision.backend=native: {error}; use precision.backend=auto") from None
 
 
 @lru_cache
 def _resolve(precision: Any, model: Any, vocab_size: int) -> tuple[Choice, ...]:
     with torch.device("meta"):
-        bound = precision.build(torch.device("cpu"))
+        bound = precision.build(torch.device("cpu"), planning=True)
         bound.prepare(model.build(vocab_size, 0))
     return tuple(bound.table)
 

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from kernels.cross_entropy import linear_cross_entropy
+from kernels.native import (
+    Unsupported,
+    apply,
+    native_autocast,
+    native_linear,
+    native_recipe,
+    published,
+)
 from kernels.philox import NoiseKey, keep_mask
+from kernels.quantised_linear import Delayed, LinearRecipe, quantised_linear
 from models.decoder import DecoderConfig
 from models.language_model import TokenLoss
 from models.precision import PrecisionConfig
@@ -79,3 +88,35 @@ def test_triton_nvfp4_is_the_reference_bit_for_bit() -> None:
             wanted = Quantiser(format="nvfp4", block=block)(x, dice)
             assert torch.equal(values, wanted.scaled().bfloat16())
             assert torch.equal(numerator, wanted.numerator)
+
+
+@pytest.mark.parametrize(("name", "arguments", "recipe"), published(), ids=lambda v: v if isinstance(v, str) else "")  # fmt: skip
+def test_native_gemms_agree_with_emulated_ones(name: str, arguments: dict[str, object], recipe: LinearRecipe) -> None:  # fmt: skip
+    """Where this chip has the units: only the order of sums differs, bf16 gradients, and the dice."""
+    device = torch.device("cuda")
+    try:
+        engine = native_recipe(recipe, device)
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    torch.manual_seed(0)
+    x, weight, grad = (torch.randn(256, 256, device=device).bfloat16() for _ in range(3))
+    results = []
+    for native in (True, False):
+        a, w = x.clone().requires_grad_(), torch.nn.Parameter(weight.float())
+        if native:
+            linear = native_linear(256, 256)
+            with torch.autocast("cuda", dtype=torch.bfloat16), native_autocast(engine):
+                y = apply(linear, a, w)
+        else:
+            amax = torch.stack([t.abs().max().float() for t in (x, weight, grad, weight, grad, x)])
+            seen = Delayed(amax, amax.clone()) if name == "DelayedScaling" else None
+            y = quantised_linear(a, w, recipe, layer=0, dice=None, delayed=seen)
+        y.backward(grad)
+        assert a.grad is not None
+        assert w.grad is not None
+        results.append([t.detach().float() for t in (y, a.grad, w.grad)])
+    # TransformerEngine's first delayed scales are 1, ours those of this very tensor.
+    dice = arguments.get("disable_stochastic_rounding") is False
+    bound = 0.3 if dice else 0.05 if name == "DelayedScaling" else 0.01
+    for theirs, ours in zip(*results, strict=True):
+        assert float((theirs - ours).norm() / ours.norm()) < bound

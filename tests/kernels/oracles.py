@@ -9,6 +9,21 @@ from typing import Any
 import torch
 
 
+def te_recipes() -> Any:
+    """Return transformer_engine.common.recipe, which alone needs no CUDA."""
+    spec = importlib.util.find_spec("transformer_engine")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    file = Path(spec.submodule_search_locations[0]) / "common" / "recipe" / "__init__.py"
+    found = importlib.util.spec_from_file_location("te_recipes", file)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules["te_recipes"] = module  # dataclasses look there
+    found.loader.exec_module(module)
+    return module
+
+
 def te_reference() -> Any:
     """Return TransformerEngine's reference_nvfp4 module; what it imports of the CUDA part is stubbed."""
     spec = importlib.util.find_spec("transformer_engine")

@@ -194,10 +194,14 @@ def test_checked_mode_stops_at_what_is_not_finite() -> None:
         _step(precision, model)
 
 
-def test_native_is_refused_where_there_is_no_unit(compose: Compose) -> None:
-    cfg = replace(_config(compose, "nvfp4"), backend="native")
-    with pytest.raises(ValueError, match=r"backend=native: cpu has no native path.*backend=auto"):
-        cfg.build(torch.device("cpu"))
+def test_native_is_refused_where_there_is_no_unit_and_auto_says_why(compose: Compose) -> None:
+    cfg = _config(compose, "nvfp4")
+    with pytest.raises(ValueError, match=r"backend=native: only a GPU has .*; use .*backend=auto"):
+        _prepared(replace(cfg, backend="native"))
+    backends = {c.backend for c in _prepared(cfg)[0].table}
+    assert backends == {"torch", "emulated: only a GPU has low-precision tensor cores"}
+    asked = _prepared(replace(cfg, backend="emulated"))[0]
+    assert {c.backend for c in asked.table} == {"torch", "emulated: as asked for"}
 
 
 def test_evaluation_rounds_as_training_does_and_draws_nothing(compose: Compose) -> None:

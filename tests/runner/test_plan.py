@@ -61,6 +61,8 @@ def cell(compose: Callable[..., dict[str, Any]]) -> Callable[..., Cell]:
     ("overrides", "message"),
     [
         (["resources.mem_gb=0.1"], "needs about 0.4 GB but resources.mem_gb=0.1 has 0.1; lower train.micro_batch"),
+        (["resources.gpu=H100", "resources.gpus=1", "precision=nvfp4", "precision.backend=native"], r"NVFP4BlockScaling needs compute capability 10\.0, not 9\.0; use precision\.backend=auto"),
+        (["precision=mxfp8", "precision.backend=native", "train.device=cpu"], "only a GPU has"),
         (["resources.gpu=V100", "precision=bf16"], "precision.compute=bf16 is not supported by resources.gpu=V100"),
         (["resources.gpu=A100", "resources.gpus=1", "model=gpt2_124m", "train.batch_size=4096", "train.sequence_length=512"], "resources.gpu=A100 has 80"),
     ],

@@ -153,7 +153,7 @@ def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(command
 def test_preempted_requeued_and_timed_out_runs_end_with_the_same_bits(command: Command, tmp_path: Path) -> None:  # fmt: skip
     """One cell, disturbed in many ways, each in a root of its own, against the same cell left alone."""
     kinds = {
-        "limit": ["resources.timeout_min=1", "hydra.launcher.warning_s=30", "hydra.launcher.sbatch={nodelist:n1}"],
+        "limit": ["resources.timeout_min=1", "hydra.launcher.warning_s=15", "hydra.launcher.sbatch={nodelist:n1}"],
         "requeue": ["hydra.launcher.sbatch={nodelist:n1}"],
         "low": ["hydra.launcher.partition=low", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n4}"],
         "cheap": ["hydra.launcher.partition=cheap", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n3}"],

@@ -1,0 +1,77 @@
+"""Which recipes TransformerEngine has, what it is asked for, and why it is passed over."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.native import Unsupported, native_recipe, recipe_of, refuse_capability
+from kernels.quantised_linear import LinearRecipe
+from runner.config import validate
+from tests.kernels.oracles import te_recipes
+
+Compose = Callable[..., dict[str, Any]]
+KNOWN = {
+    "fp8_delayed": ("DelayedScaling", {"amax_history_len": 1024, "amax_compute_algo": "max", "margin": 0}),
+    "fp8_current": ("Float8CurrentScaling", {"use_power_2_scales": False}),
+    "fp8_block": ("Float8BlockScaling", {"x_block_scaling_dim": 1, "w_block_scaling_dim": 2, "use_f32_scales": False}),
+    "deepseek_fp8": ("Float8BlockScaling", {"grad_block_scaling_dim": 1, "use_f32_scales": True}),
+    "mxfp8": ("MXFP8BlockScaling", {"enable_2d_quantization": False}),
+    "nvfp4": ("NVFP4BlockScaling", {"disable_rht": False, "disable_stochastic_rounding": False, "disable_2d_quantization": False}),
+    "nvfp4_no_rht": ("NVFP4BlockScaling", {"disable_rht": True}),
+    "nvfp4_no_sr": ("NVFP4BlockScaling", {"disable_stochastic_rounding": True}),
+    "nvfp4_no_2d": ("NVFP4BlockScaling", {"disable_2d_quantization": True}),
+    "nvfp4_forward": ("NVFP4BlockScaling", {"backward_override": "high_precision"}),
+}  # fmt: skip
+
+
+def _linear(compose: Compose, *overrides: str) -> LinearRecipe:
+    found: LinearRecipe = validate(compose(*overrides)).precision.default.recipe()
+    return found
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_recipe_is_transformer_engines_with_its_knobs(name: str, compose: Compose) -> None:
+    recipes = te_recipes()
+    kind, arguments = recipe_of(_linear(compose, f"precision={name}"))
+    wanted, knobs = KNOWN[name]
+    assert kind == wanted
+    if "fp8_format" in arguments:
+        arguments["fp8_format"] = recipes.Format[arguments["fp8_format"]]
+    made = getattr(recipes, kind)(**arguments)
+    assert {knob: getattr(made, knob) for knob in knobs} == knobs
+    backward = {"fp8_delayed": "HYBRID", "fp8_current": "HYBRID"}.get(name, "E4M3")
+    assert made.fp8_format.name == backward
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["precision=mxfp4"], "no such recipe"),
+        (["precision=nvfp4_backward"], "no backward pass alone"),
+        (["precision=nvfp4", "precision.wgrad.hadamard=32"], r"no such recipe: wgrad\.hadamard"),
+        (["precision=nvfp4", "precision.fprop.x.quantile=0.999"], r"no such recipe: fprop\.x"),
+    ],
+)
+def test_what_it_has_not_is_named(overrides: list[str], message: str, compose: Compose) -> None:
+    with pytest.raises(Unsupported, match=message):
+        recipe_of(_linear(compose, *overrides))
+
+
+def test_hardware_and_installation_are_checked_with_a_reason(compose: Compose) -> None:
+    recipe = _linear(compose, "precision=nvfp4")
+    with pytest.raises(Unsupported, match="only a GPU"):
+        native_recipe(recipe, torch.device("cpu"))
+    with pytest.raises(
+        Unsupported, match=r"NVFP4BlockScaling needs compute capability 10\.0, not 9\.0"
+    ):
+        refuse_capability(recipe, (9, 0))
+    refuse_capability(_linear(compose, "precision=fp8_block"), (9, 0))
+    refuse_capability(recipe, (10, 0))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+def test_a_missing_transformer_engine_is_a_reason_not_a_crash(compose: Compose) -> None:
+    with pytest.raises(Unsupported, match=r"not installed \(pip install espalier\[te\]\)"):
+        native_recipe(_linear(compose, "precision=fp8_current"), torch.device("cuda"))
