@@ -10,6 +10,7 @@ Shape legend: rows, cols of the operand as it lies in memory; `dim` is the one t
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal
@@ -33,7 +34,6 @@ from kernels.quantise import (
 Format = Literal[
     "nvfp4", "mxfp4", "mxfp8_e4m3", "mxfp8_e5m2", "fp8_e4m3", "fp8_e5m2"
 ]  # fmt: skip
-_TRITON = "ESPALIER_TRITON_KERNELS"  # set: on a GPU, where they have not been run yet
 _ELEMENTS = {"nvfp4": E2M1, "mxfp4": E2M1, "mxfp8_e4m3": E4M3, "mxfp8_e5m2": E5M2, "fp8_e4m3": E4M3, "fp8_e5m2": E5M2}  # fmt: skip
 
 
@@ -136,6 +136,70 @@ def emulate(
     return Operand(values, numerator, how.denominator, apart, how.block)
 
 
+def emulate_both(
+    x: Float[Tensor, "rows cols"],
+    how: Quantiser,
+    matrix: Float[Tensor, "d d"],
+    bits: tuple[Tensor, Tensor] | None,
+) -> tuple[Operand, Operand]:
+    """Return `x` summed over its columns, and its Hadamard transform summed over its rows, from one read.
+
+    Only where `fusible`; `emulate` of either is the same, bit for bit.
+    """
+    one, two = bits or (None, None)
+    found = torch.ops.espalier.quantise_both(x, matrix, one, two, how.sr_headroom)
+    rows, columns = (Operand(v, n, how.denominator) for v, n in (found[:2], found[2:]))
+    return rows, columns
+
+
+def fusible(x: Tensor, how: Quantiser) -> bool:
+    """Return whether `emulate_both` serves this quantiser on this device."""
+    return how.simple_nvfp4 and how.block == (1, 16) and triton_agrees(x.device)
+
+
+@lru_cache
+def triton_agrees(device: torch.device) -> bool:
+    """Return whether the Triton kernels run on `device` and give the reference's bits there: looked at once."""
+    if device.type != "cuda" or os.environ.get("ESPALIER_EAGER_KERNELS"):
+        return False
+    try:
+        from kernels import triton_nvfp4  # noqa: PLC0415
+
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(64, 192, generator=generator).bfloat16().to(device)
+        bits = torch.randint(0, 256, x.shape, dtype=torch.uint8, generator=generator).to(device)
+        for block in ((1, 16), (16, 1), (16, 16)):
+            for dice in (None, bits):
+                wanted = Quantiser(format="nvfp4", block=block)(x, dice)
+                values, numerator = triton_nvfp4.quantise(x, block, dice)
+                same = torch.equal(values, wanted.scaled().bfloat16())
+                if not (same and torch.equal(numerator, wanted.numerator)):
+                    raise ValueError(f"block {block} differs from the reference")
+    except Exception as error:
+        warnings.warn(f"the Triton kernels are passed over, quantising is slower: {error}", stacklevel=2)  # fmt: skip
+        return False
+    return True
+
+
+@torch.library.custom_op("espalier::quantise_both", mutates_args=())
+def _quantise_both(
+    x: Tensor, matrix: Tensor, bits: Tensor | None, bits_turned: Tensor | None, sr_headroom: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from kernels import triton_nvfp4  # noqa: PLC0415
+
+    given = None if bits is None or bits_turned is None else (bits, bits_turned)
+    rows, columns = triton_nvfp4.quantise_both(x, matrix, given, headroom=sr_headroom)
+    return *rows, *columns
+
+
+@_quantise_both.register_fake
+def _(
+    x: Tensor, matrix: Tensor, bits: Tensor | None, bits_turned: Tensor | None, sr_headroom: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    values, factor = (x.new_empty(s, dtype=d) for s, d in ((x.shape, torch.bfloat16), ((), torch.float32)))  # fmt: skip
+    return values, factor, torch.empty_like(values), torch.empty_like(factor)
+
+
 @torch.library.custom_op("espalier::quantise", mutates_args=())
 def _quantise(
     x: Tensor, bits: Tensor | None, amax: Tensor | None, format: str, block: list[int], scale: str,
@@ -150,10 +214,10 @@ def _quantise(
         run = _on_cpu(how, x.dtype, bits is not None, amax is not None)
         values, numerator, scales = run(x.contiguous(), *given)
         return values, numerator, scales
-    if os.environ.get(_TRITON) and how.simple_nvfp4 and amax is None:
-        from kernels.triton_nvfp4 import quantise  # noqa: PLC0415
+    if how.simple_nvfp4 and amax is None and triton_agrees(x.device):
+        from kernels import triton_nvfp4  # noqa: PLC0415
 
-        values, numerator = quantise(x, how.block, bits, headroom=sr_headroom)
+        values, numerator = triton_nvfp4.quantise(x, how.block, bits, headroom=sr_headroom)
         return values, numerator, x.new_empty(0, 0, dtype=torch.float32)
     return _reference(how, x, bits, amax)
 

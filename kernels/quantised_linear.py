@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels.diagnostics import statistics
-from kernels.emulate import Operand, Quantiser, emulate
+from kernels.emulate import Operand, Quantiser, emulate, emulate_both, fusible
 from kernels.hadamard import Signs, hadamard, hadamard_matrix
 from kernels.philox import Dice, rounding_bits
 from kernels.scaled_mm import scaled_mm
@@ -129,9 +129,10 @@ class _QuantisedLinear(torch.autograd.Function):
         recipe, make = ctx.recipe, ctx.make
         grad = grad.to(torch.bfloat16).contiguous()
         grad_x = grad_weight = None
+        along, across = make.both(grad, recipe) if all(ctx.needs_input_grad[:2]) else (None, None)
         if ctx.needs_input_grad[0]:
             gemm = recipe.dgrad
-            left = make(grad, gemm, gemm.left, 1, 2)
+            left = along or make(grad, gemm, gemm.left, 1, 2)
             if ctx.reuse:
                 right = Operand(weight, numerator, ctx.denominator, scales, ctx.block)
             else:
@@ -139,7 +140,7 @@ class _QuantisedLinear(torch.autograd.Function):
             grad_x = scaled_mm(left, right, sums=(1, 0), fp32=False)[: x.shape[0]]
         if ctx.needs_input_grad[1]:
             gemm = recipe.wgrad
-            left = make(grad, gemm, gemm.left, 0, 4)
+            left = across or make(grad, gemm, gemm.left, 0, 4)
             right = make(x, gemm, gemm.right, 0, 5)
             grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
         return grad_x, grad_weight, None, None, None, None, None
@@ -165,11 +166,7 @@ class _Operands:
             x = hadamard(x, hadamard_matrix(gemm.hadamard, gemm.signs, self.layer, x.device), dim)
         if how is None:
             return Operand(x.to(torch.bfloat16))
-        bits = amax = None
-        if how.stochastic and self.dice is not None:
-            stream = _STREAM + len(OPERANDS) * self.layer + number
-            bits = rounding_bits(self.dice, stream, tokens, x.shape[1])
-            bits = F.pad(bits, (0, 0, 0, x.shape[0] - tokens)) if x.shape[0] > tokens else bits
+        amax, bits = None, self._bits(how, x, tokens, number)
         if how.delayed:
             assert self.delayed is not None
             amax = self.delayed.amax[number].clone()
@@ -182,6 +179,27 @@ class _Operands:
             found = how.quantiser.along(dim)(x, bits, amax)
             self.probe[OPERANDS[number]] = statistics(x, found, before if gemm.hadamard else None)
         return emulate(x, how.quantiser, dim, bits=bits, amax=amax)
+
+    def both(self, grad: Tensor, recipe: LinearRecipe) -> tuple[Operand | None, Operand | None]:
+        """Return the gradient as the left operand of dgrad and of wgrad where one kernel makes both."""
+        one, two = recipe.dgrad.left, recipe.wgrad.left
+        if one is None or one != two or self.probe is not None:
+            return None, None
+        plain = recipe.dgrad.hadamard == 0 and not one.delayed and one.quantile is None
+        if not (plain and recipe.wgrad.hadamard and fusible(grad, one.quantiser)):
+            return None, None
+        x = _filled(grad, recipe.wgrad, 0)
+        matrix = hadamard_matrix(recipe.wgrad.hadamard, recipe.wgrad.signs, self.layer, x.device)
+        dice = [self._bits(how, x, grad.shape[0], n) for how, n in ((one, 2), (two, 4))]
+        return emulate_both(x, one.quantiser, matrix, None if dice[0] is None else tuple(dice))  # type: ignore[arg-type]
+
+    def _bits(self, how: OperandRecipe, x: Tensor, tokens: int, number: int) -> Tensor | None:
+        """Return the dice of an operand, none for the rows below `tokens` that fill it up."""
+        if not how.stochastic or self.dice is None:
+            return None
+        stream = _STREAM + len(OPERANDS) * self.layer + number
+        bits = rounding_bits(self.dice, stream, tokens, x.shape[1])
+        return F.pad(bits, (0, 0, 0, x.shape[0] - tokens)) if x.shape[0] > tokens else bits
 
 
 def _same_codes(recipe: LinearRecipe) -> bool:

@@ -1,8 +1,10 @@
 """NVFP4 in Triton, bit for bit the reference: amax in one pass, elements x scales in a second.
 
-A program takes a tile of 32 x 64 elements; a block is 1 x 16, 16 x 1 or 16 x 16. All rounding is fp32 and
-integer arithmetic: fp8 and bf16 casts of Triton's interpreter are wrong, and "/" is not correctly
-rounded on a GPU, so divisions are `tl.div_rn`.
+`quantise_both` makes both operands that a gradient (or an activation) is needed as, along its rows and,
+after the Hadamard transform, down its columns, from one read of the tensor. A program takes a tile of
+64 columns; a block is 1 x 16, 16 x 1 or 16 x 16. All rounding is fp32 and integer arithmetic: fp8 and
+bf16 casts of Triton's interpreter are wrong, and "/" is not correctly rounded on a GPU, so divisions
+are `tl.div_rn`.
 """
 
 import torch
@@ -12,17 +14,13 @@ from torch import Tensor
 
 from kernels.quantise import Block, check_blocks
 
-ROWS, COLS = tl.constexpr(32), tl.constexpr(64)
+ROWS, COLS = 32, tl.constexpr(64)
 _FLT_MAX = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 def amax(x: Tensor) -> Tensor:
     """Return the largest magnitude of a matrix, fp32."""
-    rows, cols = x.shape
-    grid = (triton.cdiv(rows, ROWS.value), triton.cdiv(cols, COLS.value))
-    tiles = torch.empty(grid, dtype=torch.float32, device=x.device)
-    _amax[grid](x, tiles, rows, cols, x.stride(0), x.stride(1))
-    return tiles.amax()
+    return _amaxes(x, None)[0]
 
 
 def quantise(x: Tensor, block: Block, bits: Tensor | None = None, *, headroom: float = 1.0) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -34,32 +32,113 @@ def quantise(x: Tensor, block: Block, bits: Tensor | None = None, *, headroom: f
         ValueError: a size is not a multiple of the block's.
     """
     check_blocks(x, block)
-    rows, cols = x.shape
-    largest = amax(x)
-    numerator = torch.where((largest == 0) | largest.isinf(), 2688.0, largest)
-    out = torch.empty(rows, cols, dtype=torch.int16, device=x.device)
-    grid = (triton.cdiv(rows, ROWS.value), triton.cdiv(cols, COLS.value))
-    _quantise[grid](
-        x, x if bits is None else bits, out, largest, rows, cols, x.stride(0), x.stride(1), headroom,
-        BLOCK_ROWS=block[0], BLOCK_COLS=block[1], STOCHASTIC=bits is not None,
+    largest, out = amax(x), _like(x)
+    _quantise[_grid(x, ROWS)](
+        x, x if bits is None else bits, out, largest, *x.shape, *x.stride(), headroom,
+        ROWS=ROWS, BLOCK_ROWS=block[0], BLOCK_COLS=block[1], STOCHASTIC=bits is not None,
     )  # fmt: skip
-    return out.view(torch.bfloat16), numerator
+    return out.view(torch.bfloat16), _numerator(largest)
+
+
+def quantise_both(
+    x: Tensor, matrix: Tensor, bits: tuple[Tensor, Tensor] | None = None, *, headroom: float = 1.0
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return what `quantise` has for 1 x 16 blocks of `x`, and for 16 x 1 blocks of its Hadamard transform.
+
+    Args:
+        matrix: of `kernels.hadamard`, applied to groups of rows; bits: for either operand.
+
+    Raises:
+        ValueError: rows are no multiple of the matrix, or columns of 16.
+    """
+    rows = matrix.shape[0]
+    check_blocks(x, (rows, 16))
+    largest, turned = _amaxes(x, matrix)
+    out, out_turned = _like(x), _like(x)
+    _quantise_both[_grid(x, rows)](
+        x, matrix, *(bits or (x, x)), out, out_turned, largest, turned, *x.shape, *x.stride(), headroom,
+        ROWS=rows, STOCHASTIC=bits is not None,
+    )  # fmt: skip
+    found = ((out, largest), (out_turned, turned))
+    return tuple((o.view(torch.bfloat16), _numerator(top)) for o, top in found)  # type: ignore[return-value]
+
+
+def dequantise(codes: Tensor, scales: Tensor, outer: Tensor) -> Tensor:
+    """Return in fp32 what packed NVFP4 in 1 x 16 blocks stands for: E2M1 pairs `[rows, cols / 2]`, E4M3 bytes
+    `[rows, cols / 16]`, the fp32 scale of the tensor `[]`."""
+    rows, cols = codes.shape[0], codes.shape[1] * 2
+    out = torch.empty(rows, cols, dtype=torch.float32, device=codes.device)
+    _dequantise[_grid(out, ROWS)](codes, scales, outer, out, rows, cols, ROWS=ROWS)
+    return out
+
+
+def _amaxes(x: Tensor, matrix: Tensor | None) -> tuple[Tensor, Tensor]:
+    rows = ROWS if matrix is None else matrix.shape[0]
+    grid = _grid(x, rows)
+    tiles = torch.empty(2, *grid, dtype=torch.float32, device=x.device)
+    _amax[grid](
+        x, x if matrix is None else matrix, tiles, *x.shape, *x.stride(), ROWS=rows,
+        TURN=matrix is not None,
+    )  # fmt: skip
+    return tiles[0].amax(), tiles[1].amax() if matrix is not None else tiles[0].amax()
+
+
+def _grid(x: Tensor, rows: int) -> tuple[int, int]:
+    return triton.cdiv(x.shape[0], rows), triton.cdiv(x.shape[1], COLS.value)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=torch.int16, device=x.device)
+
+
+def _numerator(largest: Tensor) -> Tensor:
+    return torch.where((largest == 0) | largest.isinf(), 2688.0, largest)
 
 
 @triton.jit
-def _amax(x, tiles, rows, cols, stride_row, stride_col):  # type: ignore[no-untyped-def]
-    value = _load(x, rows, cols, stride_row, stride_col)
+def _amax(x, matrix, tiles, rows, cols, stride_row, stride_col, ROWS: tl.constexpr, TURN: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    value = _load(x, rows, cols, stride_row, stride_col, ROWS)
     index = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(tiles + index, tl.max(tl.max(tl.abs(value), axis=1), axis=0))
+    tl.store(tiles + index, _largest(value))
+    if TURN:
+        index += tl.num_programs(0) * tl.num_programs(1)
+        tl.store(tiles + index, _largest(_turn(value, matrix, ROWS)))
 
 
 @triton.jit
-def _load(x, rows, cols, stride_row, stride_col):  # type: ignore[no-untyped-def]
+def _largest(value):  # type: ignore[no-untyped-def]
+    """The largest magnitude; NaN if there is one, which `tl.max` alone would pass over."""
+    odd = tl.max(tl.max((value != value).to(tl.int32), axis=1), axis=0)
+    most = tl.max(tl.max(tl.abs(value), axis=1), axis=0)
+    return tl.where(odd > 0, float("nan"), most)
+
+
+@triton.jit
+def _load(x, rows, cols, stride_row, stride_col, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     inside = (row[:, None] < rows) & (col[None, :] < cols)
     place = row[:, None] * stride_row + col[None, :] * stride_col
     return tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store(out, value, rows, cols, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    inside = (row[:, None] < rows) & (col[None, :] < cols)
+    tl.store(out + row[:, None] * cols + col[None, :], value, mask=inside)
+
+
+@triton.jit
+def _turn(value, matrix, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """matrix.T @ value in fp32, rounded to bf16."""
+    line = tl.arange(0, ROWS)
+    transposed = tl.load(matrix + line[None, :] * ROWS + line[:, None]).to(tl.float32)
+    turned = tl.dot(transposed, value, input_precision="ieee")
+    bits = turned.to(tl.int32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+    return tl.where(turned != turned, turned, rounded.to(tl.float32, bitcast=True))
 
 
 @triton.jit
@@ -87,11 +166,8 @@ def _bf16(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _quantise(  # type: ignore[no-untyped-def]
-    x, bits, out, largest, rows, cols, stride_row, stride_col, headroom,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, STOCHASTIC: tl.constexpr,
-):  # fmt: skip
-    value = _load(x, rows, cols, stride_row, stride_col)
+def _rounded(value, dice, largest, headroom, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, STOCHASTIC: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Elements x block scales of a tile."""
     r: tl.constexpr = ROWS // BLOCK_ROWS
     c: tl.constexpr = COLS // BLOCK_COLS
     blocks = tl.reshape(value, (r, BLOCK_ROWS, c, BLOCK_COLS))
@@ -106,16 +182,55 @@ def _quantise(  # type: ignore[no-untyped-def]
     scaled = blocks * factor[:, None, :, None]
     scaled = tl.minimum(tl.maximum(scaled, -6.0), 6.0)
     if STOCHASTIC:
-        dice = tl.reshape(_load(bits, rows, cols, cols, 1), (r, BLOCK_ROWS, c, BLOCK_COLS))
         magnitude = tl.abs(scaled)
-        t = magnitude + dice * (1.0 / 256.0) * _e2m1_step(magnitude)
+        shift = tl.reshape(dice, (r, BLOCK_ROWS, c, BLOCK_COLS)) * (1.0 / 256.0)
+        t = magnitude + shift * _e2m1_step(magnitude)
         step = _e2m1_step(t)
         element = tl.minimum(tl.floor(t * tl.div_rn(1.0, step)) * step, 6.0)
         element = tl.where(scaled < 0, -element, element)
     else:
         element = _nearest(scaled, 0, 1)
-    result = tl.reshape(_bf16(element * scale[:, None, :, None]), (ROWS, COLS))
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    inside = (row[:, None] < rows) & (col[None, :] < cols)
-    tl.store(out + row[:, None] * cols + col[None, :], result, mask=inside)
+    return tl.reshape(_bf16(element * scale[:, None, :, None]), (ROWS, COLS))
+
+
+@triton.jit
+def _quantise(  # type: ignore[no-untyped-def]
+    x, bits, out, largest, rows, cols, stride_row, stride_col, headroom,
+    ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, STOCHASTIC: tl.constexpr,
+):  # fmt: skip
+    value = _load(x, rows, cols, stride_row, stride_col, ROWS)
+    dice = _load(bits, rows, cols, cols, 1, ROWS) if STOCHASTIC else value
+    result = _rounded(value, dice, largest, headroom, ROWS, BLOCK_ROWS, BLOCK_COLS, STOCHASTIC)
+    _store(out, result, rows, cols, ROWS)
+
+
+@triton.jit
+def _quantise_both(  # type: ignore[no-untyped-def]
+    x, matrix, bits, bits_turned, out, out_turned, largest, largest_turned, rows, cols, stride_row,
+    stride_col, headroom, ROWS: tl.constexpr, STOCHASTIC: tl.constexpr,
+):  # fmt: skip
+    value = _load(x, rows, cols, stride_row, stride_col, ROWS)
+    turned = _turn(value, matrix, ROWS)
+    dice = _load(bits, rows, cols, cols, 1, ROWS) if STOCHASTIC else value
+    _store(out, _rounded(value, dice, largest, headroom, ROWS, 1, 16, STOCHASTIC), rows, cols, ROWS)
+    dice = _load(bits_turned, rows, cols, cols, 1, ROWS) if STOCHASTIC else value
+    result = _rounded(turned, dice, largest_turned, headroom, ROWS, 16, 1, STOCHASTIC)
+    _store(out_turned, result, rows, cols, ROWS)
+
+
+@triton.jit
+def _dequantise(codes, scales, outer, out, rows, cols, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)[None, :]
+    inside = (row < rows) & (col < cols)
+    byte = tl.load(codes + row * (cols // 2) + col // 2, mask=inside, other=0).to(tl.int32)
+    code = tl.where(col % 2 == 0, byte, byte >> 4)
+    exponent, mantissa = (code >> 1) & 3, code & 1
+    small = mantissa * 0.5
+    large = (1.0 + small) * (1 << (exponent + 1)).to(tl.float32) * 0.25
+    magnitude = tl.where(exponent == 0, small, large)
+    element = tl.where((code & 8) != 0, -magnitude, magnitude)
+    e4m3 = tl.load(scales + row * (cols // 16) + col // 16, mask=inside, other=0).to(tl.int32)
+    # Exponent and mantissa where fp32 has them stand for 2**-120 of the value, subnormals included.
+    scale = ((e4m3 & 0x7F) << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36
+    tl.store(out + row * cols + col, element * scale * tl.load(outer), mask=inside)

@@ -29,9 +29,7 @@ class QuantisedLinear(nn.Linear):
         self._precision = [precision]  # a list: no submodule, no copy
         self._recipes: dict[tuple[bool, bool], LinearRecipe] = {}
         self.missing = {"k": 0, "n": 0}
-        self.native: list[
-            nn.Module
-        ] = []  # a list: its parameter is ours, or TransformerEngine's own is missing
+        self.native: list[nn.Module] = []  # TransformerEngine's, no submodule: the weight is ours
         self.delayed: Delayed | None = None
         if any(how.scale == "delayed" for how in chosen.operands().values()):
             device = precision.device

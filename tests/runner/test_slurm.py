@@ -25,7 +25,7 @@ from tests.conftest import ROOT, TINY
 from tests.runner.test_tracking import Server, assert_equal
 from tests.slurm import cluster
 
-LONG = ["train.steps=4500", "eval.every=1500", "train.log_every=50", "model.dropout=0.1"]
+LONG = ["train.steps=2400", "eval.every=800", "train.log_every=50", "model.dropout=0.1"]
 DAEMONS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 MISSING = [name for name in DAEMONS if shutil.which(name) is None] + ["root"] * (os.geteuid() != 0)
 needs_slurm = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: make slurm-up")
@@ -164,6 +164,8 @@ def test_preempted_requeued_and_timed_out_runs_end_with_the_same_bits(command: C
         # One thread in all: bits depend on it.
         given[kind] = command(f"name={kind}", "train.threads=1", *LONG, *extra, root=tmp_path / kind)  # fmt: skip
         running[kind] = subprocess.Popen(given[kind], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    alone = command("train.threads=1", *LONG, launcher="local", root=tmp_path / "alone")
+    undisturbed = subprocess.Popen(alone, cwd=ROOT, stderr=subprocess.DEVNULL)
     for kind in list(kinds)[1:]:
         assert running[kind].poll() is None
         _until(lambda kind=kind: _running_step(tmp_path / kind, 50), f"training of {kind}")  # type: ignore[misc]
@@ -183,8 +185,7 @@ def test_preempted_requeued_and_timed_out_runs_end_with_the_same_bits(command: C
     for kind, process in running.items():
         _, errors = process.communicate(timeout=280)
         assert process.returncode == 0, (kind, errors)
-    alone = command("train.threads=1", *LONG, launcher="local", root=tmp_path / "alone")
-    assert subprocess.run(alone, cwd=ROOT, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert undisturbed.wait(timeout=280) == 0
     (reference,) = (tmp_path / "alone" / "runs").iterdir()
     for kind in kinds:
         folder = tmp_path / kind / "runs" / reference.name
