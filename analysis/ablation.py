@@ -1,30 +1,72 @@
-"""A grid in which one thing is varied against a baseline: table, paired differences, forest plot."""
+"""Grids in which parts are switched: differences paired by seed as a table and a forest plot."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from analysis import plots
 from analysis.compare import over_seeds, paired_difference
 from analysis.runs import Runs
 
 
+def first_word(row: "pd.Series[Any]") -> str:
+    """Return the first word of a cell's label: the name of its recipe where that is varied first."""
+    return str(row["label"]).partition(" ")[0]
+
+
 def ablate(
-    runs: Runs, *, by: str, baseline: str, pair: list[str], metric: str = "val_loss", folder: Path,
-    name: str, title: str,
+    runs: Runs, *, choice: Callable[["pd.Series[Any]"], str], baseline: str, pair: list[str],
+    metric: str = "val_loss", folder: Path, name: str, title: str,
 ) -> list[Path]:  # fmt: skip
-    """Write results.csv beside `folder` and the forest plot `name` into it; return the figures.
+    """Compare choices with a baseline; write results.csv beside `folder` and the forest plot into it.
 
     Args:
-        by: column that is varied; `choice`: the first word of a cell's label.
-        pair: columns in which two runs agree to be compared.
+        choice: what a run (a row of the table) is called; pair: columns in which two runs agree to be
+            compared.
     """
     done = runs.finished.copy()
-    done["choice"] = done["label"].str.partition(" ")[0]
-    table = over_seeds(done, [by], metric)
-    gap = paired_difference(done, key=by, baseline=baseline, metric=metric, pair=pair)
-    gap["percent"] = 100 * gap["difference"] / table.set_index(by)["mean"][baseline]
-    print(table.to_string(index=False), gap.to_string(index=False), sep="\n\n")
-    both = table.merge(gap.rename(columns={"value": by, "n": "pairs"}), on=by, how="left")
-    both.to_csv(folder.parent / "results.csv", index=False)
+    done["choice"] = [choice(row) for _, row in done.iterrows()]
+    table = over_seeds(done, ["choice"], metric)
+    gap = paired_difference(done, key="choice", baseline=baseline, metric=metric, pair=pair)
+    both = table.merge(gap.rename(columns={"value": "choice", "n": "pairs"}), on="choice", how="left")  # fmt: skip
+    return _write(runs, gap, both, table.set_index("choice")["mean"][baseline], baseline, metric, folder, name, title)  # fmt: skip
+
+
+def effects(
+    runs: Runs, *, factors: dict[str, tuple[str, Any, Any]], metric: str = "val_loss", folder: Path,
+    name: str, title: str,
+) -> list[Path]:  # fmt: skip
+    """Return the main effects of a full factorial grid: each factor on minus off, paired in all others.
+
+    Args:
+        factors: by the name in the figure (column, value when off, value when on).
+    """
+    done = runs.finished.copy()
+    columns = [column for column, _, _ in factors.values()]
+    for column, off, _ in factors.values():  # what is at its default is not in the table
+        done[column] = done[column].where(done[column].notna(), off) if column in done else off
+    rows = []
+    for label, (column, off, on) in factors.items():
+        pair = [c for c in [*columns, "seed"] if c != column]
+        found = paired_difference(done, key=column, baseline=off, metric=metric, pair=pair)
+        rows.append(found[found["value"] == on].assign(value=label))
+    gap = pd.concat(rows, ignore_index=True)
+    means = over_seeds(done, columns, metric)
+    folder.mkdir(parents=True, exist_ok=True)
+    means.to_csv(folder / f"{name}_means.csv", index=False)
+    print(means.to_string(index=False), end="\n\n")
+    return _write(runs, gap, gap, done[metric].mean(), "off", metric, folder, name, title)
+
+
+def _write(
+    runs: Runs, gap: pd.DataFrame, results: pd.DataFrame, level: float, baseline: str, metric: str,
+    folder: Path, name: str, title: str,
+) -> list[Path]:  # fmt: skip
+    results = results.assign(percent=100 * results["difference"] / level)
+    print(results.to_string(index=False))
+    results.to_csv(folder.parent / "results.csv", index=False)
     figure, data = plots.forest(gap, baseline=baseline, metric=metric)
     figure.axes[0].set_title(title)
     return [plots.save(folder, name, figure, data, runs.count())]
