@@ -49,6 +49,8 @@ class PrecisionConfig:
             where it can and emulates elsewhere, the table says why; emulated never takes it.
     """
 
+    numerics = 2  # 1 went backward through short bf16 attention in bf16 on CPUs
+
     compute: Literal["fp32", "bf16"] = "fp32"
     fprop: FpropConfig = neutral(FpropConfig())
     dgrad: DgradConfig = neutral(DgradConfig())
