@@ -23,7 +23,7 @@ def statistics(
     underflow       share of the non-zero elements that became 0
     saturation      share beyond what their block's scale can hold
     zero_scales     share of blocks whose scale is 0
-    scale_log2_low, scale_log2_median, scale_log2_high: 1%, 50% and 99% of the other scales
+    scale_log2_K    share of blocks whose scale lies in [2^K, 2^(K+1)): their histogram, no empty bins
     bias            mean of sign(x) (found - x) over mean |x|: what stochastic rounding is to bring to 0
     kurtosis        E x^4 / (E x^2)^2, 3 for a Gaussian
     kurtosis_gain   that of `before` (the tensor without its Hadamard transform) over it
@@ -32,21 +32,19 @@ def statistics(
     values = found.dequantise()
     error = values - x
     scale = found.scales * found.outer if found.outer.ndim == 0 else found.scales
-    live = found.scales[found.scales > 0]
-    logs = live.log2() if live.numel() else torch.zeros(1, device=x.device)
-    low, middle, high = torch.quantile(_thinned(logs), torch.tensor([0.01, 0.5, 0.99], device=x.device))  # fmt: skip
+    live = found.scales[found.scales > 0].log2().floor()
+    octaves, counts = torch.unique(live, return_counts=True)  # type: ignore[no-untyped-call]
     result = {
         "amax": x.abs().amax(),
         "sqnr_db": 10 * torch.log10(x.square().sum() / error.square().sum().clamp(min=1e-30)),
         "underflow": ((values == 0) & (x != 0)).sum() / (x != 0).sum().clamp(min=1),
         "saturation": (x.abs() > _reach(found, scale, x)).float().mean(),
         "zero_scales": (found.scales == 0).float().mean(),
-        "scale_log2_low": low,
-        "scale_log2_median": middle,
-        "scale_log2_high": high,
         "bias": (x.sign() * error).mean() / x.abs().mean().clamp(min=1e-30),
         "kurtosis": kurtosis(x),
     }
+    shares = counts / found.scales.numel()
+    result |= {f"scale_log2_{int(k)}": share for k, share in zip(octaves, shares, strict=True)}
     if before is not None:
         result["kurtosis_gain"] = kurtosis(before.float()) / result["kurtosis"]
     return result
@@ -71,7 +69,3 @@ def _reach(found: Quantised, scale: Tensor, x: Tensor) -> Tensor:
     if found.outer.ndim:
         most = most * found.outer
     return (torch.ones_like(as_blocks(x, found.block)) * most[:, None, :, None]).view(x.shape)
-
-
-def _thinned(values: Tensor) -> Tensor:
-    return values.flatten()[:: max(1, values.numel() // 100_000)]

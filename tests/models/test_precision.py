@@ -79,7 +79,7 @@ def test_old_recipes_keep_their_fingerprints(compose: Compose) -> None:
     assert keys == {
         "precision._target_": target,
         "precision.compute": "bf16",
-        "precision.numerics": 1,
+        "precision.numerics": 2,
     }
 
 
