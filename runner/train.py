@@ -287,7 +287,8 @@ class Trainer:
             folder, keep_last=keep.keep_last, keep_every=keep.keep_every,
             best=self.progress.best_step if keep.keep_best else None,
         )  # fmt: skip
-        self.journal.event("checkpointed", step=self.progress.step)
+        kinds = sorted({str(t.dtype).removeprefix("torch.") for t in files["model"].values()})
+        self.journal.event("checkpointed", step=self.progress.step, model=", ".join(kinds))
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
         if self.journal is not None:

@@ -92,6 +92,7 @@ def test_killed_run_resumes_bit_identically(
     assert len(journal.attempts(broken.folder)) == 4
     a, b = _weights(whole), _weights(broken)
     assert all(torch.equal(a[name], b[name]) for name in a.keys() | b.keys())
+    assert {t.dtype for t in a.values()} == {torch.float32}  # the master weights, under any recipe
     assert _metrics(whole) == _metrics(broken)
 
 
