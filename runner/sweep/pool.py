@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing import connection
+from multiprocessing import connection, util
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -259,6 +259,7 @@ def _child(folder: str, threads: int, gpus: list[int], resources: "ResourcesConf
     torch.set_num_threads(threads)
     code = run_cell(Path(folder))
     sys.stdout.flush()
+    util._run_finalizers(0)  # type: ignore[attr-defined]  # gives back semaphores, of compiling for example
     os._exit(code)
 
 
