@@ -101,7 +101,7 @@ def forest(
     axis.set_yticks(range(len(shown)), [f"{v} (n={n})" for v, n in zip(shown["value"], shown["n"], strict=True)])  # fmt: skip
     name, _, unit = AXES.get(metric, metric).partition(" (")
     suffix = f" ({unit}" if unit else ""
-    axis.set_xlabel(f"{name} minus {baseline}{suffix}, {confidence:.0%} interval")
+    axis.set_xlabel(f"{name} minus {baseline}{suffix}\n{confidence:.0%} interval")
     return figure, shown
 
 
