@@ -315,7 +315,8 @@ class Precision:
             if why is None:
                 return "TransformerEngine"
             passed_over = self._passed_over(f"{name}: {why}")
-        return f"emulated: {passed_over}"
+        on_cpu = self.device.type == "cpu" and self.cfg.backend == "auto"
+        return "emulated on cpu" if on_cpu else f"emulated: {passed_over}"
 
     def _describe(self, name: str, chosen: LinearConfig | None, why: str, backend: str) -> None:
         for operand, how in (chosen or LinearConfig()).operands().items():
