@@ -100,8 +100,8 @@ def forest(
     axis.axvline(0.0, color="0.5", linewidth=0.8)
     axis.set_yticks(range(len(shown)), [f"{v} (n={n})" for v, n in zip(shown["value"], shown["n"], strict=True)])  # fmt: skip
     name, _, unit = AXES.get(metric, metric).partition(" (")
-    suffix = f" ({unit}" if unit else ""
-    axis.set_xlabel(f"{name} minus {baseline}{suffix}\n{confidence:.0%} interval")
+    suffix = f"({unit}, " if unit else ""
+    axis.set_xlabel(f"{name} minus {baseline}\n{suffix}{confidence:.0%} interval")
     return figure, shown
 
 

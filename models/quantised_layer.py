@@ -91,8 +91,9 @@ class QuantisedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b."""
         precision = self._precision[0]
-        if precision.cfg.check_finite and not bool(input.isfinite().all()):
-            raise ValueError(f"precision.check_finite: the input of {self.name} has NaN or inf")
+        if precision.cfg.check_finite:
+            self._check(input, "input")
+            self._check(self.weight, "weight")
         if self.native:
             y = native.apply(self.native[0], input, self.weight)
             return y if self.bias is None else y + self.bias.to(y.dtype)
@@ -110,4 +111,10 @@ class QuantisedLinear(nn.Linear):
             probe=self.probe if precision.probing and dice is not None else None,
         )
         y = y[..., : self.out_features] if n else y
+        if precision.cfg.check_finite and y.requires_grad:
+            y.register_hook(lambda grad: self._check(grad, "gradient"))
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _check(self, tensor: Tensor, what: str) -> None:
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"precision.check_finite: the {what} of {self.name} has NaN or inf")

@@ -227,7 +227,7 @@ class Feeder:
         if state == "running":
             self.client.update_run(run_id, status="RUNNING")
             return
-        for name in ("cell.json", "samples.txt", "summary.json"):
+        for name in ("cell.json", "samples.txt", "summary.json", "precision.json"):
             if (folder / name).exists():
                 self.client.log_artifact(run_id, str(folder / name))
         saved = sorted((folder / "checkpoints").glob("[0-9]*"))

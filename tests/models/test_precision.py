@@ -184,13 +184,19 @@ def test_delayed_scaling_uses_earlier_steps_and_resumes(compose: Compose) -> Non
     assert all(torch.equal(a, b) for a, b in zip(third, _step(other, twin, 2), strict=True))
 
 
-def test_checked_mode_stops_at_what_is_not_finite() -> None:
+@pytest.mark.parametrize("what", ["input", "weight", "gradient"])
+def test_checked_mode_stops_at_what_is_not_finite(what: str) -> None:
     precision, model = _prepared(PrecisionConfig(compute="bf16", fprop=FORWARD, check_finite=True))
-    with torch.no_grad():
-        next(iter(model.parameters())).fill_(float("nan"))
-    with pytest.raises(
-        ValueError, match=r"precision.check_finite: the input of layers.0.attn.qkv has NaN"
-    ):
+    layer = model.blocks()[0].attn.qkv
+    assert isinstance(layer, QuantisedLinear)
+    nan = float("nan")
+    if what == "input":
+        layer.register_forward_pre_hook(lambda _, given: (given[0] * nan,))
+    elif what == "weight":
+        torch.nn.init.constant_(layer.weight, nan)
+    else:
+        layer.register_full_backward_pre_hook(lambda _, grads: (grads[0] * nan,))
+    with pytest.raises(ValueError, match=rf"precision.check_finite: the {what} of layers.0.attn.qkv has NaN"):  # fmt: skip
         _step(precision, model)
 
 
