@@ -94,7 +94,7 @@ def forest(
 ) -> tuple[Figure, pd.DataFrame]:
     """Return each row of `paired_difference` as a point with its interval, the smallest on top."""
     shown = differences.sort_values("difference", ascending=False).reset_index(drop=True)
-    figure, axis = plt.subplots(figsize=(3.3, 0.6 + 0.28 * len(shown)))
+    figure, axis = plt.subplots(figsize=(3.3, 0.9 + 0.28 * len(shown)))
     bars = [shown["difference"] - shown["low"], shown["high"] - shown["difference"]]
     axis.errorbar(shown["difference"], range(len(shown)), xerr=bars, fmt="o", capsize=2)
     axis.axvline(0.0, color="0.5", linewidth=0.8)

@@ -112,7 +112,7 @@ class QuantisedLinear(nn.Linear):
         )
         y = y[..., : self.out_features] if n else y
         if precision.cfg.check_finite and y.requires_grad:
-            y.register_hook(lambda grad: self._check(grad, "gradient"))
+            y.register_hook(lambda grad: self._check(grad, "gradient"))  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _check(self, tensor: Tensor, what: str) -> None:

@@ -1,0 +1,109 @@
+"""BFGS for thousands of small problems at once: every start and every bootstrap is a row.
+
+The line search brackets weak Wolfe points (Lewis and Overton, Math. Programming 141, 2013), which
+also serves objectives that are nearly kinked, as a Huber loss with a small delta is. Rows that have
+converged are taken out of the batch.
+
+Shape legend: S = problems, P = parameters.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Objective = Callable[[Array, NDArray[np.intp]], tuple[Array, Array]]
+_ARMIJO, _WOLFE = 1e-4, 0.9
+_HALVINGS = 40
+
+
+def minimise(
+    objective: Objective, starts: Array, *, tolerance: float = 1e-12, most: int = 2000
+) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Return the minima [S, P] reached from `starts`, their values [S], and which have converged.
+
+    Args:
+        objective: of parameters [s, P] of the problems `rows` [s]: values [s] and gradients [s, P].
+        tolerance: a row is done when a step gains less than this, relative, three times running.
+        most: iterations.
+    """
+    x = starts.astype(float).copy()
+    problems, size = x.shape
+    rows = np.arange(problems)
+    value, slope = objective(x, rows)
+    inverse = np.tile(np.eye(size), (problems, 1, 1))
+    idle = np.zeros(problems, dtype=int)
+    fresh = np.ones(problems, dtype=bool)  # its inverse Hessian has no scale yet
+    live = rows[np.isfinite(value)]
+    for _ in range(most):
+        if not len(live):
+            break
+        g = slope[live]
+        direction = -np.einsum("spq,sq->sp", inverse[live], g)
+        along = np.einsum("sp,sp->s", direction, g)
+        bad = ~(along < 0)
+        if bad.any():
+            inverse[live[bad]] = np.eye(size)
+            fresh[live[bad]] = True
+            direction[bad], along[bad] = -g[bad], -np.square(g[bad]).sum(axis=1)
+        first = np.where(fresh[live], 1.0 / np.maximum(1.0, np.abs(direction).sum(axis=1)), 1.0)
+        step, new_value, new_slope = _search(objective, live, x[live], direction, along, value[live], g, first)  # fmt: skip
+        s, y = step[:, None] * direction, new_slope - g
+        gained = value[live] - new_value
+        x[live] += s
+        value[live], slope[live] = new_value, new_slope
+        _update(inverse, fresh, live, s, y)
+        small = gained <= tolerance * np.maximum(np.abs(new_value), 1e-300)
+        idle[live] = np.where(small, idle[live] + 1, 0)
+        stuck = step == 0.0
+        inverse[live[stuck]] = np.eye(size)
+        fresh[live[stuck]] = True
+        live = live[(idle[live] < 3) & np.isfinite(new_value)]
+    return x, value, idle >= 3
+
+
+def _search(
+    objective: Objective, rows: NDArray[np.intp], x: Array, direction: Array, along: Array, value: Array,
+    slope: Array, first: Array,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Return step lengths at weak Wolfe points (0 where there was none) with values and gradients there."""
+    count = len(rows)
+    low, high, step = np.zeros(count), np.full(count, np.inf), first.copy()
+    best, best_value, best_slope = np.zeros(count), value.copy(), slope.copy()
+    open_ = np.arange(count)
+    for _ in range(_HALVINGS):
+        point = x[open_] + step[open_, None] * direction[open_]
+        found, gradient = objective(point, rows[open_])
+        enough = found <= value[open_] + _ARMIJO * step[open_] * along[open_]
+        enough &= np.isfinite(found)
+        flat = np.einsum("sp,sp->s", gradient, direction[open_]) >= _WOLFE * along[open_]
+        keep = open_[enough]
+        best[keep], best_value[keep], best_slope[keep] = step[keep], found[enough], gradient[enough]
+        high[open_[~enough]] = step[open_[~enough]]
+        low[keep] = step[keep]
+        open_ = open_[~(enough & flat)]
+        if not len(open_):
+            break
+        bracketed = np.isfinite(high[open_])
+        middle = 0.5 * (low[open_] + np.where(bracketed, high[open_], 0.0))
+        step[open_] = np.where(bracketed, middle, 2.0 * step[open_])
+    return best, best_value, best_slope
+
+
+def _update(
+    inverse: Array, fresh: NDArray[np.bool_], rows: NDArray[np.intp], s: Array, y: Array
+) -> None:
+    """Enter the steps `s` and the changes `y` of the gradient into the inverse Hessians."""
+    curve = np.einsum("sp,sp->s", s, y)
+    good = curve > 1e-300
+    rows, s, y, curve = rows[good], s[good], y[good], curve[good]
+    new = fresh[rows]
+    scale = curve[new] / np.square(y[new]).sum(axis=1)
+    inverse[rows[new]] *= scale[:, None, None]
+    fresh[rows] = False
+    h = inverse[rows]
+    hy = np.einsum("spq,sq->sp", h, y)
+    factor = (1.0 + np.einsum("sp,sp->s", y, hy) / curve) / curve
+    outer = np.einsum("sp,sq->spq", hy, s) / curve[:, None, None]
+    inverse[rows] = h + factor[:, None, None] * np.einsum("sp,sq->spq", s, s) - outer - outer.transpose(0, 2, 1)  # fmt: skip
