@@ -105,6 +105,25 @@ def forest(
     return figure, shown
 
 
+def law_with_residuals(points: pd.DataFrame, *, title: str) -> tuple[Figure, pd.DataFrame]:
+    """Return measured against fitted loss, residuals of log loss below; held-out points are hollow."""
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(3.3, 3.6), sharex=True, height_ratios=(3, 1)
+    )
+    for held, part in points.groupby("held_out"):
+        style = {"markerfacecolor": "none"} if held else {}
+        label = f"{'held out' if held else 'fitted'} (n={len(part)})"
+        top.plot(part["predicted"], part["loss"], "o", markersize=3, label=label, **style)
+        bottom.plot(part["predicted"], part["residual"], "o", markersize=3, **style)
+    ends = [points["predicted"].min(), points["predicted"].max()]
+    top.plot(ends, ends, color="0.5", linewidth=0.8)
+    bottom.axhline(0.0, color="0.5", linewidth=0.8)
+    top.set(ylabel="measured loss", title=title)
+    bottom.set(xlabel="fitted loss", ylabel="residual")
+    top.legend()
+    return figure, points
+
+
 def _error_bars(std: pd.Series | None) -> list[float] | None:
     """Return error bars for matplotlib, None where there is one seed."""
     return None if std is None else list(std)

@@ -1,0 +1,195 @@
+"""Fits a scaling law to a table of runs: every start, every bootstrap, and what could not be used.
+
+Source of the procedure: arXiv 2404.10102 (Huber loss on log L, summed; the mean would make an
+optimiser stop early).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.laws import Array, Data, Law, huber_objective
+from analysis.minimise import minimise
+
+_SAME = 1e-6  # relative: starts that end so close to the best objective are in its basin
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A law with its parameters and everything that was found on the way.
+
+    Args:
+        theta: the best parameters [P]; draws: those of the bootstraps [B, P].
+        values: the objective that each start ended at [S].
+        used, held_out: the points; left_out: how many rows by the reason they were not used.
+    """
+
+    law: Law
+    theta: Array
+    draws: Array
+    values: Array
+    delta: float
+    used: pd.DataFrame
+    held_out: pd.DataFrame
+    left_out: dict[str, int]
+
+    @property
+    def objective(self) -> float:
+        """Sum of Huber losses at the best parameters."""
+        return float(self.values.min())
+
+    @property
+    def in_best_basin(self) -> float:
+        """Share of the starts that reached the best objective."""
+        return float(np.mean(self.values <= self.objective * (1 + _SAME) + 1e-15))
+
+    @property
+    def second_basin(self) -> float | None:
+        """The next objective that starts ended at, None where all agree."""
+        others = self.values[self.values > self.objective * (1 + 1e-3) + 1e-12]
+        return float(others.min()) if len(others) else None
+
+    @cached_property
+    def parameters(self) -> pd.DataFrame:
+        """A row for each parameter, coefficients as themselves: estimate, SE, 95% interval of the bootstraps."""
+        draws = self.law.named(self.draws)
+        rows = []
+        for name, value in self.law.named(self.theta).items():
+            low, high = np.quantile(draws[name], [0.025, 0.975])
+            rows.append((name, float(value), float(draws[name].std(ddof=1)), float(low), float(high)))  # fmt: skip
+        return pd.DataFrame(rows, columns=["parameter", "estimate", "se", "low", "high"])
+
+    def correlation(self) -> pd.DataFrame:
+        """Return the correlation of the bootstrapped parameters, logarithms of coefficients."""
+        return pd.DataFrame(self.draws, columns=list(self.law.parameters)).corr()
+
+    def predict(self, data: Data, confidence: float = 0.95) -> pd.DataFrame:
+        """Return columns loss, low, high at `data`: the band is the law's own, without noise of runs."""
+        tail = (1 - confidence) / 2
+        low, high = np.quantile(self.law.loss(self.draws, data), [tail, 1 - tail], axis=0)
+        return pd.DataFrame({"loss": self.law.loss(self.theta, data), "low": low, "high": high})
+
+    def residuals(self) -> pd.DataFrame:
+        """Return all points with `predicted` and `residual` = log L - log predicted; `held_out` says which."""
+        both = pd.concat([self.used.assign(held_out=False), self.held_out.assign(held_out=True)])
+        data = {name: both[name].to_numpy() for name in self.law.columns}
+        predicted = self.law.loss(self.theta, data)
+        return both.assign(predicted=predicted, residual=np.log(both["loss"]) - np.log(predicted))
+
+    def compute_optimal(self, flops: float) -> pd.DataFrame:
+        """Return rows n, d and d/n that minimise a Chinchilla law at `flops` = 6 n d, with 95% intervals.
+
+        Raises:
+            ValueError: the law has no n and d.
+        """
+        if {"alpha", "beta"} - set(self.law.parameters):
+            raise ValueError(
+                f"law {self.law.name} has no compute-optimal size: it needs alpha and beta"
+            )
+        best, draws = (_optimal(self.law.named(theta), flops) for theta in (self.theta, self.draws))
+        rows = []
+        for name, value in best.items():
+            low, high = np.quantile(draws[name], [0.025, 0.975])
+            rows.append((name, float(value), float(low), float(high)))
+        return pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high"])
+
+    def report(self) -> dict[str, Any]:
+        """Return every number with its interval, as JSON takes it."""
+        found = self.residuals()
+        held = found[found["held_out"]]
+        return {
+            "law": self.law.name,
+            "parameters": self.parameters.set_index("parameter").to_dict(orient="index"),
+            "correlation": self.correlation().to_dict(),
+            "objective": {"value": self.objective, "kind": f"sum of Huber({self.delta:g}) of log loss"},
+            "starts": {"count": len(self.values), "in_best_basin": self.in_best_basin, "second_basin": self.second_basin},
+            "bootstraps": len(self.draws),
+            "points": {"used": len(self.used), "held_out": len(self.held_out), "left_out": self.left_out},
+            "rms_residual": float(np.sqrt(np.mean(found["residual"][~found["held_out"]] ** 2))),
+            "held_out_error": {"mean_relative": float(np.expm1(held["residual"]).mean()), "worst_relative": float(np.expm1(held["residual"]).abs().max())} if len(held) else None,
+        }  # fmt: skip
+
+
+def fit(
+    table: pd.DataFrame, law: Law, *, columns: dict[str, str], loss: str, holdout: str | None = None,
+    delta: float = 1e-3, bootstraps: int = 4000, seed: int = 0, starts: Array | None = None,
+) -> Fit:  # fmt: skip
+    """Fit `law` to the rows of a table.
+
+    Args:
+        columns: the law's columns by the table's names, {"n": "num_parameters", "d": "tokens"}.
+        holdout: an expression of the table's columns; rows for which it is true are predicted, not fitted.
+        delta: where Huber's loss turns linear, in log loss; seed: of the bootstraps.
+
+    Raises:
+        KeyError: a column is missing; the table's are named.
+        ValueError: a loss is not positive, or there are too few points for the law.
+    """
+    points, left_out = _points(table, law, columns, loss)
+    out = np.zeros(len(points), dtype=bool)
+    if holdout:
+        out = points.index.isin(table.query(holdout).index)
+    used, held = points[~out].reset_index(drop=True), points[out].reset_index(drop=True)
+    if len(used) <= len(law.parameters):
+        raise ValueError(
+            f"{len(used)} points are too few for the {len(law.parameters)} parameters of {law.name} "
+            f"(left out: {left_out or 'none'}, held out: {len(held)})"
+        )
+    features = law.features({name: used[name].to_numpy() for name in law.columns})
+    target = np.log(used["loss"].to_numpy())
+
+    def objective(theta: Array, _: NDArray[np.intp]) -> tuple[Array, Array]:
+        return huber_objective(theta, features, target, None, delta)
+
+    ends, values, _ = minimise(objective, law.start_grid() if starts is None else starts)
+    best = ends[np.nanargmin(values)]
+    generator, count = np.random.default_rng(seed), len(used)
+    weights = generator.multinomial(count, np.full(count, 1 / count), size=bootstraps).astype(float)
+
+    def resampled(theta: Array, rows: NDArray[np.intp]) -> tuple[Array, Array]:
+        return huber_objective(theta, features, target, weights[rows], delta)
+
+    draws, _, _ = minimise(resampled, np.tile(best, (bootstraps, 1)))
+    return Fit(law, best, draws, values, delta, used, held, left_out)
+
+
+def _points(
+    table: pd.DataFrame, law: Law, columns: dict[str, str], loss: str
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return the usable rows under the law's own names, and how many others there are and why."""
+    wanted = {name: columns.get(name, name) for name in law.columns} | {"loss": loss}
+    missing = [column for column in wanted.values() if column not in table]
+    if missing:
+        raise KeyError(f"no column {', '.join(missing)}; there are: {', '.join(map(str, table.columns))}")  # fmt: skip
+    points = pd.DataFrame({name: pd.to_numeric(table[c], errors="coerce") for name, c in wanted.items()})  # fmt: skip
+    bad = points["loss"] <= 0
+    if bad.any():
+        raise ValueError(f"column {loss} has {int(bad.sum())} losses that are not positive, {points['loss'].min()} for example: is it a logarithm?")  # fmt: skip
+    empty = points.isna().any(axis=1)
+    other = ~empty & (points <= 0).any(axis=1)
+    twice = ~empty & ~other & points.duplicated()
+    counts = {"a value is missing": empty, "a size is not positive": other, "the same point again": twice}  # fmt: skip
+    left_out = {why: int(rows.sum()) for why, rows in counts.items() if rows.any()}
+    return points[~(empty | other | twice)], left_out
+
+
+def _optimal(named: dict[str, Array], flops: float) -> dict[str, Array]:
+    a, b, alpha, beta = (named[name] for name in ("A", "B", "alpha", "beta"))
+    ratio = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
+    n = ratio * (flops / 6) ** (beta / (alpha + beta))
+    d = (flops / 6) / n
+    return {"n": n, "d": d, "tokens_per_parameter": d / n}
+
+
+def write(found: Fit, file: Path, *, source: Path, command: str) -> None:
+    """Write the report as JSON with the command and the hash of its input."""
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    report = {"schema": 1, "command": command, "input": str(source), "input_sha256": digest} | found.report()  # fmt: skip
+    file.write_text(json.dumps(report, indent=1) + "\n")
