@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Data = Mapping[str, Array]
+_ROWS = 64  # at a time: what lies between stays in the cache
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ class Law:
 
 def _terms(theta: Array, features: Array) -> tuple[Array, Array]:
     """Return log of the sum of terms [S, M] and each term's share of it [K, S, M]."""
-    logs = np.stack([theta @ feature.T for feature in features])
-    most = logs.max(axis=0)
-    shares = np.exp(logs - most)
+    shares = np.matmul(theta, features.transpose(0, 2, 1))
+    most = shares.max(axis=0)
+    shares -= most
+    np.exp(shares, out=shares)
     total = shares.sum(axis=0)
     shares /= total
-    return most + np.log(total), shares
+    most += np.log(total)
+    return most, shares
 
 
 def huber_objective(
@@ -78,17 +81,21 @@ def huber_objective(
     Args:
         weights: [S, M] how often each point counts (a bootstrap's draw), None: once.
     """
-    fitted, shares = _terms(theta, features)
-    residual = fitted - log_loss
-    slope = np.clip(residual, -delta, delta)
-    value = slope * (residual - 0.5 * slope)
-    if weights is not None:
-        value *= weights
-        slope *= weights
-    gradient = sum(
-        (slope * share) @ feature for share, feature in zip(shares, features, strict=True)
-    )
-    return value.sum(axis=1), np.asarray(gradient)
+    values, gradients = np.empty(len(theta)), np.empty(theta.shape)
+    for first in range(0, len(theta), _ROWS):
+        part = slice(first, first + _ROWS)
+        fitted, shares = _terms(theta[part], features)
+        residual = np.subtract(fitted, log_loss, out=fitted)
+        slope = np.clip(residual, -delta, delta)
+        residual -= 0.5 * slope
+        residual *= slope
+        if weights is not None:
+            residual *= weights[part]
+            slope *= weights[part]
+        values[part] = residual.sum(axis=1)
+        shares *= slope
+        gradients[part] = np.matmul(shares, features).sum(axis=0)
+    return values, gradients
 
 
 def _columns(data: Data, *names: str) -> tuple[Array, Array, list[Array]]:
