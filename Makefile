@@ -25,8 +25,9 @@ test: .venv/dev  ## run the tests
 test-gpu:  ## run the GPU tests with this machine's own torch (PYTHON=...)
 	$(PYTHON) -m pytest -o addopts= -q -rs tests/gpu
 
-bench-gpu:  ## tokens/s and MFU on this machine's GPU
+bench-gpu:  ## tokens/s, MFU and quantising on this machine's GPU
 	PYTHONPATH=. $(PYTHON) tests/bench/gpu.py
+	PYTHONPATH=. $(PYTHON) tests/bench/precision.py --fused
 
 SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge mariadb-server
 slurm-up: .venv/dev  ## a four-node SLURM on this Debian machine (root), for the tests

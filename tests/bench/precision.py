@@ -2,6 +2,7 @@
 
 python tests/bench/precision.py                     quantise-dequantise of a 4096 x 4096 bf16 tensor
 python tests/bench/precision.py --step gpt_10m      training steps under each recipe, and a profile
+python tests/bench/precision.py --fused             on a GPU: both operands of a gradient against a copy
 """
 
 import argparse
@@ -59,6 +60,27 @@ def quantising() -> None:
         print(f"{name:20s} {ms:8.1f} ms  {ms / rows['ours, rows']:6.1f} x ours")
 
 
+def fused() -> None:
+    """Quantise a gradient along its rows and, transformed, down its columns: share of a copy's bandwidth.
+
+    Bytes that must move for n bf16 elements: 2n read for the magnitudes, 2n read and 2 x 2n written for
+    the values, 8n; a copy moves 4n.
+    """
+    from kernels.emulate import triton_agrees
+    from kernels.hadamard import hadamard_matrix
+    from kernels.triton_nvfp4 import quantise_both
+
+    if not torch.cuda.is_available():
+        raise SystemExit("no CUDA GPU here")
+    device = torch.device("cuda")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; Triton equals the reference: {triton_agrees(device)}")  # fmt: skip
+    matrix = hadamard_matrix(16, device=device)
+    for rows, cols in ((4096, 4096), (16384, 4096), (16384, 2048)):
+        x = torch.randn(rows, cols, device=device).bfloat16()
+        copy, ours = best_ms(lambda x=x: x.clone()), best_ms(lambda x=x: quantise_both(x, matrix))  # type: ignore[misc]  # fmt: skip
+        print(f"{rows} x {cols}: copy {copy:.3f} ms, fused {ours:.3f} ms, {2 * copy / ours:.0%} of the floor")  # fmt: skip
+
+
 def steps(model_name: str, recipes: list[str], batch: int, seq: int, *, profile: bool) -> None:
     """Forward, backward and update under each recipe, in turns."""
     runs = {name: _trainer(model_name, name, batch, seq) for name in recipes}
@@ -111,11 +133,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--step", metavar="MODEL", help="time training steps of this size")
     parser.add_argument("--recipes", nargs="+", default=["bf16", "nvfp4", "mxfp4", "mxfp8", "fp8_current", "nvfp4_all_layers"])  # fmt: skip
+    parser.add_argument("--fused", action="store_true", help="the fused kernel on a GPU")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seq", type=int, default=256)
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
-    if given.step:
+    if given.fused:
+        fused()
+    elif given.step:
         steps(given.step, given.recipes, given.batch, given.seq, profile=given.profile)
     else:
         quantising()
