@@ -1,0 +1,33 @@
+"""What stochastic rounding costs or gains by operand, beside rounding to nearest, paired by seed."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.ablation import ablate
+from analysis.runs import Runs, from_folders
+
+HERE = Path(__file__).parent
+NAME = "nvfp4_stochastic"
+OPERANDS = {"gradients": "dgrad.g", "activations": "fprop.x", "weights": "fprop.w"}
+
+
+def choice(row: "pd.Series[Any]") -> str:
+    """Name the operands that are rounded stochastically."""
+    drawn = [name for name, key in OPERANDS.items() if row[f"precision.{key}.rounding"] == "stochastic"]  # fmt: skip
+    return {0: "nearest", len(OPERANDS): "all three"}.get(len(drawn), ", ".join(drawn))
+
+
+def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+    """Write the figure and results.csv; return the figures."""
+    return ablate(
+        runs, choice=choice, baseline="nearest", pair=["seed"], folder=folder, name=NAME,
+        title="Stochastic rounding of ...",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
+        print(path)
