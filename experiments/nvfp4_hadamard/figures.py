@@ -1,0 +1,33 @@
+"""The Hadamard transform by GEMM and by size of its groups, beside none, paired by seed."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.ablation import ablate
+from analysis.runs import Runs, from_folders
+
+HERE = Path(__file__).parent
+NAME = "nvfp4_hadamard"
+
+
+def choice(row: "pd.Series[Any]") -> str:
+    """Name the GEMMs that are transformed, and the size."""
+    sizes = {gemm: int(row[f"precision.{gemm}.hadamard"]) for gemm in ("fprop", "dgrad", "wgrad")}
+    used = {gemm: size for gemm, size in sizes.items() if size}
+    return " + ".join(f"{gemm} {size}" for gemm, size in used.items()) or "none"
+
+
+def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+    """Write the figure and results.csv; return the figures."""
+    return ablate(
+        runs, choice=choice, baseline="none", pair=["seed"], folder=folder, name=NAME,
+        title="Hadamard transform in ...",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
+        print(path)
