@@ -17,6 +17,8 @@ def choice(row: "pd.Series[Any]") -> str:
     """Name the GEMMs that are transformed, and the size."""
     sizes = {gemm: int(row[f"precision.{gemm}.hadamard"]) for gemm in ("fprop", "dgrad", "wgrad")}
     used = {gemm: size for gemm, size in sizes.items() if size}
+    if len(used) == len(sizes):
+        return "all three"
     return " + ".join(f"{gemm} {size}" for gemm, size in used.items()) or "none"
 
 
