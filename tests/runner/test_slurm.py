@@ -25,7 +25,7 @@ from tests.conftest import ROOT, TINY
 from tests.runner.test_tracking import Server, assert_equal
 from tests.slurm import cluster
 
-LONG = ["train.steps=2400", "eval.every=800", "train.log_every=50", "model.dropout=0.1"]
+LONG = ["train.steps=1600", "eval.every=800", "train.log_every=50", "model.dropout=0.1"]
 DAEMONS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 MISSING = [name for name in DAEMONS if shutil.which(name) is None] + ["root"] * (os.geteuid() != 0)
 needs_slurm = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: make slurm-up")
@@ -199,11 +199,11 @@ def test_preempted_requeued_and_timed_out_runs_end_with_the_same_bits(command: C
 @needs_slurm
 def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, tmp_path: Path) -> None:
     """A killed step, a slurmd that returns, one that does not, a controller away for 20 s, scancel."""
-    slow = ["model._target_=tests.faults.FaultyConfig", "model.fault=slow", "train.steps=300", "eval.every=300", "eval.tokens=32", "train.checkpoint.every_steps=10"]  # fmt: skip
+    slow = ["model._target_=tests.faults.FaultyConfig", "model.fault=slow", "train.steps=200", "eval.every=200", "eval.tokens=32", "train.checkpoint.every_steps=10"]  # fmt: skip
     kinds = {
         "step": ["hydra.launcher.sbatch={nodelist:n1}"],
         "returns": ["hydra.launcher.sbatch={nodelist:n2}"],
-        "lost": ["hydra.launcher.exclude='n1,n2'", "train.steps=400"],
+        "lost": ["hydra.launcher.exclude='n1,n2'", "train.steps=300"],
         "cancelled": ["seed=1,2", "hydra.launcher.max_running=1", "hydra.launcher.sbatch={nodelist:n1}"],
     }  # fmt: skip
     given = {kind: command(f"name={kind}", *slow, *extra, root=tmp_path / kind) for kind, extra in kinds.items()}  # fmt: skip
@@ -245,7 +245,7 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, tmp_path:
         assert journal.state(folder) == "finished"
         assert len(journal.attempts(folder)) == legs, kind
         assert _sacct(jobs[kind]) == ["COMPLETED"]
-        steps = 400 if kind == "lost" else 300
+        steps = 300 if kind == "lost" else 200
         assert sorted(_points(folder)) == list(range(1, steps + 1)), kind
     assert _in_mlflow(tmp_path / "lost", "lost") == ["FINISHED"]
     assert _in_mlflow(tmp_path / "cancelled", "cancelled") == ["FINISHED", "FINISHED"]
