@@ -17,12 +17,16 @@ TINY = [
 ]  # fmt: skip
 
 
+def write_text(file: Path) -> Path:
+    """Write a few thousand bytes that a model can learn."""
+    file.write_text("".join(f"line {i}: {i * i} is the square of {i}.\n" for i in range(200)))
+    return file
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     """A file of a few thousand bytes that a model can learn."""
-    file = tmp_path / "text.txt"
-    file.write_text("".join(f"line {i}: {i * i} is the square of {i}.\n" for i in range(200)))
-    return file
+    return write_text(tmp_path / "text.txt")
 
 
 @pytest.fixture
