@@ -1,13 +1,16 @@
-"""Means over seeds, and differences paired by seed with their confidence interval."""
+"""Means over seeds; differences paired by seed with interval, test and what they could have shown."""
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import optimize, stats
+
+from analysis.errors import require
+from analysis.laws import Array
 
 
 def over_seeds(table: pd.DataFrame, by: list[str], metric: str) -> pd.DataFrame:
     """Return mean, standard deviation (NaN at n = 1) and n of `metric` for each group of `by`."""
-    _require(table, [*by, metric])
+    require(table, [*by, metric])
     grouped = table.groupby(by, dropna=False)[metric]
     return grouped.agg(mean="mean", std="std", n="count").reset_index()
 
@@ -18,13 +21,14 @@ def paired_difference(
 ) -> pd.DataFrame:  # fmt: skip
     """Return metric minus baseline's metric among runs equal in `pair`, for each value of `key`.
 
-    Columns: value, difference, low, high (Student's t; NaN at n = 1), n, unpaired (runs that have
-    no partner).
+    Columns: value, difference, low, high (Student's t; NaN at n = 1), p (paired t test, two-sided), p_holm
+    (corrected for all the values compared), n, unpaired (runs that have no partner), detectable (the smallest
+    difference that this many pairs would have shown with a power of 0.8).
 
     Raises:
         ValueError: a pair holds the same value twice, or no run has the baseline.
     """
-    _require(table, [key, metric, *pair])
+    require(table, [key, metric, *pair])
     twice = table.duplicated([key, *pair])
     if twice.any():
         raise ValueError(
@@ -37,17 +41,92 @@ def paired_difference(
     for value in [c for c in wide.columns if c != baseline]:
         both = (wide[value] - wide[baseline]).dropna().to_numpy()
         n, mean = len(both), float(np.mean(both)) if len(both) else np.nan
-        half = np.nan
-        if n > 1:
-            t = stats.t.ppf(0.5 + confidence / 2, n - 1)
-            half = float(t * np.std(both, ddof=1) / np.sqrt(n))
-        rows.append((value, mean, mean - half, mean + half, n, len(wide) - n))
-    return pd.DataFrame(rows, columns=["value", "difference", "low", "high", "n", "unpaired"])
+        spread = float(np.std(both, ddof=1)) if n > 1 else np.nan
+        half = stats.t.ppf(0.5 + confidence / 2, n - 1) * spread / np.sqrt(n) if n > 1 else np.nan
+        p = _p_value(mean, spread, n)
+        rows.append((value, mean, mean - half, mean + half, p, n, len(wide) - n, detectable(spread, n)))  # fmt: skip
+    found = pd.DataFrame(rows, columns=["value", "difference", "low", "high", "p", "n", "unpaired", "detectable"])  # fmt: skip
+    found.insert(5, "p_holm", holm(found["p"].to_numpy()))
+    return found
 
 
-def _require(table: pd.DataFrame, columns: list[str]) -> None:
-    missing = [c for c in columns if c not in table]
-    if missing:
-        raise KeyError(
-            f"no column {', '.join(missing)}; there are: {', '.join(map(str, table.columns))}"
-        )
+def holm(p: Array) -> Array:
+    """Return Holm's corrected p values: the chance of any false alarm among them stays below what is asked.
+
+    NaN (nothing was tested) stays NaN and does not count.
+    """
+    corrected = np.full(len(p), np.nan)
+    order = [i for i in np.argsort(p) if np.isfinite(p[i])]
+    most = 0.0
+    for rank, index in enumerate(order):
+        most = max(most, (len(order) - rank) * p[index])
+        corrected[index] = min(1.0, most)
+    return corrected
+
+
+def detectable(spread: float, n: int, *, power: float = 0.8, level: float = 0.05) -> float:
+    """Return the smallest true difference that a paired t test of `n` pairs finds with chance `power`.
+
+    Args:
+        spread: standard deviation of the differences between pairs (the noise of seeds); NaN at n < 2.
+    """
+    if n < 2 or not np.isfinite(spread):
+        return float("nan")
+    critical = stats.t.ppf(1 - level / 2, n - 1)
+
+    def missing(shift: float) -> float:
+        return float(stats.nct.sf(critical, n - 1, shift) - power)  # the other tail is nothing here
+
+    most = 1.0
+    while missing(most) < 0:
+        most *= 1.5
+    return float(optimize.brentq(missing, 0.0, most) * spread / np.sqrt(n))
+
+
+def reached(curves: pd.DataFrame, target: float) -> pd.Series:
+    """Return for each run where its curve first comes down to `target`, log-linear between points.
+
+    Args:
+        curves: columns fingerprint, x, value, as `Runs.curves` gives them; NaN where it never does.
+    """
+    found = {}
+    for name, part in curves.dropna().sort_values("x").groupby("fingerprint"):
+        x, y = part["x"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
+        below = np.flatnonzero(y <= target)
+        if not len(below):
+            found[name] = np.nan
+        elif below[0] == 0:
+            found[name] = x[0]
+        else:
+            i = below[0]
+            share = (y[i - 1] - target) / (y[i - 1] - y[i])
+            found[name] = float(np.exp(np.log(x[i - 1]) + share * (np.log(x[i]) - np.log(x[i - 1]))))  # fmt: skip
+    return pd.Series(found, name="x", dtype=float)
+
+
+def speed_up(
+    runs: pd.DataFrame, curves: pd.DataFrame, *, key: str, baseline: object, pair: list[str], target: float,
+) -> pd.DataFrame:  # fmt: skip
+    """Return how much sooner than the baseline each value of `key` reaches `target`, paired.
+
+    Args:
+        runs: columns fingerprint, key and pair; curves: as in `reached`, x being steps, FLOPs or seconds.
+
+    Columns: value, speed_up (geometric mean of baseline's x over its own), low, high (95%), n, never (runs that
+    do not reach the target: they are no pair and make the mean too good).
+    """
+    table = runs.assign(log_x=np.log(runs["fingerprint"].map(reached(curves, target))))
+    gap = paired_difference(table, key=key, baseline=baseline, metric="log_x", pair=pair)
+    never = table[table["log_x"].isna()].groupby(key).size()
+    return pd.DataFrame({
+        "value": gap["value"], "speed_up": np.exp(-gap["difference"]), "low": np.exp(-gap["high"]),
+        "high": np.exp(-gap["low"]), "n": gap["n"], "never": [int(never.get(v, 0)) for v in gap["value"]],
+    })  # fmt: skip
+
+
+def _p_value(mean: float, spread: float, n: int) -> float:
+    if n < 2:
+        return float("nan")
+    if spread == 0.0:
+        return 1.0 if mean == 0.0 else 0.0
+    return float(2 * stats.t.sf(abs(mean) * np.sqrt(n) / spread, n - 1))

@@ -4,17 +4,15 @@ Source of the procedure: arXiv 2404.10102 (Huber loss on log L, summed; the mean
 optimiser stop early).
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.errors import require
 from analysis.laws import Array, Data, Law, huber_objective
 from analysis.minimise import minimise
 
@@ -45,6 +43,13 @@ class Fit:
         """Sum of Huber losses at the best parameters."""
         return float(self.values.min())
 
+    @cached_property
+    def noise(self) -> float:
+        """Standard deviation of the runs about the law, in what is compared (log loss)."""
+        found = self.residuals()
+        inside = found.loc[~found["held_out"], "residual"]
+        return float(np.sqrt((inside**2).sum() / max(1, len(inside) - len(self.theta))))
+
     @property
     def in_best_basin(self) -> float:
         """Share of the starts that reached the best objective."""
@@ -58,7 +63,7 @@ class Fit:
 
     @cached_property
     def parameters(self) -> pd.DataFrame:
-        """A row for each parameter, coefficients as themselves: estimate, SE, 95% interval of the bootstraps."""
+        """A row for each parameter: estimate, SE, 95% interval of the bootstraps."""
         draws = self.law.named(self.draws)
         rows = []
         for name, value in self.law.named(self.theta).items():
@@ -67,21 +72,28 @@ class Fit:
         return pd.DataFrame(rows, columns=["parameter", "estimate", "se", "low", "high"])
 
     def correlation(self) -> pd.DataFrame:
-        """Return the correlation of the bootstrapped parameters, logarithms of coefficients."""
+        """Return the correlation of the bootstrapped parameters, logarithms of positive ones."""
         return pd.DataFrame(self.draws, columns=list(self.law.parameters)).corr()
+
+    def counts(self) -> str:
+        """Say how many points were used, held out and left out, and why."""
+        parts = [f"{len(self.used)} points fitted", f"{len(self.held_out)} held out"]
+        parts += [f"{count} left out: {why}" for why, count in self.left_out.items()]
+        return ", ".join(parts)
 
     def predict(self, data: Data, confidence: float = 0.95) -> pd.DataFrame:
         """Return columns loss, low, high at `data`: the band is the law's own, without noise of runs."""
         tail = (1 - confidence) / 2
-        low, high = np.quantile(self.law.loss(self.draws, data), [tail, 1 - tail], axis=0)
-        return pd.DataFrame({"loss": self.law.loss(self.theta, data), "low": low, "high": high})
+        low, high = np.quantile(self.law.predict(self.draws, data), [tail, 1 - tail], axis=0)
+        return pd.DataFrame({"loss": self.law.predict(self.theta, data), "low": low, "high": high})
 
     def residuals(self) -> pd.DataFrame:
-        """Return all points with `predicted` and `residual` = log L - log predicted; `held_out` says which."""
+        """Return all points with `predicted` and `residual` (of log L for losses); `held_out` says which."""
         both = pd.concat([self.used.assign(held_out=False), self.held_out.assign(held_out=True)])
         data = {name: both[name].to_numpy() for name in self.law.columns}
-        predicted = self.law.loss(self.theta, data)
-        return both.assign(predicted=predicted, residual=np.log(both["loss"]) - np.log(predicted))
+        predicted = self.law.predict(self.theta, data)
+        residual = self.law.response(both["loss"].to_numpy()) - self.law.response(predicted)
+        return both.assign(predicted=predicted, residual=residual)
 
     def compute_optimal(self, flops: float) -> pd.DataFrame:
         """Return rows n, d and d/n that minimise a Chinchilla law at `flops` = 6 n d, with 95% intervals.
@@ -93,7 +105,9 @@ class Fit:
             raise ValueError(
                 f"law {self.law.name} has no compute-optimal size: it needs alpha and beta"
             )
-        best, draws = (_optimal(self.law.named(theta), flops) for theta in (self.theta, self.draws))
+        best, draws = (
+            compute_optimal(self.law.named(theta), flops) for theta in (self.theta, self.draws)
+        )
         rows = []
         for name, value in best.items():
             low, high = np.quantile(draws[name], [0.025, 0.975])
@@ -104,16 +118,19 @@ class Fit:
         """Return every number with its interval, as JSON takes it."""
         found = self.residuals()
         held = found[found["held_out"]]
+        error = (held["loss"] / held["predicted"] - 1).to_numpy()
         return {
             "law": self.law.name,
+            "source": self.law.source,
+            "at_bound": self.law.at_bound(self.theta),
             "parameters": self.parameters.set_index("parameter").to_dict(orient="index"),
             "correlation": self.correlation().to_dict(),
-            "objective": {"value": self.objective, "kind": f"sum of Huber({self.delta:g}) of log loss"},
+            "objective": {"value": self.objective, "kind": f"sum of Huber({self.delta:g}) of " + ("log loss" if self.law.log else "the response")},
             "starts": {"count": len(self.values), "in_best_basin": self.in_best_basin, "second_basin": self.second_basin},
             "bootstraps": len(self.draws),
             "points": {"used": len(self.used), "held_out": len(self.held_out), "left_out": self.left_out},
             "rms_residual": float(np.sqrt(np.mean(found["residual"][~found["held_out"]] ** 2))),
-            "held_out_error": {"mean_relative": float(np.expm1(held["residual"]).mean()), "worst_relative": float(np.expm1(held["residual"]).abs().max())} if len(held) else None,
+            "held_out_error": {"mean_relative": float(error.mean()), "worst_relative": float(np.abs(error).max())} if len(held) else None,
         }  # fmt: skip
 
 
@@ -142,11 +159,11 @@ def fit(
             f"{len(used)} points are too few for the {len(law.parameters)} parameters of {law.name} "
             f"(left out: {left_out or 'none'}, held out: {len(held)})"
         )
-    features = law.features({name: used[name].to_numpy() for name in law.columns})
-    target = np.log(used["loss"].to_numpy())
+    at = law.bind({name: used[name].to_numpy() for name in law.columns})
+    target = law.response(used["loss"].to_numpy())
 
     def objective(theta: Array, _: NDArray[np.intp]) -> tuple[Array, Array]:
-        return huber_objective(theta, features, target, None, delta)
+        return huber_objective(at, theta, target, None, delta)
 
     ends, values, _ = minimise(objective, law.start_grid() if starts is None else starts)
     best = ends[np.nanargmin(values)]
@@ -154,7 +171,7 @@ def fit(
     weights = generator.multinomial(count, np.full(count, 1 / count), size=bootstraps).astype(float)
 
     def resampled(theta: Array, rows: NDArray[np.intp]) -> tuple[Array, Array]:
-        return huber_objective(theta, features, target, weights[rows], delta)
+        return huber_objective(at, theta, target, weights[rows], delta)
 
     draws, _, _ = minimise(resampled, np.tile(best, (bootstraps, 1)))
     return Fit(law, best, draws, values, delta, used, held, left_out)
@@ -165,9 +182,7 @@ def _points(
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return the usable rows under the law's own names, and how many others there are and why."""
     wanted = {name: columns.get(name, name) for name in law.columns} | {"loss": loss}
-    missing = [column for column in wanted.values() if column not in table]
-    if missing:
-        raise KeyError(f"no column {', '.join(missing)}; there are: {', '.join(map(str, table.columns))}")  # fmt: skip
+    require(table, list(wanted.values()))
     points = pd.DataFrame({name: pd.to_numeric(table[c], errors="coerce") for name, c in wanted.items()})  # fmt: skip
     bad = points["loss"] <= 0
     if bad.any():
@@ -180,16 +195,10 @@ def _points(
     return points[~(empty | other | twice)], left_out
 
 
-def _optimal(named: dict[str, Array], flops: float) -> dict[str, Array]:
+def compute_optimal(named: dict[str, Array], flops: float) -> dict[str, Array]:
+    """Return n, d and d/n that minimise a Chinchilla law of these parameters at `flops` = 6 n d."""
     a, b, alpha, beta = (named[name] for name in ("A", "B", "alpha", "beta"))
     ratio = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
     n = ratio * (flops / 6) ** (beta / (alpha + beta))
     d = (flops / 6) / n
     return {"n": n, "d": d, "tokens_per_parameter": d / n}
-
-
-def write(found: Fit, file: Path, *, source: Path, command: str) -> None:
-    """Write the report as JSON with the command and the hash of its input."""
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    report = {"schema": 1, "command": command, "input": str(source), "input_sha256": digest} | found.report()  # fmt: skip
-    file.write_text(json.dumps(report, indent=1) + "\n")

@@ -50,7 +50,7 @@ def learning_curves(
     figure, axis = plt.subplots()
     for name, part in shown.groupby(by):
         n = int(part["n"].max())
-        axis.plot(part["x"], part["mean"], marker="o", label=f"{by}={name} (n={n})")
+        axis.plot(part["x"], part["mean"], marker="o", label=f"{by}={tick(name)} (n={n})")
         if n > 1:
             axis.fill_between(part["x"], part["low"], part["high"], alpha=0.2)
     axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(key, key))
@@ -83,7 +83,7 @@ def against_size(
         )
     axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(metric, metric), xscale="log")
     sizes = sorted(shown[x].unique())
-    axis.set_xticks(sizes, labels=[_short(size) for size in sizes])
+    axis.set_xticks(sizes, labels=[short(size) for size in sizes])
     axis.minorticks_off()
     axis.legend(title=by)
     return figure, shown
@@ -105,31 +105,19 @@ def forest(
     return figure, shown
 
 
-def law_with_residuals(points: pd.DataFrame, *, title: str) -> tuple[Figure, pd.DataFrame]:
-    """Return measured against fitted loss, residuals of log loss below; held-out points are hollow."""
-    figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(3.3, 3.6), sharex=True, height_ratios=(3, 1)
-    )
-    for held, part in points.groupby("held_out"):
-        style = {"markerfacecolor": "none"} if held else {}
-        label = f"{'held out' if held else 'fitted'} (n={len(part)})"
-        top.plot(part["predicted"], part["loss"], "o", markersize=3, label=label, **style)
-        bottom.plot(part["predicted"], part["residual"], "o", markersize=3, **style)
-    ends = [points["predicted"].min(), points["predicted"].max()]
-    top.plot(ends, ends, color="0.5", linewidth=0.8)
-    bottom.axhline(0.0, color="0.5", linewidth=0.8)
-    top.set(ylabel="measured loss", title=title)
-    bottom.set(xlabel="fitted loss", ylabel="residual")
-    top.legend()
-    return figure, points
-
-
 def _error_bars(std: pd.Series | None) -> list[float] | None:
     """Return error bars for matplotlib, None where there is one seed."""
     return None if std is None else list(std)
 
 
-def _short(value: float) -> str:
+def tick(value: object) -> str:
+    """Return a value as a label: large numbers short, all others as they are."""
+    large = isinstance(value, (int, float)) and abs(value) >= 1000
+    return short(float(str(value))) if large else f"{value}"
+
+
+def short(value: float) -> str:
+    """Return 1234567 as 1.23M."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{unit}"

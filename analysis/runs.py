@@ -1,4 +1,4 @@
-"""One tidy table of runs and one of metric histories, from run folders or an MLflow store.
+"""One tidy table of runs and one of metric histories, from run folders; `analysis/stores.py` reads MLflow.
 
 Columns of `table`: fingerprint, label, state, the science keys (`model.width`, `seed`, ...), the
 run's own facts (`num_parameters`, `flops`, `tokens`, ...) and the last value of each metric. A cell
@@ -7,15 +7,16 @@ docs/run-folder.md.
 """
 
 import json
-import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.history import assemble, cached, last_values, read_folder
+
 SCHEMA = 1
-_LARGEST = 1.797e308
 _ENDED = ("finished", "diverged", "failed", "interrupted")
 
 
@@ -26,10 +27,12 @@ class Runs:
     Args:
         table: a row for each cell, also for those that never ran.
         history: columns fingerprint, step, key, value; later attempts win.
+        notes: what could not be read, for the reader of a figure.
     """
 
     table: pd.DataFrame
     history: pd.DataFrame
+    notes: tuple[str, ...] = ()
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -39,7 +42,12 @@ class Runs:
     def count(self) -> str:
         """Say how many cells there are and why some are not shown."""
         states = self.table["state"].value_counts()
-        return f"{len(self.table)} cells: " + ", ".join(f"{n} {s}" for s, n in states.items())
+        said = f"{len(self.table)} cells: " + ", ".join(f"{n} {s}" for s, n in states.items())
+        return "; ".join([said, *self.notes])
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook, what is missing above it."""
+        return f"<p>{self.count()}</p>{self.table.to_html(max_rows=20, max_cols=20)}"
 
     def curves(self, key: str, x: str) -> pd.DataFrame:
         """Return columns fingerprint, x, value of metric `key`; `x` is step, tokens, flops or wall_s.
@@ -60,8 +68,11 @@ class Runs:
         return values[["fingerprint", "x", "value"]]
 
 
-def from_folders(root: Path, sweep: str) -> Runs:
+def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
     """Return the runs of `sweep` under `root` (the folder that holds runs/ and sweeps/).
+
+    Args:
+        cache: keep the histories as sweeps/<sweep>/history.parquet and read again only what changed.
 
     Raises:
         FileNotFoundError: there is no such sweep.
@@ -71,107 +82,66 @@ def from_folders(root: Path, sweep: str) -> Runs:
     if not listing.exists():
         raise FileNotFoundError(f"{listing} does not exist; run the sweep first, or name its root")
     members = {row["fingerprint"]: row for row in _lines(listing)}
-    rows, histories = [], []
-    for key, member in members.items():
-        folder = root / "runs" / key
-        history = _history(folder / "metrics.jsonl", key)
-        rows.append(member | _facts(folder) | _last(history))
-        histories.append(history)
-    return Runs(pd.DataFrame(rows), pd.concat(histories, ignore_index=True))
+    folders = {run: f"{root}/runs/{run}" for run in members}
+    rows = [member | _facts(folders[run]) for run, member in members.items()]
+    stamps = {run: _stamp(f"{folder}/metrics.jsonl") for run, folder in folders.items()}
+    history = cached(
+        listing.with_name("history.parquet") if cache else None,
+        stamps,
+        lambda runs: assemble(p for r in runs for p in read_folder(Path(folders[r]) / "metrics.jsonl", r)),
+    )  # fmt: skip
+    return Runs(with_last(pd.DataFrame(rows), history), history)
 
 
-def from_mlflow(uri: str, experiment: str) -> Runs:
-    """Return the runs of an MLflow experiment: for runs made elsewhere, or on another machine."""
-    from mlflow import MlflowClient  # noqa: PLC0415  (2 s)
-
-    client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        names = ", ".join(e.name for e in client.search_experiments())
-        raise KeyError(f"no experiment {experiment!r} in {uri}; there are: {names}")
-    rows, points, token = [], [], None
-    while True:
-        page = client.search_runs([found.experiment_id], page_token=token)
-        for run in page:
-            key = run.data.tags.get("fingerprint", run.info.run_id)
-            params = {k: _number(v) for k, v in run.data.params.items()}
-            state = {"FINISHED": "finished", "RUNNING": "running", "KILLED": "interrupted"}
-            rows.append(
-                {"fingerprint": key, "label": run.info.run_name}
-                | {"state": state.get(run.info.status, "failed")}
-                | params
-                | {name: _unclamp(value) for name, value in run.data.metrics.items()}
-            )
-            for name in run.data.metrics:
-                for m in client.get_metric_history(run.info.run_id, name):
-                    points.append((key, m.step, name, _unclamp(m.value)))
-        token = page.token
-        if not token:
-            break
-    return Runs(pd.DataFrame(rows), pd.DataFrame(points, columns=_COLUMNS))
+def with_last(table: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with the last value of each metric; it wins over a fact of the same name."""
+    last = last_values(history)
+    kept = table.drop(columns=[c for c in last.columns if c in table])
+    return kept.join(last, on="fingerprint") if len(last) else table
 
 
-_COLUMNS = ["fingerprint", "step", "key", "value"]
+def _stamp(file: str) -> str:
+    try:
+        found = os.stat(file)
+    except FileNotFoundError:
+        return ""
+    return f"{found.st_mtime_ns}.{found.st_size}"
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    cell = json.loads((folder / "cell.json").read_text())
+def _facts(folder: str) -> dict[str, Any]:
+    cell = json.loads(_read(f"{folder}/cell.json") or "{}")
     if cell["schema"] > SCHEMA:
         raise ValueError(
             f"{folder}/cell.json has schema {cell['schema']}, this analysis reads {SCHEMA}; update Espalier"
         )
-    summary = folder / "summary.json"
-    facts = json.loads(summary.read_text()) if summary.exists() else {}
+    facts = json.loads(_read(f"{folder}/summary.json") or "{}")
     science = {k: v for k, v in cell["science"].items() if not isinstance(v, (list, dict))}
-    return {"state": _state(folder)} | science | facts
+    found: dict[str, Any] = {"state": _state(folder)} | science | facts
+    return found
 
 
-def _state(folder: Path) -> str:
-    files = sorted(folder.glob("attempts/*/events.jsonl"))
-    if not files:
+def _state(folder: str) -> str:
+    try:
+        attempts = sorted(os.listdir(f"{folder}/attempts"), reverse=True)
+    except FileNotFoundError:
         return "new"
-    ends = [e["event"] for e in _lines(files[-1]) if e["event"] in _ENDED]
-    return str(ends[-1]) if ends else "running"
+    for attempt in attempts:
+        events = _read(f"{folder}/attempts/{attempt}/events.jsonl")
+        if events is not None:
+            found = [json.loads(line)["event"] for line in events.rpartition(b"\n")[0].splitlines() if line]  # fmt: skip
+            ends = [event for event in found if event in _ENDED]
+            return str(ends[-1]) if ends else "running"
+    return "new"
 
 
-def _history(file: Path, key: str) -> pd.DataFrame:
-    """Return the history of one run: a `restored` line drops the steps after it.
-
-    What an earlier attempt wrote after that line (it was taken for dead and did not know) is left out.
-    """
-    points: dict[tuple[int, str], float] = {}
-    newest = 0
-    for line in _lines(file) if file.exists() else []:
-        if "restored" in line:
-            newest = line.get("attempt", newest)
-            points = {k: v for k, v in points.items() if k[0] <= line["restored"]}
-            continue
-        if line.get("attempt", newest) < newest:
-            continue
-        step = line["step"]
-        for name, value in line.items():
-            if name not in ("step", "time", "attempt"):
-                points[step, name] = float(value)
-    rows = [(key, step, name, value) for (step, name), value in points.items()]
-    return pd.DataFrame(rows, columns=_COLUMNS)
-
-
-def _last(history: pd.DataFrame) -> dict[str, float]:
-    return dict(history.groupby("key")["value"].last())
+def _read(file: str) -> bytes | None:
+    try:
+        with open(file, "rb", buffering=0) as opened:
+            return opened.read()
+    except FileNotFoundError:
+        return None
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     whole = file.read_bytes().rpartition(b"\n")[0]
     return [json.loads(line) for line in whole.splitlines() if line]
-
-
-def _unclamp(value: float) -> float:
-    """MLflow's SQL stores keep an infinity as the largest double."""
-    return math.copysign(math.inf, value) if abs(value) >= _LARGEST else value
-
-
-def _number(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

@@ -22,7 +22,7 @@ def runs() -> pd.DataFrame:
     """A known law with 0.2% of noise, a run that died, one entered twice."""
     n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e10, 8), np.geomspace(1e9, 1e12, 8)))
     noise = np.random.default_rng(0).normal(0.0, 2e-3, n.size)
-    loss = CHINCHILLA.loss(THETA, {"n": n, "d": d}) * np.exp(noise)
+    loss = CHINCHILLA.predict(THETA, {"n": n, "d": d}) * np.exp(noise)
     table = pd.DataFrame({"size": n, "tokens": d, "flops": 6 * n * d, "val_loss": loss})
     table.loc[5, "val_loss"] = np.nan
     return pd.concat([table, table.iloc[[9]]], ignore_index=True)
@@ -49,7 +49,7 @@ def test_the_compute_optimal_size_is_the_minimum_along_a_budget(runs: pd.DataFra
     found = fit(runs, CHINCHILLA, columns=COLUMNS, loss="val_loss", bootstraps=50)
     best = found.compute_optimal(1e21).set_index("quantity")["estimate"]
     n = np.geomspace(best["n"] / 3, best["n"] * 3, 2001)
-    losses = CHINCHILLA.loss(found.theta, {"n": n, "d": 1e21 / (6 * n)})
+    losses = CHINCHILLA.predict(found.theta, {"n": n, "d": 1e21 / (6 * n)})
     assert n[np.argmin(losses)] == pytest.approx(best["n"], rel=2e-3)
     assert best["tokens_per_parameter"] == pytest.approx(best["d"] / best["n"])
 
@@ -89,6 +89,6 @@ def test_the_command_compares_paired_runs(tmp_path: Path) -> None:
     rows = [(p, s, 2.0 + 0.1 * s + 0.01 * (p == "nvfp4") * (1 + s)) for p in ("bf16", "nvfp4") for s in (1, 2, 3)]  # fmt: skip
     pd.DataFrame(rows, columns=["precision", "seed", "val_loss"]).to_csv(tmp_path / "r.csv", index=False)  # fmt: skip
     command = [sys.executable, "-m", "analysis", "ablate", str(tmp_path / "r.csv"), "--baseline", "precision=bf16"]  # fmt: skip
-    done = subprocess.run([*command, "--out", str(tmp_path / "a.csv")], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run([*command, "--out", str(tmp_path / "a.json")], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert pd.read_csv(tmp_path / "a.csv")["difference"][0] == pytest.approx(0.03)

@@ -19,14 +19,14 @@ needs_epoch = pytest.mark.skipif(
 def _surface(theta: Array) -> tuple[Data, Array]:
     n, d = (values.ravel() for values in np.meshgrid(np.geomspace(1e7, 1e10, 9), np.geomspace(1e9, 1e12, 9)))  # fmt: skip
     data = {"n": n, "d": d}
-    return data, np.log(CHINCHILLA.loss(theta, data))
+    return data, np.log(CHINCHILLA.predict(theta, data))
 
 
 def _fit(law: Law, starts: Array, data: Data, log_loss: Array, weights: Array | None = None) -> tuple[Array, Array]:  # fmt: skip
-    features = law.features(data)
+    at = law.bind(data)
 
     def objective(theta: Array, rows: np.ndarray) -> tuple[Array, Array]:
-        return huber_objective(theta, features, log_loss, None if weights is None else weights[rows], 1e-3)  # fmt: skip
+        return huber_objective(at, theta, log_loss, None if weights is None else weights[rows], 1e-3)  # fmt: skip
 
     x, value, done = minimise(objective, starts)
     assert done.all()
@@ -38,13 +38,15 @@ def test_the_gradient_is_that_of_the_objective(name: str) -> None:
     law = LAWS[name]
     rng = np.random.default_rng(0)
     data = {column: rng.uniform(2.0, 9.0, 20) for column in law.columns}
-    theta = rng.uniform(0.1, 1.0, (3, len(law.parameters)))
-    features, log_loss, weights = law.features(data), rng.uniform(0.0, 1.0, 20), rng.integers(0, 3, (3, 20)).astype(float)  # fmt: skip
-    _, gradient = huber_objective(theta, features, log_loss, weights, 0.05)
+    named = {p: rng.uniform(1.1, 2.0, 3) for p in law.parameters}
+    theta = law.theta(named)
+    assert law.named(theta).keys() == named.keys()
+    at, target, weights = law.bind(data), rng.uniform(0.0, 1.0, 20), rng.integers(0, 3, (3, 20)).astype(float)  # fmt: skip
+    _, gradient = huber_objective(at, theta, target, weights, 0.05)
     for p in range(theta.shape[1]):
         shift = np.zeros_like(theta)
         shift[:, p] = 1e-6
-        up, down = (huber_objective(theta + s, features, log_loss, weights, 0.05)[0] for s in (shift, -shift))  # fmt: skip
+        up, down = (huber_objective(at, theta + s, target, weights, 0.05)[0] for s in (shift, -shift))  # fmt: skip
         assert gradient[:, p] == pytest.approx((up - down) / 2e-6, rel=1e-5, abs=1e-8)
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from analysis.runs import Runs, from_folders, from_mlflow
+from analysis.runs import Runs, from_folders
+from analysis.stores import from_mlflow
 from runner import journal
 from runner.errors import StorageError
 from runner.sweep.cells import Cell, freeze_cell, join_sweep, make_cells

@@ -1,0 +1,149 @@
+"""The next sweep: which runs, for a budget, tell most about the loss at a compute nobody has paid for yet.
+
+The bootstraps of a fit say how its parameters may vary together. A run at (n, d) measures one linear
+combination of them (the gradient of log L) with the noise that the runs have shown, and lowers the variance of
+the prediction by a known amount (a Kalman update). Runs are chosen greedily by reduction per FLOP. What that
+rests on: the law is right, linear over the range of the bootstraps, and its noise is the same everywhere.
+
+Source: Chaloner and Verdinelli, Bayesian Experimental Design, Statistical Science 10 (1995).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from analysis.fit import Fit, compute_optimal
+from analysis.laws import Array
+
+_REPEATS = 2  # of one point, as seeds
+_LEAST = 0.01  # of the variance: a run that takes away less is not worth its FLOPs
+
+
+@dataclass(frozen=True)
+class Design:
+    """A proposed sweep.
+
+    Args:
+        runs: a row for each: n, d, flops, seed, the keys of its shape, se_after (of log L at the target).
+        before, after: standard error of log L at the target; target: n, d, flops, loss there.
+    """
+
+    runs: pd.DataFrame
+    before: float
+    after: float
+    target: dict[str, float]
+
+    def report(self) -> dict[str, Any]:
+        """Return every number, as JSON takes it."""
+        return {
+            "target": self.target,
+            "relative_se_before": self.before,
+            "relative_se_after": self.after,
+            "flops": float(self.runs["flops"].sum()),
+            "runs": self.runs.to_dict(orient="records"),
+        }
+
+
+def design(
+    found: Fit, shapes: pd.DataFrame, *, budget: float, target: float, steps: int = 12,
+    tokens: tuple[float, float] | None = None,
+) -> Design:  # fmt: skip
+    """Choose runs for `budget` FLOPs that best determine the loss of the compute-optimal run at `target` FLOPs.
+
+    Args:
+        shapes: the models there are: a column n, all others are keys of the sweep (`model.width`).
+        steps: tokens tried for each shape, log-spaced between `tokens` (None: a tenth of the fewest to as
+            many as the budget pays).
+
+    Raises:
+        ValueError: no run fits the budget, or the fit has no bootstraps.
+    """
+    if len(found.draws) < 100:
+        raise ValueError(f"{len(found.draws)} bootstraps do not say how the parameters vary; at least 100")  # fmt: skip
+    best = {k: float(v) for k, v in compute_optimal(found.law.named(found.theta), target).items()}
+    points = _candidates(found, shapes, budget, steps, tokens)
+    slopes = _slopes(found, points["n"].to_numpy(), points["d"].to_numpy())
+    wanted = _slopes(found, np.array([best["n"]]), np.array([best["d"]]))[0]
+    covariance = np.cov(found.draws, rowvar=False)
+    noise = found.noise**2
+    variance = float(wanted @ covariance @ wanted)
+    before, left, chosen = np.sqrt(variance), budget, []
+    uses = np.zeros(len(points), dtype=int)
+    cost = points["flops"].to_numpy()
+    while True:
+        spread = slopes @ covariance  # [M, P]
+        gains = (spread @ wanted) ** 2 / (noise + np.einsum("mp,mp->m", spread, slopes))
+        open_ = (cost <= left) & (uses < _REPEATS)
+        if not open_.any() or (gains[open_] < _LEAST * variance).all():
+            break
+        worth = np.where(open_ & (gains >= _LEAST * variance), gains / cost, -1.0)
+        index = int(np.argmax(worth))
+        uses[index] += 1
+        left -= cost[index]
+        along = spread[index]
+        covariance = covariance - np.outer(along, along) / (noise + along @ slopes[index])
+        variance = float(wanted @ covariance @ wanted)
+        chosen.append(points.iloc[index].to_dict() | {"seed": int(uses[index]), "se_after": np.sqrt(variance)})  # fmt: skip
+    if not chosen:
+        raise ValueError(
+            f"no run of the {len(shapes)} shapes within {budget:.3g} FLOPs lowers the variance at {target:.3g} FLOPs "
+            f"by {_LEAST:.0%}: raise the budget or add larger shapes"
+        )
+    loss = float(found.law.predict(found.theta, {"n": np.array([best["n"]]), "d": np.array([best["d"]])})[0])  # fmt: skip
+    return Design(pd.DataFrame(chosen), float(before), float(np.sqrt(variance)), best | {"flops": target, "loss": loss})  # fmt: skip
+
+
+def as_sweep(found: Design, *, name: str) -> str:
+    """Return the design as a sweep.yaml: a block for each shape, its tokens and seeds as choices."""
+    keys = [c for c in found.runs.columns if c not in ("n", "d", "flops", "seed", "se_after")]
+    blocks = []
+    for shape, part in found.runs.groupby(["n", *keys], sort=True):
+        same = dict(zip(["n", *keys], shape, strict=True))
+        uses = part.groupby("d")["seed"].max()
+        for count in sorted(set(uses)):
+            values = {key: _plain(same[key]) for key in keys}
+            values["train.tokens"] = ",".join(str(round(d)) for d in uses.index[uses == count])
+            values["seed"] = ",".join(str(s + 1) for s in range(int(count)))
+            blocks.append({"params": values})
+    body = {
+        "defaults": ["/config", "_self_"],
+        "name": name,
+        "hydra": {"mode": "MULTIRUN", "sweeper": {"blocks": blocks}},
+    }
+    head = (
+        "# @package _global_\n"
+        f"# What is the loss at {found.target['flops']:.3g} FLOPs? These {len(found.runs)} runs "
+        f"({found.runs['flops'].sum():.3g} FLOPs)\n# bring its relative standard error from {found.before:.2%} "
+        f"to {found.after:.2%}, if the fitted law holds.\n"
+    )
+    return head + yaml.safe_dump(body, sort_keys=False, width=110)
+
+
+def _candidates(
+    found: Fit, shapes: pd.DataFrame, budget: float, steps: int, tokens: tuple[float, float] | None
+) -> pd.DataFrame:
+    least, most = tokens or (float(found.used["d"].min()) / 10, np.inf)
+    rows = []
+    for shape in shapes.to_dict(orient="records"):
+        top = min(most, budget / (6 * shape["n"]))
+        if top <= least:
+            continue
+        for d in np.geomspace(least, top, steps):
+            rows.append(shape | {"d": float(d), "flops": float(6 * shape["n"] * d)})
+    if not rows:
+        raise ValueError(f"{budget:.3g} FLOPs pay for no run of these shapes at {least:.3g} tokens")
+    return pd.DataFrame(rows)
+
+
+def _slopes(found: Fit, n: Array, d: Array) -> Array:
+    """Return the gradient of log L at each point, [M, P]."""
+    at = found.law.bind({"n": n, "d": d})
+    _, pull = at(np.tile(found.theta, (len(n), 1)))
+    return pull(np.eye(len(n)))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

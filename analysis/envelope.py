@@ -1,0 +1,114 @@
+"""Approach 1 to compute-optimal training: which run has the smallest loss after each number of FLOPs.
+
+Curves are smoothed (a Gaussian in log FLOPs), the lower envelope is read at many budgets, and log n of the
+run on it is regressed on log C. Only where it lies between the smallest and the largest size does the
+envelope say anything; the rest is counted, not used. Learning rates that decay make an early point of a
+long run worse than a short run's end: use constant-rate trunks, or the ends of runs.
+
+Source: Hoffmann et al. arXiv 2203.15556, approach 1.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import require
+from analysis.laws import Array
+
+_POINTS = 1500
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The lower envelope and the power laws through it.
+
+    Args:
+        points: flops, run, n, loss, used on the envelope; curves: run, n, flops, loss, smoothed.
+        exponents: rows n and tokens: exponent of C, low, high (resampled runs), coefficient.
+        unused: share of the envelope that the smallest or the largest size held.
+    """
+
+    points: pd.DataFrame
+    curves: pd.DataFrame
+    exponents: pd.DataFrame
+    unused: float
+
+    def report(self) -> dict[str, Any]:
+        """Return every number, as JSON takes it."""
+        return {
+            "exponents": self.exponents.set_index("quantity").to_dict(orient="index"),
+            "unused_share": self.unused,
+            "runs": int(self.curves["run"].nunique()),
+            "switches": self.points.groupby("n")["flops"].agg(["min", "max"]).reset_index().to_dict(orient="records"),
+        }  # fmt: skip
+
+
+def envelope(
+    curves: pd.DataFrame, *, run: str, n: str, flops: str, loss: str, width: float = 0.1,
+    bootstraps: int = 500, seed: int = 0,
+) -> Envelope:  # fmt: skip
+    """Fit the lower envelope of training curves.
+
+    Args:
+        run, n, flops, loss: columns; a row for each logged point.
+        width: of the smoothing, in natural log of FLOPs.
+
+    Raises:
+        KeyError: a column is missing.
+        ValueError: fewer than three sizes, or none but the ends is ever on the envelope.
+    """
+    require(curves, [run, n, flops, loss])
+    table = pd.DataFrame({"run": curves[run], "n": curves[n], "flops": curves[flops], "loss": curves[loss]}).dropna()  # fmt: skip
+    table = table[(table["flops"] > 0) & (table["loss"] > 0)].sort_values(["run", "flops"])
+    sizes = np.sort(table["n"].unique())
+    if len(sizes) < 3:
+        raise ValueError(f"{len(sizes)} sizes are too few for an envelope: at least 3")
+    grid = np.geomspace(table["flops"].min(), table["flops"].max(), _POINTS)
+    groups = list(table.groupby("run"))
+    smooth = np.stack([_smoothed(part, grid, width) for _, part in groups])
+    size = np.array([part["n"].iloc[0] for _, part in groups], dtype=float)
+    points, slope, start = _fit(smooth, size, grid, sizes)
+    rng, slopes = np.random.default_rng(seed), []
+    for _ in range(bootstraps):
+        chosen = rng.integers(0, len(groups), len(groups))
+        try:
+            slopes.append(_fit(smooth[chosen], size[chosen], grid, sizes)[1])
+        except ValueError:
+            continue  # a resample without a middle size says nothing
+    low, high = np.quantile(slopes, [0.025, 0.975]) if len(slopes) > 1 else (np.nan, np.nan)
+    exponents = pd.DataFrame(
+        [("n", slope, low, high, np.exp(start)), ("tokens", 1 - slope, 1 - high, 1 - low, np.exp(-start) / 6)],
+        columns=["quantity", "exponent", "low", "high", "coefficient"],
+    )  # fmt: skip
+    points["run"] = [groups[i][0] for i in points["run"]]
+    shown = [pd.DataFrame({"run": name, "n": part["n"].iloc[0], "flops": grid, "loss": line}) for (name, part), line in zip(groups, smooth, strict=True)]  # fmt: skip
+    return Envelope(points, pd.concat(shown, ignore_index=True).dropna(), exponents, float(1 - points["used"].mean()))  # fmt: skip
+
+
+def _smoothed(part: pd.DataFrame, grid: Array, width: float) -> Array:
+    """Return the smoothed loss on `grid`, NaN outside the run."""
+    x, y = np.log(part["flops"].to_numpy()), part["loss"].to_numpy()
+    at = np.log(grid)
+    found = np.full(len(grid), np.nan)
+    inside = (at >= x[0]) & (at <= x[-1])
+    weights = np.exp(-0.5 * ((at[inside][:, None] - x[None]) / width) ** 2)
+    total = weights.sum(axis=1)
+    near = total > 1e-12
+    values = np.interp(at[inside], x, y)
+    values[near] = (weights @ y)[near] / total[near]
+    found[inside] = values
+    return found
+
+
+def _fit(smooth: Array, size: Array, grid: Array, sizes: Array) -> tuple[pd.DataFrame, float, float]:  # fmt: skip
+    known = ~np.isnan(smooth).all(axis=0)
+    best = np.nanargmin(smooth[:, known], axis=0)
+    points = pd.DataFrame({"flops": grid[known], "run": best, "n": size[best], "loss": smooth[:, known][best, np.arange(known.sum())]})  # fmt: skip
+    points["used"] = (points["n"] > sizes[0]) & (points["n"] < sizes[-1])
+    used = points[points["used"]]
+    if used["n"].nunique() < 2:
+        raise ValueError("fewer than two sizes between the smallest and the largest are ever the best: widen the range of FLOPs or add sizes")  # fmt: skip
+    slope, start = np.polyfit(np.log(used["flops"]), np.log(used["n"]), 1)
+    return points, float(slope), float(start)

@@ -1,0 +1,65 @@
+"""The noise of an evaluation: standard errors over its questions, clustered and paired.
+
+Source: Miller, Adding Error Bars to Evals, arXiv 2411.00640.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.errors import require
+from analysis.laws import Array
+
+
+def score_with_error(scores: pd.DataFrame, *, score: str, by: str, cluster: str | None = None) -> pd.DataFrame:  # fmt: skip
+    """Return mean and standard error of `score` for each value of `by`: columns by, mean, se, n, clusters.
+
+    Args:
+        scores: a row for each question and run; cluster: questions of one value (a passage, say) stand or
+            fall together and count as such.
+    """
+    require(scores, [score, by, *([cluster] if cluster else [])])
+    rows = []
+    for name, part in scores.groupby(by):
+        values = part[score].to_numpy(dtype=float)
+        groups: NDArray[Any] = part[cluster].to_numpy() if cluster else np.arange(len(part))
+        rows.append((name, values.mean(), standard_error(values, groups), len(values), len(np.unique(groups))))  # fmt: skip
+    return pd.DataFrame(rows, columns=[by, "mean", "se", "n", "clusters"])
+
+
+def paired_score(
+    scores: pd.DataFrame, *, score: str, by: str, baseline: object, question: str, cluster: str | None = None
+) -> pd.DataFrame:  # fmt: skip
+    """Return the difference from the baseline question by question: columns by, difference, se, low, high, n.
+
+    Questions that both were asked are compared; their difficulty, common to both, cancels.
+
+    Raises:
+        ValueError: nobody has the baseline, or a run was asked a question twice.
+    """
+    require(scores, [score, by, question, *([cluster] if cluster else [])])
+    if scores.duplicated([by, question]).any():
+        raise ValueError(f"a value of {by} has a question twice: choose the run by a column that tells them apart")  # fmt: skip
+    wide = scores.pivot(index=question, columns=by, values=score)
+    if baseline not in wide:
+        raise ValueError(f"no row has {by}={baseline}; there are: {list(wide.columns)}")
+    groups = scores.drop_duplicates(question).set_index(question)[cluster] if cluster else None
+    rows = []
+    for name in [c for c in wide.columns if c != baseline]:
+        gap = (wide[name] - wide[baseline]).dropna()
+        labels: NDArray[Any] = groups.loc[gap.index].to_numpy() if groups is not None else np.arange(len(gap))  # fmt: skip
+        mean, error = float(gap.mean()), standard_error(gap.to_numpy(dtype=float), labels)
+        rows.append((name, mean, error, mean - 1.96 * error, mean + 1.96 * error, len(gap)))
+    return pd.DataFrame(rows, columns=[by, "difference", "se", "low", "high", "n"])
+
+
+def standard_error(values: Array, clusters: NDArray[Any]) -> float:
+    """Return the standard error of the mean of `values` [M], cluster-robust; NaN for fewer than two clusters."""
+    labels, index = np.unique(clusters, return_inverse=True)
+    count = len(labels)
+    if count < 2:
+        return float("nan")
+    sums = np.bincount(index, weights=values - values.mean())
+    return float(np.sqrt(np.sum(sums**2) * count / (count - 1)) / len(values))

@@ -1,0 +1,173 @@
+"""Metric histories: the table, how a run folder's file becomes one, and the cache that keeps them.
+
+A history has columns fingerprint, step, key, value; the first and the third are categories in
+lexical order, so that millions of points stay small.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+
+COLUMNS = ["fingerprint", "step", "key", "value"]
+_NOT_METRICS = {"step", "time", "attempt", "restored"}
+_VERSION = "1"
+Part = tuple[str, str, Any, Any]  # run, key, steps, values
+
+
+def assemble(parts: Iterable[Part]) -> pd.DataFrame:
+    """Return the history of many parts, each one metric of one run, in their order."""
+    parts = [part for part in parts if len(part[2])]
+    lengths = [len(part[2]) for part in parts]
+    steps = np.concatenate([np.asarray(p[2], dtype=np.int64) for p in parts]) if parts else np.empty(0, np.int64)  # fmt: skip
+    values = np.concatenate([np.asarray(p[3], dtype=np.float64) for p in parts]) if parts else np.empty(0)  # fmt: skip
+    columns = {
+        "fingerprint": _categories([part[0] for part in parts], lengths),
+        "step": steps,
+        "key": _categories([part[1] for part in parts], lengths),
+        "value": values,
+    }
+    return pd.DataFrame(columns)
+
+
+def _categories(names: list[str], lengths: list[int]) -> pd.Categorical:
+    known = sorted(set(names))
+    code = {name: index for index, name in enumerate(known)}
+    codes = np.repeat(np.array([code[name] for name in names], dtype=np.int32), lengths)
+    return pd.Categorical.from_codes(codes, pd.Index(known, dtype="str"))
+
+
+def read_folder(file: Path, run: str) -> list[Part]:
+    """Return the parts of one metrics.jsonl by the rules of docs/run-folder.md."""
+    if not file.exists():
+        return []
+    whole = file.read_bytes().rpartition(b"\n")[0]
+    return _plain(whole, run) or _by_rules(whole, run)
+
+
+def _plain(whole: bytes, run: str) -> list[Part]:
+    """Return the parts of a file of one attempt, in bulk; [] where it takes the rules to read it."""
+    if not whole or b'"restored"' in whole:
+        return []
+    try:
+        table = pj.read_json(pa.BufferReader(whole), pj.ReadOptions(use_threads=False, block_size=1 << 24))  # fmt: skip
+    except pa.ArrowInvalid:  # NaN and Infinity are Python's JSON only
+        return []
+    if "step" not in table.column_names:
+        return []
+    if "attempt" in table.column_names and len(table["attempt"].unique()) > 1:
+        return []
+    steps = table["step"].to_numpy()
+    parts: list[Part] = []
+    for name in table.column_names:
+        if name in _NOT_METRICS:
+            continue
+        values = table[name]
+        if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
+            return []
+        present = values.is_valid().to_numpy()
+        own = steps[present]
+        if np.any(np.diff(own) <= 0):
+            return []
+        parts.append((run, name, own, values.drop_null().to_numpy()))
+    return parts
+
+
+def _by_rules(whole: bytes, run: str) -> list[Part]:
+    """As `_plain`, line by line: a `restored` line drops the steps after it, a later attempt wins.
+
+    What an earlier attempt wrote after that line (it was taken for dead and did not know) is left out.
+    """
+    points: dict[tuple[int, str], float] = {}
+    newest = 0
+    for text in whole.splitlines():
+        if not text:
+            continue
+        line = json.loads(text)
+        if "restored" in line:
+            newest = line.get("attempt", newest)
+            points = {k: v for k, v in points.items() if k[0] <= line["restored"]}
+            continue
+        if line.get("attempt", newest) < newest:
+            continue
+        for name, value in line.items():
+            if name not in _NOT_METRICS:
+                points[line["step"], name] = float(value)
+    metrics: dict[str, tuple[list[int], list[float]]] = {}
+    for (step, name), value in points.items():
+        steps, values = metrics.setdefault(name, ([], []))
+        steps.append(step)
+        values.append(value)
+    return [(run, name, steps, values) for name, (steps, values) in metrics.items()]
+
+
+def last_values(history: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each run with the last value of each of its metrics."""
+    if history.empty:
+        return pd.DataFrame()
+    last = history.dropna(subset=["value"]).drop_duplicates(["fingerprint", "key"], keep="last")
+    wide = last.pivot(index="fingerprint", columns="key", values="value")
+    wide.columns = wide.columns.astype(str)
+    wide.index = wide.index.astype(str)
+    return wide
+
+
+def cached(
+    file: Path | None, stamps: Mapping[str, str], read: Callable[[list[str]], pd.DataFrame]
+) -> pd.DataFrame:
+    """Return the history of the runs in `stamps`, reading only those whose stamp has changed since.
+
+    Args:
+        file: the cache, a parquet file; None or one that cannot be written: none.
+        read: of some runs, their history.
+    """
+    kept, known = _load(file) if file else (None, {})
+    fresh = [run for run, stamp in stamps.items() if known.get(run) != stamp]
+    if kept is None or not known:
+        history = read(list(stamps))
+    elif not fresh and len(known) == len(stamps):
+        return kept
+    else:
+        gone = (set(known) - set(stamps)) | set(fresh)
+        old = kept[~kept["fingerprint"].isin(gone)]
+        history = _together(old, read(fresh)) if fresh else _together(old)
+    if file:
+        with suppress(OSError):
+            _store(file, history, stamps)
+    return history
+
+
+def _together(*parts: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of all parts with one lexical order of categories."""
+    for column in ("fingerprint", "key"):
+        known = sorted(set().union(*(part[column].unique() for part in parts)))
+        parts = tuple(part.assign(**{column: part[column].cat.set_categories(known)}) for part in parts)  # fmt: skip
+    return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0].reset_index(drop=True)  # fmt: skip
+
+
+def _load(file: Path) -> tuple[pd.DataFrame | None, dict[str, str]]:
+    try:
+        table = pq.read_table(file)
+        facts = table.schema.metadata or {}
+        if facts.get(b"espalier") != _VERSION.encode():
+            return None, {}
+        return _together(table.to_pandas()), json.loads(facts[b"stamps"])
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
+        return None, {}
+
+
+def _store(file: Path, history: pd.DataFrame, stamps: Mapping[str, str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pandas(history, preserve_index=False)
+    facts = {b"espalier": _VERSION.encode(), b"stamps": json.dumps(dict(stamps)).encode()}
+    part = file.with_name(f"{file.name}.{os.getpid()}")
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **facts}), part)
+    part.replace(file)

@@ -1,0 +1,246 @@
+"""Approach 2 to compute-optimal training: at each budget the size with the smallest loss, then a power law.
+
+The minimum is that of a parabola in log N, fitted robustly, or of an Akima spline through the means over
+seeds. Intervals come from a parametric bootstrap with the noise that the runs themselves show. A parabola
+through a curve that is not one is biased: the same procedure on noise-free losses of a Chinchilla law
+fitted to the same runs says by how much, the optimum of such a law being known.
+
+Source: Hoffmann et al. arXiv 2203.15556, approach 2; Huber, Robust Statistics, for the weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.interpolate import Akima1DInterpolator
+
+from analysis.errors import require
+from analysis.fit import fit
+from analysis.laws import CHINCHILLA, Array
+
+Method = Literal["parabola", "akima"]
+Minimum = tuple[float, float, Array] | str  # log n, loss, curve on a grid; or why there is none
+Find = Callable[[Array, Array], Minimum]
+_SAME_BUDGET = 0.05  # natural log: budgets this close are one
+_FEWEST = 4  # sizes: three always lie on a parabola
+_HUBER = 1.345  # standard deviations: 95% efficient for normal noise
+
+
+@dataclass(frozen=True)
+class IsoFlop:
+    """What the budgets say.
+
+    Args:
+        budgets: a row for each: flops, n, n_low, n_high, loss, tokens (where there is a column of
+            them), bias (log of found over true n for the fitted law), sizes, noise, rejected (why, or "").
+        exponents: rows n and tokens: exponent of C, low, high, coefficient.
+        curves: what was fitted, for the figure: flops, n, loss.
+        points: the runs with their budget.
+        left_out: how many rows were not used, by the reason.
+    """
+
+    budgets: pd.DataFrame
+    exponents: pd.DataFrame
+    curves: pd.DataFrame
+    points: pd.DataFrame
+    left_out: dict[str, int]
+    method: Method
+
+    def counts(self) -> str:
+        """Say how many points and budgets were used, and why others were not."""
+        parts = [f"{len(self.points)} points at {len(self.budgets)} budgets"]
+        parts += _rejections(self.budgets)
+        parts += [f"{count} left out: {why}" for why, count in self.left_out.items()]
+        return "; ".join(parts)
+
+    def report(self) -> dict[str, Any]:
+        """Return every number, as JSON takes it."""
+        return {
+            "method": self.method,
+            "exponents": self.exponents.set_index("quantity").to_dict(orient="index"),
+            "budgets": self.budgets.to_dict(orient="records"),
+            "points": {"used": len(self.points), "left_out": self.left_out},
+        }
+
+
+def _rejections(budgets: pd.DataFrame) -> list[str]:
+    pairs = zip(budgets["flops"], budgets["rejected"], strict=True)
+    return [f"{flops:.3g} FLOPs rejected: {why}" for flops, why in pairs if why]
+
+
+def isoflop(
+    table: pd.DataFrame, *, flops: str, n: str, loss: str, tokens: str | None = None,
+    method: Method = "parabola", bootstraps: int = 1000, seed: int = 0,
+) -> IsoFlop:  # fmt: skip
+    """Find the best size of each budget and how it grows.
+
+    Args:
+        flops, n, loss, tokens: columns; tokens default to flops / 6n.
+
+    Raises:
+        KeyError: a column is missing.
+        ValueError: fewer than two budgets have a minimum; why is named for each.
+    """
+    points, left_out = _points(table, flops, n, loss, tokens)
+    find = METHODS[method]
+    rng, rows, curves, draws = np.random.default_rng(seed), [], [], {}
+    for budget, part in points.groupby("budget"):
+        x, y = np.log(part["n"].to_numpy()), part["loss"].to_numpy()
+        row, drawn, curve = _one(find, x, y, rng, bootstraps)
+        rows.append({"flops": budget} | row)
+        if not row["rejected"]:
+            draws[budget] = drawn
+        if curve is not None:
+            curves.append(curve.assign(flops=budget))
+    budgets = pd.DataFrame(rows)
+    kept = budgets[budgets["rejected"] == ""]
+    if len(kept) < 2:
+        why = "; ".join(_rejections(budgets))
+        raise ValueError(f"{len(kept)} of {len(budgets)} budgets have a minimum, at least 2 are needed. {why}")  # fmt: skip
+    tokens_at = _tokens(points, kept)
+    exponents = _exponents(kept, tokens_at, draws)
+    budgets = budgets.merge(pd.DataFrame({"flops": kept["flops"], "tokens": tokens_at, "bias": _bias(points, kept, find)}), on="flops", how="left")  # fmt: skip
+    return IsoFlop(budgets, exponents, pd.concat(curves, ignore_index=True), points, left_out, method)  # fmt: skip
+
+
+def _points(
+    table: pd.DataFrame, flops: str, n: str, loss: str, tokens: str | None
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    names = {"flops": flops, "n": n, "loss": loss} | ({"d": tokens} if tokens else {})
+    require(table, list(names.values()))
+    points = pd.DataFrame({k: pd.to_numeric(table[c], errors="coerce") for k, c in names.items()})
+    good = (points > 0).all(axis=1)
+    left_out = {"a value is missing or not positive": int((~good).sum())} if not good.all() else {}
+    points = points[good].sort_values("flops").reset_index(drop=True)
+    if not tokens:
+        points["d"] = points["flops"] / (6 * points["n"])
+    group = (np.log(points["flops"]).diff() > _SAME_BUDGET).cumsum()
+    points["budget"] = np.exp(np.log(points["flops"]).groupby(group).transform("mean"))
+    return points, left_out
+
+
+def _one(
+    find: Find, x: Array, y: Array, rng: np.random.Generator, bootstraps: int
+) -> tuple[dict[str, Any], Array, pd.DataFrame | None]:  # fmt: skip
+    """Return the row of one budget, the drawn minima (log n) and the curve."""
+    sizes = np.unique(x)
+    found = find(x, y) if len(sizes) >= _FEWEST else f"{len(sizes)} sizes are fewer than {_FEWEST}"
+    empty = {"n": np.nan, "n_low": np.nan, "n_high": np.nan, "loss": np.nan, "sizes": len(sizes), "noise": np.nan}  # fmt: skip
+    if isinstance(found, str):
+        return empty | {"rejected": found}, np.empty(0), None
+    best, least, grid = found
+    line = np.linspace(sizes[0], sizes[-1], len(grid))
+    fitted = np.interp(x, line, grid)
+    noise = _noise(x, y, fitted)
+    drawn = np.full(bootstraps, np.nan)
+    for index in range(bootstraps):
+        again = find(x, fitted + rng.normal(0.0, noise, len(x)))
+        drawn[index] = again[0] if not isinstance(again, str) else np.nan
+    lost = float(np.mean(np.isnan(drawn)))
+    row = {
+        "n": np.exp(best), "n_low": np.exp(np.nanquantile(drawn, 0.025)), "n_high": np.exp(np.nanquantile(drawn, 0.975)),
+        "loss": least, "sizes": len(sizes), "noise": noise,
+        "rejected": f"{lost:.0%} of the bootstraps have no minimum" if lost > 0.2 else "",
+    }  # fmt: skip
+    curve = pd.DataFrame({"n": np.exp(line), "loss": grid})
+    return row, np.where(np.isnan(drawn), best, drawn), curve
+
+
+def _noise(x: Array, y: Array, fitted: Array) -> float:
+    """Return the standard deviation within sizes where they have several runs, else about the curve."""
+    frame = pd.DataFrame({"x": x, "y": y})
+    spare = len(x) - len(np.unique(x))
+    if spare >= 3:
+        within = frame["y"] - frame.groupby("x")["y"].transform("mean")
+        return float(np.sqrt((within**2).sum() / spare))
+    return float(np.sqrt(np.sum((y - fitted) ** 2) / max(1, len(x) - 3)))
+
+
+def _parabola(x: Array, y: Array) -> Minimum:
+    """Return the minimum (log n, loss) and the curve on a grid, or why there is none."""
+    middle = x.mean()
+    design = np.stack([np.ones_like(x), x - middle, (x - middle) ** 2], axis=1)
+    weights = np.ones_like(y)
+    for _ in range(20):
+        root = np.sqrt(weights)
+        c, *_ = np.linalg.lstsq(design * root[:, None], y * root, rcond=None)
+        residual = np.abs(y - design @ c)
+        scale = 1.4826 * np.median(residual)
+        if scale <= 1e-12:
+            break
+        weights = np.minimum(1.0, _HUBER * scale / np.maximum(residual, 1e-300))
+    if c[2] <= 0:
+        return "the parabola opens downwards"
+    best = middle - c[1] / (2 * c[2])
+    if not x.min() < best < x.max():
+        return "the minimum lies outside the sizes"
+    grid = np.linspace(x.min(), x.max(), 200) - middle
+    return float(best), float(c[0] - c[1] ** 2 / (4 * c[2])), c[0] + c[1] * grid + c[2] * grid**2
+
+
+def _akima(x: Array, y: Array) -> Minimum:
+    """As `_parabola`, for a spline through the mean of each size."""
+    means = pd.Series(y).groupby(x).mean()
+    sizes = means.index.to_numpy(dtype=float)
+    line = np.linspace(sizes[0], sizes[-1], 200)
+    curve = Akima1DInterpolator(sizes, means.to_numpy())(line)
+    lowest = int(np.argmin(curve))
+    if lowest in (0, len(line) - 1):
+        return "the smallest loss is at the edge of the sizes"
+    return float(line[lowest]), float(curve[lowest]), curve
+
+
+METHODS: dict[str, Find] = {
+    "parabola": _parabola,
+    "akima": _akima,
+}
+
+
+def _tokens(points: pd.DataFrame, kept: pd.DataFrame) -> Array:
+    """Return the tokens at each minimum: along the budget's own points, log-linear in n."""
+    found = []
+    for budget, n in zip(kept["flops"].to_numpy(dtype=float), kept["n"].to_numpy(dtype=float), strict=True):  # fmt: skip
+        part = points[points["budget"] == budget]
+        found.append(float(np.exp(_log_tokens(part, np.log(np.array([n])))[0])))
+    return np.array(found)
+
+
+def _log_tokens(part: pd.DataFrame, log_n: Array) -> Array:
+    slope, start = np.polyfit(np.log(part["n"].to_numpy()), np.log(part["d"].to_numpy()), 1)
+    along: Array = start + slope * log_n
+    return along
+
+
+def _exponents(kept: pd.DataFrame, tokens: Array, draws: dict[Any, Array]) -> pd.DataFrame:
+    c = np.log(kept["flops"].to_numpy())
+    n = np.log(kept["n"].to_numpy())
+    drawn = np.stack([draws[budget] for budget in kept["flops"]])
+    slopes = np.polyfit(c, drawn, 1)[0]
+    rows = []
+    # Along a budget tokens fall as n grows: what is drawn for n is drawn for them.
+    for name, logs, drawn_slopes in (("n", n, slopes), ("tokens", np.log(tokens), np.polyfit(c, np.log(tokens), 1)[0] + np.polyfit(c, n, 1)[0] - slopes)):  # fmt: skip
+        slope, start = np.polyfit(c, logs, 1)
+        low, high = np.quantile(drawn_slopes, [0.025, 0.975])
+        rows.append((name, slope, low, high, float(np.exp(start))))
+    return pd.DataFrame(rows, columns=["quantity", "exponent", "low", "high", "coefficient"])
+
+
+def _bias(points: pd.DataFrame, kept: pd.DataFrame, find: Find) -> Array:
+    """Return log(found / true n) of the procedure on noise-free losses of a law fitted to the points."""
+    if len(points) < 8:
+        return np.full(len(kept), np.nan)
+    law = fit(points, CHINCHILLA, columns={"n": "n", "d": "d"}, loss="loss", bootstraps=0, starts=CHINCHILLA.start_grid()[::9])  # fmt: skip
+    found = []
+    for budget in kept["flops"].to_numpy(dtype=float):
+        part = points[points["budget"] == budget]
+
+        def loss(x: Array, part: pd.DataFrame = part) -> Array:
+            return CHINCHILLA.predict(law.theta, {"n": np.exp(x), "d": np.exp(_log_tokens(part, x))})  # fmt: skip
+
+        x = np.log(part["n"].to_numpy())
+        line = np.linspace(x.min() - 1, x.max() + 1, 20001)
+        again = find(x, loss(x))
+        found.append(np.nan if isinstance(again, str) else again[0] - line[np.argmin(loss(line))])
+    return np.array(found)

@@ -1,0 +1,132 @@
+"""Figures of scaling laws; each function returns the figure and the table of what it shows."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from analysis.envelope import Envelope
+from analysis.fit import Fit
+from analysis.isoflop import IsoFlop
+from analysis.plots import short
+
+_MARKERS = "osD^vPX"
+
+
+def law_with_residuals(
+    points: pd.DataFrame, *, title: str, response: str = "loss"
+) -> tuple[Figure, pd.DataFrame]:
+    """Return measured against fitted response, residuals below; held-out points are hollow.
+
+    Args:
+        points: `Fit.residuals()`.
+    """
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(3.3, 3.6), sharex=True, height_ratios=(3, 1)
+    )
+    for held, part in points.groupby("held_out"):
+        style = {"markerfacecolor": "none"} if held else {}
+        label = f"{'held out' if held else 'fitted'} (n={len(part)})"
+        top.plot(part["predicted"], part["loss"], "o", markersize=3, label=label, **style)
+        bottom.plot(part["predicted"], part["residual"], "o", markersize=3, **style)
+    ends = [points["predicted"].min(), points["predicted"].max()]
+    top.plot(ends, ends, color="0.5", linewidth=0.8)
+    bottom.axhline(0.0, color="0.5", linewidth=0.8)
+    top.set(ylabel=f"measured {response}", title=title)
+    bottom.set(xlabel=f"fitted {response}", ylabel="residual")
+    top.legend()
+    return figure, points
+
+
+def isoflop_curves(found: IsoFlop, *, title: str) -> tuple[Figure, pd.DataFrame]:
+    """Return loss against n for each budget, the fitted curves and their minima; rejected budgets are grey."""
+    figure, axis = plt.subplots(figsize=(3.3, 2.6))
+    rejected = set(found.budgets.loc[found.budgets["rejected"] != "", "flops"])
+    colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(found.budgets)))
+    for index, (budget, part) in enumerate(found.points.groupby("budget")):
+        colour = "0.7" if budget in rejected else colours[index]
+        note = ", no minimum" if budget in rejected else ""
+        label = f"{short_flops(float(str(budget)))}{note}"
+        axis.plot(part["n"], part["loss"], _MARKERS[index % 7], color=colour, markersize=3, label=label)  # fmt: skip
+        curve = found.curves[found.curves["flops"] == budget]
+        axis.plot(curve["n"], curve["loss"], color=colour, linewidth=0.8)
+    kept = found.budgets[found.budgets["rejected"] == ""]
+    bars = [kept["n"] - kept["n_low"], kept["n_high"] - kept["n"]]
+    axis.errorbar(kept["n"], kept["loss"], xerr=bars, fmt="k*", markersize=6, capsize=2, label="best size")  # fmt: skip
+    axis.set(xscale="log", xlabel="parameters", ylabel="validation loss (nats/token)", title=title)
+    axis.legend(fontsize=5, title="training FLOPs", title_fontsize=5)
+    return figure, found.points
+
+
+def best_size(found: IsoFlop | Envelope, *, title: str) -> tuple[Figure, pd.DataFrame]:
+    """Return the best n against compute with the fitted power law."""
+    figure, axis = plt.subplots(figsize=(3.3, 2.2))
+    row = found.exponents.set_index("quantity").loc["n"]
+    if isinstance(found, IsoFlop):
+        shown = found.budgets[found.budgets["rejected"] == ""]
+        bars = [shown["n"] - shown["n_low"], shown["n_high"] - shown["n"]]
+        axis.errorbar(shown["flops"], shown["n"], yerr=bars, fmt="o", capsize=2, label="best size")
+    else:
+        shown = found.points
+        for used, part in shown.groupby("used"):
+            label = "on the envelope" if used else "at the end of the sizes"
+            axis.plot(part["flops"], part["n"], ".", markersize=2, color=None if used else "0.7", label=label)  # fmt: skip
+    c = np.geomspace(shown["flops"].min(), shown["flops"].max(), 50)
+    label = f"C^{row['exponent']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    axis.plot(c, row["coefficient"] * c ** row["exponent"], color="0.4", linewidth=0.8, label=label)
+    axis.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="parameters", title=title)
+    axis.legend()
+    return figure, shown
+
+
+def profile_curves(profile: pd.DataFrame, *, title: str) -> tuple[Figure, pd.DataFrame]:
+    """Return a panel for each parameter: how fast the fit gets worse around its best value."""
+    names = list(dict.fromkeys(profile["parameter"]))
+    columns = 2
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.3, 0.4 + 1.1 * rows), sharey=True, squeeze=False)  # fmt: skip
+    level = stats.chi2.ppf(0.95, 1)
+    for axis, name in zip(axes.flat, names, strict=False):
+        part = profile[profile["parameter"] == name]
+        axis.plot(part["value"], part["statistic"])
+        axis.axhline(level, color="0.5", linewidth=0.8, linestyle="--")
+        axis.set(ylim=(0, 4 * level), xlabel=name)
+    for axis in list(axes.flat)[len(names) :]:
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=8)
+    figure.supylabel("likelihood-ratio statistic (dashed: 95%)", fontsize=6)
+    return figure, profile
+
+
+def pair_plot(found: Fit, *, title: str) -> tuple[Figure, pd.DataFrame]:
+    """Return the bootstrapped parameters against each other; the estimate is the cross."""
+    draws, best = found.law.named(found.draws), found.law.named(found.theta)
+    names = list(draws)
+    figure, axes = plt.subplots(len(names), len(names), figsize=(5.0, 5.0))
+    for i, row in enumerate(names):
+        for j, column in enumerate(names):
+            axis = axes[i, j]
+            if j > i:
+                axis.set_axis_off()
+                continue
+            if i == j:
+                axis.hist(draws[row], bins=30, color="0.6")
+                axis.axvline(float(best[row]), color="C1", linewidth=0.8)
+            else:
+                axis.plot(draws[column], draws[row], ".", markersize=1, alpha=0.3, rasterized=True)
+                axis.plot(best[column], best[row], "+", color="C1")
+            axis.tick_params(labelbottom=i == len(names) - 1, labelleft=j == 0 and i > 0)
+            axis.locator_params(nbins=2)
+            if i == len(names) - 1:
+                axis.set_xlabel(column)
+            if j == 0:
+                axis.set_ylabel(row)
+    figure.suptitle(title, fontsize=8)
+    return figure, pd.DataFrame({name: np.asarray(values) for name, values in draws.items()})
+
+
+def short_flops(value: float) -> str:
+    """Return 3e+12 as 3e12; large numbers of FLOPs have no familiar unit."""
+    mantissa, _, power = f"{value:.2g}".partition("e")
+    return f"{mantissa}e{int(power)}" if power else short(value)

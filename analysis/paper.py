@@ -1,0 +1,128 @@
+"""A folder for a paper: figures with captions, tables, every number as a macro, and a .tex that compiles.
+
+The text names numbers (`\\BfSixteenMean`), never their digits, so it cannot drift from the data: run the
+command again and it is right again. provenance.json says which runs, commits and command they come from.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.runs import Runs
+from analysis.tables import escape, latex, number
+
+_DIGITS = dict(zip("0123456789", ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine"), strict=True))  # fmt: skip
+_MAIN = r"""\documentclass{article}
+\usepackage[margin=1in]{geometry}
+\usepackage{booktabs,graphicx,hyperref}
+\input{numbers}
+\title{%(title)s}
+\date{}
+\begin{document}
+\maketitle
+%(question)s
+
+The sweep has \NumCells{} cells: \CellStates.
+
+%(tables)s
+%(figures)s
+\section*{Provenance}
+%(provenance)s
+\end{document}
+"""
+
+
+def write_paper(
+    runs: Runs, name: str, folder: Path, *, figures: list[Path], results: Path | None, readme: Path | None,
+    provenance: dict[str, Any],
+) -> Path:  # fmt: skip
+    """Fill `folder`; return the .tex file. Text that was edited is kept: main.tex is written once.
+
+    Args:
+        figures: PDF files, a CSV of the same name beside each; results: results.csv of the experiment.
+        readme: of the experiment, whose question opens the paper.
+        provenance: commits, command and fingerprints of what went in.
+    """
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    blocks = []
+    for figure in figures:
+        shutil.copy(figure, folder / "figures" / figure.name)
+        if figure.with_suffix(".csv").exists():
+            shutil.copy(figure.with_suffix(".csv"), folder / "figures")
+        caption = folder / "figures" / f"{figure.stem}.caption.tex"
+        if not caption.exists():
+            caption.write_text(f"{escape(figure.stem.replace('_', ' ').capitalize())}. {escape(runs.count())}.\n")  # fmt: skip
+        blocks.append(_figure(figure))
+    table = ""
+    macros = [("NumCells", str(len(runs.table))), ("CellStates", escape(runs.count().partition(": ")[2]))]  # fmt: skip
+    if results is not None and results.exists():
+        found = pd.read_csv(results)
+        shown = _readable(found).set_index(found.columns[0])
+        (folder / "results.tex").write_text(latex(shown, caption=f"{name}: results", label="results"))  # fmt: skip
+        table = r"\input{results}"
+        macros += list(_macros(found))
+    (folder / "numbers.tex").write_text(_definitions(macros))
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+    (folder / "provenance.tex").write_text(_provenance(provenance))
+    main = folder / "main.tex"
+    if not main.exists():
+        parts = {"title": escape(name), "question": escape(_question(readme)), "tables": table, "figures": "\n".join(blocks), "provenance": r"\input{provenance}"}  # fmt: skip
+        main.write_text(_MAIN % parts)
+    return main
+
+
+def macro_name(*parts: object) -> str:
+    """Return a macro's name, letters only: ("nvfp4", "low") -> NvfpFourLow."""
+    words = re.findall(r"[A-Za-z]+|\d", " ".join(str(part) for part in parts).replace("-", " minus "))  # fmt: skip
+    return "".join(_DIGITS.get(word, word[:1].upper() + word[1:]) for word in words)
+
+
+def _macros(found: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Yield a macro for each number; rows are named by the leading columns that tell them apart."""
+    keys = 1
+    while keys < len(found.columns) and found.iloc[:, :keys].duplicated().any():
+        keys += 1
+    for row in found.itertuples(index=False):
+        for column, value in list(zip(found.columns, row, strict=True))[keys:]:
+            if isinstance(value, (int, float)):
+                yield macro_name(*row[:keys], column), number(float(value))
+
+
+def _definitions(macros: list[tuple[str, str]]) -> str:
+    twice = {name for name, _ in macros if sum(name == other for other, _ in macros) > 1}
+    if twice:
+        raise ValueError(f"several numbers would be called {', '.join(sorted(twice))}: name the rows of results.csv apart")  # fmt: skip
+    return "".join(f"\\newcommand{{\\{name}}}{{{value}}}\n" for name, value in macros)
+
+
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
+    shown = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
+    return shown.replace("nan", "--").fillna("--")
+
+
+def _figure(figure: Path) -> str:
+    return (
+        "\\begin{figure}\n\\centering\n"
+        f"\\includegraphics{{figures/{figure.name}}}\n"
+        f"\\caption{{\\input{{figures/{figure.stem}.caption}}\\unskip}}\n\\end{{figure}}"
+    )
+
+
+def _question(readme: Path | None) -> str:
+    if readme is None or not readme.exists():
+        return ""
+    found = re.search(r"\*\*Question\.\*\*(.*?)\n\n", readme.read_text(), re.DOTALL)
+    return " ".join(found.group(1).split()) if found else ""
+
+
+def _provenance(facts: dict[str, Any]) -> str:
+    lines = []
+    for key, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        lines.append(f"\\noindent {escape(key)}: {{\\ttfamily\\small {escape(text)}}}\\par")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,106 @@
+"""How far a fit can be trusted: profiles of each parameter, and what changes with choices nobody should hide.
+
+A profile fixes one parameter and fits the others again. The rise of the objective, scaled as Huber's
+likelihood-ratio statistic, is chi-square with one degree of freedom; where it stays below 3.84 the data
+allow that value. A profile that never rises is a flat valley: the parameter is not determined.
+
+Source: Huber and Ronchetti, Robust Statistics, section 7.
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from analysis.fit import Fit, fit
+from analysis.laws import Array, huber_objective
+from analysis.minimise import minimise
+
+_POINTS = 41
+_SPANS = 6.0  # standard errors to either side
+
+
+def profiles(found: Fit) -> pd.DataFrame:
+    """Return columns parameter, value, statistic: a row for each fixed value of each parameter."""
+    law = found.law
+    at = law.bind({name: found.used[name].to_numpy() for name in law.columns})
+    target = law.response(found.used["loss"].to_numpy())
+    spread = found.draws.std(axis=0, ddof=1) if len(found.draws) > 1 else np.full(len(found.theta), np.nan)  # fmt: skip
+    spread = np.where(np.isfinite(spread) & (spread > 0), spread, 0.1)
+    count = len(found.theta)
+    shifts = np.linspace(-_SPANS, _SPANS, _POINTS)
+    fixed = np.repeat(np.arange(count), _POINTS)
+    starts = np.tile(found.theta, (count * _POINTS, 1))
+    starts[np.arange(len(starts)), fixed] += np.tile(shifts, count) * spread[fixed]
+
+    def objective(theta: Array, rows: NDArray[np.intp]) -> tuple[Array, Array]:
+        value, gradient = huber_objective(at, theta, target, None, found.delta)
+        gradient[np.arange(len(rows)), fixed[rows]] = 0.0
+        return value, gradient
+
+    ends, values, _ = minimise(objective, starts)
+    scale = _scale(at(found.theta[None])[0][0] - target, found.delta)
+    statistic = 2 * np.maximum(0.0, values - found.objective) / scale
+    named = law.named(ends)
+    value = np.concatenate([named[name][fixed == i] for i, name in enumerate(law.parameters)])
+    return pd.DataFrame({"parameter": np.array(law.parameters)[fixed], "value": value, "statistic": statistic})  # fmt: skip
+
+
+def flat_valleys(profile: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Return for each parameter the interval its profile allows; `flat` where an end is open.
+
+    Columns: parameter, low, high (the ends of what was tried where open), flat.
+    """
+    most = stats.chi2.ppf(confidence, 1)
+    rows = []
+    for name, part in profile.groupby("parameter", sort=False):
+        value, statistic = part["value"].to_numpy(), part["statistic"].to_numpy()
+        allowed = np.flatnonzero(statistic <= most)
+        first, last = allowed[0], allowed[-1]
+        low = value[0] if first == 0 else _crossing(value, statistic, first - 1, most)
+        high = value[-1] if last == len(value) - 1 else _crossing(value, statistic, last, most)
+        rows.append((name, low, high, bool(first == 0 or last == len(value) - 1)))
+    return pd.DataFrame(rows, columns=["parameter", "low", "high", "flat"])
+
+
+def sensitivity(
+    table: pd.DataFrame, found: Fit, *, columns: dict[str, str], loss: str, also_n: list[str] | None = None,
+    holdout: str | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Return the parameters under other choices: Huber's delta, points left out, how parameters are counted.
+
+    Args:
+        table, columns, loss, holdout: what the fit was given; also_n: other columns for n.
+    """
+    starts = np.concatenate([found.theta[None], found.law.start_grid()[:: max(1, len(found.law.start_grid()) // 20)]])  # fmt: skip
+
+    def row(choice: str, rows: pd.DataFrame, names: dict[str, str], delta: float) -> dict[str, object]:  # fmt: skip
+        again = fit(rows, found.law, columns=names, loss=loss, holdout=holdout, delta=delta, bootstraps=0, starts=starts)  # fmt: skip
+        named = {k: float(v) for k, v in again.law.named(again.theta).items()}
+        return {"choice": choice, "points": len(again.used)} | named
+
+    rows = [row("as fitted", table, columns, found.delta)]
+    rows += [row(f"delta {delta:g}", table, columns, delta) for delta in (1e-4, 1e-2, 1.0) if delta != found.delta]  # fmt: skip
+    order = pd.to_numeric(table[loss], errors="coerce").sort_values()
+    for share in (0.05, 0.1):
+        count = max(1, round(share * len(table)))
+        if len(table) - count > len(found.law.parameters):
+            rows.append(row(f"without the {count} highest losses", table.loc[order.index[:-count]], columns, found.delta))  # fmt: skip
+            rows.append(row(f"without the {count} lowest losses", table.loc[order.index[count:]], columns, found.delta))  # fmt: skip
+    for other in also_n or []:
+        rows.append(row(f"n = {other}", table, columns | {"n": other}, found.delta))
+    return pd.DataFrame(rows)
+
+
+def _scale(residual: Array, delta: float) -> float:
+    """Return what twice the rise is divided by: E[psi^2] / E[psi'] of Huber's psi."""
+    slope = np.clip(residual, -delta, delta)
+    return float(
+        np.mean(slope**2) / max(float(np.mean(np.abs(residual) <= delta)), 1 / len(residual))
+    )
+
+
+def _crossing(value: Array, statistic: Array, first: int, level: float) -> float:
+    """Return where the profile crosses `level` between points `first` and `first` + 1."""
+    a, b = statistic[first], statistic[first + 1]
+    return float(value[first] + (level - a) / (b - a) * (value[first + 1] - value[first]))

@@ -1,0 +1,80 @@
+"""Tables for a paper: mean +- spread over runs by rows and columns, as text or LaTeX (booktabs)."""
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import require
+
+_SPECIAL = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
+_HOLE = "--"
+
+
+def cross_table(
+    runs: pd.DataFrame, *, rows: str, columns: str | None, metric: str, digits: int | None = None
+) -> pd.DataFrame:
+    """Return cells "mean +- s.d. (n)" by value of `rows` and `columns`; a hole of the grid is "--".
+
+    Args:
+        digits: after the point; None: as many as the spread of the seeds justifies.
+    """
+    require(runs, [rows, metric, *([columns] if columns else [])])
+    by = [rows, columns] if columns else [rows]
+    grouped = runs.dropna(subset=[metric]).groupby(by, sort=False)[metric].agg(["mean", "std", "count"])  # fmt: skip
+    places = digits if digits is not None else _places(grouped)
+    text = pd.Series([_cell(mean, spread, count, places) for mean, spread, count in grouped.to_numpy(dtype=float)], index=grouped.index)  # fmt: skip
+    table = text.unstack(columns) if columns else text.to_frame(metric)
+    every = list(dict.fromkeys(runs[rows]))
+    table = table.reindex(index=every)
+    if columns:
+        table = table.reindex(columns=list(dict.fromkeys(runs[columns])))
+    return table.fillna(_HOLE)
+
+
+def latex(table: pd.DataFrame, *, caption: str, label: str, note: str = "") -> str:
+    """Return a booktabs table; "+-" becomes a sign, every special character is escaped."""
+    head = " & ".join(escape(str(name)) for name in [table.index.name or "", *table.columns])
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escape(caption)}}}",
+        rf"\label{{tab:{label}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        r"\toprule",
+        rf"{head} \\",
+        r"\midrule",
+    ]
+    for name, row in table.iterrows():
+        cells = [escape(str(value)).replace("+-", r"$\pm$") for value in row]
+        lines.append(" & ".join([escape(str(name)), *cells]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if note:
+        lines.append(rf"\par\smallskip\footnotesize {escape(note)}")
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def escape(text: str) -> str:
+    """Return text as LaTeX shows it."""
+    return "".join(_SPECIAL.get(letter, letter) for letter in text)
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Return a number as LaTeX shows it: 4 significant digits, powers of ten written out."""
+    if not np.isfinite(value):
+        return _HOLE
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+        return rf"\ensuremath{{{float(mantissa):g} \times 10^{{{int(power)}}}}}"
+    return rf"\ensuremath{{{value:.{digits}g}}}"
+
+
+def _cell(mean: float, spread: float, count: float, places: int) -> str:
+    error = f" +- {spread:.{places}f}" if np.isfinite(spread) else ""
+    return f"{mean:.{places}f}{error} ({int(count)})"
+
+
+def _places(grouped: pd.DataFrame) -> int:
+    """Return the place of the second significant digit of the typical spread, at least 2, at most 5."""
+    spread = grouped["std"].median()
+    if not np.isfinite(spread) or spread <= 0:
+        return 3
+    return int(np.clip(1 - np.floor(np.log10(spread)), 2, 5))

@@ -1,0 +1,129 @@
+"""Every figure against its golden image; `ESPALIER_GOLDEN=write` draws them anew (look at them then)."""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.testing.compare import compare_images
+
+from analysis import law_plots, plots, run_plots
+from analysis.compare import paired_difference
+from analysis.envelope import envelope
+from analysis.fit import Fit, fit
+from analysis.isoflop import isoflop
+from analysis.laws import CHINCHILLA
+from analysis.robustness import profiles
+from analysis.runs import Runs
+from tests.analysis.known import TRUE, budgets, grid
+
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 8.0  # root mean square of 0..255: other fonts' rasters pass, another figure does not
+
+
+def _runs() -> Runs:
+    """Two precisions x three sizes x two seeds, a curve each; one run failed."""
+    rng, table, history = np.random.default_rng(0), [], []
+    for precision in ("bf16", "nvfp4"):
+        for size in (1e5, 1e6, 1e7):
+            for seed in (1, 2):
+                name = f"{precision}-{size:g}-{seed}"
+                failed = name == "nvfp4-1e+07-2"
+                level = 2.0 + 3.0 / np.log10(size) + 0.02 * (precision == "nvfp4")
+                steps = np.arange(100, 1001, 100)
+                loss = level + 8.0 / np.sqrt(steps) + rng.normal(0.0, 0.005, len(steps))
+                flops = 6 * size * 2048.0 * steps
+                facts = {"num_parameters": size, "precision.compute": precision, "seed": seed, "optim.lr": 1e-3 * seed}  # fmt: skip
+                state = {"state": "failed" if failed else "finished"}
+                table.append({"fingerprint": name, "label": name, "val_loss": loss[-1], "flops": flops[-1]} | facts | state)  # fmt: skip
+                for key, values in (("val_loss", loss), ("flops", flops), ("tokens", 2048.0 * steps)):  # fmt: skip
+                    history.append(pd.DataFrame({"fingerprint": name, "step": steps, "key": key, "value": values}))  # fmt: skip
+    return Runs(pd.DataFrame(table), pd.concat(history, ignore_index=True))
+
+
+def _diagnostics() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    keys = [f"precision/layers.{i}.{part}/{gemm}/sqnr_db" for i in range(4) for part in ("attention.qkv", "feed_forward.down") for gemm in ("fprop/x", "fprop/w", "wgrad/g")]  # fmt: skip
+    return pd.DataFrame({"fingerprint": "a", "step": 100, "key": keys, "value": rng.normal(20, 3, len(keys))})  # fmt: skip
+
+
+@cache
+def _fit() -> Fit:
+    table = grid(5e-3)
+    return fit(table, CHINCHILLA, columns={"n": "n", "d": "d"}, loss="loss", holdout="flops > 1e22", bootstraps=200, starts=CHINCHILLA.start_grid()[::50])  # fmt: skip
+
+
+def _envelope() -> Figure:
+    rows = []
+    for run, n in enumerate(np.geomspace(1e7, 1e10, 12)):
+        d = np.geomspace(1e8, 1e12, 60)
+        loss = TRUE["E"] + TRUE["A"] / n ** TRUE["alpha"] + TRUE["B"] / d ** TRUE["beta"]
+        rows.append(pd.DataFrame({"run": run, "n": n, "flops": 6 * n * d, "loss": loss}))
+    found = envelope(pd.concat(rows), run="run", n="n", flops="flops", loss="loss", bootstraps=20)
+    return law_plots.best_size(found, title="Envelope")[0]
+
+
+def _forest() -> Figure:
+    done = _runs().finished
+    pair = ["num_parameters", "seed"]
+    gap = paired_difference(done, key="precision.compute", baseline="bf16", metric="val_loss", pair=pair)  # fmt: skip
+    return plots.forest(gap, baseline="bf16")[0]
+
+
+def _iso(kind: Callable[..., tuple[Figure, pd.DataFrame]]) -> Figure:
+    found = isoflop(budgets(2e-3), flops="flops", n="n", loss="loss", bootstraps=50)
+    return kind(found, title="IsoFLOP")[0]
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "learning_curves": lambda: plots.learning_curves(_runs(), x="flops", by="num_parameters")[0],
+    "against_size": lambda: plots.against_size(_runs(), by="precision.compute")[0],
+    "forest": _forest,
+    "law": lambda: law_plots.law_with_residuals(_fit().residuals(), title="Law")[0],
+    "pairs": lambda: law_plots.pair_plot(_fit(), title="Pairs")[0],
+    "profiles": lambda: law_plots.profile_curves(profiles(_fit()), title="Profiles")[0],
+    "isoflop": lambda: _iso(law_plots.isoflop_curves),
+    "best_size": lambda: _iso(law_plots.best_size),
+    "envelope": _envelope,
+    "heat_map": lambda: run_plots.heat_map(_runs().finished.query("num_parameters < 1e7 or seed < 2"), x="optim.lr", y="num_parameters", title="Heat map")[0],
+    "pareto": lambda: run_plots.pareto(_runs().finished, cost="flops", by="precision.compute", title="Pareto")[0],
+    "gap": lambda: run_plots.gap_against_tokens(_runs(), by="precision.compute", baseline="bf16", pair=["num_parameters", "seed"], title="Gap")[0],
+    "waterfall": lambda: run_plots.waterfall(pd.DataFrame({"step": ["nothing", "+ rotation", "+ rounding", "+ head"], "mean": [2.1, 2.05, 2.06, 2.0]}), title="Waterfall")[0],
+    "by_layer": lambda: run_plots.by_layer(_diagnostics(), statistic="sqnr_db", title="SQNR")[0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_looks_as_it_did(name: str, tmp_path: Path) -> None:
+    drawn = tmp_path / f"{name}.png"
+    FIGURES[name]().savefig(drawn, dpi=100)
+    golden = GOLDEN / f"{name}.png"
+    if os.environ.get("ESPALIER_GOLDEN") == "write":
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_bytes(drawn.read_bytes())
+    assert golden.exists(), f"no {golden}; ESPALIER_GOLDEN=write makes it"
+    difference = compare_images(str(golden), str(drawn), tol=TOLERANCE)
+    assert difference is None, difference
+
+
+def test_a_heat_map_shows_holes_and_the_best_of_each_row() -> None:
+    figure, shown = run_plots.heat_map(_runs().finished.query("num_parameters < 1e7 or seed < 2"), x="optim.lr", y="num_parameters", title="")  # fmt: skip
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts.count("x") == 1
+    assert len(shown) == 5
+    assert len(figure.axes[0].patches) == 3
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    rows = pd.DataFrame({"kind": "a", "flops": [1.0, 2.0, 3.0, 4.0], "val_loss": [3.0, 3.5, 2.0, 2.0]})  # fmt: skip
+    _, shown = run_plots.pareto(rows, cost="flops", by="kind", title="")
+    assert shown["front"].tolist() == [True, False, True, False]
+
+
+def test_layers_without_diagnostics_say_how_to_get_them() -> None:
+    with pytest.raises(ValueError, match=r"set precision\.diagnostics_every"):
+        run_plots.by_layer(_runs().history, statistic="sqnr_db", title="")

@@ -1,0 +1,123 @@
+"""Loading runs: ours beside `mlflow.search_runs` and `get_metric_history`, on SQLite, run folders and a server.
+
+    PYTHONPATH=. python tests/bench/loading.py [FOLDER]
+
+10,000 runs of 20 parameters and one metric, and 1,000 runs of 5 metrics over 1,000 steps, are written to a store
+with MLflow's own schema and to run folders. MLflow's client reads all runs and the histories of every 50th run,
+scaled up; ours reads everything, first without a cache, then with the one it left.
+"""
+
+import json
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from analysis.runs import Runs, from_folders
+from analysis.stores import from_mlflow
+from tests.runner.test_tracking import Server
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+WIDE, LONG, STEPS, METRICS, PARAMS, EVERY = 10_000, 1_000, 1_000, 5, 20, 50
+
+
+def _write_store(folder: Path) -> Path:
+    from mlflow import MlflowClient
+
+    file = folder / "server.db"
+    client = MlflowClient(f"sqlite:///{file}")
+    with sqlite3.connect(file) as store:
+        for name, runs, steps in (("wide", WIDE, 1), ("long", LONG, STEPS)):
+            experiment = client.create_experiment(name)
+            ids = [f"{name}{i:028x}" for i in range(runs)]
+            made = [(run, f"run {run}", "FINISHED", 1, 2, "active", "u", "", "", "", "LOCAL", f"file:///{run}", experiment) for run in ids]  # fmt: skip
+            store.executemany("INSERT INTO runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, user_id, source_name, entry_point_name, source_version, source_type, artifact_uri, experiment_id) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", made)  # fmt: skip
+            store.executemany("INSERT INTO tags (key, value, run_uuid) VALUES ('fingerprint', ?, ?)", [(run[-16:], run) for run in ids])  # fmt: skip
+            store.executemany("INSERT INTO params (key, value, run_uuid) VALUES (?, ?, ?)", [(f"group.key_{k}", str(k), run) for run in ids for k in range(PARAMS)])  # fmt: skip
+            for k in range(METRICS if steps > 1 else 1):
+                store.executemany("INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan) VALUES (?, ?, ?, ?, ?, 0)", ((f"metric_{k}", 1.0 / (s + k + 1), s, run, s) for run in ids for s in range(steps)))  # fmt: skip
+                store.executemany("INSERT INTO latest_metrics (key, value, timestamp, run_uuid, step, is_nan) VALUES (?, ?, ?, ?, ?, 0)", [(f"metric_{k}", 1.0 / (steps + k), steps - 1, run, steps - 1) for run in ids])  # fmt: skip
+            store.commit()
+    return file
+
+
+def _write_folders(folder: Path) -> None:
+    for name, runs, steps in (("wide", WIDE, 1), ("long", LONG, STEPS)):
+        metrics = METRICS if steps > 1 else 1
+        lines = [{"step": s, "time": float(s), "attempt": 1} | {f"metric_{k}": 1.0 / (s + k + 1) for k in range(metrics)} for s in range(steps)]  # fmt: skip
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        ids = [f"{name}{i:012x}" for i in range(runs)]
+        sweep = folder / "sweeps" / name
+        sweep.mkdir(parents=True)
+        (sweep / "cells.jsonl").write_text("".join(json.dumps({"fingerprint": i, "label": i}) + "\n" for i in ids))  # fmt: skip
+        for run in ids:
+            attempt = folder / "runs" / run / "attempts" / "0001"
+            attempt.mkdir(parents=True)
+            (attempt / "events.jsonl").write_text('{"event": "started"}\n{"event": "finished"}\n')
+            science = {f"group.key_{k}": k for k in range(PARAMS)}
+            (folder / "runs" / run / "cell.json").write_text(json.dumps({"schema": 1, "fingerprint": run, "config": {}, "science": science}))  # fmt: skip
+            (folder / "runs" / run / "summary.json").write_text('{"num_parameters": 1000}')
+            (folder / "runs" / run / "metrics.jsonl").write_text(text)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _theirs(uri: str) -> tuple[float, float]:
+    import mlflow
+    from mlflow import MlflowClient
+
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(uri)
+    wide = _seconds(lambda: mlflow.search_runs(experiment_names=["wide"]))
+    runs = mlflow.search_runs(experiment_names=["long"])["run_id"]
+    part = runs[::EVERY]
+    begun = time.perf_counter()
+    for run in part:
+        for k in range(METRICS):
+            client.get_metric_history(run, f"metric_{k}")
+    return wide, (time.perf_counter() - begun) * len(runs) / len(part)
+
+
+def _ours(load: Callable[[str], Runs]) -> tuple[float, float]:
+    assert len(load("wide").table) == WIDE
+    wide = _seconds(lambda: load("wide"))
+    long: list[Runs] = []
+    took = _seconds(lambda: long.append(load("long")))
+    assert len(long[0].history) == LONG * STEPS * METRICS
+    return wide, took
+
+
+def main(folder: Path) -> None:
+    """Print the table."""
+    file = _write_store(folder)
+    _write_folders(folder)
+    rows = []
+    uri = f"sqlite:///{file}"
+    theirs = _theirs(uri)
+    rows.append(("SQLite", *theirs, *_ours(lambda name: from_mlflow(uri, name))))
+    rows.append(("run folders (MLflow on SQLite)", *theirs, *_ours(lambda name: from_folders(folder, name, cache=False))))  # fmt: skip
+    from_folders(folder, "long")
+    from_folders(folder, "wide")
+    rows.append(("run folders, cached", *theirs, *_ours(lambda name: from_folders(folder, name))))
+    server = Server(folder)
+    server.start()
+    try:
+        rows.append(("server", *_theirs(server.uri), *_ours(lambda name: from_mlflow(server.uri, name))))  # fmt: skip
+    finally:
+        server.kill()
+    print(f"| {WIDE:,} runs x {PARAMS} parameters; {LONG:,} x {STEPS:,} x {METRICS} points | MLflow: runs | histories | ours: runs | histories | together |")  # fmt: skip
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, a, b, c, d in rows:
+        print(f"| {name} | {a:.1f} s | {b:.1f} s | {c:.2f} s | {d:.2f} s | {(a + b) / (c + d):.1f}x |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as made:
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(made))
