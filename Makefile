@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXP ?= demo
 
-.PHONY: demo test check sweep plots ui clean test-gpu bench-gpu slurm-up slurm-down browser
+.PHONY: demo test check sweep plots ui clean test-gpu bench-gpu slurm-up slurm-down browser latex
 
 demo: .venv/ready  ## train a small grid and draw its figure
 	$(BIN)/python -m runner -m -cd experiments/demo -cn sweep
@@ -38,6 +38,10 @@ slurm-up: .venv/dev  ## a four-node SLURM on this Debian machine (root), for the
 browser:  ## Chromium from Debian (root), for the tests of the status page
 	which chromium > /dev/null || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium > /dev/null; }
+
+latex:  ## LaTeX from Debian (root), for the test of papers
+	which latexmk > /dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends latexmk texlive-latex-recommended > /dev/null; }
 
 slurm-down:  ## end it
 	$(BIN)/python tests/slurm/cluster.py down

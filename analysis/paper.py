@@ -14,12 +14,13 @@ from typing import Any
 import pandas as pd
 
 from analysis.runs import Runs
+from analysis.story import story
 from analysis.tables import escape, latex, number
 
 _DIGITS = dict(zip("0123456789", ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine"), strict=True))  # fmt: skip
 _MAIN = r"""\documentclass{article}
 \usepackage[margin=1in]{geometry}
-\usepackage{booktabs,graphicx,hyperref}
+\usepackage{booktabs,graphicx}
 \input{numbers}
 \title{%(title)s}
 \date{}
@@ -51,13 +52,14 @@ def write_paper(
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     blocks = []
     for figure in figures:
-        shutil.copy(figure, folder / "figures" / figure.name)
-        if figure.with_suffix(".csv").exists():
-            shutil.copy(figure.with_suffix(".csv"), folder / "figures")
-        caption = folder / "figures" / f"{figure.stem}.caption.tex"
+        stem = re.sub(r"[^A-Za-z0-9_-]", "-", figure.stem)  # TeX reads file names too
+        for kind in (".pdf", ".csv"):
+            if figure.with_suffix(kind).exists():
+                shutil.copy(figure.with_suffix(kind), folder / "figures" / f"{stem}{kind}")
+        caption = folder / "figures" / f"{stem}.caption.tex"
         if not caption.exists():
             caption.write_text(f"{escape(figure.stem.replace('_', ' ').capitalize())}. {escape(runs.count())}.\n")  # fmt: skip
-        blocks.append(_figure(figure))
+        blocks.append(_figure(stem))
     table = ""
     macros = [("NumCells", str(len(runs.table))), ("CellStates", escape(runs.count().partition(": ")[2]))]  # fmt: skip
     if results is not None and results.exists():
@@ -71,9 +73,23 @@ def write_paper(
     (folder / "provenance.tex").write_text(_provenance(provenance))
     main = folder / "main.tex"
     if not main.exists():
-        parts = {"title": escape(name), "question": escape(_question(readme)), "tables": table, "figures": "\n".join(blocks), "provenance": r"\input{provenance}"}  # fmt: skip
+        parts = {"title": escape(name), "question": escape(story(readme).get("question", "") if readme else ""), "tables": table, "figures": "\n".join(blocks), "provenance": r"\input{provenance}"}  # fmt: skip
         main.write_text(_MAIN % parts)
     return main
+
+
+def provenance(root: Path, runs: Runs) -> dict[str, Any]:
+    """Return fingerprints, commits, versions and hardware of the finished runs under `root`."""
+    names = sorted(runs.finished["fingerprint"])
+    facts = []
+    for name in names:
+        files = sorted((root / "runs" / name).glob("attempts/*/environment.json"))
+        facts += [json.loads(file.read_text()) for file in files[-1:]]
+
+    def every(*keys: str) -> list[str]:
+        return sorted({" ".join(str(fact.get(key, "unknown")) for key in keys) for fact in facts})
+
+    return {"commits": every("git_sha"), "torch": every("torch"), "hardware": every("cpu", "gpus"), "fingerprints": names}  # fmt: skip
 
 
 def macro_name(*parts: object) -> str:
@@ -105,19 +121,12 @@ def _readable(table: pd.DataFrame) -> pd.DataFrame:
     return shown.replace("nan", "--").fillna("--")
 
 
-def _figure(figure: Path) -> str:
+def _figure(stem: str) -> str:
     return (
         "\\begin{figure}\n\\centering\n"
-        f"\\includegraphics{{figures/{figure.name}}}\n"
-        f"\\caption{{\\input{{figures/{figure.stem}.caption}}\\unskip}}\n\\end{{figure}}"
+        f"\\includegraphics{{figures/{stem}}}\n"
+        f"\\caption{{\\protect\\input{{figures/{stem}.caption}}\\unskip}}\n\\end{{figure}}"
     )
-
-
-def _question(readme: Path | None) -> str:
-    if readme is None or not readme.exists():
-        return ""
-    found = re.search(r"\*\*Question\.\*\*(.*?)\n\n", readme.read_text(), re.DOTALL)
-    return " ".join(found.group(1).split()) if found else ""
 
 
 def _provenance(facts: dict[str, Any]) -> str:

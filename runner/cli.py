@@ -262,15 +262,38 @@ def report(
         str, typer.Option(help="Address of the MLflow UI that links lead to.")
     ] = "http://127.0.0.1:5000",
 ) -> None:
-    """Write one self-contained HTML page: cells, curves, failures, links, the figures drawn so far."""
+    """Write one self-contained HTML page: verdict, figures, results, cells, curves, failures, links."""
+    from analysis.story import story  # noqa: PLC0415
     from runner.sweep.cells import sweep_cells  # noqa: PLC0415
     from runner.sweep.report import write_report  # noqa: PLC0415
 
-    file = out or root / "sweeps" / name / "report.html"
-    drawn = sorted((_experiment(name) / "figures").glob("*.png"))
-    figures = drawn or sorted((root / "plots" / name).glob("*.png"))
-    write_report(sweep_cells(root, name), name, file, mlflow, figures)
+    file, folder = out or root / "sweeps" / name / "report.html", _experiment(name)
+    figures = _drawn(name, root, "png")
+    told, results = story(folder / "README.md"), folder / "results.csv"
+    write_report(sweep_cells(root, name), name, file, mlflow, figures, told, results)
     typer.echo(file)
+
+
+@app.command()
+def paper(
+    name: Name,
+    root: Root = Path("."),
+    out: Annotated[Path | None, typer.Option(help="Folder; default: papers/NAME.")] = None,
+) -> None:
+    """Gather figures, tables and numbers of an experiment into a folder with a .tex that compiles."""
+    from analysis.paper import provenance, write_paper  # noqa: PLC0415
+    from analysis.runs import from_folders  # noqa: PLC0415
+
+    runs, folder = from_folders(root, name), _experiment(name)
+    figures = _drawn(name, root, "pdf")
+    if not figures:
+        raise ConfigError(f"no figures of {name} yet: run `espalier plots {name}` first")
+    facts = {"sweep": name, "command": f"espalier paper {name}"} | provenance(root, runs)
+    main_tex = write_paper(
+        runs, name, out or root / "papers" / name, figures=figures, results=folder / "results.csv",
+        readme=folder / "README.md", provenance=facts,
+    )  # fmt: skip
+    typer.echo(f"{main_tex}: latexmk -pdf -cd {main_tex}")
 
 
 @app.command()
@@ -327,6 +350,12 @@ def generate(
         seed=seed, average=average,
     )  # fmt: skip
     typer.echo(text)
+
+
+def _drawn(name: str, root: Path, kind: str) -> list[Path]:
+    """Return the figures that `plots` has made, the experiment's own or the defaults."""
+    own = sorted((_experiment(name) / "figures").glob(f"*.{kind}"))
+    return own or sorted((root / "plots" / name).glob(f"*.{kind}"))
 
 
 def _experiment(name: str) -> Path:

@@ -1,11 +1,12 @@
 """The status page: one self-contained HTML file with every cell of a sweep, its curves and its failures."""
 
 import base64
+import csv
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -32,13 +33,16 @@ _NUMBERS = (
 
 
 def write_report(
-    cells: Sequence[Cell], name: str, file: Path, mlflow: str, figures: Sequence[Path]
-) -> None:
+    cells: Sequence[Cell], name: str, file: Path, mlflow: str, figures: Sequence[Path],
+    story: Mapping[str, str] | None = None, results: Path | None = None,
+) -> None:  # fmt: skip
     """Write the page of `cells` to `file`.
 
     Args:
         mlflow: address of the MLflow server that links lead to.
         figures: PNG files that are put into the page.
+        story: paragraphs of the experiment, its question and its verdict, by their names.
+        results: its table, a CSV.
     """
     states = Counter(cell.state for cell in cells)
     text = Template(_PAGE.read_text(encoding="utf-8")).substitute(
@@ -50,6 +54,10 @@ def write_report(
         rows="\n".join(_row(cell, file.parent, mlflow) for cell in cells),
         failures=_failures(cells),
         figures=_figures(figures),
+        story="".join(
+            f"<p><b>{escape(k.capitalize())}.</b> {escape(v)}</p>" for k, v in (story or {}).items()
+        ),
+        results=_results(results),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     journal.write_whole(file, text)
@@ -123,6 +131,34 @@ def _failures(cells: Sequence[Cell]) -> str:
         return ""
     blocks = "".join(f"<pre>{escape(cluster.describe(len(cells)))}</pre>" for cluster in found)
     return f"<h2>Failures by cause</h2>{blocks}"
+
+
+def _results(file: Path | None) -> str:
+    if file is None or not file.exists():
+        return ""
+    head, *rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
+    columns = list(zip(*rows, strict=True)) or [()] * len(head)
+    numeric = [all(_is_number(value) for value in column) for column in columns]
+    kinds = ["" if n else ' class="text"' for n in numeric]
+    heads = "".join(
+        f'<th scope="col"{k}>{escape(h)}</th>' for h, k in zip(head, kinds, strict=True)
+    )
+    body = "".join(f"<tr>{''.join(map(_result, head, row, numeric))}</tr>" for row in rows)
+    return f"<h2>Results</h2><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _result(heading: str, value: str, numeric: bool) -> str:
+    if not numeric:
+        return _text(escape(heading), escape(value))
+    shown = f"{float(value):.5g}" if value else ""
+    return f'<td data-label="{escape(heading)}" data-value="{escape(value)}">{shown}</td>'
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return not value or float(value) == float(value)
+    except ValueError:
+        return False
 
 
 def _figures(files: Sequence[Path]) -> str:

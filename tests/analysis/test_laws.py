@@ -1,14 +1,19 @@
 """Fits of scaling laws: gradients, a surface that is known, and Epoch's refit of Chinchilla."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.fit import fit
 from analysis.laws import CHINCHILLA, LAWS, Array, Data, Law, huber_objective
 from analysis.minimise import minimise
+from tests.conftest import ROOT
 
 EPOCH = Path(os.environ.get("ESPALIER_SHARED", Path(__file__).parents[3] / "shared")) / "scaling/chinchilla_epoch/svg_extracted_data.csv"  # fmt: skip
 needs_epoch = pytest.mark.skipif(
@@ -55,6 +60,52 @@ def test_a_known_surface_is_recovered_to_1e_6() -> None:
     data, log_loss = _surface(theta)
     x, value = _fit(CHINCHILLA, CHINCHILLA.start_grid()[::37], data, log_loss)
     assert x[np.argmin(value)] == pytest.approx(theta, rel=1e-6)
+
+
+KNOWN = {
+    "chinchilla": {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.34, "beta": 0.28},
+    "power": {"A": 30.0, "E": 1.7, "alpha": 0.2},
+    "overtraining": {"a": 60.0, "b": 80.0, "E": 1.5, "eta": 0.12},
+    "kaplan": {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.095},
+    "data_constrained": {"A": 521.0, "B": 1488.0, "E": 1.87, "alpha": 0.35, "beta": 0.35, "R_D": 15.4, "R_N": 5.3},
+    "precision": {"A": 400.0, "B": 500.0, "E": 1.7, "alpha": 0.33, "beta": 0.29, "gamma_w": 2.7, "gamma_a": 2.2},
+    "sigmoid": {"floor": 0.25, "height": 0.7, "k": 6.0, "middle": 2.2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_every_law_is_recovered_from_its_own_points(name: str) -> None:
+    """From the start grid, of which the truth is no member; what is predicted agrees to 1e-6."""
+    law, rng = LAWS[name], np.random.default_rng(0)
+    ranges = {"n": (1e7, 1e10), "d": (1e9, 1e12), "unique": (3e8, 1e11), "x": (1.5, 4.0)}
+    data = {c: np.exp(rng.uniform(*np.log(ranges[c]), 150)) if c in ranges else rng.choice([4.0, 5.0, 6.0, 8.0, 16.0], 150) for c in law.columns}  # fmt: skip
+    truth = law.theta({p: np.array(v) for p, v in KNOWN[name].items()})
+    response = law.predict(truth, data)
+    table = pd.DataFrame(data | {"loss": response})
+    columns = {c: c for c in law.columns}
+    found = fit(table, law, columns=columns, loss="loss", bootstraps=0, starts=law.start_grid()[:: max(1, len(law.start_grid()) // 60)])  # fmt: skip
+    assert found.law.predict(found.theta, data) == pytest.approx(response, rel=1e-6)
+    for parameter, value in KNOWN[name].items():
+        assert float(law.named(found.theta)[parameter]) == pytest.approx(value, rel=1e-3), parameter
+    assert law.at_bound(found.theta) == []
+
+
+def test_a_law_of_ones_own_takes_ten_lines(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from analysis.laws import Formula\n"
+        "def formula(p, x):\n"
+        "    return p['E'] + p['A'] / x['n'] ** p['alpha']\n"
+        "LAW = Formula(name='mine', parameters=('A', 'alpha', 'E'), columns=('n',), positive=('A', 'E'), formula=formula,\n"
+        "              starts={'A': (1, 100), 'alpha': (0.2, 0.5), 'E': (0.5, 2)}, bounds={'alpha': (0, 3)})\n"
+    )
+    n = np.geomspace(1e6, 1e9, 12)
+    pd.DataFrame({"size": n, "val_loss": 1.8 + 50 / n**0.3}).to_csv(tmp_path / "r.csv", index=False)
+    command = [sys.executable, "-m", "analysis", "fit", str(tmp_path / "r.csv"), "--law", f"{tmp_path}/mine.py:LAW"]  # fmt: skip
+    more = ["--n", "size", "--bootstrap", "20", "--no-check", "--out", str(tmp_path / "f.json")]
+    done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "f.json").read_text())["parameters"]
+    assert found["alpha"]["estimate"] == pytest.approx(0.3, rel=1e-4)
 
 
 @pytest.fixture(scope="module")

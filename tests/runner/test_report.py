@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from runner.cli import app
+from runner.sweep.report import write_report
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CHROMIUM = shutil.which("chromium")
@@ -22,6 +23,23 @@ def page_file(espalier: Run, tmp_path: Path) -> Path:
     made = CliRunner().invoke(app, ["report", "w", "--root", str(tmp_path)])
     assert made.exit_code == 0, made.output
     return Path(made.output.strip())
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium")
+def test_the_page_of_an_experiment_has_its_verdict_and_a_table_that_sorts(tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    (tmp_path / "results.csv").write_text("choice,mean\nb,2.5\na,1.5\nnone,\n")
+    told = {"question": "Is a < b?", "verdict": "Yes."}
+    write_report([], "x", tmp_path / "x.html", "http://127.0.0.1:5000", [], told, tmp_path / "results.csv")  # fmt: skip
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto((tmp_path / "x.html").as_uri())
+        assert "Is a < b?" in page.inner_text("body")
+        assert "Verdict. Yes." in page.inner_text("body")
+        page.get_by_role("columnheader", name="mean").click()
+        assert page.locator("td[data-label=choice]").all_inner_texts() == ["a", "b", "none"]
 
 
 def test_the_page_stands_alone_and_escapes(page_file: Path) -> None:

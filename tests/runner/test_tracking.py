@@ -127,7 +127,8 @@ def test_a_store_of_another_schema_or_locked_is_named(espalier: Run, tmp_path: P
 class Server:
     """A real `mlflow server` on loopback that can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, workers: int = 1) -> None:
+        self.workers = workers
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -142,7 +143,7 @@ class Server:
             "--host",
             "127.0.0.1",
             "--workers",
-            "1",
+            str(self.workers),
         ]
         command += [
             "--backend-store-uri",
