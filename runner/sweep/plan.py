@@ -40,11 +40,13 @@ class Planned:
     Args:
         speeds: the FLOP/s of this root's finished runs by (precision, hardware).
         machine_gb: memory of the machine where the cell names none (None: unknown).
+        done_flops: what the run that it continues has behind it.
     """
 
     cell: Cell
     speeds: dict[tuple[str, str], float]
     machine_gb: float | None = None
+    done_flops: int = 0
 
     @cached_property
     def state(self) -> str:
@@ -62,6 +64,11 @@ class Planned:
             return Budget(**json.loads(summary.read_text()))
         vocab = self.cell.config.tokenizer.planned_vocab_size()
         return None if vocab is None else budget(self.cell.config, vocab)
+
+    @property
+    def flops(self) -> int | None:
+        """Training FLOPs that are left to do, None where the sizes are unknown."""
+        return None if self.budget is None else max(0, self.budget.flops - self.done_flops)
 
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
@@ -94,18 +101,18 @@ class Planned:
     @cached_property
     def seconds(self) -> tuple[float, float] | None:
         """Training time as (least, most), None where nothing is known."""
-        if self.budget is None:
+        if self.flops is None:
             return None
         resources = self.cell.config.resources
         known = self.speeds.get((_precision(self.cell.science), _hardware(resources.gpu)))
         if known:
-            return self.budget.flops / known, self.budget.flops / known
+            return self.flops / known, self.flops / known
         gpu = gpu_named(resources.gpu) if resources.gpu else None
         peak = gpu.peak(self.cell.config.precision.compute) if gpu else None
         if peak is None:
             return None
         low, high = (peak * resources.num_processes * share for share in _MFU)
-        return self.budget.flops / high, self.budget.flops / low
+        return self.flops / high, self.flops / low
 
     @cached_property
     def problem(self) -> str | None:
@@ -167,7 +174,9 @@ def plan(cells: Sequence[Cell]) -> list[Table | str]:
     """Return what is printed: the table of `cells`, totals over those that will run, precision tables."""
     root = Path(cells[0].config.root).resolve()
     speeds = flops_per_s(root)
-    rows = [Planned(cell, speeds) for cell in cells]
+    rows: list[Planned] = []
+    for cell in cells:
+        rows.append(Planned(cell, speeds, done_flops=_continued(cell, rows)))
     table = Table(box=None, pad_edge=False)
     columns = ("cell", "state", "parameters", "steps", "tokens", "FLOPs", "memory", "disk", "time")
     for column in columns:
@@ -177,13 +186,25 @@ def plan(cells: Sequence[Cell]) -> list[Table | str]:
         counts: tuple[str, ...] = ("?",) * 4
         if sizes:
             numbers = (sizes.num_parameters, sizes.steps, sizes.tokens)
-            counts = (*map(_short, numbers), f"{sizes.flops:.2e}")
+            counts = (*map(_short, numbers), f"{row.flops:.2e}")
         state = f"[red]{row.state}[/]" if row.state == "invalid" else row.state
         table.add_row(
             row.cell.label, state, *counts, _bytes(row.memory_bytes), _bytes(row.disk_bytes),
             _range(row.seconds),
         )  # fmt: skip
     return [table, "\n".join(_totals(rows)), *_precisions(rows)]
+
+
+def _continued(cell: Cell, before: Sequence[Planned]) -> int:
+    """Return the FLOPs of the run that `cell` goes on with, 0 where it begins anew."""
+    start = cell.config.upstream
+    if start is None or start.take != "everything":
+        return 0
+    planned = [row.budget.flops for row in before if row.cell.fingerprint == start.run and row.budget]  # fmt: skip
+    summary = cell.folder.parent / start.run / "summary.json"
+    if not planned and summary.exists():
+        planned = [int(json.loads(summary.read_text())["flops"])]
+    return planned[0] if planned else 0
 
 
 def _precisions(rows: list[Planned]) -> Iterator[Table | str]:
@@ -202,7 +223,7 @@ def _totals(rows: list[Planned]) -> list[str]:
     states = Counter(row.state for row in rows)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
     todo = [row for row in rows if row.state in _WILL_RUN]
-    flops = sum(row.budget.flops for row in todo if row.budget)
+    flops = sum(row.flops for row in todo if row.flops)
     known = [(row, row.seconds) for row in todo if row.seconds is not None]
     lines = [f"{len(rows)} cells ({counts}); to run: {flops:.2e} FLOPs"]
     for unit, gpu in (("GPU-hours", True), ("hours of one place", False)):

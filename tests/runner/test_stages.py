@@ -1,5 +1,6 @@
 """Stages: what starts from what, what a change reruns, and what a longer run continues."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,7 +60,11 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(espalier: Run, tmp_path: P
     assert espalier("-m", "schedule.kind=constant", "schedule.warmup=0", "name=g").returncode == 0
     (trunk,) = tmp_path.glob("runs/*")
     more = ["schedule.kind=constant", "schedule.warmup=0", "train.steps=20", "name=g"]
-    longer = espalier("-m", *more, f"upstream.run={trunk.name[:7]}", "upstream.take=everything")
+    goes_on = [f"upstream.run={trunk.name[:7]}", "upstream.take=everything"]
+    planned = [espalier("-m", *more, *start, "hydra.sweeper.dry_run=true") for start in (goes_on, [])]  # fmt: skip
+    flops, all_flops = (float(re.search(r"to run: (\S+) FLOPs", p.stdout)[1]) for p in planned)  # type: ignore[index]
+    assert flops == pytest.approx(all_flops * 8 / 20, rel=0.02)
+    longer = espalier("-m", *more, *goes_on)
     assert longer.returncode == 0, longer.stderr
     assert espalier("-m", *more).returncode == 0
     extended, whole = (
