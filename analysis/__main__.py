@@ -1,6 +1,7 @@
 """Analysis of anyone's runs: `python -m analysis fit runs.csv ...`.
 
-RUNS is a CSV or parquet file with a row for each run, or the folder sweeps/NAME of a sweep of ours.
+RUNS is a CSV or parquet file with a row for each run, or the folder sweeps/NAME of a sweep of ours. A column may
+be an expression of others, in backticks where a name has spaces: --d '`Training FLOP` / (6 * `Model Size`)'.
 """
 
 import importlib.util
@@ -31,6 +32,7 @@ Loss = Annotated[str, typer.Option(help="column of the loss, or of what the law 
 Holdout = Annotated[str | None, typer.Option(help="rows to predict, not to fit: 'flops > 1e21'")]
 Delta = Annotated[float, typer.Option(help="Huber's, in log loss")]
 Bootstrap = Annotated[int, typer.Option(help="resamples")]
+Where = Annotated[str | None, typer.Option(help="rows to use at all: 'loss < 3.9'")]
 Seed = Annotated[int, typer.Option(help="of the resamples")]
 Metric = Annotated[str, typer.Option(help="column that is compared")]
 
@@ -38,7 +40,7 @@ Metric = Annotated[str, typer.Option(help="column that is compared")]
 @app.command()
 def fit(
     runs: RunsFile, law: LawName = "chinchilla", n: N = "num_parameters", d: D = "tokens", x: X = "flops",
-    column: Column = None, loss: Loss = "val_loss", holdout: Holdout = None, delta: Delta = 1e-3,
+    column: Column = None, loss: Loss = "val_loss", where: Where = None, holdout: Holdout = None, delta: Delta = 1e-3,
     bootstrap: Bootstrap = 4000, seed: Seed = 0,
     flops: Annotated[list[float] | None, typer.Option(help="budgets to find the best n and d for")] = None,
     also_n: Annotated[list[str] | None, typer.Option(help="other counts of the parameters, for the sensitivity")] = None,
@@ -49,7 +51,8 @@ def fit(
     from analysis.robustness import flat_valleys, profiles, sensitivity  # noqa: PLC0415
     from analysis.tell import tell_fit  # noqa: PLC0415
 
-    table, names = _read(runs), _names(n, d, x, column)
+    names = _names(n, d, x, column)
+    table = _read(runs, *names.values(), *(also_n or []), where=where)
     found = fit_law(table, _law(law), columns=names, loss=loss, holdout=holdout, delta=delta, bootstraps=bootstrap, seed=seed)  # fmt: skip
     body, made, note = found.report(), [], found.counts()
     figure, data = law_plots.law_with_residuals(found.residuals(), title=f"{found.law.name}: fitted against measured")  # fmt: skip
@@ -80,6 +83,7 @@ def isoflop(
     flops: Annotated[str, typer.Option(help="column of the training FLOPs")] = "flops",
     n: N = "num_parameters", loss: Loss = "val_loss",
     d: Annotated[str | None, typer.Option(help="column of the tokens; default: flops / 6n")] = None,
+    where: Where = None,
     method: Annotated[str, typer.Option(help="parabola or akima")] = "parabola",
     bootstrap: Bootstrap = 1000, seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="JSON; figures and CSVs go beside it")] = Path("isoflop.json"),
@@ -90,7 +94,7 @@ def isoflop(
 
     if method not in METHODS:
         raise typer.BadParameter(f"{method} is none of {', '.join(METHODS)}", param_hint="--method")
-    found = find(_read(runs), flops=flops, n=n, loss=loss, tokens=d, method=method, bootstraps=bootstrap, seed=seed)  # type: ignore[arg-type]  # fmt: skip
+    found = find(_read(runs, flops, n, loss, *([d] if d else []), where=where), flops=flops, n=n, loss=loss, tokens=d, method=method, bootstraps=bootstrap, seed=seed)  # type: ignore[arg-type]  # fmt: skip
     print(found.budgets.to_string(index=False), end="\n\n")
     print(found.exponents.to_string(index=False))
     note = found.counts()
@@ -129,14 +133,15 @@ def forecast(
     runs: RunsFile,
     at: Annotated[list[str], typer.Option(help="a run to come: n=1e9,d=2e10; again for more")],
     law: LawName = "chinchilla", n: N = "num_parameters", d: D = "tokens", x: X = "flops", column: Column = None,
-    loss: Loss = "val_loss", holdout: Holdout = None, delta: Delta = 1e-3, bootstrap: Bootstrap = 1000, seed: Seed = 0,
+    loss: Loss = "val_loss", where: Where = None, holdout: Holdout = None, delta: Delta = 1e-3, bootstrap: Bootstrap = 1000, seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="JSON, never overwritten")] = Path("forecast.json"),
 ) -> None:  # fmt: skip
     """Predict runs that have not been made and write the prediction down, with the time and its input."""
     from analysis.forecast import write_forecast  # noqa: PLC0415
     from analysis.report import origin  # noqa: PLC0415
 
-    found = fit_law(_read(runs), _law(law), columns=_names(n, d, x, column), loss=loss, holdout=holdout, delta=delta, bootstraps=bootstrap, seed=seed)  # fmt: skip
+    names = _names(n, d, x, column)
+    found = fit_law(_read(runs, *names.values(), where=where), _law(law), columns=names, loss=loss, holdout=holdout, delta=delta, bootstraps=bootstrap, seed=seed)  # fmt: skip
     points = pd.DataFrame([_point(text) for text in at])
     print(write_forecast(found, points, out, **origin(runs)).to_string(index=False))
     print(f"{found.counts()}\n{out}")
@@ -145,13 +150,14 @@ def forecast(
 @app.command()
 def score(
     file: Annotated[Path, typer.Argument(exists=True, metavar="FORECAST", help="what `forecast` wrote")],
-    runs: RunsFile, n: N = "num_parameters", d: D = "tokens", x: X = "flops", column: Column = None, loss: Loss = "val_loss",
+    runs: RunsFile, n: N = "num_parameters", d: D = "tokens", x: X = "flops", column: Column = None, loss: Loss = "val_loss", where: Where = None,
     out: Annotated[Path, typer.Option(help="JSON; a CSV goes beside it")] = Path("score.json"),
 ) -> None:  # fmt: skip
     """Compare a forecast with what was measured since."""
     from analysis.forecast import score as compare  # noqa: PLC0415
 
-    found = compare(file, _read(runs), columns=_names(n, d, x, column), loss=loss)
+    names = _names(n, d, x, column)
+    found = compare(file, _read(runs, *names.values(), where=where), columns=names, loss=loss)
     print(found.to_string(index=False))
     found.to_csv(out.with_suffix(".csv"), index=False)
     _end(out, runs, {"points": found.to_dict(orient="records")}, [])
@@ -216,7 +222,7 @@ def design(
     gpu_hours: Annotated[float | None, typer.Option(help="instead of --budget, with --rate")] = None,
     rate: Annotated[float, typer.Option(help="FLOP/s that a GPU reaches in training")] = 4e14,
     shapes: Annotated[Path | None, typer.Option(help="CSV of n and keys: shapes to choose from; default: those of RUNS")] = None,
-    n: N = "num_parameters", d: D = "tokens", loss: Loss = "val_loss", bootstrap: Bootstrap = 1000, seed: Seed = 0,
+    n: N = "num_parameters", d: D = "tokens", loss: Loss = "val_loss", where: Where = None, bootstrap: Bootstrap = 1000, seed: Seed = 0,
     name: Annotated[str, typer.Option(help="of the sweep")] = "next",
     out: Annotated[Path, typer.Option(help="the sweep; the numbers go beside it as JSON")] = Path("sweep.yaml"),
 ) -> None:  # fmt: skip
@@ -227,7 +233,7 @@ def design(
     if (budget is None) == (gpu_hours is None):
         raise typer.BadParameter("give one of --budget and --gpu-hours")
     flops = budget if budget is not None else float(gpu_hours or 0.0) * 3600 * rate
-    read, names = _read(runs), keys.split(",")
+    read, names = _read(runs, n, d, where=where), keys.split(",")
     found = fit_law(read, LAWS["chinchilla"], columns={"n": n, "d": d}, loss=loss, bootstraps=bootstrap, seed=seed)  # fmt: skip
     known = pd.read_csv(shapes) if shapes else read.rename(columns={n: "n"})
     require(known, ["n", *names])
@@ -239,12 +245,22 @@ def design(
     print(out)
 
 
-def _read(file: Path) -> pd.DataFrame:
+def _read(file: Path, *columns: str, where: str | None = None) -> pd.DataFrame:
+    """Return the table with those of `columns` that are expressions, and the rows for which `where` holds."""
     if file.is_dir():
         runs = from_folders(file.parent.parent, file.name)
         print(runs.count())
-        return runs.finished.copy()
-    return pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
+        table = runs.finished.copy()
+    else:
+        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
+    for column in columns:
+        if column not in table and any(sign in column for sign in "+-*/"):
+            table[column] = table.eval(column)
+    if where:
+        kept = table.query(where)
+        print(f"--where {where!r} leaves {len(kept)} of {len(table)} rows")
+        table = kept.copy()
+    return table
 
 
 def _law(name: str) -> Law:

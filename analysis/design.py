@@ -2,8 +2,10 @@
 
 The bootstraps of a fit say how its parameters may vary together. A run at (n, d) measures one linear
 combination of them (the gradient of log L) with the noise that the runs have shown, and lowers the variance of
-the prediction by a known amount (a Kalman update). Runs are chosen greedily by reduction per FLOP. What that
-rests on: the law is right, linear over the range of the bootstraps, and its noise is the same everywhere.
+the prediction by a known amount (a Kalman update). Runs are chosen greedily, once by reduction per FLOP and once
+by reduction alone, and the better of the two is proposed. Tokens per parameter stay within what was measured: a law is
+not to be trusted where nobody has looked. What the gain rests on: the law is right, linear over the range of the
+bootstraps, and its noise is the same everywhere.
 
 Source: Chaloner and Verdinelli, Bayesian Experimental Design, Statistical Science 10 (1995).
 """
@@ -49,14 +51,12 @@ class Design:
 
 def design(
     found: Fit, shapes: pd.DataFrame, *, budget: float, target: float, steps: int = 12,
-    tokens: tuple[float, float] | None = None,
 ) -> Design:  # fmt: skip
     """Choose runs for `budget` FLOPs that best determine the loss of the compute-optimal run at `target` FLOPs.
 
     Args:
         shapes: the models there are: a column n, all others are keys of the sweep (`model.width`).
-        steps: tokens tried for each shape, log-spaced between `tokens` (None: a tenth of the fewest to as
-            many as the budget pays).
+        steps: tokens tried for each shape, log-spaced over the tokens per parameter of the fitted runs.
 
     Raises:
         ValueError: no run fits the budget, or the fit has no bootstraps.
@@ -64,13 +64,28 @@ def design(
     if len(found.draws) < 100:
         raise ValueError(f"{len(found.draws)} bootstraps do not say how the parameters vary; at least 100")  # fmt: skip
     best = {k: float(v) for k, v in compute_optimal(found.law.named(found.theta), target).items()}
-    points = _candidates(found, shapes, budget, steps, tokens)
+    points = _candidates(found, shapes, budget, steps)
     slopes = _slopes(found, points["n"].to_numpy(), points["d"].to_numpy())
     wanted = _slopes(found, np.array([best["n"]]), np.array([best["d"]]))[0]
     covariance = np.cov(found.draws, rowvar=False)
-    noise = found.noise**2
+    both = [_greedy(points, slopes, wanted, covariance, found.noise**2, budget, power) for power in (1.0, 0.0)]  # fmt: skip
+    chosen = min(both, key=lambda rows: rows[-1]["se_after"] if rows else np.inf)
+    if not chosen:
+        raise ValueError(
+            f"no run of the {len(shapes)} shapes within {budget:.3g} FLOPs lowers the variance at {target:.3g} FLOPs "
+            f"by {_LEAST:.0%}: raise the budget or add larger shapes"
+        )
+    loss = float(found.law.predict(found.theta, {"n": np.array([best["n"]]), "d": np.array([best["d"]])})[0])  # fmt: skip
+    before = float(np.sqrt(wanted @ covariance @ wanted))
+    return Design(pd.DataFrame(chosen), before, chosen[-1]["se_after"], best | {"flops": target, "loss": loss})  # fmt: skip
+
+
+def _greedy(
+    points: pd.DataFrame, slopes: Array, wanted: Array, covariance: Array, noise: float, budget: float, power: float
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return the runs chosen one after another by reduction of the variance over cost ** `power`."""
+    left, chosen = budget, []
     variance = float(wanted @ covariance @ wanted)
-    before, left, chosen = np.sqrt(variance), budget, []
     uses = np.zeros(len(points), dtype=int)
     cost = points["flops"].to_numpy()
     while True:
@@ -79,21 +94,15 @@ def design(
         open_ = (cost <= left) & (uses < _REPEATS)
         if not open_.any() or (gains[open_] < _LEAST * variance).all():
             break
-        worth = np.where(open_ & (gains >= _LEAST * variance), gains / cost, -1.0)
+        worth = np.where(open_ & (gains >= _LEAST * variance), gains / cost**power, -1.0)
         index = int(np.argmax(worth))
         uses[index] += 1
         left -= cost[index]
         along = spread[index]
         covariance = covariance - np.outer(along, along) / (noise + along @ slopes[index])
         variance = float(wanted @ covariance @ wanted)
-        chosen.append(points.iloc[index].to_dict() | {"seed": int(uses[index]), "se_after": np.sqrt(variance)})  # fmt: skip
-    if not chosen:
-        raise ValueError(
-            f"no run of the {len(shapes)} shapes within {budget:.3g} FLOPs lowers the variance at {target:.3g} FLOPs "
-            f"by {_LEAST:.0%}: raise the budget or add larger shapes"
-        )
-    loss = float(found.law.predict(found.theta, {"n": np.array([best["n"]]), "d": np.array([best["d"]])})[0])  # fmt: skip
-    return Design(pd.DataFrame(chosen), float(before), float(np.sqrt(variance)), best | {"flops": target, "loss": loss})  # fmt: skip
+        chosen.append({str(k): v for k, v in points.iloc[index].items()} | {"seed": int(uses[index]), "se_after": float(np.sqrt(variance))})  # fmt: skip
+    return chosen
 
 
 def as_sweep(found: Design, *, name: str) -> str:
@@ -122,20 +131,18 @@ def as_sweep(found: Design, *, name: str) -> str:
     return head + yaml.safe_dump(body, sort_keys=False, width=110)
 
 
-def _candidates(
-    found: Fit, shapes: pd.DataFrame, budget: float, steps: int, tokens: tuple[float, float] | None
-) -> pd.DataFrame:
-    least, most = tokens or (float(found.used["d"].min()) / 10, np.inf)
+def _candidates(found: Fit, shapes: pd.DataFrame, budget: float, steps: int) -> pd.DataFrame:
+    ratios = found.used["d"] / found.used["n"]
     rows = []
     for shape in shapes.to_dict(orient="records"):
-        top = min(most, budget / (6 * shape["n"]))
-        if top <= least:
-            continue
-        for d in np.geomspace(least, top, steps):
-            rows.append(shape | {"d": float(d), "flops": float(6 * shape["n"] * d)})
-    if not rows:
-        raise ValueError(f"{budget:.3g} FLOPs pay for no run of these shapes at {least:.3g} tokens")
-    return pd.DataFrame(rows)
+        for ratio in np.geomspace(ratios.min(), ratios.max(), steps):
+            d = float(ratio * shape["n"])
+            rows.append(shape | {"d": d, "flops": 6 * shape["n"] * d})
+    points = pd.DataFrame(rows)
+    points = points[points["flops"] <= budget].reset_index(drop=True)
+    if points.empty:
+        raise ValueError(f"{budget:.3g} FLOPs pay for no run of these shapes at {ratios.min():.3g} or more tokens per parameter")  # fmt: skip
+    return points
 
 
 def _slopes(found: Fit, n: Array, d: Array) -> Array:
@@ -146,4 +153,6 @@ def _slopes(found: Fit, n: Array, d: Array) -> Array:
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    """Return a value as YAML writes it; a whole number read from a CSV is one again."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value

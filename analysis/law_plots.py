@@ -91,7 +91,9 @@ def profile_curves(profile: pd.DataFrame, *, title: str) -> tuple[Figure, pd.Dat
         part = profile[profile["parameter"] == name]
         axis.plot(part["value"], part["statistic"])
         axis.axhline(level, color="0.5", linewidth=0.8, linestyle="--")
-        axis.set(ylim=(0, 4 * level), xlabel=name)
+        seen = part.loc[part["statistic"] <= 4 * level, "value"]
+        axis.set(ylim=(0, 4 * level), xlim=(seen.min(), seen.max()), xlabel=name)
+        axis.locator_params(axis="x", nbins=4)
     for axis in list(axes.flat)[len(names) :]:
         axis.set_axis_off()
     figure.suptitle(title, fontsize=8)

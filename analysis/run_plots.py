@@ -126,18 +126,19 @@ def by_layer(
     """Return a statistic of the precision diagnostics for each layer and GEMM operand at one step.
 
     Args:
-        history: `Runs.history` of one run: keys precision/LAYER/GEMM/OPERAND/STATISTIC.
+        history: `Runs.history` of one run: keys precision/LAYER/OPERAND/STATISTIC.
         step: None: the last one that has it.
 
     Raises:
         ValueError: the run has no such statistic; those that it has are named.
     """
     found = history[history["key"].str.startswith("precision/")]
-    parts = found["key"].str.rsplit("/", n=3, expand=True)
-    known = sorted(parts[3].dropna().unique()) if parts.shape[1] > 3 else []
+    parts = found["key"].astype(str).str.rsplit("/", n=2, expand=True)
+    known = sorted(parts[2].dropna().unique()) if parts.shape[1] > 2 else []
     if statistic not in known:
         raise ValueError(f"no statistic {statistic!r}; there are: {', '.join(known) or 'none: set precision.diagnostics_every'}")  # fmt: skip
-    rows = found.assign(layer=parts[0].str.removeprefix("precision/"), operand=parts[1] + "." + parts[2])[parts[3] == statistic]  # fmt: skip
+    rows = found.assign(layer=parts[0].str.removeprefix("precision/"), operand=parts[1])
+    rows = rows[parts[2] == statistic]
     at = int(rows["step"].max()) if step is None else step
     grid = rows[rows["step"] == at].pivot(index="layer", columns="operand", values="value")
     figure, axis = plt.subplots(

@@ -13,6 +13,7 @@ from matplotlib.testing.compare import compare_images
 
 from analysis import law_plots, plots, run_plots
 from analysis.compare import paired_difference
+from analysis.defaults import default_figures
 from analysis.envelope import envelope
 from analysis.fit import Fit, fit
 from analysis.isoflop import isoflop
@@ -47,7 +48,7 @@ def _runs() -> Runs:
 
 def _diagnostics() -> pd.DataFrame:
     rng = np.random.default_rng(0)
-    keys = [f"precision/layers.{i}.{part}/{gemm}/sqnr_db" for i in range(4) for part in ("attention.qkv", "feed_forward.down") for gemm in ("fprop/x", "fprop/w", "wgrad/g")]  # fmt: skip
+    keys = [f"precision/layers.{i}.{part}/{gemm}/sqnr_db" for i in range(4) for part in ("attention.qkv", "feed_forward.down") for gemm in ("fprop.x", "fprop.w", "wgrad.g")]  # fmt: skip
     return pd.DataFrame({"fingerprint": "a", "step": 100, "key": keys, "value": rng.normal(20, 3, len(keys))})  # fmt: skip
 
 
@@ -108,6 +109,13 @@ def test_a_figure_looks_as_it_did(name: str, tmp_path: Path) -> None:
     assert golden.exists(), f"no {golden}; ESPALIER_GOLDEN=write makes it"
     difference = compare_images(str(golden), str(drawn), tol=TOLERANCE)
     assert difference is None, difference
+
+
+def test_the_default_figures_of_a_grid_follow_what_it_varies(tmp_path: Path) -> None:
+    runs = _runs()
+    runs.table["model.width"] = runs.table["num_parameters"].map({1e5: 32, 1e6: 96, 1e7: 300})
+    made = {file.stem for file in default_figures(runs, tmp_path)}
+    assert made == {"val_loss_by_step", "val_loss_by_tokens", "val_loss_by_flops", "val_loss_by_parameters", "pareto", "lr_by_width"}  # fmt: skip
 
 
 def test_a_heat_map_shows_holes_and_the_best_of_each_row() -> None:
