@@ -90,10 +90,10 @@ def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
         stamps,
         lambda runs: assemble(p for r in runs for p in read_folder(Path(folders[r]) / "metrics.jsonl", r)),
     )  # fmt: skip
-    return Runs(with_last(pd.DataFrame(rows), history), history)
+    return Runs(_with_last(pd.DataFrame(rows), history), history)
 
 
-def with_last(table: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
+def _with_last(table: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
     """Return the table with the last value of each metric; it wins over a fact of the same name."""
     last = last_values(history)
     kept = table.drop(columns=[c for c in last.columns if c in table])

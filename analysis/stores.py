@@ -19,20 +19,24 @@ import numpy as np
 import pandas as pd
 
 from analysis.history import COLUMNS, Part, assemble, cached
-from analysis.runs import Runs, with_last
+from analysis.runs import Runs
 
 _LARGEST = 1.797e308
 _STATES = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "new", "KILLED": "interrupted"}  # fmt: skip
 _PAGE, _POINTS, _RUNS = 1000, 25_000, 100  # what a server gives at once
 _AT_ONCE = 4
+_VALUE = "CASE WHEN is_nan THEN NULL ELSE value END"
 
 
-def from_mlflow(uri: str, experiment: str, *, cache: Path | None = None) -> Runs:
+def from_mlflow(
+    uri: str, experiment: str, *, histories: bool = True, cache: Path | None = None
+) -> Runs:
     """Return the runs of an MLflow experiment: for runs made elsewhere, or on another machine.
 
     Args:
         uri: sqlite:///file, another SQLAlchemy URL, or http(s)://server; MLFLOW_TRACKING_USERNAME,
             _PASSWORD and _TOKEN hold for servers.
+        histories: False reads the table alone, with the last value of each metric.
         cache: a folder for histories (None: no cache); only runs that changed are read again.
 
     Raises:
@@ -41,9 +45,9 @@ def from_mlflow(uri: str, experiment: str, *, cache: Path | None = None) -> Runs
     """
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
-        return _Server(uri).runs(experiment, cache)
+        return _Server(uri).runs(experiment, histories, cache)
     if scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
-        return _Database(uri).runs(experiment, cache)
+        return _Database(uri).runs(experiment, histories, cache)
     raise ValueError(f"{uri} is not read; give sqlite:///FILE, another database's URL or http(s)://SERVER")  # fmt: skip
 
 
@@ -54,7 +58,7 @@ class _Store:
         self.uri = uri
         self.notes: list[str] = []
 
-    def runs(self, experiment: str, cache: Path | None) -> Runs:
+    def runs(self, experiment: str, histories: bool, cache: Path | None) -> Runs:
         names = self.experiments()
         if experiment not in names:
             raise KeyError(f"no experiment {experiment!r} in {self.uri}; there are: {', '.join(names)}")  # fmt: skip
@@ -62,13 +66,15 @@ class _Store:
         digest = hashlib.sha256(f"{self.uri} {experiment}".encode()).hexdigest()[:16]
         stamps = {row.pop("_id"): str(row.pop("_stamp")) for row in found}
         names_of = {run: str(row["fingerprint"]) for run, row in zip(stamps, found, strict=True)}
+        if not histories:
+            return Runs(pd.DataFrame(found), assemble([]))
         history = cached(cache / f"{digest}.parquet" if cache else None, stamps, self.history)
         if not history.empty:
             categories = history["fingerprint"].cat
             history["fingerprint"] = categories.rename_categories([names_of[c] for c in categories.categories])  # fmt: skip
             ordered = sorted(history["fingerprint"].cat.categories)
             history["fingerprint"] = history["fingerprint"].cat.reorder_categories(ordered)
-        return Runs(with_last(pd.DataFrame(found), history), history[COLUMNS], tuple(self.notes))
+        return Runs(pd.DataFrame(found), history[COLUMNS], tuple(self.notes))
 
     def experiments(self) -> dict[str, str]:
         raise NotImplementedError
@@ -116,9 +122,11 @@ class _Database(_Store):
             found[run][key] = _number(value)
         for run, value in self._ask(f"SELECT run_uuid, value FROM tags WHERE key = 'fingerprint' AND {mine}"):  # fmt: skip
             found[run]["fingerprint"] = value
-        for run, key, *newest in self._ask(f"SELECT run_uuid, key, step, timestamp FROM latest_metrics WHERE {mine} ORDER BY key"):  # fmt: skip
+        newest = f"SELECT run_uuid, key, step, timestamp, {_VALUE} FROM latest_metrics WHERE {mine} ORDER BY key"  # fmt: skip
+        for run, key, step, when, value in self._ask(newest):
             self._keys.setdefault(run, []).append(key)
-            found[run]["_stamp"] += f"{newest}"
+            found[run]["_stamp"] += f"{key} {step} {when} "
+            found[run][key] = float(_unclamp(float("nan") if value is None else value))
         for row in found.values():
             row["_stamp"] = hashlib.sha256(row["_stamp"].encode()).hexdigest()
         return list(found.values())
@@ -128,8 +136,7 @@ class _Database(_Store):
 
     def _part(self, run: str, key: str) -> Part:
         rows = self._ask(
-            "SELECT step, CASE WHEN is_nan THEN NULL ELSE value END FROM metrics "
-            "WHERE run_uuid = :run AND key = :key ORDER BY step",
+            f"SELECT step, {_VALUE} FROM metrics WHERE run_uuid = :run AND key = :key ORDER BY step",
             run=run,
             key=key,
         )
@@ -188,6 +195,7 @@ class _Server(_Store):
                     "state": _STATES.get(info["status"], "failed"),
                 }
                 | {param["key"]: _number(param["value"]) for param in data.get("params", [])}
+                | {m["key"]: float(_unclamp(float(m.get("value", 0.0)))) for m in metrics}
             )
         return rows
 
