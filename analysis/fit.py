@@ -114,6 +114,10 @@ class Fit:
             rows.append((name, float(value), float(low), float(high)))
         return pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high"])
 
+    def _repr_html_(self) -> str:
+        """Show the parameters in a notebook, what they rest on above them."""
+        return f"<p>{self.law.name}: {self.counts()}</p>{self.parameters.to_html(index=False)}"
+
     def report(self) -> dict[str, Any]:
         """Return every number with its interval, as JSON takes it."""
         found = self.residuals()
@@ -125,6 +129,7 @@ class Fit:
             "at_bound": self.law.at_bound(self.theta),
             "parameters": self.parameters.set_index("parameter").to_dict(orient="index"),
             "correlation": self.correlation().to_dict(),
+            "covariance": pd.DataFrame(self.draws, columns=list(self.law.parameters)).cov().to_dict(),
             "objective": {"value": self.objective, "kind": f"sum of Huber({self.delta:g}) of " + ("log loss" if self.law.log else "the response")},
             "starts": {"count": len(self.values), "in_best_basin": self.in_best_basin, "second_basin": self.second_basin},
             "bootstraps": len(self.draws),

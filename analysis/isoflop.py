@@ -33,8 +33,9 @@ class IsoFlop:
     """What the budgets say.
 
     Args:
-        budgets: a row for each: flops, n, n_low, n_high, loss, tokens (where there is a column of
-            them), bias (log of found over true n for the fitted law), sizes, noise, rejected (why, or "").
+        budgets: a row for each: flops, n and tokens at the minimum with _low and _high (parabolas in log n and
+            in log tokens), loss, bias (log of found over true n for the fitted law), sizes, noise, rejected
+            (why, or "").
         exponents: rows n and tokens: exponent of C, low, high, coefficient.
         curves: what was fitted, for the figure: flops, n, loss.
         points: the runs with their budget.
@@ -85,13 +86,19 @@ def isoflop(
     """
     points, left_out = _points(table, flops, n, loss, tokens)
     find = METHODS[method]
-    rng, rows, curves, draws = np.random.default_rng(seed), [], [], {}
+    rng, rows, curves = np.random.default_rng(seed), [], []
+    draws: dict[str, list[Array]] = {"n": [], "tokens": []}
     for budget, part in points.groupby("budget"):
-        x, y = np.log(part["n"].to_numpy()), part["loss"].to_numpy()
-        row, drawn, curve = _one(find, x, y, rng, bootstraps)
-        rows.append({"flops": budget} | row)
+        loss_at = part["loss"].to_numpy()
+        row, drawn, curve = _one(find, np.log(part["n"].to_numpy()), loss_at, rng, bootstraps)
+        other, drawn_tokens, _ = _one(find, np.log(part["d"].to_numpy()), loss_at, rng, bootstraps)
+        named = {f"tokens{key[4:]}": other[key] for key in ("best", "best_low", "best_high")}
+        row = {f"n{k[4:]}" if k.startswith("best") else k: v for k, v in row.items()}
+        row["rejected"] = row["rejected"] or (f"by tokens, {other['rejected']}" if other["rejected"] else "")  # fmt: skip
+        rows.append({"flops": budget} | row | named)
         if not row["rejected"]:
-            draws[budget] = drawn
+            draws["n"].append(drawn)
+            draws["tokens"].append(drawn_tokens)
         if curve is not None:
             curves.append(curve.assign(flops=budget))
     budgets = pd.DataFrame(rows)
@@ -99,10 +106,9 @@ def isoflop(
     if len(kept) < 2:
         why = "; ".join(_rejections(budgets))
         raise ValueError(f"{len(kept)} of {len(budgets)} budgets have a minimum, at least 2 are needed. {why}")  # fmt: skip
-    tokens_at = _tokens(points, kept)
-    exponents = _exponents(kept, tokens_at, draws)
-    budgets = budgets.merge(pd.DataFrame({"flops": kept["flops"], "tokens": tokens_at, "bias": _bias(points, kept, find)}), on="flops", how="left")  # fmt: skip
-    return IsoFlop(budgets, exponents, pd.concat(curves, ignore_index=True), points, left_out, method)  # fmt: skip
+    bias = pd.DataFrame({"flops": kept["flops"], "bias": _bias(points, kept, find)})
+    budgets = budgets.merge(bias, on="flops", how="left")
+    return IsoFlop(budgets, _exponents(kept, draws), pd.concat(curves, ignore_index=True), points, left_out, method)  # fmt: skip
 
 
 def _points(
@@ -124,10 +130,10 @@ def _points(
 def _one(
     find: Find, x: Array, y: Array, rng: np.random.Generator, bootstraps: int
 ) -> tuple[dict[str, Any], Array, pd.DataFrame | None]:  # fmt: skip
-    """Return the row of one budget, the drawn minima (log n) and the curve."""
+    """Return the row of one budget, the drawn minima (log) and the curve."""
     sizes = np.unique(x)
     found = find(x, y) if len(sizes) >= _FEWEST else f"{len(sizes)} sizes are fewer than {_FEWEST}"
-    empty = {"n": np.nan, "n_low": np.nan, "n_high": np.nan, "loss": np.nan, "sizes": len(sizes), "noise": np.nan}  # fmt: skip
+    empty = {"best": np.nan, "best_low": np.nan, "best_high": np.nan, "loss": np.nan, "sizes": len(sizes), "noise": np.nan}  # fmt: skip
     if isinstance(found, str):
         return empty | {"rejected": found}, np.empty(0), None
     best, least, grid = found
@@ -140,7 +146,7 @@ def _one(
         drawn[index] = again[0] if not isinstance(again, str) else np.nan
     lost = float(np.mean(np.isnan(drawn)))
     row = {
-        "n": np.exp(best), "n_low": np.exp(np.nanquantile(drawn, 0.025)), "n_high": np.exp(np.nanquantile(drawn, 0.975)),
+        "best": np.exp(best), "best_low": np.exp(np.nanquantile(drawn, 0.025)), "best_high": np.exp(np.nanquantile(drawn, 0.975)),
         "loss": least, "sizes": len(sizes), "noise": noise,
         "rejected": f"{lost:.0%} of the bootstraps have no minimum" if lost > 0.2 else "",
     }  # fmt: skip
@@ -198,31 +204,17 @@ METHODS: dict[str, Find] = {
 }
 
 
-def _tokens(points: pd.DataFrame, kept: pd.DataFrame) -> Array:
-    """Return the tokens at each minimum: along the budget's own points, log-linear in n."""
-    found = []
-    for budget, n in zip(kept["flops"].to_numpy(dtype=float), kept["n"].to_numpy(dtype=float), strict=True):  # fmt: skip
-        part = points[points["budget"] == budget]
-        found.append(float(np.exp(_log_tokens(part, np.log(np.array([n])))[0])))
-    return np.array(found)
-
-
 def _log_tokens(part: pd.DataFrame, log_n: Array) -> Array:
     slope, start = np.polyfit(np.log(part["n"].to_numpy()), np.log(part["d"].to_numpy()), 1)
     along: Array = start + slope * log_n
     return along
 
 
-def _exponents(kept: pd.DataFrame, tokens: Array, draws: dict[Any, Array]) -> pd.DataFrame:
-    c = np.log(kept["flops"].to_numpy())
-    n = np.log(kept["n"].to_numpy())
-    drawn = np.stack([draws[budget] for budget in kept["flops"]])
-    slopes = np.polyfit(c, drawn, 1)[0]
-    rows = []
-    # Along a budget tokens fall as n grows: what is drawn for n is drawn for them.
-    for name, logs, drawn_slopes in (("n", n, slopes), ("tokens", np.log(tokens), np.polyfit(c, np.log(tokens), 1)[0] + np.polyfit(c, n, 1)[0] - slopes)):  # fmt: skip
-        slope, start = np.polyfit(c, logs, 1)
-        low, high = np.quantile(drawn_slopes, [0.025, 0.975])
+def _exponents(kept: pd.DataFrame, draws: dict[str, list[Array]]) -> pd.DataFrame:
+    c, rows = np.log(kept["flops"].to_numpy()), []
+    for name, drawn in draws.items():
+        slope, start = np.polyfit(c, np.log(kept[name].to_numpy()), 1)
+        low, high = np.quantile(np.polyfit(c, np.stack(drawn), 1)[0], [0.025, 0.975])
         rows.append((name, slope, low, high, float(np.exp(start))))
     return pd.DataFrame(rows, columns=["quantity", "exponent", "low", "high", "coefficient"])
 
