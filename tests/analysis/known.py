@@ -27,6 +27,13 @@ def budgets(noise: float = 0.0, sizes: int = 7, seeds: int = 2) -> pd.DataFrame:
     return _with_loss(table.assign(d=table["flops"] / (6 * table["n"])), noise)
 
 
+def curves(sizes: int, points: int) -> pd.DataFrame:
+    """Return training curves that follow the law: columns run, n, d, flops, loss."""
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e10, sizes), np.geomspace(1e8, 1e12, points)))  # fmt: skip
+    table = pd.DataFrame({"n": n, "d": d, "flops": 6 * n * d})
+    return _with_loss(table.assign(run=table["n"].rank(method="dense")), 0.0)
+
+
 def _with_loss(table: pd.DataFrame, noise: float) -> pd.DataFrame:
     exact = CHINCHILLA.predict(THETA, {"n": table["n"].to_numpy(), "d": table["d"].to_numpy()})
     error = np.random.default_rng(0).normal(0.0, noise, len(table))

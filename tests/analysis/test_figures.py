@@ -20,7 +20,7 @@ from analysis.isoflop import isoflop
 from analysis.laws import CHINCHILLA
 from analysis.robustness import profiles
 from analysis.runs import Runs
-from tests.analysis.known import TRUE, budgets, grid
+from tests.analysis.known import budgets, curves, grid
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 8.0  # root mean square of 0..255: other fonts' rasters pass, another figure does not
@@ -59,12 +59,7 @@ def _fit() -> Fit:
 
 
 def _envelope() -> Figure:
-    rows = []
-    for run, n in enumerate(np.geomspace(1e7, 1e10, 12)):
-        d = np.geomspace(1e8, 1e12, 60)
-        loss = TRUE["E"] + TRUE["A"] / n ** TRUE["alpha"] + TRUE["B"] / d ** TRUE["beta"]
-        rows.append(pd.DataFrame({"run": run, "n": n, "flops": 6 * n * d, "loss": loss}))
-    found = envelope(pd.concat(rows), run="run", n="n", flops="flops", loss="loss", bootstraps=20)
+    found = envelope(curves(12, 60), run="run", n="n", flops="flops", loss="loss", bootstraps=20)
     return law_plots.best_size(found, title="Envelope")[0]
 
 

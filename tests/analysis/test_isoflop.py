@@ -6,7 +6,7 @@ import pytest
 
 from analysis.envelope import envelope
 from analysis.isoflop import Method, isoflop
-from tests.analysis.known import EXPONENT, TRUE, budgets
+from tests.analysis.known import EXPONENT, TRUE, budgets, curves
 
 
 @pytest.mark.parametrize("method", ["parabola", "akima"])
@@ -54,17 +54,12 @@ def test_one_bad_run_moves_a_robust_minimum_little() -> None:
 
 
 def test_the_envelope_of_curves_grows_with_the_exponent_of_the_law() -> None:
-    rows = []
-    for run, n in enumerate(np.geomspace(1e7, 1e10, 25)):
-        d = np.geomspace(1e8, 1e12, 120)
-        loss = TRUE["E"] + TRUE["A"] / n ** TRUE["alpha"] + TRUE["B"] / d ** TRUE["beta"]
-        rows.append(pd.DataFrame({"run": run, "n": n, "flops": 6 * n * d, "loss": loss}))
-    curves = pd.concat(rows)
-    found = envelope(curves, run="run", n="n", flops="flops", loss="loss", width=0.02, bootstraps=50)  # fmt: skip
+    table = curves(25, 120)
+    found = envelope(table, run="run", n="n", flops="flops", loss="loss", width=0.02, bootstraps=50)  # fmt: skip
     row = found.exponents.set_index("quantity").loc["n"]
     assert row["exponent"] == pytest.approx(EXPONENT, abs=0.02)
     assert row["low"] < EXPONENT + 0.02
     assert row["high"] > EXPONENT - 0.02
     assert 0 < found.unused < 1
     with pytest.raises(ValueError, match="2 sizes are too few"):
-        envelope(curves[curves["run"] < 2], run="run", n="n", flops="flops", loss="loss")
+        envelope(table[table["run"] < 3], run="run", n="n", flops="flops", loss="loss")
