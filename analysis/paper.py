@@ -33,6 +33,7 @@ The sweep has \NumCells{} cells: \CellStates.
 %(tables)s
 %(figures)s
 \section*{Provenance}
+\raggedright
 %(provenance)s
 \end{document}
 """
@@ -86,10 +87,10 @@ def provenance(root: Path, runs: Runs) -> dict[str, Any]:
         files = sorted((root / "runs" / name).glob("attempts/*/environment.json"))
         facts += [json.loads(file.read_text()) for file in files[-1:]]
 
-    def every(*keys: str) -> list[str]:
-        return sorted({" ".join(str(fact.get(key, "unknown")) for key in keys) for fact in facts})
+    def every(key: str) -> list[str]:
+        return sorted({str(fact[key]) for fact in facts})
 
-    return {"commits": every("git_sha"), "torch": every("torch"), "hardware": every("cpu", "gpus"), "fingerprints": names}  # fmt: skip
+    return {"commits": every("git_sha"), "torch": every("torch"), "hardware": sorted({f"{fact['cpu']} {fact['gpus'] or ''}".strip() for fact in facts}), "fingerprints": names}  # fmt: skip
 
 
 def macro_name(*parts: object) -> str:
@@ -123,7 +124,7 @@ def _readable(table: pd.DataFrame) -> pd.DataFrame:
 
 def _figure(stem: str) -> str:
     return (
-        "\\begin{figure}\n\\centering\n"
+        "\\begin{figure}[htbp]\n\\centering\n"
         f"\\includegraphics{{figures/{stem}}}\n"
         f"\\caption{{\\protect\\input{{figures/{stem}.caption}}\\unskip}}\n\\end{{figure}}"
     )

@@ -34,7 +34,7 @@ def latex(table: pd.DataFrame, *, caption: str, label: str, note: str = "") -> s
     """Return a booktabs table; "+-" becomes a sign, every special character is escaped."""
     head = " & ".join(escape(str(name)) for name in [table.index.name or "", *table.columns])
     lines = [
-        r"\begin{table}",
+        r"\begin{table}[htbp]",
         r"\centering",
         rf"\caption{{{escape(caption)}}}",
         rf"\label{{tab:{label}}}",
