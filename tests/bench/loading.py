@@ -1,6 +1,6 @@
 """Loading runs: ours beside `mlflow.search_runs` and `get_metric_history`, on SQLite, run folders and a server.
 
-    PYTHONPATH=. python tests/bench/loading.py [FOLDER]
+    PYTHONPATH=. python tests/bench/loading.py [sqlite] [folders] [server]
 
 10,000 runs of 20 parameters and one metric, and 1,000 runs of 5 metrics over 1,000 steps, are written to a store
 with MLflow's own schema and to run folders. MLflow's client reads all runs and the histories of every 50th run,
@@ -94,27 +94,28 @@ def _ours(load: Callable[[str], Runs]) -> tuple[float, float]:
     return wide, took
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, kinds: list[str]) -> None:
     """Print the table."""
-    file = _write_store(folder)
-    _write_folders(folder)
+    uri = f"sqlite:///{_write_store(folder)}"
     rows = []
-    uri = f"sqlite:///{file}"
-    theirs = _theirs(uri)
-    rows.append(
-        ("SQLite", *theirs, *_ours(lambda name: from_mlflow(uri, name, histories=name == "long")))
-    )
-    rows.append(("run folders (MLflow on SQLite)", *theirs, *_ours(lambda name: from_folders(folder, name, cache=False))))  # fmt: skip
-    from_folders(folder, "long")
-    from_folders(folder, "wide")
-    rows.append(("run folders, cached", *theirs, *_ours(lambda name: from_folders(folder, name))))
-    server = Server(folder, workers=4)  # MLflow's default
-    server.start()
-    try:
-        rows.append(("server", *_theirs(server.uri), *_ours(lambda name: from_mlflow(server.uri, name, histories=name == "long"))))  # fmt: skip
-    finally:
-        server.kill()
-    print(f"| {WIDE:,} runs x {PARAMS} parameters; {LONG:,} x {STEPS:,} x {METRICS} points | MLflow: runs | histories | ours: runs | histories | together |")  # fmt: skip
+    if {"sqlite", "folders"} & set(kinds):
+        theirs = _theirs(uri)
+    if "sqlite" in kinds:
+        rows.append(("SQLite", *theirs, *_ours(lambda name: from_mlflow(uri, name, histories=name == "long"))))  # fmt: skip
+    if "folders" in kinds:
+        _write_folders(folder)
+        rows.append(("run folders (MLflow on SQLite)", *theirs, *_ours(lambda name: from_folders(folder, name, cache=False))))  # fmt: skip
+        from_folders(folder, "long")
+        from_folders(folder, "wide")
+        rows.append(("run folders, cached", *theirs, *_ours(lambda name: from_folders(folder, name))))  # fmt: skip
+    if "server" in kinds:
+        server = Server(folder, workers=4)  # MLflow's default
+        server.start()
+        try:
+            rows.append(("server", *_theirs(server.uri), *_ours(lambda name: from_mlflow(server.uri, name, histories=name == "long"))))  # fmt: skip
+        finally:
+            server.kill()
+    print("| | MLflow: runs | histories | ours: runs | histories | together |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, a, b, c, d in rows:
         print(f"| {name} | {a:.1f} s | {b:.1f} s | {c:.2f} s | {d:.2f} s | {(a + b) / (c + d):.1f}x |")  # fmt: skip
@@ -122,4 +123,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as made:
-        main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(made))
+        main(Path(made), sys.argv[1:] or ["sqlite", "folders", "server"])
