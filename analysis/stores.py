@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -201,27 +202,28 @@ class _Server(_Store):
 
     def history(self, runs: list[str]) -> pd.DataFrame:
         keys = sorted({key for run in runs for key in self._newest[run]})
-        having = {key: [run for run in runs if key in self._newest[run]] for key in keys}
+        tasks = []
+        for key in keys:
+            having = [run for run in runs if key in self._newest[run]]
+            tasks += [(key, having[i : i + _RUNS]) for i in range(0, len(having), _RUNS)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            parts = [part for found in pool.map(self._metric, having.keys(), having.values()) for part in found]  # fmt: skip
-        return assemble(parts)
+            return assemble(part for found in pool.map(lambda t: self._metric(*t), tasks) for part in found)  # fmt: skip
 
     def _metric(self, key: str, runs: list[str]) -> list[Part]:
-        """Return one metric of many runs; a batch that the server cut is asked again in halves."""
+        """Return one metric of some runs, as many at once as the server gives points of."""
         parts: list[Part] = []
-        waiting, size = list(runs), _RUNS
+        waiting, most = list(runs), 1 + max(self._newest[run][key] for run in runs)
         while waiting:
-            batch = waiting[:size]
+            batch = waiting[: max(1, min(_RUNS, (_POINTS - 1) // most))]
             found = self._batch(key, batch)
             if len(found) >= _POINTS and len(batch) > 1:
-                size = max(1, len(batch) // 2)
+                most = 2 * (_POINTS // len(batch))
                 continue
             waiting = waiting[len(batch) :]
             if len(found) >= _POINTS:
                 body = {"run_id": batch[0], "metric_key": key, "max_results": _POINTS}
                 found = [p | {"run_id": batch[0]} for p in self._pages("GET", "api/2.0/mlflow/metrics/get-history", "metrics", "params", body)]  # fmt: skip
-            elif len(found) < _POINTS // 4:
-                size = min(_RUNS, 2 * size)
+            most = max(Counter(point["run_id"] for point in found).values(), default=1)
             parts += self._parts(key, batch, found)
         return parts
 
