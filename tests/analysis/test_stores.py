@@ -26,9 +26,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def _fill(uri: str) -> None:
-    from mlflow.entities import Metric, Param, RunTag
-
     from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
 
     client = MlflowClient(uri)
     experiment = client.create_experiment("foreign")
