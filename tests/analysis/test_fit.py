@@ -11,6 +11,7 @@ import pytest
 
 from analysis.fit import fit
 from analysis.laws import CHINCHILLA, POWER_WITH_OFFSET
+from analysis.runs import Runs
 from tests.conftest import ROOT
 
 THETA = np.array([np.log(406.4), np.log(410.7), np.log(1.69), 0.34, 0.28])
@@ -52,6 +53,15 @@ def test_the_compute_optimal_size_is_the_minimum_along_a_budget(runs: pd.DataFra
     losses = CHINCHILLA.predict(found.theta, {"n": n, "d": 1e21 / (6 * n)})
     assert n[np.argmin(losses)] == pytest.approx(best["n"], rel=2e-3)
     assert best["tokens_per_parameter"] == pytest.approx(best["d"] / best["n"])
+
+
+def test_a_notebook_shows_runs_and_fits_with_what_they_rest_on(runs: pd.DataFrame) -> None:
+    found = fit(runs, POWER_WITH_OFFSET, columns={"x": "flops"}, loss="val_loss", bootstraps=20)
+    shown = found._repr_html_()
+    assert "63 points fitted" in shown
+    assert "<td>alpha</td>" in shown
+    table = pd.DataFrame({"fingerprint": ["a", "b"], "state": ["finished", "failed"]})
+    assert "2 cells: 1 finished, 1 failed" in Runs(table, pd.DataFrame())._repr_html_()
 
 
 def test_what_cannot_be_fitted_is_refused_with_the_reason(runs: pd.DataFrame) -> None:
