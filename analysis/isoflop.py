@@ -90,12 +90,12 @@ def isoflop(
     draws: dict[str, list[Array]] = {"n": [], "tokens": []}
     for budget, part in points.groupby("budget"):
         loss_at = part["loss"].to_numpy()
-        row, drawn, curve = _one(find, np.log(part["n"].to_numpy()), loss_at, rng, bootstraps)
-        other, drawn_tokens, _ = _one(find, np.log(part["d"].to_numpy()), loss_at, rng, bootstraps)
-        named = {f"tokens{key[4:]}": other[key] for key in ("best", "best_low", "best_high")}
-        row = {f"n{k[4:]}" if k.startswith("best") else k: v for k, v in row.items()}
-        row["rejected"] = row["rejected"] or (f"by tokens, {other['rejected']}" if other["rejected"] else "")  # fmt: skip
-        rows.append({"flops": budget} | row | named)
+        log_n, log_d = (np.log(part[column].to_numpy()) for column in ("n", "d"))
+        row, drawn, curve = _one(find, "n", log_n, loss_at, rng, bootstraps)
+        other, drawn_tokens, _ = _one(find, "tokens", log_d, loss_at, rng, bootstraps)
+        if other["rejected"] and not row["rejected"]:
+            row["rejected"] = f"by tokens, {other['rejected']}"
+        rows.append({"flops": budget} | other | row)
         if not row["rejected"]:
             draws["n"].append(drawn)
             draws["tokens"].append(drawn_tokens)
@@ -128,14 +128,14 @@ def _points(
 
 
 def _one(
-    find: Find, x: Array, y: Array, rng: np.random.Generator, bootstraps: int
+    find: Find, name: str, x: Array, y: Array, rng: np.random.Generator, bootstraps: int
 ) -> tuple[dict[str, Any], Array, pd.DataFrame | None]:  # fmt: skip
-    """Return the row of one budget, the drawn minima (log) and the curve."""
+    """Return the row of one budget, its minimum called `name`, the drawn minima (log) and the curve."""
     sizes = np.unique(x)
     found = find(x, y) if len(sizes) >= _FEWEST else f"{len(sizes)} sizes are fewer than {_FEWEST}"
-    empty = {"best": np.nan, "best_low": np.nan, "best_high": np.nan, "loss": np.nan, "sizes": len(sizes), "noise": np.nan}  # fmt: skip
     if isinstance(found, str):
-        return empty | {"rejected": found}, np.empty(0), None
+        none = dict.fromkeys((name, f"{name}_low", f"{name}_high", "loss", "noise"), np.nan)
+        return none | {"sizes": len(sizes), "rejected": found}, np.empty(0), None
     best, least, grid = found
     line = np.linspace(sizes[0], sizes[-1], len(grid))
     fitted = np.interp(x, line, grid)
@@ -146,7 +146,7 @@ def _one(
         drawn[index] = again[0] if not isinstance(again, str) else np.nan
     lost = float(np.mean(np.isnan(drawn)))
     row = {
-        "best": np.exp(best), "best_low": np.exp(np.nanquantile(drawn, 0.025)), "best_high": np.exp(np.nanquantile(drawn, 0.975)),
+        name: np.exp(best), f"{name}_low": np.exp(np.nanquantile(drawn, 0.025)), f"{name}_high": np.exp(np.nanquantile(drawn, 0.975)),
         "loss": least, "sizes": len(sizes), "noise": noise,
         "rejected": f"{lost:.0%} of the bootstraps have no minimum" if lost > 0.2 else "",
     }  # fmt: skip
