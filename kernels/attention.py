@@ -39,6 +39,19 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
 
 
+def cached_attention(
+    q: Float[Tensor, "batch heads seq dim"],
+    k: Float[Tensor, "batch kv ctx dim"],
+    v: Float[Tensor, "batch kv ctx dim"],
+    mask: Bool[Tensor, "batch 1 seq ctx"] | None,
+    *,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads seq dim"]:
+    """Return softmax(scale * q k^T) v of new queries over kept keys; None lets each see all of them."""
+    grouped = k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
 def _short_on_cpu(q: Tensor) -> bool:
     bf16 = q.device.type == "cpu" and q.dtype == torch.bfloat16
     return bf16 and q.requires_grad and q.shape[2] * q.shape[3] <= _SHORT

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.philox import NoiseKey, dropout
-from kernels.rotary import rotary_tables
+from kernels.rotary import rotary_at, rotary_tables
+from models.cache import KVCache, State
 from models.config import config
 from models.flops import attention_flops, linear_flops
 from models.initialise import Scheme, initialise
@@ -176,8 +177,10 @@ class Block(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         documents: Int64[Tensor, "batch seq"] | None,
         noise: NoiseKey | None,
+        cache: KVCache | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
-        attn = self.attn(self.attn_norm(x), rotary, documents)
+        kept = None if cache is None else (cache, self.index)
+        attn = self.attn(self.attn_norm(x), rotary, documents, kept)
         x = x + dropout(attn, self.drop, noise, 2 * self.index + 1)
         return x + dropout(self.mlp(self.mlp_norm(x)), self.drop, noise, 2 * self.index + 2)
 
@@ -202,8 +205,13 @@ class Decoder(LanguageModel):
         *,
         documents: Int64[Tensor, "batch seq"] | None = None,
         noise: NoiseKey | None = None,
-    ) -> Float[Tensor, "batch seq vocab"] | TokenLoss:
-        hidden = self.hidden_states(tokens, documents, noise)
+        state: State | None = None,
+        counts: Int64[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "batch vocab"] | TokenLoss:
+        if state is None:
+            hidden = self.hidden_states(tokens, documents, noise)
+        else:
+            hidden = self._read(tokens, state, counts)
         weight = self.embedding.weight if self.head is None else self.head.weight
         scale = 1.0 / self.cfg.width_multiplier
         if targets is None:
@@ -227,8 +235,7 @@ class Decoder(LanguageModel):
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions.weight[:seq]
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = _autocast(x)
         rotary = None
         if self.cfg.positions == "rope":
             rotary = rotary_tables(seq, self.cfg.attention_dim, self.cfg.rope_base, x.device)
@@ -236,6 +243,33 @@ class Decoder(LanguageModel):
         for layer in self.layers:
             x = layer(x, rotary, documents, noise)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def start(self, batch: int, capacity: int) -> KVCache:
+        """See `LanguageModel.start`."""
+        weight = self.embedding.weight
+        return KVCache(
+            self.cfg.depth, batch, self.cfg.kv_heads, self.cfg.attention_dim, capacity=capacity,
+            dtype=_autocast(weight[:0]).dtype, device=weight.device,
+        )  # fmt: skip
+
+    def _read(
+        self, tokens: Int64[Tensor, "batch seq"], state: State, counts: Int64[Tensor, " batch"] | None
+    ) -> Float[Tensor, "batch dim"]:  # fmt: skip
+        """Read tokens into the cache; return the hidden state after the last of each row."""
+        assert isinstance(state, KVCache)
+        positions = state.begin(tokens.shape[1])
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        x = _autocast(x)
+        rotary = None
+        if self.cfg.positions == "rope":
+            cos, sin = rotary_at(positions, self.cfg.attention_dim, self.cfg.rope_base)
+            rotary = (cos[:, None], sin[:, None])
+        for layer in self.layers:
+            x = layer(x, rotary, None, None, state)
+        last = x[torch.arange(len(x), device=x.device), state.end(counts) - 1]
+        return self.norm(last)  # type: ignore[no-any-return]
 
     def blocks(self) -> list[nn.Module]:
         """Return the layers in order."""
@@ -247,3 +281,10 @@ class Decoder(LanguageModel):
             return {}
         names = (n for n, p in self.layers.named_parameters(prefix="layers") if p.ndim >= 2)
         return dict.fromkeys(names, 1.0 / self.cfg.width_multiplier)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """Return `x` in the type that autocast, where it is on, computes in."""
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from kernels.philox import NoiseKey
+from models.cache import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,22 @@ class LanguageModel(nn.Module):
         *,
         documents: Int64[Tensor, "batch seq"] | None = None,
         noise: NoiseKey | None = None,
-    ) -> Float[Tensor, "batch seq vocab"] | TokenLoss:
+        state: State | None = None,
+        counts: Int64[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "batch vocab"] | TokenLoss:
         """Return fp32 logits, or with `targets` (-100 = no target) the loss.
 
-        `documents` keeps tokens within their document; `noise` turns dropout on.
+        `documents` keeps tokens within their document; `noise` turns dropout on. With `state` the tokens follow
+        what it has read: it reads the first `counts` of each row (None: all; the rest is padding), and the
+        logits of the token after them are returned, [batch, vocab].
+        """
+        raise NotImplementedError
+
+    def start(self, batch: int, capacity: int) -> State:
+        """Return the state of `batch` rows that have read nothing, with room for `capacity` tokens.
+
+        Raises:
+            NotImplementedError: the model keeps none; it is asked to read its text anew for each token.
         """
         raise NotImplementedError
 

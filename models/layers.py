@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from kernels.attention import attention
+from kernels.attention import attention, cached_attention
 from kernels.rotary import rotate
+from models.cache import KVCache
 
 Norm = Literal["rmsnorm", "layernorm"]
 Activation = Literal["swiglu", "gelu", "relu2"]
@@ -68,7 +69,9 @@ class Attention(nn.Module):
         x: Float[Tensor, "batch seq dim"],
         rotary: tuple[Tensor, Tensor] | None,
         documents: Int64[Tensor, "batch seq"] | None,
+        cache: tuple[KVCache, int] | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
+        """Attend; with `cache` (and the layer's index in it) also to what was read before."""
         batch, seq, _ = x.shape
         qkv = self.qkv(x).view(batch, seq, -1, self.head_dim).transpose(1, 2)
         q, k, v = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
@@ -76,7 +79,11 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        y = attention(q, k, v, scale=self.scale, documents=documents)
+        if cache is None:
+            y = attention(q, k, v, scale=self.scale, documents=documents)
+        else:
+            kept, layer = cache
+            y = cached_attention(q, *kept.write(layer, k, v), kept.mask, scale=self.scale)
         return self.out(y.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
 
 

@@ -331,25 +331,40 @@ def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> Non
 @app.command()
 def generate(
     run: Reference,
-    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; again for more.")] = None,
+    file: Annotated[Path | None, typer.Option(exists=True, help='JSON lines, {"prompt": ...} each; the answers are JSON lines too.')] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest.")] = None,
-    average: Annotated[
-        bool, typer.Option(help="Use the averaged weights (train.average).")
-    ] = False,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest of this probability.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop what is less likely than this share of the likeliest.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said is less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string; again for more.")] = None,
+    n: Annotated[int, typer.Option(help="Samples of each prompt, seeds counting up.")] = 1,
+    stream: Annotated[bool, typer.Option(help="Print as it comes (one prompt, one sample).")] = False,
+    slide: Annotated[bool, typer.Option(help="Of a prompt beyond the context, read the end.")] = False,
+    average: Annotated[bool, typer.Option(help="Use the averaged weights (train.average).")] = False,
     seed: int = 0,
     root: Root = Path("."),
-) -> None:
-    """Continue a prompt with a trained cell."""
-    from runner.serve.load import continue_text  # noqa: PLC0415
+) -> None:  # fmt: skip
+    """Continue prompts with a trained cell."""
+    from runner.serve.speak import Answers  # noqa: PLC0415
     from runner.sweep.cells import find_cell  # noqa: PLC0415
 
-    text = continue_text(
-        find_cell(root, run).folder, prompt, tokens=tokens, temperature=temperature, top_k=top_k,
-        seed=seed, average=average,
+    answers = Answers(
+        find_cell(root, run).folder, average=average, max_new_tokens=tokens, temperature=temperature,
+        top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()), seed=seed,
     )  # fmt: skip
-    typer.echo(text)
+    if file is not None:
+        for line in answers.of_file(file, n, slide):
+            typer.echo(line)
+    elif stream:
+        answers.stream((prompt or ["\n"])[0], slide, lambda piece: typer.echo(piece, nl=False))
+        typer.echo()
+    else:
+        for text in answers.of_prompts(prompt or ["\n"], n, slide):
+            typer.echo(text)
 
 
 def _drawn(name: str, root: Path, kind: str) -> list[Path]:

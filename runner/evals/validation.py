@@ -14,6 +14,7 @@ from runner.data.tokenizers import Tokenizer
 from runner.data.tokens import Corpus
 from runner.distributed import Ranks
 from runner.serve.generate import generate
+from runner.serve.sampling import Sampling
 
 
 @torch.no_grad()
@@ -61,9 +62,9 @@ def sample_text(
 ) -> str:
     """Return a continuation of `eval.prompt`: the same random draws at every evaluation."""
     prompt = torch.from_numpy(tokenizer.encode(cfg.eval.prompt).astype("int64"))
-    generator = torch.Generator().manual_seed(cfg.seed)
-    ids = generate(
-        model, prompt.to(device), max_new_tokens=cfg.eval.sample_tokens,
-        context=cfg.train.sequence_length, generator=generator, temperature=0.8,
+    how = Sampling(max_new_tokens=cfg.eval.sample_tokens, temperature=0.8, seed=cfg.seed)
+    (done,) = generate(
+        model, [prompt.to(device)], how, context=cfg.train.sequence_length, decode=tokenizer.decode,
+        eos=None, slide=True,
     )  # fmt: skip
-    return tokenizer.decode(ids.tolist())
+    return tokenizer.decode([*prompt.tolist(), *done.ids])

@@ -1,6 +1,8 @@
 """A finished cell as a model to talk to."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -8,7 +10,8 @@ from models.language_model import LanguageModel
 from runner import checkpoint
 from runner.data.tokenizers import Tokenizer, loads
 from runner.errors import CheckpointError, ConfigError
-from runner.serve.generate import generate
+from runner.serve.generate import Completion, generate
+from runner.serve.sampling import Sampling
 from runner.sweep.cells import load_cell
 
 
@@ -32,24 +35,20 @@ def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, T
     return model, tokenizer, cell.config.train.sequence_length
 
 
-def continue_text(
-    folder: Path,
-    prompt: str,
-    *,
-    tokens: int,
-    temperature: float,
-    top_k: int | None,
-    seed: int,
-    average: bool = False,
-) -> str:
-    """Return `prompt` and its continuation by the model in `folder`."""
+def speaker(folder: Path, *, average: bool = False) -> Callable[..., list[Completion]]:
+    """Return a function of (prompts as text, Sampling) that continues them with the model in `folder`.
+
+    Further keyword arguments are those of `generate`. ConfigError is raised for a prompt that cannot be read.
+    """
     model, tokenizer, context = load_model(folder, average=average)
-    ids = torch.from_numpy(tokenizer.encode(prompt).astype("int64"))
-    if not ids.numel():
-        raise ConfigError("the prompt is empty; give --prompt at least one character")
-    generator = torch.Generator().manual_seed(seed)
-    out = generate(
-        model, ids, max_new_tokens=tokens, context=context, generator=generator,
-        temperature=temperature, top_k=top_k, stop=tokenizer.eos,
-    )  # fmt: skip
-    return tokenizer.decode(out.tolist())
+
+    def speak(prompts: Sequence[str], how: Sampling | Sequence[Sampling], **more: Any) -> list[Completion]:  # fmt: skip
+        ids = [torch.from_numpy(tokenizer.encode(prompt).astype("int64")) for prompt in prompts]
+        try:
+            return generate(
+                model, ids, how, context=context, decode=tokenizer.decode, eos=tokenizer.eos, **more
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    return speak

@@ -1,0 +1,68 @@
+"""Reading token by token, in batches of any lengths, gives the logits of reading at once."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.decoder import Decoder, DecoderConfig
+
+SHAPES = {
+    "rope": DecoderConfig(depth=2, width=32, num_heads=4),
+    "grouped, qk norm, softcap": DecoderConfig(depth=2, width=32, num_heads=4, num_kv_heads=2, qk_norm=True, softcap=20.0),
+    "gpt2": DecoderConfig(depth=2, width=32, num_heads=4, positions="learned", norm="layernorm", activation="gelu", bias=True, context_length=64),
+    "mup, untied": DecoderConfig(depth=1, width=64, num_heads=2, init="mup", base_width=32, tied=False),
+}  # fmt: skip
+
+
+@pytest.fixture(params=SHAPES)
+def model(request: pytest.FixtureRequest) -> Decoder:
+    built = SHAPES[request.param].build(50, 0)
+    with torch.no_grad():
+        for parameter in built.parameters():  # far from the small numbers of an initialisation
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * 0.1)  # fmt: skip
+    return built
+
+
+def _rows(*lengths: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 50, (length,), generator=generator) for length in lengths]
+
+
+@torch.no_grad()
+def test_token_by_token_and_in_pieces_equal_a_full_pass(model: Decoder) -> None:
+    (row,) = _rows(23)
+    whole = model(row[None])[0]
+    for pieces in ([1] * 23, [10, 1, 1, 11], [23]):
+        state, first = model.start(1, 4), 0  # it must grow
+        for size in pieces:
+            logits = model(row[None, first : first + size], state=state)
+            first += size
+            torch.testing.assert_close(logits[0], whole[first - 1], rtol=1e-5, atol=1e-5)
+        assert state.lengths.tolist() == [23]
+
+
+@torch.no_grad()
+def test_rows_of_different_lengths_do_not_see_each_other(model: Decoder) -> None:
+    rows = _rows(3, 17, 9)
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=7)
+    state = model.start(3, 32)
+    logits = model(padded, state=state, counts=torch.tensor([3, 17, 9]))
+    more = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    steps = [logits, *(model(more[:, i : i + 1], state=state) for i in range(3))]
+    for index, row in enumerate(rows):
+        whole = model(torch.cat((row, more[index]))[None])[0]
+        for i, step in enumerate(steps):
+            torch.testing.assert_close(step[index], whole[len(row) - 1 + i], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_selected_rows_go_on_where_they_were(model: Decoder) -> None:
+    rows = _rows(5, 8)
+    state = model.start(2, 16)
+    model(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), state=state, counts=torch.tensor([5, 8]))  # fmt: skip
+    chosen = state.select(torch.tensor([1, 1, 0]))
+    logits = model(torch.tensor([[1], [2], [3]]), state=chosen)
+    for row, token, found in zip((1, 1, 0), (1, 2, 3), logits, strict=True):
+        whole = model(torch.cat((rows[row], torch.tensor([token])))[None])[0, -1]
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+    assert state.lengths.tolist() == [5, 8]
