@@ -216,6 +216,25 @@ def claim(run: Path) -> Path | None:
     return folder
 
 
+class StopFlag:
+    """A request to stop that a signal handler may make.
+
+    Not a threading.Event: its lock is not re-entrant, and a second signal that came while the handler of the
+    first was setting it would wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        """Ask to stop."""
+        self._set = True
+
+    def is_set(self) -> bool:
+        """True once somebody has asked."""
+        return self._set
+
+
 class Journal:
     """Writer of one attempt's events and of the run's metrics."""
 
@@ -226,14 +245,14 @@ class Journal:
         _truncate_torn_line(self.metrics_file)
         self._metrics = open(self.metrics_file, "ab", buffering=0)  # noqa: SIM115
 
-    def beat(self, stop: threading.Event) -> None:
+    def beat(self, stop: StopFlag) -> None:
         """Show from now on that this holder lives.
 
         Sets `stop` where somebody cancels the cell, and ends the process where it lost the cell.
         """
         threading.Thread(target=self._beat, args=(stop,), daemon=True, name="heartbeat").start()
 
-    def _beat(self, stop: threading.Event) -> None:
+    def _beat(self, stop: StopFlag) -> None:
         while True:
             if (self.run / "cancel").exists():
                 stop.set()

@@ -23,7 +23,7 @@ import psutil
 from runner import journal
 from runner.errors import EspalierError, LeaseLost
 from runner.feed import FED, finish_feeder, start_feeder
-from runner.journal import Journal
+from runner.journal import Journal, StopFlag
 
 RESUME, HELD, FAILED = 75, journal.HELD, 1
 
@@ -74,7 +74,7 @@ def _feed_server(folder: Path) -> subprocess.Popen[bytes] | None:
     return start_feeder(cell.config, only=cell.fingerprint)
 
 
-def _train(folder: Path, book: Journal | None, stop: threading.Event) -> str:
+def _train(folder: Path, book: Journal | None, stop: StopFlag) -> str:
     import torch  # noqa: PLC0415
 
     from runner.distributed import Ranks  # noqa: PLC0415
@@ -120,9 +120,9 @@ def _write_summary(folder: Path, trainer: Any) -> None:
     (folder / "tokenizer.json").write_text(trainer.corpus.tokenizer.dumps(), encoding="utf-8")
 
 
-def _stop_on_signals() -> threading.Event:
+def _stop_on_signals() -> StopFlag:
     """SIGTERM and SIGUSR2 ask for a checkpoint at the next step; Ctrl-C is the launcher's affair."""
-    stop = threading.Event()
+    stop = StopFlag()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, lambda *_: stop.set())

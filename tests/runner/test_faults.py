@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,6 +12,7 @@ from runner import journal
 from runner.sweep.cells import load_cell
 from runner.sweep.failures import clusters
 from runner.sweep.policy import tell
+from tests.conftest import ROOT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 FAULTY = ["-m", "model._target_=tests.faults.FaultyConfig"]
@@ -130,3 +132,21 @@ def test_execution_keys_of_the_last_launch_hold(espalier: Run, tmp_path: Path) -
     assert load_cell(folder).config.train.micro_batch == 2
     again = json.loads((journal.attempts(folder)[-1] / "environment.json").read_text())
     assert again["micro_batch"] == 2
+
+
+def test_a_signal_within_the_handler_of_another_stops_the_run_and_not_the_process() -> None:
+    """SLURM's warning and the supervisor's SIGTERM come at one moment."""
+    code = (
+        "import signal, sys\n"
+        "from runner.worker import _stop_on_signals\n"
+        "stop = _stop_on_signals()\n"
+        "def second(frame, event, _):\n"
+        "    if frame.f_code.co_name == 'set':\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"  # at every line of the first one's work
+        "    return second\n"
+        "sys.settrace(second)\n"
+        "signal.raise_signal(signal.SIGUSR2)\n"
+        "print(stop.is_set())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
+    assert done.stdout == "True\n", done.stderr
