@@ -1,0 +1,35 @@
+"""Weights in square blocks in the forward pass, in the backward pass, in both: beside the recipe, paired by seed."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.ablation import ablate
+from analysis.runs import Runs, from_folders
+
+HERE = Path(__file__).parent
+NAME = "nvfp4_square_blocks"
+SQUARE = ("precision.fprop.w.block", "precision.dgrad.w.block")
+
+
+def _choice(row: "pd.Series[object]") -> str:
+    fprop, dgrad = (row[key] == "16x16" for key in SQUARE)
+    return {
+        (True, True): "both square",
+        (True, False): "square in fprop",
+        (False, True): "square in dgrad",
+    }.get((fprop, dgrad), "both 1x16")
+
+
+def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+    """Write the figure and results.csv; return the figures."""
+    return ablate(
+        runs, choice=_choice, baseline="both square", pair=["seed"], folder=folder, name=NAME,
+        title="Blocks of weights beside the recipe",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
+        print(path)
