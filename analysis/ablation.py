@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import plots
-from analysis.compare import over_seeds, paired_difference
+from analysis.compare import holm, over_seeds, paired_difference
 from analysis.runs import Runs
 
 
@@ -53,6 +53,7 @@ def effects(
         found = paired_difference(done, key=column, baseline=off, metric=metric, pair=pair)
         rows.append(found[found["value"] == on].assign(value=label))
     gap = pd.concat(rows, ignore_index=True)
+    gap["p_holm"] = holm(gap["p"].to_numpy())  # over the factors
     means = over_seeds(done, columns, metric)
     folder.mkdir(parents=True, exist_ok=True)
     means.to_csv(folder / f"{name}_means.csv", index=False)

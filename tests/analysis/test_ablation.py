@@ -30,6 +30,9 @@ def test_main_effects_are_paired_in_all_other_factors(tmp_path: Path) -> None:
     assert found["difference"].to_dict() == pytest.approx({"first": -0.3, "second": 0.102})
     assert list(found["n"]) == [6, 6]
     assert found["low"]["second"] < 0.102 < found["high"]["second"]
+    assert found["p_holm"]["second"] == pytest.approx(
+        max(found["p"]["second"], 2 * found["p"].min())
+    )
     means = pd.read_csv(tmp_path / "f" / "n_means.csv")
     assert list(means["n"]) == [3] * 4
 
