@@ -221,5 +221,8 @@ def _filled(x: Tensor, gemm: GemmRecipe, dim: int) -> Tensor:
 
 def _quantile(x: Tensor, share: float) -> Tensor:
     """Return the smallest magnitude that `share` of all do not exceed."""
-    index = max(1, round(share * x.numel()))
-    return x.float().abs().flatten().kthvalue(index).values
+    index, size = max(1, round(share * x.numel())), x.float().abs().flatten()
+    above = len(size) - index + 1
+    if above <= len(size) // 8:  # a third of the time
+        return size.topk(above).values[-1]
+    return size.kthvalue(index).values

@@ -12,7 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from kernels.emulate import Quantiser, emulate
 from kernels.hadamard import hadamard, hadamard_matrix
 from kernels.philox import Dice, NoiseKey, rounding_bits
-from kernels.quantised_linear import GemmRecipe, LinearRecipe, OperandRecipe, quantised_linear
+from kernels.quantised_linear import (
+    GemmRecipe,
+    LinearRecipe,
+    OperandRecipe,
+    _quantile,
+    quantised_linear,
+)
 from kernels.scaled_mm import scaled_mm
 from tests.kernels.oracles import inputs, te_reference
 
@@ -186,3 +192,10 @@ def test_torch_compile_changes_no_bit() -> None:
         "assert all(torch.equal(a, b) for a, b in pairs)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.9999, 1.0])
+def test_a_quantile_of_magnitudes_is_one_of_them(share: float) -> None:
+    x = torch.randn(64, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+    ordered = x.float().abs().flatten().sort().values
+    assert _quantile(x, share) == ordered[round(share * len(ordered)) - 1]
