@@ -82,8 +82,7 @@ def sensitivity(
     rows = [row("as fitted", table, columns, found.delta)]
     rows += [row(f"delta {delta:g}", table, columns, delta) for delta in (1e-4, 1e-2, 1.0) if delta != found.delta]  # fmt: skip
     order = pd.to_numeric(table[loss], errors="coerce").sort_values()
-    for share in (0.05, 0.1):
-        count = max(1, round(share * len(table)))
+    for count in sorted({max(1, round(share * len(table))) for share in (0.05, 0.1)}):
         if len(table) - count > len(found.law.parameters):
             rows.append(row(f"without the {count} highest losses", table.loc[order.index[:-count]], columns, found.delta))  # fmt: skip
             rows.append(row(f"without the {count} lowest losses", table.loc[order.index[count:]], columns, found.delta))  # fmt: skip
