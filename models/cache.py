@@ -31,22 +31,18 @@ class State(Protocol):
 class KVCache:
     """Keys and values of every layer, [batch, kv, ctx, dim] each; it grows as it is read into.
 
+    A layer's tensors are made when it first writes, of the shape and type of what it writes: under
+    a precision recipe that may be another type than the parameters'.
+
     Args:
-        dtype: of what is kept; the model's own.
+        batch: rows. capacity: positions to make room for at first.
     """
 
-    def __init__(
-        self, layers: int, batch: int, kv: int, dim: int, *, capacity: int, dtype: torch.dtype, device: torch.device
-    ) -> None:  # fmt: skip
-        shape = (batch, kv, capacity, dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+    def __init__(self, batch: int, *, capacity: int, device: torch.device) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.capacity = capacity
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
-
-    @property
-    def capacity(self) -> int:
-        """Positions that there is room for."""
-        return self.keys[0].shape[2]
 
     def begin(self, seq: int) -> Int64[Tensor, "batch seq"]:
         """Make room for `seq` more tokens a row; return their positions."""
@@ -65,12 +61,15 @@ class KVCache:
     ) -> tuple[Tensor, Tensor]:
         """Put new keys and values behind those of each row; return all that any row may look at."""
         end = self._last + self._seq
+        if layer == len(self.keys):
+            for tensors, new in ((self.keys, k), (self.values, v)):
+                tensors.append(new.new_zeros(*new.shape[:2], self.capacity, new.shape[3]))
         for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
             if self._first == self._last:
                 kept[:, :, self._last : end] = new
             else:
                 rows = torch.arange(len(new), device=new.device)[:, None]
-                kept[rows, :, self._positions] = new.transpose(1, 2).to(kept.dtype)
+                kept[rows, :, self._positions] = new.transpose(1, 2)
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def end(self, counts: Int64[Tensor, " batch"] | None) -> Int64[Tensor, " batch"]:
@@ -84,6 +83,7 @@ class KVCache:
         if positions <= self.capacity:
             return
         more = max(positions, 2 * self.capacity) - self.capacity
+        self.capacity += more
         for tensors in (self.keys, self.values):
             for index, old in enumerate(tensors):
                 tensors[index] = torch.nn.functional.pad(old, (0, 0, 0, more))
@@ -93,5 +93,6 @@ class KVCache:
         chosen = object.__new__(KVCache)
         chosen.keys = [tensor[rows] for tensor in self.keys]
         chosen.values = [tensor[rows] for tensor in self.values]
+        chosen.capacity = self.capacity
         chosen.lengths = self.lengths[rows]
         return chosen

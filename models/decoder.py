@@ -246,11 +246,7 @@ class Decoder(LanguageModel):
 
     def start(self, batch: int, capacity: int) -> KVCache:
         """See `LanguageModel.start`."""
-        weight = self.embedding.weight
-        return KVCache(
-            self.cfg.depth, batch, self.cfg.kv_heads, self.cfg.attention_dim, capacity=capacity,
-            dtype=_autocast(weight[:0]).dtype, device=weight.device,
-        )  # fmt: skip
+        return KVCache(batch, capacity=capacity, device=self.embedding.weight.device)
 
     def _read(
         self, tokens: Int64[Tensor, "batch seq"], state: State, counts: Int64[Tensor, " batch"] | None

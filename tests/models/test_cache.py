@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from models.decoder import Decoder, DecoderConfig
+from models.precision import PrecisionConfig
+from models.precision_config import FpropConfig, OperandConfig
 
 SHAPES = {
     "rope": DecoderConfig(depth=2, width=32, num_heads=4),
@@ -66,3 +68,15 @@ def test_selected_rows_go_on_where_they_were(model: Decoder) -> None:
         whole = model(torch.cat((rows[row], torch.tensor([token])))[None])[0, -1]
         torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
     assert state.lengths.tolist() == [5, 8]
+
+
+@torch.no_grad()
+def test_what_is_kept_has_the_type_that_its_layer_computes_in() -> None:
+    model = DecoderConfig(depth=2, width=32, num_heads=2).build(50, 0)
+    operand = OperandConfig(format="nvfp4")
+    cfg = PrecisionConfig(compute="bf16", fprop=FpropConfig(x=operand, w=operand), keep_first=1.0)
+    cfg.build(torch.device("cpu")).prepare(model)
+    state = model.start(1, 8)
+    for token in (1, 2):
+        assert model(torch.tensor([[token]]), state=state).isfinite().all()
+    assert [kept.dtype for kept in state.keys] == [torch.float32, torch.bfloat16]
