@@ -356,6 +356,10 @@ def generate(
         top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
         stop=tuple(stop or ()), seed=seed,
     )  # fmt: skip
+    if stream and (file is not None or n > 1 or len(prompt or []) > 1):
+        raise ConfigError(
+            "--stream takes one --prompt and one sample; leave --file, --n or --stream out"
+        )
     if file is not None:
         for line in answers.of_file(file, n, slide):
             typer.echo(line)

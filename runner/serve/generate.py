@@ -64,7 +64,7 @@ def generate(
         if state is None:
             logits, state = _read(model, [row.tokens for row in live], device)
         else:
-            newest = torch.stack([row.tokens[-1:] for row in live]).to(device)
+            newest = torch.tensor([row.tokens[-1:] for row in live], device=device)
             logits = model(newest, state=state)  # type: ignore[assignment]
         for row, scores in zip(live, logits.float().cpu(), strict=True):
             row.take(scores, eos, on_text)
@@ -85,20 +85,20 @@ class _Row:
     """One request under way."""
 
     def __init__(self, index: int, prompt: Tensor, how: Sampling, stream: TextStream) -> None:
-        self.index, self.prompt, self.how, self.stream = index, prompt.cpu(), how, stream
-        self.tokens = self.prompt  # what the model has before it
+        self.index, self.prompt, self.how, self.stream = index, prompt.tolist(), how, stream
+        self.tokens = list(self.prompt)  # what the model has before it
         self.generator = torch.Generator().manual_seed(how.seed)
         self.done = Completion(prompt)
 
     def take(self, logits: Tensor, eos: int | None, on_text: Callable[[int, str], None] | None) -> None:  # fmt: skip
         """Choose the next token and see whether it is the last."""
-        seen = torch.cat((self.prompt, torch.tensor(self.done.ids, dtype=torch.int64)))
+        seen = [*self.prompt, *self.done.ids]
         token, logprob = choose(logits, seen, self.how, self.generator)
         if token == eos:
             self.done.finish = "stop"
             return
         self.done.ids.append(token)
-        self.tokens = torch.cat((self.tokens, torch.tensor([token])))
+        self.tokens.append(token)
         self.done.logprobs.append(logprob)
         self._say(self.stream.push(token), on_text)
         if self.stream.stopped:
@@ -131,11 +131,12 @@ def _fitting(prompt: Tensor, context: int, slide: bool) -> Tensor:
 
 
 def _read(
-    model: LanguageModel, texts: Sequence[Tensor], device: torch.device
+    model: LanguageModel, texts: Sequence[list[int]], device: torch.device
 ) -> tuple[Tensor, State | None]:
     """Read texts anew; return the logits after each, and the state (None: the model keeps none)."""
     counts = torch.tensor([len(text) for text in texts], device=device)
-    padded = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True).to(device)
+    rows = [torch.tensor(text) for text in texts]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
     try:
         state = model.start(len(texts), 2 * padded.shape[1])
     except NotImplementedError:

@@ -4,6 +4,7 @@ Draws are made on the CPU from a generator of the request's own, so they depend 
 else is in the batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +51,7 @@ class Sampling:
 
 
 def choose(
-    logits: Float[Tensor, " vocab"], seen: Tensor, how: Sampling, generator: torch.Generator
+    logits: Float[Tensor, " vocab"], seen: Sequence[int], how: Sampling, generator: torch.Generator
 ) -> tuple[int, float]:
     """Return the next token and its log-probability under the untouched logits.
 
@@ -60,7 +61,7 @@ def choose(
     plain = torch.log_softmax(logits, dim=-1)
     scores = logits
     if how.repetition_penalty != 1.0:
-        ids = torch.unique(seen)  # type: ignore[no-untyped-call]
+        ids = torch.tensor(sorted(set(seen)))
         old = scores[ids]
         new = torch.where(old > 0, old / how.repetition_penalty, old * how.repetition_penalty)
         scores = scores.index_put((ids,), new)

@@ -102,10 +102,10 @@ def test_cuts_keep_what_they_say() -> None:
 def test_draws_have_the_models_probabilities() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     generator, how = torch.Generator().manual_seed(0), Sampling(temperature=0.7)
-    drawn = torch.tensor([choose(logits, torch.tensor([0]), how, generator)[0] for _ in range(4000)])  # fmt: skip
+    drawn = torch.tensor([choose(logits, [0], how, generator)[0] for _ in range(4000)])  # fmt: skip
     share = torch.bincount(drawn, minlength=4) / 4000
     torch.testing.assert_close(share, torch.softmax(logits / 0.7, 0), atol=0.02, rtol=0)
-    _, logprob = choose(logits, torch.tensor([0]), Sampling(temperature=0.0), generator)
+    _, logprob = choose(logits, [0], Sampling(temperature=0.0), generator)
     assert logprob == pytest.approx(float(torch.log_softmax(logits, 0)[0]))
 
 
@@ -114,7 +114,7 @@ def test_the_repetition_penalty_is_that_of_transformers() -> None:
 
     logits, seen = torch.tensor([2.0, 1.9, -1.0, 1.2]), torch.tensor([0, 2])
     theirs = RepetitionPenaltyLogitsProcessor(1.5)(seen[None], logits[None].clone())[0]
-    choice, _ = choose(logits, seen, Sampling(temperature=0.0, repetition_penalty=1.5), torch.Generator())  # fmt: skip
+    choice, _ = choose(logits, seen.tolist(), Sampling(temperature=0.0, repetition_penalty=1.5), torch.Generator())  # fmt: skip
     assert choice == int(theirs.argmax()) == 1
 
 
@@ -170,6 +170,7 @@ def test_the_command_takes_prompts_a_file_or_streams(espalier: Run, tmp_path: Pa
     rows = [json.loads(line) for line in call("--file", str(file)).output.splitlines()]
     assert [row["prompt"] for row in rows] == ["line 1", "x"]
     assert all(row["tokens"] <= 9 and row["finish"] in ("stop", "length") for row in rows)
+    assert "takes one --prompt" in str(call("--prompt", "a", "--prompt", "b", "--stream").exception)
     file.write_text('{"prompt": "line 1"}\n{"text": "x"}\n')
     assert "prompts.jsonl:2 is not a JSON object" in str(call("--file", str(file)).exception)
     assert "the prompt has 17 tokens, more than the context of 16" in str(call("--prompt", "a" * 17).exception)  # fmt: skip
