@@ -235,7 +235,7 @@ def design(
     flops = budget if budget is not None else float(gpu_hours or 0.0) * 3600 * rate
     read, names = _read(runs, n, d, where=where), keys.split(",")
     found = fit_law(read, LAWS["chinchilla"], columns={"n": n, "d": d}, loss=loss, bootstraps=bootstrap, seed=seed)  # fmt: skip
-    known = pd.read_csv(shapes) if shapes else read.rename(columns={n: "n"})
+    known = pd.read_csv(shapes) if shapes else read.assign(n=read[n])
     require(known, ["n", *names])
     proposed = choose(found, known[["n", *names]].drop_duplicates(), budget=flops, target=target)
     print(proposed.runs.to_string(index=False))

@@ -13,6 +13,7 @@ A sum of power terms is a `PowerSum`: log L is a log-sum-exp whose gradient cost
 Shape legend: S = parameter vectors at once, P = parameters, K = terms, M = points.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -29,7 +30,7 @@ _ROWS = 64  # at a time: what lies between stays in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
+class Law(ABC):
     """A law of a positive response, a loss say.
 
     Args:
@@ -49,11 +50,11 @@ class Law:
     log: bool = True
     source: str = ""
 
+    @abstractmethod
     def bind(self, data: Data) -> At:
         """Return the function of parameters [S, P] that gives the response [S, M] (its logarithm where
         `log`) and what turns slopes [S, M] into the gradient [S, P].
         """  # fmt: skip
-        raise NotImplementedError
 
     def start_grid(self) -> Array:
         """Return every combination of `starts`, [S, P]."""

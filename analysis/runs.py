@@ -95,9 +95,11 @@ def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
 
 def _with_last(table: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
     """Return the table with the last value of each metric; it wins over a fact of the same name."""
-    last = last_values(history)
-    kept = table.drop(columns=[c for c in last.columns if c in table])
-    return kept.join(last, on="fingerprint") if len(last) else table
+    last = last_values(history).reindex(table["fingerprint"])
+    last.index = table.index
+    for name in last.columns.intersection(table.columns):
+        last[name] = last[name].where(last[name].notna(), table[name])
+    return table.drop(columns=last.columns, errors="ignore").join(last)
 
 
 def _stamp(file: str) -> str:
@@ -109,7 +111,7 @@ def _stamp(file: str) -> str:
 
 
 def _facts(folder: str) -> dict[str, Any]:
-    cell = json.loads(_read(f"{folder}/cell.json") or "{}")
+    cell = json.loads(Path(folder, "cell.json").read_bytes())
     if cell["schema"] > SCHEMA:
         raise ValueError(
             f"{folder}/cell.json has schema {cell['schema']}, this analysis reads {SCHEMA}; update Espalier"

@@ -1,14 +1,15 @@
 """The runs of an MLflow store, read in bulk: a SQL database directly, a server by its bulk endpoint.
 
-Asking MLflow's client for one history after the other takes minutes where this takes seconds. A server may
-cut a history; whatever ends before the run's last value is read again page by page, and what is still short is
-named in `Runs.notes`.
+Asking MLflow's client for one history after the other takes minutes where this takes seconds. A server gives
+so many points at once: a batch that reaches the limit is asked for in smaller ones, a single history that does page by
+page. One that ends before the run's last value all the same is named in `Runs.notes`.
 """
 
 import hashlib
 import json
 import os
 import sqlite3
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,13 +48,13 @@ def from_mlflow(
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
         return _Server(uri).runs(experiment, histories, cache)
-    if scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+    if scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql"):
         return _Database(uri).runs(experiment, histories, cache)
     raise ValueError(f"{uri} is not read; give sqlite:///FILE, another database's URL or http(s)://SERVER")  # fmt: skip
 
 
-class _Store:
-    """What both kinds have in common."""
+class _Store(ABC):
+    """What both kinds have in common; `rows` gives each run its _id and a _stamp that changes with its metrics."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -66,6 +67,10 @@ class _Store:
         found = self.rows(names[experiment])
         digest = hashlib.sha256(f"{self.uri} {experiment}".encode()).hexdigest()[:16]
         stamps = {row.pop("_id"): str(row.pop("_stamp")) for row in found}
+        times = Counter(row["fingerprint"] for row in found)
+        for run, row in zip(stamps, found, strict=True):
+            if times[row["fingerprint"]] > 1:  # the run's own id tells it from the others
+                row["fingerprint"] = run
         names_of = {run: str(row["fingerprint"]) for run, row in zip(stamps, found, strict=True)}
         if not histories:
             return Runs(pd.DataFrame(found), assemble([]))
@@ -77,14 +82,17 @@ class _Store:
             history["fingerprint"] = history["fingerprint"].cat.reorder_categories(ordered)
         return Runs(pd.DataFrame(found), history[COLUMNS], tuple(self.notes))
 
+    @abstractmethod
     def experiments(self) -> dict[str, str]:
-        raise NotImplementedError
+        """Return the ids of the experiments by their names."""
 
+    @abstractmethod
     def rows(self, experiment: str) -> list[dict[str, Any]]:
-        raise NotImplementedError
+        """Return a row of the table for each run."""
 
+    @abstractmethod
     def history(self, runs: list[str]) -> pd.DataFrame:
-        raise NotImplementedError
+        """Return the history of `runs`, by their ids."""
 
 
 class _Database(_Store):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.history import assemble, cached, read_folder
+from analysis.runs import _with_last
 from analysis.stores import _Server, from_mlflow
 from tests.runner.test_tracking import Server
 
@@ -77,6 +78,33 @@ def test_database_and_server_give_what_mlflows_client_gives(server: Server, tmp_
         from_mlflow(server.uri, "x")
     with pytest.raises(ValueError, match="give sqlite"):
         from_mlflow("file:///tmp/mlruns", "x")
+
+
+def test_runs_of_one_fingerprint_keep_their_own_ids(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+    from mlflow.entities import RunTag
+
+    uri = f"sqlite:///{tmp_path}/twice.db"
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("twice", artifact_location=str(tmp_path))
+    ids = []
+    for value in (1.0, 2.0):
+        run = client.create_run(experiment).info.run_id
+        client.log_metric(run, "loss", value)
+        client.log_batch(run, tags=[RunTag("fingerprint", "same")])
+        ids.append(run)
+    found = from_mlflow(uri, "twice")
+    assert set(found.table["fingerprint"]) == set(found.history["fingerprint"]) == set(ids)
+    assert found.table.set_index("fingerprint")["loss"].to_dict() == dict(zip(ids, (1.0, 2.0), strict=True))  # fmt: skip
+
+
+def test_a_fact_stands_until_a_metric_of_its_name_is_there() -> None:
+    table = pd.DataFrame({"fingerprint": ["a", "b"], "tokens": [100.0, 200.0]})
+    history = assemble([("a", "tokens", [1, 2], [10.0, 20.0]), ("a", "loss", [2], [1.5])])
+    found = _with_last(table, history)
+    assert found["tokens"].tolist() == [20.0, 200.0]
+    assert found["loss"].tolist() == pytest.approx([1.5, float("nan")], nan_ok=True)
+    assert list(_with_last(table, assemble([])).columns) == ["fingerprint", "tokens"]
 
 
 def test_a_history_that_a_server_cuts_is_reported(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
