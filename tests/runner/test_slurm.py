@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -13,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from analysis.runs import from_folders
 from analysis.stores import from_mlflow
@@ -26,6 +23,18 @@ from runner.sweep.snapshot import snapshot
 from tests.conftest import ROOT, TINY, write_text
 from tests.runner.test_tracking import Server, assert_equal
 from tests.slurm import cluster
+from tests.slurm.watch import (
+    ask,
+    attempts,
+    in_mlflow,
+    jobs_of,
+    points,
+    run,
+    running_step,
+    sacct,
+    same_weights,
+    until,
+)
 
 # Long by sleeping: a node of the test cluster has a fraction of a core.
 SLOW = ["model._target_=tests.faults.FaultyConfig", "model.fault=slow", "train.steps=200", "eval.every=100", "eval.tokens=32"]  # fmt: skip
@@ -101,93 +110,22 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
         process.kill()
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
-    )
-
-
-def _until(condition: Callable[[], object], what: str, within_s: float = 120) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} after {within_s} s"
-        time.sleep(0.2)
-
-
-def _jobs(root: Path) -> list[str]:
-    return [json.loads(f.read_text())["job"] for f in root.glob("sweeps/*/submissions/*.json")]
-
-
-def _sacct(job: str) -> list[str]:
-    """Return the states of a job's tasks once accounting knows that all have ended."""
-    states: list[str] = []
-
-    def ended() -> bool:
-        out = subprocess.run(["sacct", "-X", "-n", "-P", "-j", job, "-o", "State"], capture_output=True, text=True, check=True).stdout  # fmt: skip
-        states[:] = [line.split()[0] for line in out.splitlines()]
-        return bool(states) and not {"PENDING", "RUNNING", "REQUEUED"} & set(states)
-
-    _until(ended, "end in sacct", 30)
-    return sorted(states)
-
-
-def _running_step(root: Path, step: int) -> bool:
-    rows = [r for f in root.glob("runs/*/metrics.jsonl") for r in journal.read_lines(f)]
-    return any(row.get("step", 0) >= step for row in rows)
-
-
-def _ask(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _attempts(root: Path) -> list[Path]:
-    return [a for f in root.glob("runs/*") for a in journal.attempts(f)]
-
-
-def _points(run: Path) -> dict[int, float]:
-    """Return the loss at each step, as the rules of docs/run-folder.md leave it."""
-    losses: dict[int, float] = {}
-    newest = 1
-    for row in journal.read_lines(run / "metrics.jsonl"):
-        if "restored" in row:
-            newest = row["attempt"]
-            losses = {step: loss for step, loss in losses.items() if step <= row["restored"]}
-        elif "loss" in row and row["attempt"] == newest:
-            assert row["step"] not in losses, "a point stands there twice"
-            losses[row["step"]] = row["loss"]
-    return losses
-
-
-def _in_mlflow(root: Path, name: str) -> list[str]:
-    """Return the states of a sweep's runs in the embedded store, after a sync."""
-    done = _run([sys.executable, "-m", "runner.cli", "sync", name, "--root", str(root)])
-    assert done.returncode == 0, done.stderr
-    with sqlite3.connect(root / "mlflow" / "mlflow.db") as store:
-        return sorted(row[0] for row in store.execute("SELECT status FROM runs"))
-
-
-def _same_weights(a: Path, b: Path) -> bool:
-    found = [checkpoint.newest(f / "checkpoints") for f in (a, b)]
-    one, two = (load_file(f / "model.safetensors") for f in found if f is not None)
-    return all(torch.equal(one[name], two[name]) for name in one)
-
-
 @needs_slurm
 @pytest.mark.usefixtures("disturbed")  # begun here
 def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(command: Command, tmp_path: Path) -> None:  # fmt: skip
     grid = command("name=s", "train.sequence_length=16,70000")
-    done = _run(grid)
+    done = run(grid)
     assert done.returncode == 1, done.stderr
-    (job,) = _jobs(tmp_path)
-    assert _sacct(job) == ["COMPLETED", "FAILED"]
+    (job,) = jobs_of(tmp_path)
+    assert sacct(job) == ["COMPLETED", "FAILED"]
     states = sorted(journal.state(f) for f in tmp_path.glob("runs/*"))
     assert states == ["failed", "finished"]
     places = {json.loads(f.read_text())["code"] for f in tmp_path.glob("runs/*/attempts/*/environment.json")}  # fmt: skip
     assert places == {str(next((tmp_path / "snapshots").iterdir()))}
-    again = _run(grid)
+    again = run(grid)
     assert again.returncode == 1  # the failed one is listed, not run again
-    assert _jobs(tmp_path) == [job]
-    retried = _run([*grid, "hydra.sweeper.retry_failed=true"])
+    assert jobs_of(tmp_path) == [job]
+    retried = run([*grid, "hydra.sweeper.retry_failed=true"])
     assert "1 cells submitted" in retried.stderr
 
 
@@ -206,18 +144,18 @@ def test_preempted_and_requeued_runs_end_with_the_same_bits(disturbed: Disturbed
         running[kind] = subprocess.Popen(given[kind], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     for kind in kinds:
         assert running[kind].poll() is None
-        _until(lambda kind=kind: _running_step(tmp_path / kind, 5), f"training of {kind}")  # type: ignore[misc]
-    (job,) = _jobs(tmp_path / "requeue")
+        until(lambda kind=kind: running_step(tmp_path / kind, 5), f"training of {kind}")  # type: ignore[misc]
+    (job,) = jobs_of(tmp_path / "requeue")
     subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
     for node in ("n2", "n3", "n4"):
         high = ["sbatch", "-p", "high", "-w", node, "-c", "8", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]  # fmt: skip
         subprocess.run(high, check=True, capture_output=True)
     running.pop("spot").communicate(timeout=280)  # nothing requeues what was cancelled
-    (job,) = _jobs(tmp_path / "spot")
-    assert _sacct(job) == ["PREEMPTED"]
-    told = [e["event"] for a in _attempts(tmp_path / "spot") for e in journal.events(a)]
+    (job,) = jobs_of(tmp_path / "spot")
+    assert sacct(job) == ["PREEMPTED"]
+    told = [e["event"] for a in attempts(tmp_path / "spot") for e in journal.events(a)]
     assert "needs_resubmit" in told
-    causes = _run([sys.executable, "-m", "runner.cli", "failures", "spot", "--root", str(tmp_path / "spot")])  # fmt: skip
+    causes = run([sys.executable, "-m", "runner.cli", "failures", "spot", "--root", str(tmp_path / "spot")])  # fmt: skip
     assert causes.stdout.startswith("1 of 1: preemption"), causes.stdout
     running["spot"] = subprocess.Popen(given["spot"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     for kind, process in running.items():
@@ -237,9 +175,9 @@ def _assert_undisturbed(root: Path, reference: Path) -> None:
     folder = root / "runs" / reference.name
     assert len(journal.attempts(folder)) >= 2, f"{root.name}: nothing interrupted it"
     assert any("restored" in row for row in journal.read_lines(folder / "metrics.jsonl"))
-    assert _sacct(max(_jobs(root), key=int)) == ["COMPLETED"]
-    assert _same_weights(folder, reference), root.name
-    assert _points(folder) == _points(reference), root.name
+    assert sacct(max(jobs_of(root), key=int)) == ["COMPLETED"]
+    assert same_weights(folder, reference), root.name
+    assert points(folder) == points(reference), root.name
 
 
 @needs_slurm
@@ -259,9 +197,9 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, tmp_path:
         for kind, line in given.items()
     }
     for kind in kinds:
-        _until(lambda kind=kind: _running_step(tmp_path / kind, 15), f"training of {kind}")  # type: ignore[misc]
-    jobs = {kind: _jobs(tmp_path / kind)[0] for kind in kinds}
-    node = _ask("squeue", "-h", "-j", jobs["lost"], "-o", "%N")
+        until(lambda kind=kind: running_step(tmp_path / kind, 15), f"training of {kind}")  # type: ignore[misc]
+    jobs = {kind: jobs_of(tmp_path / kind)[0] for kind in kinds}
+    node = ask("squeue", "-h", "-j", jobs["lost"], "-o", "%N")
     subprocess.run(["scancel", jobs["cancelled"]], check=True)
     subprocess.run(["scancel", "-s", "KILL", f"{jobs['step']}_0.0"], check=True)
     cluster.stop("slurmd-n2")
@@ -269,13 +207,13 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, tmp_path:
     running.pop("cancelled").communicate(timeout=100)  # while SLURM finds out about the lost node
     states = sorted(journal.state(f) for f in (tmp_path / "cancelled").glob("runs/*"))
     assert states == ["interrupted", "new"]
-    assert _sacct(jobs["cancelled"]) == ["CANCELLED", "CANCELLED"]
-    assert _in_mlflow(tmp_path / "cancelled", "cancelled") == ["KILLED"]
+    assert sacct(jobs["cancelled"]) == ["CANCELLED", "CANCELLED"]
+    assert in_mlflow(tmp_path / "cancelled", "cancelled") == ["KILLED"]
     again = [*given["cancelled"], "hydra.launcher.max_running=2"]
     running["again"] = subprocess.Popen(again, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    _until(lambda: len(_attempts(tmp_path / "step")) == 2, "second leg of the killed step")
+    until(lambda: len(attempts(tmp_path / "step")) == 2, "second leg of the killed step")
     cluster.restart("slurmd-n2")
-    _until(lambda: len(_attempts(tmp_path / "lost")) == 2, "second leg after the lost node", 150)
+    until(lambda: len(attempts(tmp_path / "lost")) == 2, "second leg after the lost node", 150)
     cluster.restart(f"slurmd-{node}")
     # A controller that forgot the requeue would drain the node of the "duplicate job".
     cluster.save(jobs["lost"])
@@ -291,11 +229,11 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, tmp_path:
         (folder,) = (tmp_path / kind / "runs").iterdir()
         assert journal.state(folder) == "finished"
         assert len(journal.attempts(folder)) == legs, kind
-        assert _sacct(jobs[kind]) == ["COMPLETED"]
+        assert sacct(jobs[kind]) == ["COMPLETED"]
         steps = {"step": 90, "returns": 150, "lost": 300}[kind]
-        assert sorted(_points(folder)) == list(range(1, steps + 1)), kind
-    assert _in_mlflow(tmp_path / "lost", "lost") == ["FINISHED"]
-    assert _in_mlflow(tmp_path / "cancelled", "cancelled") == ["FINISHED", "FINISHED"]
+        assert sorted(points(folder)) == list(range(1, steps + 1)), kind
+    assert in_mlflow(tmp_path / "lost", "lost") == ["FINISHED"]
+    assert in_mlflow(tmp_path / "cancelled", "cancelled") == ["FINISHED", "FINISHED"]
 
 
 @needs_slurm
@@ -305,11 +243,11 @@ def test_every_fault_is_a_failed_job_and_packed_cells_have_their_own_end(command
     packed = command("name=p", *faults, "model.fault=none,raise,oom", "eval.batch_size=1", "eval.tokens=32", "hydra.launcher.cells_per_job=3", "hydra.launcher.at_once=2", root=tmp_path / "p")  # fmt: skip
     both = [subprocess.Popen(c, cwd=ROOT, stderr=subprocess.DEVNULL) for c in (alone, packed)]
     assert [p.wait(timeout=200) for p in both] == [1, 1]
-    assert _sacct(_jobs(tmp_path / "f")[0]) == ["COMPLETED", "FAILED", "FAILED", "FAILED"]
-    assert _sacct(_jobs(tmp_path / "p")[0]) == ["FAILED"]
+    assert sacct(jobs_of(tmp_path / "f")[0]) == ["COMPLETED", "FAILED", "FAILED", "FAILED"]
+    assert sacct(jobs_of(tmp_path / "p")[0]) == ["FAILED"]
     states = sorted(journal.state(f) for f in tmp_path.glob("*/runs/*"))
     assert states == ["failed"] * 4 + ["finished"] * 3
-    assert _in_mlflow(tmp_path / "f", "f") == ["FAILED", "FAILED", "FAILED", "FINISHED"]
+    assert in_mlflow(tmp_path / "f", "f") == ["FAILED", "FAILED", "FAILED", "FINISHED"]
 
 
 @needs_slurm
@@ -317,17 +255,17 @@ def test_a_cell_of_two_nodes_starts_its_ranks_through_srun(
     command: Command, tmp_path: Path
 ) -> None:
     shape = ["resources.nodes=2", "resources.processes=2", "resources.cpus=2"]
-    left = _run(command("name=n", *shape, "hydra.launcher.wait=false"))
+    left = run(command("name=n", *shape, "hydra.launcher.wait=false"))
     assert left.returncode == 0, left.stderr
     assert "under way" in left.stderr
-    done = _run(command("name=n", *shape))
+    done = run(command("name=n", *shape))
     assert done.returncode == 0, done.stderr
-    assert len(_jobs(tmp_path)) == 1
-    assert _run(command("name=n", root=tmp_path / "one", launcher="local")).returncode == 0
+    assert len(jobs_of(tmp_path)) == 1
+    assert run(command("name=n", root=tmp_path / "one", launcher="local")).returncode == 0
     (several,), (one,) = tmp_path.glob("runs/*"), (tmp_path / "one").glob("runs/*")
     facts = json.loads((several / "attempts/0001/environment.json").read_text())
     assert facts["world"] == 4
-    ours, reference = _points(several), _points(one)
+    ours, reference = points(several), points(one)
     assert ours.keys() == reference.keys()
     assert all(abs(ours[step] - reference[step]) < 1e-5 for step in ours)
 
@@ -335,10 +273,10 @@ def test_a_cell_of_two_nodes_starts_its_ranks_through_srun(
 @needs_slurm
 def test_a_stage_waits_for_the_jobs_it_starts_from(command: Command, tmp_path: Path) -> None:
     stages = "hydra.sweeper.stages={pre:{params:{optim.lr:1e-3}},ft:{from:pre,match:[seed],params:{optim.lr:'1e-4,2e-4'}}}"
-    done = _run(command("name=g", "seed=1,2", stages))
+    done = run(command("name=g", "seed=1,2", stages))
     assert done.returncode == 0, done.stderr
-    first, second = sorted(_jobs(tmp_path), key=int)
-    assert (_sacct(first), _sacct(second)) == (["COMPLETED"] * 2, ["COMPLETED"] * 4)
+    first, second = sorted(jobs_of(tmp_path), key=int)
+    assert (sacct(first), sacct(second)) == (["COMPLETED"] * 2, ["COMPLETED"] * 4)
     cells = [load_cell(f) for f in tmp_path.glob("runs/*")]
     assert sum(cell.upstream is not None for cell in cells) == 4
     for cell in cells:
@@ -353,9 +291,9 @@ def test_jobs_that_nobody_waits_for_feed_a_server_themselves(command: Command, t
     server = Server(tmp_path)
     server.start()
     try:
-        left = _run(command("name=w", "seed=1,2", f"track.uri={server.uri}", "hydra.launcher.wait=false"))  # fmt: skip
+        left = run(command("name=w", "seed=1,2", f"track.uri={server.uri}", "hydra.launcher.wait=false"))  # fmt: skip
         assert left.returncode == 0, left.stderr
-        assert _sacct(_jobs(tmp_path)[0]) == ["COMPLETED"] * 2
+        assert sacct(jobs_of(tmp_path)[0]) == ["COMPLETED"] * 2
         assert_equal(from_folders(tmp_path, "w"), from_mlflow(server.uri, "w"))
     finally:
         server.kill()
@@ -365,10 +303,10 @@ def test_jobs_that_nobody_waits_for_feed_a_server_themselves(command: Command, t
 def test_slots_of_a_study_share_its_trials(command: Command, tmp_path: Path) -> None:
     space = "hydra.sweeper.space={optim.lr:{low:1e-4,high:1e-1,log:true}}"
     study = command("name=o", "hydra/sweeper=optuna", space, "hydra.sweeper.trials=5", "hydra.launcher.max_running=2")  # fmt: skip
-    done = _run(study)
+    done = run(study)
     assert done.returncode == 0, done.stderr
     assert "5 trials (5 complete)" in done.stderr
-    assert _sacct(_jobs(tmp_path)[0]) == ["COMPLETED"] * 2
+    assert sacct(jobs_of(tmp_path)[0]) == ["COMPLETED"] * 2
     assert sorted(len(journal.attempts(f)) for f in tmp_path.glob("runs/*")) == [1] * 5
 
 
@@ -378,7 +316,7 @@ def test_arrays_are_cut_at_slurms_limits_and_the_rest_follows(command: Command, 
     cluster.configure(MaxArraySize=3)
     subprocess.run([*user, "MaxSubmitJobs=3"], check=True, capture_output=True)
     try:
-        done = _run(command("name=c", "seed=1,2,3,4,5", "train.steps=2"))
+        done = run(command("name=c", "seed=1,2,3,4,5", "train.steps=2"))
     finally:
         cluster.configure(MaxArraySize=10001)
         subprocess.run([*user, "MaxSubmitJobs=-1"], check=True, capture_output=True)
@@ -395,13 +333,13 @@ def test_a_killed_launcher_is_replaced_by_the_same_command(
 ) -> None:
     grid = command("name=k", "seed=1,2", *SLOW, "train.steps=100")
     first = subprocess.Popen(grid, cwd=ROOT, stderr=subprocess.DEVNULL)
-    _until(lambda: _running_step(tmp_path, 1), "training")
+    until(lambda: running_step(tmp_path, 1), "training")
     first.send_signal(signal.SIGKILL)
     first.wait()
-    again = _run(grid)
+    again = run(grid)
     assert again.returncode == 0, again.stderr
     assert "2 cells are in the queue already" in again.stderr
-    assert len(_jobs(tmp_path)) == 1
+    assert len(jobs_of(tmp_path)) == 1
     assert {journal.state(f) for f in tmp_path.glob("runs/*")} == {"finished"}
 
 
@@ -418,14 +356,14 @@ def test_two_launches_at_once_submit_each_cell_once(command: Command, tmp_path: 
 def test_a_cancelled_array_saves_what_runs_and_starts_no_more(command: Command, tmp_path: Path) -> None:  # fmt: skip
     grid = command("name=c", "seed=1,2", *SLOW, "hydra.launcher.max_running=1")
     sweep = subprocess.Popen(grid, cwd=ROOT, stderr=subprocess.DEVNULL)
-    _until(lambda: _running_step(tmp_path, 5), "training")
+    until(lambda: running_step(tmp_path, 5), "training")
     cancel = [sys.executable, "-m", "runner.cli", "cancel", "c", "--root", str(tmp_path)]
-    told = _run(cancel)
+    told = run(cancel)
     assert told.stdout.count("sent") == 2, told.stdout + told.stderr
     assert sweep.wait(timeout=120) == 1
     assert sorted(journal.state(f) for f in tmp_path.glob("runs/*")) == ["interrupted", "new"]
-    (job,) = _jobs(tmp_path)
-    assert _sacct(job) == ["CANCELLED", "CANCELLED"]
+    (job,) = jobs_of(tmp_path)
+    assert sacct(job) == ["CANCELLED", "CANCELLED"]
     (saved,) = tmp_path.glob("runs/*/checkpoints")
     assert checkpoint.newest(saved) is not None
 

@@ -1,0 +1,93 @@
+"""What a test sees of sweeps on the cluster: their jobs in accounting, their runs on disk and in MLflow."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from runner import checkpoint, journal
+from tests.conftest import ROOT
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def until(condition: Callable[[], object], what: str, within_s: float = 120) -> None:
+    """Wait until `condition` holds; fail with `what` did not come."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} after {within_s} s"
+        time.sleep(0.2)
+
+
+def jobs_of(root: Path) -> list[str]:
+    """Return the ids of the arrays that a root has submitted."""
+    return [json.loads(f.read_text())["job"] for f in root.glob("sweeps/*/submissions/*.json")]
+
+
+def sacct(job: str) -> list[str]:
+    """Return the states of a job's tasks once accounting knows that all have ended."""
+    states: list[str] = []
+
+    def ended() -> bool:
+        out = subprocess.run(["sacct", "-X", "-n", "-P", "-j", job, "-o", "State"], capture_output=True, text=True, check=True).stdout  # fmt: skip
+        states[:] = [line.split()[0] for line in out.splitlines()]
+        return bool(states) and not {"PENDING", "RUNNING", "REQUEUED"} & set(states)
+
+    until(ended, "end in sacct", 30)
+    return sorted(states)
+
+
+def running_step(root: Path, step: int) -> bool:
+    """True once a run under `root` has logged `step`."""
+    rows = [r for f in root.glob("runs/*/metrics.jsonl") for r in journal.read_lines(f)]
+    return any(row.get("step", 0) >= step for row in rows)
+
+
+def ask(*command: str) -> str:
+    """Return what a command prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def attempts(root: Path) -> list[Path]:
+    """Return the attempts of all runs under `root`."""
+    return [a for f in root.glob("runs/*") for a in journal.attempts(f)]
+
+
+def points(run: Path) -> dict[int, float]:
+    """Return the loss at each step, as the rules of docs/run-folder.md leave it."""
+    losses: dict[int, float] = {}
+    newest = 1
+    for row in journal.read_lines(run / "metrics.jsonl"):
+        if "restored" in row:
+            newest = row["attempt"]
+            losses = {step: loss for step, loss in losses.items() if step <= row["restored"]}
+        elif "loss" in row and row["attempt"] == newest:
+            assert row["step"] not in losses, "a point stands there twice"
+            losses[row["step"]] = row["loss"]
+    return losses
+
+
+def in_mlflow(root: Path, name: str) -> list[str]:
+    """Return the states of a sweep's runs in the embedded store, after a sync."""
+    done = run([sys.executable, "-m", "runner.cli", "sync", name, "--root", str(root)])
+    assert done.returncode == 0, done.stderr
+    with sqlite3.connect(root / "mlflow" / "mlflow.db") as store:
+        return sorted(row[0] for row in store.execute("SELECT status FROM runs"))
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """True where the newest checkpoints of two runs hold the same bits."""
+    found = [checkpoint.newest(f / "checkpoints") for f in (a, b)]
+    one, two = (load_file(f / "model.safetensors") for f in found if f is not None)
+    return all(torch.equal(one[name], two[name]) for name in one)
