@@ -72,7 +72,7 @@ def test_selected_rows_go_on_where_they_were(model: Decoder) -> None:
 
 @torch.no_grad()
 def test_what_is_kept_has_the_type_that_its_layer_computes_in() -> None:
-    model = DecoderConfig(depth=2, width=32, num_heads=2).build(50, 0)
+    model = DecoderConfig(depth=2, width=32, num_heads=2, hidden=64).build(50, 0)
     operand = OperandConfig(format="nvfp4")
     cfg = PrecisionConfig(compute="bf16", fprop=FpropConfig(x=operand, w=operand), keep_first=1.0)
     cfg.build(torch.device("cpu")).prepare(model)
