@@ -1,6 +1,6 @@
 """Rotary position embedding (Su et al., arXiv 2104.09864), halves rotated as in Llama.
 
-Shape legend: batch, heads, seq, dim = head width.
+Shape legend: batch, heads, seq, dim = head width, pairs = dim / 2.
 """
 
 from typing import Any
@@ -10,21 +10,21 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 
+def rotary_frequencies(dim: int, base: float, device: torch.device) -> Float[Tensor, " pairs"]:
+    """Return the angle per position of each pair of a head, base^(-2i/dim), fp32."""
+    exponents = -torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
+    found: Tensor = base**exponents
+    return found
+
+
 def rotary_tables(
-    seq: int, dim: int, base: float, device: torch.device
-) -> tuple[Float[Tensor, "seq dim"], Float[Tensor, "seq dim"]]:
-    """Return (cos, sin) in fp32 for positions 0..seq-1; the second half of sin is not negated."""
-    return rotary_at(torch.arange(seq, device=device), dim, base)
-
-
-def rotary_at(
-    positions: Int64[Tensor, "... seq"], dim: int, base: float
+    positions: Int64[Tensor, "... seq"], frequencies: Float[Tensor, " pairs"], gain: float = 1.0
 ) -> tuple[Float[Tensor, "... seq dim"], Float[Tensor, "... seq dim"]]:
-    """As `rotary_tables`, for any positions."""
-    inverse = base ** (-torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
-    angles = positions.to(torch.float32)[..., None] * inverse
+    """Return (cos, sin) in fp32, times `gain`; the second half of sin is not negated."""
+    angles = positions.to(torch.float32)[..., None] * frequencies
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return (cos, sin) if gain == 1.0 else (cos * gain, sin * gain)
 
 
 def rotate(

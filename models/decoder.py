@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.philox import NoiseKey, dropout
-from kernels.rotary import rotary_at, rotary_tables
+from kernels.rotary import rotary_frequencies, rotary_tables
 from models.cache import KVCache, State
-from models.config import config
+from models.config import config, neutral
 from models.flops import attention_flops, linear_flops
 from models.initialise import Scheme, initialise
 from models.language_model import LanguageModel, TokenLoss
 from models.layers import Activation, Attention, FeedForward, Norm, make_norm
+from models.rope import RopeScaling
 
 
 @config
@@ -33,6 +34,8 @@ class DecoderConfig:
         hidden: feed-forward width (None: 4 x width, or for swiglu 8/3 x width to a multiple of 8).
         context_length: longest sequence; matters for learned positions only.
         dropout: on the embedding and on what each branch adds to the residual stream.
+        rope_scaling: stretches rotary positions past the context they were trained at.
+        norm_eps: added to the mean square or variance (None: 1e-6 of RMSNorm, 1e-5 of LayerNorm).
         softcap: logits become softcap * tanh(logits / softcap).
         z_loss: weight of logsumexp(logits)**2 in the training loss.
         base_width: muP: the width at which learning rate and std were tuned (init=mup only).
@@ -60,6 +63,8 @@ class DecoderConfig:
     init: Scheme = "gpt2"
     init_std: float = 0.02
     base_width: int | None = None
+    rope_scaling: RopeScaling | None = neutral(None)
+    norm_eps: float | None = neutral(None)
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "num_heads", "kv_heads", "context_length"):
@@ -76,6 +81,8 @@ class DecoderConfig:
             )
         if self.positions == "rope" and self.attention_dim % 2:
             raise ValueError(f"head_dim={self.attention_dim} must be even for positions=rope")
+        if self.rope_scaling is not None and self.positions != "rope":
+            raise ValueError(f"rope_scaling needs positions=rope, not {self.positions}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
         if (self.init == "mup") != (self.base_width is not None):
@@ -163,12 +170,12 @@ class Block(nn.Module):
         # muP scales scores by 1/dim instead of 1/sqrt(dim), equal at head width 64.
         dim = cfg.attention_dim
         scale = 8.0 / dim if cfg.init == "mup" else dim**-0.5
-        self.attn_norm = make_norm(cfg.norm, cfg.width, cfg.bias)
+        self.attn_norm = make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps)
         self.attn = Attention(
             cfg.width, cfg.num_heads, cfg.kv_heads, dim, bias=cfg.bias, qk_norm=cfg.qk_norm,
-            scale=scale,
+            scale=scale, norm_eps=cfg.norm_eps,
         )  # fmt: skip
-        self.mlp_norm = make_norm(cfg.norm, cfg.width, cfg.bias)
+        self.mlp_norm = make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps)
         self.mlp = FeedForward(cfg.width, cfg.hidden_dim, cfg.activation, bias=cfg.bias)
 
     def forward(
@@ -195,7 +202,7 @@ class Decoder(LanguageModel):
         learned = cfg.positions == "learned"
         self.positions = nn.Embedding(cfg.context_length, cfg.width) if learned else None
         self.layers = nn.ModuleList(Block(cfg, index) for index in range(cfg.depth))
-        self.norm = make_norm(cfg.norm, cfg.width, cfg.bias)
+        self.norm = make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps)
         self.head = None if cfg.tied else nn.Linear(cfg.width, vocab_size, bias=False)
 
     def forward(
@@ -236,13 +243,21 @@ class Decoder(LanguageModel):
         if self.positions is not None:
             x = x + self.positions.weight[:seq]
         x = _autocast(x)
-        rotary = None
-        if self.cfg.positions == "rope":
-            rotary = rotary_tables(seq, self.cfg.attention_dim, self.cfg.rope_base, x.device)
+        rotary = self._rotary(torch.arange(seq, device=x.device))
         x = dropout(x, self.cfg.dropout, noise, 0)
         for layer in self.layers:
             x = layer(x, rotary, documents, noise)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def _rotary(self, positions: Int64[Tensor, "... seq"]) -> tuple[Tensor, Tensor] | None:
+        cfg = self.cfg
+        if cfg.positions != "rope":
+            return None
+        found = rotary_frequencies(cfg.attention_dim, cfg.rope_base, positions.device)
+        if cfg.rope_scaling is None:
+            return rotary_tables(positions, found)
+        slowed = cfg.rope_scaling.slow(found, cfg.rope_base)
+        return rotary_tables(positions, slowed, cfg.rope_scaling.attention_gain)
 
     def start(self, batch: int, capacity: int) -> KVCache:
         """See `LanguageModel.start`."""
@@ -258,10 +273,7 @@ class Decoder(LanguageModel):
         if self.positions is not None:
             x = x + self.positions(positions)
         x = _autocast(x)
-        rotary = None
-        if self.cfg.positions == "rope":
-            cos, sin = rotary_at(positions, self.cfg.attention_dim, self.cfg.rope_base)
-            rotary = (cos[:, None], sin[:, None])
+        rotary = self._rotary(positions[:, None])  # the same for every head
         for layer in self.layers:
             x = layer(x, rotary, None, None, state)
         last = x[torch.arange(len(x), device=x.device), state.end(counts) - 1]

@@ -21,10 +21,10 @@ Activation = Literal["swiglu", "gelu", "relu2"]
 class RMSNorm(nn.Module):
     """x / rms(x) * weight (Zhang & Sennrich, arXiv 1910.07467), in the dtype of `x`."""
 
-    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+    def __init__(self, dim: int, eps: float | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+        self.eps = 1e-6 if eps is None else eps
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
@@ -33,20 +33,20 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.Module):
     """(x - mean) / std * weight (+ bias), in the dtype of `x`."""
 
-    def __init__(self, dim: int, bias: bool, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, bias: bool, eps: float | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
-        self.eps = eps
+        self.eps = 1e-5 if eps is None else eps
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), bias, self.eps)
 
 
-def make_norm(kind: Norm, dim: int, bias: bool) -> RMSNorm | LayerNorm:
-    """Return the norm named `kind`; `bias` applies to LayerNorm only."""
-    return RMSNorm(dim) if kind == "rmsnorm" else LayerNorm(dim, bias)
+def make_norm(kind: Norm, dim: int, bias: bool, eps: float | None) -> RMSNorm | LayerNorm:
+    """Return the norm named `kind`; `bias` applies to LayerNorm only, `eps` None is the kind's default."""
+    return RMSNorm(dim, eps) if kind == "rmsnorm" else LayerNorm(dim, bias, eps)
 
 
 class Attention(nn.Module):
@@ -54,15 +54,15 @@ class Attention(nn.Module):
 
     def __init__(
         self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, *, bias: bool,
-        qk_norm: bool, scale: float,
+        qk_norm: bool, scale: float, norm_eps: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.scale = scale
         self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * head_dim, bias=bias)
         self.out = nn.Linear(num_heads * head_dim, dim, bias=bias)
-        self.q_norm = RMSNorm(head_dim) if qk_norm else None
-        self.k_norm = RMSNorm(head_dim) if qk_norm else None
+        self.q_norm = RMSNorm(head_dim, norm_eps) if qk_norm else None
+        self.k_norm = RMSNorm(head_dim, norm_eps) if qk_norm else None
 
     def forward(
         self,

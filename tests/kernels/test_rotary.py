@@ -1,13 +1,13 @@
 import torch
 
-from kernels.rotary import rotary_tables, rotate
+from kernels.rotary import rotary_frequencies, rotary_tables, rotate
 
 
 def test_rotation_and_its_gradient_equal_complex_multiplication() -> None:
     """In float64 up to the fp32 tables; the pair (i, i + dim/2) is one complex number."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, 7, 8, requires_grad=True)
-    cos, sin = rotary_tables(7, 8, 10000.0, torch.device("cpu"))
+    cos, sin = rotary_tables(torch.arange(7), rotary_frequencies(8, 10000.0, torch.device("cpu")))
     angle = torch.arange(7.0)[:, None] * 10000.0 ** (-torch.arange(0, 8, 2) / 8)
     twin = x.detach().double().requires_grad_()
     turned = torch.complex(twin[..., :4], twin[..., 4:]) * torch.polar(
@@ -25,7 +25,7 @@ def test_rotation_and_its_gradient_equal_complex_multiplication() -> None:
 
 
 def test_rotated_products_depend_on_distance_only() -> None:
-    cos, sin = rotary_tables(32, 16, 10000.0, torch.device("cpu"))
+    cos, sin = rotary_tables(torch.arange(32), rotary_frequencies(16, 10000.0, torch.device("cpu")))
     q, k = torch.randn(16).expand(1, 1, 32, 16), torch.randn(16).expand(1, 1, 32, 16)
     scores = (rotate(q, cos, sin) @ rotate(k, cos, sin).transpose(-1, -2))[0, 0]
     for shift in (1, 5):
