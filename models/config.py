@@ -5,8 +5,9 @@ Beside its fields a config class may carry
     neutral(v) metadata of a field added later: at `v` the field does not count in the fingerprint
 """
 
-from dataclasses import dataclass, field
-from typing import Any, TypeVar, dataclass_transform
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints
 
 T = TypeVar("T")
 
@@ -23,3 +24,19 @@ def config(cls: type[T]) -> type[T]:
 def neutral(value: Any) -> Any:
     """Declare a field added after its class was first used: default `value`, not hashed there."""
     return field(default=value, metadata={"neutral": value})
+
+
+def thaw(cls: type[T], plain: Mapping[str, Any]) -> T:
+    """Return the config that `dataclasses.asdict` made plain, JSON's lists as tuples.
+
+    Raises:
+        TypeError: a key that the class does not have.
+    """
+    hints = get_type_hints(cls)
+    values = {}
+    for key, value in plain.items():
+        inner = [c for c in (hints.get(key), *get_args(hints.get(key))) if is_dataclass(c)]
+        if isinstance(value, Mapping) and inner:
+            value = thaw(cast(type[Any], inner[0]), value)
+        values[key] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)

@@ -195,9 +195,11 @@ class Block(nn.Module):
 class Decoder(LanguageModel):
     """See `DecoderConfig`."""
 
+    cfg: DecoderConfig
+
     def __init__(self, cfg: DecoderConfig, vocab_size: int) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.vocab_size = cfg, vocab_size
         self.embedding = nn.Embedding(vocab_size, cfg.width)
         learned = cfg.positions == "learned"
         self.positions = nn.Embedding(cfg.context_length, cfg.width) if learned else None

@@ -4,7 +4,8 @@ Shape legend: batch, seq, vocab.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ pytree.register_dataclass(TokenLoss)
 class LanguageModel(nn.Module):
     """Base of all models; `forward` serves both directions so that DDP and FSDP hooks always run."""
 
+    cfg: "ModelConfig"
+    vocab_size: int
+
     def forward(
         self,
         tokens: Int64[Tensor, "batch seq"],
@@ -66,11 +70,25 @@ class LanguageModel(nn.Module):
         """Return the layers in order: the units of activation checkpointing and FSDP sharding."""
         raise NotImplementedError
 
+    def save_pretrained(self, folder: Path, **more: Any) -> str:
+        """Write a folder that transformers reads where it knows the architecture; see `models.pretrained`."""
+        from models.pretrained import save_pretrained  # noqa: PLC0415
+
+        return save_pretrained(self, Path(folder), **more)
+
+    @staticmethod
+    def from_pretrained(folder: Path) -> "LanguageModel":
+        """Return the model of such a folder, ours or transformers'; see `models.pretrained`."""
+        from models.pretrained import load_pretrained  # noqa: PLC0415
+
+        return load_pretrained(Path(folder))
+
     def learning_rate_scales(self) -> dict[str, float]:
         """Return the learning-rate factor of each parameter that is not 1 (muP), by name."""
         return {}
 
 
+@runtime_checkable
 class ModelConfig(Protocol):
     """What the rest of the house asks of a model's config; all of it without building the model."""
 

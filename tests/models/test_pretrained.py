@@ -1,0 +1,145 @@
+"""Exchange with transformers: its logits are ours, in both directions, whatever the folder looks like."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+)
+
+from models.decoder import DecoderConfig
+from models.language_model import LanguageModel
+from models.pretrained import save_pretrained
+from models.rope import RopeScaling
+
+LLAMA: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 99, "max_position_embeddings": 128}  # fmt: skip
+STRETCHED = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 5e3}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}  # fmt: skip
+THEIRS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**LLAMA, rms_norm_eps=1e-5),
+    "llama, tied, biases, wide heads": LlamaConfig(**LLAMA, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, head_dim=16),
+    "llama, linear": LlamaConfig(**LLAMA, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}),
+    "llama, llama3": LlamaConfig(**LLAMA, rope_parameters=STRETCHED),
+    "llama, yarn": LlamaConfig(**LLAMA, rope_parameters=YARN),
+    "llama, yarn, mscale": LlamaConfig(**LLAMA, rope_parameters=YARN | {"mscale": 0.7, "mscale_all_dim": 1.3, "truncate": False, "beta_fast": 16.0}),
+    "qwen3": Qwen3Config(**LLAMA, head_dim=16),
+    "qwen3, tied": Qwen3Config(**LLAMA, head_dim=12, tie_word_embeddings=True),
+    "gpt2": GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=128, vocab_size=99),
+    "gpt2, untied": GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=128, vocab_size=99, tie_word_embeddings=False, n_inner=64),
+}  # fmt: skip
+TOKENS = torch.randint(0, 99, (2, 60), generator=torch.Generator().manual_seed(0))
+
+
+def _theirs(config: PreTrainedConfig) -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # gains and biases too, far from their start
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    return model
+
+
+@torch.no_grad()
+def _logits(model: Any) -> Tensor:
+    found = model(TOKENS)
+    return found if isinstance(found, Tensor) else found.logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_their_logits_are_ours_in_both_directions(name: str, tmp_path: Path) -> None:
+    theirs = _theirs(THEIRS[name])
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
+    ours = LanguageModel.from_pretrained(tmp_path / "theirs")
+    torch.testing.assert_close(_logits(ours), _logits(theirs), rtol=1e-4, atol=1e-4)
+    assert ours.cfg.num_parameters(99) == sum(p.numel() for p in ours.parameters())
+    written = ours.save_pretrained(tmp_path / "ours", max_shard_size="20KB")
+    assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 2
+    assert written == type(theirs).__name__
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()  # fmt: skip
+    torch.testing.assert_close(_logits(back), _logits(theirs), rtol=1e-4, atol=1e-4)
+    assert AutoConfig.from_pretrained(tmp_path / "ours").tie_word_embeddings == theirs.config.tie_word_embeddings  # fmt: skip
+
+
+def test_the_keys_of_transformers_4_and_a_checkpoint_without_prefix_are_read(tmp_path: Path) -> None:  # fmt: skip
+    from safetensors.torch import load_file, save_file
+
+    for name in ("llama, llama3", "gpt2"):
+        folder = tmp_path / name
+        theirs = _theirs(THEIRS[name])
+        theirs.save_pretrained(folder)
+        given = json.loads((folder / "config.json").read_text())
+        rope = given.pop("rope_parameters", {})
+        given |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope} if rope else {}
+        (folder / "config.json").write_text(json.dumps(given))
+        state = load_file(folder / "model.safetensors")
+        shorn = {key.removeprefix("transformer."): value for key, value in state.items()}
+        tables = {"h.0.attn.bias": torch.ones(1)} if name == "gpt2" else {}
+        save_file(shorn | tables, folder / "model.safetensors", metadata={"format": "pt"})
+        ours = LanguageModel.from_pretrained(folder)
+        torch.testing.assert_close(_logits(ours), _logits(theirs), rtol=1e-4, atol=1e-4)
+
+
+ODD = {
+    "softcap": DecoderConfig(depth=2, width=32, num_heads=2, softcap=10.0),
+    "mup": DecoderConfig(depth=2, width=64, num_heads=2, init="mup", base_width=32),
+    "relu2, stretched": DecoderConfig(depth=1, width=32, num_heads=2, activation="relu2", rope_scaling=RopeScaling(kind="yarn", factor=2.0, original_context=64)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_transformers_does_not_know_keeps_its_own_class(name: str, tmp_path: Path) -> None:
+    model = ODD[name].build(99, 5)
+    assert model.save_pretrained(tmp_path / "m", dtype=torch.bfloat16) == "Decoder"
+    back = LanguageModel.from_pretrained(tmp_path / "m")
+    assert back.cfg == ODD[name]
+    rounded = {key: value.bfloat16().float() for key, value in model.state_dict().items()}
+    torch.testing.assert_close(dict(back.state_dict()), rounded, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="layout=llama cannot hold this model"):
+        model.save_pretrained(tmp_path / "n", layout="llama")
+    assert not (tmp_path / "n").exists()
+
+
+def test_folders_that_cannot_be_read_or_written_say_why(tmp_path: Path) -> None:
+    cfg = DecoderConfig(depth=1, width=16, num_heads=2)
+    folder = tmp_path / "m"
+    save_pretrained(cfg.build(9, 0), folder)
+    with pytest.raises(FileExistsError, match="not empty"):
+        save_pretrained(cfg.build(9, 0), folder)
+    with pytest.raises(ValueError, match="none of: llama, qwen3, gpt2, espalier"):
+        save_pretrained(cfg.build(9, 0), tmp_path / "n", layout="mistral")
+    given = json.loads((folder / "config.json").read_text())
+    for change, message in {
+        "hidden_act": "hidden_act='relu'",
+        "model_type": "model_type='relu' is not read",
+        "num_hidden_layers": "lacks the tensor model.layers.1",
+        "hidden_size": "wanted",
+        "tie_word_embeddings": "lacks the tensor lm_head.weight",
+    }.items():
+        odd = {"num_hidden_layers": 2, "hidden_size": 32, "tie_word_embeddings": False}.get(change, "relu")  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(given | {change: odd}))
+        with pytest.raises(ValueError, match=message):
+            LanguageModel.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(given | {"num_hidden_layers": 0}))
+    with pytest.raises(ValueError, match="depth=0"):
+        LanguageModel.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(given))
+    save_pretrained(replace(cfg, depth=2).build(9, 0), tmp_path / "deep")
+    (tmp_path / "deep" / "config.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match="its architecture does not have"):
+        LanguageModel.from_pretrained(tmp_path / "deep")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="transformers writes them"):
+        LanguageModel.from_pretrained(folder)
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        LanguageModel.from_pretrained(tmp_path)
