@@ -9,12 +9,12 @@ What transformers does not know is written under its own class (`model_type: esp
 import dataclasses
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.config import thaw
 from models.decoder import DecoderConfig
@@ -123,8 +123,10 @@ def load_pretrained(folder: Path) -> LanguageModel:
     return model
 
 
-def load_weights(folder: Path, model: LanguageModel) -> None:
-    """Fill `model` in place from the folder's files, tensor by tensor.
+def load_weights(
+    folder: Path, model: nn.Module, *, put: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> None:
+    """Fill `model` in place from the folder's files, tensor by tensor; `put` (tensor, place) may shard one.
 
     Raises:
         FileNotFoundError: no safetensors. ValueError: a tensor is missing, left over or of another shape.
@@ -142,7 +144,7 @@ def load_weights(folder: Path, model: LanguageModel) -> None:
             tensor = sources[name].join([shelf.take(theirs) for theirs in sources[name].names])
             if tensor.shape != place.shape:
                 raise ValueError(f"{folder}: {sources[name].names[0]} is {tuple(tensor.shape)}, {tuple(place.shape)} wanted")  # fmt: skip
-            place.copy_(tensor)
+            place.copy_(put(tensor, place) if put else tensor)
     shelf.refuse_leftovers()
 
 

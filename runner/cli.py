@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from runner import housekeeping, inspection
+from runner import housekeeping, inspection, trained
 from runner.errors import ConfigError, EspalierError
 from runner.housekeeping import Name, Reference, Root, chosen_cells
 
@@ -328,49 +328,6 @@ def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> Non
     raise typer.Exit(subprocess.call(command, env=environment))
 
 
-@app.command()
-def generate(
-    run: Reference,
-    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; again for more.")] = None,
-    file: Annotated[Path | None, typer.Option(exists=True, help='JSON lines, {"prompt": ...} each; the answers are JSON lines too.')] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 200,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest of this probability.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Drop what is less likely than this share of the likeliest.")] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said is less likely.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this string; again for more.")] = None,
-    n: Annotated[int, typer.Option(help="Samples of each prompt, seeds counting up.")] = 1,
-    stream: Annotated[bool, typer.Option(help="Print as it comes (one prompt, one sample).")] = False,
-    slide: Annotated[bool, typer.Option(help="Of a prompt beyond the context, read the end.")] = False,
-    average: Annotated[bool, typer.Option(help="Use the averaged weights (train.average).")] = False,
-    seed: int = 0,
-    root: Root = Path("."),
-) -> None:  # fmt: skip
-    """Continue prompts with a trained cell."""
-    from runner.serve.speak import Answers  # noqa: PLC0415
-    from runner.sweep.cells import find_cell  # noqa: PLC0415
-
-    answers = Answers(
-        find_cell(root, run).folder, average=average, max_new_tokens=tokens, temperature=temperature,
-        top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-        stop=tuple(stop or ()), seed=seed,
-    )  # fmt: skip
-    if stream and (file is not None or n > 1 or len(prompt or []) > 1):
-        raise ConfigError(
-            "--stream takes one --prompt and one sample; leave --file, --n or --stream out"
-        )
-    if file is not None:
-        for line in answers.of_file(file, n, slide):
-            typer.echo(line)
-    elif stream:
-        answers.stream((prompt or ["\n"])[0], slide, lambda piece: typer.echo(piece, nl=False))
-        typer.echo()
-    else:
-        for text in answers.of_prompts(prompt or ["\n"], n, slide):
-            typer.echo(text)
-
-
 def _drawn(name: str, root: Path, kind: str) -> list[Path]:
     """Return the figures that `plots` has made, the experiment's own or the defaults."""
     own = sorted((_experiment(name) / "figures").glob(f"*.{kind}"))
@@ -385,6 +342,7 @@ def _experiment(name: str) -> Path:
 
 
 app.add_typer(housekeeping.app)
+app.add_typer(trained.app)
 app.add_typer(inspection.app, name="precision")
 
 

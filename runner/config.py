@@ -45,6 +45,7 @@ class RunConfig:
         root: folder that holds runs/, sweeps/, mlflow/ and the token cache.
         seed: of initialisation, data order and dropout.
         upstream: the run to start from; None starts from the initialisation.
+        init: a model made elsewhere to start from, hf:DIR or hf:ORG/NAME; it settles model and tokenizer.
     """
 
     model: Any
@@ -62,6 +63,7 @@ class RunConfig:
     root: str = "."
     seed: int = 0
     upstream: UpstreamConfig | None = None
+    init: str | None = None
 
 
 def validate(node: Mapping[str, Any]) -> RunConfig:
@@ -147,6 +149,10 @@ def _explain(path: str, error: ValidationError) -> str:
 
 def _cross_check(run: RunConfig) -> None:
     """Refuse combinations that no single node can see."""
+    if run.init and run.upstream is not None:
+        raise ConfigError(
+            f"init={run.init} and upstream.run={run.upstream.run}: a run starts from one; leave one out"
+        )
     try:
         run.train.check(run.resources.num_processes)
         vocab = run.tokenizer.planned_vocab_size()

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from kernels.philox import NoiseKey
 from models.language_model import LanguageModel
+from models.pretrained import load_weights
 from runner import checkpoint
 from runner.budget import budget, flops_per_sequence
 from runner.data.order import TrainingSamples, training_loader
@@ -26,6 +27,7 @@ from runner.data.tokens import Corpus, prepare
 from runner.distributed import Ranks, whole
 from runner.errors import CheckpointError, ConfigError, LeaseLost
 from runner.evals.validation import sample_text, validate_loss
+from runner.export.origin import folder_of
 from runner.journal import Journal
 from runner.profile import StepProfiler
 from runner.sweep.cells import Cell
@@ -246,6 +248,8 @@ class Trainer:
             self._saved_step = self.progress.step
         elif self.cfg.upstream is not None:
             self._start_from(self.run.parent / self.cfg.upstream.run, self.cfg.upstream.take)
+        elif self.cfg.init is not None:
+            load_weights(folder_of(self.cfg.init), self.model, put=checkpoint.like)
         if self.journal is not None and self.journal.number > 1:
             self.journal.restored(self.progress.step)
 
@@ -270,7 +274,8 @@ class Trainer:
             )
 
     def _save(self) -> None:
-        if self._saved_step == self.progress.step or not self.steps:
+        only_evaluated = not self.steps and self.cfg.init is None
+        if self._saved_step == self.progress.step or only_evaluated:
             return
         self._saved_step = self.progress.step
         self._last_save = time.monotonic()

@@ -95,17 +95,26 @@ class CharTokenizer(Tokenizer):
 
 
 class SubwordTokenizer(Tokenizer):
-    """A `tokenizers` model: trained here or loaded from a Hugging Face folder."""
+    """A `tokenizers` model: trained here or loaded from a Hugging Face folder.
 
-    def __init__(self, serialised: str, eos_token: str) -> None:
+    `padded` is the least vocabulary size: models often have more rows than their tokenizer has ids.
+    """
+
+    def __init__(self, serialised: str, eos_token: str, padded: int | None = None) -> None:
         import tokenizers  # noqa: PLC0415
 
-        self._serialised, self._eos_token = serialised, eos_token
+        self.serialised, self.eos_token, self._padded = serialised, eos_token, padded
         self._inner = tokenizers.Tokenizer.from_str(serialised)
         eos = self._inner.token_to_id(eos_token)
         if eos is None:
             raise DataError(f"the tokenizer has no token {eos_token!r}; set tokenizer.eos_token")
-        self.eos, self.vocab_size = eos, self._inner.get_vocab_size(with_added_tokens=True)
+        self.eos, known = eos, self._inner.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = padded or known
+        if known > self.vocab_size:
+            raise DataError(
+                f"the tokenizer has {known} ids, the model {padded} rows: they do not belong together; give "
+                "the tokenizer of this model"
+            )
 
     def encode(self, text: str) -> np.ndarray:
         ids = self._inner.encode(text, add_special_tokens=False).ids
@@ -117,7 +126,7 @@ class SubwordTokenizer(Tokenizer):
     def bytes_per_id(self) -> np.ndarray:
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         special = {i for i, t in self._inner.get_added_tokens_decoder().items() if t.special}
-        byte_level = "ByteLevel" in json.dumps(json.loads(self._serialised).get("decoder"))
+        byte_level = "ByteLevel" in json.dumps(json.loads(self.serialised).get("decoder"))
         for token, index in self._inner.get_vocab(with_added_tokens=True).items():
             if index not in special:
                 # A byte-level token spells each byte as one printable character.
@@ -125,7 +134,8 @@ class SubwordTokenizer(Tokenizer):
         return lengths
 
     def dumps(self) -> str:
-        return json.dumps({"kind": "subword", "eos": self._eos_token, "json": self._serialised})
+        padded = {"padded": self._padded} if self._padded else {}
+        return json.dumps({"kind": "subword", "eos": self.eos_token, "json": self.serialised} | padded)  # fmt: skip
 
 
 def _surface(token: str) -> str:
@@ -142,7 +152,7 @@ def loads(text: str) -> Tokenizer:
         return ByteTokenizer()
     if data["kind"] == "char":
         return CharTokenizer(data["characters"])
-    return SubwordTokenizer(data["json"], data["eos"])
+    return SubwordTokenizer(data["json"], data["eos"], data.get("padded"))
 
 
 @config
@@ -152,7 +162,8 @@ class TokenizerConfig:
     Args:
         kind: bytes; char (of the training text); bpe, wordpiece, unigram (trained on the training
             split); folder (a Hugging Face tokenizer folder with tokenizer.json).
-        vocab_size: of a trained tokenizer, eos included.
+        vocab_size: of a trained tokenizer, eos included; of kind=folder, rows of the model (None: as many
+            as there are ids).
         path: of kind=folder.
         eos_token: end-of-document token of a trained or loaded tokenizer.
         train_documents: train on so many documents at most, from the first.
@@ -194,7 +205,8 @@ class TokenizerConfig:
         if self.kind == "char":
             return CharTokenizer("".join(sorted(set().union(*documents))))
         if self.kind == "folder":
-            return SubwordTokenizer(self._file().read_text(encoding="utf-8"), self.eos_token)
+            text = self._file().read_text(encoding="utf-8")
+            return SubwordTokenizer(text, self.eos_token, self.vocab_size)
         return self._train(documents)
 
     def _file(self) -> Path:

@@ -16,7 +16,7 @@ from runner.sweep.cells import load_cell
 
 
 def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, Tokenizer, int]:
-    """Return (model with the newest weights, tokenizer, sequence length it was trained at).
+    """Return (model with the newest weights, tokenizer, longest sequence it was trained at).
 
     `average` takes the weights averaged along training instead.
 
@@ -32,7 +32,10 @@ def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, T
     tokenizer = loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model = cell.config.model.build(tokenizer.vocab_size, cell.config.seed)
     checkpoint.load_weights(newest, model, average=average)
-    return model, tokenizer, cell.config.train.sequence_length
+    context = cell.config.train.sequence_length
+    if cell.config.init is not None:  # what it was trained at elsewhere counts
+        context = max(context, getattr(cell.config.model, "context_length", context))
+    return model, tokenizer, context
 
 
 def speaker(folder: Path, *, average: bool = False) -> Callable[..., list[Completion]]:

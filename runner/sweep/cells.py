@@ -14,9 +14,11 @@ from typing import Any
 from runner import journal
 from runner.config import RunConfig, freeze, validate
 from runner.errors import ConfigError, StorageError
+from runner.export.origin import with_origin
 from runner.sweep.fingerprint import DIGITS, content_of, fingerprint, science
 
 SCHEMA = 1
+_RUN_ID = 32  # digits of an MLflow run id
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,14 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     contents: dict[Any, list[str]] = {}  # the same text is read once, not once a cell
     for label, node in points:
         try:
-            run = validate(node)
+            run = validate(with_origin(node))
         except ConfigError as error:
             problems.append(f"{label}: {error}" if label else str(error))
             continue
         if run.upstream is not None and len(run.upstream.run) < DIGITS:
             found = find_cell(Path(run.root).resolve(), run.upstream.run).fingerprint
             run = replace(run, upstream=replace(run.upstream, run=found))
-        body = (run.data.sources, run.tokenizer)
+        body = (run.data.sources, run.tokenizer, run.init)
         if body not in contents:
             contents[body] = content_of(run)
         keys = science(run, contents[body])
@@ -156,7 +158,7 @@ def sweep_cells(root: Path, name: str) -> list[Cell]:
 
 
 def find_cell(root: Path, reference: str) -> Cell:
-    """Return the cell named by its folder, its fingerprint or the beginning of one.
+    """Return the cell named by its folder, its fingerprint or the beginning of one, or an MLflow run id.
 
     Raises:
         ConfigError: no cell, or more than one, answers to it.
@@ -164,6 +166,9 @@ def find_cell(root: Path, reference: str) -> Cell:
     if (Path(reference) / "cell.json").exists():
         return load_cell(Path(reference))
     found = sorted((root / "runs").glob(f"{reference}*/cell.json")) if reference else []
+    if not found and len(reference) == _RUN_ID:
+        cursors = (root / "runs").glob("*/mlflow/*.json")
+        found = [c.parent.parent / "cell.json" for c in cursors if json.loads(c.read_text()).get("run_id") == reference]  # fmt: skip
     if len(found) != 1:
         what = f"{len(found)} cells begin with" if found else "no cell is"
         raise ConfigError(

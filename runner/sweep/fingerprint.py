@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from runner.config import NODES, RunConfig, flatten, freeze
+from runner.export.origin import content
 
 EXECUTION = (
     "name",
@@ -49,20 +50,23 @@ def is_execution(key: str) -> bool:
 
 
 def content_of(run: RunConfig) -> list[str]:
-    """Return the hashes of the tokenizer and of each source, in that order: this reads the files."""
-    return [run.tokenizer.content_hash(), *run.data.content_hash()]
+    """Return the hashes of the tokenizer, the origin and each source, in that order: this reads the files."""
+    origin = content(run.init) if run.init else ""
+    return [run.tokenizer.content_hash(), origin, *run.data.content_hash()]
 
 
-def science(run: RunConfig, content: list[str]) -> dict[str, Any]:
+def science(run: RunConfig, hashes: list[str]) -> dict[str, Any]:
     """Return the dotted science keys of `run` and their values, paths replaced by `content_of`."""
     plain = freeze(run)
     plain["data"]["sources"] = [
         {"content": digest, "weight": source.weight}
-        for digest, source in zip(content[1:], run.data.sources, strict=True)
+        for digest, source in zip(hashes[2:], run.data.sources, strict=True)
     ]
-    plain["tokenizer"]["path"] = content[0]
+    plain["tokenizer"]["path"], plain["init"] = hashes[:2]
     if run.upstream is None:  # runs from before there were stages keep their name
         del plain["upstream"]
+    if run.init is None:  # ... or imported models
+        del plain["init"]
     keys = {k: v for k, v in flatten(plain).items() if not is_execution(k)}
     for node in NODES:
         value = getattr(run, node)

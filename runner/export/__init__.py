@@ -1,0 +1,1 @@
+"""Models from elsewhere and for others: Hugging Face folders."""

@@ -1,0 +1,51 @@
+"""A trained cell as a Hugging Face folder: weights, config, tokenizer, model card."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.pretrained import save_pretrained
+from runner.errors import ConfigError
+from runner.export.card import model_card
+from runner.export.tokenizer import write_tokenizer
+from runner.serve.load import load_model
+from runner.sweep.cells import Cell
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def export(
+    cell: Cell, folder: Path, *, layout: str | None = None, dtype: str = "fp32",
+    max_shard_size: str = "5GB", license_name: str | None = None, average: bool = False,
+) -> str:  # fmt: skip
+    """Write the newest weights of `cell` into a new `folder`; return the architecture written.
+
+    Raises:
+        ConfigError: the folder holds something, or the layout cannot hold the model. CheckpointError: the
+            cell has no checkpoint.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype!r} is none of: {', '.join(DTYPES)}")
+    model, tokenizer, context = load_model(cell.folder, average=average)
+    cfg: Any = model.cfg
+    if getattr(cfg, "positions", None) == "rope":  # whose context is what it was trained at
+        model.cfg = replace(cfg, context_length=context)
+    fresh = not folder.exists()
+    try:
+        architecture = save_pretrained(
+            model, folder, layout=layout, dtype=DTYPES[dtype], max_shard_size=max_shard_size,
+            more={"eos_token_id": tokenizer.eos, "bos_token_id": None},
+        )  # fmt: skip
+        write_tokenizer(tokenizer, folder, context)
+        card = model_card(cell, architecture, dtype, license_name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    except (FileExistsError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    except OSError:
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return architecture

@@ -1,0 +1,106 @@
+"""The verbs of `espalier` for trained cells: generate, export, import."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runner.errors import ConfigError
+from runner.housekeeping import Reference, Root
+
+app = typer.Typer()
+
+
+@app.command()
+def generate(
+    run: Reference,
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; again for more.")] = None,
+    file: Annotated[Path | None, typer.Option(exists=True, help='JSON lines, {"prompt": ...} each; the answers are JSON lines too.')] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest of this probability.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop what is less likely than this share of the likeliest.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said is less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string; again for more.")] = None,
+    n: Annotated[int, typer.Option(help="Samples of each prompt, seeds counting up.")] = 1,
+    stream: Annotated[bool, typer.Option(help="Print as it comes (one prompt, one sample).")] = False,
+    slide: Annotated[bool, typer.Option(help="Of a prompt beyond the context, read the end.")] = False,
+    average: Annotated[bool, typer.Option(help="Use the averaged weights (train.average).")] = False,
+    seed: int = 0,
+    root: Root = Path("."),
+) -> None:  # fmt: skip
+    """Continue prompts with a trained cell."""
+    from runner.serve.speak import Answers  # noqa: PLC0415
+    from runner.sweep.cells import find_cell  # noqa: PLC0415
+
+    answers = Answers(
+        find_cell(root, run).folder, average=average, max_new_tokens=tokens, temperature=temperature,
+        top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()), seed=seed,
+    )  # fmt: skip
+    if stream and (file is not None or n > 1 or len(prompt or []) > 1):
+        raise ConfigError(
+            "--stream takes one --prompt and one sample; leave --file, --n or --stream out"
+        )
+    if file is not None:
+        for line in answers.of_file(file, n, slide):
+            typer.echo(line)
+    elif stream:
+        answers.stream((prompt or ["\n"])[0], slide, lambda piece: typer.echo(piece, nl=False))
+        typer.echo()
+    else:
+        for text in answers.of_prompts(prompt or ["\n"], n, slide):
+            typer.echo(text)
+
+
+@app.command()
+def export(
+    run: Reference,
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    to: Annotated[str, typer.Option(help="hf: config.json, safetensors, tokenizer, model card.")] = "hf",
+    layout: Annotated[str | None, typer.Option(help="llama, qwen3, gpt2, or espalier: our own class; default: the first that can hold the model.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16, fp16.")] = "fp32",
+    shard: Annotated[str, typer.Option(help="Largest file.")] = "5GB",
+    license_name: Annotated[str | None, typer.Option("--license", help="For the model card: mit, apache-2.0, ...")] = None,
+    average: Annotated[bool, typer.Option(help="Use the averaged weights (train.average).")] = False,
+    root: Root = Path("."),
+) -> None:  # fmt: skip
+    """Write a trained cell as a folder that transformers reads."""
+    from runner.export.huggingface import export as write  # noqa: PLC0415
+    from runner.sweep.cells import find_cell  # noqa: PLC0415
+
+    if to != "hf":
+        raise ConfigError(f"--to {to!r} is not a format; there is: hf")
+    architecture = write(
+        find_cell(root, run), folder, layout=layout, dtype=dtype, max_shard_size=shard,
+        license_name=license_name, average=average,
+    )  # fmt: skip
+    typer.echo(f"{folder}: {architecture}")
+
+
+@app.command(
+    name="import", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def import_model(
+    context: typer.Context,
+    kind: Annotated[str, typer.Argument(metavar="hf", help="What the folder is.")],
+    folder: Annotated[str, typer.Argument(help="DIR, or ORG/NAME[@REVISION] on the hub.")],
+) -> None:  # fmt: skip
+    """Make a cell of a model made elsewhere: its loss on the data is measured, nothing is trained.
+
+    Overrides may follow (data=..., name=..., eval.tokens=...). To train it on: python -m runner init=hf:DIR.
+    """
+    if kind != "hf":
+        raise ConfigError(f"{kind!r} is not a format; there is: hf")
+    command = [
+        "-m",
+        "runner",
+        f"init='hf:{folder}'",
+        "name=imported",
+        "train.steps=0",
+        *context.args,
+    ]
+    os.execv(sys.executable, [sys.executable, *command])
