@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXP ?= demo
 
-.PHONY: demo test check sweep plots ui clean test-gpu bench-gpu slurm-up slurm-down browser latex
+.PHONY: demo test check sweep plots ui clean test-gpu bench-gpu slurm-up slurm-down browser latex sandbox
 
 demo: .venv/ready  ## train a small grid and draw its figure
 	$(BIN)/python -m runner -m -cd experiments/demo -cn sweep
@@ -42,6 +42,10 @@ browser:  ## Chromium from Debian (root), for the tests of the status page
 latex:  ## LaTeX from Debian (root), for the test of papers
 	which latexmk > /dev/null || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends latexmk texlive-latex-recommended > /dev/null; }
+
+sandbox:  ## bubblewrap from Debian (root), in which programs of models run
+	which bwrap > /dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq bubblewrap > /dev/null; }
 
 slurm-down:  ## end it
 	$(BIN)/python tests/slurm/cluster.py down

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 app = typer.Typer()
 Root = Annotated[Path, typer.Option(help="Folder that holds runs/, sweeps/ and mlflow/.")]
 Name = Annotated[str, typer.Argument(help="Sweep: its `name`.")]
-Reference = Annotated[str, typer.Argument(help="Run folder, fingerprint or its beginning, or MLflow run id.")]
+Reference = Annotated[
+    str, typer.Argument(help="Run folder, fingerprint or its beginning, or MLflow run id.")
+]
 
 
 @app.command()
