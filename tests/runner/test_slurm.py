@@ -24,7 +24,9 @@ from tests.conftest import ROOT, TINY, write_text
 from tests.runner.test_tracking import Server, assert_equal
 from tests.slurm import cluster
 from tests.slurm.watch import (
+    as_each_runs,
     ask,
+    assert_undisturbed,
     attempts,
     in_mlflow,
     jobs_of,
@@ -32,7 +34,6 @@ from tests.slurm.watch import (
     run,
     running_step,
     sacct,
-    same_weights,
     until,
 )
 
@@ -59,6 +60,22 @@ def slurm() -> Iterator[None]:
 
 
 Command = Callable[..., list[str]]
+Start = Callable[[list[str]], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a command that ends with the test at the latest."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def inner(line: list[str]) -> "subprocess.Popen[str]":
+        begun.append(subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+        return begun[-1]
+
+    yield inner
+    for process in begun:
+        process.kill()
+        process.communicate()
 
 
 def _command(text: Path, root: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
@@ -130,7 +147,7 @@ def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(command
 
 
 @needs_slurm
-def test_preempted_and_requeued_runs_end_with_the_same_bits(disturbed: Disturbed, tmp_path: Path) -> None:  # fmt: skip
+def test_preempted_and_requeued_runs_end_with_the_same_bits(disturbed: Disturbed, start: Start, tmp_path: Path) -> None:  # fmt: skip
     """One cell, disturbed in many ways, each in a root of its own, against the same cell left alone."""
     kinds = {
         "requeue": ["hydra.launcher.sbatch={nodelist:n1}"],
@@ -138,18 +155,19 @@ def test_preempted_and_requeued_runs_end_with_the_same_bits(disturbed: Disturbed
         "cheap": ["hydra.launcher.partition=cheap", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n3}"],
         "spot": ["hydra.launcher.partition=spot", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n2}"],
     }  # fmt: skip
-    given, running = {}, {}
-    for kind, extra in kinds.items():
-        given[kind] = disturbed.command(tmp_path / kind, f"name={kind}", *extra)
-        running[kind] = subprocess.Popen(given[kind], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    for kind in kinds:
-        assert running[kind].poll() is None
-        until(lambda kind=kind: running_step(tmp_path / kind, 5), f"training of {kind}")  # type: ignore[misc]
-    (job,) = jobs_of(tmp_path / "requeue")
-    subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
-    for node in ("n2", "n3", "n4"):
-        high = ["sbatch", "-p", "high", "-w", node, "-c", "8", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]  # fmt: skip
+    nodes = {"low": "n4", "cheap": "n3", "spot": "n2"}
+
+    def disturb(kind: str) -> None:
+        if kind == "requeue":
+            (job,) = jobs_of(tmp_path / kind)
+            subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
+            return
+        high = ["sbatch", "-p", "high", "-w", nodes[kind], "-c", "8", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]  # fmt: skip
         subprocess.run(high, check=True, capture_output=True)
+
+    given = {k: disturbed.command(tmp_path / k, f"name={k}", *extra) for k, extra in kinds.items()}
+    running = {kind: start(line) for kind, line in given.items()}
+    as_each_runs({kind: tmp_path / kind for kind in kinds}, 5, disturb)
     running.pop("spot").communicate(timeout=280)  # nothing requeues what was cancelled
     (job,) = jobs_of(tmp_path / "spot")
     assert sacct(job) == ["PREEMPTED"]
@@ -157,31 +175,21 @@ def test_preempted_and_requeued_runs_end_with_the_same_bits(disturbed: Disturbed
     assert "needs_resubmit" in told
     causes = run([sys.executable, "-m", "runner.cli", "failures", "spot", "--root", str(tmp_path / "spot")])  # fmt: skip
     assert causes.stdout.startswith("1 of 1: preemption"), causes.stdout
-    running["spot"] = subprocess.Popen(given["spot"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    running["spot"] = start(given["spot"])
     for kind, process in running.items():
         _, errors = process.communicate(timeout=280)
         assert process.returncode == 0, (kind, errors)
-        _assert_undisturbed(tmp_path / kind, disturbed.reference())
+        assert_undisturbed(tmp_path / kind, disturbed.reference())
 
 
 @needs_slurm
 def test_a_run_longer_than_its_time_limit_ends_with_the_same_bits(disturbed: Disturbed) -> None:
     assert disturbed.processes[1].wait(timeout=280) == 0
-    _assert_undisturbed(disturbed.limit, disturbed.reference())
-
-
-def _assert_undisturbed(root: Path, reference: Path) -> None:
-    """The run under `root` took several attempts and nothing else tells it from the reference."""
-    folder = root / "runs" / reference.name
-    assert len(journal.attempts(folder)) >= 2, f"{root.name}: nothing interrupted it"
-    assert any("restored" in row for row in journal.read_lines(folder / "metrics.jsonl"))
-    assert sacct(max(jobs_of(root), key=int)) == ["COMPLETED"]
-    assert same_weights(folder, reference), root.name
-    assert points(folder) == points(reference), root.name
+    assert_undisturbed(disturbed.limit, disturbed.reference())
 
 
 @needs_slurm
-def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, tmp_path: Path) -> None:
+def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, start: Start, tmp_path: Path) -> None:  # fmt: skip
     """A killed step, a slurmd that returns, one that does not, a controller away for 20 s, scancel."""
     slow = [*SLOW, "train.checkpoint.every_steps=10"]
     # No job may end while the controller is away: SLURM would tell it only 60 s later.
@@ -192,29 +200,32 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, tmp_path:
         "cancelled": ["seed=1,2", "hydra.launcher.max_running=1", "hydra.launcher.sbatch={nodelist:n1}"],
     }  # fmt: skip
     given = {kind: command(f"name={kind}", *slow, *extra, root=tmp_path / kind) for kind, extra in kinds.items()}  # fmt: skip
-    running = {
-        kind: subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for kind, line in given.items()
-    }
-    for kind in kinds:
-        until(lambda kind=kind: running_step(tmp_path / kind, 15), f"training of {kind}")  # type: ignore[misc]
-    jobs = {kind: jobs_of(tmp_path / kind)[0] for kind in kinds}
-    node = ask("squeue", "-h", "-j", jobs["lost"], "-o", "%N")
-    subprocess.run(["scancel", jobs["cancelled"]], check=True)
-    subprocess.run(["scancel", "-s", "KILL", f"{jobs['step']}_0.0"], check=True)
-    cluster.stop("slurmd-n2")
-    cluster.stop(f"slurmd-{node}")
+    running = {kind: start(line) for kind, line in given.items()}
+    jobs, nodes = {}, {"returns": "n2"}
+
+    def disturb(kind: str) -> None:
+        (job,) = jobs_of(tmp_path / kind)
+        jobs[kind] = job
+        if kind == "step":
+            subprocess.run(["scancel", "-s", "KILL", f"{job}_0.0"], check=True)
+        elif kind == "cancelled":
+            subprocess.run(["scancel", job], check=True)
+        else:
+            nodes[kind] = nodes.get(kind) or ask("squeue", "-h", "-j", job, "-o", "%N")
+            cluster.stop(f"slurmd-{nodes[kind]}")
+
+    as_each_runs({kind: tmp_path / kind for kind in kinds}, 15, disturb)
     running.pop("cancelled").communicate(timeout=100)  # while SLURM finds out about the lost node
     states = sorted(journal.state(f) for f in (tmp_path / "cancelled").glob("runs/*"))
     assert states == ["interrupted", "new"]
     assert sacct(jobs["cancelled"]) == ["CANCELLED", "CANCELLED"]
     assert in_mlflow(tmp_path / "cancelled", "cancelled") == ["KILLED"]
     again = [*given["cancelled"], "hydra.launcher.max_running=2"]
-    running["again"] = subprocess.Popen(again, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    running["again"] = start(again)
     until(lambda: len(attempts(tmp_path / "step")) == 2, "second leg of the killed step")
     cluster.restart("slurmd-n2")
     until(lambda: len(attempts(tmp_path / "lost")) == 2, "second leg after the lost node", 150)
-    cluster.restart(f"slurmd-{node}")
+    cluster.restart(f"slurmd-{nodes['lost']}")
     # A controller that forgot the requeue would drain the node of the "duplicate job".
     cluster.save(jobs["lost"])
     cluster.stop("slurmctld")

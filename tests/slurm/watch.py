@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -54,6 +54,19 @@ def running_step(root: Path, step: int) -> bool:
     return any(row.get("step", 0) >= step for row in rows)
 
 
+def as_each_runs(roots: Mapping[str, Path], step: int, act: Callable[[str], None]) -> None:
+    """Call `act` with each name as soon as a run under its root has logged `step`: none waits for the others."""
+    left = dict(roots)
+
+    def acted_on_all() -> bool:
+        for name in [name for name, root in left.items() if running_step(root, step)]:
+            del left[name]
+            act(name)
+        return not left
+
+    until(acted_on_all, f"step {step} of {', '.join(roots)}", 240)
+
+
 def ask(*command: str) -> str:
     """Return what a command prints."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -91,3 +104,13 @@ def same_weights(a: Path, b: Path) -> bool:
     found = [checkpoint.newest(f / "checkpoints") for f in (a, b)]
     one, two = (load_file(f / "model.safetensors") for f in found if f is not None)
     return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def assert_undisturbed(root: Path, reference: Path) -> None:
+    """The run under `root` took several attempts and nothing else tells it from the reference."""
+    folder = root / "runs" / reference.name
+    assert len(journal.attempts(folder)) >= 2, f"{root.name}: nothing interrupted it"
+    assert any("restored" in row for row in journal.read_lines(folder / "metrics.jsonl"))
+    assert sacct(max(jobs_of(root), key=int)) == ["COMPLETED"]
+    assert same_weights(folder, reference), root.name
+    assert points(folder) == points(reference), root.name
