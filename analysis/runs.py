@@ -1,7 +1,7 @@
 """One tidy table of runs and one of metric histories, from run folders; `analysis/stores.py` reads MLflow.
 
 Columns of `table`: fingerprint, label, state, the science keys (`model.width`, `seed`, ...), the
-run's own facts (`num_parameters`, `flops`, `tokens`, ...) and the last value of each metric. A cell
+run's own facts (`num_parameters`, `flops`, `tokens`, ...), benchmark scores and the last value of each metric. A cell
 that has not run is a row with its state and NaN, never 0. The format of a run folder is
 docs/run-folder.md.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.errors import ASKED
 from analysis.history import assemble, cached, last_values, read_folder
 
 SCHEMA = 1
@@ -118,8 +119,31 @@ def _facts(folder: str) -> dict[str, Any]:
         )
     facts = json.loads(_read(f"{folder}/summary.json") or "{}")
     science = {k: v for k, v in cell["science"].items() if not isinstance(v, (list, dict))}
-    found: dict[str, Any] = {"state": _state(folder)} | science | facts
+    found: dict[str, Any] = {"state": _state(folder)} | science | facts | _scores(folder)
     return found
+
+
+def _scores(folder: str) -> dict[str, Any]:
+    """Return the benchmark scores of a run, `task/metric` with its standard error and how `task` was asked.
+
+    Where a task was asked twice the evaluation with more questions counts, of equals the later one.
+    """
+    found: dict[str, tuple[tuple[int, float], dict[str, Any]]] = {}
+    for file in Path(folder).glob("evals/*.json"):
+        when = file.stat().st_mtime
+        for row in json.loads(file.read_bytes())["scores"]:
+            rank = (row["n"], when)
+            if row["name"] not in found or found[row["name"]][0] < rank:
+                found[row["name"]] = rank, row
+    scores: dict[str, Any] = {}
+    for name, (_, row) in found.items():
+        error = row["stderr"]
+        scores |= {name: row["value"], f"{name}_stderr": float("nan") if error is None else error}
+        scores[f"{row['task']}{ASKED}"] = (
+            f"version {row['version']}, {row['n']} questions, {row['num_fewshot']} shots, prompts {row['prompt_hash']}, "
+            f"lm-eval {row['lm_eval']}"
+        )
+    return scores
 
 
 def _state(folder: str) -> str:

@@ -1,13 +1,12 @@
 """`espalier`: the verbs around a run. Each imports what it needs when it is called."""
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,9 +14,6 @@ from rich.console import Console
 from runner import housekeeping, inspection, trained
 from runner.errors import ConfigError, EspalierError
 from runner.housekeeping import Name, Reference, Root, chosen_cells
-
-if TYPE_CHECKING:
-    from runner.sweep.launch import Backend
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -181,7 +177,7 @@ def retry(
     """Run the failed cells of a sweep again, as they were frozen, by the launcher of its last start."""
     from runner.sweep.cells import sweep_cells  # noqa: PLC0415
     from runner.sweep.failures import CLASSES, MEMORY, cause_of, failure  # noqa: PLC0415
-    from runner.sweep.launch import launch  # noqa: PLC0415
+    from runner.sweep.launch import last_backend, launch  # noqa: PLC0415
     from runner.sweep.policy import load  # noqa: PLC0415
 
     wanted = {"oom": MEMORY}.get(cause or "", (cause,))
@@ -193,20 +189,7 @@ def retry(
         typer.echo(f"nothing to retry: {len(bad)} cells of {name} failed, none of this class")
         return
     folder = root / "sweeps" / name
-    raise typer.Exit(launch(chosen, _backend(folder, jobs), load(folder), retry_failed=True))
-
-
-def _backend(sweep: Path, jobs: int | None) -> "Backend":
-    """Return the backend of a sweep's last start, or this machine with `jobs` places."""
-    from runner.config import typed  # noqa: PLC0415
-    from runner.sweep.launch import Local  # noqa: PLC0415
-    from runner.sweep.slurm import Slurm, SlurmConfig  # noqa: PLC0415
-
-    file = sweep / "launcher.json"
-    record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"launcher": ""}
-    if jobs is None and record["launcher"] == "slurm":
-        return Slurm(typed("hydra.launcher", SlurmConfig, record["keys"]))
-    return Local(jobs or record.get("jobs"))
+    raise typer.Exit(launch(chosen, last_backend(folder, jobs), load(folder), retry_failed=True))
 
 
 @app.command()

@@ -73,6 +73,14 @@ class PointReader:
             elif line.get("attempt", self._newest) >= self._newest:
                 self._take(line)
 
+    def scores(self) -> Iterator[tuple[str, float, int, int]]:
+        """Yield (key, value, time, step) of benchmark scores that the run did not log itself."""
+        for file in sorted(self.file.parent.glob("evals/*.json")):
+            found, time_ms = json.loads(file.read_text()), file.stat().st_mtime_ns // 1_000_000
+            for row in found["scores"]:
+                if (row["name"], found["step"]) not in self._values:
+                    yield row["name"], row["value"], time_ms, found["step"]
+
     def _take(self, line: dict[str, Any]) -> None:
         step, time_ms = line["step"], int(line["time"] * 1000)
         for key, number in line.items():
@@ -161,7 +169,9 @@ class Feeder:
         file = folder / "mlflow" / f"{sweep}-{self._cursor}.json"
         cursor = json.loads(file.read_text()) if file.exists() else {}
         state, size = journal.state(folder), _size(folder / "metrics.jsonl")
-        if cursor.get("state") == state and cursor.get("size") == size:
+        scored = max((f.stat().st_mtime_ns for f in folder.glob("evals/*.json")), default=0)
+        now = {"state": state, "size": size} | ({"scored": scored} if scored else {})
+        if now.items() <= cursor.items():
             return 0
         if "run_id" not in cursor:
             run_id = self._open_run(experiment, folder, label)
@@ -179,8 +189,11 @@ class Feeder:
             self.client.log_batch(run_id, metrics=metrics)
             cursor["sent"] += len(batch)
             _write(file, cursor)
+        scores = [Metric(*score) for score in reader.scores()]
+        if scores and cursor.get("scored") != scored:
+            self.client.log_batch(run_id, metrics=scores)
         self._close(run_id, folder, state, superseded=reader.superseded)
-        _write(file, cursor | {"state": state, "size": size})
+        _write(file, cursor | now)
         return len(fresh)
 
     def _open_run(self, experiment: str, folder: Path, label: str) -> str:
@@ -230,6 +243,8 @@ class Feeder:
         for name in ("cell.json", "samples.txt", "summary.json", "precision.json"):
             if (folder / name).exists():
                 self.client.log_artifact(run_id, str(folder / name))
+        for scored in sorted((folder / "evals").glob("[0-9a-f]*")):
+            self.client.log_artifact(run_id, str(scored), "evals")
         saved = sorted((folder / "checkpoints").glob("[0-9]*"))
         if saved:
             self.client.log_text(run_id, f"{saved[-1]}\n", "checkpoint.txt")

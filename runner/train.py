@@ -26,6 +26,7 @@ from runner.data.order import TrainingSamples, training_loader
 from runner.data.tokens import Corpus, prepare
 from runner.distributed import Ranks, whole
 from runner.errors import CheckpointError, ConfigError, LeaseLost
+from runner.evals.follow import last_evaluated, new_checkpoints
 from runner.evals.validation import sample_text, validate_loss
 from runner.export.origin import folder_of
 from runner.journal import Journal
@@ -102,9 +103,27 @@ class Trainer:
         if self.profiler is not None:
             self.profiler.stop()
         if not self.steps:
-            self._evaluate(0)
+            return self._only_evaluate(stop)
         self._save()
         return "finished"
+
+    def _only_evaluate(self, stop: Callable[[], bool]) -> str:
+        """Evaluate the upstream run or imported model, or with `follow` each checkpoint as it comes."""
+        start, harness = self.cfg.upstream, self.cfg.eval.harness
+        if start is None or not harness.follow:
+            self._evaluate(0)
+            self._ask_benchmarks(0)
+            self._save()
+            return "finished"
+        for saved in new_checkpoints(self.run.parent / start.run, self.progress.step, stop):
+            try:
+                checkpoint.load_weights(saved, self.model, average=start.take == "average")
+            except FileNotFoundError:
+                continue  # a newer one has taken its place
+            self.progress.step = int(saved.name)
+            self._evaluate(self.progress.step)
+            self._ask_benchmarks(self.progress.step)
+        return "interrupted" if stop() else "finished"
 
     def _step(self, batches: Iterator[dict[str, Tensor]]) -> tuple[float, float]:
         cfg, step = self.cfg.train, self.progress.step
@@ -153,6 +172,9 @@ class Trainer:
             self._log(step, {"loss": loss, "grad_norm": norm} | statistics | self._rates())
         if step % cfg.eval.every == 0 or last:
             self._evaluate(step)
+        harness = cfg.eval.harness
+        if last or (harness.every and step % harness.every == 0):
+            self._ask_benchmarks(step)
         saving = cfg.train.checkpoint
         due = time.monotonic() - self._last_save >= saving.every_s
         if (saving.every_steps and step % saving.every_steps == 0) or self.ranks.any(due):
@@ -212,6 +234,26 @@ class Trainer:
         self._aside_s += eval_s
         self._log(step, values | {"eval_s": eval_s})
 
+    def _ask_benchmarks(self, step: int) -> None:
+        """Log the scores of `eval.harness.tasks`; evals/ of this run and of the one evaluated get them whole."""
+        harness, start = self.cfg.eval.harness, self.cfg.upstream
+        if not harness.tasks:
+            return
+        from runner.evals.harness import HarnessModel, evaluate  # noqa: PLC0415
+
+        started = time.monotonic()
+        asked = HarnessModel(
+            self.model, self.corpus.tokenizer, context=self.cfg.train.sequence_length,
+            batch_size=harness.batch_size, autocast=self.precision.autocast,
+        )  # fmt: skip
+        report = evaluate(asked, harness)
+        if self.journal is not None:
+            report.write(self.run, step)
+            if start is not None and not self.steps:
+                report.write(self.run.parent / start.run, step or self._upstream_step)
+        self._aside_s += time.monotonic() - started
+        self._log(step, report.values)
+
     def _validate(self) -> dict[str, float]:
         return validate_loss(self.model, self.corpus, self.cfg, self.precision, self.ranks)
 
@@ -246,6 +288,8 @@ class Trainer:
         if newest is not None:
             self._continue_from(newest)
             self._saved_step = self.progress.step
+        elif self.cfg.eval.harness.follow and not self.steps:
+            self.progress.step = last_evaluated(self.run)
         elif self.cfg.upstream is not None:
             self._start_from(self.run.parent / self.cfg.upstream.run, self.cfg.upstream.take)
         elif self.cfg.init is not None:
@@ -263,6 +307,7 @@ class Trainer:
         saved = checkpoint.newest(upstream / "checkpoints")
         if saved is None:
             raise CheckpointError(f"upstream.run={upstream.name} has no checkpoint in {upstream}; run it first")  # fmt: skip
+        self._upstream_step = int(saved.name)
         if take != "everything":
             checkpoint.load_weights(saved, self.model, average=take == "average")
             return

@@ -1,4 +1,4 @@
-"""The verbs of `espalier` for trained cells: generate, export, import."""
+"""The verbs of `espalier` for trained cells: generate, eval, export, import."""
 
 import os
 import sys
@@ -54,6 +54,46 @@ def generate(
     else:
         for text in answers.of_prompts(prompt or ["\n"], n, slide):
             typer.echo(text)
+
+
+@app.command(
+    name="eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def evaluate(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(help="A run (folder, fingerprint, MLflow run id), or a sweep: all its cells.")],
+    jobs: Annotated[int | None, typer.Option(help="Run them here, so many at a time; default: the launcher of the sweep's last start.")] = None,
+    average: Annotated[bool, typer.Option(help="Evaluate the averaged weights.")] = False,
+    plan: Annotated[bool, typer.Option(help="Show the cells and run nothing.")] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Run evaluations again that failed.")] = False,
+    root: Root = Path("."),
+) -> None:  # fmt: skip
+    """Ask benchmarks of trained cells, each evaluation a cell of the sweep NAME-eval.
+
+    Keys of eval.harness follow by their last part: tasks=[lambada,arc_easy] data=DIR limit=500 follow=true;
+    other overrides by their whole name: resources.gpus=1.
+    """
+    from runner.evals.cells import evaluation_cells  # noqa: PLC0415
+    from runner.sweep.launch import last_backend, launch  # noqa: PLC0415
+    from runner.sweep.policy import load  # noqa: PLC0415
+    from runner.tracking import sync  # noqa: PLC0415
+
+    cells, source, skipped = evaluation_cells(root, target, context.args, average=average)
+    for line in skipped:
+        typer.echo(line, err=True)
+    if plan:
+        from rich.console import Console  # noqa: PLC0415
+
+        from runner.sweep.plan import plan as table  # noqa: PLC0415
+
+        Console(width=None if sys.stdout.isatty() else 240).print(*table(cells), sep="\n")
+        return
+    folder = root / "sweeps" / source
+    code = launch(cells, last_backend(folder, jobs), load(folder), retry_failed=retry_failed)
+    uri = cells[0].config.track.uri
+    if uri != "off":
+        sync(root, [source], uri)  # the runs evaluated have new scores
+    raise typer.Exit(code)
 
 
 @app.command()

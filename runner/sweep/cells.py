@@ -52,9 +52,10 @@ class Cell:
 
     @property
     def upstream(self) -> Path | None:
-        """Folder of the run that this one starts from."""
+        """Folder of the run that must be finished before this one starts."""
         start = self.config.upstream
-        return None if start is None else self.folder.parent / start.run
+        following = self.config.eval.harness.follow and not self.config.train.steps
+        return None if start is None or following else self.folder.parent / start.run
 
     @property
     def cancelled(self) -> Path:
@@ -80,7 +81,7 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
         if run.upstream is not None and len(run.upstream.run) < DIGITS:
             found = find_cell(Path(run.root).resolve(), run.upstream.run).fingerprint
             run = replace(run, upstream=replace(run.upstream, run=found))
-        body = (run.data.sources, run.tokenizer, run.init)
+        body = (run.data.sources, run.tokenizer, run.init, run.eval.harness)
         if body not in contents:
             contents[body] = content_of(run)
         keys = science(run, contents[body])

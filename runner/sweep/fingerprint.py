@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from runner.config import NODES, RunConfig, flatten, freeze
+from runner.evals import benchmark
 from runner.export.origin import content
 
 EXECUTION = (
@@ -36,6 +37,10 @@ EXECUTION = (
     "eval.batch_size",
     "eval.sample_tokens",
     "eval.prompt",
+    "eval.harness.batch_size",
+    "eval.harness.include",
+    "eval.harness.follow",
+    "eval.harness.allow_unsafe_code",
 )
 
 DIGITS = 16
@@ -51,8 +56,9 @@ def is_execution(key: str) -> bool:
 
 def content_of(run: RunConfig) -> list[str]:
     """Return the hashes of the tokenizer, the origin and each source, in that order: this reads the files."""
-    origin = content(run.init) if run.init else ""
-    return [run.tokenizer.content_hash(), origin, *run.data.content_hash()]
+    origin, harness = content(run.init) if run.init else "", run.eval.harness
+    asked = benchmark.content(harness.tasks, harness.data, harness.include)
+    return [run.tokenizer.content_hash(), origin, asked, *run.data.content_hash()]
 
 
 def science(run: RunConfig, hashes: list[str]) -> dict[str, Any]:
@@ -60,9 +66,13 @@ def science(run: RunConfig, hashes: list[str]) -> dict[str, Any]:
     plain = freeze(run)
     plain["data"]["sources"] = [
         {"content": digest, "weight": source.weight}
-        for digest, source in zip(hashes[2:], run.data.sources, strict=True)
+        for digest, source in zip(hashes[3:], run.data.sources, strict=True)
     ]
     plain["tokenizer"]["path"], plain["init"] = hashes[:2]
+    if run.eval.harness.tasks:
+        plain["eval"]["harness"]["data"] = hashes[2]
+    else:
+        del plain["eval"]["harness"]
     if run.upstream is None:  # runs from before there were stages keep their name
         del plain["upstream"]
     if run.init is None:  # ... or imported models

@@ -164,6 +164,18 @@ def report(cells: list[Cell], sweep: Path, console: Console) -> int:
     return 1 if bad else 0
 
 
+def last_backend(sweep: Path, jobs: int | None) -> Backend:
+    """Return the backend of a sweep's last start, or this machine with `jobs` places."""
+    from runner.config import typed  # noqa: PLC0415
+    from runner.sweep.slurm import Slurm, SlurmConfig  # noqa: PLC0415
+
+    file = sweep / "launcher.json"
+    record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"launcher": ""}
+    if jobs is None and record["launcher"] == "slurm":
+        return Slurm(typed("hydra.launcher", SlurmConfig, record["keys"]))
+    return Local(jobs or record.get("jobs"))
+
+
 class Local:
     """This machine: the fork-server pool, `jobs` cells at a time."""
 

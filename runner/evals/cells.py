@@ -1,0 +1,63 @@
+"""Evaluations as cells: each trained cell gives one that trains nothing and asks benchmarks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner import checkpoint
+from runner.config import freeze, set_key
+from runner.errors import ConfigError
+from runner.sweep.cells import Cell, find_cell, make_cells, sweep_cells
+
+_BUDGETS = ("tokens", "flops", "tokens_per_parameter")
+
+
+def evaluation_cells(
+    root: Path, target: str, overrides: Sequence[str], *, average: bool = False
+) -> tuple[list[Cell], str, list[str]]:
+    """Return (evaluations of a run or of all cells of a sweep, the sweep's name, what is left out and why).
+
+    Raises:
+        ConfigError: no run or sweep, no task, or an override that is none.
+    """
+    if (root / "sweeps" / target / "cells.jsonl").exists():
+        sources, name = sweep_cells(root, target), target
+    else:
+        found = find_cell(root, target)
+        sources, name = [found], str(found.config.name)
+    changes = dict(_parse(override) for override in overrides)
+    if not changes.get("eval.harness.tasks"):
+        raise ConfigError("no benchmark is named; give tasks=[lambada,...]")
+    follow = bool(changes.get("eval.harness.follow"))
+    points, skipped = [], []
+    for cell in sources:
+        if not follow and checkpoint.newest(cell.folder / "checkpoints") is None:
+            skipped.append(f"{cell.fingerprint} ({cell.label}) has no checkpoint ({cell.state}): left out")  # fmt: skip
+        else:
+            points.append((cell.label, _node(cell, name, changes, average=average)))
+    if not points:
+        raise ConfigError("\n".join([*skipped, f"nothing of {target} can be evaluated; train it first"]))  # fmt: skip
+    return make_cells(points), name, skipped
+
+
+def _parse(override: str) -> tuple[str, Any]:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"{override!r} is no override; give key=value, as tasks=[lambada]")
+    value = yaml.safe_load(text)
+    whole = key if "." in key else f"eval.harness.{key}"
+    if whole == "eval.harness.tasks" and isinstance(value, str):
+        value = [value]
+    return whole, value
+
+
+def _node(cell: Cell, name: str, changes: dict[str, Any], *, average: bool) -> dict[str, Any]:
+    node = freeze(cell.config)
+    upstream = {"run": cell.fingerprint, "take": "average" if average else "weights"}
+    node |= {"name": f"{name}-eval", "upstream": upstream, "init": None, "root": cell.config.root}
+    node["train"] |= {"steps": 0, "compile": False} | dict.fromkeys(_BUDGETS)
+    for key, value in changes.items():
+        set_key(node, key, value)
+    return node
