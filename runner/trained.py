@@ -1,5 +1,6 @@
-"""The verbs of `espalier` for trained cells: generate, eval, export, import."""
+"""The verbs of `espalier` for trained cells: generate, eval, ngram, export, import."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -94,6 +95,32 @@ def evaluate(
     if uri != "off":
         sync(root, [source], uri)  # the runs evaluated have new scores
     raise typer.Exit(code)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def ngram(
+    context: typer.Context,
+    run: Reference,
+    order: Annotated[int, typer.Option(help="Tokens of an n-gram.")] = 4,
+    out: Annotated[Path | None, typer.Option(help="Also write it here, as JSON.")] = None,
+    root: Root = Path("."),
+) -> None:
+    """Count the n-grams of a run's training text and measure them as the run was: the baseline to beat.
+
+    Benchmarks follow as for `eval`: tasks=[lambada,blimp] data=DIR.
+    """
+    from runner.evals.baseline import ngram_baseline  # noqa: PLC0415
+    from runner.evals.cells import harness_of  # noqa: PLC0415
+    from runner.sweep.cells import find_cell  # noqa: PLC0415
+
+    found = ngram_baseline(find_cell(root, run), order, harness_of(context.args))
+    for name in ("val_loss", "val_bits_per_byte"):
+        typer.echo(f"{name}: {found[name]:.4f}")
+    for row in found.get("scores", []):
+        error = "" if row["stderr"] is None else f" +- {row['stderr']:.4f}"
+        typer.echo(f"{row['name']}: {row['value']:.4f}{error} ({row['n']} questions)")
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 @app.command()

@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 
 from runner import checkpoint
-from runner.config import freeze, set_key
+from runner.config import freeze, set_key, typed
 from runner.errors import ConfigError
+from runner.settings import HarnessConfig
 from runner.sweep.cells import Cell, find_cell, make_cells, sweep_cells
 
 _BUDGETS = ("tokens", "flops", "tokens_per_parameter")
@@ -27,7 +28,7 @@ def evaluation_cells(
     else:
         found = find_cell(root, target)
         sources, name = [found], str(found.config.name)
-    changes = dict(_parse(override) for override in overrides)
+    changes = parse(overrides)
     if not changes.get("eval.harness.tasks"):
         raise ConfigError("no benchmark is named; give tasks=[lambada,...]")
     follow = bool(changes.get("eval.harness.follow"))
@@ -40,6 +41,21 @@ def evaluation_cells(
     if not points:
         raise ConfigError("\n".join([*skipped, f"nothing of {target} can be evaluated; train it first"]))  # fmt: skip
     return make_cells(points), name, skipped
+
+
+def parse(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return whole keys and values of overrides; those of eval.harness may be given by their last part."""
+    return dict(_parse(override) for override in overrides)
+
+
+def harness_of(overrides: Sequence[str]) -> HarnessConfig:
+    """Return the settings that overrides make.
+
+    Raises:
+        ConfigError: one is no key of eval.harness.
+    """
+    found = {key.removeprefix("eval.harness."): value for key, value in parse(overrides).items()}
+    return typed("eval.harness", HarnessConfig, found)
 
 
 def _parse(override: str) -> tuple[str, Any]:

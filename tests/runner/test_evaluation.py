@@ -115,6 +115,20 @@ def test_an_evaluation_follows_the_checkpoints_of_a_run(espalier: Run, text: Pat
     assert [f.name for f in new_checkpoints(upstream.folder, 0, lambda: False)] == ["00000060"]
 
 
+def test_a_run_is_held_against_counted_ngrams(espalier: Run, task: Path, tmp_path: Path) -> None:
+    assert espalier("name=x").returncode == 0
+    (cell,) = sweep_cells(tmp_path, "x")
+    out, root = tmp_path / "ngram.json", ["--root", str(tmp_path)]
+    told = _cli("ngram", cell.fingerprint, "--order", "5", "--out", str(out), *_keys(task), *root)
+    found = json.loads(out.read_text())
+    (run,) = from_folders(tmp_path, "x").table.to_dict("records")
+    assert found["val_tokens"] == run["val_tokens"]
+    assert 0.2 < found["val_loss"] < run["val_loss"]  # twelve steps are no match
+    assert found["scores"][0]["n"] == 12
+    assert "12 questions" in told
+    assert "does not fit 64 bits" in _cli("ngram", cell.fingerprint, "--order", "9", *root)
+
+
 def test_what_cannot_be_evaluated_is_said(espalier: Run, compose: Compose, task: Path, tmp_path: Path) -> None:  # fmt: skip
     assert espalier("name=x").returncode == 0
     (cell,) = sweep_cells(tmp_path, "x")

@@ -1,0 +1,120 @@
+"""An n-gram model: what counting alone achieves. Interpolated Kneser-Ney (Chen & Goodman 1998), exact counts.
+
+Counts lie in sorted arrays; an n-gram is one int64, its ids as digits to the base of the vocabulary.
+
+Shape legend: batch, seq, vocab.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from models.config import config
+from models.language_model import LanguageModel, TokenLoss
+
+Array = np.ndarray
+
+
+@config
+class NgramConfig:
+    """An n-gram of `order` tokens; `discount` is taken from every count (None: n1 / (n1 + 2 n2) of each order)."""
+
+    order: int = 4
+    discount: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.order < 1:
+            raise ValueError(f"order={self.order} must be at least 1")
+        if self.discount is not None and not 0.0 < self.discount < 1.0:
+            raise ValueError(f"discount={self.discount} must lie in (0, 1)")
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The n-grams of one length: what follows each context.
+
+    Args:
+        keys: contexts, sorted; starts: where the followers of each begin (one more at the end).
+        followers, counts: of every context; total: of each context's counts; discount: taken from each.
+    """
+
+    keys: Array
+    starts: Array
+    followers: Array
+    counts: Array
+    total: Array
+    discount: float
+
+
+class Ngram(LanguageModel):
+    """See `NgramConfig`; it is fitted to ids, not trained, and its logits are log-probabilities."""
+
+    def __init__(self, cfg: NgramConfig, vocab_size: int) -> None:
+        super().__init__()
+        if vocab_size**cfg.order >= 2**63:
+            raise ValueError(f"order={cfg.order} of a vocabulary of {vocab_size} does not fit 64 bits; lower it")  # fmt: skip
+        self.order, self.discount, self.vocab_size = cfg.order, cfg.discount, vocab_size
+        self.place = nn.Parameter(torch.zeros(0))  # says which device the model is on
+        self.levels: list[_Level] = []
+
+    def fit(self, ids: Array) -> "Ngram":
+        """Count the n-grams of `ids`; return self."""
+        text, order = ids.astype(np.int64), self.order
+        keys = text.copy()
+        powers = [keys]
+        for n in range(2, order + 1):  # the n tokens that end at each place from n-1 on
+            keys = powers[-1][:-1] * self.vocab_size + text[n - 1 :]
+            powers.append(keys)
+        grams, counts = np.unique(powers[-1], return_counts=True)
+        levels = [self._level(grams, counts)]
+        for n in range(order - 1, 0, -1):  # lower orders count different predecessors
+            size = self.vocab_size**n
+            longer = np.unique(powers[n]) if n < order - 1 else grams
+            grams, counts = np.unique(longer % size, return_counts=True)
+            levels.append(self._level(grams, counts))
+        self.levels = levels[::-1]
+        return self
+
+    def _level(self, grams: Array, counts: Array) -> _Level:
+        contexts, followers = grams // self.vocab_size, grams % self.vocab_size
+        keys, starts = np.unique(contexts, return_index=True)
+        ones, twos = int((counts == 1).sum()), int((counts == 2).sum())
+        discount = self.discount or min(0.95, max(0.05, ones / max(1, ones + 2 * twos)))
+        total = np.add.reduceat(counts, starts)
+        return _Level(keys, np.append(starts, len(grams)), followers, counts, total, discount)
+
+    def probabilities(self, contexts: Array) -> Float[Tensor, "rows vocab"]:
+        """Return P(next | the last order-1 ids) in fp64 for each row of contexts [rows, any], -1 before the start."""
+        rows = len(contexts)
+        found = np.full((rows, self.vocab_size), 1.0 / self.vocab_size)
+        for n, level in enumerate(self.levels):  # n ids of context
+            context = contexts[:, contexts.shape[1] - n :]
+            known = (context >= 0).all(axis=1)
+            weights = self.vocab_size ** np.arange(n - 1, -1, -1, dtype=np.int64)
+            key = (context * weights).sum(axis=1)
+            at = np.minimum(np.searchsorted(level.keys, key), len(level.keys) - 1)
+            known &= level.keys[at] == key
+            for row in np.flatnonzero(known):
+                first, last = level.starts[at[row]], level.starts[at[row] + 1]
+                total = level.total[at[row]]
+                found[row] *= level.discount * (last - first) / total
+                found[row, level.followers[first:last]] += (level.counts[first:last] - level.discount) / total  # fmt: skip
+        return torch.from_numpy(found)
+
+    def forward(
+        self, tokens: Int64[Tensor, "batch seq"], targets: Int64[Tensor, "batch seq"] | None = None,
+        **_: object,
+    ) -> Float[Tensor, "batch seq vocab"] | TokenLoss:  # fmt: skip
+        """See `LanguageModel.forward`; a state is not kept."""
+        width = self.order - 1
+        padded = torch.nn.functional.pad(tokens, (width, 0), value=-1).cpu().numpy()
+        windows = np.lib.stride_tricks.sliding_window_view(padded, width + 1, axis=1)[:, :, 1:]
+        flat = self.probabilities(windows.reshape(-1, width)).log().to(torch.float32)
+        logits = flat.view(*tokens.shape, self.vocab_size).to(tokens.device)
+        if targets is None:
+            return logits
+        nll = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")  # fmt: skip
+        return TokenLoss(total=nll.sum(), nll=nll.view(targets.shape))
