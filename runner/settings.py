@@ -151,6 +151,8 @@ class EvalConfig:
     Args:
         sample_tokens: length of the text generated at each evaluation (0: none).
         harness: benchmarks.
+        details: at the end also accuracy and calibration of the next token, and positions.json: the loss at
+            each position of a sequence.
     """
 
     numerics = 2  # 1 left the last, shorter window of the split out
@@ -161,6 +163,7 @@ class EvalConfig:
     sample_tokens: int = 128
     prompt: str = "\n"
     harness: HarnessConfig = neutral(HarnessConfig())
+    details: bool = False
 
 
 @config

@@ -5,6 +5,7 @@ tokens, clip, schedule, update. All randomness is addressed by (seed, step, samp
 is killed and resumed computes the same bits.
 """
 
+import json
 import math
 import statistics
 import time
@@ -27,9 +28,9 @@ from runner.data.tokens import Corpus, prepare
 from runner.distributed import Ranks, whole
 from runner.errors import CheckpointError, ConfigError, LeaseLost
 from runner.evals.follow import last_evaluated, new_checkpoints
-from runner.evals.validation import sample_text, validate_loss
+from runner.evals.validation import sample_text, validate_details, validate_loss
 from runner.export.origin import folder_of
-from runner.journal import Journal
+from runner.journal import Journal, write_whole
 from runner.profile import StepProfiler
 from runner.sweep.cells import Cell
 
@@ -225,6 +226,11 @@ class Trainer:
             self.progress.best_val_loss, self.progress.best_step = values["val_loss"], step
             if self.cfg.train.checkpoint.keep_best:
                 self._save()
+        if self.cfg.eval.details and step >= self.steps:
+            more, positions = validate_details(self.model, self.corpus, self.cfg, self.precision, self.device)  # fmt: skip
+            values |= more
+            if self.journal is not None:
+                write_whole(self.run / "positions.json", json.dumps(positions))
         if self.cfg.eval.sample_tokens:
             text = sample_text(self.model, self.corpus.tokenizer, self.cfg, self.device)
             if self.journal is not None:

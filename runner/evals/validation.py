@@ -13,6 +13,7 @@ from runner.data.order import Sample, validation_batches
 from runner.data.tokenizers import Tokenizer
 from runner.data.tokens import Corpus
 from runner.distributed import Ranks
+from runner.evals.scores import calibration_error, predictions
 from runner.serve.generate import generate
 from runner.serve.sampling import Sampling
 
@@ -49,6 +50,42 @@ def validate_loss(
         "val_bits_per_byte": nats / (math.log(2) * text_bytes),
         "val_tokens": tokens,
     }
+
+
+@torch.no_grad()
+def validate_details(
+    model: LanguageModel, corpus: Corpus, cfg: RunConfig, precision: Precision, device: torch.device
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Return (`val_accuracy`, `val_calibration_error` of the next token; a row position, loss, n for each).
+
+    The loss at a position is in nats per token; every rank computes all of it.
+    """
+    seq = cfg.train.sequence_length
+    nats, count = (torch.zeros(seq, dtype=torch.float64) for _ in range(2))
+    found = []
+    for batch in validation_batches(corpus.val, seq, cfg.eval.batch_size, cfg.eval.tokens):
+        documents = batch["documents"].to(device) if cfg.data.mask_documents else None
+        with precision.autocast():
+            logits = model(batch["tokens"].to(device), documents=documents)
+        assert isinstance(logits, torch.Tensor)
+        targets = batch["targets"].to(device)
+        losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")  # fmt: skip
+        length = targets.shape[1]
+        nats[:length] += losses.view(targets.shape).double().sum(dim=0).cpu()
+        count[:length] += (targets >= 0).sum(dim=0).cpu()
+        there = targets >= 0
+        found.append(predictions(logits[there], targets[there]))
+    confidence, right = (torch.cat(parts) for parts in zip(*found, strict=True))
+    values = {
+        "val_accuracy": float(right.double().mean()),
+        "val_calibration_error": calibration_error(confidence, right),
+    }
+    rows = [
+        {"position": place, "loss": float(nats[place] / count[place]), "n": int(count[place])}
+        for place in range(seq)
+        if count[place]
+    ]
+    return values, rows
 
 
 def _dealt(batches: Iterator[Sample], rank: int, world: int) -> Iterator[tuple[bool, Sample]]:

@@ -37,6 +37,7 @@ EXECUTION = (
     "eval.batch_size",
     "eval.sample_tokens",
     "eval.prompt",
+    "eval.details",
     "eval.harness.batch_size",
     "eval.harness.include",
     "eval.harness.follow",

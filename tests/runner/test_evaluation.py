@@ -129,6 +129,18 @@ def test_a_run_is_held_against_counted_ngrams(espalier: Run, task: Path, tmp_pat
     assert "does not fit 64 bits" in _cli("ngram", cell.fingerprint, "--order", "9", *root)
 
 
+def test_details_of_the_validation_loss(espalier: Run, tmp_path: Path) -> None:
+    assert espalier("name=x", "eval.details=true", "eval.batch_size=3").returncode == 0
+    (run,) = from_folders(tmp_path, "x").table.to_dict("records")
+    rows = json.loads((tmp_path / "runs" / run["fingerprint"] / "positions.json").read_text())
+    assert [row["position"] for row in rows] == list(range(16))
+    assert sum(row["n"] for row in rows) == run["val_tokens"]
+    mean = sum(row["loss"] * row["n"] for row in rows) / run["val_tokens"]
+    assert mean == pytest.approx(run["val_loss"], rel=1e-5)
+    assert 0 <= run["val_accuracy"] <= 1
+    assert 0 <= run["val_calibration_error"] <= 1
+
+
 def test_what_cannot_be_evaluated_is_said(espalier: Run, compose: Compose, task: Path, tmp_path: Path) -> None:  # fmt: skip
     assert espalier("name=x").returncode == 0
     (cell,) = sweep_cells(tmp_path, "x")
