@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,35 +27,41 @@ def generate(
     min_p: Annotated[float | None, typer.Option(help="Drop what is less likely than this share of the likeliest.")] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said is less likely.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; again for more.")] = None,
-    n: Annotated[int, typer.Option(help="Samples of each prompt, seeds counting up.")] = 1,
+    n: Annotated[int, typer.Option(help="Continuations of each prompt, seeds counting up; of a beam the best.")] = 1,
+    beams: Annotated[int, typer.Option(help="Above 1: search for the likeliest with so many beams.")] = 1,
+    logprobs: Annotated[bool, typer.Option(help="Print JSON lines with the log-probability of each token.")] = False,
     stream: Annotated[bool, typer.Option(help="Print as it comes (one prompt, one sample).")] = False,
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Continue each line you type; the default at a terminal without --prompt.")] = False,
     slide: Annotated[bool, typer.Option(help="Of a prompt beyond the context, read the end.")] = False,
     average: Annotated[bool, typer.Option(help="Use the averaged weights (train.average).")] = False,
     seed: int = 0,
     root: Root = Path("."),
 ) -> None:  # fmt: skip
     """Continue prompts with a trained cell."""
-    from runner.serve.speak import Answers  # noqa: PLC0415
+    from runner.serve.speak import Answers, as_json, read_prompts  # noqa: PLC0415
     from runner.sweep.cells import find_cell  # noqa: PLC0415
 
-    answers = Answers(
-        find_cell(root, run).folder, average=average, max_new_tokens=tokens, temperature=temperature,
-        top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-        stop=tuple(stop or ()), seed=seed,
-    )  # fmt: skip
-    if stream and (file is not None or n > 1 or len(prompt or []) > 1):
+    talking = interactive or (not (prompt or file or stream) and sys.stdin.isatty())
+    if (stream or talking) and (file is not None or n > 1 or beams > 1 or len(prompt or []) > 1):
         raise ConfigError(
-            "--stream takes one --prompt and one sample; leave --file, --n or --stream out"
+            "--stream and --interactive take one prompt and one sample; leave --file, --n, --beams or them out"
         )
-    if file is not None:
-        for line in answers.of_file(file, n, slide):
-            typer.echo(line)
+    answers = Answers(
+        find_cell(root, run).folder, average=average, n=n, beams=beams, slide=slide,
+        max_new_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, stop=tuple(stop or ()), seed=seed,
+    )  # fmt: skip
+    say = partial(typer.echo, nl=False)
+    if talking:
+        typer.echo("each line is continued for itself; Ctrl-D ends", err=True)
+        answers.talk(sys.stdin, say)
     elif stream:
-        answers.stream((prompt or ["\n"])[0], slide, lambda piece: typer.echo(piece, nl=False))
+        answers.stream((prompt or ["\n"])[0], say)
         typer.echo()
     else:
-        for text in answers.of_prompts(prompt or ["\n"], n, slide):
-            typer.echo(text)
+        for text, done in answers.of_prompts(read_prompts(file) if file else prompt or ["\n"]):
+            whole = file is not None or logprobs
+            typer.echo(as_json(text, done, logprobs=logprobs) if whole else text + done.text)
 
 
 @app.command(

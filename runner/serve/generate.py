@@ -54,7 +54,7 @@ def generate(
     """
     wishes = [how] * len(prompts) if isinstance(how, Sampling) else list(how)
     rows = [
-        _Row(index, _fitting(prompt, context, slide), wish, TextStream(decode, wish.stop))
+        _Row(index, fitting(prompt, context, slide), wish, TextStream(decode, wish.stop))
         for index, (prompt, wish) in enumerate(zip(prompts, wishes, strict=True))
     ]
     live = [row for row in rows if row.how.max_new_tokens > 0]
@@ -62,7 +62,7 @@ def generate(
     state: State | None = None
     while live:
         if state is None:
-            logits, state = _read(model, [row.tokens for row in live], device)
+            logits, state = read(model, [row.tokens for row in live], device)
         else:
             newest = torch.tensor([row.tokens[-1:] for row in live], device=device)
             logits = model(newest, state=state)  # type: ignore[assignment]
@@ -117,7 +117,8 @@ class _Row:
             on_text(self.index, piece)
 
 
-def _fitting(prompt: Tensor, context: int, slide: bool) -> Tensor:
+def fitting(prompt: Tensor, context: int, slide: bool) -> Tensor:
+    """Return what of a prompt is read: all of it, or with `slide` its last `context` tokens; see `generate`."""
     if prompt.numel() == 0:
         raise ValueError("the prompt is empty; give at least one token")
     if prompt.numel() <= context:
@@ -130,7 +131,7 @@ def _fitting(prompt: Tensor, context: int, slide: bool) -> Tensor:
     )
 
 
-def _read(
+def read(
     model: LanguageModel, texts: Sequence[list[int]], device: torch.device
 ) -> tuple[Tensor, State | None]:
     """Read texts anew; return the logits after each, and the state (None: the model keeps none)."""

@@ -1,15 +1,18 @@
 """A finished cell as a model to talk to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models.language_model import LanguageModel
 from runner import checkpoint
 from runner.data.tokenizers import Tokenizer, loads
 from runner.errors import CheckpointError, ConfigError
+from runner.serve.beam import beam_search
 from runner.serve.generate import Completion, generate
 from runner.serve.sampling import Sampling
 from runner.sweep.cells import load_cell
@@ -38,20 +41,38 @@ def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, T
     return model, tokenizer, context
 
 
-def speaker(folder: Path, *, average: bool = False) -> Callable[..., list[Completion]]:
-    """Return a function of (prompts as text, Sampling) that continues them with the model in `folder`.
+class Speaker:
+    """The model of a run folder, asked in text. ConfigError is raised for what it cannot be asked."""
 
-    Further keyword arguments are those of `generate`. ConfigError is raised for a prompt that cannot be read.
-    """
-    model, tokenizer, context = load_model(folder, average=average)
+    def __init__(self, folder: Path, *, average: bool = False) -> None:
+        self.model, self.tokenizer, self.context = load_model(folder, average=average)
 
-    def speak(prompts: Sequence[str], how: Sampling | Sequence[Sampling], **more: Any) -> list[Completion]:  # fmt: skip
-        ids = [torch.from_numpy(tokenizer.encode(prompt).astype("int64")) for prompt in prompts]
-        try:
-            return generate(
-                model, ids, how, context=context, decode=tokenizer.decode, eos=tokenizer.eos, **more
-            )
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    def speak(
+        self, prompts: Sequence[str], how: Sampling | Sequence[Sampling], **more: Any
+    ) -> list[Completion]:
+        """Return a continuation of each prompt; further keyword arguments are those of `generate`."""
+        with _explained():
+            return generate(self.model, [self._ids(p) for p in prompts], how, **self._about(), **more)  # fmt: skip
 
-    return speak
+    def likeliest(self, prompt: str, how: Sampling, beams: int) -> list[Completion]:
+        """Return the continuations that beam search finds, the best first."""
+        with _explained():
+            return beam_search(
+                self.model, self._ids(prompt), beams=beams, max_new_tokens=how.max_new_tokens,
+                stop=how.stop, **self._about(),
+            )  # fmt: skip
+
+    def _ids(self, text: str) -> Tensor:
+        return torch.from_numpy(self.tokenizer.encode(text).astype("int64"))
+
+    def _about(self) -> dict[str, Any]:
+        tokenizer = self.tokenizer
+        return {"context": self.context, "decode": tokenizer.decode, "eos": tokenizer.eos}
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

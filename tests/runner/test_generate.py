@@ -170,7 +170,7 @@ def test_the_command_takes_prompts_a_file_or_streams(espalier: Run, tmp_path: Pa
     rows = [json.loads(line) for line in call("--file", str(file)).output.splitlines()]
     assert [row["prompt"] for row in rows] == ["line 1", "x"]
     assert all(row["tokens"] <= 9 and row["finish"] in ("stop", "length") for row in rows)
-    assert "takes one --prompt" in str(call("--prompt", "a", "--prompt", "b", "--stream").exception)
+    assert "take one prompt" in str(call("--prompt", "a", "--prompt", "b", "--stream").exception)
     file.write_text('{"prompt": "line 1"}\n{"text": "x"}\n')
     assert "prompts.jsonl:2 is not a JSON object" in str(call("--file", str(file)).exception)
     assert "the prompt has 17 tokens, more than the context of 16" in str(call("--prompt", "a" * 17).exception)  # fmt: skip
