@@ -1,0 +1,88 @@
+"""Tokens/s of generation, ours against transformers' `generate`: python tests/bench/generate.py [--size 124M]
+
+The same weights, greedy, the same prompts; decode and prefill apart, interleaved, minima over rounds. In fp32 and
+in bf16 (weights too) on both sides; both texts are compared.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from models.language_model import LanguageModel
+from runner.serve.generate import generate
+from runner.serve.sampling import Sampling
+
+SIZES = {
+    "10M": {"n_embd": 256, "n_layer": 8, "n_head": 8},
+    "124M": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+}
+NEW, PROMPT = 48, 64
+
+
+def least_s(rounds: int, *calls: Callable[[], object]) -> list[float]:
+    """Return the least seconds of each call, interleaved; the first round does not count."""
+    best = [float("inf")] * len(calls)
+    for turn in range(rounds + 1):
+        for index, call in enumerate(calls):
+            started = time.perf_counter()
+            call()
+            if turn:
+                best[index] = min(best[index], time.perf_counter() - started)
+    return best
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="124M")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config(**SIZES[given.size])).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = LanguageModel.from_pretrained(Path(folder)).eval()
+    print(f"{given.size}, {NEW} new tokens after {PROMPT}, {torch.get_num_threads()} threads")
+    print(
+        "| dtype | batch | decode, ours | theirs | ratio | prefill, ours | theirs | ratio | same text |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for dtype in (torch.float32, torch.bfloat16):
+        for batch in (1, 8):
+            print(compare(ours.to(dtype), theirs.to(dtype), batch, given.rounds), flush=True)
+
+
+def compare(ours: LanguageModel, theirs: Any, batch: int, rounds: int) -> str:
+    """Return a row of the table, speeds in tokens/s."""
+    prompts = torch.randint(0, 50257, (batch, PROMPT))
+
+    def mine(new: int) -> list[list[int]]:
+        how = Sampling(max_new_tokens=new, temperature=0.0)
+        done = generate(ours, list(prompts), how, context=1024, decode=lambda _: "", eos=None)
+        return [one.ids for one in done]
+
+    def other(new: int) -> list[list[int]]:
+        done = theirs.generate(
+            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new, min_new_tokens=new,
+            do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+        found: list[list[int]] = done[:, PROMPT:].tolist()
+        return found
+
+    fills = least_s(rounds, lambda: mine(1), lambda: other(1))
+    wholes = least_s(rounds, lambda: mine(NEW), lambda: other(NEW))
+    a, b = (batch * (NEW - 1) / (whole - fill) for whole, fill in zip(wholes, fills, strict=True))
+    c, d = (batch * PROMPT / fill for fill in fills)
+    kind = str(next(ours.parameters()).dtype).removeprefix("torch.")
+    same = mine(NEW) == other(NEW)
+    return f"| {kind} | {batch} | {a:.1f} | {b:.1f} | {a / b:.2f} | {c:.0f} | {d:.0f} | {c / d:.2f} | {same} |"
+
+
+if __name__ == "__main__":
+    main()
