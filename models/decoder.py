@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from kernels.cross_entropy import linear_cross_entropy
+from kernels.packed import can_pack
 from kernels.philox import NoiseKey, dropout
 from kernels.rotary import rotary_frequencies, rotary_tables
 from models.cache import KVCache, State
@@ -19,7 +20,15 @@ from models.config import config, neutral
 from models.flops import attention_flops, linear_flops
 from models.initialise import Scheme, initialise
 from models.language_model import LanguageModel, TokenLoss
-from models.layers import Activation, Attention, FeedForward, Norm, make_norm
+from models.layers import (
+    Activation,
+    Attention,
+    FeedForward,
+    Norm,
+    PackedLinear,
+    make_norm,
+    pack_linears,
+)
 from models.rope import RopeScaling
 
 
@@ -206,6 +215,7 @@ class Decoder(LanguageModel):
         self.layers = nn.ModuleList(Block(cfg, index) for index in range(cfg.depth))
         self.norm = make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps)
         self.head = None if cfg.tied else nn.Linear(cfg.width, vocab_size, bias=False)
+        self.packed_head: PackedLinear | None = None
 
     def forward(
         self,
@@ -221,17 +231,30 @@ class Decoder(LanguageModel):
             hidden = self.hidden_states(tokens, documents, noise)
         else:
             hidden = self._read(tokens, state, counts)
-        weight = self.embedding.weight if self.head is None else self.head.weight
         scale = 1.0 / self.cfg.width_multiplier
         if targets is None:
-            logits = (hidden @ weight.to(hidden.dtype).T).float() * scale
+            logits = self._project(hidden).float() * scale
             cap = self.cfg.softcap
             return logits if cap is None else cap * torch.tanh(logits / cap)
+        weight = self.embedding.weight if self.head is None else self.head.weight
         total, nll = linear_cross_entropy(
             hidden.flatten(0, 1), weight, targets.flatten(), scale=scale,
             softcap=self.cfg.softcap, z_loss=self.cfg.z_loss,
         )  # fmt: skip
         return TokenLoss(total=total, nll=nll.view(targets.shape))
+
+    def _project(self, hidden: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
+        if self.packed_head is not None:
+            return self.packed_head(hidden)  # type: ignore[no-any-return]
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return hidden @ weight.to(hidden.dtype).T
+
+    def for_inference(self) -> "Decoder":
+        """See `LanguageModel.for_inference`."""
+        head = self.embedding.weight if self.head is None else self.head.weight
+        pack_linears(self.layers)
+        self.packed_head = PackedLinear(head, None) if can_pack(head) else None
+        return self
 
     def hidden_states(
         self,

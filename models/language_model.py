@@ -66,6 +66,10 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
+    def for_inference(self) -> "LanguageModel":
+        """Return self, its weights laid out for decoding on their device; it is not to be trained or saved after."""
+        return self
+
     def blocks(self) -> list[nn.Module]:
         """Return the layers in order: the units of activation checkpointing and FSDP sharding."""
         raise NotImplementedError

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from kernels.attention import attention, cached_attention
+from kernels.packed import can_pack, pack, packed_linear
 from kernels.rotary import rotate
 from models.cache import KVCache
 
@@ -47,6 +48,26 @@ class LayerNorm(nn.Module):
 def make_norm(kind: Norm, dim: int, bias: bool, eps: float | None) -> RMSNorm | LayerNorm:
     """Return the norm named `kind`; `bias` applies to LayerNorm only, `eps` None is the kind's default."""
     return RMSNorm(dim, eps) if kind == "rmsnorm" else LayerNorm(dim, bias, eps)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for inference on a CPU; see `kernels.packed`. It holds its weight twice."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight, self.bias, self.packed = weight, bias, pack(weight)
+
+    def forward(self, x: Float[Tensor, "*rows k"]) -> Float[Tensor, "*rows n"]:
+        return packed_linear(x, self.weight, self.packed, self.bias)
+
+
+def pack_linears(module: nn.Module) -> None:
+    """Replace every plain linear layer below `module` by its packed form where that works."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear and can_pack(child.weight):
+            setattr(module, name, PackedLinear(child.weight, child.bias))
+        else:
+            pack_linears(child)
 
 
 class Attention(nn.Module):

@@ -41,11 +41,21 @@ def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, T
     return model, tokenizer, context
 
 
-class Speaker:
-    """The model of a run folder, asked in text. ConfigError is raised for what it cannot be asked."""
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-    def __init__(self, folder: Path, *, average: bool = False) -> None:
-        self.model, self.tokenizer, self.context = load_model(folder, average=average)
+
+class Speaker:
+    """The model of a run folder, asked in text, its weights in `dtype`: fp32 or bf16.
+
+    ConfigError is raised for what it cannot be asked.
+    """
+
+    def __init__(self, folder: Path, *, average: bool = False, dtype: str = "fp32") -> None:
+        if dtype not in _DTYPES:
+            raise ConfigError(f"dtype={dtype!r} is none of: {', '.join(_DTYPES)}")
+        model, self.tokenizer, self.context = load_model(folder, average=average)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = model.to(device, _DTYPES[dtype]).for_inference()
 
     def speak(
         self, prompts: Sequence[str], how: Sampling | Sequence[Sampling], **more: Any

@@ -5,6 +5,7 @@ in bf16 (weights too) on both sides; both texts are compared.
 """
 
 import argparse
+import copy
 import tempfile
 import time
 from collections.abc import Callable
@@ -55,7 +56,15 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for dtype in (torch.float32, torch.bfloat16):
         for batch in (1, 8):
-            print(compare(ours.to(dtype), theirs.to(dtype), batch, given.rounds), flush=True)
+            print(
+                compare(
+                    copy.deepcopy(ours).to(dtype).for_inference(),
+                    theirs.to(dtype),
+                    batch,
+                    given.rounds,
+                ),
+                flush=True,
+            )
 
 
 def compare(ours: LanguageModel, theirs: Any, batch: int, rounds: int) -> str:
