@@ -231,11 +231,9 @@ class Decoder(LanguageModel):
             hidden = self.hidden_states(tokens, documents, noise)
         else:
             hidden = self._read(tokens, state, counts)
-        scale = 1.0 / self.cfg.width_multiplier
         if targets is None:
-            logits = self._project(hidden).float() * scale
-            cap = self.cfg.softcap
-            return logits if cap is None else cap * torch.tanh(logits / cap)
+            return self._logits(hidden)
+        scale = 1.0 / self.cfg.width_multiplier
         weight = self.embedding.weight if self.head is None else self.head.weight
         total, nll = linear_cross_entropy(
             hidden.flatten(0, 1), weight, targets.flatten(), scale=scale,
@@ -243,11 +241,19 @@ class Decoder(LanguageModel):
         )  # fmt: skip
         return TokenLoss(total=total, nll=nll.view(targets.shape))
 
-    def _project(self, hidden: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
+    def _logits(self, hidden: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
         if self.packed_head is not None:
-            return self.packed_head(hidden)  # type: ignore[no-any-return]
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return hidden @ weight.to(hidden.dtype).T
+            product = self.packed_head(hidden)
+        else:
+            weight = self.embedding.weight if self.head is None else self.head.weight
+            product = hidden @ weight.to(hidden.dtype).T
+        logits = product.float() * (1.0 / self.cfg.width_multiplier)
+        cap = self.cfg.softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def unembed(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
+        """See `LanguageModel.unembed`."""
+        return self._logits(self.norm(x))
 
     def for_inference(self) -> "Decoder":
         """See `LanguageModel.for_inference`."""

@@ -66,6 +66,14 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
+    def unembed(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
+        """Return the logits that a residual stream would give if it ended here (the logit lens).
+
+        Raises:
+            NotImplementedError: the model has no such stream.
+        """
+        raise NotImplementedError
+
     def for_inference(self) -> "LanguageModel":
         """Return self, its weights laid out for decoding on their device; it is not to be trained or saved after."""
         return self

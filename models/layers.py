@@ -94,18 +94,35 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch seq dim"]:
         """Attend; with `cache` (and the layer's index in it) also to what was read before."""
         batch, seq, _ = x.shape
-        qkv = self.qkv(x).view(batch, seq, -1, self.head_dim).transpose(1, 2)
-        q, k, v = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q, k, v = self._heads(x, rotary)
         if cache is None:
             y = attention(q, k, v, scale=self.scale, documents=documents)
         else:
             kept, layer = cache
             y = cached_attention(q, *kept.write(layer, k, v), kept.mask, scale=self.scale)
         return self.out(y.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
+
+    def _heads(
+        self, x: Float[Tensor, "batch seq dim"], rotary: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch, seq, _ = x.shape
+        qkv = self.qkv(x).view(batch, seq, -1, self.head_dim).transpose(1, 2)
+        q, k, v = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        return q, k, v
+
+    def probabilities(
+        self, x: Float[Tensor, "batch seq dim"], rotary: tuple[Tensor, Tensor] | None
+    ) -> Float[Tensor, "batch heads seq seq"]:
+        """Return how much each token looks at each: what `forward` computes without writing it down."""
+        q, k, _ = self._heads(x, rotary)
+        k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
+        scores = (q @ k.transpose(-1, -2)).float() * self.scale
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
 
 
 class FeedForward(nn.Module):

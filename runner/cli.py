@@ -280,6 +280,28 @@ def paper(
 
 
 @app.command()
+def look(
+    run: Reference,
+    text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
+    file: Annotated[Path | None, typer.Option(exists=True, help="... or the file it is in; only as much as the context holds.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: looks/RUN.")] = None,
+    root: Root = Path("."),
+) -> None:  # fmt: skip
+    """Look inside a trained cell: attention maps, logit lens, the loss of each token, as a page and PNGs."""
+    from analysis.inside import draw  # noqa: PLC0415
+    from runner.evals.look import look_at  # noqa: PLC0415
+    from runner.sweep.cells import find_cell  # noqa: PLC0415
+
+    if (text is None) == (file is None):
+        raise ConfigError("give --text or --file, one of them")
+    cell = find_cell(root, run)
+    seen = look_at(cell, text if text is not None else str(file and file.read_text()))
+    folder = out or root / "looks" / cell.fingerprint
+    for path in draw(seen, folder, f"{cell.config.name} {cell.fingerprint[:8]}"):
+        typer.echo(path)
+
+
+@app.command()
 def sync(
     names: Annotated[list[str], typer.Argument(help="Sweeps.")],
     root: Root = Path("."),

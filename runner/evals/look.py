@@ -1,0 +1,169 @@
+"""Looking inside: what a model's layers attend to, would say, and hold, for one text. By hooks, so that nothing is
+computed differently while nobody looks.
+
+Shape legend: layers, heads, seq.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from models.language_model import LanguageModel
+from models.layers import Attention
+from runner.errors import ConfigError
+from runner.serve.load import load_model
+from runner.sweep.cells import Cell
+
+
+@dataclass
+class Watched:
+    """What the hooks saw in the last forward and backward pass.
+
+    Args:
+        attention: by layer, [batch, heads, seq, seq]; streams: the residual stream after each block.
+        statistics: by block, rms, largest magnitude and kurtosis of its output; after a backward pass the
+            rms of the gradient there too.
+    """
+
+    attention: dict[int, Tensor] = field(default_factory=dict)
+    streams: dict[int, Tensor] = field(default_factory=dict)
+    statistics: dict[int, dict[str, float]] = field(default_factory=dict)
+
+
+@contextmanager
+def watching(model: LanguageModel) -> Iterator[Watched]:
+    """Watch every forward (and backward) pass of `model` inside the context; the losses are what they are without."""
+    seen, handles = Watched(), []
+    for index, block in enumerate(model.blocks()):
+        handles.append(block.register_forward_hook(_stream_hook(seen, index)))
+        for module in block.modules():
+            if isinstance(module, Attention):
+                handles.append(module.register_forward_pre_hook(_attention_hook(seen, index), with_kwargs=True))  # fmt: skip
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _attention_hook(seen: Watched, index: int) -> Any:
+    def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        assert isinstance(module, Attention)
+        x, rotary = (*given, named.get("rotary"))[:2]
+        with torch.no_grad():
+            seen.attention[index] = module.probabilities(x, rotary)
+
+    return hook
+
+
+def _stream_hook(seen: Watched, index: int) -> Any:
+    def hook(_module: nn.Module, _given: Any, out: Tensor) -> None:
+        values = out.detach().float()
+        seen.streams[index] = out.detach()
+        centred = values - values.mean()
+        seen.statistics[index] = {
+            "rms": float(values.square().mean().sqrt()),
+            "largest": float(values.abs().max()),
+            "kurtosis": float(centred.pow(4).mean() / centred.square().mean().square()),
+        }
+        if out.requires_grad:
+            out.register_hook(note)  # type: ignore[no-untyped-call]
+
+    def note(grad: Tensor) -> None:
+        seen.statistics[index]["gradient_rms"] = float(grad.float().square().mean().sqrt())
+
+    return hook
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one text does in a model.
+
+    Args:
+        tokens: their texts; losses: of each but the first, nats; ranks: of each under the model, 0 the likeliest.
+        attention: [layers, heads, seq, seq].
+        lens: for each layer and place the likeliest next token's text and its probability, and the probability of
+            the true one; statistics: by layer.
+    """
+
+    tokens: list[str]
+    losses: list[float]
+    ranks: list[int]
+    attention: Float[Tensor, "layers heads seq seq"]
+    lens: list[list[dict[str, Any]]]
+    statistics: list[dict[str, float]]
+
+
+def look(model: LanguageModel, ids: Int64[Tensor, " seq"], names: list[str]) -> Look:
+    """Return what the text of `ids` (each named by `names`) does in `model`, gradients of its loss included.
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    if len(ids) < 2:
+        raise ValueError(f"the text has {len(ids)} tokens; at least 2 are needed to look at")
+    with watching(model) as seen, torch.enable_grad():
+        logits = model(ids[None])
+        assert isinstance(logits, Tensor)
+        own = torch.log_softmax(logits[0, :-1], dim=-1)
+        losses = -own.gather(1, ids[1:, None])[:, 0]
+        torch.autograd.backward(losses.sum())
+    model.zero_grad(set_to_none=True)
+    ranks = (own > -losses[:, None]).sum(dim=-1)
+    layers = range(len(seen.streams))
+    with torch.no_grad():
+        lens = [_lens(model.unembed(seen.streams[layer][0, :-1]), ids[1:], names) for layer in layers]  # fmt: skip
+    return Look(
+        [names[i] for i in ids.tolist()], losses.tolist(), ranks.tolist(),
+        torch.stack([seen.attention[layer][0] for layer in layers]).detach(), lens,
+        [seen.statistics[layer] for layer in layers],
+    )  # fmt: skip
+
+
+def look_at(cell: Cell, text: str) -> dict[str, Any]:
+    """Return a look at `text` in the newest weights of a cell, as plain data; what passes the context is left out.
+
+    Raises:
+        ConfigError: fewer than two tokens.
+    """
+    model, tokenizer, context = load_model(cell.folder)
+    ids = torch.from_numpy(tokenizer.encode(text).astype("int64"))[:context]
+    names = [tokenizer.decode([i]) or f"<{i}>" for i in range(tokenizer.vocab_size)]
+    try:
+        found = look(model, ids, names)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return vars(found) | {"attention": found.attention.tolist()}
+
+
+def _lens(logits: Tensor, truth: Tensor, names: list[str]) -> list[dict[str, Any]]:
+    found = torch.softmax(logits, dim=-1)
+    best, choice = found.max(dim=-1)
+    true = found.gather(1, truth[:, None])[:, 0]
+    rows = zip(choice.tolist(), best.tolist(), true.tolist(), strict=True)
+    return [{"says": names[c], "probability": p, "true": t} for c, p, t in rows]
+
+
+@torch.no_grad()
+def prefix_matching(
+    model: LanguageModel, vocab_size: int, *, length: int = 32, samples: int = 8, seed: int = 0
+) -> Float[Tensor, "layers heads"]:
+    """Return each head's attention from a repeated token to the one behind its first occurrence.
+
+    On random tokens said twice (Olsson et al., arXiv 2209.11895, "prefix matching"): near 1 in an induction head.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    half = torch.randint(0, vocab_size, (samples, length), generator=generator).to(device)
+    with watching(model) as seen:
+        model(torch.cat((half, half), dim=1))
+    place = torch.arange(length, 2 * length - 1, device=device)
+    return torch.stack([
+        seen.attention[layer][:, :, place, place - length + 1].mean(dim=(0, 2))
+        for layer in range(len(seen.attention))
+    ]).cpu()  # fmt: skip
