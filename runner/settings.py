@@ -153,6 +153,8 @@ class EvalConfig:
         harness: benchmarks.
         details: at the end also accuracy and calibration of the next token, and positions.json: the loss at
             each position of a sequence.
+        induction: at each evaluation prefix_matching/LAYER.HEAD and repeat_gain on random tokens said twice; see
+            `runner/evals/look.py`.
     """
 
     numerics = 2  # 1 left the last, shorter window of the split out
@@ -164,6 +166,7 @@ class EvalConfig:
     prompt: str = "\n"
     harness: HarnessConfig = neutral(HarnessConfig())
     details: bool = False
+    induction: bool = False
 
 
 @config

@@ -28,6 +28,7 @@ from runner.data.tokens import Corpus, prepare
 from runner.distributed import Ranks, whole
 from runner.errors import CheckpointError, ConfigError, LeaseLost
 from runner.evals.follow import last_evaluated, new_checkpoints
+from runner.evals.look import induction
 from runner.evals.validation import sample_text, validate_details, validate_loss
 from runner.export.origin import folder_of
 from runner.journal import Journal, write_whole
@@ -231,6 +232,10 @@ class Trainer:
             values |= more
             if self.journal is not None:
                 write_whole(self.run / "positions.json", json.dumps(positions))
+        if self.cfg.eval.induction:
+            values |= induction(
+                self.model, self.corpus.tokenizer.vocab_size, self.cfg.train.sequence_length // 2
+            )
         if self.cfg.eval.sample_tokens:
             text = sample_text(self.model, self.corpus.tokenizer, self.cfg, self.device)
             if self.journal is not None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from models.language_model import LanguageModel
+from models.language_model import LanguageModel, TokenLoss
 from models.layers import Attention
 from runner.errors import ConfigError
 from runner.serve.load import load_model
@@ -150,20 +150,27 @@ def _lens(logits: Tensor, truth: Tensor, names: list[str]) -> list[dict[str, Any
 
 
 @torch.no_grad()
-def prefix_matching(
-    model: LanguageModel, vocab_size: int, *, length: int = 32, samples: int = 8, seed: int = 0
-) -> Float[Tensor, "layers heads"]:
-    """Return each head's attention from a repeated token to the one behind its first occurrence.
+def induction(
+    model: LanguageModel, vocab_size: int, length: int, *, samples: int = 8, seed: int = 0
+) -> dict[str, float]:
+    """Return what tells of induction heads, on `length` random tokens said twice (Olsson et al., arXiv 2209.11895).
 
-    On random tokens said twice (Olsson et al., arXiv 2209.11895, "prefix matching"): near 1 in an induction head.
+    `prefix_matching/LAYER.HEAD`: mean attention from a repeated token to the one behind its first occurrence, near 1
+    in an induction head; `repeat_gain`: nats per token by which the second time is easier than the first.
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     half = torch.randint(0, vocab_size, (samples, length), generator=generator).to(device)
+    tokens = torch.cat((half, half), dim=1)
     with watching(model) as seen:
-        model(torch.cat((half, half), dim=1))
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+    assert isinstance(loss, TokenLoss)
     place = torch.arange(length, 2 * length - 1, device=device)
-    return torch.stack([
-        seen.attention[layer][:, :, place, place - length + 1].mean(dim=(0, 2))
-        for layer in range(len(seen.attention))
-    ]).cpu()  # fmt: skip
+    found = {
+        f"prefix_matching/{layer}.{head}": float(weights[:, head, place, place - length + 1].mean())
+        for layer, weights in seen.attention.items()
+        for head in range(weights.shape[1])
+    }
+    # The first token of the second half cannot be foreseen, nor that there is one.
+    gain = loss.nll[:, : length - 1].mean() - loss.nll[:, length:].mean()
+    return found | {"repeat_gain": float(gain)}

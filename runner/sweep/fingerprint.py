@@ -38,6 +38,7 @@ EXECUTION = (
     "eval.sample_tokens",
     "eval.prompt",
     "eval.details",
+    "eval.induction",
     "eval.harness.batch_size",
     "eval.harness.include",
     "eval.harness.follow",

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from typer.testing import CliRunner
 
+from analysis.runs import from_folders
 from models.decoder import Decoder, DecoderConfig
 from runner.cli import app
-from runner.evals.look import look, prefix_matching, watching
+from runner.evals.look import induction, look, watching
 
 NAMES = [chr(97 + i % 26) for i in range(50)]
 SHAPES = {
@@ -84,6 +85,22 @@ def test_a_look_has_the_losses_and_the_lens_ends_at_the_model(model: Decoder) ->
         look(model, IDS[:1], NAMES)
 
 
+def test_a_run_logs_how_its_heads_match_prefixes(
+    espalier: Callable[..., Any], tmp_path: Path
+) -> None:
+    plain, watched = (
+        espalier("name=a"),
+        espalier("name=a", "eval.induction=true", f"root={tmp_path / 'w'}"),
+    )
+    assert (plain.returncode, watched.returncode) == (0, 0), watched.stderr
+    one, two = (from_folders(root, "a").table.iloc[0] for root in (tmp_path, tmp_path / "w"))
+    assert one["fingerprint"] == two["fingerprint"]
+    assert one["val_loss"] == two["val_loss"]
+    assert 0 <= two["prefix_matching/0.0"] <= 1
+    assert "repeat_gain" in two
+    assert "repeat_gain" not in one
+
+
 def test_prefix_matching_finds_a_head_that_copies() -> None:
     """A head made to look one step behind the last occurrence, by positions of learned embeddings."""
     length, width = 8, 64
@@ -102,10 +119,10 @@ def test_prefix_matching_finds_a_head_that_copies() -> None:
             attn.qkv.weight[width + place, place] = 20.0  # type: ignore[union-attr]  # keys: positions
             if place >= length:
                 attn.qkv.weight[place - length + 1, place] = 20.0  # type: ignore[union-attr]
-    (score,) = prefix_matching(model, 30, length=length)[0].tolist()
-    assert score > 0.95
-    plain = prefix_matching(DecoderConfig(depth=2, width=32, num_heads=2).build(30, 0), 30)
-    assert plain.max() < 0.1
+    assert induction(model, 30, length)["prefix_matching/0.0"] > 0.95
+    plain = induction(DecoderConfig(depth=2, width=32, num_heads=2).build(30, 0), 30, 16)
+    assert len(plain) == 5
+    assert all(abs(value) < 0.1 for value in plain.values())
 
 
 def test_the_command_draws_a_page_and_pictures(
