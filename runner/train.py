@@ -257,7 +257,8 @@ class Trainer:
             self.model, self.corpus.tokenizer, context=self.cfg.train.sequence_length,
             batch_size=harness.batch_size, autocast=self.precision.autocast,
         )  # fmt: skip
-        report = evaluate(asked, harness)
+        averaged = start is not None and start.take == "average" and not self.steps
+        report = evaluate(asked, harness, suffix="_average" if averaged else "")
         if self.journal is not None:
             report.write(self.run, step)
             if start is not None and not self.steps:

@@ -13,6 +13,7 @@ from runner.errors import ConfigError
 from runner.housekeeping import Reference, Root
 
 app = typer.Typer()
+_LONGEST = 1024  # tokens of a sequence that an imported model is measured on
 
 
 @app.command()
@@ -166,16 +167,19 @@ def import_model(
 ) -> None:  # fmt: skip
     """Make a cell of a model made elsewhere: its loss on the data is measured, nothing is trained.
 
-    Overrides may follow (data=..., name=..., eval.tokens=...). To train it on: python -m runner init=hf:DIR.
+    It is measured, here and by `eval`, on sequences as long as its context, 1,024 tokens at most.
+    Overrides may follow (data=..., name=..., train.sequence_length=...). To train it on: python -m runner init=hf:DIR.
     """
     if kind != "hf":
         raise ConfigError(f"{kind!r} is not a format; there is: hf")
-    command = [
-        "-m",
-        "runner",
-        f"init='hf:{folder}'",
-        "name=imported",
-        "train.steps=0",
-        *context.args,
-    ]
+    from models.pretrained import read_config  # noqa: PLC0415
+    from runner.export.origin import folder_of  # noqa: PLC0415
+
+    place = folder_of(f"hf:{folder}")
+    try:
+        length = getattr(read_config(place)[0], "context_length", _LONGEST)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(str(error)) from error
+    command = ["-m", "runner", f"init='hf:{place}'", "name=imported", "train.steps=0"]
+    command += [f"train.sequence_length={min(length, _LONGEST)}", *context.args]
     os.execv(sys.executable, [sys.executable, *command])

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         super().__init__()
         self.model, self.text, self.context, self.batch = model, tokenizer, context, batch_size
         self.autocast, self.place = autocast, next(model.parameters()).device
+        self.asked = self.cut = 0  # requests, and those whose beginning did not fit
 
     @property
     def eot_token_id(self) -> int:
@@ -69,6 +71,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """As `_loglikelihood_tokens`, of (context, continuation) in ids; long rows first."""
         rows = [(*context, *continuation)[-(self.context + 1) :] for context, continuation in pairs]
+        self.asked += len(pairs)
+        self.cut += sum(len(a) + len(b) > self.context + 1 for a, b in pairs)
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         found: dict[int, tuple[float, bool]] = {}
         while len(found) < len(order):
@@ -121,6 +125,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             for i, wish in zip(chosen, wishes, strict=True):
                 ids = self.tok_encode(requests[i].args[0]) or [self.eot_token_id]
                 room = max(1, self.context - wish.max_new_tokens)
+                self.asked, self.cut = self.asked + 1, self.cut + (len(ids) > room)
                 prompts.append(torch.tensor(ids[-room:], dtype=torch.int64))
             with self.autocast():
                 done = generate(
@@ -180,8 +185,8 @@ class Report:
         journal.write_whole(place / f"{name}.json", text)
 
 
-def evaluate(model: HarnessModel, cfg: HarnessConfig) -> Report:
-    """Ask the model the questions of `cfg.tasks`.
+def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Report:
+    """Ask the model the questions of `cfg.tasks`; `suffix` ends the names of the scores (averaged weights).
 
     Raises:
         ConfigError: a task is unknown, or runs programs where there is no sandbox.
@@ -203,7 +208,13 @@ def evaluate(model: HarnessModel, cfg: HarnessConfig) -> Report:
     if found is None:
         raise ConfigError("lm-eval returned nothing")
     records = [_record(name, row) for name, rows in found["samples"].items() for row in rows]
-    return Report(list(_scores(found)), records)
+    if model.cut:
+        print(
+            f"{model.cut} of {model.asked} requests were longer than the context of {model.context} tokens and "
+            "lost their beginning",
+            file=sys.stderr,
+        )
+    return Report(list(_scores(found, suffix)), records)
 
 
 def _spread(count: int, limit: int) -> list[int]:
@@ -211,7 +222,7 @@ def _spread(count: int, limit: int) -> list[int]:
     return sorted({i * count // min(limit, count) for i in range(min(limit, count))})
 
 
-def _scores(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _scores(found: dict[str, Any], suffix: str) -> Iterator[dict[str, Any]]:
     for task, values in found["results"].items():
         rows = found["samples"][task]
         prompts = hashlib.sha256("".join(row["prompt_hash"] for row in rows).encode()).hexdigest()
@@ -219,14 +230,14 @@ def _scores(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "version": found["versions"].get(task), "prompt_hash": prompts[:16],
             "num_fewshot": found["n-shot"].get(task, 0), "lm_eval": version("lm_eval"),
         }  # fmt: skip
-        identity = hashlib.sha256(json.dumps([task, about]).encode()).hexdigest()[:16]
+        identity = hashlib.sha256(json.dumps([task, about, suffix]).encode()).hexdigest()[:16]
         for key, value in values.items():
             metric, _, kind = key.partition(",")
             if not kind or metric.endswith("_stderr"):
                 continue
             mine = [row for row in rows if row["filter"] == kind]
             stderr = _stderr(metric, float(value), [row.get(metric) for row in mine])
-            name = f"{task}/{metric}" + (f".{kind}" if kind != "none" else "")
+            name = f"{task}/{metric}" + (f".{kind}" if kind != "none" else "") + suffix
             yield {
                 "name": name, "task": task, "metric": metric, "filter": kind, "value": float(value),
                 "stderr": stderr, "n": len(mine), **about,

@@ -94,6 +94,16 @@ def test_a_sweep_is_evaluated_as_cells_and_its_runs_get_the_scores(espalier: Run
         over_seeds(from_folders(tmp_path, "s").table, ["model.width"], "squares/acc")
 
 
+def test_averaged_weights_have_scores_of_their_own(espalier: Run, task: Path, tmp_path: Path) -> None:  # fmt: skip
+    assert espalier("-m", "name=s", "train.average.kind=ema", "train.average.decay=0.5").returncode == 0  # fmt: skip
+    (cell,) = sweep_cells(tmp_path, "s")
+    root = ["--root", str(tmp_path), "--jobs", "1"]
+    told = _cli("eval", "s", *_keys(task), *root) + _cli("eval", "s", *_keys(task), "--average", *root)  # fmt: skip
+    row = from_folders(tmp_path, "s").table.iloc[0]
+    assert {"squares/acc", "squares/acc_average", "squares/acc_average_stderr"} <= set(row.index), told  # fmt: skip
+    assert len(list(cell.folder.glob("evals/*.json"))) == 2
+
+
 def test_an_evaluation_follows_the_checkpoints_of_a_run(espalier: Run, text: Path, task: Path, tmp_path: Path) -> None:  # fmt: skip
     slow = ["model._target_=tests.faults.FaultyConfig", "model.fault=slow", "train.steps=60", "train.checkpoint.every_steps=5", "eval.every=30"]  # fmt: skip
     command = [sys.executable, "-m", "runner", "-m", *TINY, *slow, f"data.sources.0.path={text}", f"root={tmp_path}", "name=f"]  # fmt: skip

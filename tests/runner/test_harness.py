@@ -87,8 +87,10 @@ def test_long_texts_are_read_in_windows_and_lose_their_beginning(model: Decoder)
     short = torch.log_softmax(model(whole[None, :-1])[0], dim=-1).gather(1, whole[1:, None])
     total += float(own[-last:].sum() - short.sum())
     assert _ask(asked, "loglikelihood_rolling", (text,))[0] == pytest.approx(total, abs=1e-3)
+    assert asked.cut == 0  # windows are no loss
     cut = _directly(model, (text + "x")[-17:-1], "x")
     assert _ask(asked, "loglikelihood", (text, "x"))[0] == (pytest.approx(cut[0], abs=1e-4), cut[1])
+    assert asked.cut == 1
 
 
 def test_generation_is_that_of_the_engine_up_to_a_stop_string(model: Decoder) -> None:
