@@ -8,6 +8,7 @@ import difflib
 import gzip
 import hashlib
 import importlib
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -87,10 +88,8 @@ def file_of(name: str, include: str | None) -> Path | None:
 
 
 def _of_lm_eval() -> set[str]:
-    try:
-        from lm_eval.tasks import TaskManager  # noqa: PLC0415
-    except ImportError as error:
-        raise ConfigError("evaluating needs lm-eval: pip install 'espalier[eval]'") from error
+    from lm_eval.tasks import TaskManager  # noqa: PLC0415
+
     return set(TaskManager().all_tasks)
 
 
@@ -125,7 +124,13 @@ def _lines(file: Path) -> list[str]:
 
 
 def content(tasks: tuple[str, ...], data: str | None, include: str | None) -> str:
-    """Return a hash of the YAMLs and files that `tasks` read here: where they change, so does the evaluation."""
+    """Return a hash of the YAMLs and files that `tasks` read here: where they change, so does the evaluation.
+
+    Raises:
+        ConfigError: a task is unknown, or lm-eval is not installed. DataError: a file is missing.
+    """
+    if tasks and importlib.util.find_spec("lm_eval") is None:  # said before anything is trained
+        raise ConfigError("eval.harness.tasks needs lm-eval: pip install -e '.[eval]'")
     digest = hashlib.sha256()
     for name in tasks:
         file = file_of(name, include)

@@ -15,6 +15,7 @@ from analysis.runs import from_folders
 from analysis.stores import from_mlflow
 from runner import journal
 from runner.cli import app
+from runner.errors import ConfigError
 from runner.evals.cells import evaluation_cells
 from runner.evals.follow import new_checkpoints
 from runner.sweep.cells import find_cell, make_cells, sweep_cells
@@ -149,6 +150,12 @@ def test_details_of_the_validation_loss(espalier: Run, tmp_path: Path) -> None:
     assert mean == pytest.approx(run["val_loss"], rel=1e-5)
     assert 0 <= run["val_accuracy"] <= 1
     assert 0 <= run["val_calibration_error"] <= 1
+
+
+def test_without_lm_eval_nothing_is_begun(compose: Compose, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[eval\]'"):
+        make_cells([("", compose(*(f"eval.harness.{key}" for key in _keys(task))))])
 
 
 def test_what_cannot_be_evaluated_is_said(espalier: Run, compose: Compose, task: Path, tmp_path: Path) -> None:  # fmt: skip
