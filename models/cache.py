@@ -36,9 +36,15 @@ class KVCache:
 
     Args:
         batch: rows. capacity: positions to make room for at first.
+        static: never grow, and compute with the same shapes at every length, those of the capacity: what a
+            compiled step needs. The first call after `start` must not be compiled: it makes the tensors.
     """
 
-    def __init__(self, batch: int, *, capacity: int, device: torch.device) -> None:
+    def __init__(
+        self, batch: int, *, capacity: int, device: torch.device, static: bool = False
+    ) -> None:
+        self.static = static
+        self.mask: Bool[Tensor, "batch 1 seq ctx"] | None = None
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.capacity = capacity
@@ -46,11 +52,16 @@ class KVCache:
 
     def begin(self, seq: int) -> Int64[Tensor, "batch seq"]:
         """Make room for `seq` more tokens a row; return their positions."""
+        if self.static:
+            self._positions = self.lengths[:, None] + torch.arange(seq, device=self.lengths.device)
+            ctx = torch.arange(self.capacity, device=self.lengths.device)
+            self.mask = (ctx <= self._positions[..., None])[:, None]
+            return self._positions
         ends = self.lengths.tolist()
         self._first, self._last, self._seq = min(ends), max(ends), seq
         self._reserve(self._last + seq)
         self._positions = self.lengths[:, None] + torch.arange(seq, device=self.lengths.device)
-        self.mask: Bool[Tensor, "batch 1 seq ctx"] | None = None  # each may look at everything
+        self.mask = None  # each may look at everything
         if seq > 1 or self._first != self._last:
             ctx = torch.arange(self._last + seq, device=self.lengths.device)
             self.mask = (ctx <= self._positions[..., None])[:, None]
@@ -60,10 +71,15 @@ class KVCache:
         self, layer: int, k: Float[Tensor, "batch kv seq dim"], v: Float[Tensor, "batch kv seq dim"]
     ) -> tuple[Tensor, Tensor]:
         """Put new keys and values behind those of each row; return all that any row may look at."""
-        end = self._last + self._seq
         if layer == len(self.keys):
             for tensors, new in ((self.keys, k), (self.values, v)):
                 tensors.append(new.new_zeros(*new.shape[:2], self.capacity, new.shape[3]))
+        if self.static:
+            rows = torch.arange(len(k), device=k.device)[:, None]
+            for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
+                kept[rows, :, self._positions] = new.transpose(1, 2)
+            return self.keys[layer], self.values[layer]
+        end = self._last + self._seq
         for kept, new in ((self.keys[layer], k), (self.values[layer], v)):
             if self._first == self._last:
                 kept[:, :, self._last : end] = new
@@ -74,7 +90,7 @@ class KVCache:
 
     def end(self, counts: Int64[Tensor, " batch"] | None) -> Int64[Tensor, " batch"]:
         """Count what was read, the first `counts` tokens of each row (None: all); return the counts."""
-        read = torch.full_like(self.lengths, self._seq) if counts is None else counts
+        read = torch.full_like(self.lengths, self._positions.shape[1]) if counts is None else counts
         self.lengths = self.lengths + read
         return read
 
@@ -93,6 +109,6 @@ class KVCache:
         chosen = object.__new__(KVCache)
         chosen.keys = [tensor[rows] for tensor in self.keys]
         chosen.values = [tensor[rows] for tensor in self.values]
-        chosen.capacity = self.capacity
+        chosen.capacity, chosen.static = self.capacity, self.static
         chosen.lengths = self.lengths[rows]
         return chosen

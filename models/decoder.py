@@ -290,9 +290,10 @@ class Decoder(LanguageModel):
         slowed = cfg.rope_scaling.slow(found, cfg.rope_base)
         return rotary_tables(positions, slowed, cfg.rope_scaling.attention_gain)
 
-    def start(self, batch: int, capacity: int) -> KVCache:
+    def start(self, batch: int, capacity: int, *, static: bool = False) -> KVCache:
         """See `LanguageModel.start`."""
-        return KVCache(batch, capacity=capacity, device=self.embedding.weight.device)
+        device = self.embedding.weight.device
+        return KVCache(batch, capacity=capacity, device=device, static=static)
 
     def _read(
         self, tokens: Int64[Tensor, "batch seq"], state: State, counts: Int64[Tensor, " batch"] | None

@@ -58,8 +58,10 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
-    def start(self, batch: int, capacity: int) -> State:
+    def start(self, batch: int, capacity: int, *, static: bool = False) -> State:
         """Return the state of `batch` rows that have read nothing, with room for `capacity` tokens.
+
+        A `static` one never grows, and has the same shapes at every length: for a compiled step.
 
         Raises:
             NotImplementedError: the model keeps none; it is asked to read its text anew for each token.

@@ -36,6 +36,7 @@ def generate(
     slide: Annotated[bool, typer.Option(help="Of a prompt beyond the context, read the end.")] = False,
     average: Annotated[bool, typer.Option(help="Use the averaged weights (train.average).")] = False,
     dtype: Annotated[str, typer.Option(help="Of the weights: fp32, or bf16: twice as fast.")] = "fp32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Decode by a compiled step: for long runs on a GPU; it costs a minute first.")] = False,
     seed: int = 0,
     root: Root = Path("."),
 ) -> None:  # fmt: skip
@@ -49,7 +50,7 @@ def generate(
             "--stream and --interactive take one prompt and one sample; leave --file, --n, --beams or them out"
         )
     answers = Answers(
-        find_cell(root, run).folder, average=average, dtype=dtype, n=n, beams=beams, slide=slide,
+        find_cell(root, run).folder, average=average, dtype=dtype, compiled=compiled, n=n, beams=beams, slide=slide,
         max_new_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, stop=tuple(stop or ()), seed=seed,
     )  # fmt: skip

@@ -39,6 +39,7 @@ class Completion:
 def generate(
     model: LanguageModel, prompts: Sequence[Tensor], how: Sampling | Sequence[Sampling], *, context: int,
     decode: Decode, eos: int | None, on_text: Callable[[int, str], None] | None = None, slide: bool = False,
+    compiled: bool = False,
 ) -> list[Completion]:  # fmt: skip
     """Return a completion of each prompt.
 
@@ -47,6 +48,8 @@ def generate(
         context: most tokens that the model looks at.
         decode: of ids, their text; eos: the id that ends a document (None: nothing does).
         on_text: called with (index of the prompt, piece of text) as text becomes certain.
+        compiled: decode by a compiled step: the batch keeps its size and the cache its shape, `context`. Only for a
+            model that keeps a state.
         slide: a prompt longer than `context` is cut to its end, instead of refused.
 
     Raises:
@@ -60,16 +63,21 @@ def generate(
     live = [row for row in rows if row.how.max_new_tokens > 0]
     device = next(model.parameters()).device
     state: State | None = None
-    while live:
+    step = torch.compile(model, dynamic=False) if compiled else model
+    while any(not row.done.finish for row in live):
         if state is None:
-            logits, state = read(model, [row.tokens for row in live], device)
+            texts = [row.tokens for row in live]
+            logits, state = read(model, texts, device, static=context if compiled else None)
         else:
             newest = torch.tensor([row.tokens[-1:] for row in live], device=device)
-            logits = model(newest, state=state)  # type: ignore[assignment]
+            unread = [int(not row.done.finish) for row in live] if compiled else None
+            counts = None if unread is None else torch.tensor(unread, device=device)
+            logits = step(newest, state=state, counts=counts)
         for row, scores in zip(live, logits.float().cpu(), strict=True):
-            row.take(scores, eos, on_text)
+            if not row.done.finish:
+                row.take(scores, eos, on_text)
         going = [index for index, row in enumerate(live) if not row.done.finish]
-        if len(going) < len(live):
+        if len(going) < len(live) and not compiled:
             live = [live[index] for index in going]
             state = state.select(torch.tensor(going, device=device)) if live and state else None
         full = [row for row in live if len(row.tokens) > context]
@@ -132,14 +140,23 @@ def fitting(prompt: Tensor, context: int, slide: bool) -> Tensor:
 
 
 def read(
-    model: LanguageModel, texts: Sequence[list[int]], device: torch.device
+    model: LanguageModel,
+    texts: Sequence[list[int]],
+    device: torch.device,
+    static: int | None = None,
 ) -> tuple[Tensor, State | None]:
-    """Read texts anew; return the logits after each, and the state (None: the model keeps none)."""
+    """Read texts anew; return the logits after each, and the state (None: the model keeps none).
+
+    With `static` the state is made for so many tokens and keeps its shape.
+    """
     counts = torch.tensor([len(text) for text in texts], device=device)
     rows = [torch.tensor(text) for text in texts]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
     try:
-        state = model.start(len(texts), 2 * padded.shape[1])
+        if static is not None:
+            state = model.start(len(texts), static, static=True)
+        else:
+            state = model.start(len(texts), 2 * padded.shape[1])
     except NotImplementedError:
         whole = model(padded)
         assert isinstance(whole, Tensor)

@@ -45,24 +45,29 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Speaker:
-    """The model of a run folder, asked in text, its weights in `dtype`: fp32 or bf16.
+    """The model of a run folder, asked in text, its weights in `dtype`: fp32 or bf16; `compiled`: by a compiled step.
 
     ConfigError is raised for what it cannot be asked.
     """
 
-    def __init__(self, folder: Path, *, average: bool = False, dtype: str = "fp32") -> None:
+    def __init__(
+        self, folder: Path, *, average: bool = False, dtype: str = "fp32", compiled: bool = False
+    ) -> None:
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype={dtype!r} is none of: {', '.join(_DTYPES)}")
         model, self.tokenizer, self.context = load_model(folder, average=average)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = model.to(device, _DTYPES[dtype]).for_inference()
+        self.model, self.compiled = model.to(device, _DTYPES[dtype]), compiled
+        if not compiled:
+            self.model = self.model.for_inference()
 
     def speak(
         self, prompts: Sequence[str], how: Sampling | Sequence[Sampling], **more: Any
     ) -> list[Completion]:
         """Return a continuation of each prompt; further keyword arguments are those of `generate`."""
         with _explained():
-            return generate(self.model, [self._ids(p) for p in prompts], how, **self._about(), **more)  # fmt: skip
+            ids = [self._ids(prompt) for prompt in prompts]
+            return generate(self.model, ids, how, compiled=self.compiled, **self._about(), **more)
 
     def likeliest(self, prompt: str, how: Sampling, beams: int) -> list[Completion]:
         """Return the continuations that beam search finds, the best first."""

@@ -25,7 +25,7 @@ class Answers:
     """
 
     def __init__(
-        self, folder: Path, *, average: bool = False, dtype: str = "fp32", n: int = 1, beams: int = 1,
+        self, folder: Path, *, average: bool = False, dtype: str = "fp32", compiled: bool = False, n: int = 1, beams: int = 1,
         slide: bool = False, **wishes: Any,
     ) -> None:  # fmt: skip
         if n < 1 or (beams > 1 and n > beams):
@@ -35,7 +35,7 @@ class Answers:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.n, self.beams, self.slide = n, beams, slide
-        self.speaker = Speaker(folder, average=average, dtype=dtype)
+        self.speaker = Speaker(folder, average=average, dtype=dtype, compiled=compiled)
 
     def of_prompts(self, prompts: Sequence[str]) -> Iterator[tuple[str, Completion]]:
         """Yield each prompt with its continuations."""

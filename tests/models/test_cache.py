@@ -71,6 +71,22 @@ def test_selected_rows_go_on_where_they_were(model: Decoder) -> None:
 
 
 @torch.no_grad()
+def test_a_static_state_says_the_same_in_one_shape(model: Decoder) -> None:
+    """That it compiles to one graph, tests/runner/test_compiled_generation.py shows."""
+    tokens = torch.stack(_rows(20, 20, 20))
+    counts = torch.tensor([3, 5, 4])
+    growing, static = model.start(3, 4), model.start(3, 32, static=True)
+    for state in (growing, static):
+        model(tokens[:, :5], state=state, counts=counts)
+    for place in range(5, 12):
+        expected = model(tokens[:, place : place + 1], state=growing)
+        found = model(tokens[:, place : place + 1], state=static)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert static.lengths.tolist() == growing.lengths.tolist() == [10, 12, 11]
+    assert {kept.shape[2] for kept in static.keys} == {32}
+
+
+@torch.no_grad()
 def test_what_is_kept_has_the_type_that_its_layer_computes_in() -> None:
     model = DecoderConfig(depth=2, width=32, num_heads=2, hidden=64).build(50, 0)
     operand = OperandConfig(format="nvfp4")
