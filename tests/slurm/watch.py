@@ -44,7 +44,7 @@ def sacct(job: str) -> list[str]:
         states[:] = [line.split()[0] for line in out.splitlines()]
         return bool(states) and not {"PENDING", "RUNNING", "REQUEUED"} & set(states)
 
-    until(ended, "end in sacct", 30)
+    until(ended, "end in sacct")
     return sorted(states)
 
 
