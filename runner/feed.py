@@ -35,6 +35,7 @@ def finish_feeder(
     """Close its input, which tells it to deliver the rest and end; True where it could in time."""
     if feeder is None or feeder.stdin is None:
         return True
+    os.environ.pop(FED, None)  # what this process starts from now on feeds itself again
     feeder.stdin.close()
     try:
         return feeder.wait(timeout=timeout_s) == 0

@@ -1,6 +1,7 @@
 """Benchmarks in and beside training: asked at steps, of finished runs, of runs that still train."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from runner.cli import app
 from runner.errors import ConfigError
 from runner.evals.cells import evaluation_cells
 from runner.evals.follow import new_checkpoints
+from runner.feed import FED
 from runner.sweep.cells import find_cell, make_cells, sweep_cells
 from runner.tracking import embedded_uri
 from tests.conftest import ROOT, TINY
@@ -76,6 +78,7 @@ def test_a_sweep_is_evaluated_as_cells_and_its_runs_get_the_scores(espalier: Run
     planned = _cli("eval", "s", *_keys(task), "--plan", *root)
     assert planned.count("new") >= 2, planned
     told = _cli("eval", "s", *_keys(task), "--jobs", "1", *root)
+    assert FED not in os.environ  # its feeder has ended: what is started next feeds itself
     runs = from_folders(tmp_path, "s").table
     assert runs["squares/acc"].notna().all(), told
     assert {cell.state for cell in sweep_cells(tmp_path, "s-eval")} == {"finished"}
