@@ -35,7 +35,7 @@ def generate(
     interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Continue each line you type; the default at a terminal without --prompt.")] = False,
     slide: Annotated[bool, typer.Option(help="Of a prompt beyond the context, read the end.")] = False,
     average: Annotated[bool, typer.Option(help="Use the averaged weights (train.average).")] = False,
-    dtype: Annotated[str, typer.Option(help="Of the weights: fp32, or bf16: twice as fast.")] = "fp32",
+    dtype: Annotated[str, typer.Option(help="Of the weights: fp32; bf16, twice as fast; fp16.")] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Decode by a compiled step: for long runs on a GPU; it costs a minute first.")] = False,
     seed: int = 0,
     root: Root = Path("."),

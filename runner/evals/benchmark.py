@@ -50,9 +50,9 @@ def specify(name: str, data: str | None, include: str | None) -> dict[str, Any] 
     if data is None:
         return _on_the_hub(name, file)
     columns, splits = spec.pop("columns", None), spec.pop("splits", None)
-    questions = _find(name, Path(data).expanduser(), spec.pop("files"))
+    questions = _find(name, Path(data), spec.pop("files"))
     patterns = spec.pop("fewshot_files", None)
-    examples = _find(name, Path(data).expanduser(), patterns) if patterns else None
+    examples = _find(name, Path(data), patterns) if patterns else None
 
     def read(**_: Any) -> Mapping[str, Any]:
         rows = _rows(questions, columns)
@@ -75,7 +75,7 @@ def file_of(name: str, include: str | None) -> Path | None:
     Raises:
         ConfigError: nobody knows the task.
     """
-    folders = [Path(include).expanduser()] if include else []
+    folders = [Path(include)] if include else []
     own = {file.stem: file for folder in [SHIPPED, *folders] for file in folder.glob("*.yaml")}
     if name in own:
         return own[name]
@@ -141,7 +141,7 @@ def content(tasks: tuple[str, ...], data: str | None, include: str | None) -> st
         digest.update(text.encode())
         spec = yaml.load(text, _Loader)
         for key in ("files", "fewshot_files"):
-            for found in _find(name, Path(data).expanduser(), spec[key]) if data and key in spec else []:  # fmt: skip
+            for found in _find(name, Path(data), spec[key]) if data and key in spec else []:  # fmt: skip
                 with open(found, "rb") as stream:
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:32]

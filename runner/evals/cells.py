@@ -34,7 +34,7 @@ def evaluation_cells(
     follow = bool(changes.get("eval.harness.follow"))
     points, skipped = [], []
     for cell in sources:
-        if not follow and checkpoint.newest(cell.folder / "checkpoints") is None:
+        if not follow and not checkpoint.listing(cell.folder / "checkpoints"):
             skipped.append(f"{cell.fingerprint} ({cell.label}) has no checkpoint ({cell.state}): left out")  # fmt: skip
         else:
             points.append((cell.label, _node(cell, name, changes, average=average)))

@@ -17,7 +17,11 @@ def new_checkpoints(run: Path, after: int, stop: Callable[[], bool]) -> Iterator
     """
     while not stop():
         over = journal.state(run) in _OVER  # asked before the folder is read
-        found = checkpoint.newest(run / "checkpoints")
+        there = checkpoint.listing(run / "checkpoints")
+        fresh = (
+            bool(there) and int(there[-1].name) > after
+        )  # only then is it read, for its checksums
+        found = checkpoint.newest(run / "checkpoints") if fresh else None
         if found is not None and int(found.name) > after:
             after = int(found.name)
             yield found

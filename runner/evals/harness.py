@@ -27,8 +27,8 @@ from models.language_model import LanguageModel
 from runner import journal
 from runner.data.tokenizers import Tokenizer
 from runner.errors import ConfigError
+from runner.evals import code
 from runner.evals.benchmark import specify
-from runner.evals.code import ALLOW
 from runner.evals.sandbox import choose_wall
 from runner.serve.generate import generate
 from runner.serve.sampling import Sampling
@@ -124,7 +124,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             prompts = []
             for i, wish in zip(chosen, wishes, strict=True):
                 ids = self.tok_encode(requests[i].args[0]) or [self.eot_token_id]
-                room = max(1, self.context - wish.max_new_tokens)
+                room = max(1, self.context // 2, self.context - wish.max_new_tokens)
                 self.asked, self.cut = self.asked + 1, self.cut + (len(ids) > room)
                 prompts.append(torch.tensor(ids[-room:], dtype=torch.int64))
             with self.autocast():
@@ -195,8 +195,8 @@ def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Re
     with _quiet(cfg.allow_unsafe_code):
         named = any(isinstance(spec, str) for spec in specs)
         tasks = TaskManager(include_path=cfg.include, include_defaults=named).load(specs)["tasks"]
-        if any(getattr(task, "UNSAFE_CODE", False) for task in tasks.values()):
-            choose_wall(cfg.allow_unsafe_code)
+        unsafe = {name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)}
+        _refuse_unwalled(unsafe, specs, cfg)
         samples = None
         if cfg.limit is not None:
             samples = {name: _spread(len(task.eval_docs), cfg.limit) for name, task in tasks.items()}  # fmt: skip
@@ -215,6 +215,25 @@ def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Re
             file=sys.stderr,
         )
     return Report(list(_scores(found, suffix)), records)
+
+
+def _refuse_unwalled(unsafe: set[str], specs: list[Any], cfg: HarnessConfig) -> None:
+    """Refuse tasks that run programs where there is no sandbox, or past it: only our own scores use it."""
+    if not unsafe or cfg.allow_unsafe_code:
+        return
+    ours = {
+        spec["task"]
+        for spec in specs
+        if isinstance(spec, dict)
+        and getattr(spec.get("process_results"), "__module__", "") == code.__name__
+    }
+    if unsafe - ours:
+        raise ConfigError(
+            f"{', '.join(sorted(unsafe - ours))}: lm-eval's own scoring would run a model's programs without a "
+            "sandbox; give eval.harness.data, for the shipped task, or accept the risk with "
+            "eval.harness.allow_unsafe_code=true"
+        )
+    choose_wall(False)
 
 
 def _spread(count: int, limit: int) -> list[int]:
@@ -258,23 +277,23 @@ def _stderr(metric: str, value: float, each: list[Any]) -> float | None:
 
 def _record(task: str, row: dict[str, Any]) -> dict[str, Any]:
     """Return a question with what was asked, said and scored; nested parts as JSON."""
-    known = {"doc", "arguments", "resps", "filtered_resps", "target", "metrics"}
-    flat = {key: value for key, value in row.items() if key not in known}
-    said = {key: json.dumps(row.get(key), default=str, ensure_ascii=False) for key in sorted(known - {"metrics"})}  # fmt: skip
+    nested = ("doc", "arguments", "resps", "filtered_resps", "target")
+    flat = {key: value for key, value in row.items() if key not in (*nested, "metrics")}
+    said = {key: json.dumps(row.get(key), default=str, ensure_ascii=False) for key in nested}
     return {"task": task} | flat | said
 
 
 @contextmanager
 def _quiet(allow_unsafe: bool) -> Iterator[None]:
     """lm-eval warns of much that is meant; its programs are told whether a sandbox is a must."""
-    logger, before = logging.getLogger("lm_eval"), os.environ.get(ALLOW)
+    logger, before = logging.getLogger("lm_eval"), os.environ.get(code.ALLOW)
     level = logger.level
     logger.setLevel(logging.ERROR)
-    os.environ[ALLOW] = "true" if allow_unsafe else "false"
+    os.environ[code.ALLOW] = "true" if allow_unsafe else "false"
     try:
         yield
     finally:
         logger.setLevel(level)
-        os.environ.pop(ALLOW)
+        os.environ.pop(code.ALLOW)
         if before is not None:
-            os.environ[ALLOW] = before
+            os.environ[code.ALLOW] = before

@@ -36,12 +36,12 @@ def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | No
     ]  # fmt: skip
     scores = [_read(file) for file in sorted(folder.glob("evals/*.json"))]
     rows = [
-        [row["task"], row["metric"], f"{row['value']:.4f}", f"{row['stderr']:.4f}", str(row["n"])]
+        [row["name"], f"{row['value']:.4f}", _number(row["stderr"]), str(row["n"])]
         for found in scores
         for row in (found or {}).get("scores", [])
     ]
     if rows:
-        parts.append("## Evaluations\n\n" + _table(["task", "metric", "value", "standard error", "n"], rows))  # fmt: skip
+        parts.append("## Evaluations\n\n" + _table(["score", "value", "standard error", "n"], rows))  # fmt: skip
     table = _read(folder / "precision.json")
     parts.append("## Precision\n\n" + _precision(table, cfg.precision.compute))
     science = [[k, json.dumps(v)] for k, v in flatten(cell.science).items() if k != "data.sources"]
@@ -54,6 +54,10 @@ def _precision(table: list[dict[str, Any]] | None, compute: str) -> str:
         return f"Every layer in {compute}, master weights in fp32."
     rows = [[row["layer"], row["operand"], row["format"], row["backend"]] for row in table]
     return _table(["layer", "GEMM operand", "format", "backend"], rows)
+
+
+def _number(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.4f}"
 
 
 def _eos(folder: Path) -> int:

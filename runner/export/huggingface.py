@@ -5,16 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from models.pretrained import save_pretrained
 from runner.errors import ConfigError
 from runner.export.card import model_card
 from runner.export.tokenizer import write_tokenizer
-from runner.serve.load import load_model
+from runner.serve.load import DTYPES, load_model
 from runner.sweep.cells import Cell
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def export(

@@ -41,11 +41,11 @@ def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, T
     return model, tokenizer, context
 
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Speaker:
-    """The model of a run folder, asked in text, its weights in `dtype`: fp32 or bf16; `compiled`: by a compiled step.
+    """The model of a run folder, asked in text, its weights in `dtype`: fp32, bf16 or fp16; `compiled`: by a compiled step.
 
     ConfigError is raised for what it cannot be asked.
     """
@@ -53,11 +53,11 @@ class Speaker:
     def __init__(
         self, folder: Path, *, average: bool = False, dtype: str = "fp32", compiled: bool = False
     ) -> None:
-        if dtype not in _DTYPES:
-            raise ConfigError(f"dtype={dtype!r} is none of: {', '.join(_DTYPES)}")
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype={dtype!r} is none of: {', '.join(DTYPES)}")
         model, self.tokenizer, self.context = load_model(folder, average=average)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model, self.compiled = model.to(device, _DTYPES[dtype]), compiled
+        self.model, self.compiled = model.to(device, DTYPES[dtype]), compiled
         if not compiled:
             self.model = self.model.for_inference()
 

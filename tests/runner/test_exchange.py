@@ -58,6 +58,9 @@ def test_a_cell_becomes_a_folder_that_transformers_continues_alike(espalier: Run
     assert espalier("name=x", "tokenizer=bpe", "tokenizer.vocab_size=300", "track.uri=null").returncode == 0  # fmt: skip
     cell = find_cell(tmp_path, next((tmp_path / "runs").iterdir()).name)
     folder, root = tmp_path / "out", ["--root", str(tmp_path)]
+    (cell.folder / "evals").mkdir()
+    score = {"name": "t/bleu_average", "value": 0.25, "stderr": None, "n": 9}
+    (cell.folder / "evals/0.json").write_text(json.dumps({"scores": [score]}))
     told = _cli("export", cell.fingerprint[:6], str(folder), "--to", "hf", "--license", "mit", *root)  # fmt: skip
     assert "LlamaForCausalLM" in told
     theirs, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)  # fmt: skip
@@ -66,7 +69,7 @@ def test_a_cell_becomes_a_folder_that_transformers_continues_alike(espalier: Run
     ours = _cli("generate", str(cell.folder), "--prompt", "line", "--tokens", "9", "--temperature", "0", *root)  # fmt: skip
     assert ours == tokenizer.decode(done[0], skip_special_tokens=True) + "\n"
     card = (folder / "README.md").read_text()
-    for piece in ("license: mit", "pipeline_tag", "val_loss", "num_parameters", "bpe", "model.width"):  # fmt: skip
+    for piece in ("license: mit", "pipeline_tag", "val_loss", "num_parameters", "bpe", "model.width", "| t/bleu_average | 0.2500 | not known | 9 |"):  # fmt: skip
         assert piece in card
     assert "not empty" in _cli("export", cell.fingerprint, str(folder), *root)
     assert "layout=gpt2 cannot hold this model" in _cli("export", cell.fingerprint, str(tmp_path / "n"), "--layout", "gpt2", *root)  # fmt: skip

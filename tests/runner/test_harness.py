@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +99,8 @@ def test_generation_is_that_of_the_engine_up_to_a_stop_string(model: Decoder) ->
     prompts = ["one", "a longer prompt", "z"]
     wanted = {"until": ["\n", "e"], "max_gen_toks": 12, "do_sample": False}
     found = _ask(asked, "generate_until", *[(prompt, wanted) for prompt in prompts])
+    long = _ask(asked, "generate_until", ("q" * 30, wanted | {"max_gen_toks": 64}))
+    assert asked.cut == 0, long  # half of the context is the question's
     how = Sampling(max_new_tokens=12, temperature=0.0, stop=("\n", "e"))
     for prompt, text in zip(prompts, found, strict=True):
         ids = torch.from_numpy(BYTES.encode(prompt).astype("int64"))
@@ -139,6 +142,23 @@ def test_a_task_of_ones_own_is_scored_with_standard_errors_and_records(model: De
     before = content(("mine",), cfg.data, cfg.include)
     (tmp_path / "mine.jsonl").write_text(json.dumps(rows[0]))
     assert content(("mine",), cfg.data, cfg.include) != before
+
+
+def test_programs_past_our_sandbox_need_leave(model: Decoder, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"q": "x"}))
+    spec = {
+        "task": "mine", "files": ["mine.jsonl"], "output_type": "generate_until", "test_split": "test",
+        "doc_to_text": "{{q}}", "doc_to_target": "x", "unsafe_code": True, "metadata": {"version": 1},
+        "generation_kwargs": {"until": ["y"], "max_gen_toks": 64},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(json.dumps(spec))
+    cfg = HarnessConfig(tasks=("mine",), data=str(tmp_path), include=str(tmp_path))
+    asked = HarnessModel(model, BYTES, context=32)
+    with pytest.raises(ConfigError, match="without a sandbox"):
+        evaluate(asked, cfg)
+    assert evaluate(asked, replace(cfg, allow_unsafe_code=True)).scores[0]["n"] == 1
+    assert asked.cut == 0
 
 
 def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
