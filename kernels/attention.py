@@ -1,4 +1,4 @@
-"""Softmax attention over torch's fused kernel, with grouped key/value heads and document masks.
+"""Softmax attention over torch's fused kernel, with grouped key/value heads, masks and sinks.
 
 Shape legend: batch, seq = queries, ctx = keys, heads, kv = key/value heads, dim = head width.
 """
@@ -20,36 +20,83 @@ def attention(
     *,
     scale: float | None = None,
     documents: Int64[Tensor, "batch seq"] | None = None,
+    causal: bool = True,
 ) -> Float[Tensor, "batch heads seq dim"]:
-    """Return causal softmax(scale * q k^T) v; `scale` defaults to 1/sqrt(dim).
+    """Return softmax(scale * q k^T) v, causal or of all pairs; `scale` defaults to 1/sqrt(dim).
 
     Each key/value head serves heads/kv consecutive query heads. With `documents` (an id for each
     token) a token attends only within its own document.
     """
     grouped = k.shape[1] != q.shape[1]
-    if documents is None and _short_on_cpu(q):
+    if documents is None and causal and _short_on_cpu(q):
         share = q.shape[1] // k.shape[1]
         k, v = (t.repeat_interleave(share, dim=1) if grouped else t for t in (k, v))
         return _ShortOnCpu.apply(q, k, v, scale)  # type: ignore[no-any-return, no-untyped-call]
     if documents is None:
         return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
+            q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped
         )
-    mask = document_mask(documents)[:, None]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    mask = document_mask(documents, causal=causal)[:, None]
+    return masked_attention(q, k, v, mask, scale=scale)
 
 
-def cached_attention(
+def masked_attention(
     q: Float[Tensor, "batch heads seq dim"],
     k: Float[Tensor, "batch kv ctx dim"],
+    v: Float[Tensor, "batch kv ctx out"],
+    mask: Bool[Tensor, "#batch 1 seq ctx"] | None,
+    *,
+    scale: float | None = None,
+    sink: Float[Tensor, " heads"] | None = None,
+) -> Float[Tensor, "batch heads seq out"]:
+    """Return softmax(scale * q k^T) v where `mask` lets a query see a key (None: everywhere).
+
+    With `sink`, a logit of each head, the softmax has one more term, exp(sink), of which nothing comes: what a head
+    does not want to look at goes there (Agarwal et al., gpt-oss, arXiv 2508.10925).
+    """
+    grouped = k.shape[1] != q.shape[1]
+    if sink is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped
+        )
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+    scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    drain = sink.float()[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, drain), dim=-1).softmax(dim=-1)[..., :-1].to(v.dtype) @ v
+
+
+def window_mask(
+    queries: Int64[Tensor, "#batch seq"], keys: Int64[Tensor, "#batch ctx"], window: int, sinks: int
+) -> Bool[Tensor, "batch seq ctx"]:
+    """Return True where the key (at its position; negative: none) is one of the last `window` or the first `sinks`."""
+    back = queries[:, :, None] - keys[:, None, :]
+    near = back < window
+    return (keys >= 0)[:, None] & (back >= 0) & (near | (keys < sinks)[:, None])
+
+
+def reindexed_attention(
+    q: Float[Tensor, "batch heads seq dim"],
+    q_sink: Float[Tensor, "batch heads seq dim"],
+    k: Float[Tensor, "batch kv ctx dim"],
     v: Float[Tensor, "batch kv ctx dim"],
-    mask: Bool[Tensor, "batch 1 seq ctx"] | None,
+    mask: Bool[Tensor, "#batch 1 seq ctx"],
+    far: Bool[Tensor, "#batch 1 seq ctx"],
     *,
     scale: float | None = None,
 ) -> Float[Tensor, "batch heads seq dim"]:
-    """Return softmax(scale * q k^T) v of new queries over kept keys; None lets each see all of them."""
-    grouped = k.shape[1] != q.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    """Return attention in which the keys of `far` are met by `q_sink` and those of `mask` by `q`; the others by none.
+
+    StreamingLLM (Xiao et al., arXiv 2309.17453) counts positions inside the cache: a kept first token is never
+    further away than the cache is long, so the query that meets it is turned by another angle.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    both = torch.cat((q, q_sink), dim=-1)
+    none = torch.zeros_like(k)
+    keys = torch.cat((torch.cat((k, none), dim=-1), torch.cat((none, k), dim=-1)), dim=2)
+    doubled = torch.cat((v, v), dim=2)
+    return masked_attention(both, keys, doubled, torch.cat((mask, far), dim=-1), scale=scale)
 
 
 def _short_on_cpu(q: Tensor) -> bool:
@@ -77,8 +124,12 @@ class _ShortOnCpu(torch.autograd.Function):
         return *(t.to(grad.dtype) for t in found), None
 
 
-def document_mask(documents: Int64[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq seq"]:
-    """Return mask[b, i, j] = (j <= i and both tokens are of one document)."""
+def document_mask(
+    documents: Int64[Tensor, "batch seq"], *, causal: bool = True
+) -> Bool[Tensor, "batch seq seq"]:
+    """Return mask[b, i, j] = (both tokens are of one document, and j <= i where causal)."""
+    same = documents[:, :, None] == documents[:, None, :]
+    if not causal:
+        return same
     seq = documents.shape[1]
-    causal = torch.ones(seq, seq, dtype=torch.bool, device=documents.device).tril()
-    return (documents[:, :, None] == documents[:, None, :]) & causal
+    return same & torch.ones(seq, seq, dtype=torch.bool, device=documents.device).tril()

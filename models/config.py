@@ -2,11 +2,13 @@
 
 Beside its fields a config class may carry
     numerics   an integer, raised when the numbers its class produces change: part of the fingerprint
-    neutral(v) metadata of a field added later: at `v` the field does not count in the fingerprint
+    neutral(v) a field added later: at `v` it does not count in the fingerprint
+    any_config(), any_configs()   fields that hold configs of any class
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints
 
 T = TypeVar("T")
@@ -26,17 +28,84 @@ def neutral(value: Any) -> Any:
     return field(default=value, metadata={"neutral": value})
 
 
-def thaw(cls: type[T], plain: Mapping[str, Any]) -> T:
-    """Return the config that `dataclasses.asdict` made plain, JSON's lists as tuples.
+def any_config() -> Any:
+    """Declare a field that is None or a config of any class, which its `_target_` names; None is neutral."""
+    return field(default=None, metadata={"neutral": None, "configs": True})
+
+
+def any_configs() -> Any:
+    """Declare a field that is a dict of such configs; the empty one is neutral."""
+    return field(default_factory=dict, hash=False, metadata={"neutral": {}, "configs": True})
+
+
+def inner(cfg: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, config) of every config in such fields of `cfg`, at any depth."""
+    for item in fields(cfg):
+        if not item.metadata.get("configs"):
+            continue
+        value = getattr(cfg, item.name)
+        found = value.items() if isinstance(value, Mapping) else [("", value)]
+        for key, part in found:
+            if is_dataclass(part):
+                path = f"{item.name}.{key}" if key else item.name
+                yield path, part
+                yield from ((f"{path}.{more}", deeper) for more, deeper in inner(part))
+
+
+def plain(value: Any, *, target: bool = False) -> Any:
+    """Return a config as JSON-able data; what may be of any class (or all, with `target`) names it as `_target_`.
+
+    Raises:
+        TypeError: it holds something else than numbers, strings, lists, mappings and configs.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        cls = type(value)
+        head = {"_target_": f"{cls.__module__}.{cls.__qualname__}"} if target else {}
+        return head | {
+            f.name: plain(getattr(value, f.name), target=f.metadata.get("configs", False))
+            for f in fields(cls)
+        }
+    if isinstance(value, (list, tuple)):
+        return [plain(item, target=target) for item in value]
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, target=target) for k, v in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(
+        f"{value!r} cannot be frozen: configs hold numbers, strings, lists and mappings"
+    )
+
+
+def thaw(cls: type[T], given: Mapping[str, Any]) -> T:
+    """Return the config that `plain` made data of, JSON's lists as tuples.
 
     Raises:
         TypeError: a key that the class does not have.
     """
     hints = get_type_hints(cls)
     values = {}
-    for key, value in plain.items():
-        inner = [c for c in (hints.get(key), *get_args(hints.get(key))) if is_dataclass(c)]
-        if isinstance(value, Mapping) and inner:
-            value = thaw(cast(type[Any], inner[0]), value)
-        values[key] = tuple(value) if isinstance(value, list) else value
+    for key, value in given.items():
+        within = [c for c in (hints.get(key), *get_args(hints.get(key))) if is_dataclass(c)]
+        if isinstance(value, Mapping) and within:
+            value = thaw(cast(type[Any], within[0]), value)
+        values[key] = _thaw_parts(value)
     return cls(**values)
+
+
+def _thaw_parts(value: Any) -> Any:
+    if isinstance(value, Mapping) and "_target_" in value:
+        rest = {key: item for key, item in value.items() if key != "_target_"}
+        return thaw(target_class(value["_target_"]), rest)
+    if isinstance(value, Mapping):
+        return {key: _thaw_parts(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def target_class(target: str) -> Any:
+    """Return what `target` names, `package.module.Class`.
+
+    Raises:
+        ImportError, AttributeError, ValueError: it cannot be imported.
+    """
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)

@@ -1,11 +1,12 @@
-"""The decoder-only transformer: GPT-2, Llama and what lies between, by config.
+"""The decoder: GPT-2, Llama, what lies between, and every other stack of branches, by config.
 
-Pre-norm blocks x + attn(norm(x)), x + mlp(norm(x)); a final norm; a linear head, tied or not.
+Layers of pre-norm branches, x + attn(norm(x)), x + mlp(norm(x)), as `pattern` says; a final norm; a linear head, tied
+or not. Which branches there are is a matter of config (`models/branch.py`); this file knows none but by their letter.
 
 Shape legend: batch, seq, dim = width, vocab.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,15 +16,17 @@ from kernels.cross_entropy import linear_cross_entropy
 from kernels.packed import can_pack
 from kernels.philox import NoiseKey, dropout
 from kernels.rotary import rotary_frequencies, rotary_tables
-from models.cache import KVCache, State
-from models.config import config, neutral
-from models.flops import attention_flops, linear_flops
+from models.attention import AttentionConfig
+from models.block import Block
+from models.branch import Context, Notes, PartConfig, Tables, words
+from models.cache import DecoderState, State
+from models.config import any_config, any_configs, config, neutral
+from models.flops import linear_flops
 from models.initialise import Scheme, initialise
 from models.language_model import LanguageModel, TokenLoss
 from models.layers import (
     Activation,
-    Attention,
-    FeedForward,
+    FeedForwardConfig,
     Norm,
     PackedLinear,
     make_norm,
@@ -48,6 +51,11 @@ class DecoderConfig:
         softcap: logits become softcap * tanh(logits / softcap).
         z_loss: weight of logsumexp(logits)**2 in the training loss.
         base_width: muP: the width at which learning rate and std were tuned (init=mup only).
+        pattern: a word for each layer, over and over; a letter for each of its branches. `a` is attention and `f`
+            feed-forward as the fields above say, the other letters are those of `parts`.
+        parts: further branches by their letter, each with its `_target_`: conf/model/part.
+        streams: residual streams instead of one residual: hyper-connections, `_target_` models.streams....
+        causal: False lets every token see all others: for masked diffusion. There is no cache then.
     """
 
     numerics = 2  # 1 left biases at torch's default, drawn from the global generator
@@ -74,6 +82,10 @@ class DecoderConfig:
     base_width: int | None = None
     rope_scaling: RopeScaling | None = neutral(None)
     norm_eps: float | None = neutral(None)
+    pattern: str = neutral("af")
+    parts: dict[str, Any] = any_configs()
+    streams: Any = any_config()
+    causal: bool = neutral(True)
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "num_heads", "kv_heads", "context_length"):
@@ -96,6 +108,27 @@ class DecoderConfig:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
         if (self.init == "mup") != (self.base_width is not None):
             raise ValueError("init=mup and base_width go together; give both or neither")
+        for letter, part in self.parts.items():
+            if len(letter) != 1 or not isinstance(part, PartConfig):
+                raise ValueError(f"parts.{letter}={part!r} must be a letter and a part with its _target_: see conf/model/part")  # fmt: skip
+        for word in words(self.pattern, self.depth):
+            unknown = [letter for letter in word if letter not in self._known]
+            if unknown:
+                raise ValueError(f"pattern={self.pattern!r}: {unknown[0]!r} is no part; there are: {', '.join(self._known)}")  # fmt: skip
+            names = [self._known[letter].name for letter in word]
+            if len(set(names)) < len(names):
+                raise ValueError(f"pattern={self.pattern!r}: {word!r} has two branches of one kind ({', '.join(names)})")  # fmt: skip
+
+    @property
+    def _known(self) -> dict[str, PartConfig]:
+        own: dict[str, PartConfig] = {"a": AttentionConfig(), "f": FeedForwardConfig()}
+        return own | self.parts
+
+    def branches(self) -> list[list[PartConfig]]:
+        """Return the branches of each layer."""
+        return [
+            [self._known[letter] for letter in word] for word in words(self.pattern, self.depth)
+        ]
 
     @property
     def kv_heads(self) -> int:
@@ -138,67 +171,42 @@ class DecoderConfig:
 
     def num_parameters(self, vocab_size: int) -> int:
         """Return the parameter count by formula (a test holds it equal to numel)."""
-        q, kv = self.num_heads * self.attention_dim, self.kv_heads * self.attention_dim
-        bias = int(self.bias)
-        norm = self.width * (2 if self.norm == "layernorm" and self.bias else 1)
-        attn = self.width * (q + 2 * kv) + q * self.width + bias * (q + 2 * kv + self.width)
-        attn += 2 * self.attention_dim if self.qk_norm else 0
-        up = self.hidden_dim * (2 if self.activation == "swiglu" else 1)
-        mlp = self.width * up + self.hidden_dim * self.width + bias * (up + self.width)
         head = 0 if self.tied else vocab_size * self.width
-        positions = self.context_length * self.width if self.positions == "learned" else 0
-        embedding = vocab_size * self.width + positions
-        return self.depth * (attn + mlp + 2 * norm) + norm + embedding + head
+        embedding = vocab_size * self.width + self._num_positions
+        return embedding + head + self._norm_parameters + self._in_branches("num_parameters")
+
+    def num_active_parameters(self, vocab_size: int) -> int:
+        """Return the parameters that one token is multiplied with: of experts and tables, those it meets."""
+        idle = self._in_branches("num_parameters") - self._in_branches("num_active_parameters")
+        return self.num_parameters(vocab_size) - idle
+
+    def _in_branches(self, count: str) -> int:
+        total = 0
+        for part in (part for layer in self.branches() for part in layer):
+            total += getattr(part, count)(self) + (self._norm_parameters if part.normed else 0)
+            total += self.streams.num_parameters(self) if self.streams is not None else 0
+        return total
+
+    @property
+    def _norm_parameters(self) -> int:
+        return self.width * (2 if self.norm == "layernorm" and self.bias else 1)
+
+    @property
+    def _num_positions(self) -> int:
+        return self.context_length * self.width if self.positions == "learned" else 0
 
     def num_embedding_parameters(self, vocab_size: int) -> int:
         """Return lookup-only parameters: positions, and token embeddings unless tied to the head."""
-        positions = self.context_length * self.width if self.positions == "learned" else 0
-        return positions + (0 if self.tied else vocab_size * self.width)
+        return self._num_positions + (0 if self.tied else vocab_size * self.width)
 
     def forward_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
         """Return forward FLOPs of one sequence: (all pairs, causal half)."""
-        q, kv = self.num_heads * self.attention_dim, self.kv_heads * self.attention_dim
-        up = self.hidden_dim * (2 if self.activation == "swiglu" else 1)
-        layer = (
-            linear_flops(seq, self.width, q + 2 * kv)
-            + linear_flops(seq, q, self.width)
-            + linear_flops(seq, self.width, up)
-            + linear_flops(seq, self.hidden_dim, self.width)
-        )
-        scores = attention_flops(seq, self.num_heads, self.attention_dim)
-        gemms = self.depth * layer + linear_flops(seq, self.width, vocab_size)
-        return gemms + self.depth * scores, gemms + self.depth * scores // 2
-
-
-class Block(nn.Module):
-    """One layer: attention and feed-forward, each normed before and added after."""
-
-    def __init__(self, cfg: DecoderConfig, index: int) -> None:
-        super().__init__()
-        self.index, self.drop = index, cfg.dropout
-        # muP scales scores by 1/dim instead of 1/sqrt(dim), equal at head width 64.
-        dim = cfg.attention_dim
-        scale = 8.0 / dim if cfg.init == "mup" else dim**-0.5
-        self.attn_norm = make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps)
-        self.attn = Attention(
-            cfg.width, cfg.num_heads, cfg.kv_heads, dim, bias=cfg.bias, qk_norm=cfg.qk_norm,
-            scale=scale, norm_eps=cfg.norm_eps,
-        )  # fmt: skip
-        self.mlp_norm = make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps)
-        self.mlp = FeedForward(cfg.width, cfg.hidden_dim, cfg.activation, bias=cfg.bias)
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        rotary: tuple[Tensor, Tensor] | None,
-        documents: Int64[Tensor, "batch seq"] | None,
-        noise: NoiseKey | None,
-        cache: KVCache | None = None,
-    ) -> Float[Tensor, "batch seq dim"]:
-        kept = None if cache is None else (cache, self.index)
-        attn = self.attn(self.attn_norm(x), rotary, documents, kept)
-        x = x + dropout(attn, self.drop, noise, 2 * self.index + 1)
-        return x + dropout(self.mlp(self.mlp_norm(x)), self.drop, noise, 2 * self.index + 2)
+        full = causal = linear_flops(seq, self.width, vocab_size)
+        for part in (part for layer in self.branches() for part in layer):
+            more = part.forward_flops(self, seq)
+            streams = self.streams.forward_flops(self, seq) if self.streams is not None else 0
+            full, causal = full + more[0] + streams, causal + more[1] + streams
+        return full, causal
 
 
 class Decoder(LanguageModel):
@@ -212,7 +220,11 @@ class Decoder(LanguageModel):
         self.embedding = nn.Embedding(vocab_size, cfg.width)
         learned = cfg.positions == "learned"
         self.positions = nn.Embedding(cfg.context_length, cfg.width) if learned else None
-        self.layers = nn.ModuleList(Block(cfg, index) for index in range(cfg.depth))
+        self.layers = nn.ModuleList()
+        number = 0
+        for branches in cfg.branches():
+            self.layers.append(Block(cfg, branches, number))
+            number += len(branches)
         self.norm = make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps)
         self.head = None if cfg.tied else nn.Linear(cfg.width, vocab_size, bias=False)
         self.packed_head: PackedLinear | None = None
@@ -227,10 +239,9 @@ class Decoder(LanguageModel):
         state: State | None = None,
         counts: Int64[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "batch vocab"] | TokenLoss:
-        if state is None:
-            hidden = self.hidden_states(tokens, documents, noise)
-        else:
-            hidden = self._read(tokens, state, counts)
+        if state is not None:
+            return self._logits(self._read(tokens, state, counts))
+        hidden, notes = self._hidden_states(tokens, documents, noise)
         if targets is None:
             return self._logits(hidden)
         scale = 1.0 / self.cfg.width_multiplier
@@ -239,7 +250,11 @@ class Decoder(LanguageModel):
             hidden.flatten(0, 1), weight, targets.flatten(), scale=scale,
             softcap=self.cfg.softcap, z_loss=self.cfg.z_loss,
         )  # fmt: skip
-        return TokenLoss(total=total, nll=nll.view(targets.shape))
+        for name, value in notes.items():  # means over tokens; `total` is a sum over targets
+            if ".loss." in name:
+                total = total + value * (targets >= 0).sum()
+        statistics = {name: value.detach() for name, value in notes.items()}
+        return TokenLoss(total=total, nll=nll.view(targets.shape), statistics=statistics)
 
     def _logits(self, hidden: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
         if self.packed_head is not None:
@@ -262,53 +277,68 @@ class Decoder(LanguageModel):
         self.packed_head = PackedLinear(head, None) if can_pack(head) else None
         return self
 
-    def hidden_states(
+    def _hidden_states(
         self,
         tokens: Int64[Tensor, "batch seq"],
-        documents: Int64[Tensor, "batch seq"] | None = None,
-        noise: NoiseKey | None = None,
-    ) -> Float[Tensor, "batch seq dim"]:
-        """Return the normed last hidden state, which the head reads."""
-        seq = tokens.shape[1]
+        documents: Int64[Tensor, "batch seq"] | None,
+        noise: NoiseKey | None,
+    ) -> tuple[Float[Tensor, "batch seq dim"], Notes]:
+        """Return the normed last hidden state, which the head reads, and what the branches have to say."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.embedding(tokens)
         if self.positions is not None:
-            x = x + self.positions.weight[:seq]
-        x = _autocast(x)
-        rotary = self._rotary(torch.arange(seq, device=x.device))
-        x = dropout(x, self.cfg.dropout, noise, 0)
-        for layer in self.layers:
-            x = layer(x, rotary, documents, noise)
-        return self.norm(x)  # type: ignore[no-any-return]
+            x = x + self.positions.weight[: tokens.shape[1]]
+        x = dropout(_autocast(x), self.cfg.dropout, noise, 0)
+        context = Context(
+            tokens, positions, documents=documents, rotary=self._rotary(positions),
+            rotary_at=self._rotary_at, noise=noise,
+        )  # fmt: skip
+        x, notes = self._through(x, context)
+        return self.norm(x), notes
 
-    def _rotary(self, positions: Int64[Tensor, "... seq"]) -> tuple[Tensor, Tensor] | None:
+    def _through(self, x: Float[Tensor, "batch seq dim"], context: Context) -> tuple[Float[Tensor, "batch seq dim"], Notes]:  # fmt: skip
+        """Pass the layers."""
+        streams = self.cfg.streams
+        notes: Notes = {}
+        x = x if streams is None else streams.spread(x)
+        for index, layer in enumerate(self.layers):
+            x, more = layer(x, context)
+            notes |= {f"layers.{index}.{name}": value for name, value in more.items()}
+        if streams is None:
+            return x, notes
+        return streams.gather(x), notes | streams.notes(context)
+
+    def _rotary(self, positions: Int64[Tensor, "... seq"]) -> Tables | None:
+        return self._rotary_at(positions) if self.cfg.positions == "rope" else None
+
+    def _rotary_at(self, positions: Int64[Tensor, "... seq"]) -> Tables:
         cfg = self.cfg
-        if cfg.positions != "rope":
-            return None
         found = rotary_frequencies(cfg.attention_dim, cfg.rope_base, positions.device)
         if cfg.rope_scaling is None:
             return rotary_tables(positions, found)
         slowed = cfg.rope_scaling.slow(found, cfg.rope_base)
         return rotary_tables(positions, slowed, cfg.rope_scaling.attention_gain)
 
-    def start(self, batch: int, capacity: int, *, static: bool = False) -> KVCache:
+    def start(self, batch: int, capacity: int, *, static: bool = False) -> DecoderState:
         """See `LanguageModel.start`."""
+        if not self.cfg.causal:
+            raise NotImplementedError("causal=false: what was read depends on what follows; there is no cache")  # fmt: skip
         device = self.embedding.weight.device
-        return KVCache(batch, capacity=capacity, device=device, static=static)
+        return DecoderState(batch, capacity=capacity, device=device, static=static)
 
     def _read(
         self, tokens: Int64[Tensor, "batch seq"], state: State, counts: Int64[Tensor, " batch"] | None
     ) -> Float[Tensor, "batch dim"]:  # fmt: skip
-        """Read tokens into the cache; return the hidden state after the last of each row."""
-        assert isinstance(state, KVCache)
-        positions = state.begin(tokens.shape[1])
+        """Read tokens into the state; return the hidden state after the last of each row."""
+        assert isinstance(state, DecoderState)
+        positions = state.begin(tokens.shape[1], counts)
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions(positions)
-        x = _autocast(x)
         rotary = self._rotary(positions[:, None])  # the same for every head
-        for layer in self.layers:
-            x = layer(x, rotary, None, None, state)
-        last = x[torch.arange(len(x), device=x.device), state.end(counts) - 1]
+        context = Context(tokens, positions, rotary=rotary, rotary_at=self._rotary_at, state=state)
+        x, _ = self._through(_autocast(x), context)
+        last = x[torch.arange(len(x), device=x.device), state.finish() - 1]
         return self.norm(last)  # type: ignore[no-any-return]
 
     def blocks(self) -> list[nn.Module]:
@@ -316,11 +346,14 @@ class Decoder(LanguageModel):
         return list(self.layers)
 
     def learning_rate_scales(self) -> dict[str, float]:
-        """Return 1/m for hidden matrices under muP with Adam (Yang et al., table 8)."""
+        """Return 1/m for hidden matrices under muP with Adam (Yang et al., table 8), and what branches say."""
+        own = super().learning_rate_scales()
         if self.cfg.init != "mup":
-            return {}
+            return own
+        lookups = self.lookup_parameters()
         names = (n for n, p in self.layers.named_parameters(prefix="layers") if p.ndim >= 2)
-        return dict.fromkeys(names, 1.0 / self.cfg.width_multiplier)
+        matrices = {name: 1.0 / self.cfg.width_multiplier for name in names if name not in lookups}
+        return matrices | {name: factor * matrices.get(name, 1.0) for name, factor in own.items()}
 
 
 def _autocast(x: Tensor) -> Tensor:

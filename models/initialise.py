@@ -21,12 +21,20 @@ _RESIDUAL_WRITERS = (".out.weight", ".down.weight")
 def initialise(
     model: nn.Module, *, scheme: Scheme, std: float, depth: int, width_multiplier: float, seed: int
 ) -> None:
-    """Fill all matrices of `model` in place; biases become 0, gains keep their 1."""
+    """Fill all matrices of `model` in place; biases become 0, gains keep their 1.
+
+    A module with an attribute `initial_std` (parameter name -> std) says otherwise of its own; 0 keeps what it has.
+    """
+    own = {
+        f"{prefix}.{name}": spread
+        for prefix, module in model.named_modules()
+        for name, spread in getattr(module, "initial_std", {}).items()
+    }
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2 or parameter.is_meta:
+        if parameter.is_meta or (parameter.ndim < 2 and name not in own) or own.get(name) == 0.0:
             continue
         embedding = name.startswith(("embedding", "positions", "head"))
         spread = std
@@ -36,6 +44,7 @@ def initialise(
             spread = std / math.sqrt(width_multiplier)
         if name.endswith(_RESIDUAL_WRITERS):
             spread /= math.sqrt(2 * depth)
+        spread = own.get(name, spread)
         with torch.no_grad():
             parameter.normal_(0.0, spread, generator=_generator(seed, name))
 

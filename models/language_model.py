@@ -98,8 +98,26 @@ class LanguageModel(nn.Module):
         return load_pretrained(Path(folder))
 
     def learning_rate_scales(self) -> dict[str, float]:
-        """Return the learning-rate factor of each parameter that is not 1 (muP), by name."""
-        return {}
+        """Return the learning-rate factor of each parameter that is not 1, by name.
+
+        A module says so of its own by an attribute `learning_rate_scale` (name -> factor).
+        """
+        return {
+            f"{prefix}.{name}".removeprefix("."): factor
+            for prefix, module in self.named_modules()
+            for name, factor in getattr(module, "learning_rate_scale", {}).items()
+        }
+
+    def lookup_parameters(self) -> set[str]:
+        """Return the names of parameters that are read by row: embeddings, and what modules list as `lookups`.
+
+        They are matrices to nobody: Muon leaves them to AdamW. Those of modules never decay.
+        """
+        return {
+            f"{prefix}.{name}".removeprefix(".")
+            for prefix, module in self.named_modules()
+            for name in getattr(module, "lookups", ())
+        }
 
 
 @runtime_checkable
@@ -112,6 +130,10 @@ class ModelConfig(Protocol):
 
     def num_parameters(self, vocab_size: int) -> int:
         """Return the number of parameters, embeddings and tied head counted once."""
+        ...
+
+    def num_active_parameters(self, vocab_size: int) -> int:
+        """Return how many of them one token is multiplied with: all, but where experts or tables lie idle."""
         ...
 
     def num_embedding_parameters(self, vocab_size: int) -> int:

@@ -1,19 +1,22 @@
-"""The parts of a decoder: norm, attention, feed-forward. Each holds weights; `kernels` does the work.
+"""Parts that many models share: norms, the feed-forward network, linear layers packed for decoding.
 
 Shape legend: batch, seq, dim = model width.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from kernels.attention import attention, cached_attention
 from kernels.packed import can_pack, pack, packed_linear
-from kernels.rotary import rotate
-from models.cache import KVCache
+from models.branch import Context
+from models.config import config
+from models.flops import linear_flops
+
+if TYPE_CHECKING:
+    from models.decoder import DecoderConfig
 
 Norm = Literal["rmsnorm", "layernorm"]
 Activation = Literal["swiglu", "gelu", "relu2"]
@@ -70,59 +73,50 @@ def pack_linears(module: nn.Module) -> None:
             pack_linears(child)
 
 
-class Attention(nn.Module):
-    """Causal self-attention with grouped key/value heads; q, k and v are one GEMM."""
+@config
+class FeedForwardConfig:
+    """The decoder's feed-forward network, or one of another width.
 
-    def __init__(
-        self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, *, bias: bool,
-        qk_norm: bool, scale: float, norm_eps: float | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.scale = scale
-        self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * head_dim, bias=bias)
-        self.out = nn.Linear(num_heads * head_dim, dim, bias=bias)
-        self.q_norm = RMSNorm(head_dim, norm_eps) if qk_norm else None
-        self.k_norm = RMSNorm(head_dim, norm_eps) if qk_norm else None
+    Args:
+        hidden: its width (None: the decoder's).
+    """
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        rotary: tuple[Tensor, Tensor] | None,
-        documents: Int64[Tensor, "batch seq"] | None,
-        cache: tuple[KVCache, int] | None = None,
-    ) -> Float[Tensor, "batch seq dim"]:
-        """Attend; with `cache` (and the layer's index in it) also to what was read before."""
-        batch, seq, _ = x.shape
-        q, k, v = self._heads(x, rotary)
-        if cache is None:
-            y = attention(q, k, v, scale=self.scale, documents=documents)
-        else:
-            kept, layer = cache
-            y = cached_attention(q, *kept.write(layer, k, v), kept.mask, scale=self.scale)
-        return self.out(y.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
+    name: ClassVar[str] = "mlp"
+    normed: ClassVar[bool] = True
 
-    def _heads(
-        self, x: Float[Tensor, "batch seq dim"], rotary: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, seq, _ = x.shape
-        qkv = self.qkv(x).view(batch, seq, -1, self.head_dim).transpose(1, 2)
-        q, k, v = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
-        return q, k, v
+    hidden: int | None = None
 
-    def probabilities(
-        self, x: Float[Tensor, "batch seq dim"], rotary: tuple[Tensor, Tensor] | None
-    ) -> Float[Tensor, "batch heads seq seq"]:
-        """Return how much each token looks at each: what `forward` computes without writing it down."""
-        q, k, _ = self._heads(x, rotary)
-        k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
-        scores = (q @ k.transpose(-1, -2)).float() * self.scale
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-        return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
+    def build(self, host: "DecoderConfig", number: int) -> "FeedForward":
+        """See `PartConfig`."""
+        return FeedForward(host.width, self._hidden(host), host.activation, bias=host.bias)
+
+    def num_parameters(self, host: "DecoderConfig") -> int:
+        """See `PartConfig`."""
+        return feed_forward_parameters(host.width, self._hidden(host), host.activation, host.bias)
+
+    def num_active_parameters(self, host: "DecoderConfig") -> int:
+        """See `PartConfig`."""
+        return self.num_parameters(host)
+
+    def forward_flops(self, host: "DecoderConfig", seq: int) -> tuple[int, int]:
+        """See `PartConfig`."""
+        found = feed_forward_flops(seq, host.width, self._hidden(host), host.activation)
+        return found, found
+
+    def _hidden(self, host: "DecoderConfig") -> int:
+        return host.hidden_dim if self.hidden is None else self.hidden
+
+
+def feed_forward_parameters(dim: int, hidden: int, activation: Activation, bias: bool) -> int:
+    """Return the parameters of a `FeedForward`."""
+    up = hidden * (2 if activation == "swiglu" else 1)
+    return dim * up + hidden * dim + int(bias) * (up + dim)
+
+
+def feed_forward_flops(rows: int, dim: int, hidden: int, activation: Activation) -> int:
+    """Return the forward FLOPs of `rows` vectors in a `FeedForward`."""
+    up = hidden * (2 if activation == "swiglu" else 1)
+    return linear_flops(rows, dim, up) + linear_flops(rows, hidden, dim)
 
 
 class FeedForward(nn.Module):
@@ -134,13 +128,16 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(dim, hidden * (2 if activation == "swiglu" else 1), bias=bias)
         self.down = nn.Linear(hidden, dim, bias=bias)
 
-    def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        h = self.up(x)
+    def forward(
+        self, x: Float[Tensor, "*rows dim"], _context: Context | None = None
+    ) -> Float[Tensor, "*rows dim"]:
+        return self.down(self.activate(self.up(x)))  # type: ignore[no-any-return]
+
+    def activate(self, h: Float[Tensor, "*rows up"]) -> Float[Tensor, "*rows hidden"]:
+        """Return what lies between the two linears."""
         if self.activation == "swiglu":
             gate, value = h.chunk(2, dim=-1)
-            h = F.silu(gate) * value
-        elif self.activation == "gelu":
-            h = F.gelu(h, approximate="tanh")
-        else:
-            h = F.relu(h).square()
-        return self.down(h)  # type: ignore[no-any-return]
+            return F.silu(gate) * value
+        if self.activation == "gelu":
+            return F.gelu(h, approximate="tanh")
+        return F.relu(h).square()

@@ -1,4 +1,4 @@
-"""The layouts of transformers that a decoder can be read from and written as: Llama, Qwen3, GPT-2.
+"""The layouts of transformers that a decoder can be read from and written as: Llama, Qwen3, Mixtral, GPT-2.
 
 A layout is a config.json in its own words and, for each tensor of ours, the tensors of theirs that it is made of.
 """
@@ -6,13 +6,15 @@ A layout is a config.json in its own words and, for each tensor of ours, the ten
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.attention import AttentionConfig
 from models.decoder import DecoderConfig
+from models.experts import ExpertsConfig
 from models.rope import RopeScaling
 
 _ROPE_KEYS = {  # theirs -> ours
@@ -30,6 +32,9 @@ _ROPE_FIELDS = {
     "llama3": ("factor", "original_context", "low_freq", "high_freq"),
     "yarn": ("factor", "original_context", "beta_fast", "beta_slow", "truncate", "gain"),
 }
+
+# What its experts are, however they were trained.
+_MIXTRAL = {"shared": 0, "softmax": "before", "normalise": True}
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Llama(Layout):
     """LlamaForCausalLM."""
 
     model_type, architecture, qk_norm = "llama", "LlamaForCausalLM", False
+    dense = True  # a feed-forward network in every layer
 
     def read(self, given: Mapping[str, Any]) -> DecoderConfig:
         bias = given.get("attention_bias", False)
@@ -130,6 +136,8 @@ class Llama(Layout):
                 up = tuple(f"{theirs}.mlp.{name}_proj.{kind}" for name in ("gate", "up"))
                 found[f"{ours}.attn.qkv.{kind}"] = Source(qkv, (q, kv, kv))
                 found[f"{ours}.attn.out.{kind}"] = Source((f"{theirs}.self_attn.o_proj.{kind}",))
+                if not self.dense:
+                    continue
                 found[f"{ours}.mlp.up.{kind}"] = Source(up, (cfg.hidden_dim, cfg.hidden_dim))
                 found[f"{ours}.mlp.down.{kind}"] = Source((f"{theirs}.mlp.down_proj.{kind}",))
         return found
@@ -145,6 +153,60 @@ class Qwen3(Llama):
             return "bias=True"
         found = super().write(cfg, vocab_size)
         return found if isinstance(found, str) else found | {"use_sliding_window": False}
+
+
+class Mixtral(Llama):
+    """MixtralForCausalLM: Llama's, with experts in the place of the feed-forward network."""
+
+    model_type, architecture, dense = "mixtral", "MixtralForCausalLM", False
+
+    def read(self, given: Mapping[str, Any]) -> DecoderConfig:
+        _refuse_other(given, sliding_window=None, router_jitter_noise=0.0)
+        experts = ExpertsConfig(
+            num_experts=given["num_local_experts"], top_k=given["num_experts_per_tok"],
+            balance_weight=given.get("router_aux_loss_coef", 0.01), z_loss=0.0,
+        )  # fmt: skip
+        return replace(super().read(given), pattern="ae", parts={"e": experts})
+
+    def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
+        layer = cfg.branches()[0]
+        experts = layer[-1]
+        if (
+            not isinstance(experts, ExpertsConfig)
+            or layer != [AttentionConfig(), experts]
+            or " " in cfg.pattern
+        ):
+            return f"pattern={cfg.pattern}"
+        odd = {
+            name: getattr(experts, name)
+            for name, value in _MIXTRAL.items()
+            if getattr(experts, name) != value
+        }
+        if odd or cfg.bias:
+            return ", ".join(f"{name}={value}" for name, value in {**odd, "bias": cfg.bias}.items())
+        found = super().write(replace(cfg, pattern="af", parts={}), vocab_size)
+        return found if isinstance(found, str) else found | {
+            "intermediate_size": experts.width(cfg), "num_local_experts": experts.num_experts,
+            "num_experts_per_tok": experts.top_k, "router_aux_loss_coef": experts.balance_weight,
+            "sliding_window": None,
+        }  # fmt: skip
+
+    def sources(self, cfg: DecoderConfig) -> dict[str, Source]:
+        found = super().sources(cfg)
+        for index, (_, experts) in enumerate(cfg.branches()):
+            assert isinstance(experts, ExpertsConfig)
+            ours, theirs = f"layers.{index}.moe", f"model.layers.{index}.block_sparse_moe"
+            norm = found.pop(f"layers.{index}.mlp_norm.weight")
+            found |= {
+                f"{ours}_norm.weight": norm,
+                f"{ours}.router": Source((f"{theirs}.gate.weight",)),
+            }
+            rows = (experts.width(cfg),) * 2
+            for number in range(experts.num_experts):
+                names = [f"{theirs}.experts.{number}.w{n}.weight" for n in (1, 3, 2)]
+                found[f"{ours}.experts.{number}.up.weight"] = Source((names[0], names[1]), rows)
+                found[f"{ours}.experts.{number}.down.weight"] = Source((names[2],))
+        return found
 
 
 class GPT2(Layout):
@@ -202,7 +264,7 @@ class GPT2(Layout):
         return found
 
 
-LAYOUTS: tuple[Layout, ...] = (Llama(), Qwen3(), GPT2())
+LAYOUTS: tuple[Layout, ...] = (Llama(), Qwen3(), Mixtral(), GPT2())
 
 
 def _common(layout: Layout, vocab_size: int, cfg: DecoderConfig) -> dict[str, Any]:
@@ -216,7 +278,7 @@ def _common(layout: Layout, vocab_size: int, cfg: DecoderConfig) -> dict[str, An
 
 def _differences(cfg: DecoderConfig, wanted: Mapping[str, Any]) -> str:
     """Return what a layout cannot hold, "" if it can hold everything."""
-    wanted = {**wanted, "softcap": None, "width_multiplier": 1.0}
+    wanted = {**wanted, "softcap": None, "width_multiplier": 1.0, "pattern": "af", "parts": {}, "streams": None, "causal": True}  # fmt: skip
     odd = {name: getattr(cfg, name) for name, value in wanted.items() if getattr(cfg, name) != value}  # fmt: skip
     return ", ".join(f"{name}={value}" for name, value in odd.items())
 

@@ -6,8 +6,6 @@
 What transformers does not know is written under its own class (`model_type: espalier`), and read back by it.
 """
 
-import dataclasses
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.config import thaw
+from models.config import plain, target_class, thaw
 from models.decoder import DecoderConfig
 from models.language_model import LanguageModel, ModelConfig
 from models.layouts import LAYOUTS, Layout, Source
@@ -75,11 +73,10 @@ def _choose(cfg: Any, vocab_size: int, layout: str | None) -> tuple[Layout | Non
             reason = written
         if layout is not None:
             raise ValueError(f"layout={layout} cannot hold this model ({reason}); leave the layout out, or take {OWN}")  # fmt: skip
-    target = f"{type(cfg).__module__}.{type(cfg).__qualname__}"
     architecture = type(cfg).__name__.removesuffix("Config")
     return None, {
         "model_type": OWN, "architectures": [architecture], "vocab_size": vocab_size,
-        "config": {"_target_": target} | dataclasses.asdict(cfg),
+        "config": plain(cfg, target=True),
     }  # fmt: skip
 
 
@@ -94,10 +91,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
         raise FileNotFoundError(f"{file} does not exist; a model folder holds config.json and *.safetensors")  # fmt: skip
     given = json.loads(file.read_text())
     if given.get("model_type") == OWN:
-        plain = dict(given["config"])
-        module, _, name = plain.pop("_target_").rpartition(".")
-        cls = getattr(importlib.import_module(module), name)
-        return thaw(cls, plain), int(given["vocab_size"])
+        own = dict(given["config"])
+        return thaw(target_class(own.pop("_target_")), own), int(given["vocab_size"])
     layout = _layout_of(given, file)
     try:
         return layout.read(given), int(given["vocab_size"])

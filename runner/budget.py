@@ -13,6 +13,7 @@ class Budget:
     steps: int
     vocab_size: int
     num_parameters: int
+    num_active_parameters: int
     num_embedding_parameters: int
     tokens: int
     flops: int
@@ -28,11 +29,13 @@ def budget(run: RunConfig, vocab_size: int) -> Budget:
     """Return the sizes of `run` with a tokenizer of `vocab_size`."""
     batch, flops = run.train.batch_size, flops_per_sequence(run, vocab_size)[0]
     parameters = run.model.num_parameters(vocab_size)
-    steps = run.train.num_steps(parameters, flops)
+    active = run.model.num_active_parameters(vocab_size)
+    steps = run.train.num_steps(active, flops)
     return Budget(
         steps=steps,
         vocab_size=vocab_size,
         num_parameters=parameters,
+        num_active_parameters=active,
         num_embedding_parameters=run.model.num_embedding_parameters(vocab_size),
         tokens=steps * batch * run.train.sequence_length,
         flops=steps * batch * flops,

@@ -6,14 +6,14 @@ config class. What passes is what is frozen and hashed, so `1e-3` and `0.001` ar
 
 import dataclasses
 import difflib
-import importlib
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from models.config import config
+from models.config import config, plain
+from models.config import target_class as named_class
 from runner.errors import ConfigError
 
 # Groups whose YAML node names its class by `_target_`.
@@ -87,7 +87,18 @@ def _build_node(path: str, node: Any) -> Any:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"{path}={node!r} must be a mapping with `_target_: package.ConfigClass`")
     cls = target_class(path, str(node["_target_"]))
-    return typed(path, cls, {k: v for k, v in node.items() if k != "_target_"})
+    return typed(
+        path, cls, {k: _inner(f"{path}.{k}", v) for k, v in node.items() if k != "_target_"}
+    )
+
+
+def _inner(path: str, value: Any) -> Any:
+    """Build the nodes that stand inside a node."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return _build_node(path, value)
+        return {key: _inner(f"{path}.{key}", item) for key, item in value.items()}
+    return value
 
 
 def typed(path: str, cls: type[T], node: Mapping[str, Any]) -> T:
@@ -112,9 +123,8 @@ def adapter(cls: type) -> TypeAdapter[Any]:
 
 def target_class(path: str, target: str) -> Any:
     """Return the config dataclass that `target` names, `package.module.Class`."""
-    module, _, name = target.rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module), name)
+        cls = named_class(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{path}._target_={target} cannot be imported: {error}") from None
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
@@ -163,28 +173,13 @@ def _cross_check(run: RunConfig) -> None:
 
 def freeze(run: RunConfig) -> dict[str, Any]:
     """Return `run` as plain JSON-able data, each node with its `_target_`."""
-    return {
-        f.name: _plain(getattr(run, f.name), target=f.name in NODES + SETTINGS)
-        for f in dataclasses.fields(run)
-    }
-
-
-def _plain(value: Any, *, target: bool) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        cls = type(value)
-        head = {"_target_": f"{cls.__module__}.{cls.__qualname__}"} if target else {}
-        return head | {
-            f.name: _plain(getattr(value, f.name), target=False) for f in dataclasses.fields(cls)
+    try:
+        return {
+            f.name: plain(getattr(run, f.name), target=f.name in NODES + SETTINGS)
+            for f in dataclasses.fields(run)
         }
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, target=False) for item in value]
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v, target=False) for k, v in value.items()}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise ConfigError(
-        f"{value!r} cannot be frozen: configs hold numbers, strings, lists and mappings"
-    )
+    except TypeError as error:
+        raise ConfigError(str(error)) from None
 
 
 def set_key(node: dict[str, Any], key: str, value: Any) -> None:

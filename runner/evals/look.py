@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from models.attention import Attention
+from models.branch import split_notes
 from models.language_model import LanguageModel, TokenLoss
-from models.layers import Attention
 from runner.errors import ConfigError
 from runner.serve.load import load_model
 from runner.sweep.cells import Cell
@@ -54,15 +55,15 @@ def watching(model: LanguageModel) -> Iterator[Watched]:
 def _attention_hook(seen: Watched, index: int) -> Any:
     def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         assert isinstance(module, Attention)
-        x, rotary = (*given, named.get("rotary"))[:2]
         with torch.no_grad():
-            seen.attention[index] = module.probabilities(x, rotary)
+            seen.attention[index] = module.probabilities(*given, **named)
 
     return hook
 
 
 def _stream_hook(seen: Watched, index: int) -> Any:
-    def hook(_module: nn.Module, _given: Any, out: Tensor) -> None:
+    def hook(_module: nn.Module, _given: Any, returned: Any) -> None:
+        out, _ = split_notes(returned)
         values = out.detach().float()
         seen.streams[index] = out.detach()
         centred = values - values.mean()

@@ -3,13 +3,13 @@
 The folder settles model and tokenizer; its content, never its place, enters the fingerprint.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from models.config import plain
 from runner.errors import ConfigError
 
 _FILES = ["*.json", "*.safetensors"]
@@ -56,10 +56,9 @@ def with_origin(node: Mapping[str, Any]) -> dict[str, Any]:
     except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
         raise ConfigError(f"init: {error}") from error
     cfg: Any = found[0]
-    target = f"{type(cfg).__module__}.{type(cfg).__qualname__}"
-    kept = node["model"] if node["model"].get("_target_") == target else {}
-    kept = {name: kept[name] for name in ("dropout", "z_loss") if name in kept}
-    model = {"_target_": target} | dataclasses.asdict(cfg) | kept
+    model = plain(cfg, target=True)
+    kept = node["model"] if node["model"].get("_target_") == model["_target_"] else {}
+    model |= {name: kept[name] for name in ("dropout", "z_loss") if name in kept}
     given = node["tokenizer"] if node["tokenizer"].get("kind") == "folder" else {}
     eos = given.get("eos_token") or _eos_token(folder)
     tokenizer = {

@@ -57,8 +57,10 @@ class MuonConfig(AdamWConfig):
 
         matrices: list[tuple[str, nn.Parameter]] = []
         rest: list[tuple[str, nn.Parameter]] = []
+        lookups = model.lookup_parameters()
         for name, parameter in model.named_parameters():
             inner = parameter.ndim == 2 and not name.startswith(("embedding", "positions", "head"))
+            inner = inner and name not in lookups
             (matrices if inner else rest).append((name, parameter))
         muon = Muon(
             _groups(self, model, matrices, lr=self.muon_lr), lr=self.muon_lr, momentum=self.momentum
@@ -71,12 +73,13 @@ def _groups(
     lr: float | None = None,
 ) -> Groups:  # fmt: skip
     """Group by (decay, learning-rate scale); `base_lr` is what the schedule multiplies."""
-    scales = model.learning_rate_scales()
+    scales, lookups = model.learning_rate_scales(), model.lookup_parameters()
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in named:
         decays = parameter.ndim >= 2 or cfg.decay_vectors
         if name.startswith(("embedding", "positions")) and not cfg.decay_embeddings:
             decays = False
+        decays = decays and name not in lookups
         key = (cfg.weight_decay if decays else 0.0, scales.get(name, 1.0))
         groups.setdefault(key, []).append(parameter)
     base = cfg.lr if lr is None else lr

@@ -83,7 +83,7 @@ def test_a_static_state_says_the_same_in_one_shape(model: Decoder) -> None:
         found = model(tokens[:, place : place + 1], state=static)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert static.lengths.tolist() == growing.lengths.tolist() == [10, 12, 11]
-    assert {kept.shape[2] for kept in static.keys} == {32}
+    assert {kept["keys"].shape[2] for kept in static.memories.values()} == {32}
 
 
 @torch.no_grad()
@@ -95,4 +95,7 @@ def test_what_is_kept_has_the_type_that_its_layer_computes_in() -> None:
     state = model.start(1, 8)
     for token in (1, 2):
         assert model(torch.tensor([[token]]), state=state).isfinite().all()
-    assert [kept.dtype for kept in state.keys] == [torch.float32, torch.bfloat16]
+    assert [kept["keys"].dtype for kept in state.memories.values()] == [
+        torch.float32,
+        torch.bfloat16,
+    ]

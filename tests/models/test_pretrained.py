@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
+    MixtralConfig,
     PreTrainedConfig,
     Qwen3Config,
 )
@@ -34,6 +35,7 @@ THEIRS: dict[str, PreTrainedConfig] = {
     "llama, yarn, mscale": LlamaConfig(**LLAMA, rope_parameters=YARN | {"mscale": 0.7, "mscale_all_dim": 1.3, "truncate": False, "beta_fast": 16.0}),
     "qwen3": Qwen3Config(**LLAMA, head_dim=16),
     "qwen3, tied": Qwen3Config(**LLAMA, head_dim=12, tie_word_embeddings=True),
+    "mixtral": MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2),
     "gpt2": GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=128, vocab_size=99),
     "gpt2, untied": GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=128, vocab_size=99, tie_word_embeddings=False, n_inner=64),
 }  # fmt: skip
@@ -116,7 +118,7 @@ def test_folders_that_cannot_be_read_or_written_say_why(tmp_path: Path) -> None:
     save_pretrained(cfg.build(9, 0), folder)
     with pytest.raises(FileExistsError, match="not empty"):
         save_pretrained(cfg.build(9, 0), folder)
-    with pytest.raises(ValueError, match="none of: llama, qwen3, gpt2, espalier"):
+    with pytest.raises(ValueError, match="none of: llama, qwen3, mixtral, gpt2, espalier"):
         save_pretrained(cfg.build(9, 0), tmp_path / "n", layout="mistral")
     given = json.loads((folder / "config.json").read_text())
     for change, message in {

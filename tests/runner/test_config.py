@@ -39,6 +39,36 @@ def test_every_model_builds_on_meta(model: str, compose: Compose) -> None:
     assert sum(p.numel() for p in built.parameters()) == cfg.model.num_parameters(257)
 
 
+PARTS = sorted(p.stem for p in (CONF / "model/part").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_is_a_branch_by_one_override(part: str, compose: Compose) -> None:
+    """Its `_target_`s come back from the frozen cell; its class counts in the fingerprint, its neutral fields not."""
+    node = compose(f"+model/part@model.parts.x={part}", "model.pattern=xf")
+    cfg = validate(node)
+    with torch.device("meta"):
+        built = cfg.model.build(257, 0)
+    assert sum(p.numel() for p in built.parameters()) == cfg.model.num_parameters(257)
+    frozen = freeze(cfg)
+    assert validate(frozen).model == cfg.model
+    assert frozen["model"]["parts"]["x"]["_target_"].startswith("models.")
+    assert _cell(node).science["model.parts.x.numerics"] == type(cfg.model.parts["x"]).numerics
+    with pytest.raises(ConfigError, match=r"model\.parts\.x\.wdow is not a key"):
+        validate(compose(f"+model/part@model.parts.x={part}", "+model.parts.x.wdow=3"))
+
+
+def test_a_decoder_without_parts_has_the_fingerprint_it_had_before_there_were_any(compose: Compose) -> None:  # fmt: skip
+    keys = _cell(compose()).science
+    assert not [key for key in keys if key.startswith(("model.parts", "model.pattern", "model.streams", "model.causal"))]  # fmt: skip
+    letters = {"x": {"_target_": "models.attention.AttentionConfig", "window": 7}}
+    plain = compose()
+    plain["model"] |= {"parts": letters, "pattern": "xf"}
+    other = compose()
+    other["model"] |= {"parts": {"x": letters["x"] | {"window": 8}}, "pattern": "xf"}
+    assert len({_cell(node).fingerprint for node in (compose(), plain, other)}) == 3
+
+
 NODES_OF = {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in CONF.iterdir() if g.is_dir()}
 NEEDS = {"folder": ["tokenizer.path=x"], "hub": ["data.sources.0.revision=abc"]}
 

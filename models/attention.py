@@ -1,0 +1,206 @@
+"""Softmax attention as a branch: MHA, GQA, MQA; over everything before, or a sliding window with or without sinks.
+
+Shape legend: batch, seq, dim = model width; kv = key/value heads.
+"""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kernels.attention import (
+    attention,
+    document_mask,
+    masked_attention,
+    reindexed_attention,
+    window_mask,
+)
+from kernels.rotary import rotate
+from models.branch import Context
+from models.cache import KeysValues, LastKeysValues
+from models.config import config
+from models.flops import attention_flops, linear_flops
+from models.layers import RMSNorm
+
+if TYPE_CHECKING:
+    from models.decoder import DecoderConfig
+
+
+@config
+class AttentionConfig:
+    """Attention with the decoder's heads.
+
+    Args:
+        num_kv_heads: key/value heads (None: the decoder's).
+        window: tokens that a query sees, itself included (None: all); the cache keeps no more.
+        sinks: first tokens of the sequence that it sees as well (StreamingLLM, arXiv 2309.17453).
+        reindex: the distance to a sink is counted inside the cache: at most window + sinks - 1.
+        learned_sink: a logit of each head takes the attention that no token should get (gpt-oss, arXiv 2508.10925).
+    """
+
+    name: ClassVar[str] = "attn"
+    normed: ClassVar[bool] = True
+
+    num_kv_heads: int | None = None
+    window: int | None = None
+    sinks: int = 0
+    reindex: bool = False
+    learned_sink: bool = False
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window={self.window} must be at least 1")
+        if self.sinks < 0 or (self.sinks and self.window is None):
+            raise ValueError(
+                f"sinks={self.sinks} goes with a window, and is not negative; give window"
+            )
+        if self.reindex and (not self.sinks or self.learned_sink):
+            raise ValueError("reindex is for sinks that are tokens; give window and sinks, and no learned_sink")  # fmt: skip
+
+    def kv_heads(self, host: "DecoderConfig") -> int:
+        """Return the key/value heads in `host`."""
+        return host.kv_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    def build(self, host: "DecoderConfig", number: int) -> "Attention":
+        """See `PartConfig`."""
+        if host.num_heads % self.kv_heads(host):
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads} must divide num_heads={host.num_heads}"
+            )
+        if self.reindex and host.positions != "rope":
+            raise ValueError(f"reindex needs positions=rope, not {host.positions}")
+        if self.window is not None and not host.causal:
+            raise ValueError(f"window={self.window} looks back only; use it with causal=true")
+        return Attention(self, host, number)
+
+    def num_parameters(self, host: "DecoderConfig") -> int:
+        """See `PartConfig`."""
+        dim, bias = host.attention_dim, int(host.bias)
+        q, kv = host.num_heads * dim, self.kv_heads(host) * dim
+        found = host.width * (q + 2 * kv) + q * host.width + bias * (q + 2 * kv + host.width)
+        return found + (2 * dim if host.qk_norm else 0) + host.num_heads * self.learned_sink
+
+    def num_active_parameters(self, host: "DecoderConfig") -> int:
+        """See `PartConfig`."""
+        return self.num_parameters(host)
+
+    def forward_flops(self, host: "DecoderConfig", seq: int) -> tuple[int, int]:
+        """See `PartConfig`; a window saves none of what is computed in training, where all pairs are masked."""
+        q, kv = host.num_heads * host.attention_dim, self.kv_heads(host) * host.attention_dim
+        gemms = linear_flops(seq, host.width, q + 2 * kv) + linear_flops(seq, q, host.width)
+        scores = attention_flops(seq, host.num_heads, host.attention_dim)
+        return gemms + scores, gemms + (scores // 2 if host.causal else scores)
+
+
+class Attention(nn.Module):
+    """See `AttentionConfig`; q, k and v are one GEMM."""
+
+    def __init__(self, cfg: AttentionConfig, host: "DecoderConfig", number: int) -> None:
+        super().__init__()
+        self.cfg, self.number, self.causal = cfg, number, host.causal
+        self.num_heads, self.num_kv_heads = host.num_heads, cfg.kv_heads(host)
+        dim = self.head_dim = host.attention_dim
+        # muP scales scores by 1/dim instead of 1/sqrt(dim), equal at head width 64.
+        self.scale = 8.0 / dim if host.init == "mup" else dim**-0.5
+        width = host.width
+        self.qkv = nn.Linear(width, (self.num_heads + 2 * self.num_kv_heads) * dim, bias=host.bias)
+        self.out = nn.Linear(self.num_heads * dim, width, bias=host.bias)
+        self.q_norm = RMSNorm(dim, host.norm_eps) if host.qk_norm else None
+        self.k_norm = RMSNorm(dim, host.norm_eps) if host.qk_norm else None
+        self.sink = nn.Parameter(torch.zeros(self.num_heads)) if cfg.learned_sink else None
+
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], context: Context
+    ) -> Float[Tensor, "batch seq dim"]:
+        batch, seq, _ = x.shape
+        q, k, v = self._heads(x)
+        if self.cfg.window is not None:
+            y = self._near(q, k, v, context)
+        elif context.state is not None:
+            q, k = _turn(q, k, context)
+            k, v = KeysValues.of(context.state, self.number, k, v).write(context.state, k, v)
+            y = masked_attention(q, k, v, context.state.mask, scale=self.scale, sink=self.sink)
+        else:
+            q, k = _turn(q, k, context)
+            y = self._everything(q, k, v, context)
+        return self.out(y.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
+
+    def _everything(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        if self.sink is None:
+            return attention(q, k, v, scale=self.scale, documents=context.documents, causal=self.causal)  # fmt: skip
+        one = context.documents
+        if one is None:
+            one = torch.zeros_like(context.tokens[:1])
+        mask = document_mask(one, causal=self.causal)[:, None]
+        return masked_attention(q, k, v, mask, scale=self.scale, sink=self.sink)
+
+    def _near(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """A window: what it does not show is masked; the cache holds no more than it shows."""
+        cfg, state, window = self.cfg, context.state, self.cfg.window
+        assert window is not None
+        turned, k = _turn(q, k, context)
+        queries = keys = context.positions.view(-1, q.shape[2])
+        if state is not None:
+            kept = LastKeysValues.of(state, self.number, k, v, window + cfg.sinks)
+            k, v, keys = kept.write(state, k, v, cfg.sinks)
+        mask = window_mask(queries, keys, window, cfg.sinks)
+        if context.documents is not None:
+            mask = mask & document_mask(context.documents)
+        if not cfg.reindex:
+            return masked_attention(turned, k, v, mask[:, None], scale=self.scale, sink=self.sink)
+        q_sink = self._inside(q, queries, context)
+        far = mask & ~window_mask(queries, keys, window, 0)
+        return reindexed_attention(
+            turned, q_sink, k, v, (mask & ~far)[:, None], far[:, None], scale=self.scale
+        )
+
+    def _heads(self, x: Float[Tensor, "batch seq dim"]) -> tuple[Tensor, Tensor, Tensor]:
+        batch, seq, _ = x.shape
+        qkv = self.qkv(x).view(batch, seq, -1, self.head_dim).transpose(1, 2)
+        q, k, v = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
+    def probabilities(
+        self, x: Float[Tensor, "batch seq dim"], context: Context
+    ) -> Float[Tensor, "batch heads seq seq"]:
+        """Return how much each token looks at each: what `forward` computes without writing it down."""
+        q, k, _ = self._heads(x)
+        turned, k = _turn(q, k, context)
+        scores = self._scores(turned, k)
+        places = context.positions.view(-1, x.shape[1])
+        window, sinks = self.cfg.window, self.cfg.sinks
+        if window is None:
+            shown = document_mask(torch.zeros_like(places), causal=self.causal)
+        else:
+            shown = window_mask(places, places, window, sinks)
+        if window is not None and self.cfg.reindex:
+            far = shown & ~window_mask(places, places, window, 0)
+            inside = self._scores(self._inside(q, places, context), k)
+            scores = torch.where(far[:, None], inside, scores)
+        if context.documents is not None:
+            shown = shown & document_mask(context.documents, causal=self.causal)
+        scores = scores.masked_fill(~shown[:, None], -torch.inf)
+        if self.sink is None:
+            return scores.softmax(dim=-1)
+        drain = self.sink.float()[:, None, None].expand(*scores.shape[:-1], 1)
+        return torch.cat((scores, drain), dim=-1).softmax(dim=-1)[..., :-1]
+
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
+        k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
+        return (q @ k.transpose(-1, -2)).float() * self.scale
+
+    def _inside(self, q: Tensor, places: Tensor, context: Context) -> Tensor:
+        """Turn queries as at the end of a full cache: where they meet the sinks."""
+        assert context.rotary_at is not None
+        assert self.cfg.window is not None
+        inside = places.clamp(max=self.cfg.window + self.cfg.sinks - 1)
+        return rotate(q, *context.rotary_at(inside[:, None]))
+
+
+def _turn(q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    if context.rotary is None:
+        return q, k
+    return rotate(q, *context.rotary), rotate(k, *context.rotary)

@@ -1,0 +1,48 @@
+"""A layer: its branches, on one residual stream or several.
+
+Shape legend: batch, seq, dim = model width; streams where there are several.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kernels.philox import dropout
+from models.branch import Context, Notes, PartConfig, split_notes
+from models.layers import make_norm
+
+if TYPE_CHECKING:
+    from models.decoder import DecoderConfig
+
+
+class Block(nn.Module):
+    """One layer: its branches, one after the other, each normed before and added after."""
+
+    def __init__(self, cfg: "DecoderConfig", branches: list[PartConfig], first: int) -> None:
+        super().__init__()
+        self.first, self.drop = first, cfg.dropout
+        self.names = [part.name for part in branches]
+        for number, part in enumerate(branches, first):
+            if part.normed:
+                setattr(
+                    self,
+                    f"{part.name}_norm",
+                    make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps),
+                )
+            setattr(self, part.name, part.build(cfg, number))
+            if cfg.streams is not None:
+                setattr(self, f"{part.name}_streams", cfg.streams.build(cfg, number))
+
+    def forward(self, x: Float[Tensor, "batch seq *streams dim"], context: Context) -> tuple[Float[Tensor, "batch seq *streams dim"], Notes]:  # fmt: skip
+        modules: dict[str, Any] = dict(self._modules)
+        notes: Notes = {}
+        for number, name in enumerate(self.names, self.first):
+            norm, streams = modules.get(f"{name}_norm"), modules.get(f"{name}_streams")
+            given, gates = (x, None) if streams is None else streams.read(x, context)
+            out = modules[name](given if norm is None else norm(given), context)
+            out, more = split_notes(out)
+            out = dropout(out, self.drop, context.noise, number + 1)
+            x = x + out if streams is None else streams.write(x, out, gates)
+            notes |= {f"{name}.{key}": value for key, value in more.items()}
+        return x, notes

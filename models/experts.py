@@ -1,0 +1,186 @@
+"""A mixture of experts as a branch (Shazeer et al., arXiv 1701.06538; Switch, 2101.03961; Mixtral, 2401.04088).
+
+Each token goes to the `top_k` of `num_experts` feed-forward networks that its router scores highest, and takes their
+outputs weighted by the router's probabilities. Tokens are sorted by expert, so that each expert is one product.
+
+Shape legend: batch, seq, dim = model width; rows = tokens; k = experts of a token; experts.
+"""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from kernels.grouped import can_group, grouped_feed_forward
+from models.branch import Context, Notes
+from models.config import config
+from models.flops import linear_flops
+from models.layers import FeedForward, feed_forward_flops, feed_forward_parameters
+
+if TYPE_CHECKING:
+    from models.decoder import DecoderConfig
+
+_BIAS_GRADIENT = 1e-3  # small beside every other gradient: it must not count in the norm that clips
+
+
+@config
+class ExpertsConfig:
+    """A mixture of experts in the place of the feed-forward network.
+
+    Args:
+        hidden: width of an expert (None: the decoder's). shared: experts that every token goes to, unweighted.
+        softmax: of all scores, `before` the choice, or of those chosen, `after` it.
+        normalise: the weights of a token's experts sum to 1 (with softmax=before).
+        capacity_factor: in training an expert takes at most this times an equal share of the tokens of a
+            micro-batch, the first ones; the others pass it by (None: as many as come). Evaluation drops nothing.
+        balance: `loss`, experts x sum of (share of tokens x mean probability), weighed by `balance_weight`; `bias`,
+            a number added to an expert's score for the choice only, moved by the optimiser against its overload
+            (Wang et al., arXiv 2408.15664, there by the sign of it); or `none`.
+        z_loss: weight of the mean logsumexp(scores)^2 (ST-MoE, arXiv 2202.08906).
+    """
+
+    name: ClassVar[str] = "moe"
+    normed: ClassVar[bool] = True
+
+    num_experts: int
+    top_k: int = 2
+    hidden: int | None = None
+    shared: int = 0
+    softmax: Literal["before", "after"] = "before"
+    normalise: bool = True
+    capacity_factor: float | None = None
+    balance: Literal["loss", "bias", "none"] = "loss"
+    balance_weight: float = 0.01
+    z_loss: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ValueError(
+                f"top_k={self.top_k} must lie between 1 and num_experts={self.num_experts}"
+            )
+        if self.capacity_factor is not None and self.capacity_factor <= 0:
+            raise ValueError(
+                f"capacity_factor={self.capacity_factor} must be positive; null drops no token"
+            )
+
+    def build(self, host: "DecoderConfig", number: int) -> "Experts":
+        """See `PartConfig`."""
+        return Experts(self, host)
+
+    def width(self, host: "DecoderConfig") -> int:
+        """Return the hidden width of an expert."""
+        return host.hidden_dim if self.hidden is None else self.hidden
+
+    def num_parameters(self, host: "DecoderConfig") -> int:
+        """See `PartConfig`."""
+        return self._parameters(host, self.num_experts)
+
+    def num_active_parameters(self, host: "DecoderConfig") -> int:
+        """See `PartConfig`."""
+        return self._parameters(host, self.top_k)
+
+    def _parameters(self, host: "DecoderConfig", experts: int) -> int:
+        one = feed_forward_parameters(host.width, self.width(host), host.activation, host.bias)
+        wide = feed_forward_parameters(
+            host.width, self.shared * self.width(host), host.activation, host.bias
+        )
+        router = self.num_experts * (host.width + (self.balance == "bias"))
+        return experts * one + router + (wide if self.shared else 0)
+
+    def forward_flops(self, host: "DecoderConfig", seq: int) -> tuple[int, int]:
+        """See `PartConfig`; as if nothing was dropped."""
+        found = linear_flops(seq, host.width, self.num_experts)
+        for hidden in (self.top_k * self.width(host), self.shared * self.width(host)):
+            found += feed_forward_flops(seq, host.width, hidden, host.activation)
+        return found, found
+
+
+class Experts(nn.Module):
+    """See `ExpertsConfig`. The router is no linear layer to a precision recipe: it stays in fp32."""
+
+    def __init__(self, cfg: ExpertsConfig, host: "DecoderConfig") -> None:
+        super().__init__()
+        self.cfg = cfg
+        width, hidden = host.width, cfg.width(host)
+        self.router = nn.Parameter(torch.empty(cfg.num_experts, width))
+        self.balance = nn.Parameter(torch.zeros(cfg.num_experts)) if cfg.balance == "bias" else None
+        self.experts = nn.ModuleList(
+            FeedForward(width, hidden, host.activation, bias=host.bias)
+            for _ in range(cfg.num_experts)
+        )
+        wide = cfg.shared * hidden
+        self.shared = FeedForward(width, wide, host.activation, bias=host.bias) if wide else None
+
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], context: Context
+    ) -> tuple[Float[Tensor, "batch seq dim"], Notes]:
+        rows = x.flatten(0, 1)
+        with torch.autocast(x.device.type, enabled=False):
+            scores = F.linear(rows.float(), self.router.float())
+        weights, chosen = self._choose(scores)
+        counts = torch.bincount(chosen.flatten(), minlength=self.cfg.num_experts)
+        order = chosen.flatten().argsort(stable=True)  # by expert; within one, by token
+        kept = counts
+        if self.cfg.capacity_factor is not None and context.noise is not None:
+            order, kept = self._drop(order, chosen, counts)
+        token = order // self.cfg.top_k
+        y = self._experts(rows[token], kept) * weights.flatten()[order, None].to(x.dtype)
+        out = torch.zeros_like(rows).index_add(0, token, y.to(rows.dtype))
+        if self.shared is not None:
+            out = out + self.shared(rows)
+        return out.view(x.shape), self._notes(scores, counts, kept)
+
+    def _choose(
+        self, scores: Float[Tensor, "rows experts"]
+    ) -> tuple[Float[Tensor, "rows k"], Int64[Tensor, "rows k"]]:
+        """Return the weights of each token's experts, and which they are."""
+        ranked = scores if self.balance is None else scores.softmax(dim=-1) + self.balance.detach()
+        chosen = ranked.topk(self.cfg.top_k, dim=-1).indices
+        if self.cfg.softmax == "after":
+            return scores.gather(1, chosen).softmax(dim=-1), chosen
+        weights = scores.softmax(dim=-1).gather(1, chosen)
+        if self.cfg.normalise:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        return weights, chosen
+
+    def _drop(self, order: Tensor, chosen: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is left of `order` and of the counts where an expert takes its capacity."""
+        assert self.cfg.capacity_factor is not None
+        capacity = max(1, int(self.cfg.capacity_factor * len(order) / self.cfg.num_experts))
+        first = counts.cumsum(0) - counts
+        rank = torch.arange(len(order), device=order.device) - first[chosen.flatten()[order]]
+        return order[rank < capacity], counts.clamp(max=capacity)
+
+    def _experts(
+        self, x: Float[Tensor, "rows dim"], counts: Int64[Tensor, " experts"]
+    ) -> Float[Tensor, "rows dim"]:
+        """Return the outputs of the first counts[0] rows by expert 0, of the next by expert 1, ..."""
+        experts = [expert for expert in self.experts if isinstance(expert, FeedForward)]
+        plain = all(type(e.up) is nn.Linear and e.up.bias is None for e in experts)
+        if plain and can_group(x):
+            up, down = (torch.stack([w.to(x.dtype) for w in ws]) for ws in zip(*((e.up.weight, e.down.weight) for e in experts), strict=True))  # fmt: skip
+            return grouped_feed_forward(x, up, down, counts, experts[0].activate)
+        parts = torch.split(x, counts.tolist())  # type: ignore[no-untyped-call]
+        # Also an expert without a token takes part: its gradient is zero, not missing.
+        return torch.cat([expert(part) for expert, part in zip(experts, parts, strict=True)])
+
+    def _notes(self, scores: Tensor, counts: Tensor, kept: Tensor) -> Notes:
+        cfg = self.cfg
+        load = counts / counts.sum()
+        equal = 1.0 / cfg.num_experts
+        notes = {
+            "load_entropy": torch.special.entr(load).sum() / torch.tensor(float(max(2, cfg.num_experts))).log(),
+            "drop_rate": 1.0 - kept.sum() / counts.sum(),
+            "max_violation": load.max() / equal - 1.0,
+        }  # fmt: skip
+        if cfg.balance == "loss" and cfg.balance_weight:
+            mean = scores.softmax(dim=-1).mean(dim=0)
+            notes["loss.balance"] = cfg.balance_weight * cfg.num_experts * (load * mean).sum()
+        if cfg.z_loss:
+            notes["loss.z"] = cfg.z_loss * scores.logsumexp(dim=-1).square().mean()
+        if self.balance is not None:
+            push = _BIAS_GRADIENT * (self.balance * (load - equal)).sum()
+            notes["loss.bias"] = push - push.detach()  # a gradient, no loss
+        return notes

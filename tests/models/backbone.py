@@ -1,0 +1,190 @@
+"""Claims that hold for every model: one function each, called by the test file of each architecture."""
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.config import plain
+from models.language_model import LanguageModel, ModelConfig, TokenLoss
+from tests.conftest import ROOT
+
+VOCAB = 50
+
+
+def shaken(cfg: ModelConfig, seed: int = 0) -> LanguageModel:
+    """Return a model whose weights are far from the small numbers of an initialisation."""
+    model = cfg.build(VOCAB, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            generator = torch.Generator().manual_seed(len(name) * 7919 + parameter.numel())
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def text(*shape: int, seed: int = 1) -> Tensor:
+    """Return random tokens."""
+    return torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def has_the_parameters_of_its_formula(cfg: ModelConfig) -> None:
+    built = cfg.build(97, 0)
+    assert cfg.num_parameters(97) == sum(p.numel() for p in built.parameters())
+    assert cfg.num_active_parameters(97) <= cfg.num_parameters(97)  # type: ignore[attr-defined]
+
+
+def has_the_flops_of_its_formula(cfg: ModelConfig, seq: int, tolerance: float = 0.0) -> None:
+    """`tolerance`: share of the count that the formula leaves out."""
+    model = cfg.build(97, 0)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(text(1, seq))
+    counted = counter.get_total_flops()
+    full, _ = cfg.forward_flops_per_sequence(97, seq)
+    assert abs(full - counted) <= tolerance * counted, (full, counted)
+
+
+def is_causal(cfg: ModelConfig, seq: int = 24, place: int = 13) -> None:
+    model = shaken(cfg)
+    tokens = text(2, seq)
+    other = tokens.clone()
+    other[:, place] = (other[:, place] + 1) % VOCAB
+    with torch.no_grad():
+        before, after = model(tokens), model(other)
+    torch.testing.assert_close(before[:, :place], after[:, :place], rtol=0, atol=1e-6)
+    assert (before[:, place] - after[:, place]).abs().max() > 1e-4
+    assert (before[:, place + 1 :] - after[:, place + 1 :]).abs().max() > 1e-6
+
+
+def starts_at_ln_vocab(cfg: ModelConfig, bound: float = 0.05) -> None:
+    model = cfg.build(97, 0)
+    tokens = torch.randint(0, 97, (8, 33), generator=torch.Generator().manual_seed(2))
+    out = model(tokens[:, :-1], tokens[:, 1:])
+    assert isinstance(out, TokenLoss)
+    assert abs(float(out.nll.mean()) - math.log(97)) < bound
+
+
+@torch.no_grad()
+def reads_piece_by_piece_what_it_reads_at_once(cfg: ModelConfig, bound: float = 1e-5) -> None:
+    """Token by token, in pieces, in padded batches, selected rows, in a static state: relative to the logits' size."""
+    model = shaken(cfg)
+    row = text(1, 23)
+    whole = model(row)[0]
+    size = float(whole.abs().max())
+
+    def close(found: Tensor, expected: Tensor) -> None:
+        assert float((found - expected).abs().max()) < bound * max(1.0, size), float((found - expected).abs().max())  # fmt: skip
+
+    for pieces in ([1] * 23, [10, 1, 1, 11], [23]):
+        state, first = model.start(1, 4), 0
+        for length in pieces:
+            logits = model(row[:, first : first + length], state=state)
+            first += length
+            close(logits[0], whole[first - 1])
+    rows = [text(n, seed=n) for n in (3, 17, 9)]
+    counts = torch.tensor([3, 17, 9])
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=7)
+    more = text(3, 4, seed=5)
+    for static in (False, True):
+        state = model.start(3, 32, static=static)
+        steps = [model(padded, state=state, counts=counts)]
+        steps += [model(more[:, i : i + 1], state=state) for i in range(3)]
+        for index, start in enumerate(rows):
+            alone = model(torch.cat((start, more[index]))[None])[0]
+            for i, step in enumerate(steps):
+                close(step[index], alone[len(start) - 1 + i])
+    chosen = state.select(torch.tensor([2, 2, 0]))
+    logits = model(more[:, 3:], state=chosen)
+    for found, index in zip(logits[1:], (2, 0), strict=True):
+        text_of = torch.cat((rows[index], more[index, :3], more[1 if index == 2 else 2, 3:]))
+        close(found, model(text_of[None])[0, -1])
+    assert chosen.num_bytes() > 0
+
+
+def keeps_documents_apart(cfg: ModelConfig) -> None:
+    """A document is read as if it stood alone at its place; what is before it changes nothing."""
+    model = shaken(cfg)
+    tokens, documents = text(1, 24), torch.tensor([[0] * 7 + [1] * 12 + [2] * 5])
+    other = tokens.clone()
+    other[:, :7] = (other[:, :7] + 3) % VOCAB
+    with torch.no_grad():
+        one, two = model(tokens, documents=documents), model(other, documents=documents)
+    assert (one[:, 7:] - two[:, 7:]).abs().max() < 1e-5
+    assert (one[:, :7] - two[:, :7]).abs().max() > 1e-4
+
+
+def trains_alike_recomputed_and_in_halves(cfg: ModelConfig, bound: float = 1e-5) -> None:
+    """Gradients with activation checkpointing, and of a batch in two micro-batches, are those of the plain pass."""
+    from runner.train import recompute_blocks
+
+    tokens = text(4, 25)
+    grads: list[dict[str, Tensor]] = []
+    for way in ("plain", "recomputed", "halves"):
+        model = shaken(cfg)
+        if way == "recomputed":
+            recompute_blocks(model)
+        for part in tokens.split(2) if way == "halves" else (tokens,):
+            out = model(part[:, :-1], part[:, 1:])
+            (out.total / 96).backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for other in grads[1:]:
+        assert other.keys() == grads[0].keys()
+        for name, grad in grads[0].items():
+            assert float((other[name] - grad).norm()) <= bound * max(1e-3, float(grad.norm())), name
+
+
+def trains_under(cfg: ModelConfig, precision: Any) -> None:
+    """A few steps of AdamW under a precision recipe lower the loss on one batch; all parameters but the idle move."""
+    bound = precision.build(torch.device("cpu"))
+    model = cfg.build(VOCAB, 0)
+    bound.prepare(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    tokens, losses = text(4, 33), []
+    for step in range(12):
+        bound.begin(step, 12)
+        with bound.autocast():
+            out = model(tokens[:, :-1], tokens[:, 1:])
+        (out.total / 128).backward()
+        losses.append(float(out.nll.mean()))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] - 0.3, losses
+
+
+_COMPILED = """
+import json, sys
+import torch
+from models.config import target_class, thaw
+torch.set_num_threads(2)
+for given in json.loads(sys.stdin.read()):
+    cls = target_class(given.pop("_target_"))
+    model = thaw(cls, given).build(50, 0)
+    tokens = torch.randint(0, 50, (2, 25), generator=torch.Generator().manual_seed(0))
+    totals = []
+    for forward in (model, torch.compile(model, backend=sys.argv[1])):
+        total = forward(tokens[:, :-1], tokens[:, 1:]).total
+        total.backward()
+        totals.append([float(total), *(float(p.grad.norm()) for p in model.parameters() if p.grad is not None)])
+        model.zero_grad()
+    torch.testing.assert_close(torch.tensor(totals[0]), torch.tensor(totals[1]), rtol=1e-3, atol=1e-4)
+"""
+
+
+def compiles(*cfgs: ModelConfig, backend: str = "aot_eager") -> None:
+    """Loss and gradients of the compiled model are the eager ones; in a process without the tests' type checks."""
+    given = json.dumps([plain(cfg, target=True) for cfg in cfgs])
+    done = subprocess.run([sys.executable, "-c", _COMPILED, backend], input=given, cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def comes_back_from_a_folder(cfg: ModelConfig, folder: Any) -> None:
+    model = shaken(cfg)
+    model.save_pretrained(folder, layout="espalier")
+    back = LanguageModel.from_pretrained(folder)
+    assert back.cfg == model.cfg
+    with torch.no_grad():
+        assert torch.equal(model(text(2, 9)), back(text(2, 9)))

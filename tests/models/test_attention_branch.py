@@ -1,0 +1,172 @@
+"""Attention as a branch: windows, sinks, their caches; patterns; what looks both ways."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.attention import Attention, AttentionConfig
+from models.decoder import Decoder, DecoderConfig
+from models.layers import FeedForwardConfig
+from tests.models import backbone
+
+BASE: dict[str, Any] = {"depth": 2, "width": 32, "num_heads": 4}
+KINDS: dict[str, AttentionConfig] = {
+    "mqa": AttentionConfig(num_kv_heads=1),
+    "window": AttentionConfig(window=5),
+    "window, sinks": AttentionConfig(window=5, sinks=2, num_kv_heads=2),
+    "reindexed": AttentionConfig(window=5, sinks=2, reindex=True),
+    "learned sink": AttentionConfig(learned_sink=True),
+    "window, learned sink": AttentionConfig(window=6, learned_sink=True),
+}
+
+
+def _cfg(kind: str, **more: Any) -> DecoderConfig:
+    return DecoderConfig(**BASE | {"pattern": "wf", "parts": {"w": KINDS[kind]}} | more)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
+    backbone.has_the_parameters_of_its_formula(_cfg(kind))
+    backbone.starts_at_ln_vocab(_cfg(kind))
+    backbone.reads_piece_by_piece_what_it_reads_at_once(_cfg(kind))
+    backbone.keeps_documents_apart(_cfg(kind))
+    backbone.trains_alike_recomputed_and_in_halves(_cfg(kind))
+    backbone.comes_back_from_a_folder(_cfg(kind, depth=3, pattern="wf af"), tmp_path / "m")
+    if not KINDS[kind].window:
+        backbone.is_causal(_cfg(kind))
+
+
+def test_all_compile() -> None:
+    backbone.compiles(*(_cfg(kind) for kind in KINDS))
+
+
+@pytest.mark.parametrize("kind", ["window", "window, sinks", "reindexed"])
+def test_a_layer_sees_its_window_and_its_sinks_and_nothing_else(kind: str) -> None:
+    """In one layer, token t depends on token s exactly where s is near or a sink."""
+    model = backbone.shaken(_cfg(kind, depth=1))
+    part, tokens = KINDS[kind], backbone.text(1, 14)
+    with torch.no_grad():
+        base = model(tokens)
+        for changed in range(14):
+            other = tokens.clone()
+            other[:, changed] = (other[:, changed] + 1) % backbone.VOCAB
+            moved = (model(other) - base)[0].abs().amax(dim=-1)
+            for place in range(14):
+                sees = changed <= place and (place - changed < part.window or changed < part.sinks)  # type: ignore[operator]
+                assert bool(moved[place] > 1e-6) == sees, (changed, place)
+
+
+def test_a_cache_holds_no_more_than_its_heads_and_window_show() -> None:
+    def held(**part: Any) -> int:
+        cfg = DecoderConfig(**BASE | {"pattern": "w", "parts": {"w": AttentionConfig(**part)}})
+        model = cfg.build(50, 0)
+        state = model.start(2, 64)
+        model(backbone.text(2, 60), state=state)
+        return state.num_bytes()
+
+    full = held()
+    assert full == 2 * 2 * 64 * 32 * 4 * 2  # layers, rows, positions, width, bytes, keys and values
+    assert held(num_kv_heads=2) * 2 == full
+    assert held(num_kv_heads=1) * 4 == full
+    assert held(window=8) == full // 8 + 2 * 2 * 8 * 8  # ... and the position of each slot
+
+
+def test_reindexed_positions_are_those_of_the_published_cache() -> None:
+    """StreamingLLM's own procedure: keep the keys of sinks and window, number them from 0, turn, attend."""
+    model = backbone.shaken(_cfg("reindexed", depth=1, pattern="w"))
+    assert isinstance(model, Decoder)
+    tokens = backbone.text(1, 20)
+    attn = model.layers[0].attn
+    seen: list[torch.Tensor] = []
+    handle = attn.register_forward_hook(lambda _m, _a, out: seen.append(out))
+    with torch.no_grad():
+        model(tokens)
+        handle.remove()
+        x = model.layers[0].attn_norm(model.embedding(tokens))
+        q, k, v = attn._heads(x)
+        from kernels.rotary import rotate
+
+        kept = [0, 1, 15, 16, 17, 18, 19]
+        tables = model._rotary_at(torch.arange(7))
+        last = model._rotary_at(torch.tensor([6]))
+        scores = rotate(q[:, :, 19:], *last) @ rotate(k[:, :, kept], *tables).transpose(-1, -2)
+        y = (scores * attn.scale).softmax(-1) @ v[:, :, kept]
+        expected = attn.out(y.transpose(1, 2).reshape(1, 1, -1))
+    torch.testing.assert_close(seen[0][:, 19:], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_learned_sink_takes_attention_and_gives_nothing() -> None:
+    model = backbone.shaken(_cfg("learned sink"))
+    with torch.no_grad():
+        for layer in model.blocks():
+            layer.attn.sink.fill_(-1e9)
+        plain = backbone.shaken(_cfg("learned sink"))
+        for layer in plain.blocks():
+            layer.attn.sink = None
+        torch.testing.assert_close(model(backbone.text(1, 9)), plain(backbone.text(1, 9)), rtol=1e-5, atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_shown_of_attention_is_what_is_computed(kind: str) -> None:
+    model = backbone.shaken(_cfg(kind, depth=1, pattern="w"))
+    attn, given = model.blocks()[0].attn, []
+    assert isinstance(attn, Attention)
+    with torch.no_grad():
+        handle = attn.register_forward_pre_hook(lambda _m, args: given.extend(args))
+        hooked = attn.register_forward_hook(lambda _m, _a, out: given.append(out))
+        model(backbone.text(2, 13))
+        handle.remove()
+        hooked.remove()
+        x, context, out = given
+        weights = attn.probabilities(x, context)
+        v = attn._heads(x)[2].repeat_interleave(attn.num_heads // attn.num_kv_heads, dim=1)
+        y = attn.out((weights @ v).transpose(1, 2).reshape(2, 13, -1))
+    torch.testing.assert_close(y, out, rtol=1e-5, atol=1e-5)
+
+
+def test_without_causality_every_token_sees_every_other() -> None:
+    cfg = DecoderConfig(**BASE, causal=False)
+    model = backbone.shaken(cfg)
+    tokens = backbone.text(1, 12)
+    other = tokens.clone()
+    other[:, 9] = (other[:, 9] + 1) % backbone.VOCAB
+    with torch.no_grad():
+        assert ((model(tokens) - model(other)).abs().amax(dim=-1) > 1e-6).all()
+    assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in DecoderConfig(**BASE).build(50, 0).named_parameters()}  # fmt: skip
+    with pytest.raises(NotImplementedError, match="causal=false"):
+        model.start(1, 8)
+
+
+def test_a_word_of_the_pattern_is_a_layer_and_words_go_round() -> None:
+    cfg = DecoderConfig(**BASE | {"depth": 3, "pattern": "af a", "parts": {"g": FeedForwardConfig(hidden=8)}})  # fmt: skip
+    names = [[part.name for part in layer] for layer in cfg.branches()]
+    assert names == [["attn", "mlp"], ["attn"], ["attn", "mlp"]]
+    model = cfg.build(50, 0)
+    assert not hasattr(model.layers[1], "mlp")
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        ({"pattern": "ax"}, "'x' is no part; there are: a, f"),
+        ({"pattern": ""}, "has no layer"),
+        ({"pattern": "aa"}, "a letter twice"),
+        ({"pattern": "aw", "parts": {"w": AttentionConfig(window=3)}}, "two branches of one kind"),
+        ({"parts": {"ww": AttentionConfig()}}, "parts.ww"),
+        ({"parts": {"w": 3}}, "_target_"),
+    ],
+)
+def test_impossible_patterns_are_refused(bad: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        DecoderConfig(**BASE | bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [({"window": 0}, "window=0"), ({"sinks": 2}, "sinks=2"), ({"window": 4, "reindex": True}, "reindex")],
+)  # fmt: skip
+def test_impossible_attention_is_refused(bad: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        AttentionConfig(**bad)
