@@ -1,0 +1,300 @@
+"""BDH, the Baby Dragon Hatchling (arXiv 2509.26507; github.com/pathwaycom/bdh): linear attention among many sparse,
+positive neurons, one set of weights for all layers.
+
+A level of the public code, x being [seq, dim] and normed, LN a norm without gains:
+
+    x_n = relu(x W_x)                      neurons of each head, mostly 0
+    a   = (rope(x_n) rope(x_n)^T).tril(-1) x           no softmax, no scale, itself left out
+    y_n = relu(LN(a) W_y) * x_n
+    x   = LN(x + LN(y_n W_out))
+
+The paper's own form keeps the residual among the neurons: x_n += relu(v W_x), v = LN(y_n W_out), and a sums v.
+
+Shape legend: batch, heads, seq, dim = width, n = neurons of a head.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from kernels.cross_entropy import linear_cross_entropy
+from kernels.philox import NoiseKey, dropout
+from models.branch import Context, Notes
+from models.cache import DecoderState, Memory, State
+from models.config import config
+from models.flops import linear_flops
+from models.initialise import initialise
+from models.language_model import LanguageModel, TokenLoss
+
+_DROPOUT_PARTS = 8  # of the neurons: each has its own random numbers, whatever the chunks
+
+
+@config
+class BDHConfig:
+    """Shape of a BDH.
+
+    Args:
+        depth: levels, all with the same weights. multiplier: neurons of all heads together, times the width.
+        form: `repo` is the public code, `paper` the paper's equations.
+        rope_base: of the rotation among a head's neurons, pairs next to each other.
+        chunks: 1, 2, 4 or 8: neurons are taken in so many parts, and computed again in the backward pass, so that
+            nothing as wide as all of them is kept (form=repo only).
+    """
+
+    depth: int = 6
+    width: int = 256
+    num_heads: int = 4
+    multiplier: int = 128
+    dropout: float = 0.1
+    form: Literal["repo", "paper"] = "repo"
+    rope_base: float = 65536.0
+    init_std: float = 0.02
+    chunks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.width * self.multiplier % (self.num_heads * 2 * _DROPOUT_PARTS):
+            raise ValueError(
+                f"width={self.width} x multiplier={self.multiplier} neurons must divide into "
+                f"num_heads={self.num_heads} heads of a multiple of {2 * _DROPOUT_PARTS}"
+            )
+        if self.chunks not in (1, 2, 4, 8) or (self.chunks > 1 and self.form == "paper"):
+            raise ValueError(f"chunks={self.chunks} must be 1, 2, 4 or 8, and 1 with form=paper")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+
+    @property
+    def neurons(self) -> int:
+        """Neurons of a head."""
+        return self.width * self.multiplier // self.num_heads
+
+    def build(self, vocab_size: int, seed: int) -> "BDH":
+        """Return the initialised model."""
+        model = BDH(self, vocab_size)
+        initialise(model, scheme="gpt2", std=self.init_std, depth=self.depth, width_multiplier=1.0, seed=seed)  # fmt: skip
+        return model
+
+    def check(self, vocab_size: int, seq: int) -> None:
+        """Any length will do."""
+
+    def num_parameters(self, vocab_size: int) -> int:
+        """Return the parameter count by formula."""
+        return 3 * self.num_heads * self.neurons * self.width + 2 * vocab_size * self.width
+
+    def num_active_parameters(self, vocab_size: int) -> int:
+        """Return all of them, counted once though each level uses them."""
+        return self.num_parameters(vocab_size)
+
+    def num_embedding_parameters(self, vocab_size: int) -> int:
+        """Return those of the token embeddings."""
+        return vocab_size * self.width
+
+    def forward_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
+        """Return forward FLOPs of one sequence: (all pairs, causal half)."""
+        wide = self.num_heads * self.neurons
+        level = 3 * linear_flops(seq, self.width, wide)
+        pairs = linear_flops(seq, wide, seq) + linear_flops(seq, seq, self.num_heads * self.width)
+        head = linear_flops(seq, self.width, vocab_size)
+        return self.depth * (level + pairs) + head, self.depth * (level + pairs // 2) + head
+
+
+class Level(nn.Module):
+    """The weights that all levels share, and what one level does with them."""
+
+    def __init__(self, cfg: BDHConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        wide = cfg.num_heads * cfg.neurons
+        self.encoder = nn.Linear(cfg.width, wide, bias=False)
+        self.encoder_v = nn.ModuleList(
+            nn.Linear(cfg.width, cfg.neurons, bias=False) for _ in range(cfg.num_heads)
+        )
+        self.decoder = nn.Linear(wide, cfg.width, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], neurons: Float[Tensor, "batch heads seq n"] | None,
+        phases: Float[Tensor, "... seq n"], seen: Bool[Tensor, "... seq seq"], index: int, context: Context,
+    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch heads seq n"] | None, Notes]:  # fmt: skip
+        """Return (x, neurons, notes) after level `index`; `neurons` is the residual of the paper's form."""
+        if self.cfg.chunks > 1 and context.state is None:
+            return self._in_chunks(x, phases, seen, index, context.noise), None, {}
+        fresh = F.relu(self._heads(self.encoder(x)))
+        neurons = fresh if neurons is None else neurons + fresh
+        turned = _turn(neurons, phases)
+        scores = (turned @ turned.mT).masked_fill(~seen, 0.0)
+        a = scores @ x[:, None]
+        if context.state is not None:
+            a = a + self._recall(context.state, index, turned, x)
+        gate = torch.stack([w(h) for w, h in zip(self.encoder_v, _norm(a).unbind(1), strict=True)], dim=1)  # fmt: skip
+        gate = F.relu(gate)
+        both = self._drop(gate * neurons, index, context.noise)
+        y = _norm(self.decoder(both.transpose(1, 2).flatten(2)))
+        notes = {
+            "x_active": (neurons.detach() > 0).float().mean(),
+            "y_active": (gate.detach() > 0).float().mean(),
+        }
+        if self.cfg.form == "repo":
+            return _norm(x + y), None, notes
+        return y, neurons, notes
+
+    def _heads(self, wide: Float[Tensor, "batch seq wide"]) -> Float[Tensor, "batch heads seq n"]:
+        return wide.view(*wide.shape[:2], self.cfg.num_heads, -1).transpose(1, 2)
+
+    def _drop(self, both: Tensor, index: int, noise: NoiseKey | None, first: int = 0) -> Tensor:
+        """Dropout, part by part of all neurons: parts `first` and the ones after it."""
+        if noise is None or not self.cfg.dropout:
+            return both
+        size = self.cfg.neurons // _DROPOUT_PARTS
+        parts = [
+            dropout(part.contiguous(), self.cfg.dropout, noise, index * _DROPOUT_PARTS + number)
+            for number, part in enumerate(both.split(size, dim=-1), first)  # type: ignore[no-untyped-call]
+        ]
+        return torch.cat(parts, dim=-1)
+
+    def _recall(self, state: DecoderState, index: int, turned: Tensor, x: Tensor) -> Tensor:
+        """Return what the tokens read before add to the sum, and remember the new ones: S += k^T v, in fp32."""
+        batch, heads, _, n = turned.shape
+        if index not in state.memories:
+            made = torch.zeros(batch, heads, n, x.shape[-1], device=x.device)
+            state.memories[index] = Memory(sums=made)
+        kept = state.memories[index]
+        with torch.autocast(x.device.type, enabled=False):
+            found = turned.float() @ kept["sums"]
+            unread = state.unread()
+            if unread is not None:
+                turned = turned.masked_fill(unread[:, None, :, None], 0.0)
+            kept["sums"] = kept["sums"] + turned.float().mT @ x.float()[:, None]
+        return found.to(x.dtype)
+
+    def _in_chunks(
+        self, x: Float[Tensor, "batch seq dim"], phases: Tensor, seen: Tensor, index: int, noise: NoiseKey | None
+    ) -> Float[Tensor, "batch seq dim"]:  # fmt: skip
+        """The same, some neurons at a time: the scores are a sum over neurons, and so is what the decoder gives."""
+        if type(self.encoder) is not nn.Linear:
+            raise ValueError("model.chunks takes slices of the weights, which a quantised recipe does not; use chunks=1")  # fmt: skip
+        cfg = self.cfg
+        size, parts = cfg.neurons // cfg.chunks, _DROPOUT_PARTS // cfg.chunks
+        w_x = self.encoder.weight.view(cfg.num_heads, cfg.neurons, cfg.width)
+        w_y = torch.stack([w for v in self.encoder_v for w in v.parameters()])
+        w_out = self.decoder.weight.view(cfg.width, cfg.num_heads, cfg.neurons)
+
+        def score(x: Tensor, w_x: Tensor, phases: Tensor) -> Tensor:
+            turned = _turn(F.relu(x[:, None] @ w_x.mT), phases)
+            return turned @ turned.mT
+
+        def out(
+            x: Tensor, a: Tensor, w_x: Tensor, w_y: Tensor, w_out: Tensor, first: int
+        ) -> Tensor:
+            both = F.relu(a @ w_y.mT) * F.relu(x[:, None] @ w_x.mT)
+            both = self._drop(both, index, noise, first)
+            return both.transpose(1, 2).flatten(2) @ w_out.flatten(1).mT
+
+        scores: Tensor | None = None
+        for slot in range(cfg.chunks):
+            part = slice(slot * size, (slot + 1) * size)
+            more = recompute(score, x, w_x[:, part], phases[..., part], use_reentrant=False)
+            scores = more if scores is None else scores + more
+        assert scores is not None
+        a = _norm(scores.masked_fill(~seen, 0.0) @ x[:, None])
+        y: Tensor | None = None
+        for slot in range(cfg.chunks):
+            part = slice(slot * size, (slot + 1) * size)
+            more = recompute(out, x, a, w_x[:, part], w_y[:, part], w_out[..., part], slot * parts, use_reentrant=False)  # fmt: skip
+            y = more if y is None else y + more
+        assert y is not None
+        return _norm(x + _norm(y))
+
+
+class BDH(LanguageModel):
+    """See `BDHConfig`."""
+
+    cfg: BDHConfig
+
+    def __init__(self, cfg: BDHConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.cfg, self.vocab_size = cfg, vocab_size
+        self.embedding = nn.Embedding(vocab_size, cfg.width)
+        self.level = Level(cfg)
+        self.head = nn.Linear(cfg.width, vocab_size, bias=False)
+
+    def forward(
+        self,
+        tokens: Int64[Tensor, "batch seq"],
+        targets: Int64[Tensor, "batch seq"] | None = None,
+        *,
+        documents: Int64[Tensor, "batch seq"] | None = None,
+        noise: NoiseKey | None = None,
+        state: State | None = None,
+        counts: Int64[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "batch vocab"] | TokenLoss:
+        batch, seq = tokens.shape
+        assert state is None or isinstance(state, DecoderState)
+        if state is None:
+            positions = torch.arange(seq, device=tokens.device)
+        else:
+            positions = state.begin(seq, counts)
+        context = Context(tokens, positions, documents=documents, noise=noise, state=state)
+        hidden, notes = self._through(context)
+        if state is not None:
+            hidden = hidden[torch.arange(batch, device=tokens.device), state.finish() - 1]
+        if targets is None:
+            return self.unembed(hidden)
+        total, nll = linear_cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten())
+        return TokenLoss(total=total, nll=nll.view(targets.shape), statistics=notes)
+
+    def _through(self, context: Context) -> tuple[Float[Tensor, "batch seq dim"], Notes]:
+        seq, cfg = context.tokens.shape[1], self.cfg
+        x = _norm(self.embedding(context.tokens))
+        if torch.is_autocast_enabled(x.device.type) and not x.is_meta:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        phases = _phases(context.positions, cfg.neurons, cfg.rope_base)
+        seen = torch.ones(seq, seq, dtype=torch.bool, device=x.device).tril(-1)
+        if context.documents is not None:
+            seen = seen & (
+                context.documents[:, None, :, None] == context.documents[:, None, None, :]
+            )
+        if phases.ndim == 3:
+            phases = phases[:, None]  # a row of the batch has its own positions; heads share them
+        neurons: Tensor | None = None
+        notes: Notes = {}
+        for index in range(cfg.depth):
+            x, neurons, more = self.level(x, neurons, phases, seen, index, context)
+            notes |= {f"levels.{index}.{name}": value for name, value in more.items()}
+        return x, notes
+
+    def start(self, batch: int, capacity: int, *, static: bool = False) -> DecoderState:
+        """See `LanguageModel.start`: sums of [heads, n, dim] for each level, whatever the length."""
+        return DecoderState(batch, capacity=capacity, device=self.embedding.weight.device, static=static)  # fmt: skip
+
+    def unembed(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
+        """See `LanguageModel.unembed`."""
+        return (x @ self.head.weight.to(x.dtype).T).float()
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the one set of weights."""
+        return [self.level]
+
+
+def _norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def _phases(
+    positions: Int64[Tensor, "*batch seq"], n: int, base: float
+) -> Float[Tensor, "*batch seq n"]:
+    """Return the angle of each neuron at each position, in turns; two neighbours share a frequency."""
+    pairs = (torch.arange(n, device=positions.device, dtype=torch.float32) / 2).floor() * 2
+    frequencies = 1.0 / (base ** (pairs / n)) / (2 * math.pi)
+    return positions.to(torch.float32)[..., None] * frequencies
+
+
+def _turn(x: Tensor, phases: Tensor) -> Tensor:
+    """Return `x` with each pair of neighbours turned by its phase."""
+    angles = (phases % 1) * (2 * math.pi)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    other = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+    return x * cos + other * sin
