@@ -62,7 +62,7 @@ class AttentionConfig:
         """Return the key/value heads in `host`."""
         return host.kv_heads if self.num_kv_heads is None else self.num_kv_heads
 
-    def build(self, host: "DecoderConfig", number: int) -> "Attention":
+    def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> "Attention":
         """See `PartConfig`."""
         if host.num_heads % self.kv_heads(host):
             raise ValueError(
@@ -74,16 +74,16 @@ class AttentionConfig:
             raise ValueError(f"window={self.window} looks back only; use it with causal=true")
         return Attention(self, host, number)
 
-    def num_parameters(self, host: "DecoderConfig") -> int:
+    def num_parameters(self, host: "DecoderConfig", number: int) -> int:
         """See `PartConfig`."""
         dim, bias = host.attention_dim, int(host.bias)
         q, kv = host.num_heads * dim, self.kv_heads(host) * dim
         found = host.width * (q + 2 * kv) + q * host.width + bias * (q + 2 * kv + host.width)
         return found + (2 * dim if host.qk_norm else 0) + host.num_heads * self.learned_sink
 
-    def num_active_parameters(self, host: "DecoderConfig") -> int:
+    def num_active_parameters(self, host: "DecoderConfig", number: int) -> int:
         """See `PartConfig`."""
-        return self.num_parameters(host)
+        return self.num_parameters(host, number)
 
     def forward_flops(self, host: "DecoderConfig", seq: int) -> tuple[int, int]:
         """See `PartConfig`; a window saves none of what is computed in training, where all pairs are masked."""

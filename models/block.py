@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 class Block(nn.Module):
     """One layer: its branches, one after the other, each normed before and added after."""
 
-    def __init__(self, cfg: "DecoderConfig", branches: list[PartConfig], first: int) -> None:
+    def __init__(
+        self, cfg: "DecoderConfig", branches: list[PartConfig], first: int, vocab_size: int
+    ) -> None:
         super().__init__()
         self.first, self.drop = first, cfg.dropout
         self.names = [part.name for part in branches]
@@ -30,7 +32,7 @@ class Block(nn.Module):
                     f"{part.name}_norm",
                     make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps),
                 )
-            setattr(self, part.name, part.build(cfg, number))
+            setattr(self, part.name, part.build(cfg, number, vocab_size))
             if cfg.streams is not None:
                 setattr(self, f"{part.name}_streams", cfg.streams.build(cfg, number))
 

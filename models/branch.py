@@ -59,18 +59,19 @@ class PartConfig(Protocol):
     name: ClassVar[str]
     normed: ClassVar[bool]
 
-    def build(self, host: "DecoderConfig", number: int) -> nn.Module:
+    def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> nn.Module:
         """Return the branch; forward(x, context) gives its output, or (output, notes).
 
-        `number` counts the branches of the whole decoder; a branch keeps its state under it.
+        `number` counts the branches of the whole decoder; a branch keeps its state under it. Buffers of the size of
+        the vocabulary are made here; what its ids say, `LanguageModel.read_vocabulary` tells.
         """
         ...
 
-    def num_parameters(self, host: "DecoderConfig") -> int:
-        """Return the number of parameters, the norm before it not counted."""
+    def num_parameters(self, host: "DecoderConfig", number: int) -> int:
+        """Return the number of parameters of branch `number`, the norm before it not counted."""
         ...
 
-    def num_active_parameters(self, host: "DecoderConfig") -> int:
+    def num_active_parameters(self, host: "DecoderConfig", number: int) -> int:
         """Return how many of them one token is multiplied with."""
         ...
 

@@ -9,7 +9,7 @@ Shape legend: batch, kv = key/value heads, seq = new tokens, ctx = capacity, dim
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 
@@ -113,6 +113,27 @@ class DecoderState:
     def num_bytes(self) -> int:
         """See `State`."""
         return sum(t.nbytes for kept in self.memories.values() for t in kept.tensors.values())
+
+
+def with_history(
+    state: DecoderState | None, number: int, name: str, x: Shaped[Tensor, "batch seq *rest"], size: int, fill: int = 0
+) -> Shaped[Tensor, "batch longer *rest"]:  # fmt: skip
+    """Return `x` behind the last `size` inputs of that name to branch `number` (`fill` where there were none).
+
+    A state then remembers the last `size` of them all, those of each row that count.
+    """
+    past = x.new_full((x.shape[0], size, *x.shape[2:]), fill)
+    if state is None:
+        return torch.cat((past, x), dim=1)
+    kept = state.memories.setdefault(number, Memory())
+    both = torch.cat((kept.tensors.get(name, past), x), dim=1)
+    if state.reading is None:
+        kept[name] = both[:, both.shape[1] - size :]
+    else:
+        last = state.reading[:, None] + torch.arange(size, device=x.device)
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        kept[name] = both[rows, last]
+    return both
 
 
 class KeysValues(Memory):

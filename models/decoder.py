@@ -182,8 +182,9 @@ class DecoderConfig:
 
     def _in_branches(self, count: str) -> int:
         total = 0
-        for part in (part for layer in self.branches() for part in layer):
-            total += getattr(part, count)(self) + (self._norm_parameters if part.normed else 0)
+        for number, part in enumerate(part for layer in self.branches() for part in layer):
+            total += getattr(part, count)(self, number)
+            total += self._norm_parameters if part.normed else 0
             total += self.streams.num_parameters(self) if self.streams is not None else 0
         return total
 
@@ -223,7 +224,7 @@ class Decoder(LanguageModel):
         self.layers = nn.ModuleList()
         number = 0
         for branches in cfg.branches():
-            self.layers.append(Block(cfg, branches, number))
+            self.layers.append(Block(cfg, branches, number, vocab_size))
             number += len(branches)
         self.norm = make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps)
         self.head = None if cfg.tied else nn.Linear(cfg.width, vocab_size, bias=False)

@@ -65,7 +65,7 @@ class ExpertsConfig:
                 f"capacity_factor={self.capacity_factor} must be positive; null drops no token"
             )
 
-    def build(self, host: "DecoderConfig", number: int) -> "Experts":
+    def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> "Experts":
         """See `PartConfig`."""
         return Experts(self, host)
 
@@ -73,11 +73,11 @@ class ExpertsConfig:
         """Return the hidden width of an expert."""
         return host.hidden_dim if self.hidden is None else self.hidden
 
-    def num_parameters(self, host: "DecoderConfig") -> int:
+    def num_parameters(self, host: "DecoderConfig", number: int) -> int:
         """See `PartConfig`."""
         return self._parameters(host, self.num_experts)
 
-    def num_active_parameters(self, host: "DecoderConfig") -> int:
+    def num_active_parameters(self, host: "DecoderConfig", number: int) -> int:
         """See `PartConfig`."""
         return self._parameters(host, self.top_k)
 

@@ -3,6 +3,7 @@
 Shape legend: batch, seq, vocab.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -79,6 +80,13 @@ class LanguageModel(nn.Module):
     def for_inference(self) -> "LanguageModel":
         """Return self, its weights laid out for decoding on their device; it is not to be trained or saved after."""
         return self
+
+    def read_vocabulary(self, texts: Callable[[], Sequence[str]]) -> None:
+        """Tell the modules that want to know it what text each id stands for; they keep what they need as buffers."""
+        curious: list[Any] = [m for m in self.modules() if hasattr(m, "read_vocabulary") and m is not self]  # fmt: skip
+        told = texts() if curious else ()
+        for module in curious:
+            module.read_vocabulary(told)
 
     def blocks(self) -> list[nn.Module]:
         """Return the layers in order: the units of activation checkpointing and FSDP sharding."""

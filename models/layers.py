@@ -86,17 +86,17 @@ class FeedForwardConfig:
 
     hidden: int | None = None
 
-    def build(self, host: "DecoderConfig", number: int) -> "FeedForward":
+    def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> "FeedForward":
         """See `PartConfig`."""
         return FeedForward(host.width, self._hidden(host), host.activation, bias=host.bias)
 
-    def num_parameters(self, host: "DecoderConfig") -> int:
+    def num_parameters(self, host: "DecoderConfig", number: int) -> int:
         """See `PartConfig`."""
         return feed_forward_parameters(host.width, self._hidden(host), host.activation, host.bias)
 
-    def num_active_parameters(self, host: "DecoderConfig") -> int:
+    def num_active_parameters(self, host: "DecoderConfig", number: int) -> int:
         """See `PartConfig`."""
-        return self.num_parameters(host)
+        return self.num_parameters(host, number)
 
     def forward_flops(self, host: "DecoderConfig", seq: int) -> tuple[int, int]:
         """See `PartConfig`."""

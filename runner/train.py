@@ -61,6 +61,7 @@ class Trainer:
         self.device = ranks.device
         cfg.model.check(vocab, seq)
         self.model: LanguageModel = cfg.model.build(vocab, cfg.seed).to(self.device)
+        self.model.read_vocabulary(self.corpus.tokenizer.texts)
         self.budget = budget(cfg, vocab)
         self.flops_per_sequence, self.flops_per_sequence_causal = flops_per_sequence(cfg, vocab)
         self.steps = self.budget.steps

@@ -41,6 +41,14 @@ class Tokenizer(ABC):
         A tokenizer that normalises text or drops white space gives less than the text has.
         """
 
+    def texts(self) -> list[str]:
+        """Return what each id stands for; `<id>` where that is nothing, or a part of a character."""
+        found = [self.decode([index]) for index in range(self.vocab_size)]
+        return [
+            text if text and "\ufffd" not in text else f"<{index}>"
+            for index, text in enumerate(found)
+        ]
+
     def identity(self) -> str:
         """Return a hash that differs where the tokenizer differs."""
         return hashlib.sha256(self.dumps().encode()).hexdigest()[:32]

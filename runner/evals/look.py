@@ -134,9 +134,8 @@ def look_at(cell: Cell, text: str) -> dict[str, Any]:
     """
     model, tokenizer, context = load_model(cell.folder)
     ids = torch.from_numpy(tokenizer.encode(text).astype("int64"))[:context]
-    names = [tokenizer.decode([i]) or f"<{i}>" for i in range(tokenizer.vocab_size)]
     try:
-        found = look(model, ids, names)
+        found = look(model, ids, tokenizer.texts())
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return vars(found) | {"attention": found.attention.tolist()}

@@ -38,14 +38,13 @@ def has_the_parameters_of_its_formula(cfg: ModelConfig) -> None:
     assert cfg.num_active_parameters(97) <= cfg.num_parameters(97)  # type: ignore[attr-defined]
 
 
-def has_the_flops_of_its_formula(cfg: ModelConfig, seq: int, tolerance: float = 0.0) -> None:
-    """`tolerance`: share of the count that the formula leaves out."""
+def has_the_flops_of_its_formula(cfg: ModelConfig, seq: int) -> None:
+    """torch's counter takes fused attention on a CPU for nothing: then all pairs are left out."""
     model = cfg.build(97, 0)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(text(1, seq))
-    counted = counter.get_total_flops()
-    full, _ = cfg.forward_flops_per_sequence(97, seq)
-    assert abs(full - counted) <= tolerance * counted, (full, counted)
+    full, causal = cfg.forward_flops_per_sequence(97, seq)
+    assert counter.get_total_flops() in (full, full - 2 * (full - causal)), (full, causal)
 
 
 def is_causal(cfg: ModelConfig, seq: int = 24, place: int = 13) -> None:

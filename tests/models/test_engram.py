@@ -1,0 +1,177 @@
+"""Engram: which row is looked up, what is taken of it, and that it knows nothing of other documents or the future."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels.short_conv import short_conv
+from models.branch import Context
+from models.decoder import DecoderConfig
+from models.engram import Engram, EngramConfig, primes
+from models.precision import PrecisionConfig
+from models.precision_config import FpropConfig, OperandConfig
+from runner.optim.groups import AdamWConfig, MuonConfig
+from tests.models import backbone
+
+PART = EngramConfig(table_size=61, slot_dim=4, num_heads=2)
+CFG = DecoderConfig(depth=3, width=32, num_heads=4, pattern="naf af", parts={"n": PART})
+
+
+def _shaken() -> Any:
+    return backbone.shaken(CFG)
+
+
+def test_it_is_a_whole_model(tmp_path: Path) -> None:
+    backbone.has_the_parameters_of_its_formula(CFG)
+    backbone.has_the_flops_of_its_formula(CFG, 24)
+    backbone.is_causal(CFG)
+    backbone.starts_at_ln_vocab(CFG)
+    backbone.reads_piece_by_piece_what_it_reads_at_once(CFG)
+    backbone.keeps_documents_apart(CFG)
+    backbone.trains_alike_recomputed_and_in_halves(CFG)
+    backbone.comes_back_from_a_folder(CFG, tmp_path / "m")
+    backbone.compiles(CFG)
+
+
+def test_every_table_of_every_layer_has_a_prime_of_its_own() -> None:
+    layers = [layer.engram for layer in CFG.build(50, 0).blocks() if hasattr(layer, "engram")]
+    sizes = [size for engram in layers for size in engram.sizes]
+    assert sizes == [61, 67, 71, 73, 79, 83, 89, 97]
+    assert len({tuple(engram.multipliers) for engram in layers}) == 2
+    assert all(m % 2 for engram in layers for m in engram.multipliers)
+    assert primes(10**6, 3) == (1000003, 1000033, 1000037)
+
+
+def test_the_row_is_the_hash_of_the_last_tokens() -> None:
+    """By Python's integers, token by token, within its document."""
+    engram = _shaken().blocks()[0].engram
+    assert isinstance(engram, Engram)
+    tokens = backbone.text(2, 11)
+    documents = torch.tensor([[0] * 4 + [1] * 7, [0] * 11])
+    found = engram.rows(Context(tokens, torch.arange(11), documents=documents))
+    for row in range(2):
+        for place in range(11):
+            first, slot = 0, 0
+            for order in (2, 3):
+                mixed = 0
+                for back in range(order):
+                    there = (
+                        place - back >= 0 and documents[row, place - back] == documents[row, place]
+                    )
+                    token = int(tokens[row, place - back]) if there else -1
+                    mixed ^= (token + 1) * engram.multipliers[back]
+                assert mixed < 2**63
+                for _ in range(2):
+                    assert int(found[row, place, slot]) == first + mixed % engram.sizes[slot]
+                    first, slot = first + engram.sizes[slot], slot + 1
+
+
+def test_the_output_is_the_formula() -> None:
+    engram = _shaken().blocks()[0].engram
+    tokens, x = (
+        backbone.text(1, 9),
+        torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(0)),
+    )
+    context = Context(tokens, torch.arange(9))
+    with torch.no_grad():
+        out, notes = engram(x, context)
+        e = engram.table[engram.rows(context)].flatten(2)
+        k, v = e @ engram.key.weight.T, e @ engram.value.weight.T
+
+        def rms(t: torch.Tensor, norm: Any) -> torch.Tensor:
+            return t / (t.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+
+        gate = torch.sigmoid(
+            (rms(x, engram.stream_norm) * rms(k, engram.key_norm)).sum(-1, keepdim=True) / 32**0.5
+        )
+        inner = rms(gate * v, engram.conv_norm)
+        mixed = torch.zeros_like(inner)
+        for place in range(9):
+            for tap in range(4):
+                if place - 3 * tap >= 0:
+                    mixed[:, place] += engram.conv[:, 3 - tap] * inner[:, place - 3 * tap]
+    torch.testing.assert_close(out, F.silu(mixed) + gate * v, rtol=1e-4, atol=1e-5)
+    assert float(notes["gate"]) == pytest.approx(float(gate.mean()), rel=1e-5)
+
+
+def test_tokens_that_differ_in_case_accents_or_spaces_share_their_rows() -> None:
+    model = CFG.build(6, 0)
+    model.read_vocabulary(lambda: ["The", "the", " thé", "a", " ", "\n"])
+    engram = model.blocks()[0].engram
+    assert engram.canonical.tolist() == [0, 0, 0, 3, 4, 5]
+    rows = [
+        engram.rows(Context(torch.tensor([[3, i]]), torch.arange(2)))[0, 1].tolist()
+        for i in range(4)
+    ]
+    assert rows[0] == rows[1] == rows[2] != rows[3]
+    off = DecoderConfig(
+        depth=1,
+        width=32,
+        num_heads=4,
+        pattern="n",
+        parts={"n": EngramConfig(table_size=7, compress=False)},
+    ).build(2, 0)
+    off.read_vocabulary(lambda: ["a", "A"])
+    assert off.blocks()[0].engram.canonical.tolist() == [0, 1]
+
+
+def test_tables_learn_faster_and_never_decay_and_are_no_matrix_to_muon() -> None:
+    model = CFG.build(50, 0)
+    table = model.blocks()[0].engram.table
+    (optimizer,) = AdamWConfig(lr=1e-3).build(model)
+    (group,) = (g for g in optimizer.param_groups if any(p is table for p in g["params"]))
+    assert group["lr"] == pytest.approx(5e-3)
+    assert group["weight_decay"] == 0.0
+    muon, adamw = MuonConfig(lr=1e-3).build(model)
+    assert not any(p is table for g in muon.param_groups for p in g["params"])
+    assert any(p is table for g in adamw.param_groups for p in g["params"])
+
+
+def test_the_convolution_is_torchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(2, 12 + 9, 5, generator=generator),
+        torch.randn(5, 4, generator=generator),
+    )
+    expected = F.conv1d(x.transpose(1, 2), weight[:, None], groups=5, dilation=3).transpose(1, 2)
+    torch.testing.assert_close(short_conv(x, weight, dilation=3), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_tri_gram_that_attention_cannot_see_is_remembered() -> None:
+    """Text whose next token is a random function of the last two: the memory learns the table, an MLP does not."""
+    generator = torch.Generator().manual_seed(0)
+    rule = torch.randint(0, 50, (50, 50), generator=generator)
+    text = torch.zeros(64, 34, dtype=torch.int64)
+    text[:, :2] = torch.randint(0, 50, (64, 2), generator=generator)
+    for place in range(2, 34):
+        text[:, place] = rule[text[:, place - 2], text[:, place - 1]]
+    losses = {}
+    for pattern in ("nf", "f"):
+        part = EngramConfig(table_size=4096, slot_dim=8, num_heads=2)
+        model = DecoderConfig(
+            depth=1, width=64, num_heads=4, pattern=pattern, parts={"n": part}
+        ).build(50, 0)
+        (optimizer,) = AdamWConfig(lr=3e-3).build(model)
+        for _ in range(120):
+            out = model(text[:, :-1], text[:, 1:])
+            (out.total / text[:, 1:].numel()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        losses[pattern] = float(out.nll[:, 2:].mean())
+    assert losses["nf"] < 0.5 < 1.0 < losses["f"], losses
+
+
+@pytest.mark.parametrize("recipe", ["bf16", "nvfp4"])
+def test_it_trains_under_low_precision(recipe: str) -> None:
+    four = OperandConfig(format="nvfp4")
+    more = {"fprop": FpropConfig(x=four, w=four)} if recipe == "nvfp4" else {}
+    backbone.trains_under(CFG, PrecisionConfig(compute="bf16", pad=True, **more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [{"table_size": 0}, {"orders": ()}, {"kernel": 0}])
+def test_impossible_memories_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        EngramConfig(**{"table_size": 8} | bad)
