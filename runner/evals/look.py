@@ -64,6 +64,8 @@ def _attention_hook(seen: Watched, index: int) -> Any:
 def _stream_hook(seen: Watched, index: int) -> Any:
     def hook(_module: nn.Module, _given: Any, returned: Any) -> None:
         out, _ = split_notes(returned)
+        if out.ndim == 4:  # several residual streams: their sum is what is read at the end
+            out = out.sum(dim=2)
         values = out.detach().float()
         seen.streams[index] = out.detach()
         centred = values - values.mean()
@@ -87,7 +89,7 @@ class Look:
 
     Args:
         tokens: their texts; losses: of each but the first, nats; ranks: of each under the model, 0 the likeliest.
-        attention: [layers, heads, seq, seq].
+        attention: [layers, heads, seq, seq], NaN in layers without attention.
         lens: for each layer and place the likeliest next token's text and its probability, and the probability of
             the true one; statistics: by layer.
     """
@@ -121,9 +123,18 @@ def look(model: LanguageModel, ids: Int64[Tensor, " seq"], names: list[str]) -> 
         lens = [_lens(model.unembed(seen.streams[layer][0, :-1]), ids[1:], names) for layer in layers]  # fmt: skip
     return Look(
         [names[i] for i in ids.tolist()], losses.tolist(), ranks.tolist(),
-        torch.stack([seen.attention[layer][0] for layer in layers]).detach(), lens,
+        _stacked(seen.attention, len(layers), len(ids)), lens,
         [seen.statistics[layer] for layer in layers],
     )  # fmt: skip
+
+
+def _stacked(found: dict[int, Tensor], layers: int, seq: int) -> Float[Tensor, "layers heads seq seq"]:  # fmt: skip
+    """Return the maps of all layers, NaN where a layer has none."""
+    heads = max((weights.shape[1] for weights in found.values()), default=1)
+    whole = torch.full((layers, heads, seq, seq), torch.nan)
+    for layer, weights in found.items():
+        whole[layer, : weights.shape[1]] = weights[0].detach()
+    return whole
 
 
 def look_at(cell: Cell, text: str) -> dict[str, Any]:

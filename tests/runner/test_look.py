@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from typer.testing import CliRunner
 
 from analysis.runs import from_folders
+from models.branch import Context
 from models.decoder import Decoder, DecoderConfig
 from runner.cli import app
 from runner.evals.look import induction, look, watching
@@ -62,11 +63,12 @@ def test_attention_maps_are_what_attention_computes(model: Decoder) -> None:
         assert not found.triu(1).any()
         x = torch.randn(1, 9, model.cfg.width, generator=torch.Generator().manual_seed(layer))
         attn = block.attn  # type: ignore[union-attr]
-        rotary = model._rotary(torch.arange(9))
-        _, _, v = attn._heads(x, rotary)  # type: ignore[operator]
+        places = torch.arange(9)
+        context = Context(IDS[None, :9], places, rotary=model._rotary(places))
+        _, _, v = attn._heads(x)  # type: ignore[operator]
         v = v.repeat_interleave(attn.num_heads // attn.num_kv_heads, dim=1)
-        mixed = (attn.probabilities(x, rotary) @ v).transpose(1, 2).reshape(1, 9, -1)  # type: ignore[operator]
-        torch.testing.assert_close(attn.out(mixed), attn(x, rotary, None), rtol=1e-4, atol=1e-5)  # type: ignore[operator]
+        mixed = (attn.probabilities(x, context) @ v).transpose(1, 2).reshape(1, 9, -1)  # type: ignore[operator]
+        torch.testing.assert_close(attn.out(mixed), attn(x, context), rtol=1e-4, atol=1e-5)  # type: ignore[operator]
 
 
 def test_a_look_has_the_losses_and_the_lens_ends_at_the_model(model: Decoder) -> None:
