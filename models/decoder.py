@@ -301,7 +301,7 @@ class Decoder(LanguageModel):
         """Pass the layers."""
         streams = self.cfg.streams
         notes: Notes = {}
-        x = x if streams is None else streams.spread(x)
+        x = x if streams is None else streams.spread(x, context)
         for index, layer in enumerate(self.layers):
             x, more = layer(x, context)
             notes |= {f"layers.{index}.{name}": value for name, value in more.items()}

@@ -64,8 +64,8 @@ def _attention_hook(seen: Watched, index: int) -> Any:
 def _stream_hook(seen: Watched, index: int) -> Any:
     def hook(_module: nn.Module, _given: Any, returned: Any) -> None:
         out, _ = split_notes(returned)
-        if out.ndim == 4:  # several residual streams: their sum is what is read at the end
-            out = out.sum(dim=2)
+        if out.ndim == 4:  # several residual streams: their mean is what is read at the end
+            out = out.mean(dim=2)
         values = out.detach().float()
         seen.streams[index] = out.detach()
         centred = values - values.mean()

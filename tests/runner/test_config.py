@@ -58,6 +58,15 @@ def test_every_part_is_a_branch_by_one_override(part: str, compose: Compose) -> 
         validate(compose(f"+model/part@model.parts.x={part}", "+model.parts.x.wdow=3"))
 
 
+@pytest.mark.parametrize("streams", sorted(p.stem for p in (CONF / "model/streams").glob("*.yaml")))
+def test_every_kind_of_streams_is_one_override(streams: str, compose: Compose) -> None:
+    cfg = validate(compose(f"+model/streams={streams}"))
+    with torch.device("meta"):
+        built = cfg.model.build(257, 0)
+    assert sum(p.numel() for p in built.parameters()) == cfg.model.num_parameters(257)
+    assert validate(freeze(cfg)).model.streams == cfg.model.streams
+
+
 def test_a_decoder_without_parts_has_the_fingerprint_it_had_before_there_were_any(compose: Compose) -> None:  # fmt: skip
     keys = _cell(compose()).science
     assert not [key for key in keys if key.startswith(("model.parts", "model.pattern", "model.streams", "model.causal"))]  # fmt: skip
