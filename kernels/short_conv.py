@@ -3,6 +3,7 @@
 Shape legend: batch, seq, past = inputs before the first, dim = channels, taps: the last one meets the token itself.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -32,3 +33,16 @@ def short_conv(
             before = before * (earlier == documents)[..., None].to(x.dtype)
         y = y + before * weight[:, taps - 1 - j]
     return y
+
+
+def long_conv(
+    x: Float[Tensor, "batch longer dim"], weight: Float[Tensor, "dim taps"]
+) -> Float[Tensor, "batch seq dim"]:
+    """Return what `short_conv` returns, through Fourier transforms in fp32: for filters as long as the text."""
+    taps, size = weight.shape[1], x.shape[1]
+    length = size + taps
+    with torch.autocast(x.device.type, enabled=False):
+        spectrum = torch.fft.rfft(x.float(), n=length, dim=1)
+        filters = torch.fft.rfft(weight.float().flip(1).T, n=length, dim=0)
+        whole: Tensor = torch.fft.irfft(spectrum * filters, n=length, dim=1)
+    return whole[:, taps - 1 : size].to(x.dtype)

@@ -54,7 +54,7 @@ def is_causal(cfg: ModelConfig, seq: int = 24, place: int = 13) -> None:
     other[:, place] = (other[:, place] + 1) % VOCAB
     with torch.no_grad():
         before, after = model(tokens), model(other)
-    torch.testing.assert_close(before[:, :place], after[:, :place], rtol=0, atol=1e-6)
+    torch.testing.assert_close(before[:, :place], after[:, :place], rtol=0, atol=1e-5)
     assert (before[:, place] - after[:, place]).abs().max() > 1e-4
     assert (before[:, place + 1 :] - after[:, place + 1 :]).abs().max() > 1e-6
 
@@ -143,8 +143,8 @@ def trains_under(cfg: ModelConfig, precision: Any) -> None:
     bound.prepare(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     tokens, losses = text(4, 33), []
-    for step in range(12):
-        bound.begin(step, 12)
+    for step in range(20):
+        bound.begin(step, 20)
         with bound.autocast():
             out = model(tokens[:, :-1], tokens[:, 1:])
         (out.total / 128).backward()

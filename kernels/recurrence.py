@@ -1,0 +1,123 @@
+"""Linear recurrences over a sequence: chunk by chunk in products of matrices, or element by element.
+
+    plain      S_t = a_t S_(t-1) + k_t v_t^T                      (linear attention, gated; Mamba-2)
+    delta      S_t = a_t (I - b_t k_t k_t^T) S_(t-1) + b_t k_t v_t^T          (DeltaNet, gated)
+    o_t = q_t S_t
+
+A chunk sees the state at its beginning and itself, so that a sequence costs seq / chunk small steps, and decoding is the
+same with one token. All of it is computed in fp32.
+
+Shape legend: batch, heads, seq, k = key width, v = value width, c = tokens of a chunk.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+_LEAST = -4.0  # log of a decay for each key dimension: 16 of them together stay within fp32
+_PER_DIMENSION = 16  # tokens of a chunk where each key dimension has its own decay
+
+
+def recurrence(
+    q: Float[Tensor, "batch heads seq k"],
+    k: Float[Tensor, "batch heads seq k"],
+    v: Float[Tensor, "batch heads seq v"],
+    *,
+    log_decay: Float[Tensor, "batch heads seq decays"] | None = None,
+    beta: Float[Tensor, "batch heads seq"] | None = None,
+    state: Float[Tensor, "batch heads k v"] | None = None,
+    documents: Int64[Tensor, "batch seq"] | None = None,
+    chunk: int = 64,
+) -> tuple[Float[Tensor, "batch heads seq v"], Float[Tensor, "batch heads k v"]]:
+    """Return (outputs, the state after the last token); with `beta` the delta rule.
+
+    Args:
+        log_decay: log a_t <= 0, one for the state (decays = 1) or one for each key dimension (above -4; not with
+            `beta`). None: nothing fades.
+        state: at the beginning (None: zeros). documents: the state is forgotten where a document begins.
+
+    Source: Yang et al., arXiv 2312.06635 (chunks), 2406.06484 (delta rule), 2412.06464 (its gate).
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        return _recurrence(q, k, v, log_decay, beta, state, documents, chunk)
+
+
+def _recurrence(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, beta: Tensor | None, state: Tensor | None,
+    documents: Tensor | None, chunk: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out_type, (batch, heads, seq, width) = v.dtype, q.shape
+    if log_decay is None:
+        log_decay = q.new_zeros(batch, heads, seq, 1)
+    wide = log_decay.shape[-1] > 1
+    size = min(chunk, _PER_DIMENSION if wide else chunk, seq)
+    missing = -seq % size
+    q, k, v, log_decay = (F.pad(x.float(), (0, 0, 0, missing)) for x in (q, k, v, log_decay))
+    if documents is None:
+        documents = torch.zeros(1, seq, dtype=torch.int64, device=q.device)
+    documents = torch.cat((documents, documents[:, -1:].expand(-1, missing)), dim=1)
+    # [chunks, batch, heads, c, ...]: the loop below runs over the first dimension.
+    q, k, v, log_decay = (_chunks(x, size) for x in (q, k, v, log_decay))
+    whose = documents.view(len(documents), 1, -1, size).movedim(2, 0)
+    same = whose[..., :, None] == whose[..., None, :]
+    gone = log_decay.clamp(min=_LEAST).cumsum(dim=-2) if wide else log_decay.cumsum(dim=-2)
+    if wide:
+        fade = None
+        reading, writing = q * gone.exp(), k * (-gone).exp()
+    else:
+        apart = gone - gone.mT
+        fade = torch.where(same.tril(), apart, -torch.inf).exp()
+        reading, writing = q, k
+    scores = (reading @ writing.mT) * (same.tril() if fade is None else fade)
+    # What the state at the beginning gives to each token, and each token to the state at the end.
+    last = gone[..., -1:, :]
+    to_end = k * (last - gone).exp() * (whose == whose[..., -1:])[..., None]
+    if beta is not None:
+        assert fade is not None
+        rate = _chunks(F.pad(beta.float(), (0, missing))[..., None], size)
+        below = (rate * (k @ k.mT) * fade).tril(-1)
+        unit = torch.eye(size, device=q.device) + below
+        both = torch.cat((rate * v, rate * k * gone.exp()), dim=-1)
+        solved = torch.linalg.solve_triangular(unit, both, upper=False, unitriangular=True)
+        v, correction = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
+    if state is None:
+        state = q.new_zeros(batch, heads, width, v.shape[-1])
+    state, before = state.float(), whose[0, ..., :1]
+    outputs = []
+    for index in range(len(q)):
+        goes_on = (whose[index] == before).to(q.dtype)[..., None]
+        given = v[index] if beta is None else v[index] - (correction[index] * goes_on) @ state
+        outputs.append(scores[index] @ given + (q[index] * gone[index].exp() * goes_on) @ state)
+        kept = goes_on[..., -1:, :] * last[index].exp().mT
+        state = kept * state + to_end[index].mT @ given
+        before = whose[index, ..., -1:]
+    out = torch.stack(outputs, dim=2).view(batch, heads, -1, v.shape[-1])
+    return out[:, :, :seq].to(out_type), state
+
+
+def _chunks(x: Tensor, size: int) -> Tensor:
+    return x.view(*x.shape[:2], -1, size, x.shape[-1]).movedim(2, 0)
+
+
+def recurrence_flops(seq: int, heads: int, k: int, v: int, *, chunk: int, delta: bool, wide: bool) -> int:  # fmt: skip
+    """Return the FLOPs of the products in `recurrence`; the triangular solve of the delta rule is left out."""
+    size = min(chunk, _PER_DIMENSION if wide else chunk, seq)
+    rows = -(-seq // size) * size
+    pairs = 2 * rows * size * (k * (2 if delta else 1) + v)
+    return heads * (pairs + 2 * rows * k * v * (3 if delta else 2))
+
+
+def scan(
+    decay: Float[Tensor, "batch seq dim"], added: Float[Tensor, "batch seq dim"],
+    first: Float[Tensor, "batch dim"] | None = None,
+) -> Float[Tensor, "batch seq dim"]:  # fmt: skip
+    """Return h_t = decay_t h_(t-1) + added_t, each element by itself, in log2(seq) passes (Hillis & Steele 1986)."""
+    if first is not None:
+        added = torch.cat((added[:, :1] + decay[:, :1] * first[:, None], added[:, 1:]), dim=1)
+    back = 1
+    while back < added.shape[1]:
+        added = torch.cat((added[:, :back], added[:, back:] + decay[:, back:] * added[:, :-back]), dim=1)  # fmt: skip
+        decay = torch.cat((decay[:, :back], decay[:, back:] * decay[:, :-back]), dim=1)
+        back *= 2
+    return added

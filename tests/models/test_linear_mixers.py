@@ -1,0 +1,117 @@
+"""Mixers with a state that does not grow: trained in chunks or by a scan, decoded one token at a time, the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.short_conv import long_conv, short_conv
+from models.convolution import ConvolutionConfig
+from models.decoder import DecoderConfig
+from models.linear_attention import LinearAttentionConfig, taylor
+from models.mamba import MambaConfig
+from models.min_gru import MinGRUConfig
+from models.precision import PrecisionConfig
+from models.precision_config import FpropConfig, OperandConfig
+from tests.models import backbone
+
+KINDS: dict[str, Any] = {
+    "gla": LinearAttentionConfig(kind="gla", chunk=8),
+    "gla, no conv": LinearAttentionConfig(kind="gla", conv=0, num_heads=2, key_dim=6),
+    "delta": LinearAttentionConfig(kind="delta", chunk=8),
+    "gated delta": LinearAttentionConfig(kind="gated_delta", chunk=16),
+    "based": LinearAttentionConfig(kind="based", key_dim=4, conv=3),
+    "mamba": MambaConfig(state_dim=8, head_dim=16, chunk=8),
+    "minGRU": MinGRUConfig(expand=1.5),
+    "short conv": ConvolutionConfig(),
+    "long conv": ConvolutionConfig(taps=40),
+}
+
+
+def _cfg(kind: str, **more: Any) -> DecoderConfig:
+    given = {"depth": 2, "width": 32, "num_heads": 4, "pattern": "xf", "parts": {"x": KINDS[kind]}}
+    return DecoderConfig(**given | more)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
+    backbone.has_the_parameters_of_its_formula(_cfg(kind))
+    backbone.has_the_flops_of_its_formula(_cfg(kind), 24)
+    backbone.has_the_flops_of_its_formula(_cfg(kind), 29)
+    backbone.is_causal(_cfg(kind))
+    backbone.starts_at_ln_vocab(_cfg(kind))
+    backbone.reads_piece_by_piece_what_it_reads_at_once(_cfg(kind), bound=1e-4)
+    backbone.keeps_documents_apart(_cfg(kind))
+    backbone.trains_alike_recomputed_and_in_halves(_cfg(kind), bound=1e-4)
+    backbone.comes_back_from_a_folder(_cfg(kind), tmp_path / "m")
+
+
+def test_all_compile() -> None:
+    backbone.compiles(*(_cfg(kind) for kind in KINDS))
+
+
+@pytest.mark.parametrize("recipe", ["bf16", "nvfp4"])
+@pytest.mark.parametrize("kind", ["gla", "gated delta", "based", "mamba", "minGRU", "short conv"])
+def test_they_train_under_low_precision(kind: str, recipe: str) -> None:
+    four = OperandConfig(format="nvfp4")
+    more = {"fprop": FpropConfig(x=four, w=four)} if recipe == "nvfp4" else {}
+    backbone.trains_under(_cfg(kind), PrecisionConfig(compute="bf16", pad=True, **more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_does_not_grow(kind: str) -> None:
+    model = _cfg(kind).build(50, 0)
+    state, held = model.start(2, 8), []
+    with torch.no_grad():
+        for size in (7, 60, 1):
+            model(backbone.text(2, size), state=state)
+            held.append(state.num_bytes())
+    assert held[0] == held[1] == held[2]
+
+
+def test_a_hybrid_keeps_a_window_and_states_together(tmp_path: Path) -> None:
+    from models.attention import AttentionConfig
+    from models.engram import EngramConfig
+    from models.experts import ExpertsConfig
+    from models.streams import StreamsConfig
+
+    cfg = _cfg(
+        "gated delta", depth=4, pattern="nxe wf af m", streams=StreamsConfig(num_streams=2),
+        parts={
+            "x": KINDS["gated delta"], "m": KINDS["mamba"], "w": AttentionConfig(window=6, sinks=1),
+            "n": EngramConfig(table_size=31, slot_dim=2), "e": ExpertsConfig(num_experts=4, hidden=16, balance="none", z_loss=0.0),
+        },
+    )  # fmt: skip
+    backbone.has_the_parameters_of_its_formula(cfg)
+    backbone.has_the_flops_of_its_formula(cfg, 24)
+    backbone.is_causal(cfg)
+    backbone.reads_piece_by_piece_what_it_reads_at_once(cfg, bound=1e-4)
+    backbone.keeps_documents_apart(cfg)
+    backbone.trains_alike_recomputed_and_in_halves(cfg, bound=1e-4)
+    backbone.comes_back_from_a_folder(cfg, tmp_path / "m")
+    backbone.compiles(cfg, backend="inductor")
+
+
+def test_taylor_features_are_the_expansion_of_exp() -> None:
+    x, y = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
+    product = (x * y).sum(-1)
+    torch.testing.assert_close((taylor(x) * taylor(y)).sum(-1), 1 + product + product**2 / 2)
+
+
+def test_a_long_convolution_is_the_short_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(2, 30 + 11, 3, generator=generator),
+        torch.randn(3, 12, generator=generator),
+    )
+    torch.testing.assert_close(long_conv(x, weight), short_conv(x, weight), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("part", "match"),
+    [(LinearAttentionConfig(num_heads=5), "num_heads=5"), (MambaConfig(head_dim=48), "head_dim=48")],
+)  # fmt: skip
+def test_shapes_that_do_not_fit_are_refused(part: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        DecoderConfig(depth=1, width=32, num_heads=4, pattern="x", parts={"x": part}).build(50, 0)
