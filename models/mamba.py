@@ -33,7 +33,7 @@ class MambaConfig:
     """A Mamba-2 mixer.
 
     Args:
-        state_dim: n. head_dim: width of a head. expand: inner width over the model's. conv: taps.
+        state_dim: n. head_dim: width of a head (None: of the decoder's heads). expand: inner width over the model's. conv: taps.
         chunk: tokens computed at once.
     """
 
@@ -41,22 +41,22 @@ class MambaConfig:
     normed: ClassVar[bool] = True
 
     state_dim: int = 64
-    head_dim: int = 32
+    head_dim: int | None = None
     expand: int = 2
     conv: int = 4
     chunk: int = 64
 
     def __post_init__(self) -> None:
         for name in ("state_dim", "head_dim", "expand", "conv", "chunk"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
     def shape(self, host: "DecoderConfig") -> tuple[int, int]:
         """Return (inner width, heads)."""
-        inner = self.expand * host.width
-        if inner % self.head_dim:
-            raise ValueError(f"head_dim={self.head_dim} must divide expand x width = {inner}")
-        return inner, inner // self.head_dim
+        inner, head = self.expand * host.width, self.head_dim or host.attention_dim
+        if inner % head:
+            raise ValueError(f"head_dim={head} must divide expand x width = {inner}")
+        return inner, inner // head
 
     def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> "Mamba":
         """See `PartConfig`."""
@@ -77,7 +77,7 @@ class MambaConfig:
         inner, heads = self.shape(host)
         found = linear_flops(seq, host.width, 2 * inner + 2 * self.state_dim + heads)
         found += linear_flops(seq, inner, host.width)
-        found += recurrence_flops(seq, heads, self.state_dim, self.head_dim, chunk=self.chunk, delta=False, wide=False)  # fmt: skip
+        found += recurrence_flops(seq, heads, self.state_dim, inner // heads, chunk=self.chunk, delta=False, wide=False)  # fmt: skip
         return found, found
 
 
