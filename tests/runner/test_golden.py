@@ -26,6 +26,8 @@ CASES = {
     "gpt2 layernorm bf16": ["model.norm=layernorm", "model.positions=learned", "model.activation=gelu", "model.bias=true", "precision=bf16"],
     "untied qk-norm gqa relu2 softcap": ["model.tied=false", "model.qk_norm=true", "model.num_kv_heads=1", "model.activation=relu2", "model.softcap=20", "model.z_loss=1e-4"],
     "bpe masked wsd ema": ["tokenizer=bpe", "tokenizer.vocab_size=300", "data.mask_documents=true", "schedule=wsd", "train.average.kind=ema"],
+    "hybrid": ["model=hybrid", "model.depth=3", "model.width=48", "model.parts.n.table_size=64", "data.mask_documents=true"],
+    "bdh": ["model=bdh", "model.width=32", "model.multiplier=4", "model.depth=2"],
 }  # fmt: skip
 
 
