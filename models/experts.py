@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from kernels.grouped import can_group, grouped_feed_forward
 from models.branch import Context, Notes
@@ -120,10 +121,11 @@ class Experts(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             scores = F.linear(rows.float(), self.router.float())
         weights, chosen = self._choose(scores)
-        counts = torch.bincount(chosen.flatten(), minlength=self.cfg.num_experts)
+        counts = torch.zeros(self.cfg.num_experts, dtype=torch.int64, device=x.device)
+        counts = counts.scatter_add(0, chosen.flatten(), torch.ones_like(chosen.flatten()))
         order = chosen.flatten().argsort(stable=True)  # by expert; within one, by token
         kept = counts
-        if self.cfg.capacity_factor is not None and context.noise is not None:
+        if self.cfg.capacity_factor is not None and context.noise is not None and _known(counts):
             order, kept = self._drop(order, chosen, counts)
         token = order // self.cfg.top_k
         y = self._experts(rows[token], kept) * weights.flatten()[order, None].to(x.dtype)
@@ -162,7 +164,8 @@ class Experts(nn.Module):
         if plain and can_group(x):
             up, down = (torch.stack([w.to(x.dtype) for w in ws]) for ws in zip(*((e.up.weight, e.down.weight) for e in experts), strict=True))  # fmt: skip
             return grouped_feed_forward(x, up, down, counts, experts[0].activate)
-        parts = torch.split(x, counts.tolist())  # type: ignore[no-untyped-call]
+        sizes = counts.tolist() if _known(counts) else _equal(len(x), len(experts))
+        parts = torch.split(x, sizes)  # type: ignore[no-untyped-call]
         # Also an expert without a token takes part: its gradient is zero, not missing.
         return torch.cat([expert(part) for expert, part in zip(experts, parts, strict=True)])
 
@@ -184,3 +187,14 @@ class Experts(nn.Module):
             push = _BIAS_GRADIENT * (self.balance * (load - equal)).sum()
             notes["loss.bias"] = push - push.detach()  # a gradient, no loss
         return notes
+
+
+def _known(counts: Tensor) -> bool:
+    """False where tensors have shapes only: the plan asks what memory a step takes, for which equal shares will do."""
+    if torch.compiler.is_compiling():
+        return True
+    return not (counts.is_meta or isinstance(counts, FakeTensor))
+
+
+def _equal(rows: int, experts: int) -> list[int]:
+    return [rows // experts + (number < rows % experts) for number in range(experts)]

@@ -34,6 +34,17 @@ HELD_OUT = [
 ]
 
 
+def test_memory_is_predicted_where_shapes_depend_on_what_a_router_chooses(compose: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+    """For twice the sequence more of it, with a capacity too."""
+    changes = ["model=hybrid", "model.width=48", "+model.parts.e.capacity_factor=1.25"]
+    found = []
+    for seq in (64, 512):
+        node = compose(*changes, f"train.sequence_length={seq}")
+        found.append(Planned(make_cells([("", node)])[0], {}).memory_bytes)
+    assert None not in found
+    assert found[1] > found[0] + 10e6  # type: ignore[operator]
+
+
 def test_memory_is_predicted_within_15_percent(espalier: Run, tmp_path: Path) -> None:
     common = ["train.sequence_length=256", "train.steps=2", "eval.every=9", "eval.tokens=256", "eval.batch_size=1"]  # fmt: skip
     for index, changes in enumerate(HELD_OUT):
