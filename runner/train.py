@@ -23,8 +23,7 @@ from models.language_model import LanguageModel
 from models.pretrained import load_weights
 from runner import checkpoint
 from runner.budget import budget, flops_per_sequence
-from runner.data.order import TrainingSamples, training_loader
-from runner.data.tokens import Corpus, prepare
+from runner.data.order import Corpus, training_loader
 from runner.distributed import Ranks, whole
 from runner.errors import CheckpointError, ConfigError, LeaseLost
 from runner.evals.follow import last_evaluated, new_checkpoints
@@ -56,7 +55,7 @@ class Trainer:
         self.cfg, self.run, self.journal, self.ranks = cfg, cell.folder, journal, ranks
         hashes = [source["content"] for source in cell.science["data.sources"]]
         cache = Path(cfg.root) / "data_cache"
-        self.corpus: Corpus = prepare(cfg.data, cfg.tokenizer, cache, hashes)
+        self.corpus: Corpus = cfg.data.build(cfg.tokenizer, cache, hashes)
         vocab, seq = self.corpus.tokenizer.vocab_size, cfg.train.sequence_length
         self.device = ranks.device
         cfg.model.check(vocab, seq)
@@ -284,10 +283,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         cfg = self.cfg
-        samples = TrainingSamples(
-            self.corpus.train, self.corpus.weights, cfg.train.sequence_length, cfg.seed,
-            self.corpus.tokenizer.eos,
-        )  # fmt: skip
+        samples = self.corpus.samples(cfg.train.sequence_length, cfg.seed)
         return iter(
             training_loader(
                 samples, first_step=self.progress.step, steps=self.steps,

@@ -6,24 +6,50 @@ starts at another offset so that window borders move.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from runner.data.tokens import TokenFile
+from runner.data.tokenizers import Tokenizer
 from runner.errors import DataError
+
+if TYPE_CHECKING:
+    from runner.data.tokens import TokenFile
 
 _BLOCK = 1024
 Sample = dict[str, Tensor]
+
+
+class Corpus(Protocol):
+    """What there is to train and validate on."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What its ids stand for."""
+        ...
+
+    @property
+    def bytes_per_counted_byte(self) -> float:
+        """Bytes of validation text for each byte that its tokens spell; 1 for a lossless tokenizer."""
+        ...
+
+    def samples(self, seq: int, seed: int) -> Dataset[Sample]:
+        """Return sample i of training for every i: `tokens`, `targets` (-100: none), `documents`, `index`."""
+        ...
+
+    def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[Sample]:
+        """Yield the batches of validation, always the same ones."""
+        ...
 
 
 class TrainingSamples(Dataset[Sample]):
     """Sample i: `tokens`, `targets`, `documents`, each `[seq]` int64, and `index`."""
 
     def __init__(
-        self, files: list[TokenFile], weights: list[float], seq: int, seed: int, eos: int
+        self, files: list["TokenFile"], weights: list[float], seq: int, seed: int, eos: int
     ) -> None:
         self.files, self.seq, self.seed, self.eos = files, seq, seed, eos
         self.edges = np.cumsum([0.0, *weights]) / sum(weights)
@@ -103,7 +129,7 @@ class _Batches:
 
 
 def training_loader(
-    samples: TrainingSamples, *, first_step: int, steps: int, batch: int, micro: int, rank: int,
+    samples: Dataset[Sample], *, first_step: int, steps: int, batch: int, micro: int, rank: int,
     world: int, num_workers: int,
 ) -> DataLoader[Sample]:  # fmt: skip
     """Return micro-batches in order: batch / world / micro of them make one optimiser step."""
@@ -112,7 +138,7 @@ def training_loader(
 
 
 def validation_batches(
-    files: list[TokenFile], seq: int, batch: int, max_tokens: int
+    files: list["TokenFile"], seq: int, batch: int, max_tokens: int
 ) -> Iterator[Sample]:
     """Yield fixed batches over the validation files, at most `max_tokens` in all, evenly spread."""
     # The last window of a file is shorter: its missing targets are -100 and do not count.
@@ -132,7 +158,7 @@ def validation_batches(
         yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def _padded(file: TokenFile, at: int, seq: int, index: int) -> Sample:
+def _padded(file: "TokenFile", at: int, seq: int, index: int) -> Sample:
     length = min(seq + 1, len(file.ids) - at)
     ids, documents = file.window(at, length)
     missing = (0, seq + 1 - length)

@@ -102,6 +102,33 @@ class CharTokenizer(Tokenizer):
         return json.dumps({"kind": "char", "characters": self.characters}, ensure_ascii=False)
 
 
+class SymbolTokenizer(Tokenizer):
+    """Ids and no language: `7 12 7` is their text. For data that are made, not read; the last id is eos."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size, self.eos = vocab_size, vocab_size - 1
+
+    def encode(self, text: str) -> np.ndarray:
+        try:
+            ids = np.array([int(word) for word in text.split()], dtype=np.int64)
+        except ValueError:
+            raise DataError(f"{text[:40]!r} is not a row of numbers, which tokenizer.kind=symbols reads") from None  # fmt: skip
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise DataError(f"{text[:40]!r} has a number outside 0..{self.vocab_size - 1}; raise tokenizer.vocab_size")  # fmt: skip
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(f" {index}" for index in ids if index != self.eos)
+
+    def bytes_per_id(self) -> np.ndarray:
+        found = np.array([len(f" {index}") for index in range(self.vocab_size)], dtype=np.int32)
+        found[self.eos] = 0
+        return found
+
+    def dumps(self) -> str:
+        return json.dumps({"kind": "symbols", "vocab_size": self.vocab_size})
+
+
 class SubwordTokenizer(Tokenizer):
     """A `tokenizers` model: trained here or loaded from a Hugging Face folder.
 
@@ -160,6 +187,8 @@ def loads(text: str) -> Tokenizer:
         return ByteTokenizer()
     if data["kind"] == "char":
         return CharTokenizer(data["characters"])
+    if data["kind"] == "symbols":
+        return SymbolTokenizer(data["vocab_size"])
     return SubwordTokenizer(data["json"], data["eos"], data.get("padded"))
 
 
@@ -169,23 +198,24 @@ class TokenizerConfig:
 
     Args:
         kind: bytes; char (of the training text); bpe, wordpiece, unigram (trained on the training
-            split); folder (a Hugging Face tokenizer folder with tokenizer.json).
-        vocab_size: of a trained tokenizer, eos included; of kind=folder, rows of the model (None: as many
+            split); folder (a Hugging Face tokenizer folder with tokenizer.json); symbols (numbers, for
+            data that are made).
+        vocab_size: of a trained tokenizer or of symbols, eos included; of kind=folder, rows of the model (None: as many
             as there are ids).
         path: of kind=folder.
         eos_token: end-of-document token of a trained or loaded tokenizer.
         train_documents: train on so many documents at most, from the first.
     """
 
-    kind: Literal["bytes", "char", "bpe", "wordpiece", "unigram", "folder"] = "bytes"
+    kind: Literal["bytes", "char", "bpe", "wordpiece", "unigram", "folder", "symbols"] = "bytes"
     vocab_size: int | None = None
     path: str | None = None
     eos_token: str = "<|endoftext|>"
     train_documents: int | None = None
 
     def __post_init__(self) -> None:
-        trained = self.kind in ("bpe", "wordpiece", "unigram")
-        if trained and self.vocab_size is None:
+        sized = self.kind in ("bpe", "wordpiece", "unigram", "symbols")
+        if sized and self.vocab_size is None:
             raise ValueError(f"tokenizer.kind={self.kind} needs tokenizer.vocab_size")
         if self.path:  # a job may start in another directory
             object.__setattr__(self, "path", str(Path(self.path).expanduser().resolve()))
@@ -212,6 +242,8 @@ class TokenizerConfig:
             return ByteTokenizer()
         if self.kind == "char":
             return CharTokenizer("".join(sorted(set().union(*documents))))
+        if self.kind == "symbols":
+            return SymbolTokenizer(int(self.vocab_size or 0))
         if self.kind == "folder":
             text = self._file().read_text(encoding="utf-8")
             return SubwordTokenizer(text, self.eos_token, self.vocab_size)

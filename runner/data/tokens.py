@@ -18,8 +18,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from models.config import config
+from runner.data.order import Sample, TrainingSamples, validation_batches
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers import Tokenizer, TokenizerConfig, loads
 from runner.errors import DataError, EspalierError
@@ -57,6 +59,12 @@ class DataConfig:
         """Return the content hash of each source, in order."""
         return [source.content_hash() for source in self.sources]
 
+    def build(
+        self, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
+    ) -> "TextCorpus":
+        """Return the corpus; see `prepare`."""
+        return prepare(self, tokenizer, cache, hashes)
+
 
 @dataclass(frozen=True)
 class TokenFile:
@@ -75,8 +83,8 @@ class TokenFile:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """All sources, tokenised: one (train, val) pair of files each."""
+class TextCorpus:
+    """All sources, tokenised: one (train, val) pair of files each; see `Corpus`."""
 
     tokenizer: Tokenizer
     train: list[TokenFile]
@@ -89,10 +97,18 @@ class Corpus:
         counted = sum(file.counted_bytes for file in self.val)
         return sum(file.text_bytes for file in self.val) / counted if counted else 1.0
 
+    def samples(self, seq: int, seed: int) -> Dataset[Sample]:
+        """See `Corpus`: windows of the token stream."""
+        return TrainingSamples(self.train, self.weights, seq, seed, self.tokenizer.eos)
+
+    def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[Sample]:
+        """See `Corpus`."""
+        return validation_batches(self.val, seq, batch, max_tokens)
+
 
 def prepare(
     data: DataConfig, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
-) -> Corpus:
+) -> TextCorpus:
     """Return the corpus, tokenising what `cache` does not hold yet.
 
     `hashes` are those of the sources, frozen with the cell: where the cache holds them no text is
@@ -115,7 +131,7 @@ def prepare(
         folder = _once(place, job)
         train.append(_open(folder, "train", model))
         val.append(_open(folder, "val", model))
-    return Corpus(model, train, val, [source.weight for source in data.sources])
+    return TextCorpus(model, train, val, [source.weight for source in data.sources])
 
 
 def _unchanged(source: SourceConfig, frozen: str) -> None:

@@ -9,9 +9,8 @@ import torch
 from models.language_model import LanguageModel, TokenLoss
 from models.precision import Precision
 from runner.config import RunConfig
-from runner.data.order import Sample, validation_batches
+from runner.data.order import Corpus, Sample
 from runner.data.tokenizers import Tokenizer
-from runner.data.tokens import Corpus
 from runner.distributed import Ranks
 from runner.evals.scores import calibration_error, predictions
 from runner.serve.generate import generate
@@ -26,9 +25,7 @@ def validate_loss(
     lengths = torch.from_numpy(corpus.tokenizer.bytes_per_id())
     nats, tokens, num_bytes = 0.0, 0, 0
     device = ranks.device
-    batches = validation_batches(
-        corpus.val, cfg.train.sequence_length, cfg.eval.batch_size, cfg.eval.tokens
-    )
+    batches = corpus.held_out(cfg.train.sequence_length, cfg.eval.batch_size, cfg.eval.tokens)
     # Sharded parameters are gathered in every forward pass, so all ranks make the same number of
     # them; who has no batch of its own left repeats the last one without counting it.
     for mine, batch in _dealt(batches, ranks.rank, ranks.world):
@@ -63,7 +60,7 @@ def validate_details(
     seq = cfg.train.sequence_length
     nats, count = (torch.zeros(seq, dtype=torch.float64) for _ in range(2))
     found = []
-    for batch in validation_batches(corpus.val, seq, cfg.eval.batch_size, cfg.eval.tokens):
+    for batch in corpus.held_out(seq, cfg.eval.batch_size, cfg.eval.tokens):
         documents = batch["documents"].to(device) if cfg.data.mask_documents else None
         with precision.autocast():
             logits = model(batch["tokens"].to(device), documents=documents)

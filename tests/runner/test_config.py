@@ -79,7 +79,11 @@ def test_a_decoder_without_parts_has_the_fingerprint_it_had_before_there_were_an
 
 
 NODES_OF = {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in CONF.iterdir() if g.is_dir()}
-NEEDS = {"folder": ["tokenizer.path=x"], "hub": ["data.sources.0.revision=abc"]}
+NEEDS = {
+    "folder": ["tokenizer.path=x"],
+    "hub": ["data.sources.0.revision=abc"],
+    "recall": ["~data.split", "~data.sources", "tokenizer=symbols"],
+}
 
 
 @pytest.mark.parametrize(("group", "node"), [(g, n) for g in (*NODES, *SETTINGS) for n in NODES_OF[g]])  # fmt: skip

@@ -1,0 +1,143 @@
+"""Multi-query associative recall, the test of what a mixer remembers (Zoology, Arora et al., arXiv 2312.04927).
+
+    k1 v1 k2 v2 ... | . . k2 . . . k1 . .          predict v2 where k2 comes again, v1 where k1 does
+
+Keys come from the lower half of the vocabulary, values from the upper; where a key is asked again the next value is the
+target, nowhere else; between them stand random tokens. Near places are asked more often, by a power law.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from models.config import config
+from runner.data.order import Sample
+from runner.data.sources import SourceConfig
+from runner.data.tokenizers import SymbolTokenizer, Tokenizer, TokenizerConfig
+
+Half = Literal["train", "val"]
+
+
+@config
+class RecallConfig:
+    """Examples of associative recall, each of `train.sequence_length` tokens; goes with tokenizer=symbols.
+
+    Args:
+        num_pairs: keys and values of an example, each asked once.
+        num_train, num_val: examples; training goes through its own over and over, in a new order each time.
+        power: of the law of distances, p(gap) ~ power x gap^(power - 1).
+        data_seed: of the examples (the run's seed orders them).
+    """
+
+    sources: ClassVar[tuple[SourceConfig, ...]] = ()
+    mask_documents: ClassVar[bool] = False
+
+    num_pairs: int = 8
+    num_train: int = 20000
+    num_val: int = 1000
+    power: float = 0.01
+    data_seed: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_pairs", "num_train", "num_val"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    def content_hash(self) -> list[str]:
+        """Return nothing: what is made of these numbers has no other content."""
+        return []
+
+    def build(
+        self, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
+    ) -> "RecallCorpus":
+        """Return the corpus.
+
+        Raises:
+            ValueError: a tokenizer of text, or too small a vocabulary.
+        """
+        built = tokenizer.build(())
+        if not isinstance(built, SymbolTokenizer):
+            raise ValueError(f"data=recall is of numbers; use tokenizer=symbols, not tokenizer.kind={tokenizer.kind}")  # fmt: skip
+        if built.vocab_size // 2 <= self.num_pairs:
+            raise ValueError(f"tokenizer.vocab_size={built.vocab_size} must exceed 2 x {self.num_pairs + 1}, keys and values of num_pairs={self.num_pairs}")  # fmt: skip
+        return RecallCorpus(self, built)
+
+
+@dataclass(frozen=True)
+class RecallCorpus:
+    """See `RecallConfig`, and `Corpus`."""
+
+    cfg: RecallConfig
+    tokenizer: Tokenizer
+    bytes_per_counted_byte: float = 1.0
+
+    def samples(self, seq: int, seed: int) -> "RecallSamples":
+        """See `Corpus`."""
+        return RecallSamples(self.cfg, self.tokenizer.vocab_size, seq, seed)
+
+    def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[Sample]:
+        """See `Corpus`: the validation examples, or as many as `max_tokens` have room for."""
+        count = max(1, min(self.cfg.num_val, max_tokens // seq))
+        made = RecallSamples(self.cfg, self.tokenizer.vocab_size, seq, 0, "val")
+        for start in range(0, count, batch):
+            rows = [
+                made.example(number, number) for number in range(start, min(start + batch, count))
+            ]
+            yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class RecallSamples(Dataset[Sample]):
+    """Example i is a function of (data_seed, half, i); which one is sample i, of (seed, i)."""
+
+    def __init__(
+        self, cfg: RecallConfig, vocab_size: int, seq: int, seed: int, half: Half = "train"
+    ) -> None:
+        if seq < 4 * cfg.num_pairs:
+            raise ValueError(
+                f"train.sequence_length={seq} has no room for {cfg.num_pairs} pairs and as many questions "
+                f"two apart; raise it to {4 * cfg.num_pairs} or lower data.num_pairs"
+            )
+        self.cfg, self.vocab_size, self.seq, self.seed, self.half = cfg, vocab_size, seq, seed, half
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, index: int) -> Sample:
+        epoch, place = divmod(index, self.cfg.num_train)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, _rng(self.seed, epoch).permutation(self.cfg.num_train)
+        return self.example(int(self._order[1][place]), index)
+
+    @cached_property
+    def _distances(self) -> np.ndarray:
+        """Probability of each gap, of which the question is twice as far behind the pairs."""
+        gaps = np.arange(1, (self.seq - 2 * self.cfg.num_pairs) // 2 + 1)
+        law: np.ndarray = gaps ** (self.cfg.power - 1.0)
+        return np.asarray(law / law.sum())
+
+    def example(self, number: int, index: int) -> Sample:
+        """Return one example as a sample."""
+        pairs, half = self.cfg.num_pairs, self.vocab_size // 2
+        rng = _rng(self.cfg.data_seed, 1 + (self.half == "val"), number)
+        keys = 1 + rng.choice(half - 1, pairs, replace=False)
+        values = half + rng.choice(self.vocab_size - half, pairs, replace=False)
+        tokens = rng.integers(0, self.vocab_size, self.seq)
+        tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2] = keys, values
+        targets = np.full(self.seq, -100)
+        asked = 2 * pairs + 2 * rng.choice(len(self._distances), pairs, replace=False, p=self._distances)  # fmt: skip
+        tokens[asked], targets[asked] = keys, values
+        return {
+            "tokens": torch.from_numpy(tokens.astype(np.int64)),
+            "targets": torch.from_numpy(targets.astype(np.int64)),
+            "documents": torch.zeros(self.seq, dtype=torch.int64),
+            "index": torch.tensor(index),
+        }
+
+
+def _rng(*address: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(address)))
