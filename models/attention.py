@@ -41,6 +41,7 @@ class AttentionConfig:
 
     name: ClassVar[str] = "attn"
     normed: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = False
 
     num_kv_heads: int | None = None
     window: int | None = None

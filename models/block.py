@@ -27,11 +27,8 @@ class Block(nn.Module):
         self.names = [part.name for part in branches]
         for number, part in enumerate(branches, first):
             if part.normed:
-                setattr(
-                    self,
-                    f"{part.name}_norm",
-                    make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps),
-                )
+                norm = make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps)
+                setattr(self, f"{part.name}_norm", norm)
             setattr(self, part.name, part.build(cfg, number, vocab_size))
             if cfg.streams is not None:
                 setattr(self, f"{part.name}_streams", cfg.streams.build(cfg, number))

@@ -54,10 +54,12 @@ class PartConfig(Protocol):
     Args:
         name: of its parameters in a layer: layers.3.NAME.weight.
         normed: it reads norm(x), by a norm of the decoder's kind; else x itself.
+        looks_back: it sees earlier tokens and no later ones, whatever the decoder's `causal` says.
     """
 
     name: ClassVar[str]
     normed: ClassVar[bool]
+    looks_back: ClassVar[bool]
 
     def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> nn.Module:
         """Return the branch; forward(x, context) gives its output, or (output, notes).

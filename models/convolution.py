@@ -29,6 +29,7 @@ class ConvolutionConfig:
 
     name: ClassVar[str] = "conv"
     normed: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = True
 
     taps: int = 3
 

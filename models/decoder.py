@@ -111,6 +111,8 @@ class DecoderConfig:
         for letter, part in self.parts.items():
             if len(letter) != 1 or not isinstance(part, PartConfig):
                 raise ValueError(f"parts.{letter}={part!r} must be a letter and a part with its _target_: see conf/model/part")  # fmt: skip
+        if self.streams is not None and not hasattr(self.streams, "spread"):
+            raise ValueError(f"streams={self.streams!r} must be a config with its _target_: see conf/model/streams")  # fmt: skip
         for word in words(self.pattern, self.depth):
             unknown = [letter for letter in word if letter not in self._known]
             if unknown:
@@ -118,6 +120,9 @@ class DecoderConfig:
             names = [self._known[letter].name for letter in word]
             if len(set(names)) < len(names):
                 raise ValueError(f"pattern={self.pattern!r}: {word!r} has two branches of one kind ({', '.join(names)})")  # fmt: skip
+            back = [letter for letter in word if self._known[letter].looks_back]
+            if back and not self.causal:
+                raise ValueError(f"pattern={self.pattern!r}: {back[0]!r} looks back only; use it with causal=true")  # fmt: skip
 
     @property
     def _known(self) -> dict[str, PartConfig]:

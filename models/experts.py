@@ -44,6 +44,7 @@ class ExpertsConfig:
 
     name: ClassVar[str] = "moe"
     normed: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = False
 
     num_experts: int
     top_k: int = 2

@@ -83,6 +83,7 @@ class FeedForwardConfig:
 
     name: ClassVar[str] = "mlp"
     normed: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = False
 
     hidden: int | None = None
 

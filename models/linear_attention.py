@@ -46,6 +46,7 @@ class LinearAttentionConfig:
 
     name: ClassVar[str] = "linear"
     normed: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = True
 
     kind: Literal["gla", "delta", "gated_delta", "based"] = "gated_delta"
     num_heads: int | None = None

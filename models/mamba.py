@@ -39,6 +39,7 @@ class MambaConfig:
 
     name: ClassVar[str] = "mamba"
     normed: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = True
 
     state_dim: int = 64
     head_dim: int | None = None

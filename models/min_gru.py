@@ -27,6 +27,7 @@ class MinGRUConfig:
 
     name: ClassVar[str] = "gru"
     normed: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = True
 
     expand: float = 1.0
 

@@ -9,6 +9,7 @@ import torch
 from models.attention import Attention, AttentionConfig
 from models.decoder import Decoder, DecoderConfig
 from models.layers import FeedForwardConfig
+from models.min_gru import MinGRUConfig
 from tests.models import backbone
 
 BASE: dict[str, Any] = {"depth": 2, "width": 32, "num_heads": 4}
@@ -156,6 +157,8 @@ def test_a_word_of_the_pattern_is_a_layer_and_words_go_round() -> None:
         ({"pattern": "aw", "parts": {"w": AttentionConfig(window=3)}}, "two branches of one kind"),
         ({"parts": {"ww": AttentionConfig()}}, "parts.ww"),
         ({"parts": {"w": 3}}, "_target_"),
+        ({"streams": {"kind": "hc"}}, "conf/model/streams"),
+        ({"pattern": "rf", "parts": {"r": MinGRUConfig()}, "causal": False}, "'r' looks back only"),
     ],
 )
 def test_impossible_patterns_are_refused(bad: dict[str, Any], match: str) -> None:
