@@ -53,9 +53,10 @@ def validate_loss(
 def validate_details(
     model: LanguageModel, corpus: Corpus, cfg: RunConfig, precision: Precision, device: torch.device
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Return (`val_accuracy`, `val_calibration_error` of the next token; a row position, loss, n for each).
+    """Return (values; a row position, loss, n for each position), the loss in nats per token; every rank computes all.
 
-    The loss at a position is in nats per token; every rank computes all of it.
+    The values are `val_accuracy` and `val_calibration_error` of the next token, and `state_bytes`: what the model
+    remembers of one sequence while it decodes.
     """
     seq = cfg.train.sequence_length
     nats, count = (torch.zeros(seq, dtype=torch.float64) for _ in range(2))
@@ -72,17 +73,31 @@ def validate_details(
         count[:length] += (targets >= 0).sum(dim=0).cpu()
         there = targets >= 0
         found.append(predictions(logits[there], targets[there]))
+    state_bytes = _remembered(model, batch["tokens"][:1].to(device), precision)
     confidence, right = (torch.cat(parts) for parts in zip(*found, strict=True))
     values = {
         "val_accuracy": float(right.double().mean()),
         "val_calibration_error": calibration_error(confidence, right),
     }
+    if state_bytes is not None:
+        values["state_bytes"] = state_bytes
     rows = [
         {"position": place, "loss": float(nats[place] / count[place]), "n": int(count[place])}
         for place in range(seq)
         if count[place]
     ]
     return values, rows
+
+
+def _remembered(model: LanguageModel, tokens: torch.Tensor, precision: Precision) -> int | None:
+    """Return the bytes of the state after `tokens`, None of a model that keeps none."""
+    try:
+        state = model.start(1, tokens.shape[1])
+    except NotImplementedError:
+        return None
+    with precision.autocast():
+        model(tokens, state=state)
+    return state.num_bytes()
 
 
 def _dealt(batches: Iterator[Sample], rank: int, world: int) -> Iterator[tuple[bool, Sample]]:

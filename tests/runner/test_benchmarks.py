@@ -20,7 +20,7 @@ from runner.errors import ConfigError
 from runner.evals.cells import evaluation_cells
 from runner.evals.follow import new_checkpoints
 from runner.feed import FED
-from runner.sweep.cells import find_cell, make_cells, sweep_cells
+from runner.sweep.cells import find_cell, load_cell, make_cells, sweep_cells
 from runner.tracking import embedded_uri
 from tests.conftest import ROOT, TINY
 
@@ -153,6 +153,10 @@ def test_details_of_the_validation_loss(espalier: Run, tmp_path: Path) -> None:
     assert mean == pytest.approx(run["val_loss"], rel=1e-5)
     assert 0 <= run["val_accuracy"] <= 1
     assert 0 <= run["val_calibration_error"] <= 1
+    cfg = load_cell(tmp_path / "runs" / run["fingerprint"]).config.model
+    assert (
+        run["state_bytes"] == 2 * cfg.depth * 16 * cfg.kv_heads * cfg.attention_dim * 4
+    )  # keys and values, fp32
 
 
 def test_without_lm_eval_nothing_is_begun(compose: Compose, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
