@@ -54,17 +54,32 @@ def masked_attention(
     With `sink`, a logit of each head, the softmax has one more term, exp(sink), of which nothing comes: what a head
     does not want to look at goes there (Agarwal et al., gpt-oss, arXiv 2508.10925).
     """
-    grouped = k.shape[1] != q.shape[1]
+    share = q.shape[1] // k.shape[1]
     if sink is None:
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped
+            q, k, v, attn_mask=mask, scale=scale, enable_gqa=share > 1
         )
-    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+    weights = attention_weights(q, k, mask, scale=scale, sink=sink)
+    return weights.to(v.dtype) @ v.repeat_interleave(share, dim=1)
+
+
+def attention_weights(
+    q: Float[Tensor, "batch heads seq dim"],
+    k: Float[Tensor, "batch kv ctx dim"],
+    mask: Bool[Tensor, "#batch 1 seq ctx"] | None,
+    *,
+    scale: float | None = None,
+    sink: Float[Tensor, " heads"] | None = None,
+) -> Float[Tensor, "batch heads seq ctx"]:
+    """Return in fp32 what `masked_attention` weighs v by: the fused kernels never write it down."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
+    if sink is None:
+        return scores.softmax(dim=-1)
     drain = sink.float()[:, None, None].expand(*scores.shape[:-1], 1)
-    return torch.cat((scores, drain), dim=-1).softmax(dim=-1)[..., :-1].to(v.dtype) @ v
+    return torch.cat((scores, drain), dim=-1).softmax(dim=-1)[..., :-1]
 
 
 def window_mask(
@@ -92,11 +107,32 @@ def reindexed_attention(
     further away than the cache is long, so the query that meets it is turned by another angle.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    both = torch.cat((q, q_sink), dim=-1)
+    q, k, mask = _each_key_twice(q, q_sink, k, mask, far)
+    return masked_attention(q, k, torch.cat((v, v), dim=2), mask, scale=scale)
+
+
+def reindexed_weights(
+    q: Float[Tensor, "batch heads seq dim"],
+    q_sink: Float[Tensor, "batch heads seq dim"],
+    k: Float[Tensor, "batch kv ctx dim"],
+    mask: Bool[Tensor, "#batch 1 seq ctx"],
+    far: Bool[Tensor, "#batch 1 seq ctx"],
+    *,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads seq ctx"]:
+    """Return what `reindexed_attention` weighs v by."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    near, away = attention_weights(*_each_key_twice(q, q_sink, k, mask, far), scale=scale).chunk(2, dim=-1)  # fmt: skip
+    return near + away
+
+
+def _each_key_twice(
+    q: Tensor, q_sink: Tensor, k: Tensor, mask: Tensor, far: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and mask: `q` meets the first copy of a key where `mask` says, `q_sink` the second."""
     none = torch.zeros_like(k)
     keys = torch.cat((torch.cat((k, none), dim=-1), torch.cat((none, k), dim=-1)), dim=2)
-    doubled = torch.cat((v, v), dim=2)
-    return masked_attention(both, keys, doubled, torch.cat((mask, far), dim=-1), scale=scale)
+    return torch.cat((q, q_sink), dim=-1), keys, torch.cat((mask, far), dim=-1)
 
 
 def _short_on_cpu(q: Tensor) -> bool:

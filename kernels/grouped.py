@@ -10,9 +10,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 
-def can_group(x: Tensor) -> bool:
+def can_group(x: Float[Tensor, "rows k"], hidden: int) -> bool:
     """True where torch has a grouped product: bf16 on a Hopper GPU or later, widths of 16 bytes."""
-    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or x.shape[-1] % 8:
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or x.shape[-1] % 8 or hidden % 8:
         return False
     return torch.cuda.get_device_capability(x.device) >= (9, 0) and hasattr(
         torch.nn.functional, "grouped_mm"

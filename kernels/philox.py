@@ -143,11 +143,12 @@ def rounding_bits(dice: Dice, stream: int, rows: int, cols: int) -> UInt8[Tensor
     """Return a random byte for each element of a matrix whose rows are the tokens of `dice.samples` in turn.
 
     Byte i of a word serves element i of its four, as Blackwell's stochastic cvt has it. `stream`
-    tells matrices of one step apart; dropout's layers are streams too.
+    tells matrices of one step apart; dropout's layers are streams too. Rows that are other tokens
+    (those that came to an expert) take the bytes of their place among all.
     """
-    per_sample = rows // len(dice.samples) * cols
+    per_sample = -(-rows // len(dice.samples)) * cols
     bits: Tensor = _rounding_bits(dice.samples, dice.key, stream, per_sample)
-    return bits.view(rows, cols)
+    return bits.view(-1, cols)[:rows]
 
 
 @torch.library.custom_op("espalier::rounding_bits", mutates_args=())

@@ -103,6 +103,8 @@ def quantised_linear(
         ValueError: k or n is not a multiple of a block (tokens are filled up with zeros).
     """
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+    if not len(rows):  # an expert that no token came to: there is no magnitude to scale by
+        return F.linear(x.to(torch.bfloat16), weight.to(torch.bfloat16))
     y: Tensor = _QuantisedLinear.apply(rows, weight, recipe, layer, dice, delayed, probe)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], -1)
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from kernels.attention import (
     attention,
+    attention_weights,
     document_mask,
     masked_attention,
     reindexed_attention,
+    reindexed_weights,
     window_mask,
 )
 from kernels.rotary import rotate
@@ -87,10 +89,13 @@ class AttentionConfig:
         return self.num_parameters(host, number)
 
     def forward_flops(self, host: "DecoderConfig", seq: int) -> tuple[int, int]:
-        """See `PartConfig`; a window saves none of what is computed in training, where all pairs are masked."""
+        """See `PartConfig`; a window saves none of what is computed in training, where all pairs are masked.
+
+        With `reindex` each key is there twice, by each of two queries.
+        """
         q, kv = host.num_heads * host.attention_dim, self.kv_heads(host) * host.attention_dim
         gemms = linear_flops(seq, host.width, q + 2 * kv) + linear_flops(seq, q, host.width)
-        scores = attention_flops(seq, host.num_heads, host.attention_dim)
+        scores = attention_flops(seq, host.num_heads, host.attention_dim) * (3 if self.reindex else 1)  # fmt: skip
         return gemms + scores, gemms + (scores // 2 if host.causal else scores)
 
 
@@ -130,31 +135,44 @@ class Attention(nn.Module):
     def _everything(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         if self.sink is None:
             return attention(q, k, v, scale=self.scale, documents=context.documents, causal=self.causal)  # fmt: skip
-        one = context.documents
-        if one is None:
-            one = torch.zeros_like(context.tokens[:1])
-        mask = document_mask(one, causal=self.causal)[:, None]
+        places = context.positions.view(-1, q.shape[2])
+        mask = self._shown(places, places, context)[:, None]
         return masked_attention(q, k, v, mask, scale=self.scale, sink=self.sink)
 
     def _near(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """A window: what it does not show is masked; the cache holds no more than it shows."""
-        cfg, state, window = self.cfg, context.state, self.cfg.window
-        assert window is not None
+        cfg, state = self.cfg, context.state
+        assert cfg.window is not None
         turned, k = _turn(q, k, context)
         queries = keys = context.positions.view(-1, q.shape[2])
         if state is not None:
-            kept = LastKeysValues.of(state, self.number, k, v, window + cfg.sinks)
+            kept = LastKeysValues.of(state, self.number, k, v, cfg.window + cfg.sinks)
             k, v, keys = kept.write(state, k, v, cfg.sinks)
-        mask = window_mask(queries, keys, window, cfg.sinks)
-        if context.documents is not None:
-            mask = mask & document_mask(context.documents)
+        mask = self._shown(queries, keys, context)
         if not cfg.reindex:
             return masked_attention(turned, k, v, mask[:, None], scale=self.scale, sink=self.sink)
-        q_sink = self._inside(q, queries, context)
-        far = mask & ~window_mask(queries, keys, window, 0)
-        return reindexed_attention(
-            turned, q_sink, k, v, (mask & ~far)[:, None], far[:, None], scale=self.scale
-        )
+        q_sink, near, far = self._apart(q, mask, queries, keys, context)
+        return reindexed_attention(turned, q_sink, k, v, near, far, scale=self.scale)
+
+    def _shown(self, queries: Tensor, keys: Tensor, context: Context) -> Tensor:
+        """Return mask[b, i, j]: query i sees key j, by their positions and documents."""
+        cfg, documents = self.cfg, context.documents
+        if cfg.window is None:
+            one = torch.zeros_like(queries) if documents is None else documents
+            return document_mask(one, causal=self.causal)
+        mask = window_mask(queries, keys, cfg.window, cfg.sinks)
+        return mask if documents is None else mask & document_mask(documents)
+
+    def _apart(
+        self, q: Tensor, mask: Tensor, queries: Tensor, keys: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries as at the end of a full cache, where they meet sinks, and the masks: (q, window, sinks)."""
+        assert context.rotary_at is not None
+        assert self.cfg.window is not None
+        inside = queries.clamp(max=self.cfg.window + self.cfg.sinks - 1)
+        near = mask & window_mask(queries, keys, self.cfg.window, 0)
+        q_sink = rotate(q, *context.rotary_at(inside[:, None]))
+        return q_sink, near[:, None], (mask & ~near)[:, None]
 
     def _heads(self, x: Float[Tensor, "batch seq dim"]) -> tuple[Tensor, Tensor, Tensor]:
         batch, seq, _ = x.shape
@@ -170,35 +188,12 @@ class Attention(nn.Module):
         """Return how much each token looks at each: what `forward` computes without writing it down."""
         q, k, _ = self._heads(x)
         turned, k = _turn(q, k, context)
-        scores = self._scores(turned, k)
         places = context.positions.view(-1, x.shape[1])
-        window, sinks = self.cfg.window, self.cfg.sinks
-        if window is None:
-            shown = document_mask(torch.zeros_like(places), causal=self.causal)
-        else:
-            shown = window_mask(places, places, window, sinks)
-        if window is not None and self.cfg.reindex:
-            far = shown & ~window_mask(places, places, window, 0)
-            inside = self._scores(self._inside(q, places, context), k)
-            scores = torch.where(far[:, None], inside, scores)
-        if context.documents is not None:
-            shown = shown & document_mask(context.documents, causal=self.causal)
-        scores = scores.masked_fill(~shown[:, None], -torch.inf)
-        if self.sink is None:
-            return scores.softmax(dim=-1)
-        drain = self.sink.float()[:, None, None].expand(*scores.shape[:-1], 1)
-        return torch.cat((scores, drain), dim=-1).softmax(dim=-1)[..., :-1]
-
-    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
-        k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
-        return (q @ k.transpose(-1, -2)).float() * self.scale
-
-    def _inside(self, q: Tensor, places: Tensor, context: Context) -> Tensor:
-        """Turn queries as at the end of a full cache: where they meet the sinks."""
-        assert context.rotary_at is not None
-        assert self.cfg.window is not None
-        inside = places.clamp(max=self.cfg.window + self.cfg.sinks - 1)
-        return rotate(q, *context.rotary_at(inside[:, None]))
+        mask = self._shown(places, places, context)
+        if not self.cfg.reindex:
+            return attention_weights(turned, k, mask[:, None], scale=self.scale, sink=self.sink)
+        q_sink, near, far = self._apart(q, mask, places, places, context)
+        return reindexed_weights(turned, q_sink, k, near, far, scale=self.scale)
 
 
 def _turn(q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:

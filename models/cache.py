@@ -97,11 +97,15 @@ class DecoderState:
 
     def finish(self) -> Int64[Tensor, " batch"]:
         """Count what was read; return how many tokens of each row that was."""
-        read = self.reading
-        if read is None:
-            read = torch.full_like(self.lengths, self.positions.shape[1])
+        read = self.new_tokens()
         self.lengths = self.lengths + read
         return read
+
+    def new_tokens(self) -> Int64[Tensor, " batch"]:
+        """Return how many tokens of each row are being read."""
+        if self.reading is not None:
+            return self.reading
+        return torch.full_like(self.lengths, self.positions.shape[1])
 
     def select(self, rows: Int64[Tensor, " n"]) -> "DecoderState":
         """See `State`."""
@@ -198,14 +202,13 @@ class LastKeysValues(Memory):
         everywhere = torch.cat((old["held"], state.positions), dim=1)
         slots = old["held"].shape[1]
         window, slot = slots - sinks, torch.arange(slots, device=k.device)
-        count = torch.full_like(state.lengths, k.shape[2]) if state.reading is None else state.reading  # fmt: skip
-        newest = (state.lengths + count - 1)[:, None]
+        newest = (state.lengths + state.new_tokens() - 1)[:, None]
         # The last position that belongs in each slot: a sink's own, else the window goes round.
-        wanted = torch.where(slot < sinks, slot, newest - (newest - slot) % max(window, 1))
+        wanted = torch.where(slot < sinks, slot, newest - (newest - slot) % window)
         wanted = torch.where((wanted > newest) | ((slot >= sinks) & (wanted < sinks)), -1, wanted)
         place = torch.where(wanted >= state.lengths[:, None], slots + wanted - state.lengths[:, None], slot)  # fmt: skip
         for name, new in together.items():
             index = place[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
             self[name] = new.gather(2, index)
-        self["held"] = torch.where(wanted >= 0, wanted, -1)
+        self["held"] = wanted
         return together["keys"], together["values"], everywhere

@@ -38,8 +38,9 @@ def any_configs() -> Any:
     return field(default_factory=dict, hash=False, metadata={"neutral": {}, "configs": True})
 
 
-def inner(cfg: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, config) of every config in such fields of `cfg`, at any depth."""
+def with_inner(path: str, cfg: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, config) of `cfg`, which stands at `path`, and of every config in its fields, at any depth."""
+    yield path, cfg
     for item in fields(cfg):
         if not item.metadata.get("configs"):
             continue
@@ -47,9 +48,7 @@ def inner(cfg: Any) -> Iterator[tuple[str, Any]]:
         found = value.items() if isinstance(value, Mapping) else [("", value)]
         for key, part in found:
             if is_dataclass(part):
-                path = f"{item.name}.{key}" if key else item.name
-                yield path, part
-                yield from ((f"{path}.{more}", deeper) for more, deeper in inner(part))
+                yield from with_inner(f"{path}.{item.name}.{key}".removesuffix("."), part)
 
 
 def plain(value: Any, *, target: bool = False) -> Any:

@@ -161,8 +161,7 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "rows dim"]:
         """Return the outputs of the first counts[0] rows by expert 0, of the next by expert 1, ..."""
         experts = [expert for expert in self.experts if isinstance(expert, FeedForward)]
-        plain = all(type(e.up) is nn.Linear and e.up.bias is None for e in experts)
-        if plain and can_group(x):
+        if can_group(x, experts[0].down.in_features) and all(_plain(e.up, e.down) for e in experts):
             up, down = (torch.stack([w.to(x.dtype) for w in ws]) for ws in zip(*((e.up.weight, e.down.weight) for e in experts), strict=True))  # fmt: skip
             return grouped_feed_forward(x, up, down, counts, experts[0].activate)
         sizes = counts.tolist() if _known(counts) else _equal(len(x), len(experts))
@@ -188,6 +187,11 @@ class Experts(nn.Module):
             push = _BIAS_GRADIENT * (self.balance * (load - equal)).sum()
             notes["loss.bias"] = push - push.detach()  # a gradient, no loss
         return notes
+
+
+def _plain(*linears: nn.Module) -> bool:
+    """True where these are products by a weight and nothing else: no recipe quantises them."""
+    return all(type(linear) is nn.Linear and linear.bias is None for linear in linears)
 
 
 def _known(counts: Tensor) -> bool:

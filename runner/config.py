@@ -167,6 +167,7 @@ def _cross_check(run: RunConfig) -> None:
         run.train.check(run.resources.num_processes)
         vocab = run.tokenizer.planned_vocab_size()
         run.model.check(vocab or 1, run.train.sequence_length)
+        run.data.check(run.tokenizer, run.train.sequence_length)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from models.config import config
 from runner.data.order import Sample
 from runner.data.sources import SourceConfig
-from runner.data.tokenizers import SymbolTokenizer, Tokenizer, TokenizerConfig
+from runner.data.tokenizers import Tokenizer, TokenizerConfig
 
 Half = Literal["train", "val"]
 
@@ -54,20 +54,23 @@ class RecallConfig:
         """Return nothing: what is made of these numbers has no other content."""
         return []
 
+    def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
+        """Raise ValueError on a tokenizer of text, too small a vocabulary or no room for the questions."""
+        if tokenizer.kind != "symbols":
+            raise ValueError(f"data=recall is of numbers; use tokenizer=symbols, not tokenizer.kind={tokenizer.kind}")  # fmt: skip
+        if (tokenizer.vocab_size or 0) // 2 <= self.num_pairs:
+            raise ValueError(f"tokenizer.vocab_size={tokenizer.vocab_size} must exceed 2 x {self.num_pairs + 1}, keys and values of num_pairs={self.num_pairs}")  # fmt: skip
+        if seq < 4 * self.num_pairs:
+            raise ValueError(
+                f"train.sequence_length={seq} has no room for {self.num_pairs} pairs and as many questions "
+                f"two apart; raise it to {4 * self.num_pairs} or lower data.num_pairs"
+            )
+
     def build(
         self, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
     ) -> "RecallCorpus":
-        """Return the corpus.
-
-        Raises:
-            ValueError: a tokenizer of text, or too small a vocabulary.
-        """
-        built = tokenizer.build(())
-        if not isinstance(built, SymbolTokenizer):
-            raise ValueError(f"data=recall is of numbers; use tokenizer=symbols, not tokenizer.kind={tokenizer.kind}")  # fmt: skip
-        if built.vocab_size // 2 <= self.num_pairs:
-            raise ValueError(f"tokenizer.vocab_size={built.vocab_size} must exceed 2 x {self.num_pairs + 1}, keys and values of num_pairs={self.num_pairs}")  # fmt: skip
-        return RecallCorpus(self, built)
+        """Return the corpus."""
+        return RecallCorpus(self, tokenizer.build(()))
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,6 @@ class RecallSamples(Dataset[Sample]):
     def __init__(
         self, cfg: RecallConfig, vocab_size: int, seq: int, seed: int, half: Half = "train"
     ) -> None:
-        if seq < 4 * cfg.num_pairs:
-            raise ValueError(
-                f"train.sequence_length={seq} has no room for {cfg.num_pairs} pairs and as many questions "
-                f"two apart; raise it to {4 * cfg.num_pairs} or lower data.num_pairs"
-            )
         self.cfg, self.vocab_size, self.seq, self.seed, self.half = cfg, vocab_size, seq, seed, half
         self._order: tuple[int, np.ndarray] | None = None
 

@@ -59,6 +59,9 @@ class DataConfig:
         """Return the content hash of each source, in order."""
         return [source.content_hash() for source in self.sources]
 
+    def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
+        """Accept every tokenizer and length: what is too short for them only the text can say."""
+
     def build(
         self, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
     ) -> "TextCorpus":

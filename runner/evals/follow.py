@@ -18,9 +18,8 @@ def new_checkpoints(run: Path, after: int, stop: Callable[[], bool]) -> Iterator
     while not stop():
         over = journal.state(run) in _OVER  # asked before the folder is read
         there = checkpoint.listing(run / "checkpoints")
-        fresh = (
-            bool(there) and int(there[-1].name) > after
-        )  # only then is it read, for its checksums
+        fresh = bool(there) and int(there[-1].name) > after
+        # Its checksums are taken only where it is new.
         found = checkpoint.newest(run / "checkpoints") if fresh else None
         if found is not None and int(found.name) > after:
             after = int(found.name)

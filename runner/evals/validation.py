@@ -13,7 +13,7 @@ from runner.data.order import Corpus, Sample
 from runner.data.tokenizers import Tokenizer
 from runner.distributed import Ranks
 from runner.evals.scores import calibration_error, predictions
-from runner.serve.generate import generate
+from runner.serve.generate import generate, read
 from runner.serve.sampling import Sampling
 
 
@@ -73,31 +73,23 @@ def validate_details(
         count[:length] += (targets >= 0).sum(dim=0).cpu()
         there = targets >= 0
         found.append(predictions(logits[there], targets[there]))
-    state_bytes = _remembered(model, batch["tokens"][:1].to(device), precision)
+    with precision.autocast():
+        _, state = read(
+            model, batch["tokens"][:1].tolist(), device, static=batch["tokens"].shape[1]
+        )
     confidence, right = (torch.cat(parts) for parts in zip(*found, strict=True))
     values = {
         "val_accuracy": float(right.double().mean()),
         "val_calibration_error": calibration_error(confidence, right),
     }
-    if state_bytes is not None:
-        values["state_bytes"] = state_bytes
+    if state is not None:
+        values["state_bytes"] = state.num_bytes()
     rows = [
         {"position": place, "loss": float(nats[place] / count[place]), "n": int(count[place])}
         for place in range(seq)
         if count[place]
     ]
     return values, rows
-
-
-def _remembered(model: LanguageModel, tokens: torch.Tensor, precision: Precision) -> int | None:
-    """Return the bytes of the state after `tokens`, None of a model that keeps none."""
-    try:
-        state = model.start(1, tokens.shape[1])
-    except NotImplementedError:
-        return None
-    with precision.autocast():
-        model(tokens, state=state)
-    return state.num_bytes()
 
 
 def _dealt(batches: Iterator[Sample], rank: int, world: int) -> Iterator[tuple[bool, Sample]]:

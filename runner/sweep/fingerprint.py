@@ -11,7 +11,7 @@ import json
 from fnmatch import fnmatchcase
 from typing import Any
 
-from models.config import inner
+from models.config import with_inner
 from runner.config import NODES, RunConfig, flatten, freeze
 from runner.evals import benchmark
 from runner.export.origin import content
@@ -82,17 +82,13 @@ def science(run: RunConfig, hashes: list[str]) -> dict[str, Any]:
         del plain["init"]
     keys = {k: v for k, v in flatten(plain).items() if not is_execution(k)}
     for node in NODES:
-        for path, value in ((node, getattr(run, node)), *_inside(node, getattr(run, node))):
+        for path, value in with_inner(node, getattr(run, node)):
             keys[f"{path}.numerics"] = type(value).numerics
             for field in dataclasses.fields(value):
                 default = field.metadata.get("neutral", dataclasses.MISSING)
                 if getattr(value, field.name) == default:
                     keys = _without(keys, f"{path}.{field.name}")
     return {RENAMES.get(k, k): v for k, v in keys.items()}
-
-
-def _inside(node: str, value: Any) -> list[tuple[str, Any]]:
-    return [(f"{node}.{path}", cfg) for path, cfg in inner(value)]
 
 
 def _without(keys: dict[str, Any], path: str) -> dict[str, Any]:

@@ -7,11 +7,15 @@ import sys
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kernels.philox import NoiseKey
 from models.config import plain
 from models.language_model import LanguageModel, ModelConfig, TokenLoss
+from models.precision import PrecisionConfig
+from runner.config import typed
 from tests.conftest import ROOT
 
 VOCAB = 50
@@ -32,6 +36,28 @@ def text(*shape: int, seed: int = 1) -> Tensor:
     return torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
 
+def is_a_whole_model(
+    cfg: ModelConfig, folder: Any, *, bound: float = 1e-5, causal: float = 1e-6,
+    flops: bool = True, in_halves: ModelConfig | None = None,
+) -> None:  # fmt: skip
+    """All claims but compilation and low precision, which cost more.
+
+    Args:
+        bound: of differences that come from another order of sums; causal: of what a later token may change.
+        flops: the formula counts all that is computed, nothing twice.
+        in_halves: a config to cut the batch with, where the loss of `cfg` speaks of a micro-batch as a whole.
+    """
+    has_the_parameters_of_its_formula(cfg)
+    if flops:
+        has_the_flops_of_its_formula(cfg, 24)
+    is_causal(cfg, bound=causal)
+    starts_at_ln_vocab(cfg)
+    reads_piece_by_piece_what_it_reads_at_once(cfg, bound)
+    keeps_documents_apart(cfg)
+    trains_alike_recomputed_and_in_halves(in_halves or cfg, bound)
+    comes_back_from_a_folder(cfg, folder)
+
+
 def has_the_parameters_of_its_formula(cfg: ModelConfig) -> None:
     built = cfg.build(97, 0)
     assert cfg.num_parameters(97) == sum(p.numel() for p in built.parameters())
@@ -47,14 +73,14 @@ def has_the_flops_of_its_formula(cfg: ModelConfig, seq: int) -> None:
     assert counter.get_total_flops() in (full, full - 2 * (full - causal)), (full, causal)
 
 
-def is_causal(cfg: ModelConfig, seq: int = 24, place: int = 13) -> None:
+def is_causal(cfg: ModelConfig, seq: int = 24, place: int = 13, bound: float = 1e-6) -> None:
     model = shaken(cfg)
     tokens = text(2, seq)
     other = tokens.clone()
     other[:, place] = (other[:, place] + 1) % VOCAB
     with torch.no_grad():
         before, after = model(tokens), model(other)
-    torch.testing.assert_close(before[:, :place], after[:, :place], rtol=0, atol=1e-5)
+    torch.testing.assert_close(before[:, :place], after[:, :place], rtol=0, atol=bound)
     assert (before[:, place] - after[:, place]).abs().max() > 1e-4
     assert (before[:, place + 1 :] - after[:, place + 1 :]).abs().max() > 1e-6
 
@@ -136,17 +162,21 @@ def trains_alike_recomputed_and_in_halves(cfg: ModelConfig, bound: float = 1e-5)
             assert float((other[name] - grad).norm()) <= bound * max(1e-3, float(grad.norm())), name
 
 
-def trains_under(cfg: ModelConfig, precision: Any) -> None:
-    """A few steps of AdamW under a precision recipe lower the loss on one batch; all parameters but the idle move."""
-    bound = precision.build(torch.device("cpu"))
+def trains_under(cfg: ModelConfig, recipe: str) -> None:
+    """A few steps of AdamW under a shipped recipe, its dice thrown, lower the loss on one batch."""
+    node = yaml.safe_load((ROOT / "conf" / "precision" / f"{recipe}.yaml").read_text())
+    del node["_target_"]
+    given = {"pad": True, "keep_last": 0} if recipe != "bf16" else {}
+    bound = typed("precision", PrecisionConfig, node | given).build(torch.device("cpu"))
     model = cfg.build(VOCAB, 0)
     bound.prepare(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     tokens, losses = text(4, 33), []
     for step in range(20):
         bound.begin(step, 20)
-        with bound.autocast():
-            out = model(tokens[:, :-1], tokens[:, 1:])
+        noise = NoiseKey(seed=0, step=step, samples=torch.arange(4))
+        with bound.autocast(noise):
+            out = model(tokens[:, :-1], tokens[:, 1:], noise=noise)
         (out.total / 128).backward()
         losses.append(float(out.nll.mean()))
         optimizer.step()

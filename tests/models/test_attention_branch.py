@@ -29,14 +29,7 @@ def _cfg(kind: str, **more: Any) -> DecoderConfig:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
-    backbone.has_the_parameters_of_its_formula(_cfg(kind))
-    backbone.starts_at_ln_vocab(_cfg(kind))
-    backbone.reads_piece_by_piece_what_it_reads_at_once(_cfg(kind))
-    backbone.keeps_documents_apart(_cfg(kind))
-    backbone.trains_alike_recomputed_and_in_halves(_cfg(kind))
-    backbone.comes_back_from_a_folder(_cfg(kind, depth=3, pattern="wf af"), tmp_path / "m")
-    if not KINDS[kind].window:
-        backbone.is_causal(_cfg(kind))
+    backbone.is_a_whole_model(_cfg(kind), tmp_path / "m")
 
 
 def test_all_compile() -> None:

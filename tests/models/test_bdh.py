@@ -11,8 +11,6 @@ import torch.nn.functional as F
 
 from kernels.philox import NoiseKey
 from models.bdh import BDH, BDHConfig
-from models.precision import PrecisionConfig
-from models.precision_config import FpropConfig, OperandConfig
 from tests.models import backbone
 
 SMALL = BDHConfig(depth=3, width=32, num_heads=2, multiplier=4, dropout=0.0)
@@ -25,16 +23,7 @@ def test_it_has_the_published_number_of_parameters() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
-    cfg = KINDS[kind]
-    backbone.has_the_parameters_of_its_formula(cfg)
-    backbone.is_causal(cfg)
-    backbone.starts_at_ln_vocab(cfg)
-    backbone.reads_piece_by_piece_what_it_reads_at_once(cfg, bound=1e-4)
-    backbone.keeps_documents_apart(cfg)
-    backbone.trains_alike_recomputed_and_in_halves(cfg, bound=1e-4)
-    backbone.comes_back_from_a_folder(cfg, tmp_path / "m")
-    if kind != "chunks":  # which computes x_n twice
-        backbone.has_the_flops_of_its_formula(cfg, 24)
+    backbone.is_a_whole_model(KINDS[kind], tmp_path / "m", bound=1e-4, flops=kind != "chunks")
 
 
 def test_all_compile() -> None:
@@ -130,19 +119,14 @@ def test_it_says_how_many_neurons_are_active() -> None:
     assert all(0.1 < float(value) < 0.9 for value in out.statistics.values())
 
 
-@pytest.mark.parametrize("kind", ["bf16", "nvfp4"])
-def test_it_trains_under_low_precision(kind: str) -> None:
-    four = OperandConfig(format="nvfp4")
-    more: dict[str, Any] = {"fprop": FpropConfig(x=four, w=four)} if kind == "nvfp4" else {}
-    backbone.trains_under(SMALL, PrecisionConfig(compute="bf16", **more))
+@pytest.mark.parametrize("recipe", ["bf16", "nvfp4"])
+def test_it_trains_under_low_precision(recipe: str) -> None:
+    backbone.trains_under(SMALL, recipe)
 
 
 def test_chunks_under_a_quantised_recipe_are_refused() -> None:
-    four = OperandConfig(format="nvfp4")
     with pytest.raises(ValueError, match="chunks=1"):
-        backbone.trains_under(
-            KINDS["chunks"], PrecisionConfig(compute="bf16", fprop=FpropConfig(x=four, w=four))
-        )
+        backbone.trains_under(KINDS["chunks"], "nvfp4")
 
 
 @pytest.mark.parametrize("bad", [{"chunks": 3}, {"chunks": 2, "form": "paper"}, {"multiplier": 1}])

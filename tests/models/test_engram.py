@@ -11,8 +11,6 @@ from kernels.short_conv import short_conv
 from models.branch import Context
 from models.decoder import DecoderConfig
 from models.engram import Engram, EngramConfig, primes
-from models.precision import PrecisionConfig
-from models.precision_config import FpropConfig, OperandConfig
 from runner.optim.groups import AdamWConfig, MuonConfig
 from tests.models import backbone
 
@@ -25,14 +23,7 @@ def _shaken() -> Any:
 
 
 def test_it_is_a_whole_model(tmp_path: Path) -> None:
-    backbone.has_the_parameters_of_its_formula(CFG)
-    backbone.has_the_flops_of_its_formula(CFG, 24)
-    backbone.is_causal(CFG)
-    backbone.starts_at_ln_vocab(CFG)
-    backbone.reads_piece_by_piece_what_it_reads_at_once(CFG)
-    backbone.keeps_documents_apart(CFG)
-    backbone.trains_alike_recomputed_and_in_halves(CFG)
-    backbone.comes_back_from_a_folder(CFG, tmp_path / "m")
+    backbone.is_a_whole_model(CFG, tmp_path / "m")
     backbone.compiles(CFG)
 
 
@@ -166,9 +157,7 @@ def test_a_tri_gram_that_attention_cannot_see_is_remembered() -> None:
 
 @pytest.mark.parametrize("recipe", ["bf16", "nvfp4"])
 def test_it_trains_under_low_precision(recipe: str) -> None:
-    four = OperandConfig(format="nvfp4")
-    more = {"fprop": FpropConfig(x=four, w=four)} if recipe == "nvfp4" else {}
-    backbone.trains_under(CFG, PrecisionConfig(compute="bf16", pad=True, **more))  # type: ignore[arg-type]
+    backbone.trains_under(CFG, recipe)
 
 
 @pytest.mark.parametrize("bad", [{"table_size": 0}, {"orders": ()}, {"kernel": 0}])

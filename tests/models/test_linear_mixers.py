@@ -12,8 +12,6 @@ from models.decoder import DecoderConfig
 from models.linear_attention import LinearAttentionConfig, taylor
 from models.mamba import MambaConfig
 from models.min_gru import MinGRUConfig
-from models.precision import PrecisionConfig
-from models.precision_config import FpropConfig, OperandConfig
 from tests.models import backbone
 
 KINDS: dict[str, Any] = {
@@ -36,15 +34,10 @@ def _cfg(kind: str, **more: Any) -> DecoderConfig:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
-    backbone.has_the_parameters_of_its_formula(_cfg(kind))
-    backbone.has_the_flops_of_its_formula(_cfg(kind), 24)
+    # The FFT of a long convolution carries rounding from later places to earlier ones.
+    causal = 1e-5 if kind == "long conv" else 1e-6
+    backbone.is_a_whole_model(_cfg(kind), tmp_path / "m", bound=1e-4, causal=causal)
     backbone.has_the_flops_of_its_formula(_cfg(kind), 29)
-    backbone.is_causal(_cfg(kind))
-    backbone.starts_at_ln_vocab(_cfg(kind))
-    backbone.reads_piece_by_piece_what_it_reads_at_once(_cfg(kind), bound=1e-4)
-    backbone.keeps_documents_apart(_cfg(kind))
-    backbone.trains_alike_recomputed_and_in_halves(_cfg(kind), bound=1e-4)
-    backbone.comes_back_from_a_folder(_cfg(kind), tmp_path / "m")
 
 
 def test_all_compile() -> None:
@@ -54,9 +47,7 @@ def test_all_compile() -> None:
 @pytest.mark.parametrize("recipe", ["bf16", "nvfp4"])
 @pytest.mark.parametrize("kind", ["gla", "gated delta", "based", "mamba", "minGRU", "short conv"])
 def test_they_train_under_low_precision(kind: str, recipe: str) -> None:
-    four = OperandConfig(format="nvfp4")
-    more = {"fprop": FpropConfig(x=four, w=four)} if recipe == "nvfp4" else {}
-    backbone.trains_under(_cfg(kind), PrecisionConfig(compute="bf16", pad=True, **more))  # type: ignore[arg-type]
+    backbone.trains_under(_cfg(kind), recipe)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,19 +68,13 @@ def test_a_hybrid_keeps_a_window_and_states_together(tmp_path: Path) -> None:
     from models.streams import StreamsConfig
 
     cfg = _cfg(
-        "gated delta", depth=4, pattern="nxe wf af m", streams=StreamsConfig(num_streams=2),
+        "gated delta", depth=3, pattern="nxe wm af", streams=StreamsConfig(num_streams=2),
         parts={
             "x": KINDS["gated delta"], "m": KINDS["mamba"], "w": AttentionConfig(window=6, sinks=1),
             "n": EngramConfig(table_size=31, slot_dim=2), "e": ExpertsConfig(num_experts=4, hidden=16, balance="none", z_loss=0.0),
         },
     )  # fmt: skip
-    backbone.has_the_parameters_of_its_formula(cfg)
-    backbone.has_the_flops_of_its_formula(cfg, 24)
-    backbone.is_causal(cfg)
-    backbone.reads_piece_by_piece_what_it_reads_at_once(cfg, bound=1e-4)
-    backbone.keeps_documents_apart(cfg)
-    backbone.trains_alike_recomputed_and_in_halves(cfg, bound=1e-4)
-    backbone.comes_back_from_a_folder(cfg, tmp_path / "m")
+    backbone.is_a_whole_model(cfg, tmp_path / "m", bound=1e-4)
     backbone.compiles(cfg, backend="inductor")
 
 

@@ -8,8 +8,6 @@ import pytest
 import torch
 
 from models.decoder import DecoderConfig
-from models.precision import PrecisionConfig
-from models.precision_config import FpropConfig, OperandConfig
 from models.streams import HyperConnection, StreamsConfig, sinkhorn
 from tests.models import backbone
 
@@ -23,14 +21,7 @@ def _cfg(kind: str, **more: Any) -> DecoderConfig:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
-    backbone.has_the_parameters_of_its_formula(_cfg(kind))
-    backbone.has_the_flops_of_its_formula(_cfg(kind), 24)
-    backbone.is_causal(_cfg(kind))
-    backbone.starts_at_ln_vocab(_cfg(kind))
-    backbone.reads_piece_by_piece_what_it_reads_at_once(_cfg(kind))
-    backbone.keeps_documents_apart(_cfg(kind))
-    backbone.trains_alike_recomputed_and_in_halves(_cfg(kind))
-    backbone.comes_back_from_a_folder(_cfg(kind), tmp_path / "m")
+    backbone.is_a_whole_model(_cfg(kind), tmp_path / "m")
 
 
 def test_all_compile() -> None:
@@ -154,9 +145,7 @@ def test_mhc_starts_with_gains_of_one_however_deep() -> None:
 
 @pytest.mark.parametrize("recipe", ["bf16", "nvfp4"])
 def test_it_trains_under_low_precision(recipe: str) -> None:
-    four = OperandConfig(format="nvfp4")
-    more = {"fprop": FpropConfig(x=four, w=four)} if recipe == "nvfp4" else {}
-    backbone.trains_under(_cfg("mhc", hidden=64), PrecisionConfig(compute="bf16", **more))  # type: ignore[arg-type]
+    backbone.trains_under(_cfg("mhc", hidden=64), recipe)
 
 
 @pytest.mark.parametrize("bad", [{"num_streams": 0}, {"iterations": 0}])

@@ -77,12 +77,21 @@ def test_symbols_are_numbers_there_and_back() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="num_pairs=0"):
         RecallConfig(num_pairs=0)
+    symbols = TokenizerConfig(kind="symbols", vocab_size=64)
+    CFG.check(symbols, 16)
     with pytest.raises(ValueError, match="tokenizer=symbols"):
-        CFG.build(TokenizerConfig(), Path("unused"))
+        CFG.check(TokenizerConfig(), 16)
     with pytest.raises(ValueError, match="vocab_size=8"):
-        CFG.build(TokenizerConfig(kind="symbols", vocab_size=8), Path("unused"))
+        CFG.check(TokenizerConfig(kind="symbols", vocab_size=8), 16)
     with pytest.raises(ValueError, match="sequence_length=15"):
-        RecallSamples(CFG, 64, 15, seed=0)
+        CFG.check(symbols, 15)
+
+
+def test_recall_of_text_is_refused_before_any_run_starts() -> None:
+    command = [sys.executable, "-m", "runner", "-m", "data=recall", "seed=1,2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "use tokenizer=symbols, not tokenizer.kind=bytes" in done.stderr
 
 
 def test_attention_learns_to_recall_and_the_run_says_how_often(tmp_path: Path) -> None:

@@ -96,8 +96,9 @@ def test_killed_run_resumes_bit_identically(
     assert len(journal.attempts(broken.folder)) == 4
     a, b = _weights(whole), _weights(broken)
     assert all(torch.equal(a[name], b[name]) for name in a.keys() | b.keys())
-    floating = {t.dtype for t in a.values() if t.is_floating_point()}
-    assert floating == {torch.float32}  # the master weights, under any recipe
+    # The master weights, under any recipe; what a memory makes of the vocabulary is all that counts.
+    other = [name for name, tensor in a.items() if tensor.dtype != torch.float32]
+    assert all(name.endswith(".canonical") for name in other), other
     assert _metrics(whole) == _metrics(broken)
 
 
