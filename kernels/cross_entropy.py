@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 IGNORE = -100
 # Logits held at once: 128 MiB in fp32. Every chunk adds to the whole gradient of the weight, so fewer
@@ -33,12 +34,28 @@ def linear_cross_entropy(
 
     logits = scale * hidden @ weight.T, then softcap * tanh(logits / softcap) if given. The loss is
     sum(nll + z_loss * logsumexp(logits)**2) over rows whose target is not -100 (`IGNORE`); nll is
-    0 there, fp32, and carries no gradient.
+    0 there, fp32, and carries no gradient. Where most rows are ignored, a CPU computes only the others.
     """
+    if _mostly_ignored(targets):
+        rows = (targets != IGNORE).nonzero()[:, 0]
+        given = hidden.index_select(0, rows), weight, targets[rows]
+        loss, some = linear_cross_entropy(*given, scale=scale, softcap=softcap, z_loss=z_loss)
+        return loss, some.new_zeros(len(targets)).index_copy(0, rows, some)
     loss, nll = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, scale, softcap, z_loss
     )
     return loss, nll
+
+
+def _mostly_ignored(targets: Tensor) -> bool:
+    """On a GPU the answer would make the host wait, and a compiled step has no room for the question."""
+    if (
+        targets.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or isinstance(targets, FakeTensor)
+    ):
+        return False
+    return 0 < 2 * int((targets != IGNORE).sum()) < len(targets)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
