@@ -237,10 +237,12 @@ class Trainer:
                 self.model, self.corpus.tokenizer.vocab_size, self.cfg.train.sequence_length // 2
             )
         if self.cfg.eval.sample_tokens:
-            text = sample_text(self.model, self.corpus.tokenizer, self.cfg, self.device)
+            text, repeated = sample_text(self.model, self.corpus.tokenizer, self.cfg, self.device)
             if self.journal is not None:
                 with open(self.run / "samples.txt", "a", encoding="utf-8") as stream:
                     stream.write(f"--- step {step}\n{text}\n")
+            if math.isfinite(repeated):
+                values["sample_repetition"] = repeated
         eval_s = time.monotonic() - started
         self._aside_s += eval_s
         self._log(step, values | {"eval_s": eval_s})

@@ -12,7 +12,7 @@ from runner.config import RunConfig
 from runner.data.order import Corpus, Sample
 from runner.data.tokenizers import Tokenizer
 from runner.distributed import Ranks
-from runner.evals.scores import calibration_error, predictions
+from runner.evals.scores import calibration_error, predictions, repetition
 from runner.serve.generate import generate, read
 from runner.serve.sampling import Sampling
 
@@ -100,12 +100,12 @@ def _dealt(batches: Iterator[Sample], rank: int, world: int) -> Iterator[tuple[b
 
 def sample_text(
     model: LanguageModel, tokenizer: Tokenizer, cfg: RunConfig, device: torch.device
-) -> str:
-    """Return a continuation of `eval.prompt`: the same random draws at every evaluation."""
+) -> tuple[str, float]:
+    """Return a continuation of `eval.prompt`, the same random draws at every evaluation, and its `repetition`."""
     prompt = torch.from_numpy(tokenizer.encode(cfg.eval.prompt).astype("int64"))
     how = Sampling(max_new_tokens=cfg.eval.sample_tokens, temperature=0.8, seed=cfg.seed)
     (done,) = generate(
         model, [prompt.to(device)], how, context=cfg.train.sequence_length, decode=tokenizer.decode,
         eos=None, slide=True,
     )  # fmt: skip
-    return tokenizer.decode([*prompt.tolist(), *done.ids])
+    return tokenizer.decode([*prompt.tolist(), *done.ids]), repetition(done.ids)

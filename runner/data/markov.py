@@ -1,0 +1,159 @@
+"""A Markov chain as data: every next token depends on the last few and on nothing else, by a table drawn at random.
+
+What a model can at best reach is known: the entropy of the chain. Order 2 is the tri-gram toy of n-gram memories.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from models.config import config
+from runner.data.order import Sample, to_sample
+from runner.data.sources import SourceConfig
+from runner.data.tokenizers import Tokenizer, TokenizerConfig
+
+_MOST_ENTRIES = 1 << 24  # of the table
+
+
+@config
+class MarkovConfig:
+    """Sequences of a chain, each of `train.sequence_length` tokens and never seen twice; goes with tokenizer=symbols.
+
+    Args:
+        order: tokens that the next one depends on.
+        concentration: of the Dirichlet distribution that each row of the table is drawn from: small is certain.
+        num_val: sequences of validation.
+        data_seed: of the table and of validation (the run's seed draws what is trained on).
+    """
+
+    sources: ClassVar[tuple[SourceConfig, ...]] = ()
+    mask_documents: ClassVar[bool] = False
+
+    order: int = 2
+    concentration: float = 0.05
+    num_val: int = 256
+    data_seed: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("order", "num_val"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.concentration <= 0:
+            raise ValueError(f"concentration={self.concentration} must be positive")
+
+    def content_hash(self) -> list[str]:
+        """Return nothing: what is made of these numbers has no other content."""
+        return []
+
+    def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
+        """Raise ValueError on a tokenizer of text or a table beyond memory."""
+        if tokenizer.kind != "symbols":
+            raise ValueError(f"data=markov is of numbers; use tokenizer=symbols, not tokenizer.kind={tokenizer.kind}")  # fmt: skip
+        vocab = tokenizer.vocab_size or 0
+        if vocab ** (self.order + 1) > _MOST_ENTRIES:
+            raise ValueError(
+                f"tokenizer.vocab_size={vocab} at order={self.order} makes a table of {vocab ** (self.order + 1):.1e} "
+                f"entries, more than {_MOST_ENTRIES:.1e}; lower one"
+            )
+
+    def build(
+        self, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
+    ) -> "MarkovCorpus":
+        """Return the corpus."""
+        return MarkovCorpus(self, tokenizer.build(()))
+
+
+@dataclass(frozen=True)
+class MarkovCorpus:
+    """See `MarkovConfig`, and `Corpus`."""
+
+    cfg: MarkovConfig
+    tokenizer: Tokenizer
+    bytes_per_counted_byte: float = 1.0
+
+    @cached_property
+    def chain(self) -> "Chain":
+        """The table, drawn once."""
+        return Chain.draw(self.cfg, self.tokenizer.vocab_size)
+
+    def samples(self, seq: int, seed: int) -> "MarkovSamples":
+        """See `Corpus`."""
+        return MarkovSamples(self.chain, seq, (seed, 1))
+
+    def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[Sample]:
+        """See `Corpus`: the validation sequences, or as many as `max_tokens` have room for."""
+        count = max(1, min(self.cfg.num_val, max_tokens // seq))
+        made = MarkovSamples(self.chain, seq, (self.cfg.data_seed, 2))
+        for start in range(0, count, batch):
+            rows = [made[number] for number in range(start, min(start + batch, count))]
+            yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def entropy(self, seq: int, max_tokens: int) -> float:
+        """Return the least loss on the validation sequences, in nats per token: that of the table itself."""
+        batches = self.held_out(seq, self.cfg.num_val, max_tokens)
+        ids = torch.cat([torch.cat((b["tokens"], b["targets"][:, -1:]), dim=1) for b in batches])
+        return float(self.chain.nats(ids.numpy()).mean())
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Probability of each token after each context, [vocab^order, vocab]."""
+
+    order: int
+    table: np.ndarray
+
+    @staticmethod
+    def draw(cfg: MarkovConfig, vocab: int) -> "Chain":
+        """Return the chain of a config."""
+        rows = _rng(cfg.data_seed, 0).dirichlet(np.full(vocab, cfg.concentration), vocab**cfg.order)
+        return Chain(cfg.order, rows)
+
+    @cached_property
+    def _sums(self) -> np.ndarray:
+        sums: np.ndarray = np.cumsum(self.table, axis=1)
+        return sums
+
+    def walk(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        """Return `length` tokens; the first `order` are drawn evenly."""
+        vocab = self.table.shape[1]
+        ids = np.empty(length, dtype=np.int64)
+        ids[: self.order] = rng.integers(0, vocab, min(self.order, length))
+        throws = rng.random(length)
+        for place in range(self.order, length):
+            context = 0
+            for token in ids[place - self.order : place]:
+                context = context * vocab + int(token)
+            ids[place] = min(np.searchsorted(self._sums[context], throws[place], side="right"), vocab - 1)  # fmt: skip
+        return ids
+
+    def nats(self, ids: np.ndarray) -> np.ndarray:
+        """Return -log p of each token of [rows, length] but the first, those without a context even: log(vocab)."""
+        vocab, length = self.table.shape[1], ids.shape[1]
+        found = np.full((len(ids), length - 1), np.log(vocab))
+        context = np.zeros((len(ids), length - self.order), dtype=np.int64)
+        for back in range(self.order):
+            context = context * vocab + ids[:, back : length - self.order + back]
+        found[:, self.order - 1 :] = -np.log(self.table[context, ids[:, self.order :]])
+        return found
+
+
+class MarkovSamples(Dataset[Sample]):
+    """Sample i is a function of (address, i)."""
+
+    def __init__(self, chain: Chain, seq: int, address: tuple[int, ...]) -> None:
+        self.chain, self.seq, self.address = chain, seq, address
+
+    def __getitem__(self, index: int) -> Sample:
+        ids = self.chain.walk(self.seq + 1, _rng(*self.address, index))
+        return to_sample(ids, np.zeros(self.seq + 1, dtype=np.int64), index)
+
+
+def _rng(*address: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(address)))
