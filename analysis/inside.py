@@ -1,7 +1,8 @@
 """A look inside a model as pictures: attention maps, the logit lens, the loss of each token; PNG, PDF and one page.
 
 The input is plain: `tokens` (texts), `losses` and `ranks` (of each token but the first), `attention`
-[layers, heads, seq, seq], `lens` (for each layer and place: says, probability, true) and `statistics` by layer.
+[layers, heads, seq, seq], `gates` (of layers with a memory of n-grams: of each token), `lens` (for each layer and
+place: says, probability, true) and `statistics` by layer.
 """
 
 import base64
@@ -49,6 +50,9 @@ def draw(seen: dict[str, Any], folder: Path, title: str) -> list[Path]:
     made = [save(folder, "attention", figure, strongest, title)]
     losses = pd.DataFrame({"token": seen["tokens"][1:], "loss": seen["losses"], "rank": seen["ranks"]})  # fmt: skip
     made.append(save(folder, "losses", _loss_bars(losses), losses, title))
+    if seen["gates"]:
+        gates = pd.DataFrame(seen["gates"]).rename_axis("place").reset_index()
+        made.append(save(folder, "gates", gate_map(seen["gates"], seen["tokens"]), gates, title))
     page = _PAGE.format(
         title=html.escape(title), mean=losses["loss"].mean(), worst=losses["loss"].max(), text=_heat(seen),
         lens=_lens(seen), statistics=_statistics(seen["statistics"]),
@@ -75,6 +79,17 @@ def attention_maps(maps: np.ndarray, tokens: list[str]) -> Figure:
                 axis.set_yticklabels([repr(t)[1:-1] for t in tokens], fontsize=5)
             axis.set_title(f"layer {layer}, head {head}", fontsize=7)
     figure.colorbar(image, ax=axes, shrink=0.6, label="attention")
+    return figure
+
+
+def gate_map(gates: dict[Any, list[float]], tokens: list[str]) -> Figure:
+    """Return the gates of each layer as a row, its tokens named where they fit."""
+    figure, axis = plt.subplots(figsize=(max(3.3, 0.16 * len(tokens) + 1.4), 0.3 * len(gates) + 1.0), layout="constrained")  # fmt: skip
+    image = axis.imshow(list(gates.values()), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    axis.set_yticks(range(len(gates)), [f"layer {layer}" for layer in gates])
+    axis.set_xticks(range(len(tokens)), [repr(t)[1:-1] for t in tokens], rotation=90, fontsize=6)
+    axis.grid(False)
+    figure.colorbar(image, label="gate")
     return figure
 
 

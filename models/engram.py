@@ -126,18 +126,28 @@ class Engram(nn.Module):
         self, x: Float[Tensor, "batch seq dim"], context: Context
     ) -> tuple[Float[Tensor, "batch seq dim"], Notes]:
         cfg = self.cfg
-        remembered = self.table[self.rows(context)].flatten(2).to(x.dtype)
-        gate = self.gate(x, remembered)
+        remembered = self._remembered(x, context)
+        gate = self._gate(x, remembered)
         value = gate * self.value(remembered)
         dilation = max(cfg.orders)
         past = with_history(context.state, self.number, "conv", self.conv_norm(value), (cfg.kernel - 1) * dilation)  # fmt: skip
         mixed = short_conv(past, self.conv, dilation=dilation, documents=context.documents)
         return F.silu(mixed) + value, {"gate": gate.detach().float().mean()}
 
-    def gate(
+    def gates(
+        self, x: Float[Tensor, "batch seq dim"], context: Context
+    ) -> Float[Tensor, "batch seq"]:
+        """Return how much of what is remembered each token takes, between 0 and 1."""
+        return self._gate(x, self._remembered(x, context))[..., 0]
+
+    def _remembered(
+        self, x: Float[Tensor, "batch seq dim"], context: Context
+    ) -> Float[Tensor, "batch seq memory"]:
+        return self.table[self.rows(context)].flatten(2).to(x.dtype)
+
+    def _gate(
         self, x: Float[Tensor, "batch seq dim"], remembered: Float[Tensor, "batch seq memory"]
     ) -> Float[Tensor, "batch seq 1"]:
-        """Return how much of what is remembered each token takes, between 0 and 1."""
         agreement = self.stream_norm(x) * self.key_norm(self.key(remembered))
         return torch.sigmoid(agreement.sum(dim=-1, keepdim=True) * x.shape[-1] ** -0.5)
 

@@ -4,7 +4,7 @@ computed differently while nobody looks.
 Shape legend: layers, heads, seq.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.attention import Attention
 from models.branch import split_notes
+from models.engram import Engram
 from models.language_model import LanguageModel, TokenLoss
 from runner.errors import ConfigError
 from runner.serve.load import load_model
@@ -26,12 +27,13 @@ class Watched:
     """What the hooks saw in the last forward and backward pass.
 
     Args:
-        attention: by layer, [batch, heads, seq, seq]; streams: the residual stream after each block.
+        attention: by layer, [batch, heads, seq, seq]; gates: of a memory of n-grams, [batch, seq]; streams: the residual stream after each block.
         statistics: by block, rms, largest magnitude and kurtosis of its output; after a backward pass the
             rms of the gradient there too.
     """
 
     attention: dict[int, Tensor] = field(default_factory=dict)
+    gates: dict[int, Tensor] = field(default_factory=dict)
     streams: dict[int, Tensor] = field(default_factory=dict)
     statistics: dict[int, dict[str, float]] = field(default_factory=dict)
 
@@ -44,7 +46,9 @@ def watching(model: LanguageModel) -> Iterator[Watched]:
         handles.append(block.register_forward_hook(_stream_hook(seen, index)))
         for module in block.modules():
             if isinstance(module, Attention):
-                handles.append(module.register_forward_pre_hook(_attention_hook(seen, index), with_kwargs=True))  # fmt: skip
+                handles.append(module.register_forward_pre_hook(_input_hook(seen.attention, index, module.probabilities), with_kwargs=True))  # fmt: skip
+            if isinstance(module, Engram):
+                handles.append(module.register_forward_pre_hook(_input_hook(seen.gates, index, module.gates), with_kwargs=True))  # fmt: skip
     try:
         yield seen
     finally:
@@ -52,11 +56,12 @@ def watching(model: LanguageModel) -> Iterator[Watched]:
             handle.remove()
 
 
-def _attention_hook(seen: Watched, index: int) -> Any:
-    def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        assert isinstance(module, Attention)
+def _input_hook(found: dict[int, Tensor], index: int, compute: Callable[..., Tensor]) -> Any:
+    """Keep what `compute` makes of a module's input."""
+
+    def hook(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         with torch.no_grad():
-            seen.attention[index] = module.probabilities(*given, **named)
+            found[index] = compute(*given, **named)
 
     return hook
 
@@ -89,7 +94,8 @@ class Look:
 
     Args:
         tokens: their texts; losses: of each but the first, nats; ranks: of each under the model, 0 the likeliest.
-        attention: [layers, heads, seq, seq], NaN in layers without attention.
+        attention: [layers, heads, seq, seq], NaN in layers without attention; gates: how much of a memory of n-grams
+            each token takes, by layer where there is one.
         lens: for each layer and place the likeliest next token's text and its probability, and the probability of
             the true one; statistics: by layer.
     """
@@ -98,6 +104,7 @@ class Look:
     losses: list[float]
     ranks: list[int]
     attention: Float[Tensor, "layers heads seq seq"]
+    gates: dict[int, list[float]]
     lens: list[list[dict[str, Any]]]
     statistics: list[dict[str, float]]
 
@@ -123,7 +130,8 @@ def look(model: LanguageModel, ids: Int64[Tensor, " seq"], names: list[str]) -> 
         lens = [_lens(model.unembed(seen.streams[layer][0, :-1]), ids[1:], names) for layer in layers]  # fmt: skip
     return Look(
         [names[i] for i in ids.tolist()], losses.tolist(), ranks.tolist(),
-        _stacked(seen.attention, len(layers), len(ids)), lens,
+        _stacked(seen.attention, len(layers), len(ids)),
+        {layer: gates[0].tolist() for layer, gates in seen.gates.items()}, lens,
         [seen.statistics[layer] for layer in layers],
     )  # fmt: skip
 

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from typer.testing import CliRunner
 
+from analysis.inside import draw
 from analysis.runs import from_folders
 from models.branch import Context
 from models.decoder import Decoder, DecoderConfig
+from models.engram import EngramConfig
 from runner.cli import app
 from runner.evals.look import induction, look, watching
 
@@ -85,6 +87,19 @@ def test_a_look_has_the_losses_and_the_lens_ends_at_the_model(model: Decoder) ->
     assert all(p.grad is None for p in model.parameters())
     with pytest.raises(ValueError, match="at least 2"):
         look(model, IDS[:1], NAMES)
+
+
+def test_the_gates_of_a_memory_are_seen_by_token_and_drawn(tmp_path: Path) -> None:
+    part = EngramConfig(table_size=31, slot_dim=4)
+    cfg = DecoderConfig(depth=2, width=32, num_heads=2, pattern="naf af", parts={"n": part})
+    model = cfg.build(50, 0)
+    found = look(model, IDS, NAMES)
+    assert list(found.gates) == [0]
+    out = model(IDS[None, :-1], IDS[None, 1:])
+    mean = sum(found.gates[0][:-1]) / (len(IDS) - 1)
+    assert mean == pytest.approx(float(out.statistics["layers.0.engram.gate"]), abs=1e-6)
+    made = draw(vars(found) | {"attention": found.attention.tolist()}, tmp_path, "a text")
+    assert tmp_path / "gates.png" in made
 
 
 def test_a_run_logs_how_its_heads_match_prefixes(
