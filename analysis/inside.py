@@ -51,8 +51,9 @@ def draw(seen: dict[str, Any], folder: Path, title: str) -> list[Path]:
     losses = pd.DataFrame({"token": seen["tokens"][1:], "loss": seen["losses"], "rank": seen["ranks"]})  # fmt: skip
     made.append(save(folder, "losses", _loss_bars(losses), losses, title))
     if seen["gates"]:
-        gates = pd.DataFrame(seen["gates"]).rename_axis("place").reset_index()
-        made.append(save(folder, "gates", gate_map(seen["gates"], seen["tokens"]), gates, title))
+        layers = {f"layer {layer}": gates for layer, gates in seen["gates"].items()}
+        table = pd.DataFrame({"token": seen["tokens"]} | layers)
+        made.append(save(folder, "gates", gate_map(table), table, title))
     page = _PAGE.format(
         title=html.escape(title), mean=losses["loss"].mean(), worst=losses["loss"].max(), text=_heat(seen),
         lens=_lens(seen), statistics=_statistics(seen["statistics"]),
@@ -82,12 +83,13 @@ def attention_maps(maps: np.ndarray, tokens: list[str]) -> Figure:
     return figure
 
 
-def gate_map(gates: dict[Any, list[float]], tokens: list[str]) -> Figure:
-    """Return the gates of each layer as a row, its tokens named where they fit."""
-    figure, axis = plt.subplots(figsize=(max(3.3, 0.16 * len(tokens) + 1.4), 0.3 * len(gates) + 1.0), layout="constrained")  # fmt: skip
-    image = axis.imshow(list(gates.values()), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
-    axis.set_yticks(range(len(gates)), [f"layer {layer}" for layer in gates])
-    axis.set_xticks(range(len(tokens)), [repr(t)[1:-1] for t in tokens], rotation=90, fontsize=6)
+def gate_map(gates: pd.DataFrame) -> Figure:
+    """Return the gates of each layer (a column each, beside `token`) as a row of shades, the tokens named."""
+    layers = gates.drop(columns="token")
+    figure, axis = plt.subplots(figsize=(max(3.3, 0.16 * len(gates) + 1.4), 0.3 * layers.shape[1] + 1.0), layout="constrained")  # fmt: skip
+    image = axis.imshow(layers.T, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    axis.set_yticks(range(layers.shape[1]), list(layers))
+    axis.set_xticks(range(len(gates)), [repr(t)[1:-1] for t in gates["token"]], rotation=90, fontsize=6)  # fmt: skip
     axis.grid(False)
     figure.colorbar(image, label="gate")
     return figure

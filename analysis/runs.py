@@ -29,11 +29,13 @@ class Runs:
         table: a row for each cell, also for those that never ran.
         history: columns fingerprint, step, key, value; later attempts win.
         notes: what could not be read, for the reader of a figure.
+        root: where the run folders are, None of runs that came from a store.
     """
 
     table: pd.DataFrame
     history: pd.DataFrame
     notes: tuple[str, ...] = ()
+    root: Path | None = None
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -45,6 +47,19 @@ class Runs:
         states = self.table["state"].value_counts()
         said = f"{len(self.table)} cells: " + ", ".join(f"{n} {s}" for s, n in states.items())
         return "; ".join([said, *self.notes])
+
+    def positions(self) -> pd.DataFrame:
+        """Return columns fingerprint, position, loss, n: the loss at each place of a sequence (eval.details=true).
+
+        Raises:
+            ValueError: the runs came from a store, or none of them has it.
+        """
+        folders = {run: self.root / "runs" / str(run) for run in self.table["fingerprint"]} if self.root else {}  # fmt: skip
+        files = {run: folder / "positions.json" for run, folder in folders.items()}
+        parts = [pd.DataFrame(json.loads(f.read_text())).assign(fingerprint=run) for run, f in files.items() if f.exists()]  # fmt: skip
+        if not parts:
+            raise ValueError("no run folder has positions.json: train with eval.details=true, and read by from_folders")  # fmt: skip
+        return pd.concat(parts, ignore_index=True)[["fingerprint", "position", "loss", "n"]]
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook, what is missing above it."""
@@ -91,7 +106,7 @@ def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
         stamps,
         lambda runs: assemble(p for r in runs for p in read_folder(Path(folders[r]) / "metrics.jsonl", r)),
     )  # fmt: skip
-    return Runs(_with_last(pd.DataFrame(rows), history), history)
+    return Runs(_with_last(pd.DataFrame(rows), history), history, root=root)
 
 
 def _with_last(table: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:

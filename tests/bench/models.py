@@ -2,6 +2,7 @@
 
     python tests/bench/models.py [--active 2e6] [--seq 256] [--batch 8] [--rounds 10] [--only gpt,moe]
     python tests/bench/models.py --bdh [--seq 2048]       time and peak memory, direct and in chunks
+    python tests/bench/models.py --decode FILE            ms per token and bytes of state by context length, as CSV
 
 Steps (forward, backward, AdamW) are interleaved, minima over the rounds; memory is the peak of a process each, less
 what torch takes for itself. The feed-forward width (of BDH the neurons, of Mamba-2 the depth) is fitted to the active
@@ -18,9 +19,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from models.attention import AttentionConfig
@@ -72,6 +75,20 @@ MODELS: dict[str, Callable[[int], ModelConfig]] = {
     "BDH, public code": lambda n: BDHConfig(width=192, num_heads=6, multiplier=n * 3),
     "BDH, in 4 chunks": lambda n: BDHConfig(width=192, num_heads=6, multiplier=n * 3, chunks=4),
     "BDH, the paper's": lambda n: BDHConfig(width=192, num_heads=6, multiplier=n * 3, form="paper"),
+}  # fmt: skip
+
+
+DECODED: dict[str, Callable[[int], ModelConfig]] = {
+    name: MODELS[name]
+    for name in ("dense", "GQA, 2 of 6", "window 64", "8 experts, top 2", "Engram in 2 layers", "mHC", "gated DeltaNet", "Mamba-2")
+} | {
+    "hybrid": lambda hidden: replace(
+        BASE, hidden=8 * hidden, pattern="ndf de af", streams=StreamsConfig(),
+        parts={
+            "n": EngramConfig(table_size=4096, slot_dim=8), "d": LinearAttentionConfig(kind="gated_delta"),
+            "e": ExpertsConfig(num_experts=8, hidden=4 * hidden),
+        },
+    )
 }  # fmt: skip
 
 
@@ -140,6 +157,29 @@ def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, 
     return best
 
 
+@torch.no_grad()
+def decoding(active: float, contexts: tuple[int, ...], rounds: int) -> list[dict[str, object]]:
+    """Return, for each model and context, the fastest step of one token behind it, and the bytes remembered."""
+    models = {name: fitted(make, active).build(VOCAB, 0) for name, make in DECODED.items()}
+    text = torch.randint(0, VOCAB, (1, max(contexts)), generator=torch.Generator().manual_seed(0))
+    rows: list[dict[str, object]] = []
+    for context in contexts:
+        states = {}
+        for name, model in models.items():
+            states[name] = model.start(1, context + rounds + 2)
+            model(text[:, :context], state=states[name])
+
+        steps = {
+            name: partial(model, text[:, :1], state=states[name]) for name, model in models.items()
+        }
+        best = interleaved(steps, rounds)
+        rows += [
+            {"model": name, "context": context, "ms_per_token": 1e3 * best[name], "state_bytes": states[name].num_bytes()}
+            for name in models
+        ]  # fmt: skip
+    return rows
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -149,10 +189,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", default="")
     parser.add_argument("--bdh", action="store_true")
+    parser.add_argument("--decode", type=Path, metavar="FILE")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         child()
+        return
+    if given.decode:
+        table = pd.DataFrame(decoding(given.active, (64, 256, 1024, 4096), 3 * given.rounds))
+        table.to_csv(given.decode, index=False, float_format="%.4g")
+        print(table.pivot(index="model", columns="context").round(3).to_string())
         return
     batch, seq = given.batch, given.seq or (2048 if given.bdh else 256)
     if given.bdh:

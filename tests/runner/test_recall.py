@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from analysis.runs import from_folders
 from runner.data.recall import RecallConfig, RecallSamples
 from runner.data.tokenizers import SymbolTokenizer, TokenizerConfig, loads
 from runner.errors import DataError
@@ -113,3 +115,11 @@ def test_attention_learns_to_recall_and_the_run_says_how_often(tmp_path: Path) -
     accuracy = [row["val_accuracy"] for row in rows if "val_accuracy" in row]
     assert accuracy[-1] > 0.9
     assert torch.tensor(accuracy).isfinite().all()
+    runs = from_folders(tmp_path, "default")
+    places, last = runs.positions(), runs.table.iloc[0]
+    assert places["n"].sum() == last["val_tokens"] == 2 * 100
+    assert places["position"].between(4, 15).all()
+    mean = (places["loss"] * places["n"]).sum() / places["n"].sum()
+    assert mean == pytest.approx(last["val_loss"], abs=1e-6)
+    with pytest.raises(ValueError, match=r"eval\.details"):
+        replace(runs, root=None).positions()
