@@ -51,20 +51,34 @@ def table_of(choices: Sequence[Choice]) -> Table:
     layers: dict[str, list[Choice]] = {}
     for choice in choices:
         layers.setdefault(choice.layer, []).append(choice)
-    groups: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+    groups: dict[tuple[Any, ...], list[str]] = {}
     for name, mine in layers.items():
         rows = tuple((c.operand, c.format, c.hadamard, c.backend, c.why) for c in mine)
-        number = re.search(r"\d+", name)
-        pattern = re.sub(r"\d+", "*", name, count=1)
-        groups.setdefault(rows, {}).setdefault(pattern, []).append(number[0] if number else "")
+        groups.setdefault(rows, []).append(name)
     table = Table(box=None, pad_edge=False)
     for column in ("layers", "GEMM operand", "format", "Hadamard", "backend", "why"):
         table.add_column(column)
-    for rows, patterns in groups.items():
-        labels = [p.replace("*", f"{{{','.join(n)}}}") for p, n in patterns.items()]
+    for rows, names in groups.items():
+        labels = _folded(names)
         if len({fmt for _, fmt, *_ in rows}) == 1:
             rows = (("all", *rows[0][1:]),)
         for label, row in zip_longest(labels, rows):
             operand, fmt, hadamard, backend, why = row or ("", "", "", "", "")
             table.add_row(label, operand, fmt, str(hadamard or ""), backend, why)
     return table
+
+
+def _folded(names: list[str]) -> list[str]:
+    """Return names that differ in a number as one: layers.{0,1}.moe.experts.{0,1,2,3}.up."""
+    split = [re.split(r"(\d+)", name) for name in names]
+    for place in reversed(range(1, max(map(len, split)), 2)):
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for parts in split:
+            number = parts[place] if place < len(parts) else ""
+            rest = (*parts[:place], "", *parts[place + 1 :])
+            alike.setdefault(rest, []).append(number)
+        split = [
+            [*rest[:place], f"{{{','.join(found)}}}" if found != [""] else "", *rest[place + 1 :]]
+            for rest, found in alike.items()
+        ]
+    return ["".join(parts) for parts in split]
