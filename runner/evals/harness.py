@@ -285,15 +285,22 @@ def _record(task: str, row: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet(allow_unsafe: bool) -> Iterator[None]:
-    """lm-eval warns of much that is meant; its programs are told whether a sandbox is a must."""
-    logger, before = logging.getLogger("lm_eval"), os.environ.get(code.ALLOW)
-    level = logger.level
+    """lm-eval warns of much that is meant; its programs are told whether a sandbox is a must.
+
+    Of several processes on a node it answers the first only; ours all ask alike, so each is a first.
+    """
+    logger = logging.getLogger("lm_eval")
+    level, before = (
+        logger.level,
+        {name: os.environ.get(name) for name in (code.ALLOW, "LOCAL_RANK")},
+    )
     logger.setLevel(logging.ERROR)
-    os.environ[code.ALLOW] = "true" if allow_unsafe else "false"
+    os.environ |= {code.ALLOW: "true" if allow_unsafe else "false", "LOCAL_RANK": "0"}
     try:
         yield
     finally:
         logger.setLevel(level)
-        os.environ.pop(code.ALLOW)
-        if before is not None:
-            os.environ[code.ALLOW] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value

@@ -72,6 +72,22 @@ def test_a_run_asks_as_it_trains_and_at_its_end(espalier: Run, task: Path, tmp_p
     assert stored.history[stored.history["key"] == "squares/acc"]["step"].tolist() == [6, 12]
 
 
+def test_two_processes_ask_what_one_asks(espalier: Run, task: Path, tmp_path: Path) -> None:
+    harness = [f"eval.harness.{key}" for key in (*_keys(task), "every=6")]
+    asked: list[dict[int, float]] = []
+    for way in ([], ["resources.processes=2"], ["resources.processes=2", "train.parallel=fsdp"]):
+        root = tmp_path / str(len(way))
+        done = espalier("name=x", f"root={root}", *harness, *way)
+        assert done.returncode == 0, done.stderr
+        (cell,) = sweep_cells(root, "x")
+        (file,) = cell.folder.glob("evals/*.json")
+        assert json.loads(file.read_text())["step"] == 12
+        rows = journal.read_lines(cell.folder / "metrics.jsonl")
+        asked.append({row["step"]: row["squares/acc"] for row in rows if "squares/acc" in row})
+    assert list(asked[0]) == [6, 12]
+    assert asked[0] == asked[1] == asked[2]
+
+
 def test_a_sweep_is_evaluated_as_cells_and_its_runs_get_the_scores(espalier: Run, task: Path, tmp_path: Path) -> None:  # fmt: skip
     assert espalier("-m", "seed=1,2", "name=s", "track.uri=null").returncode == 0
     root = ["--root", str(tmp_path)]
