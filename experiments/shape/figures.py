@@ -1,0 +1,43 @@
+"""Loss against depth at a fixed number of parameters, for few and many heads; the FLOPs that it costs."""
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from analysis import plots
+from analysis.compare import over_seeds
+from analysis.runs import Runs, from_folders
+
+HERE = Path(__file__).parent
+NAME = "shape"
+BY = ["model.depth", "model.width", "model.num_heads"]
+
+
+def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+    """Write the figure and results.csv; return the figure."""
+    done = runs.finished.copy()
+    done["kflop_per_token"] = done["flops"] / done["tokens"] / 1e3
+    facts = done.groupby(BY)[["num_parameters", "kflop_per_token"]].mean()
+    table = over_seeds(done, BY, "val_loss").merge(facts.reset_index(), on=BY)
+    table.to_csv(folder.parent / "results.csv", index=False)
+    print(table.to_string(index=False))
+    figure, axes = plt.subplots(1, 2, figsize=(6.6, 2.9), layout="constrained")
+    for axis, x in zip(axes, ("model.depth", "kflop_per_token"), strict=True):
+        for index, (heads, part) in enumerate(table.groupby("model.num_heads")):
+            axis.errorbar(
+                part[x], part["mean"], part["std"], marker="os^"[index], capsize=2, color=f"C{index}",
+                label=f"{heads} heads (n={int(part['n'].min())})",
+            )  # fmt: skip
+    shapes = table.drop_duplicates("model.depth")
+    axes[0].set(xscale="log", xlabel="layers (width)", ylabel=plots.AXES["val_loss"])
+    axes[0].set_xticks(shapes["model.depth"], labels=[f"{d}\n({w})" for d, w in zip(shapes["model.depth"], shapes["model.width"], strict=True)])  # fmt: skip
+    axes[0].minorticks_off()
+    axes[0].legend()
+    axes[1].set(xlabel="training kFLOP per token", ylabel=plots.AXES["val_loss"])
+    return [plots.save(folder, NAME, figure, table, runs.count())]
+
+
+if __name__ == "__main__":
+    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
+        print(path)
