@@ -86,7 +86,7 @@ def attention_maps(maps: np.ndarray, tokens: list[str]) -> Figure:
 def gate_map(gates: pd.DataFrame) -> Figure:
     """Return the gates of each layer (a column each, beside `token`) as a row of shades, the tokens named."""
     layers = gates.drop(columns="token")
-    figure, axis = plt.subplots(figsize=(max(3.3, 0.16 * len(gates) + 1.4), 0.3 * layers.shape[1] + 1.0), layout="constrained")  # fmt: skip
+    figure, axis = plt.subplots(figsize=(max(3.3, 0.11 * len(gates) + 1.4), 0.3 * layers.shape[1] + 1.0), layout="constrained")  # fmt: skip
     image = axis.imshow(layers.T, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     axis.set_yticks(range(layers.shape[1]), [str(name) for name in layers])
     axis.set_xticks(range(len(gates)), [repr(t)[1:-1] for t in gates["token"]], rotation=90, fontsize=6)  # fmt: skip

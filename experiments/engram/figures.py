@@ -1,0 +1,72 @@
+"""The toy beside its entropy, loss by size of the tables, loss by the share of idle parameters in experts, gates."""
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from analysis import plots
+from analysis.compare import over_seeds
+from analysis.inside import gate_map
+from analysis.runs import Runs, from_folders
+from runner.data.markov import MarkovConfig
+from runner.data.tokenizers import TokenizerConfig
+
+HERE = Path(__file__).parent
+NAME = "engram"
+TOY = {"f": "feed-forward", "nf": "memory", "af": "attention", "naf": "memory and attention"}
+MOST_EXPERTS, TOP_K = 14, 2
+
+
+def entropy() -> float:
+    """Return the least loss that the toy allows."""
+    symbols = TokenizerConfig(kind="symbols", vocab_size=32)
+    return MarkovConfig().build(symbols, Path("unused")).entropy(64, 131072)
+
+
+def parts(runs: Runs) -> dict[str, pd.DataFrame]:
+    """Return the mean over seeds of each of the three parts."""
+    done = runs.finished.copy()
+    pattern = done["model.pattern"].fillna("af")
+    toy, rows, split = (done[pattern.isin(names)].copy() for names in (TOY, ["naf af af"], ["nae ae ae"]))  # fmt: skip
+    toy["mixer"] = toy["model.pattern"].fillna("af").map(TOY)
+    split["share"] = (split["model.parts.e.num_experts"] - TOP_K) / (MOST_EXPERTS - TOP_K)
+    return {
+        "toy": over_seeds(toy, ["mixer"], "val_loss"),
+        "rows": over_seeds(rows, ["model.parts.n.table_size", "num_parameters"], "val_loss"),
+        "split": over_seeds(
+            split, ["share", "num_parameters", "num_active_parameters"], "val_loss"
+        ),
+    }
+
+
+def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+    """Write figures and results.csv; return the figures."""
+    found, least = parts(runs), entropy()
+    table = pd.concat([part.assign(part=name) for name, part in found.items()], ignore_index=True)
+    table.to_csv(folder.parent / "results.csv", index=False)
+    print(table.to_string(index=False), f"entropy of the toy: {least:.4f}", sep="\n")
+    figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
+    toy = found["toy"].set_index("mixer").loc[list(TOY.values())]
+    axes[0].bar(range(len(toy)), toy["mean"], yerr=toy["std"], capsize=2, width=0.6)
+    axes[0].axhline(least, color="#D55E00", linestyle="--", label=f"entropy {least:.2f}")
+    axes[0].set_xticks(range(len(toy)), [name.replace(" and ", "\nand ") for name in toy.index])
+    axes[0].set(title="tri-grams of 32 symbols")
+    axes[0].legend()
+    for axis, name, x in ((axes[1], "rows", "model.parts.n.table_size"), (axes[2], "split", "share")):  # fmt: skip
+        part = found[name]
+        axis.errorbar(part[x], part["mean"], part["std"], marker="o", capsize=2, label=f"n={int(part['n'].min())}")  # fmt: skip
+        axis.legend()
+    axes[1].set(xscale="log", xlabel="rows of a table", title="size of the memory")
+    axes[2].set(xlabel="share of idle parameters in experts", title="experts or memory")
+    for axis in axes:
+        axis.set_ylabel(plots.AXES["val_loss"])
+    made = [plots.save(folder, NAME, figure, table, runs.count())]
+    gates = pd.read_csv(HERE / "gates.csv", keep_default_na=False)
+    return [*made, plots.save(folder, "gates", gate_map(gates), gates)]
+
+
+if __name__ == "__main__":
+    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
+        print(path)
