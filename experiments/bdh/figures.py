@@ -1,0 +1,77 @@
+"""BDH beside GPTs of as many parameters and of as many FLOPs: loss against either, and the exponents of power laws."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from analysis import plots
+from analysis.compare import over_seeds
+from analysis.runs import Runs, from_folders
+
+HERE = Path(__file__).parent
+NAME = "bdh"
+SERIES = ("BDH", "GPT, equal parameters", "GPT, equal FLOPs")
+DRAWS = 2000
+
+
+def series(row: "pd.Series[Any]") -> str:
+    """Name the series of a run."""
+    if row["model._target_"].endswith("BDHConfig"):
+        return SERIES[0]
+    return SERIES[1] if row["model.width"] <= 64 else SERIES[2]
+
+
+def exponent(part: pd.DataFrame, x: str) -> tuple[float, float, float]:
+    """Return the slope of log loss against log x, and its 95% interval by drawing one seed at each size."""
+    rng = np.random.default_rng(0)
+    sizes = [group for _, group in part.groupby("num_parameters")]
+
+    def slope(rows: pd.DataFrame) -> float:
+        return float(np.polyfit(np.log(rows[x]), np.log(rows["val_loss"]), 1)[0])
+
+    drawn = [slope(pd.concat([g.sample(len(g), replace=True, random_state=rng) for g in sizes])) for _ in range(DRAWS)]  # fmt: skip
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return slope(part), float(low), float(high)
+
+
+def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+    """Write the figure, results.csv and exponents.csv; return the figure."""
+    done = runs.finished.copy()
+    done["series"] = [series(row) for _, row in done.iterrows()]
+    done["mflop_per_token"] = done["flops"] / done["tokens"] / 1e6
+    by = ["series", "num_parameters"]
+    facts = done.groupby(by)[["mflop_per_token", "tokens_per_s", "wall_s", "peak_memory_bytes"]].mean()  # fmt: skip
+    table = over_seeds(done, by, "val_loss").merge(facts.reset_index(), on=by)
+    fits = pd.DataFrame(
+        [(name, x, *exponent(done[done["series"] == name], x)) for name in SERIES for x in ("num_parameters", "mflop_per_token")],
+        columns=["series", "against", "exponent", "low", "high"],
+    )  # fmt: skip
+    fits.to_csv(folder.parent / "exponents.csv", index=False)
+    table.to_csv(folder.parent / "results.csv", index=False)
+    print(table.to_string(index=False), fits.to_string(index=False), sep="\n\n")
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.9), layout="constrained", sharey=True)
+    labels = {"num_parameters": "parameters", "mflop_per_token": "training MFLOP per token"}
+    for axis, (x, label) in zip(axes, labels.items(), strict=True):
+        for index, name in enumerate(SERIES):
+            part = table[table["series"] == name].sort_values(x)
+            found = fits[(fits["series"] == name) & (fits["against"] == x)]["exponent"].iloc[0]
+            axis.errorbar(part[x], part["mean"], part["std"], marker="os^"[index], capsize=2, linestyle="", color=f"C{index}", label=f"{name}: {found:.3f}")  # fmt: skip
+            own = done[done["series"] == name]
+            slope, start = np.polyfit(np.log(own[x]), np.log(own["val_loss"]), 1)
+            axis.plot(part[x], np.exp(start) * part[x] ** slope, color=f"C{index}", linewidth=0.8)
+        axis.set(xscale="log", yscale="log", xlabel=label)
+        axis.legend(title="exponent")
+        axis.yaxis.set_major_formatter(plt.ScalarFormatter())
+        axis.yaxis.set_minor_formatter(plt.ScalarFormatter())
+        axis.xaxis.set_minor_formatter(plt.NullFormatter())
+    axes[0].set_ylabel("validation loss (nats/byte)")
+    return [plots.save(folder, NAME, figure, table, runs.count())]
+
+
+if __name__ == "__main__":
+    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
+        print(path)
