@@ -27,15 +27,12 @@ def series(row: "pd.Series[Any]") -> str:
 
 def exponent(part: pd.DataFrame, x: str) -> tuple[float, float, float]:
     """Return the slope of log loss against log x, and its 95% interval by drawing one seed at each size."""
-    rng = np.random.default_rng(0)
-    sizes = [group for _, group in part.groupby("num_parameters")]
-
-    def slope(rows: pd.DataFrame) -> float:
-        return float(np.polyfit(np.log(rows[x]), np.log(rows["val_loss"]), 1)[0])
-
-    drawn = [slope(pd.concat([g.sample(len(g), replace=True, random_state=rng) for g in sizes])) for _ in range(DRAWS)]  # fmt: skip
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return slope(part), float(low), float(high)
+    losses = np.log(part.pivot(index=x, columns="seed", values="val_loss"))
+    picks = np.random.default_rng(0).integers(losses.shape[1], size=(DRAWS, *losses.shape))
+    drawn = np.take_along_axis(losses.to_numpy()[None], picks, axis=2).mean(axis=2)
+    low, high = np.quantile(np.polyfit(np.log(losses.index), drawn.T, 1)[0], [0.025, 0.975])
+    slope = np.polyfit(np.log(losses.index), losses.mean(axis=1), 1)[0]
+    return float(slope), float(low), float(high)
 
 
 def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
