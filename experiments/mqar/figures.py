@@ -1,0 +1,49 @@
+"""Accuracy of recall against width and against the bytes that a mixer remembers, at the better learning rate."""
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from analysis import plots
+from analysis.runs import Runs, from_folders
+
+HERE = Path(__file__).parent
+NAME = "mqar"
+NAMES = {"a": "attention", "b": "Based", "d": "gated DeltaNet", "l": "gated long convolution"}
+BY = ["train.sequence_length", "data.num_pairs", "mixer", "model.width"]
+
+
+def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+    """Write the figure and results.csv; return the figure."""
+    done = runs.finished.copy()
+    done["mixer"] = done["model.pattern"].map(NAMES)
+    table = done[[*BY, "optim.lr", "val_accuracy", "val_loss", "state_bytes", "num_parameters"]].sort_values([*BY, "optim.lr"])  # fmt: skip
+    table.to_csv(folder.parent / "results.csv", index=False)
+    best = table.loc[table.groupby(BY)["val_accuracy"].idxmax()]
+    print(best.to_string(index=False))
+    lengths = list(best.groupby(["train.sequence_length", "data.num_pairs"]))
+    figure, axes = plt.subplots(1, len(lengths) + 1, figsize=(3.3 * (len(lengths) + 1), 2.9), layout="constrained", sharey=True, squeeze=False)  # fmt: skip
+    for axis, ((length, pairs), part) in zip(axes[0], lengths, strict=False):
+        for index, mixer in enumerate(NAMES.values()):
+            one = part[part["mixer"] == mixer]
+            axis.plot(one["model.width"], one["val_accuracy"], marker="os^v"[index], label=mixer)
+        axis.set(xscale="log", xlabel="width", title=f"{length} tokens, {pairs} pairs")
+        axis.set_xticks(sorted(part["model.width"].unique()), labels=[str(w) for w in sorted(part["model.width"].unique())])  # fmt: skip
+        axis.minorticks_off()
+    axes[0][0].set(ylabel="accuracy of recall", ylim=(-0.03, 1.03))
+    axes[0][0].legend()
+    last = axes[0][-1]
+    for index, mixer in enumerate(NAMES.values()):
+        one = best[best["mixer"] == mixer]
+        last.plot(one["state_bytes"] / 1024, one["val_accuracy"], marker="os^v"[index], label=mixer)
+    last.set(xscale="log", xlabel="state of a sequence (KiB)")
+    sizes = [2**n for n in range(1, 20) if 0.5 < 2**n * 1024 / best["state_bytes"].min() and 2**n * 512 < best["state_bytes"].max()]  # fmt: skip
+    last.set_xticks(sizes, labels=[str(size) for size in sizes])
+    last.minorticks_off()
+    return [plots.save(folder, NAME, figure, best, runs.count())]
+
+
+if __name__ == "__main__":
+    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
+        print(path)
