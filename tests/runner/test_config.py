@@ -82,7 +82,8 @@ NODES_OF = {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in CONF.iterd
 NEEDS = {
     "folder": ["tokenizer.path=x"],
     "hub": ["data.sources.0.revision=abc"],
-    "recall": ["~data.split", "~data.sources", "tokenizer=symbols"],
+    "recall": ["~data.split", "~data.sources", "tokenizer=symbols", "data.num_pairs=4"],
+    "markov": ["~data.split", "~data.sources", "tokenizer=symbols", "tokenizer.vocab_size=32"],
 }
 
 
