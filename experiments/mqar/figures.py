@@ -38,7 +38,8 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         one = best[best["mixer"] == mixer]
         last.plot(one["state_bytes"] / 1024, one["val_accuracy"], marker="os^v"[index], label=mixer)
     last.set(xscale="log", xlabel="state of a sequence (KiB)")
-    sizes = [2**n for n in range(1, 20) if 0.5 < 2**n * 1024 / best["state_bytes"].min() and 2**n * 512 < best["state_bytes"].max()]  # fmt: skip
+    least, most = best["state_bytes"].min() / 1024, best["state_bytes"].max() / 1024
+    sizes = [2**n for n in range(20) if least / 2 < 2**n < 2 * most]
     last.set_xticks(sizes, labels=[str(size) for size in sizes])
     last.minorticks_off()
     return [plots.save(folder, NAME, figure, best, runs.count())]
