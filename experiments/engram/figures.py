@@ -11,7 +11,6 @@ from analysis.compare import over_seeds
 from analysis.inside import gate_map
 from analysis.runs import Runs, from_folders
 from runner.data.markov import MarkovConfig
-from runner.data.tokenizers import TokenizerConfig
 
 HERE = Path(__file__).parent
 NAME = "engram"
@@ -19,10 +18,10 @@ TOY = {"f": "feed-forward", "nf": "memory", "af": "attention", "naf": "memory an
 MOST_EXPERTS, TOP_K = 14, 2
 
 
-def entropy() -> float:
+def entropy(toy: pd.DataFrame) -> float:
     """Return the least loss that the toy allows."""
-    symbols = TokenizerConfig(kind="symbols", vocab_size=32)
-    return MarkovConfig().build(symbols, Path("unused")).entropy(64, 131072)
+    run = toy.iloc[0]
+    return MarkovConfig().entropy(int(run["vocab_size"]), int(run["train.sequence_length"]), int(run["eval.tokens"]))  # fmt: skip
 
 
 def parts(runs: Runs) -> dict[str, pd.DataFrame]:
@@ -43,7 +42,8 @@ def parts(runs: Runs) -> dict[str, pd.DataFrame]:
 
 def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     """Write figures and results.csv; return the figures."""
-    found, least = parts(runs), entropy()
+    found = parts(runs)
+    least = entropy(runs.finished[runs.finished["tokenizer.kind"] == "symbols"])
     table = pd.concat([part.assign(part=name) for name, part in found.items()], ignore_index=True)
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False), f"entropy of the toy: {least:.4f}", sep="\n")

@@ -3,10 +3,8 @@
 What a model can at best reach is known: the entropy of the chain. Order 2 is the tri-gram toy of n-gram memories.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -14,15 +12,15 @@ import torch
 from torch.utils.data import Dataset
 
 from models.config import config
+from runner.data.made import Half, MadeConfig, MadeCorpus, generator
 from runner.data.order import Sample, to_sample
-from runner.data.sources import SourceConfig
-from runner.data.tokenizers import Tokenizer, TokenizerConfig
+from runner.data.tokenizers import SymbolTokenizer, TokenizerConfig
 
 _MOST_ENTRIES = 1 << 24  # of the table
 
 
 @config
-class MarkovConfig:
+class MarkovConfig(MadeConfig):
     """Sequences of a chain, each of `train.sequence_length` tokens and never seen twice; goes with tokenizer=symbols.
 
     Args:
@@ -32,8 +30,7 @@ class MarkovConfig:
         data_seed: of the table and of validation (the run's seed draws what is trained on).
     """
 
-    sources: ClassVar[tuple[SourceConfig, ...]] = ()
-    mask_documents: ClassVar[bool] = False
+    name: ClassVar[str] = "markov"
 
     order: int = 2
     concentration: float = 0.05
@@ -48,14 +45,9 @@ class MarkovConfig:
         if self.concentration <= 0:
             raise ValueError(f"concentration={self.concentration} must be positive")
 
-    def content_hash(self) -> list[str]:
-        """Return nothing: what is made of these numbers has no other content."""
-        return []
-
     def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
         """Raise ValueError on a tokenizer of text or a table beyond memory."""
-        if tokenizer.kind != "symbols":
-            raise ValueError(f"data=markov is of numbers; use tokenizer=symbols, not tokenizer.kind={tokenizer.kind}")  # fmt: skip
+        super().check(tokenizer, seq)
         vocab = tokenizer.vocab_size or 0
         if vocab ** (self.order + 1) > _MOST_ENTRIES:
             raise ValueError(
@@ -63,43 +55,17 @@ class MarkovConfig:
                 f"entries, more than {_MOST_ENTRIES:.1e}; lower one"
             )
 
-    def build(
-        self, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
-    ) -> "MarkovCorpus":
-        """Return the corpus."""
-        return MarkovCorpus(self, tokenizer.build(()))
+    def examples(self, vocab_size: int, seq: int, seed: int, half: Half) -> "MarkovSamples":
+        """See `MadeConfig`."""
+        address = (seed, 1) if half == "train" else (self.data_seed, 2)
+        return MarkovSamples(chain_of(self, vocab_size), seq, address)
 
-
-@dataclass(frozen=True)
-class MarkovCorpus:
-    """See `MarkovConfig`, and `Corpus`."""
-
-    cfg: MarkovConfig
-    tokenizer: Tokenizer
-    bytes_per_counted_byte: float = 1.0
-
-    @cached_property
-    def chain(self) -> "Chain":
-        """The table, drawn once."""
-        return Chain.draw(self.cfg, self.tokenizer.vocab_size)
-
-    def samples(self, seq: int, seed: int) -> "MarkovSamples":
-        """See `Corpus`."""
-        return MarkovSamples(self.chain, seq, (seed, 1))
-
-    def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[Sample]:
-        """See `Corpus`: the validation sequences, or as many as `max_tokens` have room for."""
-        count = max(1, min(self.cfg.num_val, max_tokens // seq))
-        made = MarkovSamples(self.chain, seq, (self.cfg.data_seed, 2))
-        for start in range(0, count, batch):
-            rows = [made[number] for number in range(start, min(start + batch, count))]
-            yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-
-    def entropy(self, seq: int, max_tokens: int) -> float:
+    def entropy(self, vocab_size: int, seq: int, max_tokens: int) -> float:
         """Return the least loss on the validation sequences, in nats per token: that of the table itself."""
-        batches = self.held_out(seq, self.cfg.num_val, max_tokens)
+        corpus = MadeCorpus(self, SymbolTokenizer(vocab_size))
+        batches = corpus.held_out(seq, self.num_val, max_tokens)
         ids = torch.cat([torch.cat((b["tokens"], b["targets"][:, -1:]), dim=1) for b in batches])
-        return float(self.chain.nats(ids.numpy()).mean())
+        return float(chain_of(self, vocab_size).nats(ids.numpy()).mean())
 
 
 @dataclass(frozen=True)
@@ -108,12 +74,6 @@ class Chain:
 
     order: int
     table: np.ndarray
-
-    @staticmethod
-    def draw(cfg: MarkovConfig, vocab: int) -> "Chain":
-        """Return the chain of a config."""
-        rows = _rng(cfg.data_seed, 0).dirichlet(np.full(vocab, cfg.concentration), vocab**cfg.order)
-        return Chain(cfg.order, rows)
 
     @cached_property
     def _sums(self) -> np.ndarray:
@@ -151,9 +111,12 @@ class MarkovSamples(Dataset[Sample]):
         self.chain, self.seq, self.address = chain, seq, address
 
     def __getitem__(self, index: int) -> Sample:
-        ids = self.chain.walk(self.seq + 1, _rng(*self.address, index))
+        ids = self.chain.walk(self.seq + 1, generator(*self.address, index))
         return to_sample(ids, np.zeros(self.seq + 1, dtype=np.int64), index)
 
 
-def _rng(*address: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(address)))
+@lru_cache(maxsize=1)
+def chain_of(cfg: MarkovConfig, vocab_size: int) -> Chain:
+    """Return the chain of a config, drawn once."""
+    alphas = np.full(vocab_size, cfg.concentration)
+    return Chain(cfg.order, generator(cfg.data_seed, 0).dirichlet(alphas, vocab_size**cfg.order))

@@ -6,26 +6,21 @@ Keys come from the lower half of the vocabulary, values from the upper; where a 
 target, nowhere else; between them stand random tokens. Near places are asked more often, by a power law.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from models.config import config
+from runner.data.made import Half, MadeConfig, generator
 from runner.data.order import Sample
-from runner.data.sources import SourceConfig
-from runner.data.tokenizers import Tokenizer, TokenizerConfig
-
-Half = Literal["train", "val"]
+from runner.data.tokenizers import TokenizerConfig
 
 
 @config
-class RecallConfig:
+class RecallConfig(MadeConfig):
     """Examples of associative recall, each of `train.sequence_length` tokens; goes with tokenizer=symbols.
 
     Args:
@@ -35,8 +30,7 @@ class RecallConfig:
         data_seed: of the examples (the run's seed orders them).
     """
 
-    sources: ClassVar[tuple[SourceConfig, ...]] = ()
-    mask_documents: ClassVar[bool] = False
+    name: ClassVar[str] = "recall"
 
     num_pairs: int = 8
     num_train: int = 20000
@@ -50,14 +44,9 @@ class RecallConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
-    def content_hash(self) -> list[str]:
-        """Return nothing: what is made of these numbers has no other content."""
-        return []
-
     def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
         """Raise ValueError on a tokenizer of text, too small a vocabulary or no room for the questions."""
-        if tokenizer.kind != "symbols":
-            raise ValueError(f"data=recall is of numbers; use tokenizer=symbols, not tokenizer.kind={tokenizer.kind}")  # fmt: skip
+        super().check(tokenizer, seq)
         if (tokenizer.vocab_size or 0) // 2 <= self.num_pairs:
             raise ValueError(f"tokenizer.vocab_size={tokenizer.vocab_size} must exceed 2 x {self.num_pairs + 1}, keys and values of num_pairs={self.num_pairs}")  # fmt: skip
         if seq < 4 * self.num_pairs:
@@ -66,34 +55,9 @@ class RecallConfig:
                 f"two apart; raise it to {4 * self.num_pairs} or lower data.num_pairs"
             )
 
-    def build(
-        self, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
-    ) -> "RecallCorpus":
-        """Return the corpus."""
-        return RecallCorpus(self, tokenizer.build(()))
-
-
-@dataclass(frozen=True)
-class RecallCorpus:
-    """See `RecallConfig`, and `Corpus`."""
-
-    cfg: RecallConfig
-    tokenizer: Tokenizer
-    bytes_per_counted_byte: float = 1.0
-
-    def samples(self, seq: int, seed: int) -> "RecallSamples":
-        """See `Corpus`."""
-        return RecallSamples(self.cfg, self.tokenizer.vocab_size, seq, seed)
-
-    def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[Sample]:
-        """See `Corpus`: the validation examples, or as many as `max_tokens` have room for."""
-        count = max(1, min(self.cfg.num_val, max_tokens // seq))
-        made = RecallSamples(self.cfg, self.tokenizer.vocab_size, seq, 0, "val")
-        for start in range(0, count, batch):
-            rows = [
-                made.example(number, number) for number in range(start, min(start + batch, count))
-            ]
-            yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    def examples(self, vocab_size: int, seq: int, seed: int, half: Half) -> "RecallSamples":
+        """See `MadeConfig`."""
+        return RecallSamples(self, vocab_size, seq, seed, half)
 
 
 class RecallSamples(Dataset[Sample]):
@@ -106,9 +70,11 @@ class RecallSamples(Dataset[Sample]):
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, index: int) -> Sample:
+        if self.half == "val":
+            return self.example(index, index)
         epoch, place = divmod(index, self.cfg.num_train)
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, _rng(self.seed, epoch).permutation(self.cfg.num_train)
+            self._order = epoch, generator(self.seed, epoch).permutation(self.cfg.num_train)
         return self.example(int(self._order[1][place]), index)
 
     @cached_property
@@ -121,7 +87,7 @@ class RecallSamples(Dataset[Sample]):
     def example(self, number: int, index: int) -> Sample:
         """Return one example as a sample."""
         pairs, half = self.cfg.num_pairs, self.vocab_size // 2
-        rng = _rng(self.cfg.data_seed, 1 + (self.half == "val"), number)
+        rng = generator(self.cfg.data_seed, 1 + (self.half == "val"), number)
         keys = 1 + rng.choice(half - 1, pairs, replace=False)
         values = half + rng.choice(self.vocab_size - half, pairs, replace=False)
         tokens = rng.integers(0, self.vocab_size, self.seq)
@@ -135,7 +101,3 @@ class RecallSamples(Dataset[Sample]):
             "documents": torch.zeros(self.seq, dtype=torch.int64),
             "index": torch.tensor(index),
         }
-
-
-def _rng(*address: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(address)))

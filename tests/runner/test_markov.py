@@ -6,33 +6,38 @@ import numpy as np
 import pytest
 import torch
 
-from runner.data.markov import Chain, MarkovConfig, MarkovCorpus
+from runner.data.made import MadeCorpus
+from runner.data.markov import Chain, MarkovConfig, chain_of
 from runner.data.tokenizers import TokenizerConfig
 
 SYMBOLS = TokenizerConfig(kind="symbols", vocab_size=4)
 
 
-def _corpus(**options: float) -> MarkovCorpus:
-    return MarkovConfig(**options).build(SYMBOLS, Path("unused"))  # type: ignore[arg-type]
+def _cfg(**options: float) -> MarkovConfig:
+    return MarkovConfig(**options)  # type: ignore[arg-type]
+
+
+def _corpus(cfg: MarkovConfig) -> MadeCorpus:
+    return cfg.build(SYMBOLS, Path("unused"))
 
 
 def test_text_follows_the_table() -> None:
-    corpus = _corpus(order=2, concentration=0.5)
-    ids = corpus.chain.walk(60000, np.random.default_rng(0))
+    chain = chain_of(_cfg(order=2, concentration=0.5), 4)
+    ids = chain.walk(60000, np.random.default_rng(0))
     context = ids[:-2] * 4 + ids[1:-1]
     for place in range(16):
         seen = ids[2:][context == place]
         if len(seen) > 500:
             found = np.bincount(seen, minlength=4) / len(seen)
             bound = 4 * (0.25 / len(seen)) ** 0.5
-            np.testing.assert_allclose(found, corpus.chain.table[place], atol=bound)
+            np.testing.assert_allclose(found, chain.table[place], atol=bound)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_entropy_is_what_a_model_that_knows_the_table_pays(order: int) -> None:
-    corpus = _corpus(order=order, num_val=8)
+    cfg = _cfg(order=order, num_val=8)
     total, count = 0.0, 0
-    for batch in corpus.held_out(32, 3, 10**6):
+    for batch in _corpus(cfg).held_out(32, 3, 10**6):
         for tokens, targets in zip(
             batch["tokens"].tolist(), batch["targets"].tolist(), strict=True
         ):
@@ -43,14 +48,14 @@ def test_entropy_is_what_a_model_that_knows_the_table_pays(order: int) -> None:
                 for token in text[max(0, place - order) : place]:
                     row = row * 4 + token
                 known = place >= order
-                total -= np.log(corpus.chain.table[row, text[place]] if known else 0.25)
+                total -= np.log(chain_of(cfg, 4).table[row, text[place]] if known else 0.25)
                 count += 1
     assert count == 8 * 32
-    assert corpus.entropy(32, 10**6) == pytest.approx(total / count)
+    assert cfg.entropy(4, 32, 10**6) == pytest.approx(total / count)
 
 
 def test_samples_are_functions_of_seed_and_number_and_validation_is_apart() -> None:
-    corpus = _corpus(num_val=4, concentration=0.5)
+    corpus = _corpus(_cfg(num_val=4, concentration=0.5))
     one, again, other = corpus.samples(24, 0), corpus.samples(24, 0), corpus.samples(24, 1)
     assert torch.equal(one[7]["tokens"], again[7]["tokens"])
     assert not torch.equal(one[7]["tokens"], one[8]["tokens"])
@@ -61,7 +66,7 @@ def test_samples_are_functions_of_seed_and_number_and_validation_is_apart() -> N
 
 
 def test_certain_rows_are_cheap() -> None:
-    assert _corpus(concentration=0.01).entropy(64, 10**6) < _corpus(concentration=1.0).entropy(64, 10**6)  # fmt: skip
+    assert _cfg(concentration=0.01).entropy(4, 64, 10**6) < _cfg(concentration=1.0).entropy(4, 64, 10**6)  # fmt: skip
 
 
 def test_what_does_not_fit_is_refused() -> None:
