@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import plots
-from analysis.compare import holm, over_seeds, paired_difference
+from analysis.compare import beside_baseline, holm, over_seeds, paired_difference
 from analysis.runs import Runs
 
 
@@ -28,10 +28,10 @@ def ablate(
     """
     done = runs.finished.copy()
     done["choice"] = [choice(row) for _, row in done.iterrows()]
-    table = over_seeds(done, ["choice"], metric)
-    gap = paired_difference(done, key="choice", baseline=baseline, metric=metric, pair=pair)
-    both = table.merge(gap.rename(columns={"value": "choice", "n": "pairs"}), on="choice", how="left")  # fmt: skip
-    return _write(runs, gap, both, table.set_index("choice")["mean"][baseline], baseline, metric, folder, name, title)  # fmt: skip
+    table = beside_baseline(done, key="choice", baseline=baseline, metric=metric, pair=pair)
+    level = table.set_index("choice")["mean"][baseline]
+    gap = table[table["choice"] != baseline].rename(columns={"choice": "value"})
+    return _write(runs, gap.assign(n=gap["pairs"]), table, level, baseline, metric, folder, name, title)  # fmt: skip
 
 
 def effects(

@@ -1,5 +1,7 @@
 """Means over seeds; differences paired by seed with interval, test and what they could have shown."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy import optimize, stats
@@ -8,11 +10,26 @@ from analysis.errors import require
 from analysis.laws import Array
 
 
-def over_seeds(table: pd.DataFrame, by: list[str], metric: str) -> pd.DataFrame:
-    """Return mean, standard deviation (NaN at n = 1) and n of `metric` for each group of `by`."""
-    require(table, [*by, metric])
-    grouped = table.groupby(by, dropna=False)[metric]
-    return grouped.agg(mean="mean", std="std", n="count").reset_index()
+def over_seeds(
+    table: pd.DataFrame, by: list[str], metric: str, *, facts: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return mean, standard deviation (NaN at n = 1) and n of `metric` for each group of `by`, and the mean of each of `facts`."""
+    require(table, [*by, metric, *facts])
+    grouped = table.groupby(by, dropna=False)
+    means = grouped[metric].agg(["mean", "std", "count"]).rename(columns={"count": "n"})
+    return means.join(grouped[list(facts)].mean()).reset_index()
+
+
+def beside_baseline(
+    table: pd.DataFrame, *, key: str, baseline: object, metric: str, pair: list[str], facts: Sequence[str] = (),
+) -> pd.DataFrame:  # fmt: skip
+    """Return `over_seeds` by `key`, and beside each value its `paired_difference` (whose n is called pairs).
+
+    The baseline's own row has NaN there.
+    """
+    gap = paired_difference(table, key=key, baseline=baseline, metric=metric, pair=pair)
+    gap = gap.rename(columns={"value": key, "n": "pairs"})
+    return over_seeds(table, [key], metric, facts=facts).merge(gap, on=key, how="left")
 
 
 def paired_difference(

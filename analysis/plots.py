@@ -1,12 +1,14 @@
 """Figures: each is saved as PDF, PNG and the CSV of what it shows."""
 
 from pathlib import Path
+from typing import cast
 
 import matplotlib
 
 matplotlib.use("Agg", force=False)
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
@@ -28,9 +30,13 @@ AXES = {
 
 
 def learning_curves(
-    runs: Runs, *, key: str = "val_loss", x: str = "step", by: str
+    runs: Runs, *, key: str = "val_loss", x: str = "step", by: str, axis: Axes | None = None
 ) -> tuple[Figure, pd.DataFrame]:
-    """Return a curve for each value of column `by`: mean over its runs, min-max band if several."""
+    """Return a curve for each value of column `by`: mean over its runs, min-max band if several.
+
+    Args:
+        axis: where to draw, a new figure where it is not given.
+    """
     groups = runs.table.set_index("fingerprint")[by]
     curves = runs.curves(key, x)
     curves[by] = curves["fingerprint"].map(groups)
@@ -47,7 +53,7 @@ def learning_curves(
         )
         .reset_index()
     )
-    figure, axis = plt.subplots()
+    axis = plt.subplots()[1] if axis is None else axis
     for name, part in shown.groupby(by):
         n = int(part["n"].max())
         axis.plot(part["x"], part["mean"], marker="o", label=f"{by}={tick(name)} (n={n})")
@@ -58,7 +64,7 @@ def learning_curves(
         axis.set_xscale("log")
         axis.xaxis.set_minor_formatter(NullFormatter())
     axis.legend()
-    return figure, shown
+    return cast("Figure", axis.figure), shown
 
 
 def against_size(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.errors import ASKED
@@ -54,9 +55,9 @@ class Runs:
         Raises:
             ValueError: the runs came from a store, or none of them has it.
         """
-        folders = {run: self.root / "runs" / str(run) for run in self.table["fingerprint"]} if self.root else {}  # fmt: skip
-        files = {run: folder / "positions.json" for run, folder in folders.items()}
-        parts = [pd.DataFrame(json.loads(f.read_text())).assign(fingerprint=run) for run, f in files.items() if f.exists()]  # fmt: skip
+        files = {f.parent.name: f for f in self.root.glob("runs/*/positions.json")} if self.root else {}  # fmt: skip
+        mine = [run for run in self.table["fingerprint"] if run in files]
+        parts = [pd.DataFrame(json.loads(files[run].read_text())).assign(fingerprint=run) for run in mine]  # fmt: skip
         if not parts:
             raise ValueError("no run folder has positions.json: train with eval.details=true, and read by from_folders")  # fmt: skip
         return pd.concat(parts, ignore_index=True)[["fingerprint", "position", "loss", "n"]]
@@ -68,6 +69,8 @@ class Runs:
     def curves(self, key: str, x: str) -> pd.DataFrame:
         """Return columns fingerprint, x, value of metric `key`; `x` is step, tokens, flops or wall_s.
 
+        Where `x` was not logged at a step (an evaluation between two log lines) it is interpolated.
+
         Raises:
             KeyError: no run has the metric; the known ones are named.
         """
@@ -75,13 +78,18 @@ class Runs:
         for name in (key, x):
             if name not in known and name != "step":
                 raise KeyError(f"no run has the metric {name!r}; there are: {', '.join(known)}")
-        values = self.history[self.history["key"] == key].rename(columns={"step": "x"})
-        if x != "step":
-            axis = self.history[self.history["key"] == x][["fingerprint", "step", "value"]]
-            axis = axis.rename(columns={"step": "x", "value": "at"})
-            values = values.merge(axis, on=["fingerprint", "x"]).drop(columns="x")
-            values = values.rename(columns={"at": "x"})
-        return values[["fingerprint", "x", "value"]]
+        values = self.history[self.history["key"] == key]
+        if x == "step":
+            return values.assign(x=values["step"])[["fingerprint", "x", "value"]]
+        known_at = dict(
+            list(self.history[self.history["key"] == x].sort_values("step").groupby("fingerprint"))
+        )
+        parts = [
+            part.assign(x=np.interp(part["step"], known_at[run]["step"], known_at[run]["value"]))
+            for run, part in values.groupby("fingerprint") if run in known_at
+        ]  # fmt: skip
+        columns = ["fingerprint", "x", "value"]
+        return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:

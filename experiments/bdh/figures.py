@@ -25,14 +25,14 @@ def series(row: "pd.Series[Any]") -> str:
     return SERIES[1] if row["model.width"] <= 64 else SERIES[2]
 
 
-def exponent(part: pd.DataFrame, x: str) -> tuple[float, float, float]:
-    """Return the slope of log loss against log x, and its 95% interval by drawing one seed at each size."""
+def power_law(part: pd.DataFrame, x: str) -> tuple[float, float, float, float]:
+    """Return exponent, its 95% interval (by drawing one seed at each size) and the loss at x = 1."""
     losses = np.log(part.pivot(index=x, columns="seed", values="val_loss"))
     picks = np.random.default_rng(0).integers(losses.shape[1], size=(DRAWS, *losses.shape))
     drawn = np.take_along_axis(losses.to_numpy()[None], picks, axis=2).mean(axis=2)
     low, high = np.quantile(np.polyfit(np.log(losses.index), drawn.T, 1)[0], [0.025, 0.975])
-    slope = np.polyfit(np.log(losses.index), losses.mean(axis=1), 1)[0]
-    return float(slope), float(low), float(high)
+    slope, start = np.polyfit(np.log(losses.index), losses.mean(axis=1), 1)
+    return float(slope), float(low), float(high), float(np.exp(start))
 
 
 def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
@@ -41,11 +41,11 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     done["series"] = [series(row) for _, row in done.iterrows()]
     done["mflop_per_token"] = done["flops"] / done["tokens"] / 1e6
     by = ["series", "num_parameters"]
-    facts = done.groupby(by)[["mflop_per_token", "tokens_per_s", "wall_s", "peak_memory_bytes"]].mean()  # fmt: skip
-    table = over_seeds(done, by, "val_loss").merge(facts.reset_index(), on=by)
+    facts = ["mflop_per_token", "tokens_per_s", "wall_s", "peak_memory_bytes"]
+    table = over_seeds(done, by, "val_loss", facts=facts)
     fits = pd.DataFrame(
-        [(name, x, *exponent(done[done["series"] == name], x)) for name in SERIES for x in ("num_parameters", "mflop_per_token")],
-        columns=["series", "against", "exponent", "low", "high"],
+        [(name, x, *power_law(done[done["series"] == name], x)) for name in SERIES for x in ("num_parameters", "mflop_per_token")],
+        columns=["series", "against", "exponent", "low", "high", "loss_at_1"],
     )  # fmt: skip
     fits.to_csv(folder.parent / "exponents.csv", index=False)
     table.to_csv(folder.parent / "results.csv", index=False)
@@ -55,11 +55,9 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     for axis, (x, label) in zip(axes, labels.items(), strict=True):
         for index, name in enumerate(SERIES):
             part = table[table["series"] == name].sort_values(x)
-            found = fits[(fits["series"] == name) & (fits["against"] == x)]["exponent"].iloc[0]
-            axis.errorbar(part[x], part["mean"], part["std"], marker="os^"[index], capsize=2, linestyle="", color=f"C{index}", label=f"{name}: {found:.3f}")  # fmt: skip
-            own = done[done["series"] == name]
-            slope, start = np.polyfit(np.log(own[x]), np.log(own["val_loss"]), 1)
-            axis.plot(part[x], np.exp(start) * part[x] ** slope, color=f"C{index}", linewidth=0.8)
+            _, _, slope, _, _, start = fits[(fits["series"] == name) & (fits["against"] == x)].iloc[0]  # fmt: skip
+            axis.errorbar(part[x], part["mean"], part["std"], marker="os^"[index], capsize=2, linestyle="", color=f"C{index}", label=f"{name}: {slope:.3f}")  # fmt: skip
+            axis.plot(part[x], start * part[x] ** slope, color=f"C{index}", linewidth=0.8)
         axis.set(xscale="log", yscale="log", xlabel=label)
         axis.legend(title="exponent")
         axis.yaxis.set_major_formatter(plt.ScalarFormatter())

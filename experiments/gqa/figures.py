@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from analysis import plots
-from analysis.compare import over_seeds, paired_difference
+from analysis.compare import beside_baseline
 from analysis.runs import Runs, from_folders
 
 HERE = Path(__file__).parent
@@ -17,9 +17,7 @@ KEY = "model.num_kv_heads"
 def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     done = runs.finished
-    table = over_seeds(done, [KEY, "num_parameters", "state_bytes"], "val_loss")
-    gap = paired_difference(done, key=KEY, baseline=8, metric="val_loss", pair=["seed"])
-    table = table.merge(gap.rename(columns={"value": KEY, "n": "pairs"}), on=KEY, how="left")
+    table = beside_baseline(done, key=KEY, baseline=8, metric="val_loss", pair=["seed"], facts=["num_parameters", "state_bytes"])  # fmt: skip
     table["state_ratio"] = table["state_bytes"] / table["state_bytes"].max()
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False))

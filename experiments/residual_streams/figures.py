@@ -41,7 +41,7 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         done[f"most.{key}"] = done["fingerprint"].map(largest(runs, key))
     by = ["residual", "model.depth"]
     columns = [f"most.{key}" for key in list(PANELS)[:3]] + ["grad_norm", "tokens_per_s", "num_parameters"]  # fmt: skip
-    table = over_seeds(done, by, "val_loss").merge(done.groupby(by)[columns].mean().reset_index(), on=by)  # fmt: skip
+    table = over_seeds(done, by, "val_loss", facts=columns)
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False))
     figure, axes = plt.subplots(1, 4, figsize=(10.5, 2.8), layout="constrained")

@@ -18,8 +18,7 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     done = runs.finished.copy()
     done["kflop_per_token"] = done["flops"] / done["tokens"] / 1e3
-    facts = done.groupby(BY)[["num_parameters", "kflop_per_token"]].mean()
-    table = over_seeds(done, BY, "val_loss").merge(facts.reset_index(), on=BY)
+    table = over_seeds(done, BY, "val_loss", facts=["num_parameters", "kflop_per_token"])
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False))
     figure, axes = plt.subplots(1, 2, figsize=(6.6, 2.9), layout="constrained")

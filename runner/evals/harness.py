@@ -290,10 +290,8 @@ def _quiet(allow_unsafe: bool) -> Iterator[None]:
     Of several processes on a node it answers the first only; ours all ask alike, so each is a first.
     """
     logger = logging.getLogger("lm_eval")
-    level, before = (
-        logger.level,
-        {name: os.environ.get(name) for name in (code.ALLOW, "LOCAL_RANK")},
-    )
+    level = logger.level
+    before = {name: os.environ.get(name) for name in (code.ALLOW, "LOCAL_RANK")}
     logger.setLevel(logging.ERROR)
     os.environ |= {code.ALLOW: "true" if allow_unsafe else "false", "LOCAL_RANK": "0"}
     try:

@@ -27,7 +27,9 @@ class Watched:
     """What the hooks saw in the last forward and backward pass.
 
     Args:
-        attention: by layer, [batch, heads, seq, seq]; gates: of a memory of n-grams, [batch, seq]; streams: the residual stream after each block.
+        attention: by layer, [batch, heads, seq, seq].
+        gates: of a memory of n-grams, by layer, [batch, seq].
+        streams: the residual stream after each block.
         statistics: by block, rms, largest magnitude and kurtosis of its output; after a backward pass the
             rms of the gradient there too.
     """

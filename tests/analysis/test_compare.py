@@ -4,6 +4,7 @@ import pytest
 from scipy import stats
 
 from analysis.compare import (
+    beside_baseline,
     detectable,
     holm,
     over_seeds,
@@ -26,6 +27,16 @@ def test_paired_difference_is_the_paired_t_interval() -> None:
     assert got["difference"] == pytest.approx(0.11)
     assert (got["low"], got["high"]) == pytest.approx((low, high))
     assert (got["n"], got["unpaired"]) == (3, 1)
+
+
+def test_beside_the_baseline_stand_means_facts_and_differences() -> None:
+    table = _table().assign(size=[1, 1, 1, 1, 2, 2, 2])
+    got = beside_baseline(table, key="kind", baseline="a", metric="loss", pair=["seed"], facts=["size"])  # fmt: skip
+    a, b = got.iloc[0], got.iloc[1]
+    assert (a["kind"], a["mean"], a["n"], a["size"]) == ("a", 2.5, 4, 1)
+    assert np.isnan(a["difference"])
+    assert (b["kind"], b["n"], b["size"], b["pairs"]) == ("b", 3, 2, 3)
+    assert b["difference"] == pytest.approx(0.11)
 
 
 def test_one_seed_has_no_spread_and_bad_columns_are_named() -> None:

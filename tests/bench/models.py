@@ -168,7 +168,6 @@ def decoding(active: float, contexts: tuple[int, ...], rounds: int) -> list[dict
         for name, model in models.items():
             states[name] = model.start(1, context + rounds + 2)
             model(text[:, :context], state=states[name])
-
         steps = {
             name: partial(model, text[:, :1], state=states[name]) for name, model in models.items()
         }

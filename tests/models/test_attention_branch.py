@@ -32,6 +32,11 @@ def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
     backbone.is_a_whole_model(_cfg(kind), tmp_path / "m")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixed_stack_comes_back_from_a_folder(kind: str, tmp_path: Path) -> None:
+    backbone.comes_back_from_a_folder(_cfg(kind, depth=3, pattern="wf af"), tmp_path / "m")
+
+
 def test_all_compile() -> None:
     backbone.compiles(*(_cfg(kind) for kind in KINDS))
 
