@@ -1,6 +1,8 @@
 """A Markov chain as data: every next token depends on the last few and on nothing else, by a table drawn at random.
 
-What a model can at best reach is known: the entropy of the chain. Order 2 is the tri-gram toy of n-gram memories.
+What a model can at best reach is known: the entropy of the chain. Order 2 is the tri-gram toy of n-gram memories. With
+`in_context` each sequence has a table of its own, which nothing but its own past tells: what can be learnt is to count
+what followed before, the work of an induction head (Edelman et al., arXiv 2402.11004).
 """
 
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ class MarkovConfig(MadeConfig):
     Args:
         order: tokens that the next one depends on.
         concentration: of the Dirichlet distribution that each row of the table is drawn from: small is certain.
+        in_context: draw a table for each sequence, not one for all.
         num_val: sequences of validation.
         data_seed: of the table and of validation (the run's seed draws what is trained on).
     """
@@ -34,6 +37,7 @@ class MarkovConfig(MadeConfig):
 
     order: int = 2
     concentration: float = 0.05
+    in_context: bool = False
     num_val: int = 256
     data_seed: int = 0
     num_workers: int = 0
@@ -58,14 +62,30 @@ class MarkovConfig(MadeConfig):
     def examples(self, vocab_size: int, seq: int, seed: int, half: Half) -> "MarkovSamples":
         """See `MadeConfig`."""
         address = (seed, 1) if half == "train" else (self.data_seed, 2)
-        return MarkovSamples(chain_of(self, vocab_size), seq, address)
+        return MarkovSamples(self, vocab_size, seq, address)
 
     def entropy(self, vocab_size: int, seq: int, max_tokens: int) -> float:
-        """Return the least loss on the validation sequences, in nats per token: that of the table itself."""
+        """Return the least loss on the validation sequences, in nats per token.
+
+        It is that of the table itself; with `in_context`, of who knows the distribution of tables and has read the
+        sequence so far (the posterior mean).
+        """
         corpus = MadeCorpus(self, SymbolTokenizer(vocab_size))
         batches = corpus.held_out(seq, self.num_val, max_tokens)
         ids = torch.cat([torch.cat((b["tokens"], b["targets"][:, -1:]), dim=1) for b in batches])
-        return float(chain_of(self, vocab_size).nats(ids.numpy()).mean())
+        nats = self._posterior_nats(ids.numpy(), vocab_size) if self.in_context else chain_of(self, vocab_size).nats(ids.numpy())  # fmt: skip
+        return float(nats.mean())
+
+    def _posterior_nats(self, ids: np.ndarray, vocab: int) -> np.ndarray:
+        """Return -log p of each token but the first, by what followed the same context before it in its row."""
+        found = np.full((len(ids), ids.shape[1] - 1), np.log(vocab))
+        for row, text in enumerate(ids):
+            seen = np.full((vocab**self.order, vocab), self.concentration)
+            for place in range(self.order, len(text)):
+                counts = seen[_context(text[place - self.order : place], vocab)]
+                found[row, place - 1] = np.log(counts.sum() / counts[text[place]])
+                counts[text[place]] += 1
+        return found
 
 
 @dataclass(frozen=True)
@@ -87,9 +107,7 @@ class Chain:
         ids[: self.order] = rng.integers(0, vocab, min(self.order, length))
         throws = rng.random(length)
         for place in range(self.order, length):
-            context = 0
-            for token in ids[place - self.order : place]:
-                context = context * vocab + int(token)
+            context = _context(ids[place - self.order : place], vocab)
             ids[place] = min(np.searchsorted(self._sums[context], throws[place], side="right"), vocab - 1)  # fmt: skip
         return ids
 
@@ -107,16 +125,33 @@ class Chain:
 class MarkovSamples(Dataset[Sample]):
     """Sample i is a function of (address, i)."""
 
-    def __init__(self, chain: Chain, seq: int, address: tuple[int, ...]) -> None:
-        self.chain, self.seq, self.address = chain, seq, address
+    def __init__(
+        self, cfg: MarkovConfig, vocab_size: int, seq: int, address: tuple[int, ...]
+    ) -> None:
+        self.cfg, self.vocab_size, self.seq, self.address = cfg, vocab_size, seq, address
 
     def __getitem__(self, index: int) -> Sample:
-        ids = self.chain.walk(self.seq + 1, generator(*self.address, index))
+        rng = generator(*self.address, index)
+        chain = drawn(self.cfg, self.vocab_size, rng) if self.cfg.in_context else chain_of(self.cfg, self.vocab_size)  # fmt: skip
+        ids = chain.walk(self.seq + 1, rng)
         return to_sample(ids, np.zeros(self.seq + 1, dtype=np.int64), index)
 
 
 @lru_cache(maxsize=1)
 def chain_of(cfg: MarkovConfig, vocab_size: int) -> Chain:
-    """Return the chain of a config, drawn once."""
+    """Return the one chain of a config, drawn once."""
+    return drawn(cfg, vocab_size, generator(cfg.data_seed, 0))
+
+
+def drawn(cfg: MarkovConfig, vocab_size: int, rng: np.random.Generator) -> Chain:
+    """Return a chain whose rows are drawn by `rng`."""
     alphas = np.full(vocab_size, cfg.concentration)
-    return Chain(cfg.order, generator(cfg.data_seed, 0).dirichlet(alphas, vocab_size**cfg.order))
+    return Chain(cfg.order, rng.dirichlet(alphas, vocab_size**cfg.order))
+
+
+def _context(tokens: np.ndarray, vocab: int) -> int:
+    """Return the row of the table for the last tokens."""
+    row = 0
+    for token in tokens.tolist():
+        row = row * vocab + token
+    return row

@@ -54,6 +54,30 @@ def test_entropy_is_what_a_model_that_knows_the_table_pays(order: int) -> None:
     assert cfg.entropy(4, 32, 10**6) == pytest.approx(total / count)
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_in_context_the_least_loss_is_that_of_counting(order: int) -> None:
+    """The posterior mean of a Dirichlet row, written out; each sequence follows a table of its own."""
+    cfg = _cfg(order=order, num_val=6, concentration=0.3, in_context=True)
+    found = []
+    for batch in _corpus(cfg).held_out(24, 4, 10**6):
+        for tokens, targets in zip(batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):  # fmt: skip
+            text = [*tokens, targets[-1]]
+            for place in range(1, len(text)):
+                same = [i for i in range(order, place) if text[i - order : i] == text[place - order : place]]  # fmt: skip
+                hits = sum(text[i] == text[place] for i in same)
+                p = (hits + 0.3) / (len(same) + 1.2) if place >= order else 0.25
+                found.append(-np.log(p))
+    assert len(found) == 6 * 24
+    assert cfg.entropy(4, 24, 10**6) == pytest.approx(np.mean(found))
+
+
+def test_tables_of_sequences_differ_in_context() -> None:
+    certain = _corpus(_cfg(order=1, concentration=0.001, in_context=True)).samples(64, 0)
+    follows = [dict(zip(s["tokens"].tolist()[-8:], s["targets"].tolist()[-8:], strict=True)) for s in (certain[i] for i in range(40))]  # fmt: skip
+    seen = {(token, after) for pairs in follows for token, after in pairs.items()}
+    assert len(seen) > 4  # one table of certain rows has one successor of each of four tokens
+
+
 def test_samples_are_functions_of_seed_and_number_and_validation_is_apart() -> None:
     corpus = _corpus(_cfg(num_val=4, concentration=0.5))
     one, again, other = corpus.samples(24, 0), corpus.samples(24, 0), corpus.samples(24, 1)
