@@ -70,22 +70,34 @@ class MarkovConfig(MadeConfig):
         It is that of the table itself; with `in_context`, of who knows the distribution of tables and has read the
         sequence so far (the posterior mean).
         """
+        if self.in_context:
+            return self.counting(vocab_size, seq, max_tokens, order=self.order)
+        ids = self._held_out(vocab_size, seq, max_tokens)
+        return float(chain_of(self, vocab_size).nats(ids).mean())
+
+    def counting(self, vocab_size: int, seq: int, max_tokens: int, *, order: int) -> float:
+        """Return the loss on the validation sequences of who counts what followed the same `order` tokens before.
+
+        Each count starts at `concentration`; order 0 counts the tokens of the sequence.
+        """
+        found = []
+        for text in self._held_out(vocab_size, seq, max_tokens):
+            seen = np.full((vocab_size**order, vocab_size), self.concentration)
+            found += [np.log(vocab_size)] * (
+                order - 1
+            )  # nothing to go by, the first token is given
+            for place in range(max(order, 1), len(text)):
+                counts = seen[_context(text[place - order : place], vocab_size)]
+                found.append(np.log(counts.sum() / counts[text[place]]))
+                counts[text[place]] += 1
+        return float(np.mean(found))
+
+    def _held_out(self, vocab_size: int, seq: int, max_tokens: int) -> np.ndarray:
+        """Return the validation sequences with the last target of each."""
         corpus = MadeCorpus(self, SymbolTokenizer(vocab_size))
         batches = corpus.held_out(seq, self.num_val, max_tokens)
         ids = torch.cat([torch.cat((b["tokens"], b["targets"][:, -1:]), dim=1) for b in batches])
-        nats = self._posterior_nats(ids.numpy(), vocab_size) if self.in_context else chain_of(self, vocab_size).nats(ids.numpy())  # fmt: skip
-        return float(nats.mean())
-
-    def _posterior_nats(self, ids: np.ndarray, vocab: int) -> np.ndarray:
-        """Return -log p of each token but the first, by what followed the same context before it in its row."""
-        found = np.full((len(ids), ids.shape[1] - 1), np.log(vocab))
-        for row, text in enumerate(ids):
-            seen = np.full((vocab**self.order, vocab), self.concentration)
-            for place in range(self.order, len(text)):
-                counts = seen[_context(text[place - self.order : place], vocab)]
-                found[row, place - 1] = np.log(counts.sum() / counts[text[place]])
-                counts[text[place]] += 1
-        return found
+        return ids.numpy()
 
 
 @dataclass(frozen=True)

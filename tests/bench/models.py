@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -40,6 +40,7 @@ from models.min_gru import MinGRUConfig
 from models.streams import StreamsConfig
 
 VOCAB = 257
+Key = TypeVar("Key")
 BASE = DecoderConfig(depth=6, width=192, num_heads=6)
 
 
@@ -57,6 +58,7 @@ def experts(hidden: int) -> ModelConfig:
 MODELS: dict[str, Callable[[int], ModelConfig]] = {
     "dense": lambda hidden: replace(BASE, hidden=8 * hidden),
     "GQA, 2 of 6": lambda hidden: replace(BASE, hidden=8 * hidden, num_kv_heads=2),
+    "MQA": lambda hidden: replace(BASE, hidden=8 * hidden, num_kv_heads=1),
     "window 64": mixer(AttentionConfig(window=64)),
     "window 60 + 4 sinks, reindexed": mixer(AttentionConfig(window=60, sinks=4, reindex=True)),
     "learned sink": mixer(AttentionConfig(learned_sink=True)),
@@ -80,7 +82,7 @@ MODELS: dict[str, Callable[[int], ModelConfig]] = {
 
 DECODED: dict[str, Callable[[int], ModelConfig]] = {
     name: MODELS[name]
-    for name in ("dense", "GQA, 2 of 6", "window 64", "8 experts, top 2", "Engram in 2 layers", "mHC", "gated DeltaNet", "Mamba-2")
+    for name in ("dense", "GQA, 2 of 6", "MQA", "window 64", "8 experts, top 2", "Engram in 2 layers", "mHC", "gated DeltaNet", "Mamba-2")
 } | {
     "hybrid": lambda hidden: replace(
         BASE, hidden=8 * hidden, pattern="ndf de af", streams=StreamsConfig(),
@@ -145,7 +147,7 @@ def resident_bytes(what: str) -> int:
     raise SystemExit("no /proc/self/status: memory is measured on Linux")
 
 
-def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def interleaved(steps: dict[Key, Callable[[], None]], rounds: int) -> dict[Key, float]:
     """Return the fastest step of each, seconds."""
     best = dict.fromkeys(steps, float("inf"))
     for round_ in range(rounds + 1):
@@ -162,21 +164,21 @@ def decoding(active: float, contexts: tuple[int, ...], rounds: int) -> list[dict
     """Return, for each model and context, the fastest step of one token behind it, and the bytes remembered."""
     models = {name: fitted(make, active).build(VOCAB, 0) for name, make in DECODED.items()}
     text = torch.randint(0, VOCAB, (1, max(contexts)), generator=torch.Generator().manual_seed(0))
-    rows: list[dict[str, object]] = []
+    steps: dict[tuple[str, int], Callable[[], None]] = {}
+    remembered = {}
     for context in contexts:
-        states = {}
         for name, model in models.items():
-            states[name] = model.start(1, context + rounds + 2)
-            model(text[:, :context], state=states[name])
-        steps = {
-            name: partial(model, text[:, :1], state=states[name]) for name, model in models.items()
-        }
-        best = interleaved(steps, rounds)
-        rows += [
-            {"model": name, "context": context, "ms_per_token": 1e3 * best[name], "state_bytes": states[name].num_bytes()}
-            for name in models
-        ]  # fmt: skip
-    return rows
+            state = model.start(1, context)
+            model(text[:, :context], state=state)
+            remembered[name, context] = state.num_bytes()
+            longer = model.start(1, context + rounds + 1)
+            model(text[:, :context], state=longer)
+            steps[name, context] = partial(model, text[:, :1], state=longer)
+    best = interleaved(steps, rounds)
+    return [
+        {"model": name, "context": context, "ms_per_token": 1e3 * best[name, context], "state_bytes": held}
+        for (name, context), held in remembered.items()
+    ]  # fmt: skip
 
 
 def main() -> None:

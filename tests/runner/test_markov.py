@@ -71,6 +71,18 @@ def test_in_context_the_least_loss_is_that_of_counting(order: int) -> None:
     assert cfg.entropy(4, 24, 10**6) == pytest.approx(np.mean(found))
 
 
+def test_counting_tokens_is_worse_than_counting_pairs_where_pairs_tell() -> None:
+    cfg = _cfg(order=1, num_val=32, concentration=0.05, in_context=True)
+    alone = cfg.counting(4, 48, 10**6, order=0)
+    assert cfg.entropy(4, 48, 10**6) < alone < np.log(4)
+    text = np.array(
+        [0, 1, 1, 0]
+    )  # of four symbols: 1 unseen, 1 seen once, 0 unseen; each count starts at 1/2
+    fixed = MarkovConfig(concentration=0.5, in_context=True)
+    object.__setattr__(fixed, "_held_out", lambda *_: text[None])
+    assert fixed.counting(4, 3, 3, order=0) == pytest.approx(-np.log([0.5 / 2, 1.5 / 3, 0.5 / 4]).mean())  # fmt: skip
+
+
 def test_tables_of_sequences_differ_in_context() -> None:
     certain = _corpus(_cfg(order=1, concentration=0.001, in_context=True)).samples(64, 0)
     follows = [dict(zip(s["tokens"].tolist()[-8:], s["targets"].tolist()[-8:], strict=True)) for s in (certain[i] for i in range(40))]  # fmt: skip
