@@ -75,14 +75,17 @@ class MarkovConfig(MadeConfig):
         ids = self._held_out(vocab_size, seq, max_tokens)
         return float(chain_of(self, vocab_size).nats(ids).mean())
 
-    def counting(self, vocab_size: int, seq: int, max_tokens: int, *, order: int) -> float:
+    def counting(
+        self, vocab_size: int, seq: int, max_tokens: int, *, order: int, start: float | None = None
+    ) -> float:
         """Return the loss on the validation sequences of who counts what followed the same `order` tokens before.
 
-        Each count starts at `concentration`; order 0 counts the tokens of the sequence.
+        Each count starts at `start`, `concentration` where it is not given; order 0 counts the tokens of the sequence.
         """
+        first = self.concentration if start is None else start
         found = []
         for text in self._held_out(vocab_size, seq, max_tokens):
-            seen = np.full((vocab_size**order, vocab_size), self.concentration)
+            seen = np.full((vocab_size**order, vocab_size), first)
             found += [np.log(vocab_size)] * (
                 order - 1
             )  # nothing to go by, the first token is given

@@ -78,9 +78,9 @@ def test_counting_tokens_is_worse_than_counting_pairs_where_pairs_tell() -> None
     text = np.array(
         [0, 1, 1, 0]
     )  # of four symbols: 1 unseen, 1 seen once, 0 unseen; each count starts at 1/2
-    fixed = MarkovConfig(concentration=0.5, in_context=True)
+    fixed = MarkovConfig(in_context=True)
     object.__setattr__(fixed, "_held_out", lambda *_: text[None])
-    assert fixed.counting(4, 3, 3, order=0) == pytest.approx(-np.log([0.5 / 2, 1.5 / 3, 0.5 / 4]).mean())  # fmt: skip
+    assert fixed.counting(4, 3, 3, order=0, start=0.5) == pytest.approx(-np.log([0.5 / 2, 1.5 / 3, 0.5 / 4]).mean())  # fmt: skip
 
 
 def test_tables_of_sequences_differ_in_context() -> None:
