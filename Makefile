@@ -19,8 +19,8 @@ plots: .venv/ready  ## draw the figures of experiments/$(EXP)
 ui: .venv/ready  ## serve the MLflow UI
 	$(BIN)/espalier ui
 
-test: .venv/dev  ## run the tests
-	$(BIN)/python -m pytest
+test: .venv/dev  ## run the tests, a file to a core at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 test-gpu:  ## run the GPU tests with this machine's own torch (PYTHON=...)
 	$(PYTHON) -m pytest -o addopts= -q -rs tests/gpu

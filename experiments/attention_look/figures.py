@@ -1,0 +1,99 @@
+"""Loss and prefix matching of one and of two layers over training, beside what counting can reach."""
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from analysis import plots
+from analysis.compare import over_seeds
+from analysis.runs import Runs, from_folders
+from runner.data.markov import MarkovConfig
+
+HERE = Path(__file__).parent
+NAME = "attention_look"
+
+
+def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+    """Write the figure, results.csv and scores.csv; return the figure."""
+    done = runs.finished
+    scores = _scores(runs, done)
+    last = scores[scores["step"] == scores["step"].max()]
+    best = last.groupby("fingerprint")["prefix_matching"].max().rename("best_head")
+    table = over_seeds(done.merge(best, on="fingerprint"), ["model.depth"], "val_loss", facts=["repeat_gain", "best_head"])  # fmt: skip
+    table.to_csv(folder.parent / "results.csv", index=False)
+    lines = _references(done.iloc[0])
+    print(table.to_string(index=False), lines, sep="\n")
+    figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
+    for index, depth in enumerate((1, 2)):
+        label = f"{depth} layer{'s' * (depth > 1)} (n={len(done[done['model.depth'] == depth])})"
+        for axis, key in ((axes[0], "val_loss"), (axes[1], "repeat_gain")):
+            _seeds(axis, runs, done[done["model.depth"] == depth], key, f"C{index}", label)
+    for (name, level), style in zip(lines.items(), (":", "-.", "--"), strict=True):
+        axes[0].axhline(level, color="0.5", linestyle=style, linewidth=0.9, label=name)
+    axes[0].set(xlabel="optimiser steps", ylabel="validation loss (nats)")
+    axes[0].legend()
+    axes[1].set(xlabel="optimiser steps", ylabel="second time easier by (nats)")
+    for (depth, seed, layer, _), part in scores.groupby(["model.depth", "seed", "layer", "head"]):
+        later = depth == 2 and layer == 1
+        axes[2].plot(part["step"], part["prefix_matching"], color=f"C{2 + seed}" if later else "0.7", linewidth=0.9, zorder=3 if later else 1)  # fmt: skip
+    axes[2].axhline(_ideal(done.iloc[0]), color="0.5", linestyle="--", linewidth=0.9)
+    for seed in sorted(done["seed"].unique()):
+        axes[2].plot([], [], color=f"C{2 + seed}", label=f"second layer, seed {seed}")
+    axes[2].plot([], [], color="0.7", label="first layers")
+    axes[2].plot([], [], color="0.5", linestyle="--", label="a head that does nothing else")
+    axes[2].set(xlabel="optimiser steps", ylabel="prefix matching of each head", ylim=(-0.03, 0.95))
+    axes[2].legend()
+    return [plots.save(folder, NAME, figure, scores, runs.count())]
+
+
+def _scores(runs: Runs, done: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each evaluation and head."""
+    rows = runs.history[runs.history["key"].str.startswith("prefix_matching/")]
+    place = rows["key"].str.extract(r"/(\d+)\.(\d+)").astype(int)
+    rows = rows.assign(layer=place[0], head=place[1]).rename(columns={"value": "prefix_matching"})
+    return rows.merge(done[["fingerprint", "model.depth", "seed"]], on="fingerprint").drop(columns="key")  # fmt: skip
+
+
+def _seeds(
+    axis: plt.Axes, runs: Runs, part: pd.DataFrame, key: str, color: str, label: str
+) -> None:
+    """Draw each seed, the first with the label."""
+    curves = runs.curves(key, "step")
+    for index, run in enumerate(part["fingerprint"]):
+        one = curves[curves["fingerprint"] == run]
+        axis.plot(one["x"], one["value"], color=color, linewidth=0.9, label=label if not index else None)  # fmt: skip
+
+
+def _references(run: "pd.Series[float]") -> dict[str, float]:
+    """Return what simpler rules pay on the same validation sequences."""
+    given = (_vocab(run), int(run["train.sequence_length"]), int(run["eval.tokens"]))
+    data = MarkovConfig(order=1, in_context=True, concentration=run["data.concentration"])
+    starts = (0.25, 0.5, 1.0, 2.0, 4.0)
+    return {
+        "knowing nothing": float(np.log(_vocab(run))),
+        "counting tokens": min(data.counting(*given, order=0, start=start) for start in starts),
+        "counting pairs (the least)": data.entropy(*given),
+    }
+
+
+def _ideal(run: "pd.Series[float]") -> float:
+    """Return the score of a head that attends evenly to what followed its token before, on random tokens said twice."""
+    length = int(run["train.sequence_length"]) // 2
+    half = np.random.default_rng(0).integers(0, _vocab(run), (2000, length))
+    tokens = np.concatenate((half, half), axis=1)
+    places = np.arange(length, 2 * length - 1)
+    same = tokens[:, :, None] == tokens[:, None, places]
+    before = (np.arange(2 * length)[:, None] < places[None]) & same
+    return float((1 / before.sum(axis=1)).mean())
+
+
+def _vocab(run: "pd.Series[float]") -> int:
+    return int(run["tokenizer.vocab_size"])
+
+
+if __name__ == "__main__":
+    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
+        print(path)

@@ -1,0 +1,143 @@
+"""The poster: loss, cost and latency of each component alone and together, what each adds, gains, gates, memory."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from analysis import plots
+from analysis.compare import beside_baseline, paired_difference
+from analysis.runs import Runs, from_folders
+
+HERE = Path(__file__).parent
+NAME = "hybrid"
+WHOLE = "all three"
+ORDER = ("dense", "experts", "memory", "hc", "mHC", "memory + experts", "experts + mHC", "memory + mHC", WHOLE, f"{WHOLE}, nvfp4")  # fmt: skip
+LEFT_OUT = {"memory": "experts + mHC", "experts": "memory + mHC", "mHC": "memory + experts"}
+LAYERS = range(4)
+TITLES = (
+    "Loss",
+    "Speed",
+    "Memory",
+    "Latency at 2M active parameters",
+    "What the whole owes to each",
+    "Load of the experts",
+    "Gain of the residual streams",
+    "Gate of the memory",
+)
+FACTS = (
+    "num_parameters",
+    "num_active_parameters",
+    "tokens_per_s",
+    "peak_memory_bytes",
+    "state_bytes",
+)
+
+
+def parts_of(row: "pd.Series[Any]") -> str:
+    """Name a cell by its components."""
+    pattern = row["model.pattern"] if isinstance(row["model.pattern"], str) else "af"
+    streams = {"hc": "hc", "mhc": "mHC"}.get(row.get("model.streams.kind"))
+    found = [name for name, there in (("memory", "n" in pattern), ("experts", "e" in pattern)) if there]  # fmt: skip
+    found += [streams] if streams else []
+    name = WHOLE if len(found) == 3 else " + ".join(found) or "dense"
+    return name if pd.isna(row.get("precision.fprop.x.format")) else f"{name}, nvfp4"
+
+
+def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+    """Write the poster and results.csv; return the figure."""
+    done = runs.finished.copy()
+    done["parts"] = [parts_of(row) for _, row in done.iterrows()]
+    speeds = runs.history[runs.history["key"] == "tokens_per_s"].groupby("fingerprint")["value"]
+    done["tokens_per_s"] = done["fingerprint"].map(
+        speeds.max()
+    )  # other work slows some steps, never speeds one
+    table = beside_baseline(done, key="parts", baseline="dense", metric="val_loss", pair=["seed"], facts=FACTS)  # fmt: skip
+    table = table.set_index("parts").loc[list(ORDER)].reset_index()
+    rest = paired_difference(done, key="parts", baseline=WHOLE, metric="val_loss", pair=["seed"])
+    without = pd.DataFrame(LEFT_OUT.items(), columns=["left_out", "value"]).merge(rest, on="value")
+    table.to_csv(folder.parent / "results.csv", index=False)
+    without.to_csv(folder.parent / "left_out.csv", index=False)
+    print(table.to_string(index=False), without.to_string(index=False), sep="\n\n")
+    figure, axes = plt.subplots(2, 4, figsize=(13, 6.2), layout="constrained", dpi=300)
+    _bars(axes[0][0], table, "difference", "loss minus dense (nats/byte, 95%)", error=True)
+    _bars(axes[0][1], table, "tokens_per_s", "training, tokens/s of a core")
+    _bars(axes[0][2], table.assign(mb=table["peak_memory_bytes"] / 1e6), "mb", "peak memory of training (MB)")  # fmt: skip
+    for axis in axes[0][1:3]:
+        axis.sharey(axes[0][0])
+        axis.tick_params(labelleft=False)
+    _latency(axes[0][3], pd.read_csv(HERE / "latency.csv"))
+    _left_out(axes[1][0], without)
+    _load(axes[1][1], done)
+    _by_step(axes[1][2], runs, done, "streams.amax_forward", "Amax gain, forward")
+    axes[1][2].set_yscale("log")
+    _by_step(axes[1][3], runs, done, "layers.0.engram.gate", "mean gate of the memory")
+    for letter, title, axis in zip("abcdefgh", TITLES, axes.flat, strict=True):
+        axis.set_title(f"{letter}  {title}", loc="left", fontweight="bold")
+    return [plots.save(folder, NAME, figure, table, runs.count())]
+
+
+def _bars(
+    axis: plt.Axes, table: pd.DataFrame, column: str, label: str, *, error: bool = False
+) -> None:
+    bars = [table["difference"] - table["low"], table["high"] - table["difference"]]
+    colors = ["C1" if name.startswith(WHOLE) else "C0" for name in table["parts"]]
+    axis.barh(range(len(table)), table[column], xerr=bars if error else None, color=colors, error_kw={"linewidth": 0.8})  # fmt: skip
+    axis.set_yticks(range(len(table)), table["parts"])
+    axis.set_ylim(len(table) - 0.4, -0.6)
+    axis.axvline(0.0, color="0.4", linewidth=0.8)
+    axis.set_xlabel(label)
+
+
+def _latency(axis: plt.Axes, latency: pd.DataFrame) -> None:
+    for index, (name, part) in enumerate(latency.groupby("model", sort=False)):
+        axis.plot(part["context"], part["ms_per_token"], marker="os^vD<>pX*"[index], label=name, **_line(index))  # fmt: skip
+    contexts = sorted(latency["context"].unique())
+    axis.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel="decoding (ms per token)")  # fmt: skip
+    axis.set_xticks(contexts, labels=[str(c) for c in contexts])
+    axis.minorticks_off()
+    ticks = [4, 8, 16, 32]
+    axis.set_yticks(ticks, labels=[str(t) for t in ticks])
+    axis.set_ylim(None, 60)
+    axis.legend(ncols=2, fontsize=5, loc="upper left")
+
+
+def _left_out(axis: plt.Axes, without: pd.DataFrame) -> None:
+    bars = [without["difference"] - without["low"], without["high"] - without["difference"]]
+    axis.errorbar(without["difference"], range(len(without)), xerr=bars, fmt="o", capsize=2)
+    axis.set_yticks(range(len(without)), without["left_out"])
+    axis.set_ylim(len(without) - 0.4, -0.6)
+    axis.axvline(0.0, color="0.4", linewidth=0.8)
+    axis.set_xlabel(f"loss without it minus {WHOLE} (nats/byte, 95%)")
+
+
+def _load(axis: plt.Axes, done: pd.DataFrame) -> None:
+    for index, name in enumerate(ORDER):
+        if "experts" in name or name.startswith(WHOLE):
+            part = done[done["parts"] == name]
+            entropy = [part[f"layers.{layer}.moe.load_entropy"].mean() for layer in LAYERS]
+            axis.plot(LAYERS, entropy, marker="o", label=name, **_line(index))
+    axis.set(xlabel="layer", ylabel="entropy of the experts' load (1: even)", xticks=LAYERS)
+    axis.legend(fontsize=5)
+
+
+def _by_step(axis: plt.Axes, runs: Runs, done: pd.DataFrame, metric: str, label: str) -> None:
+    curves = runs.curves(metric, "step").merge(done[["fingerprint", "parts"]], on="fingerprint")
+    for index, name in enumerate(ORDER):
+        part = curves[curves["parts"] == name]
+        if len(part):
+            axis.plot(part.groupby("x")["value"].mean(), label=name, **_line(index))
+    axis.set(xlabel="optimiser steps", ylabel=label)
+    axis.legend(fontsize=5)
+
+
+def _line(index: int) -> dict[str, Any]:
+    """There are seven colours."""
+    return {"color": f"C{index % 7}", "linestyle": "--" if index > 6 else "-"}
+
+
+if __name__ == "__main__":
+    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
+        print(path)
