@@ -118,7 +118,9 @@ def alive(attempt: Path) -> bool:
     """True where the holder of `attempt` may still run: by its process here, elsewhere by its heartbeat."""
     held = lease(attempt)
     if "job" in held and held["job"] == _job() and held["restart"] != _restart():
-        return False  # an earlier leg of the job that asks: SLURM ended it before starting this one
+        # Legs of the job that asks: SLURM gave up an earlier one before it started this one, which a lost node may
+        # not know of; to that one the later leg is the holder, whatever becomes of it.
+        return int(held["restart"]) > int(_restart())
     if held["host"] != socket.gethostname():
         return _heartbeat_age_s(attempt) < _STALE_S
     try:

@@ -18,7 +18,7 @@ from runner.data.made import Half, MadeConfig, MadeCorpus, generator
 from runner.data.order import Sample, to_sample
 from runner.data.tokenizers import SymbolTokenizer, TokenizerConfig
 
-_MOST_ENTRIES = 1 << 24  # of the table
+_MOST_ENTRIES = {False: 1 << 24, True: 1 << 18}  # of the table, of that of each sequence
 
 
 @config
@@ -53,10 +53,11 @@ class MarkovConfig(MadeConfig):
         """Raise ValueError on a tokenizer of text or a table beyond memory."""
         super().check(tokenizer, seq)
         vocab = tokenizer.vocab_size or 0
-        if vocab ** (self.order + 1) > _MOST_ENTRIES:
+        most = _MOST_ENTRIES[self.in_context]
+        if vocab ** (self.order + 1) > most:
             raise ValueError(
                 f"tokenizer.vocab_size={vocab} at order={self.order} makes a table of {vocab ** (self.order + 1):.1e} "
-                f"entries, more than {_MOST_ENTRIES:.1e}; lower one"
+                f"entries{' for each sequence' * self.in_context}, more than {most:.1e}; lower one"
             )
 
     def examples(self, vocab_size: int, seq: int, seed: int, half: Half) -> "MarkovSamples":
@@ -86,9 +87,7 @@ class MarkovConfig(MadeConfig):
         found = []
         for text in self._held_out(vocab_size, seq, max_tokens):
             seen = np.full((vocab_size**order, vocab_size), first)
-            found += [np.log(vocab_size)] * (
-                order - 1
-            )  # nothing to go by, the first token is given
+            found += [np.log(vocab_size)] * (order - 1)  # there nothing is known
             for place in range(max(order, 1), len(text)):
                 counts = seen[_context(text[place - order : place], vocab_size)]
                 found.append(np.log(counts.sum() / counts[text[place]]))

@@ -114,6 +114,8 @@ def test_what_does_not_fit_is_refused() -> None:
         MarkovConfig().check(TokenizerConfig(), 16)
     with pytest.raises(ValueError, match="vocab_size=1024 at order=2"):
         MarkovConfig().check(TokenizerConfig(kind="symbols", vocab_size=1024), 16)
+    with pytest.raises(ValueError, match="for each sequence"):
+        MarkovConfig(in_context=True).check(TokenizerConfig(kind="symbols", vocab_size=100), 16)
 
 
 def test_a_walk_shorter_than_the_order_is_drawn_evenly() -> None:

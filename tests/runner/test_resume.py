@@ -28,6 +28,11 @@ HARD = ["model.dropout=0.1", "train.micro_batch=2", "train.checkpoint.every_step
 
 # What balances experts sees a micro-batch, so one process takes as many samples at a time as each of two.
 HYBRID = ["model=hybrid", "model.depth=2", "model.width=48", "train.micro_batch=2"]
+BDH = ["model=bdh", "model.depth=2", "model.width=32", "model.num_heads=2", "model.multiplier=8"]
+PARTS = {"m": "mamba2", "r": "min_gru", "b": "based", "c": "short_conv", "w": "window_sinks"}
+MIXERS = [*(f"+model/part@model.parts.{letter}={name}" for letter, name in PARTS.items()), "model.depth=5", 'model.pattern="mf rf bf cf wf"', "+model/streams=hc"]  # fmt: skip
+SPREAD = [["train.parallel=ddp"], ["train.parallel=fsdp"], ["train.parallel=fsdp", "optim=muon"]]
+SPREAD += [[*model, f"train.parallel={how}"] for model in (HYBRID, BDH, MIXERS) for how in ("ddp", "fsdp")]  # fmt: skip
 
 
 def _start(cell: Cell) -> subprocess.Popen[bytes]:
@@ -164,6 +169,18 @@ def test_torn_line_is_ignored_and_truncated(tmp_path: Path) -> None:
     assert journal.claim(tmp_path) is None  # this process holds it
 
 
+def test_a_later_leg_of_a_job_takes_over_and_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """A node that SLURM lost may run on: its leg must not fight with the one that replaced it."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for leg, claimed in (("0", True), ("2", True), ("0", False), ("1", False), ("10", True), ("2", False)):  # fmt: skip
+        monkeypatch.setenv("SLURM_RESTART_COUNT", leg)
+        assert (journal.claim(tmp_path) is not None) == claimed, leg
+    monkeypatch.setenv(
+        "SLURM_JOB_ID", "8"
+    )  # another job asks whether the process lives: it is this one
+    assert journal.claim(tmp_path) is None
+
+
 def _torchrun(cell: Cell) -> subprocess.CompletedProcess[bytes]:
     freeze_cell(cell)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -173,7 +190,7 @@ def _torchrun(cell: Cell) -> subprocess.CompletedProcess[bytes]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("overrides", [["train.parallel=ddp"], ["train.parallel=fsdp"], ["train.parallel=fsdp", "optim=muon"], [*HYBRID, "train.parallel=ddp"], [*HYBRID, "train.parallel=fsdp"]], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize("overrides", SPREAD, ids=" ".join)
 def test_two_processes_lose_nothing_against_one(overrides: list[str], compose: Compose, tmp_path: Path) -> None:  # fmt: skip
     """Gradients are summed in another order, so losses agree to 1e-4, gradient norms (which see the
     differences that Muon's bf16 iteration amplifies) to 1e-3, not to the bit."""
