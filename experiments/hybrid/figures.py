@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from analysis import plots
@@ -15,7 +16,12 @@ HERE = Path(__file__).parent
 NAME = "hybrid"
 WHOLE = "all three"
 ORDER = ("dense", "experts", "memory", "hc", "mHC", "memory + experts", "experts + mHC", "memory + mHC", WHOLE, f"{WHOLE}, nvfp4")  # fmt: skip
-LEFT_OUT = {"memory": "experts + mHC", "experts": "memory + mHC", "mHC": "memory + experts"}
+LEFT_OUT = {
+    "all of it": "dense",
+    "memory": "experts + mHC",
+    "experts": "memory + mHC",
+    "mHC": "memory + experts",
+}
 LAYERS = range(4)
 TITLES = (
     "Loss",
@@ -54,10 +60,13 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     done["tokens_per_s"] = done["fingerprint"].map(
         speeds.max()
     )  # other work slows some steps, never speeds one
-    table = beside_baseline(done, key="parts", baseline="dense", metric="val_loss", pair=["seed"], facts=FACTS)  # fmt: skip
+    whole = done["parts"].str.startswith(WHOLE)
+    total = done.loc[whole, "num_parameters"].iloc[0]
+    done["equal"] = np.where(~whole & ((done["num_parameters"] / total - 1).abs() < 0.01), "total", "active")  # fmt: skip
+    active = done[done["equal"] == "active"]
+    table = beside_baseline(active, key="parts", baseline="dense", metric="val_loss", pair=["seed"], facts=FACTS)  # fmt: skip
     table = table.set_index("parts").loc[list(ORDER)].reset_index()
-    rest = paired_difference(done, key="parts", baseline=WHOLE, metric="val_loss", pair=["seed"])
-    without = pd.DataFrame(LEFT_OUT.items(), columns=["left_out", "value"]).merge(rest, on="value")
+    without = pd.concat([_without(done[whole | (done["equal"] == kind)], kind) for kind in ("active", "total")])  # fmt: skip
     table.to_csv(folder.parent / "results.csv", index=False)
     without.to_csv(folder.parent / "left_out.csv", index=False)
     print(table.to_string(index=False), without.to_string(index=False), sep="\n\n")
@@ -70,10 +79,10 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         axis.tick_params(labelleft=False)
     _latency(axes[0][3], pd.read_csv(HERE / "latency.csv"))
     _left_out(axes[1][0], without)
-    _load(axes[1][1], done)
-    _by_step(axes[1][2], runs, done, "streams.amax_forward", "Amax gain, forward")
+    _load(axes[1][1], active)
+    _by_step(axes[1][2], runs, active, "streams.amax_forward", "Amax gain, forward")
     axes[1][2].set_yscale("log")
-    _by_step(axes[1][3], runs, done, "layers.0.engram.gate", "mean gate of the memory")
+    _by_step(axes[1][3], runs, active, "layers.0.engram.gate", "mean gate of the memory")
     for letter, title, axis in zip("abcdefgh", TITLES, axes.flat, strict=True):
         axis.set_title(f"{letter}  {title}", loc="left", fontweight="bold")
     return [plots.save(folder, NAME, figure, table, runs.count())]
@@ -104,13 +113,24 @@ def _latency(axis: plt.Axes, latency: pd.DataFrame) -> None:
     axis.legend(ncols=2, fontsize=5, loc="upper left")
 
 
+def _without(done: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Return what leaving out costs, at parameters as equal as `kind` says."""
+    compared = done[done["parts"].isin([WHOLE, *LEFT_OUT.values()])]
+    gap = paired_difference(compared, key="parts", baseline=WHOLE, metric="val_loss", pair=["seed"])
+    names = pd.DataFrame(LEFT_OUT.items(), columns=["left_out", "value"])
+    return names.merge(gap, on="value").assign(equal=kind)
+
+
 def _left_out(axis: plt.Axes, without: pd.DataFrame) -> None:
-    bars = [without["difference"] - without["low"], without["high"] - without["difference"]]
-    axis.errorbar(without["difference"], range(len(without)), xerr=bars, fmt="o", capsize=2)
-    axis.set_yticks(range(len(without)), without["left_out"])
-    axis.set_ylim(len(without) - 0.4, -0.6)
+    for index, (kind, part) in enumerate(without.groupby("equal")):
+        places = np.arange(len(part)) + 0.24 * (index - 0.5)
+        bars = [part["difference"] - part["low"], part["high"] - part["difference"]]
+        axis.errorbar(part["difference"], places, xerr=bars, fmt="os"[index], capsize=2, label=f"equal {kind} parameters")  # fmt: skip
+    axis.set_yticks(range(len(LEFT_OUT)), LEFT_OUT)
+    axis.set_ylim(len(LEFT_OUT) - 0.4, -0.6)
     axis.axvline(0.0, color="0.4", linewidth=0.8)
     axis.set_xlabel(f"loss without it minus {WHOLE} (nats/byte, 95%)")
+    axis.legend(fontsize=6)
 
 
 def _load(axis: plt.Axes, done: pd.DataFrame) -> None:

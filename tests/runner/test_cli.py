@@ -69,7 +69,7 @@ def test_failed_cells_share_the_keys_that_set_them_apart(espalier: Run, tmp_path
 
 
 def test_a_cancelled_sweep_stops_and_the_next_launch_goes_on(tmp_path: Path, text: Path) -> None:
-    grid = ["-m", *TINY, f"data.sources.0.path={text}", f"root={tmp_path}", "name=c", "seed=1,2,3", "train.steps=2000", "hydra.launcher.jobs=1"]  # fmt: skip
+    grid = ["-m", *TINY, f"data.sources.0.path={text}", f"root={tmp_path}", "name=c", "seed=1,2,3", "train.steps=2000", "eval.every=200", "hydra.launcher.jobs=1"]  # fmt: skip
     command = [sys.executable, "-m", "runner", *grid]
     sweep = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
