@@ -93,12 +93,14 @@ def test_every_node_validates(group: str, node: str, compose: Compose) -> None:
     assert getattr(cfg, group) is not None
 
 
-@pytest.mark.parametrize("experiment", sorted(p.name for p in EXPERIMENTS.iterdir() if p.is_dir()))
-def test_every_point_of_every_experiment_builds_on_meta(experiment: str) -> None:
+@pytest.mark.parametrize(
+    ("experiment", "name"), sorted((f.parent.name, f.stem) for f in EXPERIMENTS.glob("*/*.yaml"))
+)
+def test_every_point_of_every_experiment_builds_on_meta(experiment: str, name: str) -> None:
     register()
     with initialize_config_dir(str(EXPERIMENTS / experiment), version_base="1.3"):
         path = "hydra.searchpath=[pkg://conf]"
-        composed = hydra_compose("sweep", [path], return_hydra_config=True)
+        composed = hydra_compose(name, [path], return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()
         keys = {k: v for k, v in composed.hydra.sweeper.items() if k != "_target_"}
         sweeper = GridSweeper(**keys)
@@ -110,7 +112,7 @@ def test_every_point_of_every_experiment_builds_on_meta(experiment: str) -> None
             node = sweeper.composer.compose(point)[0]
             assert node == to_plain(loader.load_sweep_config(composed, point))
             cfg = validate(node)
-            assert cfg.name == experiment
+            assert cfg.name == (experiment if name == "sweep" else f"{experiment}_{name}")
             vocab = cfg.tokenizer.planned_vocab_size() or 100
             with torch.device("meta"):
                 model = cfg.model.build(vocab, cfg.seed)
