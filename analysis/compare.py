@@ -13,7 +13,7 @@ from analysis.laws import Array
 def over_seeds(
     table: pd.DataFrame, by: list[str], metric: str, *, facts: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Return mean, standard deviation (NaN at n = 1) and n of `metric` for each group of `by`, and the mean of each of `facts`."""
+    """Return mean, standard deviation (NaN at n = 1) and n of `metric` for each group of `by`; of `facts` the mean."""
     require(table, [*by, metric, *facts])
     grouped = table.groupby(by, dropna=False)
     means = grouped[metric].agg(["mean", "std", "count"]).rename(columns={"count": "n"})

@@ -55,9 +55,11 @@ class Runs:
         Raises:
             ValueError: the runs came from a store, or none of them has it.
         """
-        files = {f.parent.name: f for f in self.root.glob("runs/*/positions.json")} if self.root else {}  # fmt: skip
-        mine = [run for run in self.table["fingerprint"] if run in files]
-        parts = [pd.DataFrame(json.loads(files[run].read_text())).assign(fingerprint=run) for run in mine]  # fmt: skip
+        parts = []
+        for run in self.table["fingerprint"]:
+            found = _read(f"{self.root}/runs/{run}/positions.json") if self.root else None
+            if found is not None:
+                parts.append(pd.DataFrame(json.loads(found)).assign(fingerprint=run))
         if not parts:
             raise ValueError("no run folder has positions.json: train with eval.details=true, and read by from_folders")  # fmt: skip
         return pd.concat(parts, ignore_index=True)[["fingerprint", "position", "loss", "n"]]
@@ -69,7 +71,8 @@ class Runs:
     def curves(self, key: str, x: str) -> pd.DataFrame:
         """Return columns fingerprint, x, value of metric `key`; `x` is step, tokens, flops or wall_s.
 
-        Where `x` was not logged at a step (an evaluation between two log lines) it is interpolated.
+        Where `x` was not logged at a step it is interpolated between the log lines around it; before the first and
+        after the last of them nothing is known, and the value is left out.
 
         Raises:
             KeyError: no run has the metric; the known ones are named.
@@ -81,15 +84,14 @@ class Runs:
         values = self.history[self.history["key"] == key]
         if x == "step":
             return values.assign(x=values["step"])[["fingerprint", "x", "value"]]
-        known_at = dict(
-            list(self.history[self.history["key"] == x].sort_values("step").groupby("fingerprint"))
-        )
-        parts = [
-            part.assign(x=np.interp(part["step"], known_at[run]["step"], known_at[run]["value"]))
-            for run, part in values.groupby("fingerprint") if run in known_at
-        ]  # fmt: skip
-        columns = ["fingerprint", "x", "value"]
-        return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+        logged = self.history[self.history["key"] == x].sort_values("step")
+        places = pd.Series(np.nan, index=values.index)
+        for run, axis in logged.groupby("fingerprint"):
+            mine = values["fingerprint"] == run
+            places[mine] = np.interp(
+                values["step"][mine], axis["step"], axis["value"], np.nan, np.nan
+            )
+        return values.assign(x=places).dropna(subset="x")[["fingerprint", "x", "value"]]
 
 
 def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:

@@ -75,9 +75,7 @@ def test_counting_tokens_is_worse_than_counting_pairs_where_pairs_tell() -> None
     cfg = _cfg(order=1, num_val=32, concentration=0.05, in_context=True)
     alone = cfg.counting(4, 48, 10**6, order=0)
     assert cfg.entropy(4, 48, 10**6) < alone < np.log(4)
-    text = np.array(
-        [0, 1, 1, 0]
-    )  # of four symbols: 1 unseen, 1 seen once, 0 unseen; each count starts at 1/2
+    text = np.array([0, 1, 1, 0])  # of four symbols the first 1 is new, the second is not, 0 is
     fixed = MarkovConfig(in_context=True)
     object.__setattr__(fixed, "_held_out", lambda *_: text[None])
     assert fixed.counting(4, 3, 3, order=0, start=0.5) == pytest.approx(-np.log([0.5 / 2, 1.5 / 3, 0.5 / 4]).mean())  # fmt: skip

@@ -175,9 +175,7 @@ def test_a_later_leg_of_a_job_takes_over_and_is_not_taken_over(tmp_path: Path, m
     for leg, claimed in (("0", True), ("2", True), ("0", False), ("1", False), ("10", True), ("2", False)):  # fmt: skip
         monkeypatch.setenv("SLURM_RESTART_COUNT", leg)
         assert (journal.claim(tmp_path) is not None) == claimed, leg
-    monkeypatch.setenv(
-        "SLURM_JOB_ID", "8"
-    )  # another job asks whether the process lives: it is this one
+    monkeypatch.setenv("SLURM_JOB_ID", "8")  # another job looks at the process: it is alive
     assert journal.claim(tmp_path) is None
 
 
