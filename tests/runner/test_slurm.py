@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -201,7 +202,7 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, start: St
     }  # fmt: skip
     given = {kind: command(f"name={kind}", *slow, *extra, root=tmp_path / kind) for kind, extra in kinds.items()}  # fmt: skip
     running = {kind: start(line) for kind, line in given.items()}
-    jobs, nodes = {}, {"returns": "n2"}
+    jobs, nodes = {}, {}
 
     def disturb(kind: str) -> None:
         (job,) = jobs_of(tmp_path / kind)
@@ -211,8 +212,10 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, start: St
         elif kind == "cancelled":
             subprocess.run(["scancel", job], check=True)
         else:
-            nodes[kind] = nodes.get(kind) or ask("squeue", "-h", "-j", job, "-o", "%N")
+            nodes[kind] = ask("squeue", "-h", "-j", job, "-o", "%N")
             cluster.stop(f"slurmd-{nodes[kind]}")
+        if kind == "returns":  # sooner than SLURM gives up its node (SlurmdTimeout)
+            threading.Timer(8, cluster.restart, (f"slurmd-{nodes[kind]}",)).start()
 
     as_each_runs({kind: tmp_path / kind for kind in kinds}, 15, disturb)
     running.pop("cancelled").communicate(timeout=100)  # while SLURM finds out about the lost node
@@ -223,7 +226,6 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, start: St
     again = [*given["cancelled"], "hydra.launcher.max_running=2"]
     running["again"] = start(again)
     until(lambda: len(attempts(tmp_path / "step")) == 2, "second leg of the killed step")
-    cluster.restart("slurmd-n2")
     until(lambda: len(attempts(tmp_path / "lost")) == 2, "second leg after the lost node", 150)
     cluster.restart(f"slurmd-{nodes['lost']}")
     # A controller that forgot the requeue would drain the node of the "duplicate job".
