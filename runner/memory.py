@@ -34,21 +34,22 @@ def predicted_bytes(run: RunConfig, vocab_size: int, *, gpu: bool = False) -> in
     """
     plain = freeze(run)
     science = {key: plain[key] for key in _DECIDING}
+    trains = run.train.steps != 0  # with steps=0 a model is read, no more
     for changes_nothing in ("steps", "tokens", "flops", "tokens_per_parameter", "checkpoint"):
         science["train"].pop(changes_nothing)
     science["data"] = run.data.mask_documents
     # Rates and seeds allocate nothing: cells that differ in numbers of the optimiser share an answer.
     science["optim"] = {k: v for k, v in science["optim"].items() if not isinstance(v, float)}
-    key = json.dumps([science, vocab_size], sort_keys=True)
+    key = json.dumps([science, vocab_size, trains], sort_keys=True)
     if key not in _KNOWN:
-        _KNOWN[key] = _tensor_bytes(run, vocab_size)
+        _KNOWN[key] = _tensor_bytes(run, vocab_size, steps=2 if trains else 0)
     if gpu:
         return _KNOWN[key]
     slack = _SLACK_RECOMPUTING if run.train.activation_checkpointing else _SLACK
     return int(_PROCESS + slack * _KNOWN[key])
 
 
-def _tensor_bytes(run: RunConfig, vocab: int) -> int:
+def _tensor_bytes(run: RunConfig, vocab: int, *, steps: int) -> int:
     train = run.train
     share = max(1, train.batch_size // run.resources.num_processes)
     micro = min(share, train.micro_batch or share)
@@ -70,7 +71,7 @@ def _tensor_bytes(run: RunConfig, vocab: int) -> int:
                     model, batch, mask_documents=run.data.mask_documents, noise=noise
                 )
 
-        for step in range(2):  # the second step has the optimiser's state from the beginning
+        for step in range(steps):  # the second has the optimiser's state from the beginning
             for _ in range(min(2, share // micro)):
                 forward(micro).total.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

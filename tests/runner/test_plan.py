@@ -45,6 +45,15 @@ def test_memory_is_predicted_where_shapes_depend_on_what_a_router_chooses(compos
     assert found[1] > found[0] + 10e6  # type: ignore[operator]
 
 
+def test_a_cell_that_trains_no_step_takes_the_memory_of_reading(compose: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+    common = ["train.sequence_length=512", "train.batch_size=32", "eval.batch_size=1"]
+    found = []
+    for steps in (0, 2):
+        cells = make_cells([("", compose(*common, f"train.steps={steps}"))])
+        found.append(Planned(cells[0], {}).memory_bytes or 0)
+    assert 0 < found[0] < found[1] - 50e6
+
+
 def test_memory_is_predicted_within_15_percent(espalier: Run, tmp_path: Path) -> None:
     common = ["train.sequence_length=256", "train.steps=2", "eval.every=9", "eval.tokens=256", "eval.batch_size=1"]  # fmt: skip
     for index, changes in enumerate(HELD_OUT):
