@@ -111,6 +111,8 @@ def test_the_default_figures_of_a_grid_follow_what_it_varies(tmp_path: Path) -> 
     runs.table["model.width"] = runs.table["num_parameters"].map({1e5: 32, 1e6: 96, 1e7: 300})
     made = {file.stem for file in default_figures(runs, tmp_path)}
     assert made == {"val_loss_by_step", "val_loss_by_tokens", "val_loss_by_flops", "val_loss_by_parameters", "pareto", "lr_by_width"}  # fmt: skip
+    dated = [f.name for f in tmp_path.glob("*.pdf") if b"CreationDate" in f.read_bytes()]
+    assert not dated, "drawn again it differs"
 
 
 def test_a_heat_map_shows_holes_and_the_best_of_each_row() -> None:
