@@ -26,8 +26,8 @@ test-gpu:  ## run the GPU tests with this machine's own torch (PYTHON=...)
 	$(PYTHON) -m pytest -o addopts= -q -rs tests/gpu
 
 bench-gpu:  ## tokens/s, MFU and quantising on this machine's GPU
-	PYTHONPATH=. $(PYTHON) tests/bench/gpu.py
-	PYTHONPATH=. $(PYTHON) tests/bench/precision.py --fused
+	$(PYTHON) -m tests.bench.gpu
+	$(PYTHON) -m tests.bench.precision --fused
 
 SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge mariadb-server
 slurm-up: .venv/dev  ## a four-node SLURM on this Debian machine (root), for the tests

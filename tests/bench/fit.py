@@ -1,6 +1,6 @@
 """Fitting the Chinchilla law to Epoch's points: all starts and bootstraps, ours beside a plain SciPy loop.
 
-    PYTHONPATH=. python tests/bench/fit.py ../shared/scaling/chinchilla_epoch/svg_extracted_data.csv
+    python -m tests.bench.fit EPOCH.csv      svg_extracted_data.csv of epoch-research/analyzing-chinchilla
 
 SciPy runs a random fiftieth of the starts and of the bootstraps, scaled up: L-BFGS-B to tolerances at which as
 many starts arrive as ours (by default it stops early at a sum this small), BFGS from the published start with its

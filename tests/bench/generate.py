@@ -1,4 +1,4 @@
-"""Tokens/s of generation, ours against transformers' `generate`: python tests/bench/generate.py [--size 124M]
+"""Tokens/s of generation, ours against transformers' `generate`: python -m tests.bench.generate [--size 124M]
 
 The same weights, greedy, the same prompts; decode and prefill apart, interleaved, minima over rounds. In fp32 and
 in bf16 (weights too) on both sides; both texts are compared.

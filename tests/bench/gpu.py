@@ -1,6 +1,6 @@
 """Tokens/s, MFU and peak memory of one training step on a GPU: sequence 2048, bf16, compiled.
 
-    make bench-gpu           or: python tests/bench/gpu.py [124m|950m] ...
+    make bench-gpu           or: python -m tests.bench.gpu [124m|950m] ...
 
 Needs torch and jaxtyping only. FLOPs by models/flops.py (3 x forward, full attention); the peak is the
 vendor's dense bf16 figure.
@@ -10,12 +10,12 @@ import sys
 import time
 
 import torch
-from train import loop, our_loss
 
 from models.decoder import DecoderConfig
 from models.flops import training_flops
 from models.precision import PrecisionConfig
 from runner.distributed import Ranks
+from tests.bench.train import loop, our_loss
 
 SEQ, VOCAB, STEPS = 2048, 50304, 20
 SIZES = {  # conf/model/gpt2_124m.yaml and mobilellm_950m.yaml; batch of sequences

@@ -1,6 +1,6 @@
 """What launching costs: our pool beside joblib and submitit_local, on the same trivial cells.
 
-    python tests/bench/launch.py [cells]      one run, one machine, two cells at a time
+    python -m tests.bench.launch [cells]      one run, one machine, two cells at a time
 
 Every peer runs `runner.worker.run_cell` on cells of its own that train one step of a tiny model.
 The time runs from the first override to the last cell's end, less what composing the cells with

@@ -1,6 +1,6 @@
 """Loading runs: ours beside `mlflow.search_runs` and `get_metric_history`, on SQLite, run folders and a server.
 
-    PYTHONPATH=. python tests/bench/loading.py [sqlite] [folders] [server]
+    python -m tests.bench.loading [sqlite] [folders] [server]
 
 10,000 runs of 20 parameters and one metric, and 1,000 runs of 5 metrics over 1,000 steps, are written to a store
 with MLflow's own schema and to run folders. MLflow's client reads all runs and the histories of every 50th run,

@@ -1,6 +1,6 @@
 """What keeping a run's records costs: metric lines, the MLflow feeder and a checkpoint per 5 minutes.
 
-    python tests/bench/overhead.py
+    python -m tests.bench.overhead
 
 One run of 10M parameters through the trainer as it is, its records timed from within: lines every
 10 steps, a checkpoint of weights and optimiser, and the CPU time of the feeder process that delivers to

@@ -1,8 +1,8 @@
 """Emulated low precision: quantising against torchao, a training step against bf16.
 
-python tests/bench/precision.py                     quantise-dequantise of a 4096 x 4096 bf16 tensor
-python tests/bench/precision.py --step gpt_10m      training steps under each recipe, and a profile
-python tests/bench/precision.py --fused             on a GPU: both operands of a gradient against a copy
+python -m tests.bench.precision                     quantise-dequantise of a 4096 x 4096 bf16 tensor
+python -m tests.bench.precision --step gpt_10m      training steps under each recipe, and a profile
+python -m tests.bench.precision --fused             on a GPU: both operands of a gradient against a copy
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A whole sweep command, ours beside Hydra's launchers: local, SLURM, and submitting 1,000 cells.
 
     pip install --no-deps --target PEERS hydra-submitit-launcher hydra-joblib-launcher
-    make slurm-up; PYTHONPATH=. python tests/bench/sweep.py PEERS [50 200]
+    make slurm-up; python -m tests.bench.sweep PEERS [50 200]
 
 Every command is timed from its start to its end, interpreter included. A peer's job imports torch and adds
 two numbers; ours trains and saves a model of one step, keeps its records and feeds no MLflow. Two cells

@@ -1,6 +1,6 @@
 """What a logged step costs the training process: our line in metrics.jsonl against mlflow.log_metrics.
 
-    python tests/bench/tracking.py
+    python -m tests.bench.tracking
 
 The same ten values a step, to local disk and to MLflow's own SQLite store and a local `mlflow server`,
 interleaved in one run; medians and the slowest of each.

@@ -1,7 +1,7 @@
 """Training speed and memory beside a plain loop over transformers' models: same shape, batch, dtype.
 
-    python tests/bench/train.py 10m --precision fp32 --peer gpt2 [--compile] [--rounds 10]
-    python tests/bench/train.py 124m --memory        peak resident memory, a process each
+    python -m tests.bench.train 10m --precision fp32 --peer gpt2 [--compile] [--rounds 10]
+    python -m tests.bench.train 124m --memory        peak resident memory, a process each
 
 Eager against eager, compiled against compiled; steps are interleaved and the minimum over the rounds
 of each is taken. Both loops clip and use torch's AdamW, ours the fused one (as our runs do), the

@@ -1,21 +1,18 @@
 """Every architecture at equal active parameters: tokens/s, peak memory, FLOPs; and BDH with and without chunks.
 
-    python tests/bench/models.py [--active 2e6] [--seq 256] [--batch 8] [--rounds 10] [--only gpt,moe]
-    python tests/bench/models.py --bdh [--seq 2048]       time and peak memory, direct and in chunks
-    python tests/bench/models.py --decode FILE            ms per token and bytes of state by context length, as CSV
+    python -m tests.bench.architectures [--active 2e6] [--seq 256] [--batch 8] [--rounds 10] [--only gpt,moe]
+    python -m tests.bench.architectures --bdh [--seq 2048]       time and peak memory, direct and in chunks
+    python -m tests.bench.architectures --decode FILE            ms per token and bytes of state by context length, as CSV
 
 Steps (forward, backward, AdamW) are interleaved, minima over the rounds; memory is the peak of a process each, less
 what torch takes for itself. The feed-forward width (of BDH the neurons, of Mamba-2 the depth) is fitted to the active
 parameters, so equal compute is not equal time: the last column says what a FLOP costs.
 """
 
-import sys
-
-sys.path.pop(0)  # this folder, where `models` would be this file
-
 import argparse
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
