@@ -1,16 +1,31 @@
 """A linear layer on a CPU for few rows at a time, its weight laid out as oneDNN reads it fastest.
 
 Decoding multiplies a handful of rows with every weight: what counts is how fast weights come from memory. The plain
-layout reaches half of that in bf16. Shape legend: rows, n = outputs, k = inputs.
+layout reaches half of that in bf16, and in fp32 too where MKL multiplies on a CPU that is not Intel's.
+Shape legend: rows, n = outputs, k = inputs.
 """
+
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-_ROWS = 16  # beyond them, in fp32, the plain layout is as fast
-_FEW = 2  # up to them, in fp32, it is faster
+_FEW, _MANY = (
+    2,
+    16,
+)  # rows: up to the first and beyond the second MKL is as fast in fp32, on its own CPUs
+
+
+def _is_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # no Linux
+        return True
+
+
+_INTEL = _is_intel()
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -32,8 +47,8 @@ def packed_linear(
 ) -> Float[Tensor, "*rows n"]:  # fmt: skip
     """Return x weight^T + bias by the faster of the two layouts; no gradient."""
     rows = x.numel() // x.shape[-1]
-    plain = rows > _ROWS or rows <= _FEW
-    if x.dtype != weight.dtype or (weight.dtype == torch.float32 and plain):
+    plain = weight.dtype == torch.float32 and not _FEW < rows <= _MANY and _INTEL
+    if x.dtype != weight.dtype or plain:
         return F.linear(x, weight, bias)
     flat = x.reshape(rows, x.shape[-1])
     out: Tensor = torch.ops.mkldnn._linear_pointwise(flat, packed, bias, "none", [], "")
