@@ -51,5 +51,7 @@ def packed_linear(
     if x.dtype != weight.dtype or plain:
         return F.linear(x, weight, bias)
     flat = x.reshape(rows, x.shape[-1])
+    if rows == 1 and weight.dtype == torch.float32:
+        packed = weight  # a single row is read fastest as it lies there
     out: Tensor = torch.ops.mkldnn._linear_pointwise(flat, packed, bias, "none", [], "")
     return out.view(*x.shape[:-1], out.shape[-1])
