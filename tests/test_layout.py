@@ -23,9 +23,11 @@ def test_file_is_short_and_says_what_it_is(file: Path) -> None:
 def test_every_experiment_has_its_files() -> None:
     folders = [p for p in (ROOT / "experiments").iterdir() if p.is_dir()]
     assert folders
+    index = (ROOT / "experiments" / "README.md").read_text()
     for folder in folders:
         names = {p.name for p in folder.iterdir()}
         assert {"sweep.yaml", "README.md", "figures.py", "results.csv"} <= names, folder
+        assert f"({folder.name}/README.md)" in index, f"no {folder.name} in the index"
 
 
 def test_no_other_distribution_owns_our_package_names() -> None:
