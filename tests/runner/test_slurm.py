@@ -104,8 +104,8 @@ class Disturbed:
     processes: "list[subprocess.Popen[bytes]]"
 
     def command(self, root: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
-        """One thread in all: bits depend on it."""
-        return _command(self.text, root, "train.threads=1", "model.dropout=0.1", *SLOW, *arguments, launcher=launcher)  # fmt: skip
+        """The command of the cell; TINY's one thread in all: bits depend on it."""
+        return _command(self.text, root, "model.dropout=0.1", *SLOW, *arguments, launcher=launcher)  # fmt: skip
 
     def reference(self) -> Path:
         """Wait for the run that nobody disturbed."""
