@@ -1,4 +1,4 @@
-"""A linear layer on a CPU for few rows at a time, its weight laid out as oneDNN reads it fastest.
+"""A linear layer on a CPU for few rows at a time, its weight laid out as oneDNN reads it fastest; or compiled.
 
 Decoding multiplies a handful of rows with every weight: what counts is how fast weights come from memory. The plain
 layout reaches half of that in bf16, and in fp32 too where MKL multiplies on a CPU that is not Intel's.
@@ -42,13 +42,17 @@ def pack(weight: Float[Tensor, "n k"]) -> Tensor:
 
 
 def packed_linear(
-    x: Float[Tensor, "*rows k"], weight: Float[Tensor, "n k"], packed: Tensor,
+    x: Float[Tensor, "*rows k"], weight: Float[Tensor, "n k"], packed: Tensor | None,
     bias: Float[Tensor, " n"] | None,
 ) -> Float[Tensor, "*rows n"]:  # fmt: skip
-    """Return x weight^T + bias by the faster of the two layouts; no gradient."""
+    """Return x weight^T + bias by the faster of the two layouts, the plain one without `packed`; no gradient."""
     rows = x.numel() // x.shape[-1]
+    if rows == 1 and torch.compiler.is_compiling():
+        # Inductor's own loop reads weights as fast as memory gives them; an mm it would leave to MKL.
+        product = (weight.float() * x.reshape(-1).float()).sum(-1).to(x.dtype)
+        return (product if bias is None else product + bias).view(*x.shape[:-1], -1)
     plain = weight.dtype == torch.float32 and not _FEW < rows <= _MANY and _INTEL
-    if x.dtype != weight.dtype or plain:
+    if packed is None or x.dtype != weight.dtype or plain:
         return F.linear(x, weight, bias)
     flat = x.reshape(rows, x.shape[-1])
     if rows == 1 and weight.dtype == torch.float32:

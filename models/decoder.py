@@ -276,11 +276,11 @@ class Decoder(LanguageModel):
         """See `LanguageModel.unembed`."""
         return self._logits(self.norm(x))
 
-    def for_inference(self) -> "Decoder":
+    def for_inference(self, *, compiled: bool = False) -> "Decoder":
         """See `LanguageModel.for_inference`."""
         head = self.embedding.weight if self.head is None else self.head.weight
-        pack_linears(self.layers)
-        self.packed_head = PackedLinear(head, None) if can_pack(head) else None
+        pack_linears(self.layers, compiled=compiled)
+        self.packed_head = PackedLinear(head, None, compiled=compiled) if can_pack(head) else None
         return self
 
     def _hidden_states(

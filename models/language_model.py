@@ -77,8 +77,12 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
-    def for_inference(self) -> "LanguageModel":
-        """Return self, its weights laid out for decoding on their device; it is not to be trained or saved after."""
+    def for_inference(self, *, compiled: bool = False) -> "LanguageModel":
+        """Return self, its weights laid out for decoding on their device; it is not to be trained or saved after.
+
+        Args:
+            compiled: a compiled step decodes: the weights stay as they lie.
+        """
         return self
 
     def read_vocabulary(self, texts: Callable[[], Sequence[str]]) -> None:

@@ -54,23 +54,23 @@ def make_norm(kind: Norm, dim: int, bias: bool, eps: float | None) -> RMSNorm | 
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference on a CPU; see `kernels.packed`. It holds its weight twice."""
+    """A linear layer for inference on a CPU; see `kernels.packed`. It holds its weight twice, or is `compiled`."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, compiled: bool) -> None:
         super().__init__()
-        self.weight, self.bias, self.packed = weight, bias, pack(weight)
+        self.weight, self.bias, self.packed = weight, bias, None if compiled else pack(weight)
 
     def forward(self, x: Float[Tensor, "*rows k"]) -> Float[Tensor, "*rows n"]:
         return packed_linear(x, self.weight, self.packed, self.bias)
 
 
-def pack_linears(module: nn.Module) -> None:
+def pack_linears(module: nn.Module, *, compiled: bool) -> None:
     """Replace every plain linear layer below `module` by its packed form where that works."""
     for name, child in module.named_children():
         if type(child) is nn.Linear and can_pack(child.weight):
-            setattr(module, name, PackedLinear(child.weight, child.bias))
+            setattr(module, name, PackedLinear(child.weight, child.bias, compiled=compiled))
         else:
-            pack_linears(child)
+            pack_linears(child, compiled=compiled)
 
 
 @config

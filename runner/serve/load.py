@@ -57,9 +57,8 @@ class Speaker:
             raise ConfigError(f"dtype={dtype!r} is none of: {', '.join(DTYPES)}")
         model, self.tokenizer, self.context = load_model(folder, average=average)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model, self.compiled = model.to(device, DTYPES[dtype]), compiled
-        if not compiled:
-            self.model = self.model.for_inference()
+        self.compiled = compiled
+        self.model = model.to(device, DTYPES[dtype]).for_inference(compiled=compiled)
 
     def speak(
         self, prompts: Sequence[str], how: Sampling | Sequence[Sampling], **more: Any

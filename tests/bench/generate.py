@@ -1,7 +1,7 @@
 """Tokens/s of generation, ours against transformers' `generate`: python -m tests.bench.generate [--size 124M]
 
 The same weights, greedy, the same prompts; decode and prefill apart, interleaved, minima over rounds. In fp32 and
-in bf16 (weights too) on both sides; both texts are compared.
+in bf16 (weights too) on both sides; both texts are compared. With --compile the steps are compiled on both sides.
 """
 
 import argparse
@@ -43,12 +43,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="124M")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compiled steps, caches of fixed shape, on both sides",
+    )
     given = parser.parse_args()
     torch.manual_seed(0)
     theirs = GPT2LMHeadModel(GPT2Config(**SIZES[given.size])).eval()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         ours = LanguageModel.from_pretrained(Path(folder)).eval()
+    if given.compile:
+        theirs.forward = torch.compile(theirs.forward)
     print(f"{given.size}, {NEW} new tokens after {PROMPT}, {torch.get_num_threads()} threads")
     print(
         "| dtype | batch | decode, ours | theirs | ratio | prefill, ours | theirs | ratio | same text |"
@@ -56,30 +63,33 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for dtype in (torch.float32, torch.bfloat16):
         for batch in (1, 8):
-            print(
-                compare(
-                    copy.deepcopy(ours).to(dtype).for_inference(),
-                    theirs.to(dtype),
-                    batch,
-                    given.rounds,
-                ),
-                flush=True,
-            )
+            mine = copy.deepcopy(ours).to(dtype).for_inference(compiled=given.compile)
+            print(compare(mine, theirs.to(dtype), batch, given), flush=True)
 
 
-def compare(ours: LanguageModel, theirs: Any, batch: int, rounds: int) -> str:
+def compare(ours: LanguageModel, theirs: Any, batch: int, given: argparse.Namespace) -> str:
     """Return a row of the table, speeds in tokens/s."""
+    rounds, context = given.rounds, PROMPT + NEW if given.compile else 1024
+    fixed = {"cache_implementation": "static"} if given.compile else {}
     prompts = torch.randint(0, 50257, (batch, PROMPT))
 
     def mine(new: int) -> list[list[int]]:
         how = Sampling(max_new_tokens=new, temperature=0.0)
-        done = generate(ours, list(prompts), how, context=1024, decode=lambda _: "", eos=None)
+        done = generate(
+            ours,
+            list(prompts),
+            how,
+            context=context,
+            decode=lambda _: "",
+            eos=None,
+            compiled=given.compile,
+        )
         return [one.ids for one in done]
 
     def other(new: int) -> list[list[int]]:
         done = theirs.generate(
             prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new, min_new_tokens=new,
-            do_sample=False, pad_token_id=0,
+            do_sample=False, pad_token_id=0, **fixed,
         )  # fmt: skip
         found: list[list[int]] = done[:, PROMPT:].tolist()
         return found

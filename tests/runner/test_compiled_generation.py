@@ -25,6 +25,12 @@ assert [one.ids for one in plain] == [one.ids for one in compiled]
 assert [len(one.ids) for one in compiled] == [40, 3, 20]
 assert counters["stats"]["unique_graphs"] == 1, counters["stats"]
 assert not counters["graph_break"], counters["graph_break"]
+
+model.for_inference(compiled=True)  # a single row has a product of its own
+alone = generate(model, prompts[:1], wishes[:1], compiled=True, **about)
+assert alone[0].ids == plain[0].ids
+assert counters["stats"]["unique_graphs"] == 2, counters["stats"]
+assert not counters["graph_break"], counters["graph_break"]
 """
 
 
