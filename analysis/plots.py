@@ -137,9 +137,8 @@ def save(folder: Path, name: str, figure: Figure, data: pd.DataFrame, note: str 
     folder.mkdir(parents=True, exist_ok=True)
     if note:
         figure.supxlabel(note, fontsize=5, color="0.4")
-    figure.savefig(
-        folder / f"{name}.pdf", metadata={"CreationDate": None}
-    )  # the same bytes each time
+    undated = {"CreationDate": None}  # drawn again it is the same file
+    figure.savefig(folder / f"{name}.pdf", metadata=undated)
     figure.savefig(folder / f"{name}.png")
     data.to_csv(folder / f"{name}.csv", index=False)
     plt.close(figure)
