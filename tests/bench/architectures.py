@@ -13,12 +13,11 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -35,9 +34,9 @@ from models.linear_attention import LinearAttentionConfig
 from models.mamba import MambaConfig
 from models.min_gru import MinGRUConfig
 from models.streams import StreamsConfig
+from tests.bench.timing import interleaved
 
 VOCAB = 257
-Key = TypeVar("Key")
 BASE = DecoderConfig(depth=6, width=192, num_heads=6)
 
 
@@ -121,7 +120,7 @@ def stepper(cfg: ModelConfig, batch: int, seq: int) -> Callable[[], None]:
 def peak_bytes(cfg: ModelConfig, batch: int, seq: int) -> int:
     """Return the peak of two steps in a process of its own, less what it had before the model."""
     given = json.dumps([plain(cfg, target=True), batch, seq])
-    done = subprocess.run([sys.executable, __file__, "--child"], input=given, capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "tests.bench.architectures", "--child"], input=given, capture_output=True, text=True, check=True)  # fmt: skip
     return int(done.stdout)
 
 
@@ -142,18 +141,6 @@ def resident_bytes(what: str) -> int:
         if line.startswith(what):
             return int(line.split()[1]) * 1024
     raise SystemExit("no /proc/self/status: memory is measured on Linux")
-
-
-def interleaved(steps: dict[Key, Callable[[], None]], rounds: int) -> dict[Key, float]:
-    """Return the fastest step of each, seconds."""
-    best = dict.fromkeys(steps, float("inf"))
-    for round_ in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if round_:
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
 
 
 @torch.no_grad()

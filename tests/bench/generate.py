@@ -7,8 +7,7 @@ in bf16 (weights too) on both sides; both texts are compared. With --compile the
 import argparse
 import copy
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from models.language_model import LanguageModel
 from runner.serve.generate import generate
 from runner.serve.sampling import Sampling
+from tests.bench.timing import interleaved
 
 SIZES = {
     "10M": {"n_embd": 256, "n_layer": 8, "n_head": 8},
     "124M": {"n_embd": 768, "n_layer": 12, "n_head": 12},
 }
 NEW, PROMPT = 48, 64
-
-
-def least_s(rounds: int, *calls: Callable[[], object]) -> list[float]:
-    """Return the least seconds of each call, interleaved; the first round does not count."""
-    best = [float("inf")] * len(calls)
-    for turn in range(rounds + 1):
-        for index, call in enumerate(calls):
-            started = time.perf_counter()
-            call()
-            if turn:
-                best[index] = min(best[index], time.perf_counter() - started)
-    return best
 
 
 @torch.no_grad()
@@ -94,8 +82,9 @@ def compare(ours: LanguageModel, theirs: Any, batch: int, given: argparse.Namesp
         found: list[list[int]] = done[:, PROMPT:].tolist()
         return found
 
-    fills = least_s(rounds, lambda: mine(1), lambda: other(1))
-    wholes = least_s(rounds, lambda: mine(NEW), lambda: other(NEW))
+    both = (mine, other)
+    fills = interleaved({call: partial(call, 1) for call in both}, rounds).values()
+    wholes = interleaved({call: partial(call, NEW) for call in both}, rounds).values()
     a, b = (batch * (NEW - 1) / (whole - fill) for whole, fill in zip(wholes, fills, strict=True))
     c, d = (batch * PROMPT / fill for fill in fills)
     kind = str(next(ours.parameters()).dtype).removeprefix("torch.")

@@ -125,7 +125,7 @@ def main() -> None:
     if given.memory:
         sizes = {}
         for name in ("ours", "transformers"):
-            command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+            command = [sys.executable, "-m", "tests.bench.train", *sys.argv[1:], "--only", name]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             sizes[name] = int(done.stdout.split()[-1])
             label = name if name == "ours" else f"{name} {given.peer}"
