@@ -4,12 +4,16 @@ Beside its fields a config class may carry
     numerics   an integer, raised when the numbers its class produces change: part of the fingerprint
     neutral(v) a field added later: at `v` it does not count in the fingerprint
     any_config(), any_configs()   fields that hold configs of any class
+    released_as   the import path under which it was first used, where a package of somebody else's has
+                  moved it (and left an import at the old path); ours stand in `models/moves.py`
 """
 
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints
+
+from models.moves import released, today
 
 T = TypeVar("T")
 
@@ -59,7 +63,7 @@ def plain(value: Any, *, target: bool = False) -> Any:
     """
     if is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
-        head = {"_target_": f"{cls.__module__}.{cls.__qualname__}"} if target else {}
+        head = {"_target_": _path(cls)} if target else {}
         return head | {
             f.name: plain(getattr(value, f.name), target=f.metadata.get("configs", False))
             for f in fields(cls)
@@ -101,10 +105,19 @@ def _thaw_parts(value: Any) -> Any:
 
 
 def target_class(target: str) -> Any:
-    """Return what `target` names, `package.module.Class`.
+    """Return what `target` names, `package.module.Class`; it may be a path of before a move.
 
     Raises:
         ImportError, AttributeError, ValueError: it cannot be imported.
     """
-    module, _, name = target.rpartition(".")
+    module, _, name = today(target).rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def released_name(cls: type) -> str:
+    """Return the import path under which config class `cls` was first used: its name in fingerprints."""
+    return str(cls.__dict__.get("released_as") or released(_path(cls)))
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

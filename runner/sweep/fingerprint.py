@@ -11,7 +11,7 @@ import json
 from fnmatch import fnmatchcase
 from typing import Any
 
-from models.config import with_inner
+from models.config import released_name, with_inner
 from runner.config import NODES, RunConfig, flatten, freeze
 from runner.evals import benchmark
 from runner.export.origin import content
@@ -84,6 +84,7 @@ def science(run: RunConfig, hashes: list[str]) -> dict[str, Any]:
     for node in NODES:
         for path, value in with_inner(node, getattr(run, node)):
             keys[f"{path}.numerics"] = type(value).numerics
+            keys[f"{path}._target_"] = released_name(type(value))
             for field in dataclasses.fields(value):
                 default = field.metadata.get("neutral", dataclasses.MISSING)
                 if getattr(value, field.name) == default:
