@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 
 from analysis import law_plots, plots
-from analysis.compare import paired_difference
 from analysis.errors import require
 from analysis.fit import fit as fit_law
 from analysis.laws import LAWS, Law
+from analysis.paired import paired_difference
 from analysis.report import write_report
 from analysis.runs import from_folders
 
@@ -48,8 +48,8 @@ def fit(
     out: Annotated[Path, typer.Option(help="JSON; figures and CSVs go beside it")] = Path("fit.json"),
 ) -> None:  # fmt: skip
     """Fit a scaling law; print parameters, intervals and how far to trust them; write figures and report."""
+    from analysis.fit_console import tell_fit  # noqa: PLC0415
     from analysis.robustness import flat_valleys, profiles, sensitivity  # noqa: PLC0415
-    from analysis.tell import tell_fit  # noqa: PLC0415
 
     names = _names(n, d, x, column)
     table = _read(runs, *names.values(), *(also_n or []), where=where)

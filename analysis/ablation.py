@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import plots
-from analysis.compare import beside_baseline, holm, over_seeds, paired_difference
+from analysis.paired import beside_baseline, holm, over_seeds, paired_difference
 from analysis.runs import Runs
 
 

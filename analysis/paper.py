@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.readme import story
 from analysis.runs import Runs
-from analysis.story import story
 from analysis.tables import escape, latex, number
 
 _DIGITS = dict(zip("0123456789", ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine"), strict=True))  # fmt: skip

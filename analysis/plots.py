@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from analysis.compare import over_seeds
+from analysis.paired import over_seeds
 from analysis.runs import Runs
 
 plt.style.use(str(Path(__file__).parent / "style.mplstyle"))

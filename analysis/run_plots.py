@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
 
-from analysis.compare import over_seeds
 from analysis.errors import require
+from analysis.paired import over_seeds
 from analysis.plots import AXES, tick
 from analysis.runs import Runs
 

@@ -5,7 +5,24 @@ fingerprint is taken, so that a run keeps its name when code moves. Entries stay
 again changes its right side only.
 """
 
-MOVED: dict[str, str] = {}
+MOVED: dict[str, str] = {
+    "runner.optim.groups.AdamWConfig": "runner.learn.optim.groups.AdamWConfig",
+    "runner.optim.groups.MuonConfig": "runner.learn.optim.groups.MuonConfig",
+    "runner.optim.schedule.ScheduleConfig": "runner.learn.optim.schedule.ScheduleConfig",
+    "runner.settings.EvalConfig": "runner.learn.config.EvalConfig",
+    "runner.settings.ResourcesConfig": "runner.learn.config.ResourcesConfig",
+    "runner.settings.TrackConfig": "runner.learn.config.TrackConfig",
+    "runner.settings.TrainConfig": "runner.learn.config.TrainConfig",
+    "runner.tasks.language_modelling.LanguageModellingConfig": "runner.learn.tasks.language_modelling.LanguageModellingConfig",
+    "runner.evals.code.humaneval": "runner.evaluate.code_execution.humaneval",
+    "runner.evals.code.mbpp": "runner.evaluate.code_execution.mbpp",
+    "runner.evals.prompts.hellaswag_endings": "runner.evaluate.benchmark_rows.hellaswag_endings",
+    "runner.evals.prompts.hellaswag_query": "runner.evaluate.benchmark_rows.hellaswag_query",
+    "runner.evals.prompts.mbpp_splits": "runner.evaluate.benchmark_rows.mbpp_splits",
+    "runner.evals.prompts.winogrande_answer": "runner.evaluate.benchmark_rows.winogrande_answer",
+    "runner.evals.prompts.winogrande_contexts": "runner.evaluate.benchmark_rows.winogrande_contexts",
+    "runner.evals.prompts.winogrande_continuation": "runner.evaluate.benchmark_rows.winogrande_continuation",
+}
 
 
 def today(path: str) -> str:

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from runner.sweep.warm import sweeps_here, warm_up
+from runner.launch.fork_server import sweeps_here, warm_up
 
 # Telemetry of the libraries beneath is off unless the user turns it on.
 for _name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
@@ -14,15 +14,15 @@ if __name__ == "__main__" and sweeps_here(sys.argv):
 import hydra
 from omegaconf import DictConfig
 
-from runner.errors import EspalierError
-from runner.hydra_plugin import open_keys, register, to_plain
-from runner.sweep.cells import freeze_cell, join_sweep, make_cells
+from runner.commands.hydra_plugin import open_keys, register, to_plain
+from runner.machine.errors import EspalierError
+from runner.records.cells import freeze_cell, join_sweep, make_cells
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def run_one(composed: DictConfig) -> None:
     """Freeze one cell and train it in this process."""
-    from runner.sweep.follow import run_here  # noqa: PLC0415
+    from runner.launch.single import run_here  # noqa: PLC0415
 
     (cell,) = make_cells([("", to_plain(composed))])
     freeze_cell(cell)

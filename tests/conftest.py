@@ -36,7 +36,7 @@ def compose(tmp_path: Path, text: Path) -> Callable[..., dict[str, Any]]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from runner.hydra_plugin import open_keys, register, to_plain
+    from runner.commands.hydra_plugin import open_keys, register, to_plain
 
     def inner(*overrides: str) -> dict[str, Any]:
         register()

@@ -42,7 +42,7 @@ def test_transformers_is_not_confused_by_our_kernels_package() -> None:
 
 def test_help_answers_without_heavy_imports() -> None:
     code = (
-        "import sys; from runner.cli import app\n"
+        "import sys; from runner.commands.cli import app\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'mlflow', 'datasets', 'transformers', 'pandas'} & set(sys.modules)\n"
@@ -52,5 +52,5 @@ def test_help_answers_without_heavy_imports() -> None:
 
 
 def test_the_launcher_starts_its_template_before_it_imports_torch() -> None:
-    code = "import sys, runner.hydra_plugin; assert not {'torch', 'mlflow'} & set(sys.modules)"
+    code = "import sys, runner.commands.hydra_plugin; assert not {'torch', 'mlflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

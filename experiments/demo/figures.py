@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from analysis import plots
-from analysis.compare import over_seeds, paired_difference
+from analysis.paired import over_seeds, paired_difference
 from analysis.runs import Runs, from_folders
 
 HERE = Path(__file__).parent

@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from analysis import plots
-from analysis.compare import over_seeds
-from analysis.inside import gate_map
+from analysis.internals import gate_map
+from analysis.paired import over_seeds
 from analysis.runs import Runs, from_folders
 from runner.data.markov import MarkovConfig
 

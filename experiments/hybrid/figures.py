@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import plots
-from analysis.compare import beside_baseline, paired_difference
+from analysis.paired import beside_baseline, paired_difference
 from analysis.runs import Runs, from_folders
 
 HERE = Path(__file__).parent

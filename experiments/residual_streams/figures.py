@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from analysis import plots
-from analysis.compare import over_seeds
+from analysis.paired import over_seeds
 from analysis.runs import Runs, from_folders
 
 HERE = Path(__file__).parent

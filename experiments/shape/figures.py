@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from analysis import plots
-from analysis.compare import over_seeds
+from analysis.paired import over_seeds
 from analysis.runs import Runs, from_folders
 
 HERE = Path(__file__).parent

@@ -1,1 +1,1 @@
-"""Text to batches: sources -> tokenizer -> token files on disk -> packed, ordered samples."""
+"""Text and synthetic data, tokenizers, token files, the order of samples."""

@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import Dataset
 
 from models.config import config
-from runner.data.made import Half, MadeConfig, MadeCorpus, generator
 from runner.data.order import Sample, to_sample
+from runner.data.synthetic import Half, MadeConfig, MadeCorpus, generator
 from runner.data.tokenizers import SymbolTokenizer, TokenizerConfig
 
 _MOST_ENTRIES = {False: 1 << 24, True: 1 << 18}  # of the table, of that of each sequence

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from runner.data.tokenizers import Tokenizer
-from runner.errors import DataError
+from runner.machine.errors import DataError
 
 if TYPE_CHECKING:
     from runner.data.tokens import TokenFile

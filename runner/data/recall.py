@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import Dataset
 
 from models.config import config
-from runner.data.made import Half, MadeConfig, generator
 from runner.data.order import Sample
+from runner.data.synthetic import Half, MadeConfig, generator
 from runner.data.tokenizers import TokenizerConfig
 
 

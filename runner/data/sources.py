@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.config import config
-from runner.errors import DataError
+from runner.machine.errors import DataError
 
 Format = Literal["text", "jsonl", "parquet", "stdlib", "hub"]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from models.config import config
-from runner.errors import DataError
+from runner.machine.errors import DataError
 
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 

@@ -24,8 +24,8 @@ from models.config import config
 from runner.data.order import Sample, TrainingSamples, validation_batches
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers import Tokenizer, TokenizerConfig, loads
-from runner.errors import DataError, EspalierError
-from runner.journal import refused
+from runner.machine.errors import DataError, EspalierError
+from runner.records.journal import refused
 
 
 @config

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
 from analysis import law_plots, plots, run_plots
-from analysis.compare import paired_difference
 from analysis.defaults import default_figures
 from analysis.envelope import envelope
 from analysis.fit import Fit, fit
 from analysis.isoflop import isoflop
 from analysis.laws import CHINCHILLA
+from analysis.paired import paired_difference
 from analysis.robustness import profiles
 from analysis.runs import Runs
 from tests.analysis.known import budgets, curves, grid

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from analysis.paper import macro_name, write_paper
 from analysis.plots import forest, save
 from analysis.runs import Runs
-from runner.cli import app
+from runner.commands.cli import app
 
 LATEX = shutil.which("latexmk")
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -15,8 +15,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from models.language_model import LanguageModel
-from runner.serve.generate import generate
-from runner.serve.sampling import Sampling
+from runner.generate.generate import generate
+from runner.generate.sampling import Sampling
 from tests.bench.timing import interleaved
 
 SIZES = {

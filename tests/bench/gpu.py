@@ -14,7 +14,7 @@ import torch
 from models.decoder import DecoderConfig
 from models.flops import training_flops
 from models.precision import PrecisionConfig
-from runner.distributed import Ranks
+from runner.machine.ranks import Ranks
 from tests.bench.train import loop, our_loss
 
 SEQ, VOCAB, STEPS = 2048, 50304, 20

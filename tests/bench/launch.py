@@ -2,7 +2,7 @@
 
     python -m tests.bench.launch [cells]      one run, one machine, two cells at a time
 
-Every peer runs `runner.worker.run_cell` on cells of its own that train one step of a tiny model.
+Every peer runs `runner.launch.worker.run_cell` on cells of its own that train one step of a tiny model.
 The time runs from the first override to the last cell's end, less what composing the cells with
 Hydra takes: our fork server starts meanwhile, as it does in a sweep. `work` is what those cells take
 one after the other in a warm process; the overhead of a cell is its share of the wall time beyond
@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from runner.sweep.cells import Cell, freeze_cell, make_cells
-from runner.sweep.pool import Pool
-from runner.sweep.warm import warm_up
+from runner.launch.fork_server import warm_up
+from runner.launch.pool import Pool
+from runner.records.cells import Cell, freeze_cell, make_cells
 
 TINY = [
     "model=gpt_pico", "data=text", "data.split=tail", "train.steps=1", "train.sequence_length=16",
@@ -32,7 +32,7 @@ def cells(count: int, text: Path) -> list[Cell]:
     # Here, because children of the fork server import this file (never `python -m runner`).
     from hydra import compose, initialize_config_module
 
-    from runner.hydra_plugin import open_keys, register, to_plain
+    from runner.commands.hydra_plugin import open_keys, register, to_plain
 
     register()
     root = tempfile.mkdtemp()
@@ -49,7 +49,7 @@ def train(folder: str) -> None:
     """What every peer runs."""
     import torch
 
-    from runner.worker import run_cell
+    from runner.launch.worker import run_cell
 
     torch.set_num_threads(1)
     assert run_cell(Path(folder)) == 0

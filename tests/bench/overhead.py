@@ -14,10 +14,10 @@ import time
 
 from hydra import compose, initialize_config_module
 
-from runner import journal
-from runner.feed import finish_feeder, start_feeder
-from runner.hydra_plugin import open_keys, register, to_plain
-from runner.sweep.cells import freeze_cell, join_sweep, make_cells
+from runner.commands.hydra_plugin import open_keys, register, to_plain
+from runner.launch.mlflow_process import finish_feeder, start_feeder
+from runner.records import journal
+from runner.records.cells import freeze_cell, join_sweep, make_cells
 
 SETTING = [
     "model=gpt_10m", "data=stdlib", "train.steps=60", "train.sequence_length=256",
@@ -36,8 +36,8 @@ def main() -> None:
     (cell,) = make_cells([("", node)])
     freeze_cell(cell)
     join_sweep(cell.config.name, [cell])
-    from runner.distributed import Ranks
-    from runner.train import Trainer
+    from runner.learn.trainer import Trainer
+    from runner.machine.ranks import Ranks
 
     attempt = journal.claim(cell.folder)
     assert attempt is not None

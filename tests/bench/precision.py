@@ -102,8 +102,8 @@ def _trainer(model_name: str, recipe: str, batch: int, seq: int) -> Callable[[],
     from hydra import compose, initialize_config_dir
 
     from kernels.philox import NoiseKey
-    from runner.config import validate
-    from runner.hydra_plugin import register, to_plain
+    from runner.commands.hydra_plugin import register, to_plain
+    from runner.records.config import validate
     from tests.conftest import ROOT
 
     register()

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runner import journal
-from tests.runner.test_tracking import Server
+from tests.runner.views.test_mlflow import Server
+
+from runner.records import journal
 
 STEPS = 300
 VALUES = {f"metric{i}": 1.0 / (i + 1) for i in range(10)}

@@ -8,7 +8,7 @@ import torch
 
 from kernels.native import Unsupported, native_recipe, recipe_of, refuse_capability
 from kernels.quantised_linear import LinearRecipe
-from runner.config import validate
+from runner.records.config import validate
 from tests.kernels.oracles import te_recipes
 
 Compose = Callable[..., dict[str, Any]]

@@ -15,7 +15,7 @@ from kernels.philox import NoiseKey
 from models.config import plain
 from models.language_model import LanguageModel, ModelConfig, TokenLoss
 from models.precision import PrecisionConfig
-from runner.config import typed
+from runner.records.config import typed
 from tests.conftest import ROOT
 
 VOCAB = 50
@@ -144,7 +144,7 @@ def keeps_documents_apart(cfg: ModelConfig) -> None:
 
 def trains_alike_recomputed_and_in_halves(cfg: ModelConfig, bound: float = 1e-5) -> None:
     """Gradients with activation checkpointing, and of a batch in two micro-batches, are those of the plain pass."""
-    from runner.train import recompute_blocks
+    from runner.learn.trainer import recompute_blocks
 
     tokens = text(4, 25)
     grads: list[dict[str, Tensor]] = []

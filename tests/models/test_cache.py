@@ -72,7 +72,7 @@ def test_selected_rows_go_on_where_they_were(model: Decoder) -> None:
 
 @torch.no_grad()
 def test_a_static_state_says_the_same_in_one_shape(model: Decoder) -> None:
-    """That it compiles to one graph, tests/runner/test_compiled_generation.py shows."""
+    """That it compiles to one graph, tests/runner/generate/test_compiled_generation.py shows."""
     tokens = torch.stack(_rows(20, 20, 20))
     counts = torch.tensor([3, 5, 4])
     growing, static = model.start(3, 4), model.start(3, 32, static=True)

@@ -11,7 +11,7 @@ from kernels.short_conv import short_conv
 from models.branch import Context
 from models.decoder import DecoderConfig
 from models.engram import Engram, EngramConfig, primes
-from runner.optim.groups import AdamWConfig, MuonConfig
+from runner.learn.optim.groups import AdamWConfig, MuonConfig
 from tests.models import backbone
 
 PART = EngramConfig(table_size=61, slot_dim=4, num_heads=2)

@@ -14,8 +14,8 @@ from models.decoder import DecoderConfig
 from models.language_model import LanguageModel
 from models.precision import Precision, PrecisionConfig, QuantisedLinear
 from models.precision_config import FpropConfig, LinearConfig, OperandConfig, RuleConfig
-from runner.config import validate
-from runner.errors import ConfigError
+from runner.machine.errors import ConfigError
+from runner.records.config import validate
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = sorted(p.stem for p in (ROOT / "conf" / "precision").glob("*.yaml"))
@@ -71,7 +71,7 @@ def test_every_recipe_of_conf_trains_close_to_bf16(name: str, compose: Compose) 
 
 
 def test_old_recipes_keep_their_fingerprints(compose: Compose) -> None:
-    from runner.sweep.fingerprint import content_of, science
+    from runner.records.fingerprint import content_of, science
 
     run = validate(compose("precision=bf16"))
     keys = {k: v for k, v in science(run, content_of(run)).items() if k.startswith("precision")}
@@ -236,7 +236,7 @@ def test_diagnostics_name_layer_operand_and_statistic_and_change_no_bit(compose:
 
 def test_predicting_memory_leaves_nothing_fake_behind(compose: Compose) -> None:
     from kernels.hadamard import _kept
-    from runner.memory import predicted_bytes
+    from runner.learn.memory import predicted_bytes
 
     _kept.cache_clear()
     run = validate(compose("precision=nvfp4_all_layers", "precision.pad=true"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from runner import checkpoint, journal
+from runner.records import checkpoint, journal
 from tests.conftest import ROOT
 
 
@@ -93,7 +93,7 @@ def points(run: Path) -> dict[int, float]:
 
 def in_mlflow(root: Path, name: str) -> list[str]:
     """Return the states of a sweep's runs in the embedded store, after a sync."""
-    done = run([sys.executable, "-m", "runner.cli", "sync", name, "--root", str(root)])
+    done = run([sys.executable, "-m", "runner.commands.cli", "sync", name, "--root", str(root)])
     assert done.returncode == 0, done.stderr
     with sqlite3.connect(root / "mlflow" / "mlflow.db") as store:
         return sorted(row[0] for row in store.execute("SELECT status FROM runs"))

@@ -12,9 +12,9 @@ import pytest
 
 from models import moves
 from models.config import config, plain, released_name, target_class
-from runner.config import validate
-from runner.evals.benchmark import content
-from runner.sweep.cells import make_cells
+from runner.data.benchmark_files import content
+from runner.records.cells import make_cells
+from runner.records.config import validate
 
 RELEASED = json.loads(Path(__file__).with_name("released_targets.json").read_text())
 

@@ -1,0 +1,365 @@
+"""`espalier`: the verbs around a run. Each imports what it needs when it is called."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from runner.commands import models as trained
+from runner.commands import precision as inspection
+from runner.commands import storage as housekeeping
+from runner.commands.storage import Name, Reference, Root, chosen_cells
+from runner.machine.errors import ConfigError, EspalierError
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def run(context: typer.Context) -> None:
+    """Train a cell or, with -m, a grid: the arguments of `python -m runner`."""
+    os.execv(sys.executable, [sys.executable, "-m", "runner", *context.args])
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(
+    context: typer.Context,
+    experiment: Annotated[str, typer.Argument(help="Folder under experiments/, or a path.")],
+) -> None:
+    """Show the cells of an experiment, with size, FLOPs and time, and run nothing; overrides may follow."""
+    _sweeper(experiment, "hydra.sweeper.dry_run=true", *context.args)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def adopt(
+    context: typer.Context,
+    run: Reference,
+    experiment: Annotated[str, typer.Argument(help="Folder under experiments/, or a path.")],
+    reason: Annotated[str, typer.Option(help="What was renamed; recorded with the run.")],
+) -> None:
+    """Bind a run to the new cell of an experiment that differs from it least; overrides may follow."""
+    quoted = {"run": run, "reason": reason.replace("\\", "\\\\").replace("'", "\\'")}
+    binding = ",".join(f"{key}:'{value}'" for key, value in quoted.items())
+    _sweeper(experiment, f"hydra.sweeper.adopt={{{binding}}}", *context.args)
+
+
+def _sweeper(experiment: str, *overrides: str) -> None:
+    folder = _experiment(experiment)
+    if not (folder / "sweep.yaml").exists():
+        known = sorted(p.parent.name for p in folder.parent.glob("*/sweep.yaml"))
+        raise ConfigError(f"{folder}/sweep.yaml does not exist; there are: {', '.join(known)}")
+    command = ["-m", "runner", "-m", "-cd", str(folder), "-cn", "sweep"]
+    os.execv(sys.executable, [sys.executable, *command, *overrides])
+
+
+@app.command()
+def status(
+    name: Name,
+    root: Root = Path("."),
+    watch: Annotated[bool, typer.Option(help="Go on showing until no cell runs.")] = False,
+) -> None:
+    """Show the cells of a sweep: state, step, loss."""
+    from rich.live import Live  # noqa: PLC0415
+
+    from runner.records.cells import sweep_cells  # noqa: PLC0415
+    from runner.records.slurm_queue import queued  # noqa: PLC0415
+    from runner.views.table import LiveTable  # noqa: PLC0415
+
+    cells = sweep_cells(root, name)
+    table = LiveTable(cells)
+    table.queued = lambda: queued(root, name)
+    if not watch:
+        Console().print(table.render())
+        return
+    with Live(table.render(), console=Console(), refresh_per_second=2) as live:
+        while any(cell.state == "running" for cell in cells) or table.queue():
+            time.sleep(2.0)
+            live.update(table.render())
+
+
+@app.command()
+def logs(
+    cells: Annotated[
+        list[str], typer.Argument(metavar="[NAME] CELL", help="The cell, after its sweep or alone.")
+    ],
+    root: Root = Path("."),
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+) -> None:
+    """Print what a cell's launched attempts wrote to stdout and stderr."""
+    from runner.records.cells import find_cell, members  # noqa: PLC0415
+
+    found = find_cell(root, cells[-1])
+    if len(cells) > 1 and found.fingerprint not in {
+        r["fingerprint"] for r in members(root, cells[0])
+    }:
+        raise ConfigError(f"{found.fingerprint} is no cell of {cells[0]}")
+    file = found.folder / "log.txt"
+    if not file.exists():
+        raise ConfigError(
+            f"{file} does not exist: no launcher has started this cell ({found.state})"
+        )
+    with open(file, encoding="utf-8", errors="replace") as stream:
+        typer.echo(stream.read(), nl=False)
+        while follow and found.state == "running":
+            time.sleep(0.5)
+            typer.echo(stream.read(), nl=False)
+
+
+@app.command()
+def why(cell: Reference, root: Root = Path(".")) -> None:
+    """Say what sets a cell apart from the nearest finished one: why it is not that one."""
+    from runner.records.cells import find_cell  # noqa: PLC0415
+    from runner.records.difference import nearest_finished  # noqa: PLC0415
+
+    found = find_cell(root, cell)
+    nearest = nearest_finished(found)
+    typer.echo(f"{found.fingerprint} is {found.state}")
+    if nearest is None:
+        typer.echo("no other cell here is finished")
+        return
+    folder, keys = nearest
+    typer.echo(f"nearest finished cell: {folder.name}")
+    for key, (ours, theirs) in keys.items():
+        typer.echo(f"  {key}: {ours} here, {theirs} there")
+
+
+@app.command()
+def diff(a: Reference, b: Reference, root: Root = Path(".")) -> None:
+    """Show the keys in which two cells differ, execution keys too."""
+    from runner.records.cells import find_cell  # noqa: PLC0415
+    from runner.records.config import flatten, freeze  # noqa: PLC0415
+    from runner.records.difference import difference  # noqa: PLC0415
+
+    one, two = (flatten(freeze(find_cell(root, cell).config)) for cell in (a, b))
+    for key, (left, right) in difference(one, two).items():
+        typer.echo(f"{key}: {left} | {right}")
+
+
+@app.command()
+def failures(name: Name, root: Root = Path(".")) -> None:
+    """Group the cells of a sweep that did not finish by cause, with the keys they share."""
+    from runner.records.cells import sweep_cells  # noqa: PLC0415
+    from runner.records.failures import clusters  # noqa: PLC0415
+
+    cells = sweep_cells(root, name)
+    found = clusters(cells)
+    if not found:
+        typer.echo(f"no cell of {len(cells)} failed")
+    for cluster in found:
+        typer.echo(cluster.describe(len(cells)))
+        typer.echo("  " + " ".join(cell.fingerprint[:6] for cell in cluster.cells))
+
+
+@app.command()
+def retry(
+    name: Name,
+    cause: Annotated[
+        str | None,
+        typer.Option(
+            "--class", help="Only failures of this cause (`failures`), or oom for both memories."
+        ),
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="All of them: the default.")] = False,
+    jobs: Annotated[int | None, typer.Option(help="Run them here, so many at a time.")] = None,
+    root: Root = Path("."),
+) -> None:
+    """Run the failed cells of a sweep again, as they were frozen, by the launcher of its last start."""
+    from runner.launch.launch import last_backend, launch  # noqa: PLC0415
+    from runner.launch.policy import load  # noqa: PLC0415
+    from runner.records.cells import sweep_cells  # noqa: PLC0415
+    from runner.records.failures import CLASSES, MEMORY, cause_of, failure  # noqa: PLC0415
+
+    wanted = {"oom": MEMORY}.get(cause or "", (cause,))
+    if cause is not None and not set(wanted) <= set(CLASSES):
+        raise ConfigError(f"--class {cause!r} is none of: oom, {', '.join(CLASSES)}")
+    bad = [cell for cell in sweep_cells(root, name) if cell.state == "failed"]
+    chosen = [cell for cell in bad if cause is None or cause_of(failure(cell)) in wanted]
+    if not chosen:
+        typer.echo(f"nothing to retry: {len(bad)} cells of {name} failed, none of this class")
+        return
+    folder = root / "sweeps" / name
+    raise typer.Exit(launch(chosen, last_backend(folder, jobs), load(folder), retry_failed=True))
+
+
+@app.command()
+def cancel(
+    name: Name,
+    cells: Annotated[list[str] | None, typer.Argument(help="Fingerprints; default: all.")] = None,
+    root: Root = Path("."),
+) -> None:
+    """Stop running cells (they save first) and keep waiting ones from starting; a new launch resumes."""
+    from runner.launch.cancel import cancel as cancel_cells  # noqa: PLC0415
+    from runner.records.slurm_queue import queued  # noqa: PLC0415
+
+    for line in cancel_cells(chosen_cells(root, name, cells), queued(root, name)):
+        typer.echo(line)
+
+
+@app.command()
+def plots(
+    name: Name,
+    root: Root = Path("."),
+    out: Annotated[
+        Path | None, typer.Option(help="Where to; default: the experiment's folder or plots/NAME.")
+    ] = None,
+) -> None:
+    """Draw the figures of a sweep: its experiment's figures.py if there is one, else the defaults."""
+    from analysis.runs import from_folders  # noqa: PLC0415
+
+    runs = from_folders(root, name)
+    script = _experiment(name) / "figures.py"
+    if script.exists():
+        typer.echo(f"figures of {script}")
+        spec = importlib.util.spec_from_file_location("figures", script)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        made = module.main(runs, out) if out else module.main(runs)
+    else:
+        from analysis.defaults import default_figures  # noqa: PLC0415
+
+        typer.echo(f"{script} does not exist: default figures")
+        made = default_figures(runs, out or root / "plots" / name)
+    for path in made:
+        typer.echo(path)
+
+
+@app.command()
+def report(
+    name: Name,
+    root: Root = Path("."),
+    out: Annotated[Path | None, typer.Option(help="Default: sweeps/NAME/report.html.")] = None,
+    mlflow: Annotated[
+        str, typer.Option(help="Address of the MLflow UI that links lead to.")
+    ] = "http://127.0.0.1:5000",
+) -> None:
+    """Write one self-contained HTML page: verdict, figures, results, cells, curves, failures, links."""
+    from analysis.readme import story  # noqa: PLC0415
+    from runner.records.cells import sweep_cells  # noqa: PLC0415
+    from runner.views.report import write_report  # noqa: PLC0415
+
+    file, folder = out or root / "sweeps" / name / "report.html", _experiment(name)
+    figures = _drawn(name, root, "png")
+    told, results = story(folder / "README.md"), folder / "results.csv"
+    write_report(sweep_cells(root, name), name, file, mlflow, figures, told, results)
+    typer.echo(file)
+
+
+@app.command()
+def paper(
+    name: Name,
+    root: Root = Path("."),
+    out: Annotated[Path | None, typer.Option(help="Folder; default: papers/NAME.")] = None,
+) -> None:
+    """Gather figures, tables and numbers of an experiment into a folder with a .tex that compiles."""
+    from analysis.paper import provenance, write_paper  # noqa: PLC0415
+    from analysis.runs import from_folders  # noqa: PLC0415
+
+    runs, folder = from_folders(root, name), _experiment(name)
+    figures = _drawn(name, root, "pdf")
+    if not figures:
+        raise ConfigError(f"no figures of {name} yet: run `espalier plots {name}` first")
+    facts = {"sweep": name, "command": f"espalier paper {name}"} | provenance(root, runs)
+    main_tex = write_paper(
+        runs, name, out or root / "papers" / name, figures=figures, results=folder / "results.csv",
+        readme=folder / "README.md", provenance=facts,
+    )  # fmt: skip
+    typer.echo(f"{main_tex}: latexmk -pdf -cd {main_tex}")
+
+
+@app.command()
+def look(
+    run: Reference,
+    text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
+    file: Annotated[Path | None, typer.Option(exists=True, help="... or the file it is in; only as much as the context holds.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: looks/RUN.")] = None,
+    root: Root = Path("."),
+) -> None:  # fmt: skip
+    """Look inside a trained cell: attention maps, logit lens, the loss of each token, as a page and PNGs."""
+    from analysis.internals import draw  # noqa: PLC0415
+    from runner.evaluate.internals import look_at  # noqa: PLC0415
+    from runner.records.cells import find_cell  # noqa: PLC0415
+
+    if (text is None) == (file is None):
+        raise ConfigError("give --text or --file, one of them")
+    cell = find_cell(root, run)
+    seen = look_at(cell, text if text is not None else str(file and file.read_text()))
+    folder = out or root / "looks" / cell.fingerprint
+    for path in draw(seen, folder, f"{cell.config.name} {cell.fingerprint[:8]}"):
+        typer.echo(path)
+
+
+@app.command()
+def sync(
+    names: Annotated[list[str], typer.Argument(help="Sweeps.")],
+    root: Root = Path("."),
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow tracking URI; default: the embedded store.")
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option(help="Make the embedded store anew from these sweeps.")
+    ] = False,
+) -> None:
+    """Deliver to MLflow what it does not have yet."""
+    from runner.views.mlflow import sync as deliver  # noqa: PLC0415
+
+    typer.echo(f"{deliver(root, names, uri, rebuild=rebuild)} points delivered")
+
+
+@app.command()
+def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> None:
+    """Serve the MLflow UI on the embedded store."""
+    from runner.views.mlflow import embedded_uri  # noqa: PLC0415
+
+    typer.echo(f"http://{host}:{port}  (Ctrl-C ends it)")
+    environment = os.environ | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", embedded_uri(root)]
+    command += ["--host", host, "--port", str(port), "--workers", "1"]
+    raise typer.Exit(subprocess.call(command, env=environment))
+
+
+def _drawn(name: str, root: Path, kind: str) -> list[Path]:
+    """Return the figures that `plots` has made, the experiment's own or the defaults."""
+    own = sorted((_experiment(name) / "figures").glob(f"*.{kind}"))
+    return own or sorted((root / "plots" / name).glob(f"*.{kind}"))
+
+
+def _experiment(name: str) -> Path:
+    """Return the folder of an experiment, given by name or by path."""
+    given = Path(name)
+    named = Path(__file__).parents[2] / "experiments" / name
+    return given.resolve() if (given / "sweep.yaml").exists() else named
+
+
+app.add_typer(housekeeping.app)
+app.add_typer(trained.app)
+app.add_typer(inspection.app, name="precision")
+
+
+def main() -> None:
+    """Entry of the console script: a user's mistake ends in its message."""
+    try:
+        app()
+    except (EspalierError, FileNotFoundError, KeyError) as error:
+        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+
+
+if __name__ == "__main__":
+    main()

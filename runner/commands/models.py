@@ -1,0 +1,186 @@
+"""The verbs of `espalier` for trained cells: generate, eval, ngram, export, import."""
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runner.commands.storage import Reference, Root
+from runner.machine.errors import ConfigError
+
+app = typer.Typer()
+_LONGEST = 1024  # tokens of a sequence that an imported model is measured on
+
+
+@app.command()
+def generate(
+    run: Reference,
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; again for more.")] = None,
+    file: Annotated[Path | None, typer.Option(exists=True, help='JSON lines, {"prompt": ...} each; the answers are JSON lines too.')] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest of this probability.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop what is less likely than this share of the likeliest.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said is less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string; again for more.")] = None,
+    n: Annotated[int, typer.Option(help="Continuations of each prompt, seeds counting up; of a beam the best.")] = 1,
+    beams: Annotated[int, typer.Option(help="Above 1: search for the likeliest with so many beams.")] = 1,
+    logprobs: Annotated[bool, typer.Option(help="Print JSON lines with the log-probability of each token.")] = False,
+    stream: Annotated[bool, typer.Option(help="Print as it comes (one prompt, one sample).")] = False,
+    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Continue each line you type; the default at a terminal without --prompt.")] = False,
+    slide: Annotated[bool, typer.Option(help="Of a prompt beyond the context, read the end.")] = False,
+    average: Annotated[bool, typer.Option(help="Use the averaged weights (train.average).")] = False,
+    dtype: Annotated[str, typer.Option(help="Of the weights: fp32; bf16, twice as fast; fp16.")] = "fp32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Decode by a compiled step: for long runs on a GPU; it costs a minute first.")] = False,
+    seed: int = 0,
+    root: Root = Path("."),
+) -> None:  # fmt: skip
+    """Continue prompts with a trained cell."""
+    from runner.commands.generation_cli import Answers, as_json, read_prompts  # noqa: PLC0415
+    from runner.records.cells import find_cell  # noqa: PLC0415
+
+    talking = interactive or (not (prompt or file or stream) and sys.stdin.isatty())
+    if (stream or talking) and (file is not None or n > 1 or beams > 1 or len(prompt or []) > 1):
+        raise ConfigError(
+            "--stream and --interactive take one prompt and one sample; leave --file, --n, --beams or them out"
+        )
+    answers = Answers(
+        find_cell(root, run).folder, average=average, dtype=dtype, compiled=compiled, n=n, beams=beams, slide=slide,
+        max_new_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, stop=tuple(stop or ()), seed=seed,
+    )  # fmt: skip
+    say = partial(typer.echo, nl=False)
+    if talking:
+        typer.echo("each line is continued for itself; Ctrl-D ends", err=True)
+        answers.talk(sys.stdin, say)
+    elif stream:
+        answers.stream((prompt or ["\n"])[0], say)
+        typer.echo()
+    else:
+        for text, done in answers.of_prompts(read_prompts(file) if file else prompt or ["\n"]):
+            whole = file is not None or logprobs
+            typer.echo(as_json(text, done, logprobs=logprobs) if whole else text + done.text)
+
+
+@app.command(
+    name="eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def evaluate(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(help="A run (folder, fingerprint, MLflow run id), or a sweep: all its cells.")],
+    jobs: Annotated[int | None, typer.Option(help="Run them here, so many at a time; default: the launcher of the sweep's last start.")] = None,
+    average: Annotated[bool, typer.Option(help="Evaluate the averaged weights.")] = False,
+    plan: Annotated[bool, typer.Option(help="Show the cells and run nothing.")] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Run evaluations again that failed.")] = False,
+    root: Root = Path("."),
+) -> None:  # fmt: skip
+    """Ask benchmarks of trained cells, each evaluation a cell of the sweep NAME-eval.
+
+    Keys of eval.harness follow by their last part: tasks=[lambada,arc_easy] data=DIR limit=500 follow=true;
+    other overrides by their whole name: resources.gpus=1.
+    """
+    from runner.grid.evaluation_cells import evaluation_cells  # noqa: PLC0415
+    from runner.launch.launch import last_backend, launch  # noqa: PLC0415
+    from runner.launch.policy import load  # noqa: PLC0415
+    from runner.views.mlflow import sync  # noqa: PLC0415
+
+    cells, source, skipped = evaluation_cells(root, target, context.args, average=average)
+    for line in skipped:
+        typer.echo(line, err=True)
+    if plan:
+        from rich.console import Console  # noqa: PLC0415
+
+        from runner.views.plan import plan as table  # noqa: PLC0415
+
+        Console(width=None if sys.stdout.isatty() else 240).print(*table(cells), sep="\n")
+        return
+    folder = root / "sweeps" / source
+    code = launch(cells, last_backend(folder, jobs), load(folder), retry_failed=retry_failed)
+    uri = cells[0].config.track.uri
+    if uri != "off":
+        sync(root, [source], uri)  # the runs evaluated have new scores
+    raise typer.Exit(code)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def ngram(
+    context: typer.Context,
+    run: Reference,
+    order: Annotated[int, typer.Option(help="Tokens of an n-gram.")] = 4,
+    out: Annotated[Path | None, typer.Option(help="Also write it here, as JSON.")] = None,
+    root: Root = Path("."),
+) -> None:
+    """Count the n-grams of a run's training text and measure them as the run was: the baseline to beat.
+
+    Benchmarks follow as for `eval`: tasks=[lambada,blimp] data=DIR.
+    """
+    from runner.evaluate.ngram_baseline import ngram_baseline  # noqa: PLC0415
+    from runner.grid.evaluation_cells import harness_of  # noqa: PLC0415
+    from runner.records.cells import find_cell  # noqa: PLC0415
+
+    found = ngram_baseline(find_cell(root, run), order, harness_of(context.args))
+    for name in ("val_loss", "val_bits_per_byte"):
+        typer.echo(f"{name}: {found[name]:.4f}")
+    for row in found.get("scores", []):
+        error = "" if row["stderr"] is None else f" +- {row['stderr']:.4f}"
+        typer.echo(f"{row['name']}: {row['value']:.4f}{error} ({row['n']} questions)")
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+@app.command()
+def export(
+    run: Reference,
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    to: Annotated[str, typer.Option(help="hf: config.json, safetensors, tokenizer, model card.")] = "hf",
+    layout: Annotated[str | None, typer.Option(help="llama, qwen3, gpt2, or espalier: our own class; default: the first that can hold the model.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16, fp16.")] = "fp32",
+    shard: Annotated[str, typer.Option(help="Largest file.")] = "5GB",
+    license_name: Annotated[str | None, typer.Option("--license", help="For the model card: mit, apache-2.0, ...")] = None,
+    average: Annotated[bool, typer.Option(help="Use the averaged weights (train.average).")] = False,
+    root: Root = Path("."),
+) -> None:  # fmt: skip
+    """Write a trained cell as a folder that transformers reads."""
+    from runner.exchange.huggingface import export as write  # noqa: PLC0415
+    from runner.records.cells import find_cell  # noqa: PLC0415
+
+    if to != "hf":
+        raise ConfigError(f"--to {to!r} is not a format; there is: hf")
+    architecture = write(
+        find_cell(root, run), folder, layout=layout, dtype=dtype, max_shard_size=shard,
+        license_name=license_name, average=average,
+    )  # fmt: skip
+    typer.echo(f"{folder}: {architecture}")
+
+
+@app.command(
+    name="import", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def import_model(
+    context: typer.Context,
+    kind: Annotated[str, typer.Argument(metavar="hf", help="What the folder is.")],
+    folder: Annotated[str, typer.Argument(help="DIR, or ORG/NAME[@REVISION] on the hub.")],
+) -> None:  # fmt: skip
+    """Make a cell of a model made elsewhere: its loss on the data is measured, nothing is trained.
+
+    It is measured, here and by `eval`, on sequences as long as its context, 1,024 tokens at most.
+    Overrides may follow (data=..., name=..., train.sequence_length=...). To train it on: python -m runner init=hf:DIR.
+    """
+    if kind != "hf":
+        raise ConfigError(f"{kind!r} is not a format; there is: hf")
+    from models.pretrained import read_config  # noqa: PLC0415
+    from runner.data.pretrained import folder_of  # noqa: PLC0415
+
+    place = folder_of(f"hf:{folder}")
+    try:
+        length = getattr(read_config(place)[0], "context_length", _LONGEST)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(str(error)) from error
+    command = ["-m", "runner", f"init='hf:{place}'", "name=imported", "train.steps=0"]
+    command += [f"train.sequence_length={min(length, _LONGEST)}", *context.args]
+    os.execv(sys.executable, [sys.executable, *command])

@@ -1,0 +1,58 @@
+"""`espalier precision`: what number formats do to the weights of a trained cell."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from runner.commands.storage import Reference, Root
+
+app = typer.Typer(help="Number formats and what they do to a trained cell.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Number formats and what they do to a trained cell."""
+
+
+@app.command()
+def inspect(
+    run: Reference,
+    root: Root = Path("."),
+    average: Annotated[
+        bool, typer.Option(help="The averaged weights (train.average) instead.")
+    ] = False,
+) -> None:
+    """Print, for each linear layer of the newest checkpoint, the SQNR (dB) of its weight under each format."""
+    import torch  # noqa: PLC0415
+
+    from kernels.diagnostics import kurtosis, sqnr_db  # noqa: PLC0415
+    from kernels.emulate import Quantiser  # noqa: PLC0415
+    from kernels.quantise import pad_to_blocks  # noqa: PLC0415
+    from runner.generate.text_generator import load_model  # noqa: PLC0415
+    from runner.records.cells import find_cell  # noqa: PLC0415
+
+    formats = {
+        "nvfp4 1x16": Quantiser(format="nvfp4", block=(1, 16)),
+        "nvfp4 16x16": Quantiser(format="nvfp4", block=(16, 16)),
+        "nvfp4 4over6": Quantiser(format="nvfp4", block=(1, 16), four_over_six=True),
+        "mxfp4": Quantiser(format="mxfp4", block=(1, 32), scale="rceil"),
+        "mxfp8": Quantiser(format="mxfp8_e4m3", block=(1, 32), scale="rceil"),
+        "fp8": Quantiser(format="fp8_e4m3", block=(0, 0), scale="current"),
+    }
+    model, _, _ = load_model(find_cell(root, run).folder, average=average)
+    table = Table(box=None, pad_edge=False)
+    for column in ("weight", "shape", "amax", "kurtosis", *formats):
+        table.add_column(column, justify="left" if column == "weight" else "right")
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.nn.Linear):
+                continue
+            weight = module.weight
+            facts = [f"{tuple(weight.shape)}", f"{float(weight.abs().amax()):.3g}", f"{float(kurtosis(weight)):.2f}"]  # fmt: skip
+            ratios = [sqnr_db(pad_to_blocks(weight, how.block), how) if how.block[0] else sqnr_db(weight, how) for how in formats.values()]  # fmt: skip
+            table.add_row(name, *facts, *(f"{db:.1f}" for db in ratios))
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(table)

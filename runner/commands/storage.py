@@ -1,0 +1,108 @@
+"""The verbs of `espalier` that look after what lies on the disk: show, ls, du, gc, pack, unpack."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from runner.machine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from runner.records.cells import Cell
+
+app = typer.Typer()
+Root = Annotated[Path, typer.Option(help="Folder that holds runs/, sweeps/ and mlflow/.")]
+Name = Annotated[str, typer.Argument(help="Sweep: its `name`.")]
+Reference = Annotated[
+    str, typer.Argument(help="Run folder, fingerprint or its beginning, or MLflow run id.")
+]
+
+
+@app.command()
+def show(cell: Reference, root: Root = Path(".")) -> None:
+    """Print all that is known of a cell: state, sizes, attempts, latest metrics, config."""
+    from runner.records.cells import find_cell  # noqa: PLC0415
+    from runner.records.config import flatten, freeze  # noqa: PLC0415
+    from runner.views.describe import describe  # noqa: PLC0415
+
+    found = find_cell(root, cell)
+    for line in describe(found):
+        typer.echo(line)
+    for key, value in flatten(freeze(found.config)).items():
+        typer.echo(f"  {key}: {value}")
+
+
+@app.command(name="ls")
+def list_sweeps(root: Root = Path(".")) -> None:
+    """List the sweeps with the states of their cells."""
+    from runner.views.describe import summary  # noqa: PLC0415
+    from runner.views.disk import sweeps  # noqa: PLC0415
+
+    for name in sweeps(root):
+        typer.echo(f"{name}: {summary(root, name)}")
+
+
+@app.command()
+def du(root: Root = Path(".")) -> None:
+    """Show what the sweeps, caches and snapshots take on the disk."""
+    from runner.views.disk import size, sweeps, usage  # noqa: PLC0415
+
+    for name in sweeps(root):
+        used = usage(root, name)
+        typer.echo(f"{name}: {used['checkpoints'] / 1e6:,.1f} MB checkpoints, {used['other'] / 1e6:,.1f} MB other")  # fmt: skip
+    for folder in ("data_cache", "snapshots", "mlflow"):
+        typer.echo(f"{folder}/: {size(root / folder) / 1e6:,.1f} MB")
+
+
+@app.command()
+def gc(
+    root: Root = Path("."),
+    delete: Annotated[bool, typer.Option(help="Delete it; without, only show.")] = False,
+    checkpoints: Annotated[
+        bool, typer.Option(help="Also all but the newest checkpoint of ended runs.")
+    ] = False,
+) -> None:
+    """Find what no sweep and no queued job needs; --delete removes it."""
+    from runner.views.disk import waste  # noqa: PLC0415
+
+    total = 0
+    for found in list(waste(root, checkpoints=checkpoints)):
+        total += found.size
+        typer.echo(f"{found.path}: {found.size / 1e6:,.1f} MB, {found.reason}")
+        if delete:
+            found.delete()
+    typer.echo(f"{total / 1e6:,.1f} MB {'deleted' if delete else 'could go: --delete'}")
+
+
+@app.command()
+def pack(
+    name: Name,
+    cells: Annotated[list[str] | None, typer.Argument(help="Fingerprints; default: all.")] = None,
+    root: Root = Path("."),
+    out: Annotated[Path | None, typer.Option(help="Default: NAME.tar.")] = None,
+) -> None:
+    """Write cells of a sweep to one file, to be unpacked on another machine."""
+    from runner.records.archive import pack as write  # noqa: PLC0415
+
+    file = out or Path(f"{name}.tar")
+    typer.echo(f"{file}: {write(chosen_cells(root, name, cells), name, file) / 1e6:,.1f} MB")
+
+
+@app.command()
+def unpack(file: Path, root: Root = Path(".")) -> None:
+    """Add the cells of a packed file; runs that have begun here stay as they are."""
+    from runner.records.archive import unpack as read  # noqa: PLC0415
+
+    name, added, left = read(file, root)
+    typer.echo(f"{name}: {added} cells added, {left} left as they were")
+
+
+def chosen_cells(root: Path, name: str, prefixes: list[str] | None) -> "list[Cell]":
+    """Return the cells of a sweep that begin with one of `prefixes`, all without any."""
+    from runner.records.cells import sweep_cells  # noqa: PLC0415
+
+    cells = sweep_cells(root, name)
+    chosen = [c for c in cells if not prefixes or c.fingerprint.startswith(tuple(prefixes))]
+    if not chosen:
+        raise ConfigError(f"no cell of {name} begins with {' or '.join(prefixes or [])}")
+    return chosen

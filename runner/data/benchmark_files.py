@@ -1,0 +1,148 @@
+"""Benchmarks by name: the shipped ones read from local files, a user's own YAML, lm-eval's from the hub.
+
+A YAML here is lm-eval's task format with three keys more: `files` (patterns, the first that is found under
+`eval.harness.data` holds the questions), `fewshot_files` and `splits` (a function of the rows).
+"""
+
+import difflib
+import gzip
+import hashlib
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.moves import as_released, today
+from runner.machine.errors import ConfigError, DataError
+
+SHIPPED = Path(__file__).parent / "benchmarks"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with `!function package.module.name`."""
+
+
+def _function(loader: yaml.SafeLoader, node: yaml.Node) -> Callable[..., Any]:
+    assert isinstance(node, yaml.ScalarNode)
+    module, _, name = today(str(loader.construct_scalar(node))).rpartition(".")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+_Loader.add_constructor("!function", _function)
+
+
+def specify(name: str, data: str | None, include: str | None) -> dict[str, Any] | str:
+    """Return what lm-eval takes for the task `name`: a config that reads local files, or a name of its own.
+
+    Raises:
+        ConfigError: no such task (near names are listed). DataError: its file is not under `data`.
+    """
+    file = file_of(name, include)
+    if file is None:
+        return name
+    spec = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    if "files" not in spec:
+        return dict(spec)
+    if data is None:
+        return _on_the_hub(name, file)
+    columns, splits = spec.pop("columns", None), spec.pop("splits", None)
+    questions = _find(name, Path(data), spec.pop("files"))
+    patterns = spec.pop("fewshot_files", None)
+    examples = _find(name, Path(data), patterns) if patterns else None
+
+    def read(**_: Any) -> Mapping[str, Any]:
+        rows = _rows(questions, columns)
+        found = splits(rows) if splits else {"test": rows}
+        return {**found, **({"train": _rows(examples, columns)} if examples else {})}
+
+    return {**spec, "custom_dataset": read}
+
+
+def _on_the_hub(name: str, file: Path) -> str:
+    """Return lm-eval's name of the same benchmark, which it fetches."""
+    if file.parent != SHIPPED:
+        raise ConfigError(f"{file} reads local files; set eval.harness.data to the folder they are in")  # fmt: skip
+    return {"lambada": "lambada_openai"}.get(name, name)
+
+
+def file_of(name: str, include: str | None) -> Path | None:
+    """Return the YAML of a task, None if it is one of lm-eval's.
+
+    Raises:
+        ConfigError: nobody knows the task.
+    """
+    folders = [Path(include)] if include else []
+    own = {file.stem: file for folder in [SHIPPED, *folders] for file in folder.glob("*.yaml")}
+    if name in own:
+        return own[name]
+    theirs = _of_lm_eval()
+    if name not in theirs:
+        near = difflib.get_close_matches(name, [*own, *theirs], n=5, cutoff=0.5)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise ConfigError(f"eval.harness.tasks: no task {name!r}{hint}; shipped: {', '.join(sorted(own))}")  # fmt: skip
+    return None
+
+
+def _of_lm_eval() -> set[str]:
+    from lm_eval.tasks import TaskManager  # noqa: PLC0415
+
+    return set(TaskManager().all_tasks)
+
+
+def _find(name: str, folder: Path, patterns: list[str]) -> list[Path]:
+    for pattern in patterns:
+        found = sorted(folder.glob(f"**/{pattern}"))
+        if found:
+            return found
+    raise DataError(
+        f"eval.harness.data={folder} holds no file for {name}; it reads {' or '.join(patterns)}, anywhere below"
+    )
+
+
+def _rows(files: list[Path], columns: list[str] | None) -> Any:
+    """Return the rows of files of one kind."""
+    from datasets import Dataset  # noqa: PLC0415
+
+    names, kind = [str(file) for file in files], files[0].name.removesuffix(".gz").rpartition(".")[2]  # fmt: skip
+    if kind == "parquet":
+        return Dataset.from_parquet(names)
+    if kind == "tsv":
+        return Dataset.from_csv(names, delimiter="\t", names=columns, quoting=3)
+    rows = [json.loads(line) for file in files for line in _lines(file) if line.strip()]
+    keys = dict.fromkeys(key for row in rows for key in row)  # not every row has all of them
+    return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
+
+
+def _lines(file: Path) -> list[str]:
+    opened = gzip.open if file.suffix == ".gz" else open
+    with opened(file, "rt", encoding="utf-8") as stream:
+        return list(stream)
+
+
+def content(tasks: tuple[str, ...], data: str | None, include: str | None) -> str:
+    """Return a hash of the YAMLs and files that `tasks` read here: where they change, so does the evaluation.
+
+    Raises:
+        ConfigError: a task is unknown, or lm-eval is not installed. DataError: a file is missing.
+    """
+    if tasks and importlib.util.find_spec("lm_eval") is None:  # said before anything is trained
+        raise ConfigError("eval.harness.tasks needs lm-eval: pip install -e '.[eval]'")
+    digest = hashlib.sha256()
+    for name in tasks:
+        file = file_of(name, include)
+        digest.update(name.encode())
+        if file is None:
+            continue
+        text = file.read_text(encoding="utf-8")
+        digest.update(as_released(text).encode())
+        spec = yaml.load(text, _Loader)
+        for key in ("files", "fewshot_files"):
+            for found in _find(name, Path(data), spec[key]) if data and key in spec else []:  # fmt: skip
+                with open(found, "rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,98 @@
+"""`init=hf:DIR` (or `hf:ORG/NAME[@REVISION]`): a run that starts from a model made elsewhere.
+
+The folder settles model and tokenizer; its content, never its place, enters the fingerprint.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.config import plain
+from runner.machine.errors import ConfigError
+
+_FILES = ["*.json", "*.safetensors"]
+
+
+def folder_of(init: str) -> Path:
+    """Return the folder that `init` names, fetched from the hub if it is none here.
+
+    Raises:
+        ConfigError: there is nothing of this name.
+    """
+    kind, _, name = init.partition(":")
+    if kind != "hf" or not name:
+        raise ConfigError(f"init={init!r} must be hf:DIR or hf:ORG/NAME[@REVISION]")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=_FILES))
+    except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"init={init}: no such folder, and the hub does not give it ({reason})") from None  # fmt: skip
+
+
+def with_origin(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a composed node with model and tokenizer as its `init` has them, if it has one.
+
+    What a layout does not settle (dropout, z-loss) stays as composed; `tokenizer.eos_token` may be given.
+
+    Raises:
+        ConfigError: the folder cannot be used.
+    """
+    if not node.get("init"):
+        return dict(node)
+    from models.pretrained import read_config  # noqa: PLC0415
+
+    folder = folder_of(str(node["init"]))
+    try:
+        found = read_config(folder)
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+        raise ConfigError(f"init: {error}") from error
+    cfg: Any = found[0]
+    model = plain(cfg, target=True)
+    kept = node["model"] if node["model"].get("_target_") == model["_target_"] else {}
+    model |= {name: kept[name] for name in ("dropout", "z_loss") if name in kept}
+    given = node["tokenizer"] if node["tokenizer"].get("kind") == "folder" else {}
+    eos = given.get("eos_token") or _eos_token(folder)
+    tokenizer = {
+        "_target_": "runner.data.tokenizers.TokenizerConfig", "kind": "folder", "path": str(folder),
+        "eos_token": eos, "vocab_size": found[1],
+    }  # fmt: skip
+    return {**node, "init": f"hf:{folder}", "model": model, "tokenizer": tokenizer}
+
+
+def content(init: str) -> str:
+    """Return the hash of the weights that `init` names: this reads them."""
+    digest = hashlib.sha256()
+    for file in sorted(folder_of(init).glob("*.safetensors")):
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def _eos_token(folder: Path) -> str:
+    """Return the token that ends a document, as the folder has it."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            found = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
+            found = found.get("content") if isinstance(found, dict) else found
+            if found:
+                return str(found)
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        raise ConfigError(
+            f"init: {folder} holds no tokenizer.json; transformers writes it: "
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) with a fast tokenizer"
+        )
+    eos = json.loads((folder / "config.json").read_text()).get("eos_token_id")
+    for token in json.loads(file.read_text(encoding="utf-8")).get("added_tokens", []):
+        if token["id"] == (eos[0] if isinstance(eos, list) else eos):
+            return str(token["content"])
+    raise ConfigError(f"init: {folder} does not say which token ends a document; give tokenizer.kind=folder tokenizer.eos_token=...")  # fmt: skip

@@ -1,0 +1,42 @@
+"""What counting alone achieves on a run's data: an n-gram with the same tokens, held-out text and benchmarks."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.ngram import Ngram, NgramConfig
+from models.precision import PrecisionConfig
+from runner.data.tokens import prepare
+from runner.evaluate.validation import validate_loss
+from runner.learn.config import HarnessConfig
+from runner.machine.errors import ConfigError
+from runner.machine.ranks import Ranks
+from runner.records.cells import Cell
+
+
+def ngram_baseline(cell: Cell, order: int, harness: HarnessConfig) -> dict[str, Any]:
+    """Return order, val_loss, val_bits_per_byte, and scores as in evals/*.json.
+
+    Raises:
+        ConfigError: the order does not fit the vocabulary.
+    """
+    cfg = cell.config
+    hashes = [source["content"] for source in cell.science["data.sources"]]
+    corpus = prepare(cfg.data, cfg.tokenizer, Path(cfg.root) / "data_cache", hashes)
+    try:
+        model = Ngram(NgramConfig(order=order), corpus.tokenizer.vocab_size)
+    except ValueError as error:
+        raise ConfigError(f"--order: {error}") from error
+    model.fit(np.concatenate([file.ids for file in corpus.train]))
+    precision = PrecisionConfig().build(torch.device("cpu"))
+    found: dict[str, Any] = {"order": order} | validate_loss(model, corpus, cfg, precision, Ranks("cpu"))  # fmt: skip
+    if harness.tasks:
+        from runner.evaluate.harness import HarnessModel, evaluate  # noqa: PLC0415
+
+        asked = HarnessModel(
+            model, corpus.tokenizer, context=cfg.train.sequence_length, batch_size=harness.batch_size
+        )  # fmt: skip
+        found["scores"] = evaluate(asked, harness).scores
+    return found

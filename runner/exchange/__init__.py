@@ -1,0 +1,1 @@
+"""Models for others and from elsewhere: Hugging Face folders, model cards."""

@@ -1,0 +1,47 @@
+"""A trained cell as a Hugging Face folder: weights, config, tokenizer, model card."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models.pretrained import save_pretrained
+from runner.exchange.model_card import model_card
+from runner.exchange.tokenizer import write_tokenizer
+from runner.generate.text_generator import DTYPES, load_model
+from runner.machine.errors import ConfigError
+from runner.records.cells import Cell
+
+
+def export(
+    cell: Cell, folder: Path, *, layout: str | None = None, dtype: str = "fp32",
+    max_shard_size: str = "5GB", license_name: str | None = None, average: bool = False,
+) -> str:  # fmt: skip
+    """Write the newest weights of `cell` into a new `folder`; return the architecture written.
+
+    Raises:
+        ConfigError: the folder holds something, or the layout cannot hold the model. CheckpointError: the
+            cell has no checkpoint.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype!r} is none of: {', '.join(DTYPES)}")
+    model, tokenizer, context = load_model(cell.folder, average=average)
+    cfg: Any = model.cfg
+    if getattr(cfg, "positions", None) == "rope":  # whose context is what it was trained at
+        model.cfg = replace(cfg, context_length=context)
+    fresh = not folder.exists()
+    try:
+        architecture = save_pretrained(
+            model, folder, layout=layout, dtype=DTYPES[dtype], max_shard_size=max_shard_size,
+            more={"eos_token_id": tokenizer.eos, "bos_token_id": None},
+        )  # fmt: skip
+        write_tokenizer(tokenizer, folder, context)
+        card = model_card(cell, architecture, dtype, license_name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    except (FileExistsError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    except OSError:
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return architecture

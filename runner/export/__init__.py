@@ -1,1 +1,0 @@
-"""Models from elsewhere and for others: Hugging Face folders."""

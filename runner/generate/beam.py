@@ -1,0 +1,90 @@
+"""Beam search: the likeliest continuations of one prompt, as far as a beam of them can see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.language_model import LanguageModel
+from runner.generate.generate import Completion, Decode, fitting, read
+from runner.generate.text_stream import TextStream
+
+
+@dataclass(frozen=True)
+class _Beam:
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    def score(self, penalty: float) -> float:
+        total = sum(self.logprobs)
+        return total / float(max(1, len(self.ids)) ** penalty)
+
+
+@torch.no_grad()
+def beam_search(
+    model: LanguageModel, prompt: Tensor, *, beams: int, max_new_tokens: int, context: int,
+    decode: Decode, eos: int | None, length_penalty: float = 1.0, stop: Sequence[str] = (),
+) -> list[Completion]:  # fmt: skip
+    """Return `beams` continuations, the best first, by log-probability / length ** length_penalty.
+
+    The end of the document counts as a token of a continuation's score, and is no part of its ids. Stop strings cut
+    the texts when all is said. The search ends when as many have ended as there are beams and no running one is
+    ahead of them at its present length.
+
+    Raises:
+        ValueError: the prompt is empty or does not leave room for the new tokens within `context`.
+    """
+    if beams < 1:
+        raise ValueError(f"beams={beams} must be at least 1")
+    ids = fitting(prompt, context, slide=False).tolist()
+    if len(ids) + max_new_tokens > context:
+        raise ValueError(
+            f"a prompt of {len(ids)} tokens and {max_new_tokens} new ones pass the context of {context}; a beam "
+            "does not slide: ask for fewer tokens, or shorten the prompt"
+        )
+    device = next(model.parameters()).device
+    running, ended = [_Beam((), ())], list[_Beam]()
+    logits, state = read(model, [ids], device)
+    for length in range(max_new_tokens):
+        own = torch.log_softmax(logits.float().cpu(), dim=-1)
+        sums = own + torch.tensor([sum(beam.logprobs) for beam in running])[:, None]
+        best = sums.flatten().topk(min(2 * beams, sums.numel()))
+        rows: list[int] = []
+        going: list[_Beam] = []
+        for place in best.indices.tolist():
+            row, token = divmod(place, own.shape[1])
+            grown = _Beam((*running[row].ids, token), (*running[row].logprobs, float(own[row, token])))  # fmt: skip
+            if token == eos:
+                ended.append(grown)
+            elif len(going) < beams:
+                going.append(grown)
+                rows.append(row)
+        ended = sorted(ended, key=lambda beam: -beam.score(length_penalty))[:beams]
+        running = going
+        ahead = max(beam.score(length_penalty) for beam in running)
+        if length + 1 == max_new_tokens or (len(ended) == beams and ahead <= ended[-1].score(length_penalty)):  # fmt: skip
+            break
+        newest = torch.tensor([[beam.ids[-1]] for beam in running], device=device)
+        if state is None:
+            logits, state = read(model, [[*ids, *beam.ids] for beam in running], device)
+        else:
+            state = state.select(torch.tensor(rows, device=device))
+            logits = model(newest, state=state)  # type: ignore[assignment]
+    found = sorted([*ended, *running], key=lambda beam: -beam.score(length_penalty))[:beams]
+    return [_completion(prompt, beam, decode, eos, stop) for beam in found]
+
+
+def _completion(
+    prompt: Tensor, beam: _Beam, decode: Decode, eos: int | None, stop: Sequence[str]
+) -> Completion:
+    complete = bool(beam.ids) and beam.ids[-1] == eos
+    ids = list(beam.ids[:-1] if complete else beam.ids)
+    stream = TextStream(decode, stop)
+    for token in ids:
+        stream.push(token)
+        if stream.stopped:
+            break
+    stream.finish()
+    finish = "stop" if complete or stream.stopped else "length"
+    return Completion(prompt, ids[: len(stream.ids)], list(beam.logprobs[: len(stream.ids)]), stream.text, finish)  # fmt: skip

@@ -1,0 +1,1 @@
+"""The grid language: points, expressions, stages, resources."""

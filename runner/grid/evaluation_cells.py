@@ -1,0 +1,79 @@
+"""Evaluations as cells: each trained cell gives one that trains nothing and asks benchmarks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner.learn.config import HarnessConfig
+from runner.machine.errors import ConfigError
+from runner.records import checkpoint
+from runner.records.cells import Cell, find_cell, make_cells, sweep_cells
+from runner.records.config import freeze, set_key, typed
+
+_BUDGETS = ("tokens", "flops", "tokens_per_parameter")
+
+
+def evaluation_cells(
+    root: Path, target: str, overrides: Sequence[str], *, average: bool = False
+) -> tuple[list[Cell], str, list[str]]:
+    """Return (evaluations of a run or of all cells of a sweep, the sweep's name, what is left out and why).
+
+    Raises:
+        ConfigError: no run or sweep, no task, or an override that is none.
+    """
+    if (root / "sweeps" / target / "cells.jsonl").exists():
+        sources, name = sweep_cells(root, target), target
+    else:
+        found = find_cell(root, target)
+        sources, name = [found], str(found.config.name)
+    changes = parse(overrides)
+    if not changes.get("eval.harness.tasks"):
+        raise ConfigError("no benchmark is named; give tasks=[lambada,...]")
+    follow = bool(changes.get("eval.harness.follow"))
+    points, skipped = [], []
+    for cell in sources:
+        if not follow and not checkpoint.listing(cell.folder / "checkpoints"):
+            skipped.append(f"{cell.fingerprint} ({cell.label}) has no checkpoint ({cell.state}): left out")  # fmt: skip
+        else:
+            points.append((cell.label, _node(cell, name, changes, average=average)))
+    if not points:
+        raise ConfigError("\n".join([*skipped, f"nothing of {target} can be evaluated; train it first"]))  # fmt: skip
+    return make_cells(points), name, skipped
+
+
+def parse(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return whole keys and values of overrides; those of eval.harness may be given by their last part."""
+    return dict(_parse(override) for override in overrides)
+
+
+def harness_of(overrides: Sequence[str]) -> HarnessConfig:
+    """Return the settings that overrides make.
+
+    Raises:
+        ConfigError: one is no key of eval.harness.
+    """
+    found = {key.removeprefix("eval.harness."): value for key, value in parse(overrides).items()}
+    return typed("eval.harness", HarnessConfig, found)
+
+
+def _parse(override: str) -> tuple[str, Any]:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"{override!r} is no override; give key=value, as tasks=[lambada]")
+    value = yaml.safe_load(text)
+    whole = key if "." in key else f"eval.harness.{key}"
+    if whole == "eval.harness.tasks" and isinstance(value, str):
+        value = [value]
+    return whole, value
+
+
+def _node(cell: Cell, name: str, changes: dict[str, Any], *, average: bool) -> dict[str, Any]:
+    node = freeze(cell.config)
+    upstream = {"run": cell.fingerprint, "take": "average" if average else "weights"}
+    node |= {"name": f"{name}-eval", "upstream": upstream, "init": None, "root": cell.config.root}
+    node["train"] |= {"steps": 0, "compile": False} | dict.fromkeys(_BUDGETS)
+    for key, value in changes.items():
+        set_key(node, key, value)
+    return node

@@ -1,0 +1,186 @@
+"""The grid language of a sweep.yaml: products, zips, draws and unions of blocks, as overrides.
+
+    params: {model: "a,b", seed: "1,2"}                     Hydra's product
+    zip: [{model.width: [64, 128], optim.lr: [3e-3, 1e-3]}]  keys of one entry advance together
+    draw: {count: 20, seed: 0, method: sobol, space: {optim.lr: {low: 1e-4, high: 1e-2, log: true}}}
+    blocks: [{params: ...}, {zip: ...}]                     a union; what stands above multiplies each
+
+    stages: {pre: {...}, ft: {from: pre, match: [model.width, seed], params: ...}}
+                                                             a block each, see `runner/grid/stages.py`
+
+A point is a list of `key=value` overrides; a key of the command line wins over the file's.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import field
+from typing import Any, Literal
+
+import numpy as np
+
+from models.config import config
+from runner.machine.errors import ConfigError
+from runner.records.config import typed
+
+Point = list[str]
+
+
+@config
+class Axis:
+    """One drawn key: uniform between `low` and `high` (by logarithm, or whole numbers), or a choice."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    integer: bool = False
+    choices: tuple[Any, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.choices is None) == (self.low is None or self.high is None):
+            raise ValueError("give either choices or both low and high")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"low={self.low} must be below high={self.high}")
+        if self.log and (self.low or 0.0) <= 0:
+            raise ValueError(f"log=true needs low={self.low} above 0")
+
+    def at(self, u: float) -> Any:
+        """Return the value at `u` in [0, 1)."""
+        if self.choices is not None:
+            return self.choices[int(u * len(self.choices))]
+        assert self.low is not None
+        assert self.high is not None
+        if self.log:
+            value = float(np.exp(np.log(self.low) + u * (np.log(self.high) - np.log(self.low))))
+        else:
+            value = self.low + u * (self.high - self.low)
+        return int(value) if self.integer else float(f"{value:.6g}")
+
+
+@config
+class Draw:
+    """Random or quasi-random points: the same `seed` gives the same points (a Sobol draw of another power of two, others)."""
+
+    count: int
+    space: dict[str, Axis]
+    seed: int = 0
+    method: Literal["random", "sobol", "halton"] = "sobol"
+
+    def points(self) -> list[Point]:
+        """Return `count` points."""
+        from scipy.stats import qmc  # noqa: PLC0415
+
+        size = len(self.space)
+        if self.method == "random":
+            numbers = np.random.default_rng(self.seed).random((self.count, size))
+        elif self.method == "halton":
+            numbers = qmc.Halton(size, seed=self.seed).random(self.count)
+        else:
+            power = max(0, (self.count - 1).bit_length())
+            numbers = qmc.Sobol(size, seed=self.seed).random_base2(power)[: self.count]
+        return [
+            [
+                _override(key, axis.at(u))
+                for (key, axis), u in zip(self.space.items(), row, strict=True)
+            ]
+            for row in numbers
+        ]
+
+
+@config
+class Block:
+    """What can be multiplied into points."""
+
+    params: dict[str, Any] = field(default_factory=dict)
+    zip: tuple[dict[str, list[Any]], ...] = ()
+    draw: Draw | None = None
+
+
+@config
+class Stage(Block):
+    """A block whose cells start from those of another stage (`from` in YAML).
+
+    Args:
+        match: the keys in which a cell and the one that it starts from agree.
+        take: see `runner/records/config.py`: UpstreamConfig.
+    """
+
+    after: str | None = None
+    match: tuple[str, ...] = ()
+    take: Literal["weights", "average", "everything"] = "weights"
+
+
+@config
+class Grid(Block):
+    """A block, and the union of `blocks`, or the stages, that it multiplies."""
+
+    blocks: tuple[Block, ...] = ()
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+
+def parse_grid(node: dict[str, Any]) -> Grid:
+    """Return the grid of a sweeper's keys.
+
+    Raises:
+        ConfigError: a key is unknown or of the wrong type.
+    """
+    keys = {k: v for k, v in node.items() if v is not None}
+    for stage in keys.get("stages", {}).values():
+        if "from" in stage:
+            stage["after"] = stage.pop("from")
+    return typed("hydra.sweeper", Grid, keys)
+
+
+def expand(
+    grid: Grid, product: Callable[[list[str]], list[Point]], given: list[str]
+) -> list[Point]:
+    """Return all points: `product` is Hydra's own splitting, `given` the overrides of the command line.
+
+    Raises:
+        ConfigError: the lists of a zip differ in length, or a key is swept twice.
+    """
+    typed = {override.lstrip("+~").partition("=")[0] for override in given}
+    above = _block(grid, product, typed)
+    unions = [_block(block, product, typed) for block in grid.blocks] or [[[]]]
+    points = [a + b for union in unions for a, b in itertools.product(above, union)]
+    for point in points:
+        keys = [override.lstrip("+").partition("=")[0] for override in point]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise ConfigError(f"{', '.join(sorted(twice))} is swept twice; name it in one place")
+    return [a + b for a, b in itertools.product(points, product(given))]
+
+
+def _block(
+    block: Block, product: Callable[[list[str]], list[Point]], typed: set[str]
+) -> list[Point]:
+    parts = [product([f"{key}={value}" for key, value in block.params.items() if key not in typed])]
+    parts += [_zipped(entry, typed) for entry in block.zip]
+    if block.draw is not None:
+        parts.append(
+            [[o for o in p if o.partition("=")[0] not in typed] for p in block.draw.points()]
+        )
+    return [list(itertools.chain(*choice)) for choice in itertools.product(*parts)]
+
+
+def _zipped(entry: dict[str, list[Any]], typed: set[str]) -> list[Point]:
+    lengths = {key: len(values) for key, values in entry.items()}
+    if len(set(lengths.values())) != 1:
+        raise ConfigError(
+            f"hydra.sweeper.zip: the lists must be equally long: {', '.join(f'{k} has {n}' for k, n in lengths.items())}"
+        )
+    kept = {key: values for key, values in entry.items() if key not in typed}
+    if len(kept) not in (0, len(entry)):
+        raise ConfigError(
+            f"hydra.sweeper.zip: {', '.join(entry)} advance together; give all or none on the command line"
+        )
+    return [list(p) for p in zip(*([_override(k, v) for v in vs] for k, vs in kept.items()), strict=True)] or [[]]  # fmt: skip
+
+
+def _override(key: str, value: Any) -> str:
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def unique(points: Iterable[Point]) -> list[Point]:
+    """Return the points, each once, in order."""
+    return [list(point) for point in dict.fromkeys(tuple(p) for p in points)]

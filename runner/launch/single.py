@@ -1,0 +1,61 @@
+"""A single run in this process, its metrics printed as they are written: `python -m runner ...`."""
+
+import subprocess
+import threading
+
+from rich.console import Console
+
+from runner.launch.mlflow_process import finish_feeder, start_feeder
+from runner.launch.pool import worker_command
+from runner.launch.worker import run_cell
+from runner.records.cells import Cell
+from runner.records.journal import read_further
+
+
+def run_here(cell: Cell) -> int:
+    """Train `cell` unless it is done; return the worker's exit code."""
+    console = Console(stderr=True)
+    console.print(f"[bold]{cell.fingerprint}[/bold] {cell.state}: {cell.folder}")
+    if cell.state in ("finished", "diverged"):
+        console.print("nothing to do; change a key, or delete the folder to run it again")
+        return 0
+    feeder = start_feeder(cell.config)
+    done = threading.Event()
+    printer = threading.Thread(target=_print_metrics, args=(cell, console, done), daemon=True)
+    printer.start()
+    try:
+        resources = cell.config.resources
+        if resources.num_processes > 1:
+            return _wait(subprocess.Popen(worker_command(cell.folder, resources)))
+        return run_cell(cell.folder)
+    finally:
+        done.set()
+        printer.join()
+        if not finish_feeder(feeder):
+            console.print(
+                f"MLflow has not got everything; `espalier sync {cell.config.name}` delivers it"
+            )
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the ranks got it too: they save and end
+            continue
+
+
+def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:
+    file = cell.folder / "metrics.jsonl"
+    offset = file.stat().st_size if file.exists() else 0
+    while True:
+        last = done.wait(1.0)
+        lines, offset = read_further(file, offset)
+        for line in lines:
+            parts = [f"{k} {line[k]:.4f}" for k in ("loss", "val_loss") if k in line]
+            if "tokens_per_s" in line:
+                parts.append(f"{line['tokens_per_s']:,.0f} tokens/s")
+            if parts:
+                console.print(f"step {line['step']:>6}  " + "  ".join(parts), highlight=False)
+        if last:
+            return

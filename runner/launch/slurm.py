@@ -1,0 +1,306 @@
+"""Cells as SLURM array jobs; the journal, squeue, sacct and the lease say what became of them.
+
+submitit gives the sbatch text. A task is a pool (`runner/launch/slurm_job.py`) over one cell, or over
+`cells_per_job`; it runs a snapshot of the code taken at submission. Cells are grouped by what they
+need (`resources`), each group one array, cut where SLURM's limits are: MaxArraySize caps the index,
+so each part starts at 0 again; what the submit limit refuses follows as the queue drains.
+
+    sweeps/<name>/submissions/<job>.json     {"job": id, "tasks": [[fingerprints], by array index]}
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.config import config
+from runner.grid.resources import by_class
+from runner.launch.launch import View
+from runner.launch.snapshot import snapshot
+from runner.machine.errors import StorageError
+from runner.records import journal
+from runner.records.cells import Cell, freeze_cell
+from runner.records.config import validate
+from runner.records.slurm_queue import queued, settle_dead
+
+if TYPE_CHECKING:
+    from runner.launch.study import Study
+    from runner.learn.config import ResourcesConfig  # torch: seconds
+
+_POLL_S = 2.0
+_EMPTY = 5  # a controller that has just come back may know no jobs for some seconds
+_LIMIT = re.compile(r"(?i)limit|violates accounting|QOS")
+# The step was ended by a signal (KILL, TERM or USR2 before Python heard it): nothing of ours in it is left
+# to ask for another leg. A job that was cancelled is no longer RUNNING and gets none.
+_TEARDOWN = """\
+code=$?
+case $code in 137|140|143)
+  [ "$(squeue -h -j "$TASK" -o %T)" = RUNNING ] && scontrol requeue "$TASK" && sleep 300 ;;
+esac
+exit $code"""
+
+
+@config
+class SlurmConfig:
+    """How cells are submitted; what each needs (cpus, memory, GPUs, time) stands in `resources`.
+
+    Args:
+        warning_s: so long before its time limit a job saves and is queued again.
+        cells_per_job: cells of one array task, `at_once` of them at the same time on its GPU.
+        max_running: tasks at once.
+        setup: shell lines before the worker starts (module load, source activate).
+        srun: further arguments of srun; sbatch: further options of sbatch, {"mail-type": "END"}.
+        wait: show the table until all has ended; Ctrl-C leaves, the jobs go on.
+    """
+
+    warning_s: int = 90
+    cells_per_job: int = 1
+    at_once: int = 1
+    max_running: int = 256
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gres: str | None = None
+    exclude: str | None = None
+    mail_user: str | None = None
+    mail_type: str | None = None
+    setup: tuple[str, ...] = ()
+    srun: tuple[str, ...] = ()
+    sbatch: dict[str, str] | None = None
+    wait: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("cells_per_job", "at_once", "max_running"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"hydra.launcher.{name}={getattr(self, name)} must be at least 1")
+
+
+class Slurm:
+    """The cluster: submit what is neither done nor queued, then watch it, or leave it alone."""
+
+    memory_gb: float | None = None  # nodes differ: resources.mem_gb says what a cell gets
+
+    def __init__(self, cfg: SlurmConfig) -> None:
+        self.cfg, self.waits, self._left = cfg, cfg.wait, False
+
+    def record(self) -> dict[str, Any]:
+        """Return the keys of the submission."""
+        return {"launcher": "slurm", "keys": asdict(self.cfg)}
+
+    def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
+        """Submit, and wait for the end of all that is queued."""
+        root = Path(cells[0].config.root).resolve()
+        name = cells[0].config.name
+        rest = self._submit(root, name, cells, again, view)
+        for waiting in self._looks(root, name, lambda: cells, view):
+            if rest and waiting is not None:
+                rest = self._submit(root, name, rest, again, view)
+
+    def run_study(self, study: "Study", view: View) -> None:
+        """Submit slots, each a job that runs trial after trial, and wait for their end."""
+        base = validate(study.base)
+        root, name = Path(base.root).resolve(), study.folder.name
+        with journal.locked(study.folder / "submit.lock"):
+            if not queued(root, name):
+                slots = min(self.cfg.max_running, study.cfg.trials)
+                tasks = [{"study": str(study.folder)}] * slots
+                names = [[f"slot-{number}"] for number in range(slots)]
+                job = self._sbatch(root, name, snapshot(root), tasks, names, base.resources, [])
+                view.say(f"{slots} slots submitted as job {job}")
+        for _ in self._looks(root, name, study.cells, view):
+            pass
+
+    def _looks(
+        self, root: Path, name: str, cells: Callable[[], list[Cell]], view: View
+    ) -> Iterator[dict[str, str] | None]:
+        """Show the table every so often and yield what is queued, until nothing is.
+
+        Yields None where SLURM does not answer, which is no end.
+        """
+        empty = 0
+        while self.waits and not self._left:
+            end = time.monotonic() + _POLL_S
+            while not self._left and time.monotonic() < end:
+                time.sleep(0.1)
+            shown = cells()
+            waiting = settle_dead(root, name, shown)
+            if waiting is not None:
+                view.table.queued = lambda waiting=waiting: waiting  # type: ignore[misc]
+            view.tick()
+            yield waiting
+            empty = empty + 1 if waiting == {} else 0
+            if empty >= _EMPTY or (empty and {c.state for c in shown} <= set(journal.ENDED)):
+                return
+
+    def leave(self) -> str:
+        """Stop watching."""
+        self._left = True
+        return "left; the jobs go on. The same command, or `espalier status`, shows them."
+
+    def _submit(
+        self, root: Path, name: str, cells: list[Cell], again: tuple[str, ...], view: View
+    ) -> list[Cell]:
+        """Submit each cell that waits for it once, also where others launch too; return what was refused."""
+        with journal.locked(root / "sweeps" / name / "submit.lock"):
+            waiting = settle_dead(root, name, cells)
+            if waiting is None:
+                raise StorageError(
+                    "squeue does not answer; nothing was submitted, try again when it does"
+                )
+            known = [cell for cell in cells if cell.fingerprint in waiting]
+            todo = [c for c in cells if c.state in again and c.fingerprint not in waiting]
+            for cell in todo:
+                cell.cancelled.unlink(missing_ok=True)
+                freeze_cell(cell, anew=True)
+            if known:
+                view.say(f"{len(known)} cells are in the queue already")
+            return self._arrays(root, name, todo, dict(waiting), view) if todo else []
+
+    def _arrays(
+        self, root: Path, name: str, todo: list[Cell], jobs: dict[str, str], view: View
+    ) -> list[Cell]:
+        """Submit an array for each stage and resource class; return the cells that the limit refused.
+
+        `jobs` are the array tasks of queued cells by fingerprint; those submitted are added.
+        """
+        code, rest = snapshot(root), list[Cell]()
+        for stage in _by_depth(todo):
+            ready = [c for c in stage if _comes(c, jobs)]
+            rest += [c for c in stage if c.upstream and c.upstream.name in {r.fingerprint for r in rest}]  # fmt: skip
+            for group in by_class(ready).values():
+                size = self.cfg.cells_per_job
+                tasks = [group[i : i + size] for i in range(0, len(group), size)]
+                while tasks:
+                    count, job = self._as_many(root, name, code, tasks, jobs)
+                    if job is None:
+                        rest += [cell for task in tasks for cell in task]
+                        view.say(f"{len(rest)} cells wait for the submit limit and follow as jobs end")  # fmt: skip
+                        break
+                    sent = [cell for task in tasks[:count] for cell in task]
+                    jobs |= {cell.fingerprint: job for cell in sent}
+                    view.say(f"{len(sent)} cells submitted as job {job} ({count} tasks)")
+                    tasks = tasks[count:]
+        return rest
+
+    def _as_many(
+        self, root: Path, name: str, code: Path, tasks: list[list[Cell]], jobs: dict[str, str]
+    ) -> tuple[int, str | None]:
+        """Submit as many of `tasks` in one array as SLURM takes: how many, and the job id."""
+        count = min(len(tasks), _max_array_size())
+        before = {c.upstream.name for task in tasks for c in task if c.upstream}
+        waits_for = sorted({jobs[run].partition("_")[0] for run in before if run in jobs})
+        while count:
+            try:
+                chosen = tasks[:count]
+                folders = [[str(cell.folder) for cell in task] for task in chosen]
+                names = [[cell.fingerprint for cell in task] for task in chosen]
+                need = tasks[0][0].config.resources
+                return count, self._sbatch(root, name, code, folders, names, need, waits_for)
+            except StorageError as error:
+                if not _LIMIT.search(str(error)) or (count == 1 and not queued(root, name)):
+                    raise
+                count //= 2
+        return 0, None
+
+    def _sbatch(
+        self, root: Path, name: str, code: Path, tasks: Sequence[Any], names: list[list[str]],
+        need: "ResourcesConfig", waits_for: Sequence[str],
+    ) -> str:  # fmt: skip
+        """Submit one array and return its job id.
+
+        Args:
+            tasks: for each what `runner/launch/slurm_job.py` reads; names: the cells of each.
+
+        Raises:
+            StorageError: sbatch refused, with its own words.
+        """
+        folder = root / "sweeps" / name / "submissions"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tasks", delete=False) as stream:
+            stream.writelines(json.dumps(task) + "\n" for task in tasks)
+        script = Path(stream.name).with_suffix(".sh")
+        script.write_text(
+            _script(Path(stream.name), code, len(tasks), need, self.cfg, name, waits_for)
+        )
+        done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)  # fmt: skip
+        if done.returncode:
+            for file in (script, Path(stream.name)):
+                file.unlink()
+            raise StorageError(f"sbatch refused: {done.stderr.strip()}; the cells are frozen, run the same command when that is mended")  # fmt: skip
+        job = done.stdout.strip().partition(";")[0]
+        record = {"job": job, "tasks": names}
+        journal.write_whole(folder / f"{int(job):08d}.json", json.dumps(record))
+        return job
+
+
+def _by_depth(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Return the cells that start from none of the others, then those that start from these, ..."""
+    levels, left = [], list(cells)
+    while left:
+        names = {cell.fingerprint for cell in left}
+        level = [c for c in left if c.upstream is None or c.upstream.name not in names]
+        levels.append(level)
+        left = [c for c in left if c not in level]
+    return levels
+
+
+def _comes(cell: Cell, jobs: Mapping[str, str]) -> bool:
+    """True where the run that `cell` starts from is there, or will be."""
+    run = cell.upstream
+    return run is None or run.name in jobs or journal.state(run) == "finished"
+
+
+def _max_array_size() -> int:
+    """Return how many tasks one array may have."""
+    done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False)  # fmt: skip
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", done.stdout)
+    return int(found[1]) if found else 1001
+
+
+def _script(
+    listing: Path, code: Path, count: int, need: "ResourcesConfig", cfg: SlurmConfig, name: str,
+    waits_for: Sequence[str],
+) -> str:  # fmt: skip
+    # submitit has no public name for this.
+    from submitit.slurm.slurm import _make_sbatch_string  # noqa: PLC0415
+
+    cores, mem_gb = need.cpus * cfg.at_once, need.mem_gb
+    setup = [
+        *cfg.setup,
+        'TASK="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"',
+        f'export PYTHONPATH="{code}${{PYTHONPATH:+:$PYTHONPATH}}"',
+        f'cd "{code}"',
+        "trap '' TERM  # the pool hears it; this shell waits for its exit code",
+    ]
+    srun = ["srun", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cores}", "--unbuffered", *cfg.srun]  # fmt: skip
+    job = [
+        sys.executable,
+        "-m",
+        "runner.launch.slurm_job",
+        f'"{listing}"',
+        f"--at-once={cfg.at_once}",
+    ]
+    mail: dict[str, str | None] = {"mail-user": cfg.mail_user, "mail-type": cfg.mail_type}
+    if waits_for:  # whatever became of it: a task looks at the journal for the cells it starts from
+        mail["dependency"] = f"afterany:{':'.join(waits_for)}"
+    further = {key: value for key, value in mail.items() if value} | (cfg.sbatch or {})
+    text: str = _make_sbatch_string(
+        command=" ".join([*srun, *job]), folder=listing.parent, job_name=name, time=need.timeout_min,
+        nodes=need.nodes, ntasks_per_node=need.per_node if need.num_processes > 1 else None,
+        cpus_per_task=max(1, cores // need.per_node),
+        mem=None if mem_gb is None else f"{round(mem_gb * cfg.at_once * 1024)}M",
+        gpus_per_node=need.gpus or None, gres=cfg.gres, partition=cfg.partition,
+        account=cfg.account, qos=cfg.qos, constraint=cfg.constraint, exclude=cfg.exclude,
+        signal_delay_s=cfg.warning_s, map_count=count, array_parallelism=cfg.max_running,
+        stderr_to_stdout=True, use_srun=False, setup=setup, teardown=_TEARDOWN.splitlines(),
+        additional_parameters=further or None, wckey="",
+    )  # fmt: skip
+    # Flags without a value are beyond it, and it has an opinion on wckey.
+    return text.replace("#SBATCH --wckey=''", "#SBATCH --requeue")

@@ -1,0 +1,108 @@
+"""One SLURM array task: a pool over its cells, and what SLURM is told about them.
+
+`python -m runner.launch.slurm_job LISTING --at-once=N`: line SLURM_ARRAY_TASK_ID of LISTING is the JSON list
+of the run folders, or names the study whose trials are run one after another. USR2 (before the time
+limit, at preemption) and SIGTERM make every cell save; the task then asks to be queued again. Exit codes: 0 all ended well, 75 queue me again, 1 a cell failed.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from runner.launch import policy
+from runner.launch.after_exit import give_up
+from runner.launch.fork_server import warm_up
+from runner.launch.pool import Pool
+from runner.launch.worker import RESUME
+from runner.records import journal
+from runner.records.cells import Cell, load_cell
+from runner.records.failures import failure
+
+_REFUSED_AFTER_S = 300
+
+
+def main() -> int:
+    """Run the cells of this task that have not ended; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m runner.launch.slurm_job", description=__doc__)
+    parser.add_argument("listing", type=Path)
+    parser.add_argument("--at-once", type=int, default=1)
+    given = parser.parse_args()
+    index = int(os.environ["SLURM_ARRAY_TASK_ID"])
+    cores = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    pool = Pool(jobs=given.at_once, threads=max(1, cores // given.at_once), gpus=None)
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, lambda *_: None if pool.stopping else pool.stop())
+    warm_up()
+    task = json.loads(given.listing.read_text().splitlines()[index])
+    if isinstance(task, dict):
+        from runner.launch.study import load_study  # noqa: PLC0415  (optuna)
+
+        study = pool.source = load_study(Path(task["study"]), slot=index)
+        pool.run([], [], lambda: None)
+        cells = pool.given
+        if study.is_over():
+            policy.tell(study.folder, policy.PRUNED_TOO)
+    else:
+        cells = [load_cell(Path(folder)) for folder in task]
+        pool.run([cell for cell in cells if _starts(cell)], [], lambda: None)
+        for sweep in {cell.sweep for cell in cells}:
+            policy.tell(sweep)
+    states = [cell.state for cell in cells]
+    print(f"cells ended {', '.join(states)}", flush=True)
+    if any(_waits(cell) for cell in cells) and pool.stopping:
+        _requeue(cells)
+        return RESUME
+    if pool.source is not None:  # a pruned trial is interrupted and as it should be
+        return 1 if "failed" in states else 0
+    return 0 if set(states) <= {"finished", "diverged"} else 1
+
+
+def _starts(cell: Cell) -> bool:
+    """True where the cell is to run.
+
+    A failed one runs in the first leg only (it was submitted again on request), or where it was killed
+    together with its leg and this process had the time to call that a failure.
+    """
+    if cell.state in ("finished", "diverged") or give_up(cell):
+        return False
+    if cell.state == "failed" and int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        return "SIGKILL" in str(failure(cell).get("message"))
+    return True
+
+
+def _waits(cell: Cell) -> bool:
+    return cell.state in ("new", "interrupted") and not cell.cancelled.exists()
+
+
+def _requeue(cells: list[Cell]) -> None:
+    """Ask SLURM for another leg and wait for it to end this one; note where it will not."""
+    task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    deadline = time.monotonic() + _REFUSED_AFTER_S
+    while time.monotonic() < deadline:
+        state = _ask("squeue", "-h", "-j", task, "-o", "%T")
+        if state.returncode == 0 and state.stdout.strip() != "RUNNING":
+            break  # cancelled: whoever did that wants no other leg
+        done = _ask("scontrol", "requeue", task)
+        if done.returncode == 0:
+            time.sleep(deadline - time.monotonic())
+            return
+        print(done.stderr.strip(), file=sys.stderr, flush=True)
+        if "contact" not in done.stderr and "connect" not in done.stderr:
+            break
+        time.sleep(5.0)
+    for cell in cells:
+        if _waits(cell) and journal.attempts(cell.folder):
+            journal.settle(cell.folder, "needs_resubmit")
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The code of a submission: a copy that queued jobs run, so that later edits change nothing for them.
+
+snapshots/<hash>/ holds what git tracks and what it neither tracks nor ignores of our packages, and
+revision.json, the commit and its difference.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from runner.machine.environment import revision
+
+_CLONE = Path(__file__).resolve().parents[2]
+_PACKAGES = ("kernels", "models", "runner", "conf")
+
+
+def snapshot(root: Path) -> Path:
+    """Copy the code under `root` if it is not there yet and return its folder."""
+    files = _files()
+    digest = hashlib.sha256(revision()["git_sha"].encode())
+    for file in files:
+        digest.update(f"{file.relative_to(_CLONE)}\0".encode() + file.read_bytes())
+    final = root / "snapshots" / digest.hexdigest()[:16]
+    if not final.exists():
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".partial-"))
+        for file in files:
+            target = partial / file.relative_to(_CLONE)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, target)
+        (partial / "revision.json").write_text(json.dumps(revision()))
+        try:
+            os.rename(partial, final)
+        except OSError:  # another launch was faster
+            shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def _files() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_PACKAGES],
+        cwd=_CLONE, capture_output=True, check=False,
+    )  # fmt: skip
+    if listed.returncode == 0:
+        files = [_CLONE / name for name in listed.stdout.decode().split("\0") if name]
+    else:  # not a clone: an unpacked archive
+        files = [f for package in _PACKAGES for f in (_CLONE / package).rglob("*")]
+    return sorted(f for f in files if f.is_file() and f.suffix != ".pyc")

@@ -1,0 +1,222 @@
+"""An Optuna study whose trials are cells: asked and told one by one, by whoever has a free slot.
+
+The study lives in a journal file (sweeps/<name>/study.log; its lock holds on NFS), so a local pool and
+any number of SLURM jobs share it without a daemon and without a batch barrier. A slot takes up an
+interrupted trial before it asks for a new one. Drawn are values, not groups: each trial is the base cell with
+some keys set. Pruned trials are `interrupted` cells: a grid may finish them later.
+"""
+
+import copy
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from models.config import config
+from runner.grid.language import Axis
+from runner.machine.errors import ConfigError
+from runner.records import journal
+from runner.records.cells import Cell, freeze_cell, join_sweep, load_cell, make_cells
+from runner.records.config import freeze, set_key, typed
+
+_HELD_STATES = ("new", "interrupted")
+_TAKEN_S = 60.0
+
+
+@config
+class StudyConfig:
+    """Keys of `hydra/sweeper=optuna`.
+
+    Args:
+        space: the keys drawn, each an axis as in a grid's draw.
+        metric: what is optimised, its last value of a run; direction: which way.
+        trials: cells in all, pruned and diverged ones included.
+        pruner: median stops a trial whose metric is worse than the median of the others at that step.
+        startup: trials that are neither pruned nor modelled: they are drawn at random.
+    """
+
+    space: dict[str, Axis]
+    metric: str = "val_loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+    trials: int = 20
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["none", "median"] = "none"
+    startup: int = 5
+    seed: int = 0
+
+
+class Study:
+    """The study of one sweep, as seen by one process.
+
+    Args:
+        folder: of the sweep; base: the cell that the drawn keys are set in.
+        slot: number of this process among those that begin together: each draws points of its own.
+    """
+
+    def __init__(self, folder: Path, cfg: StudyConfig, base: dict[str, Any], slot: int = 0) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.folder, self.cfg, self.base = folder, cfg, base
+        self.root = folder.parent.parent
+        self._read: dict[str, int] = {}  # how far the metrics of a cell have been looked at
+        folder.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
+        # A later process must not draw what an earlier one has drawn: it begins further on.
+        name = folder.name
+        known = [s.study_name for s in storage.get_all_studies()]
+        begun = len(optuna.load_study(study_name=name, storage=storage).trials) if name in known else 0  # fmt: skip
+        seed = cfg.seed + begun + 10_000 * slot
+        random = optuna.samplers.RandomSampler(seed=seed)
+        tpe = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=cfg.startup, constant_liar=True
+        )
+        median = optuna.pruners.MedianPruner(n_startup_trials=cfg.startup)
+        self.study = optuna.create_study(
+            storage=storage, study_name=name, direction=cfg.direction, load_if_exists=True,
+            sampler=tpe if cfg.sampler == "tpe" else random,
+            pruner=median if cfg.pruner == "median" else optuna.pruners.NopPruner(),
+        )  # fmt: skip
+
+    def next_cell(self) -> Cell | None:
+        """Return an interrupted trial's cell, else a new one, None once all trials are taken."""
+        with journal.locked(self.folder / "study.lock"):
+            for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+                cell = self._cell_of(trial)
+                if cell is not None and self._take(cell, trial.number):
+                    return cell
+            while len(self.study.get_trials(deepcopy=False)) < self.cfg.trials:
+                cell = self._ask()
+                if cell is not None:
+                    return cell
+        return None
+
+    def _ask(self) -> Cell | None:
+        """Draw a trial; None where its cell has ended before, which tells the study at once."""
+        trial = self.study.ask()
+        node = copy.deepcopy(self.base)
+        for key, axis in self.cfg.space.items():
+            set_key(node, key, _suggest(trial, key, axis))
+        drawn = " ".join(f"{key.rpartition('.')[2]}={_short(v)}" for key, v in trial.params.items())
+        (cell,) = make_cells([(f"trial {trial.number}: {drawn}", node)])
+        freeze_cell(cell)
+        join_sweep(self.folder.name, [cell])
+        trial.set_user_attr("fingerprint", cell.fingerprint)
+        trial.set_user_attr("label", cell.label)
+        if self.tell(cell):
+            return None
+        return cell if self._take(cell, trial.number) else None
+
+    def _take(self, cell: Cell, number: int) -> bool:
+        """True where the trial waits for a slot: nobody has taken it in the last minute.
+
+        That is time enough for a process to lease the cell; both times are the file server's.
+        """
+        if cell.state not in _HELD_STATES:
+            return False
+        slots = self.folder / "slots"
+        slots.mkdir(exist_ok=True)
+        note, now = slots / str(number), slots / "now"
+        now.touch()
+        if note.exists() and now.stat().st_mtime - note.stat().st_mtime < _TAKEN_S:
+            return False
+        note.touch()
+        return True
+
+    def tell(self, cell: Cell) -> bool:
+        """Tell the study how the trials of a cell ended; False while it has not."""
+        state = cell.state
+        outcome = {
+            "finished": TrialState.COMPLETE,
+            "diverged": TrialState.PRUNED,  # as bad as what was pruned, not unknown
+            "failed": TrialState.FAIL,
+        }.get(state)
+        if outcome is None:
+            return False
+        for trial in self._running(cell):
+            values = [self._last(cell)] if state == "finished" else None
+            self.study.tell(trial.number, values, outcome, skip_if_finished=True)
+        return True
+
+    def look(self, cell: Cell) -> bool:
+        """Report the newest value of a running cell; True where the study wants it stopped."""
+        file, begun = cell.folder / "metrics.jsonl", self._read.get(cell.fingerprint, 0)
+        rows, self._read[cell.fingerprint] = journal.read_further(file, begun)
+        values = {r["step"]: float(r[self.cfg.metric]) for r in rows if self.cfg.metric in r}
+        for frozen in self._running(cell):
+            trial = Trial(self.study, frozen._trial_id)
+            for step in sorted(values.keys() - frozen.intermediate_values.keys()):
+                trial.report(values[step], step)
+            if values and trial.should_prune():
+                self.study.tell(frozen.number, None, TrialState.PRUNED)
+                return True
+        return False
+
+    def is_over(self) -> bool:
+        """Whether all trials have been asked for and told."""
+        trials = self.study.get_trials(deepcopy=False)
+        return len(trials) >= self.cfg.trials and all(t.state.is_finished() for t in trials)
+
+    def cells(self) -> list[Cell]:
+        """Return the cells of all trials so far."""
+        found = (self._cell_of(trial) for trial in self.study.get_trials(deepcopy=False))
+        return list({c.fingerprint: c for c in found if c is not None}.values())
+
+    def best(self) -> str:
+        """Return one line about the study."""
+        trials = self.study.get_trials(deepcopy=False)
+        counts = ", ".join(f"{sum(t.state.name == s for t in trials)} {s.lower()}" for s in sorted({t.state.name for t in trials}))  # fmt: skip
+        try:
+            best = self.study.best_trial
+        except ValueError:
+            return f"{len(trials)} trials ({counts}), none complete"
+        value, label = best.value, best.user_attrs["label"]
+        return f"{len(trials)} trials ({counts}); best {self.cfg.metric} {value:.4f}: {label}"
+
+    def _running(self, cell: Cell) -> list[FrozenTrial]:
+        running = self.study.get_trials(states=(TrialState.RUNNING,))
+        return [t for t in running if t.user_attrs.get("fingerprint") == cell.fingerprint]
+
+    def _cell_of(self, trial: FrozenTrial) -> Cell | None:
+        fingerprint = trial.user_attrs.get("fingerprint")
+        if fingerprint is None:
+            return None
+        cell = load_cell(self.root / "runs" / fingerprint)
+        return Cell(cell.config, cell.science, cell.fingerprint, trial.user_attrs["label"])
+
+    def _last(self, cell: Cell) -> float:
+        rows = journal.read_lines(cell.folder / "metrics.jsonl")
+        values = [float(row[self.cfg.metric]) for row in rows if self.cfg.metric in row]
+        if not values:
+            known = sorted({key for row in rows for key in row} - {"step", "time", "attempt"})
+            raise ConfigError(f"hydra.sweeper.metric={self.cfg.metric} was never logged; there are: {', '.join(known)}")  # fmt: skip
+        return values[-1]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def load_study(folder: Path, slot: int = 0) -> Study:
+    """Return the study of a sweep's folder as `save_study` left it; see `Study`."""
+    record = json.loads((folder / "study.json").read_text())
+    return Study(folder, typed("study", StudyConfig, record["study"]), record["base"], slot)
+
+
+def _suggest(trial: Trial, key: str, axis: Axis) -> Any:
+    if axis.choices is not None:
+        return trial.suggest_categorical(key, list(axis.choices))
+    assert axis.low is not None
+    assert axis.high is not None
+    if axis.integer:
+        return trial.suggest_int(key, int(axis.low), int(axis.high), log=axis.log)
+    return trial.suggest_float(key, axis.low, axis.high, log=axis.log)
+
+
+def save_study(folder: Path, cfg: StudyConfig, base: Cell) -> None:
+    """Write what a job needs to take part: study.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"study": asdict(cfg), "base": freeze(base.config)}
+    journal.write_whole(folder / "study.json", json.dumps(record))

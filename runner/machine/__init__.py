@@ -1,0 +1,1 @@
+"""The machine beneath: errors, storage, processes, hardware, environment."""

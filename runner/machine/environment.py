@@ -1,0 +1,114 @@
+"""Where and with what an attempt ran: git state, packages, hardware."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_CODE = Path(__file__).resolve().parents[2]
+_FROZEN = _CODE / "revision.json"  # in a snapshot of the code, which is no clone
+# A run computes the same bits only where these are the same (on a GPU: with train.deterministic=true).
+_DECIDES_BITS = (
+    "cpu",
+    "gpus",
+    "device",
+    "threads",
+    "world",
+    "parallel",
+    "compile",
+    "torch",
+    "micro_batch",
+)
+_PACKAGES = ("torch", "numpy", "hydra-core", "mlflow", "tokenizers", "datasets", "triton")
+
+
+def describe() -> dict[str, Any]:
+    """Return what may explain a difference between two attempts; the git diff is kept whole."""
+    import torch  # noqa: PLC0415
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "code": str(_CODE),
+        **(json.loads(_FROZEN.read_text()) if _FROZEN.exists() else revision()),
+        "python": platform.python_version(),
+        "packages": versions(),
+        "torch": torch.__version__,
+        "host": platform.node(),
+        "cpu": cpu_name(),
+        "cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": gpus,
+        "threads": torch.get_num_threads(),
+    }
+
+
+@lru_cache
+def revision() -> dict[str, str]:
+    """Return the commit of this clone and what differs from it."""
+    return {"git_sha": git("rev-parse", "HEAD"), "git_diff": git("diff", "HEAD")}
+
+
+def first_of(run: Path) -> dict[str, Any]:
+    """Return what the first attempt of `run` recorded, {} if there was none."""
+    files = _records(run)
+    found: dict[str, Any] = json.loads(files[0].read_text()) if files else {}
+    return found
+
+
+def changes(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return what keeps a resumed run from being bit-identical to an uninterrupted one."""
+    keys = [k for k in _DECIDES_BITS if k in first and first[k] != now.get(k)]
+    return [f"{key}: {first[key]} at first, {now.get(key)} now" for key in keys]
+
+
+def drift(run: Path) -> str | None:
+    """Return how the code or torch that finished `run` differs from what is here, None if not at all."""
+    then = json.loads(last[-1].read_text()) if (last := _records(run)) else {}
+    torch, sha = versions().get("torch", ""), revision()["git_sha"]
+    if str(then.get("torch", torch)).split(".")[:2] != torch.split(".")[:2]:
+        return f"torch {then['torch']} then, {torch} now"
+    if sha and then.get("git_sha") not in (None, "", sha):
+        return f"commit {then['git_sha'][:9]} then, {sha[:9]} now"
+    return None
+
+
+def _records(run: Path) -> list[Path]:
+    return sorted(run.glob("attempts/*/environment.json"))
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that matter, of those that are installed."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def git(*arguments: str) -> str:
+    """Return git's answer about this clone, "" where it is none."""
+    try:
+        result = subprocess.run(
+            ["git", *arguments], cwd=_CODE, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return result.stdout.strip()
+
+
+@lru_cache
+def cpu_name() -> str:
+    """Return the model of this machine's CPU."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

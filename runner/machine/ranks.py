@@ -1,0 +1,112 @@
+"""One process or several (torchrun): who am I, and the few collectives that training needs.
+
+Several processes train under DDP (`train.parallel=ddp`: each holds the whole model) or FSDP2 (`fsdp`:
+each holds its share of every parameter, gradient and optimiser state).
+"""
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from models.language_model import LanguageModel
+from runner.machine.errors import ConfigError
+from runner.machine.hardware import gpu_named
+
+# What refers to the process group stays until the process ends, by os._exit: the group's destructor,
+# holding the GIL, joins a thread that may be waiting for it (torch 2.13, gloo).
+_KEPT: list[nn.Module] = []
+
+
+class Ranks:
+    """This process among `world`; collectives are no-ops where it is alone."""
+
+    def __init__(self, device: str) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        if cuda and not torch.cuda.is_available():
+            raise ConfigError("train.device=cuda but torch sees no GPU here; use train.device=auto")
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = torch.device("cuda", local) if cuda else torch.device("cpu")
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo")
+
+    @property
+    def first(self) -> bool:
+        """True in the process that writes."""
+        return self.rank == 0
+
+    def shard(self, model: LanguageModel) -> None:
+        """Turn every parameter into this rank's share of it (FSDP2): one unit a block, one the rest."""
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        for block in model.blocks():
+            fully_shard(block, mesh=mesh)
+        # Also the root lets go after its forward pass: evaluation has no backward pass to do it.
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the module whose backward pass averages gradients over ranks."""
+        if self.world == 1:
+            return model
+        wrapped = model if isinstance(model, FSDPModule) else DistributedDataParallel(model)
+        _KEPT.append(wrapped)
+        return wrapped
+
+    @contextmanager
+    def sync_if(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """Exchange gradients only with the last micro-batch of a step."""
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(last)
+            yield
+        elif isinstance(model, DistributedDataParallel) and not last:
+            with model.no_sync():
+                yield
+        else:
+            yield
+
+    def leave(self) -> None:
+        """Wait for the others; the process group ends with the process, see `_KEPT`."""
+        if self.world > 1:
+            dist.barrier()
+
+    def sum(self, value: float) -> float:
+        """Return the sum of `value` over ranks."""
+        if self.world == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return float(tensor)
+
+    def any(self, flag: bool) -> bool:
+        """True where any rank says so."""
+        return self.sum(float(flag)) > 0
+
+    def peak_flops(self, compute: str) -> float | None:
+        """Return the peak of all devices together, None where the device is not in the table."""
+        if self.device.type != "cuda":
+            return None
+        gpu = gpu_named(torch.cuda.get_device_name(self.device))
+        peak = gpu.peak(compute) if gpu else None
+        return None if peak is None else self.world * peak
+
+    def peak_memory(self) -> int:
+        """Return the most bytes this rank has held: on its GPU, else resident in memory."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor gathered from all ranks (all must call), any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,1 @@
+"""What stands on the disk: configs, cells, fingerprints, journals, checkpoints, failures."""

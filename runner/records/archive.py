@@ -1,0 +1,75 @@
+"""Moving cells between clusters: one tar file with the run folders of a sweep and its list of members.
+
+What belongs to a machine stays behind: MLflow cursors, queue records, code snapshots.
+"""
+
+import json
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.machine.errors import ConfigError
+from runner.records import journal
+from runner.records.cells import Cell, add_members
+
+_MEMBERS = "members.json"
+_STAYS = {"mlflow", "cancel"}
+
+
+def pack(cells: Sequence[Cell], name: str, file: Path) -> int:
+    """Write `cells` of sweep `name` to `file`; return its size in bytes.
+
+    Raises:
+        ConfigError: a cell runs, or the file exists.
+    """
+    running = [cell.label for cell in cells if cell.state == "running"]
+    if running:
+        raise ConfigError(
+            f"{len(running)} cells run ({running[0]}); `espalier cancel {name}` or wait"
+        )
+    if file.exists():
+        raise ConfigError(f"{file} exists; name another file with --out")
+    rows = [{"fingerprint": cell.fingerprint, "label": cell.label} for cell in cells]
+    with tarfile.open(file, "w") as tar, tempfile.TemporaryDirectory() as scratch:
+        listing = Path(scratch) / _MEMBERS
+        listing.write_text(json.dumps({"schema": 1, "name": name, "cells": rows}))
+        tar.add(listing, _MEMBERS)
+        for cell in cells:
+            tar.add(cell.folder, f"runs/{cell.fingerprint}", filter=_moves)
+    return file.stat().st_size
+
+
+def unpack(file: Path, root: Path) -> tuple[str, int, int]:
+    """Add what `file` holds to `root`; return the sweep's name, cells added and cells left as they were.
+
+    A run that has begun here is not overwritten.
+
+    Raises:
+        ConfigError: `file` was not made by `pack`.
+    """
+    with tarfile.open(file) as tar:
+        try:
+            stream = tar.extractfile(_MEMBERS)
+        except KeyError:
+            stream = None
+        if stream is None:
+            raise ConfigError(f"{file} is no archive of `espalier pack`")
+        record = json.loads(stream.read())
+        added = 0
+        for row in record["cells"]:
+            folder = root / "runs" / row["fingerprint"]
+            if journal.attempts(folder):
+                continue
+            prefix = f"runs/{row['fingerprint']}/"
+            tar.extractall(
+                root, [m for m in tar.getmembers() if m.name.startswith(prefix)], filter="data"
+            )
+            added += 1
+    add_members(root / "sweeps" / record["name"], record["cells"])
+    return record["name"], added, len(record["cells"]) - added
+
+
+def _moves(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    parts = entry.name.split("/")
+    return None if len(parts) > 2 and parts[2] in _STAYS else entry

@@ -1,0 +1,42 @@
+"""What a run knows of itself before it starts; analysis and the plan read it, nobody counts again."""
+
+from dataclasses import dataclass
+
+from models.flops import training_flops
+from runner.records.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sizes of a run, as they stand in summary.json; `flops` counts the full attention matrix."""
+
+    steps: int
+    vocab_size: int
+    num_parameters: int
+    num_active_parameters: int
+    num_embedding_parameters: int
+    tokens: int
+    flops: int
+
+
+def flops_per_sequence(run: RunConfig, vocab_size: int) -> tuple[int, int]:
+    """Return the FLOPs of training on one sequence: (full attention, its causal half)."""
+    full, causal = run.model.forward_flops_per_sequence(vocab_size, run.train.sequence_length)
+    return training_flops(full), training_flops(causal)
+
+
+def budget(run: RunConfig, vocab_size: int) -> Budget:
+    """Return the sizes of `run` with a tokenizer of `vocab_size`."""
+    batch, flops = run.train.batch_size, flops_per_sequence(run, vocab_size)[0]
+    parameters = run.model.num_parameters(vocab_size)
+    active = run.model.num_active_parameters(vocab_size)
+    steps = run.train.num_steps(active, flops)
+    return Budget(
+        steps=steps,
+        vocab_size=vocab_size,
+        num_parameters=parameters,
+        num_active_parameters=active,
+        num_embedding_parameters=run.model.num_embedding_parameters(vocab_size),
+        tokens=steps * batch * run.train.sequence_length,
+        flops=steps * batch * flops,
+    )

@@ -1,0 +1,187 @@
+"""A cell: one grid point, fully resolved and frozen to disk before it runs.
+
+runs/<fingerprint>/cell.json    the config: all that a worker reads; between attempts its execution
+                                half may be written anew (more memory, another partition)
+sweeps/<name>/cells.jsonl       which cells a sweep consists of: holes are known
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runner.data.pretrained import with_origin
+from runner.machine.errors import ConfigError, StorageError
+from runner.records import journal
+from runner.records.config import RunConfig, freeze, validate
+from runner.records.fingerprint import DIGITS, content_of, fingerprint, science
+
+SCHEMA = 1
+_RUN_ID = 32  # digits of an MLflow run id
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A frozen config and its folder.
+
+    Args:
+        science: the dotted keys that the fingerprint is made of.
+        label: what sets the cell apart within its sweep.
+    """
+
+    config: RunConfig
+    science: dict[str, Any]
+    fingerprint: str
+    label: str
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, absolute."""
+        return Path(self.config.root).resolve() / "runs" / self.fingerprint
+
+    @property
+    def sweep(self) -> Path:
+        """Folder of the sweep that the cell belongs to by its `name`."""
+        return self.folder.parent.parent / "sweeps" / str(self.config.name)
+
+    @property
+    def state(self) -> str:
+        """new, running, interrupted, failed, diverged or finished."""
+        return journal.state(self.folder)
+
+    @property
+    def upstream(self) -> Path | None:
+        """Folder of the run that must be finished before this one starts."""
+        start = self.config.upstream
+        following = self.config.eval.harness.follow and not self.config.train.steps
+        return None if start is None or following else self.folder.parent / start.run
+
+    @property
+    def cancelled(self) -> Path:
+        """Where this file exists, no launcher starts the cell."""
+        return self.folder / "cancel"
+
+
+def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
+    """Validate every (label, composed node); repeated points become one cell.
+
+    Raises:
+        ConfigError: naming every bad point, before anything is written.
+    """
+    cells: dict[str, Cell] = {}
+    problems = []
+    contents: dict[Any, list[str]] = {}  # the same text is read once, not once a cell
+    for label, node in points:
+        try:
+            run = validate(with_origin(node))
+        except ConfigError as error:
+            problems.append(f"{label}: {error}" if label else str(error))
+            continue
+        if run.upstream is not None and len(run.upstream.run) < DIGITS:
+            found = find_cell(Path(run.root).resolve(), run.upstream.run).fingerprint
+            run = replace(run, upstream=replace(run.upstream, run=found))
+        body = (run.data.sources, run.tokenizer, run.init, run.eval.harness)
+        if body not in contents:
+            contents[body] = content_of(run)
+        keys = science(run, contents[body])
+        key = fingerprint(keys)
+        cells.setdefault(key, Cell(run, keys, key, label or run.name))
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    return list(cells.values())
+
+
+def freeze_cell(cell: Cell, *, anew: bool = False) -> None:
+    """Write cell.json if it is not there, or `anew`: its science half is the same then as before."""
+    file = cell.folder / "cell.json"
+    if file.exists() and not anew:
+        return
+    record = {
+        "schema": SCHEMA,
+        "fingerprint": cell.fingerprint,
+        "config": freeze(cell.config),
+        "science": cell.science,
+    }
+    _make(file.parent)
+    journal.write_whole(file, json.dumps(record, indent=1))
+
+
+def load_cell(folder: Path) -> Cell:
+    """Return the cell frozen in `folder`; its root is where the folder lies now."""
+    record = json.loads((folder / "cell.json").read_text())
+    root = folder.resolve().parent.parent
+    config = replace(validate(record["config"]), root=str(root))
+    return Cell(config, record["science"], record["fingerprint"], folder.name)
+
+
+def join_sweep(name: str, cells: list[Cell]) -> Path:
+    """Add `cells` to the sweep's list of members and return its folder."""
+    folder = Path(cells[0].config.root).resolve() / "sweeps" / name
+    add_members(folder, [{"fingerprint": cell.fingerprint, "label": cell.label} for cell in cells])
+    return folder
+
+
+def add_members(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add to the members of the sweep in `folder` those that it does not have."""
+    _make(folder)
+    known = {row["fingerprint"] for row in journal.read_lines(folder / "cells.jsonl")}
+    for row in rows:
+        if row["fingerprint"] not in known:
+            journal.append_line(folder / "cells.jsonl", row)
+
+
+def members(root: Path, name: str) -> list[dict[str, Any]]:
+    """Return the rows (`fingerprint`, `label`) of a sweep, each cell once.
+
+    Raises:
+        ConfigError: there is no such sweep; the existing ones are named.
+    """
+    folder = root / "sweeps"
+    rows = journal.read_lines(folder / name / "cells.jsonl")
+    if not rows:
+        known = sorted(p.name for p in folder.glob("*")) or ["none yet"]
+        raise ConfigError(
+            f"no sweep {name!r} under {folder.resolve()}; there are: {', '.join(known)}"
+        )
+    return list({row["fingerprint"]: row for row in rows}.values())
+
+
+def sweep_cells(root: Path, name: str) -> list[Cell]:
+    """Return the frozen cells of a sweep.
+
+    Raises:
+        ConfigError: there is no such sweep.
+    """
+    runs = root.resolve() / "runs"
+    rows = members(root, name)
+    return [replace(load_cell(runs / row["fingerprint"]), label=row["label"]) for row in rows]
+
+
+def find_cell(root: Path, reference: str) -> Cell:
+    """Return the cell named by its folder, its fingerprint or the beginning of one, or an MLflow run id.
+
+    Raises:
+        ConfigError: no cell, or more than one, answers to it.
+    """
+    if (Path(reference) / "cell.json").exists():
+        return load_cell(Path(reference))
+    found = sorted((root / "runs").glob(f"{reference}*/cell.json")) if reference else []
+    if not found and len(reference) == _RUN_ID:
+        cursors = (root / "runs").glob("*/mlflow/*.json")
+        found = [c.parent.parent / "cell.json" for c in cursors if json.loads(c.read_text()).get("run_id") == reference]  # fmt: skip
+    if len(found) != 1:
+        what = f"{len(found)} cells begin with" if found else "no cell is"
+        raise ConfigError(
+            f"{what} {reference!r} under {(root / 'runs').resolve()}; give a run folder or more of a fingerprint (`espalier status NAME` lists them)"
+        )
+    return load_cell(found[0].parent)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be made ({error.strerror}); set root= to a folder you can write"
+        ) from error

@@ -1,0 +1,218 @@
+"""Checkpoints: a folder that appears whole or not at all, with a checksum for each file.
+
+    checkpoints/00000200/{model, optimizer, average, precision}.safetensors, state.json, manifest.json
+
+No pickles: tensors are safetensors, the rest is JSON. Every tensor is saved whole, gathered from its
+shards one by one into the memory of the first process, and optimiser tensors are named
+`<optimiser>/<parameter>/<slot>`: a checkpoint does not depend on how many processes wrote it.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from runner.machine.errors import CheckpointError
+from runner.machine.ranks import whole
+from runner.records.journal import refused
+
+Files = dict[str, dict[str, Tensor]]
+
+
+def gather(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], more: Files, *, keep: bool,
+) -> Files:  # fmt: skip
+    """Return what `save` writes (`more`: further files), whole and on the CPU.
+
+    Every rank calls it, `keep` only where it is wanted.
+    """
+    files = {"model": model.state_dict(), "optimizer": _optimizer_tensors(model, optimizers)}
+    files |= {name: tensors for name, tensors in more.items() if tensors}
+    gathered: Files = {file: {} for file in files}
+    for file, tensors in files.items():
+        for name, tensor in tensors.items():
+            value = whole(tensor.detach())
+            if keep:
+                gathered[file][name] = value.cpu().contiguous()
+    return gathered
+
+
+def save(folder: Path, files: Files, state: dict[str, Any]) -> Path:
+    """Write the checkpoint of `state["step"]` under `folder` and return its path.
+
+    Raises:
+        StorageError: the disk is full or read-only; earlier checkpoints are untouched.
+    """
+    final = folder / f"{state['step']:08d}"
+    partial = folder / f".partial-{final.name}-{os.getpid()}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, tensors in files.items():
+            save_file(tensors, partial / f"{name}.safetensors")
+        (partial / "state.json").write_text(json.dumps(state))
+        sums = {f.name: _sha256(f) for f in sorted(partial.iterdir())}
+        (partial / "manifest.json").write_text(json.dumps(sums))
+        for file in partial.iterdir():
+            _sync(file)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        full = "os error 28" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+        raise refused(final, OSError(errno.ENOSPC if full else errno.EIO, str(error))) from error
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the newest undamaged checkpoint; a damaged one is named in a warning and passed over."""
+    for path in listing(folder)[::-1]:
+        problem = damage(path)
+        if problem is None:
+            return path
+        warnings.warn(
+            f"checkpoint {path} is damaged ({problem}); using an earlier one", stacklevel=2
+        )
+    return None
+
+
+def listing(folder: Path) -> list[Path]:
+    """Return the checkpoint folders, oldest first."""
+    return sorted(p for p in folder.glob("[0-9]*") if p.is_dir())
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint, None if nothing is."""
+    try:
+        sums = json.loads((path / "manifest.json").read_text())
+        for name, expected in sums.items():
+            if _sha256(path / name) != expected:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Fill `model` and `optimizers` in place and return the saved state.
+
+    Raises:
+        CheckpointError: the checkpoint's tensors are not this model's.
+    """
+    load_weights(path, model)
+    saved = load_file(path / "optimizer.safetensors")
+    for number, (optimizer, names) in enumerate(_named(model, optimizers)):
+        for parameter, name in names.items():
+            prefix = f"{number}/{name}/"
+            slots = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+            optimizer.state[parameter] = {k: like(v, parameter) for k, v in slots.items()}
+    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    return state
+
+
+def load_average(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the weight average as `WeightAverage.load` takes them, {} if none."""
+    parameters = dict(model.named_parameters())
+    saved = load_tensors(path, "average")
+    return {k: like(v, parameters[k.partition("/")[2]]) for k, v in saved.items()}
+
+
+def load_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    """Return the tensors of one file of a checkpoint, {} where it has none of that name."""
+    file = path / f"{name}.safetensors"
+    return load_file(file) if file.exists() else {}
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return `value` on the device, and in the shards, of `parameter`; scalars are never sharded."""
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        value = value.to(parameter.device)
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)
+
+
+def load_weights(path: Path, model: nn.Module, *, average: bool = False) -> None:
+    """Fill the weights of `model` in place, with the averaged ones if asked; see `load`.
+
+    Raises:
+        CheckpointError: the checkpoint is another model's, or holds no average.
+    """
+    saved = load_file(path / "model.safetensors")
+    if average:
+        saved |= _averaged(path)
+    wanted = model.state_dict()
+    own = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    if own != theirs:
+        odd = sorted(n for n in own.keys() | theirs.keys() if own.get(n) != theirs.get(n))[:3]
+        parts = [f"{n}: {theirs.get(n)} saved, {own.get(n)} wanted" for n in odd]
+        raise CheckpointError(
+            f"{path} is a checkpoint of another model ({'; '.join(parts)}); load it with the config in its cell.json"
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(like(saved[name], tensor))
+
+
+def _averaged(path: Path) -> dict[str, Tensor]:
+    file = path / "average.safetensors"
+    if not file.exists():
+        raise CheckpointError(
+            f"{path} holds no averaged weights; train with train.average.kind=ema"
+        )
+    copies: dict[str, list[Tensor]] = {}
+    for key, tensor in load_file(file).items():
+        copies.setdefault(key.partition("/")[2], []).append(tensor)
+    return {name: torch.stack(tensors).mean(dim=0) for name, tensors in copies.items()}
+
+
+def prune(folder: Path, *, keep_last: int, keep_every: int | None, best: int | None) -> None:
+    """Delete what the retention policy does not name."""
+    for path in listing(folder)[: -max(1, keep_last)]:
+        step = int(path.name)
+        if step != best and not (keep_every and step % keep_every == 0):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _named(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> list[tuple[torch.optim.Optimizer, dict[Tensor, str]]]:
+    names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
+    return [
+        (o, {p: names[p] for group in o.param_groups for p in group["params"]}) for o in optimizers
+    ]
+
+
+def _optimizer_tensors(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    return {
+        f"{number}/{name}/{slot}": value
+        for number, (optimizer, names) in enumerate(_named(model, optimizers))
+        for parameter, name in names.items()
+        for slot, value in optimizer.state[parameter].items()
+    }
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,204 @@
+"""From a composed YAML node to a typed, frozen RunConfig, and from there to JSON and back.
+
+`validate` is the one gate: every key is known, every value has its type, every `_target_` names a
+config class. What passes is what is frozen and hashed, so `1e-3` and `0.001` are one value.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from models.config import config, plain
+from models.config import target_class as named_class
+from runner.machine.errors import ConfigError
+
+# Groups whose YAML node names its class by `_target_`.
+NODES = ("model", "precision", "data", "tokenizer", "task", "optim", "schedule", "train", "eval")
+SETTINGS = ("track", "resources")
+T = TypeVar("T")
+
+
+@config
+class UpstreamConfig:
+    """The finished run that this one starts from.
+
+    Args:
+        run: its fingerprint (or, on the command line, the beginning of it).
+        take: its weights, its averaged weights, or everything: optimiser and step too, so that
+            training goes on where it ended (a longer run, a cool-down from a trunk).
+    """
+
+    run: str
+    take: Literal["weights", "average", "everything"] = "weights"
+
+
+@config
+class RunConfig:
+    """One fully resolved run. Each node is the config object its `_target_` names.
+
+    Args:
+        name: the sweep (and MLflow experiment) the run belongs to.
+        root: folder that holds runs/, sweeps/, mlflow/ and the token cache.
+        seed: of initialisation, data order and dropout.
+        upstream: the run to start from; None starts from the initialisation.
+        init: a model made elsewhere to start from, hf:DIR or hf:ORG/NAME; it settles model and tokenizer.
+    """
+
+    model: Any
+    precision: Any
+    data: Any
+    tokenizer: Any
+    task: Any
+    optim: Any
+    schedule: Any
+    train: Any
+    eval: Any
+    track: Any
+    resources: Any
+    name: str = "default"
+    root: str = "."
+    seed: int = 0
+    upstream: UpstreamConfig | None = None
+    init: str | None = None
+
+
+def validate(node: Mapping[str, Any]) -> RunConfig:
+    """Return the typed config of a composed plain node (strings, numbers, lists, dicts).
+
+    Raises:
+        ConfigError: with the key, the value and the valid choices.
+    """
+    _refuse_unknown("", node, [f.name for f in dataclasses.fields(RunConfig)])
+    values: dict[str, Any] = {}
+    for key in NODES + SETTINGS:
+        if key not in node:
+            raise ConfigError(f"{key} is missing; choose one of conf/{key}/*.yaml")
+        values[key] = _build_node(key, node[key])
+    run = typed("", RunConfig, {**node, **values})
+    _cross_check(run)
+    return run
+
+
+def _build_node(path: str, node: Any) -> Any:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ConfigError(f"{path}={node!r} must be a mapping with `_target_: package.ConfigClass`")
+    cls = target_class(path, str(node["_target_"]))
+    return typed(
+        path, cls, {k: _inner(f"{path}.{k}", v) for k, v in node.items() if k != "_target_"}
+    )
+
+
+def _inner(path: str, value: Any) -> Any:
+    """Build the nodes that stand inside a node."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return _build_node(path, value)
+        return {key: _inner(f"{path}.{key}", item) for key, item in value.items()}
+    return value
+
+
+def typed(path: str, cls: type[T], node: Mapping[str, Any]) -> T:
+    """Return the plain `node` as a `cls`; `path` is where its keys stand.
+
+    Raises:
+        ConfigError: a key is unknown (the valid ones are named) or of the wrong type.
+    """
+    _refuse_unknown(path, node, [f.name for f in dataclasses.fields(cls)])  # type: ignore[arg-type]
+    try:
+        checked: T = adapter(cls).validate_python(dict(node))  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+    return checked
+
+
+@lru_cache
+def adapter(cls: type) -> TypeAdapter[Any]:
+    """Return the pydantic adapter of a config class, built once."""
+    return TypeAdapter(cls)
+
+
+def target_class(path: str, target: str) -> Any:
+    """Return the config dataclass that `target` names, `package.module.Class`."""
+    try:
+        cls = named_class(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path}._target_={target} cannot be imported: {error}") from None
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise ConfigError(f"{path}._target_={target} must name a config dataclass")
+    return cls
+
+
+def _refuse_unknown(path: str, given: Mapping[str, Any], valid: list[str]) -> None:
+    for key in given:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), valid, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            where = f"{path}.{key}" if path else str(key)
+            raise ConfigError(f"{where} is not a key{hint}; valid: {', '.join(valid)}")
+
+
+def _explain(path: str, error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join([path] * bool(path) + [str(part) for part in item["loc"]])
+        if item["type"] == "missing":
+            lines.append(f"{where} is missing and has no default")
+        elif item["type"] == "extra_forbidden" or item["type"] == "unexpected_keyword_argument":
+            lines.append(f"{where} is not a key here")
+        elif item["type"] == "value_error":
+            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+        else:
+            message = item["msg"].removeprefix("Input ")
+            lines.append(f"{where}={item['input']!r}: {message}")
+    return "\n".join(lines)
+
+
+def _cross_check(run: RunConfig) -> None:
+    """Refuse combinations that no single node can see."""
+    if run.init and run.upstream is not None:
+        raise ConfigError(
+            f"init={run.init} and upstream.run={run.upstream.run}: a run starts from one; leave one out"
+        )
+    try:
+        run.train.check(run.resources.num_processes)
+        vocab = run.tokenizer.planned_vocab_size()
+        run.model.check(vocab or 1, run.train.sequence_length)
+        run.data.check(run.tokenizer, run.train.sequence_length)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def freeze(run: RunConfig) -> dict[str, Any]:
+    """Return `run` as plain JSON-able data, each node with its `_target_`."""
+    try:
+        return {
+            f.name: plain(getattr(run, f.name), target=f.name in NODES + SETTINGS)
+            for f in dataclasses.fields(run)
+        }
+    except TypeError as error:
+        raise ConfigError(str(error)) from None
+
+
+def set_key(node: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a nested mapping; the part of a key that is a list's takes an index."""
+    *path, last = key.split(".")
+    place: Any = node
+    for part in path:
+        place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+    place[int(last) if isinstance(place, list) else last] = value
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return `{"model.width": 64, ...}` for a nested mapping; lists are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat

@@ -1,0 +1,129 @@
+"""Failed cells sorted by cause: "14 of 60: CUDA out of memory, all model.width=1024 precision.compute=bf16"."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runner.records import journal
+from runner.records.cells import Cell
+from runner.records.config import flatten, freeze
+
+# First match wins: (class, pattern of "error: message").
+_CLASSES = (
+    ("gpu memory", re.compile(r"OutOfMemoryError|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED")),
+    ("host memory", re.compile(r"MemoryError|can't allocate memory|ended with SIGKILL")),
+    ("disk", re.compile(r"StorageError|No space left|Read-only file system")),
+    ("data", re.compile(r"DataError")),
+    ("config", re.compile(r"ConfigError|CheckpointError")),
+    ("hang", re.compile(r"^Hang:")),
+    ("no progress", re.compile(r"^NoProgress:")),
+    ("crash", re.compile(r"^Crash:")),
+)
+MEMORY = ("gpu memory", "host memory")
+CLASSES = (*(name for name, _ in _CLASSES), "code")
+# What SLURM says of a job whose cell neither finished nor waits in the queue.
+_ENDED_BY_SLURM = {
+    "TIMEOUT": "time limit",
+    "NODE_FAIL": "node",
+    "PREEMPTED": "preemption",
+    "OUT_OF_MEMORY": "host memory",
+    "CANCELLED": "cancelled",
+}
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S+)')
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Failed cells with one cause.
+
+    Args:
+        cause: one of CLASSES.
+        where: the innermost frame outside installed packages, "" where there is none.
+        shared: keys that these cells have in common and not all cells of the sweep have.
+    """
+
+    cause: str
+    message: str
+    where: str
+    cells: tuple[Cell, ...]
+    shared: dict[str, Any]
+
+    def describe(self, of: int) -> str:
+        """Return the line for a sweep of `of` cells."""
+        common = " ".join(f"{key}={value}" for key, value in self.shared.items())
+        tail = f", all {common}" if common else ""
+        where = f" ({self.where})" if self.where else ""
+        return f"{len(self.cells)} of {of}: {self.cause}{tail}\n  {self.message}{where}"
+
+
+def cause_of(event: dict[str, Any]) -> str:
+    """Return the class of a `failed` event."""
+    text = f"{event.get('error', '')}: {event.get('message', '')}"
+    return next((name for name, pattern in _CLASSES if pattern.search(text)), "code")
+
+
+def signature(event: dict[str, Any]) -> tuple[str, str, str]:
+    """Return what failures that are alike have in common: class, exception type and place."""
+    return cause_of(event), event.get("error", ""), _frame(event.get("traceback", ""))
+
+
+def failure(cell: Cell) -> dict[str, Any]:
+    """Return the last `failed` event of a cell."""
+    tries = journal.attempts(cell.folder)
+    return next(e for e in reversed(journal.events(tries[-1])) if e["event"] == "failed")
+
+
+def clusters(cells: Sequence[Cell]) -> list[Cluster]:
+    """Return the cells that did not finish grouped by cause and place, the largest group first.
+
+    These are the failed and diverged ones and those that SLURM ended without another leg.
+    """
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    messages: dict[tuple[str, str, str], str] = {}
+    for cell in cells:
+        found = _cause(cell)
+        if found is not None:
+            key, message = found
+            groups.setdefault(key, []).append(cell)
+            messages.setdefault(key, message)
+    made = [
+        Cluster(key[0], messages[key], key[2], tuple(group), _shared(group, cells))
+        for key, group in groups.items()
+    ]
+    return sorted(made, key=lambda c: -len(c.cells))
+
+
+def _cause(cell: Cell) -> tuple[tuple[str, str, str], str] | None:
+    state = cell.state
+    if state == "failed":
+        event = failure(cell)
+        return signature(event), str(event.get("message", "")).strip().partition("\n")[0]
+    if state == "diverged":
+        return ("divergence", "", ""), "a result, not retried: see train.diverged_nats"
+    if state != "interrupted":
+        return None
+    said = [e["slurm"] for e in journal.events(journal.attempts(cell.folder)[-1]) if "slurm" in e]
+    if not said:
+        return None
+    cause = _ENDED_BY_SLURM.get(said[-1], "unknown")
+    return (cause, said[-1], ""), f"SLURM: {said[-1]}; the same command submits it again"
+
+
+def _frame(traceback: str) -> str:
+    own = [m for m in _FRAME.finditer(traceback) if "site-packages" not in m["file"]]
+    if not own:
+        return ""
+    last = own[-1]
+    return f"{'/'.join(last['file'].split('/')[-2:])}:{last['line']} in {last['name']}"
+
+
+def _shared(group: Sequence[Cell], everyone: Sequence[Cell]) -> dict[str, Any]:
+    keys = [_keys(cell) for cell in group]
+    common = {k: v for k, v in keys[0].items() if all(other.get(k) == v for other in keys)}
+    others = [_keys(cell) for cell in everyone]
+    return {k: v for k, v in common.items() if any(other.get(k) != v for other in others)}
+
+
+def _keys(cell: Cell) -> dict[str, Any]:
+    return {k: v for k, v in flatten(freeze(cell.config)).items() if not isinstance(v, list)}

@@ -1,0 +1,302 @@
+"""A run folder's own records: who holds the cell, what happened, every metric.
+
+    attempts/0001/lease.json     made by link(2): one attempt has one holder, also on NFS
+    attempts/0001/heartbeat      touched by the holder; its age is read on the file server's clock
+    attempts/0001/events.jsonl   started, checkpointed, interrupted, failed, diverged, finished
+    attempts/0001/log.txt        stdout and stderr
+    metrics.jsonl                append-only; {"restored": k} supersedes later steps of earlier attempts
+
+docs/run-folder.md is the format's contract.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import random
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from runner.machine.errors import StorageError
+
+ENDED = ("finished", "diverged", "failed")  # states that no launch changes of itself
+TERMINAL = (*ENDED, "interrupted")
+_BEAT_S, _STALE_S = 15.0, 120.0
+HELD = 76  # exit code of a worker whose cell belongs to another
+
+
+def append_line(file: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line in a single write.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    try:
+        with open(file, "ab", buffering=0) as stream:
+            stream.write((json.dumps(record) + "\n").encode())
+    except OSError as error:
+        raise refused(file, error) from error
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write `file` so that a reader sees all of it or what was there before.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(name, file)
+    except OSError as error:
+        raise refused(file, error) from error
+
+
+def refused(file: Path, error: OSError) -> StorageError:
+    """Return the message for a write that the disk did not take."""
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+    return StorageError(
+        f"{file} cannot be written: {reason}; free space or set root= to a folder you can write, then "
+        "run the same command again"
+    )
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a .jsonl file; a torn last line is left out."""
+    return read_further(file, 0)[0]
+
+
+def read_further(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the whole lines that follow `offset`, and the offset after them."""
+    if not file.exists():
+        return [], offset
+    with open(file, "rb") as stream:
+        stream.seek(offset)
+        whole, newline, _ = stream.read().rpartition(b"\n")
+    lines = [json.loads(line) for line in whole.splitlines() if line]
+    return lines, offset + len(whole) + len(newline)
+
+
+def attempts(run: Path) -> list[Path]:
+    """Return the attempt folders that have a holder, oldest first."""
+    return sorted(p.parent for p in (run / "attempts").glob("*/lease.json"))
+
+
+def events(attempt: Path) -> list[dict[str, Any]]:
+    """Return the events of one attempt."""
+    return read_lines(attempt / "events.jsonl")
+
+
+def lease(attempt: Path) -> dict[str, Any]:
+    """Return who holds or held an attempt: host, pid, process_start and, on SLURM, job and restart."""
+    held: dict[str, Any] = json.loads((attempt / "lease.json").read_text())
+    return held
+
+
+def state(run: Path) -> str:
+    """Return new, running, interrupted, failed, diverged or finished."""
+    tries = attempts(run)
+    if not tries:
+        return "new"
+    seen = [e["event"] for e in events(tries[-1]) if e["event"] in TERMINAL]
+    if seen:
+        return str(seen[-1])
+    return "running" if alive(tries[-1]) else "interrupted"
+
+
+def alive(attempt: Path) -> bool:
+    """True where the holder of `attempt` may still run: by its process here, elsewhere by its heartbeat."""
+    held = lease(attempt)
+    if "job" in held and held["job"] == _job() and held["restart"] != _restart():
+        # Legs of the job that asks: SLURM gave up an earlier one before it started this one, which a lost node may
+        # not know of; to that one the later leg is the holder, whatever becomes of it.
+        return int(held["restart"]) > int(_restart())
+    if held["host"] != socket.gethostname():
+        return _heartbeat_age_s(attempt) < _STALE_S
+    try:
+        return bool(abs(psutil.Process(held["pid"]).create_time() - held["process_start"]) < 1.0)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _job() -> str | None:
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def _restart() -> str:
+    return os.environ.get("SLURM_RESTART_COUNT", "0")
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold `file` against other processes, waiting for them.
+
+    Raises:
+        StorageError: the file cannot be made.
+    """
+    with _lockable(file) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def place(folder: Path, places: int) -> Iterator[None]:
+    """Hold one of so many places in `folder`: a free one, else wait for one drawn by chance.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    numbers = random.sample(range(places), places)
+    for number in numbers:
+        with _lockable(folder / str(number)) as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield
+            return
+    with locked(folder / str(numbers[0])):
+        yield
+
+
+def _lockable(file: Path) -> TextIOWrapper:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return open(file, "w")
+    except OSError as error:
+        raise refused(file, error) from error
+
+
+def _heartbeat_age_s(attempt: Path) -> float:
+    """Return the age of the last sign of life, both times given by the file server."""
+    try:
+        with tempfile.TemporaryFile(dir=attempt) as probe:
+            now = os.fstat(probe.fileno()).st_mtime
+    except OSError:  # a reader without the right to write cannot tell
+        return 0.0
+    beat = attempt / "heartbeat"
+    return now - (beat if beat.exists() else attempt / "lease.json").stat().st_mtime
+
+
+def settle(run: Path, event: str, **details: Any) -> None:
+    """Record the end of the newest attempt, whose process can no longer do so."""
+    record = {"event": event, "time": time.time(), **details}
+    append_line(attempts(run)[-1] / "events.jsonl", record)
+
+
+def claim(run: Path) -> Path | None:
+    """Return a new attempt folder held by this process, or None where another holds the cell."""
+    tries = attempts(run)
+    if tries and state(run) == "running":
+        return None
+    number = int(tries[-1].name) + 1 if tries else 1
+    folder = run / "attempts" / f"{number:04d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    start = psutil.Process().create_time()
+    held = {"host": socket.gethostname(), "pid": os.getpid(), "process_start": start}
+    if _job() is not None:
+        held |= {"job": _job(), "restart": _restart()}
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".lease-")
+    with os.fdopen(handle, "w") as stream:
+        json.dump(held, stream)
+    try:
+        os.link(name, folder / "lease.json")
+    except FileExistsError:
+        return None
+    finally:
+        os.unlink(name)
+    return folder
+
+
+class StopFlag:
+    """A request to stop that a signal handler may make.
+
+    Not a threading.Event: its lock is not re-entrant, and a second signal that came while the handler of the
+    first was setting it would wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        """Ask to stop."""
+        self._set = True
+
+    def is_set(self) -> bool:
+        """True once somebody has asked."""
+        return self._set
+
+
+class Journal:
+    """Writer of one attempt's events and of the run's metrics."""
+
+    def __init__(self, run: Path, attempt: Path) -> None:
+        self.run, self.attempt = run, attempt
+        self.number = int(attempt.name)
+        self.metrics_file = run / "metrics.jsonl"
+        _truncate_torn_line(self.metrics_file)
+        self._metrics = open(self.metrics_file, "ab", buffering=0)  # noqa: SIM115
+
+    def beat(self, stop: StopFlag) -> None:
+        """Show from now on that this holder lives.
+
+        Sets `stop` where somebody cancels the cell, and ends the process where it lost the cell.
+        """
+        threading.Thread(target=self._beat, args=(stop,), daemon=True, name="heartbeat").start()
+
+    def _beat(self, stop: StopFlag) -> None:
+        while True:
+            if (self.run / "cancel").exists():
+                stop.set()
+            with suppress(OSError):
+                (self.attempt / "heartbeat").touch()
+            time.sleep(_BEAT_S)
+            if self.superseded():
+                os.write(2, b"another worker took this cell over; ending without a trace\n")
+                os._exit(HELD)
+
+    def superseded(self) -> bool:
+        """True where a later attempt has a holder: this one was taken for dead."""
+        return int(attempts(self.run)[-1].name) > self.number
+
+    def close(self) -> None:
+        """Close the metrics file; every line was already written through."""
+        self._metrics.close()
+
+    def event(self, name: str, **details: Any) -> None:
+        """Record that something happened."""
+        record = {"event": name, "time": time.time(), **details}
+        append_line(self.attempt / "events.jsonl", record)
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """Record `values` at `step`; non-finite floats are written as JSON's NaN and Infinity."""
+        self._write({"step": step, "time": time.time(), "attempt": self.number, **values})
+
+    def restored(self, step: int) -> None:
+        """Record that this attempt continues from `step`."""
+        self._write({"restored": step, "time": time.time(), "attempt": self.number})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            self._metrics.write((json.dumps(line) + "\n").encode())
+        except OSError as error:
+            raise refused(self.metrics_file, error) from error
+
+
+def _truncate_torn_line(file: Path) -> None:
+    if not file.exists():
+        return
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        os.truncate(file, whole)

@@ -1,1 +1,0 @@
-"""A grid as data: points -> cells (frozen, fingerprinted) -> plan -> launcher."""

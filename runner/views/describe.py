@@ -1,0 +1,45 @@
+"""A cell and a sweep in a few lines, for `espalier show` and `espalier ls`."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner.records import journal
+from runner.records.cells import Cell, members
+from runner.views.table import tail
+
+
+def describe(cell: Cell) -> Iterator[str]:
+    """Yield what is known of a cell but for its config: one line a fact, attempt and metric."""
+    yield f"{cell.fingerprint} {cell.state}: {cell.folder}"
+    adopted = cell.folder / "adopted.json"
+    if adopted.exists():
+        note = json.loads(adopted.read_text())
+        yield f"adopted from {note['from']}: {note['reason']}"
+    summary = cell.folder / "summary.json"
+    if summary.exists():
+        yield " ".join(f"{key}={value}" for key, value in json.loads(summary.read_text()).items())
+    for attempt in journal.attempts(cell.folder):
+        lease = journal.lease(attempt)
+        place = f"{lease['host']} pid {lease['pid']}"
+        place += f" job {lease['job']}" if "job" in lease else ""
+        yield f"attempt {int(attempt.name)} on {place}"
+        for event in journal.events(attempt):
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
+            what = {k: v for k, v in event.items() if k not in ("event", "time", "traceback")}
+            yield f"  {when} {event['event']} " + " ".join(f"{k}={v}" for k, v in what.items())
+    metrics = {k: v for k, v in tail(cell.folder).items() if k not in ("time", "attempt", "steps")}
+    yield " ".join(f"{key}={value:.6g}" for key, value in metrics.items())
+
+
+def summary(root: Path, name: str) -> str:
+    """Return the number of cells of a sweep by state, and when something last happened there."""
+    folders = [root / "runs" / row["fingerprint"] for row in members(root, name)]
+    states = Counter(journal.state(folder) for folder in folders)
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+    files = [f / "metrics.jsonl" for f in folders if (f / "metrics.jsonl").exists()]
+    last = max((f.stat().st_mtime for f in files), default=None)
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(last)) if last else "never run"
+    return f"{len(folders)} cells ({counts}), {when}"

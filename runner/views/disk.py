@@ -1,0 +1,117 @@
+"""What lies on the disk, what of it nobody needs any more, and what may still be written."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.machine.errors import StorageError
+from runner.records import checkpoint, journal
+from runner.records.cells import members
+from runner.records.slurm_queue import queued
+
+
+@dataclass(frozen=True)
+class Waste:
+    """A path that can go, its size in bytes and why."""
+
+    path: Path
+    size: int
+    reason: str
+
+    def delete(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.path) if self.path.is_dir() else self.path.unlink()
+
+
+def sweeps(root: Path) -> list[str]:
+    """Return the names of all sweeps under `root`."""
+    return sorted(file.parent.name for file in root.glob("sweeps/*/cells.jsonl"))
+
+
+def size(path: Path) -> int:
+    """Return the bytes of a file or of all files below a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(f.lstat().st_size for f in files if f.is_file() and not f.is_symlink())
+
+
+def usage(root: Path, name: str) -> dict[str, int]:
+    """Return the bytes of a sweep: its checkpoints and all else in its run folders."""
+    folders = [root / "runs" / row["fingerprint"] for row in members(root, name)]
+    saved = sum(size(f / "checkpoints") for f in folders)
+    return {"checkpoints": saved, "other": sum(size(f) for f in folders) - saved}
+
+
+def free(path: Path) -> int:
+    """Return the bytes this user may still write below `path`: free space, or less by a quota.
+
+    Quotas are those that `quota` (local and NFS disks) and `lfs quota` (Lustre) tell of the user and
+    the user's groups; where a command is missing or silent nothing is known of its quotas.
+    """
+    path = path.resolve()
+    while not path.exists():
+        path = path.parent
+    mount = next(p for p in (path, *path.parents) if p.is_mount())
+    left = [shutil.disk_usage(path).free]
+    quota = ["quota", "-u", "-g", "-w", "-p", "--show-mntpoint", "--hide-device", "-f", str(mount)]
+    lustre = [["lfs", "quota", "-q", kind, name, str(mount)] for kind, name in _owners()]
+    for command in (quota, *lustre):
+        if shutil.which(command[0]):
+            left += _left(command, mount)
+    return max(0, min(left))
+
+
+def _owners() -> list[tuple[str, str]]:
+    return [("-u", str(os.getuid())), *(("-g", str(group)) for group in os.getgroups())]
+
+
+def _left(command: list[str], mount: Path) -> Iterator[int]:
+    """Yield what each quota on `mount` leaves: lines of mount, KiB used (* when over), soft and hard limit."""
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    row = rf"^\s*{re.escape(str(mount))}\s+(\d+)\*?\s+(\d+)\*?\s+(\d+)"
+    for used, soft, hard in re.findall(row, told.stdout, re.MULTILINE):
+        limit = int(hard) or int(soft)
+        if limit:
+            yield (limit - int(used)) * 1024
+
+
+def waste(root: Path, *, checkpoints: bool = False) -> Iterator[Waste]:
+    """Yield what no sweep and no queued job needs.
+
+    Args:
+        checkpoints: also all but the newest checkpoint of finished and diverged runs.
+
+    Raises:
+        StorageError: jobs may be queued but SLURM does not answer, so nobody knows what they need.
+    """
+    names = sweeps(root)
+    kept = {row["fingerprint"] for name in names for row in members(root, name)}
+    for folder in sorted(root.glob("runs/*")):
+        state = journal.state(folder)
+        if folder.name not in kept and state != "running":
+            yield Waste(folder, size(folder), f"a run of no sweep ({state})")
+        elif checkpoints and state in ("finished", "diverged"):
+            newest = checkpoint.newest(folder / "checkpoints")
+            for saved in sorted(folder.glob("checkpoints/[0-9]*")):
+                if saved != newest:
+                    yield Waste(saved, size(saved), "an earlier checkpoint of an ended run")
+    try:
+        busy = any(queued(root, name) for name in names)
+    except FileNotFoundError:  # no SLURM on this machine, or no longer
+        busy = False
+    except StorageError as error:
+        raise StorageError(f"{error}: snapshots may be in use") from error
+    running = any(journal.state(f) == "running" for f in root.glob("runs/*"))
+    if not busy and not running:
+        for folder in sorted(root.glob("snapshots/*")):
+            yield Waste(folder, size(folder), "code of jobs that have ended")
+    for folder in sorted(root.glob("runs/*")):
+        if journal.state(folder) != "running":
+            for partial in sorted((*folder.glob(".*-*"), *folder.glob("checkpoints/.*"))):
+                yield Waste(partial, size(partial), "half written")

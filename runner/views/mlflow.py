@@ -1,0 +1,338 @@
+"""MLflow is a view of the run folders: this feeds it, idempotently, and can rebuild it.
+
+The points of metrics.jsonl, each (key, step) once in file order, form a list that only grows; how
+many of them a store has is kept in the run folder. Delivery that was cut off is repeated with the
+same timestamps, which MLflow's stores take once. The embedded SQLite store has one writer: whoever
+holds `mlflow/lock`.
+
+`python -m runner.views.mlflow --root R --follow NAME` feeds until its standard input closes.
+"""
+
+import argparse
+import getpass
+import hashlib
+import json
+import logging
+import os
+import random
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from runner.machine.errors import EspalierError, StorageError
+from runner.records import journal
+from runner.records.cells import members
+from runner.records.config import flatten
+from runner.records.fingerprint import is_execution
+
+_SENDERS = 8  # feeders of one root that talk to a server at the same moment
+_BATCH = 1000
+_EVERY_S, _LONGEST_PAUSE_S = 2.0, 60.0
+_CLIENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+}
+_STATUS = {
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "diverged": "FAILED",
+    "interrupted": "KILLED",
+    "running": "RUNNING",
+}
+Point = tuple[str, int, int, float]
+
+
+def embedded_uri(root: Path) -> str:
+    """Return the URI of the embedded store under `root`."""
+    return f"sqlite:///{root.resolve() / 'mlflow' / 'mlflow.db'}"
+
+
+class PointReader:
+    """Reads the metrics of a run as they grow: `points` has each (key, step) once, in file order.
+
+    `superseded` counts the steps for which a later attempt wrote another value.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.file = run / "metrics.jsonl"
+        self.points: list[Point] = []
+        self.superseded = 0
+        self._offset = self._newest = 0  # the attempt that writes: what an earlier one adds is void
+        self._values: dict[tuple[str, int], float] = {}
+
+    def read(self) -> None:
+        """Take in the whole lines that were added since the last call."""
+        lines, self._offset = journal.read_further(self.file, self._offset)
+        for line in lines:
+            if "restored" in line:
+                self._newest = line.get("attempt", self._newest)
+            elif line.get("attempt", self._newest) >= self._newest:
+                self._take(line)
+
+    def scores(self) -> Iterator[tuple[str, float, int, int]]:
+        """Yield (key, value, time, step) of benchmark scores that the run did not log itself."""
+        for file in sorted(self.file.parent.glob("evals/*.json")):
+            found, time_ms = json.loads(file.read_text()), file.stat().st_mtime_ns // 1_000_000
+            for row in found["scores"]:
+                if (row["name"], found["step"]) not in self._values:
+                    yield row["name"], row["value"], time_ms, found["step"]
+
+    def _take(self, line: dict[str, Any]) -> None:
+        step, time_ms = line["step"], int(line["time"] * 1000)
+        for key, number in line.items():
+            if key in ("step", "time", "attempt"):
+                continue
+            value = float(number)
+            if (key, step) not in self._values:
+                self._values[key, step] = value
+                self.points.append((key, step, time_ms, value))
+            elif not (key.startswith("system/") or key.endswith(("_s", "mfu", "fraction"))):
+                self.superseded += self._values[key, step] != value
+
+
+class Feeder:
+    """Delivers the cells of sweeps to one MLflow store."""
+
+    def __init__(self, root: Path, uri: str | None) -> None:
+        # A server that is down is found out in seconds: what it misses is delivered later.
+        for name, value in _CLIENT.items():
+            os.environ.setdefault(name, value)
+        from mlflow.exceptions import MlflowException  # noqa: PLC0415
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what it logs, it also raises
+        from mlflow import MlflowClient  # noqa: PLC0415  (2 s)
+
+        self.root, self.uri = root.resolve(), uri or embedded_uri(root)
+        self.embedded = uri is None
+        self._readers: dict[str, PointReader] = {}
+        self._cursor = hashlib.sha256(self.uri.encode()).hexdigest()[:8]
+        self._refusals = (MlflowException, SQLAlchemyError)
+        try:
+            self.client = MlflowClient(self.uri)
+        except self._refusals as error:
+            raise StorageError(
+                f"the MLflow store {self.uri} cannot be opened: {_reason(error)}; if another program "
+                "holds it, wait for that; else, it is only a view: `espalier sync NAME --rebuild` "
+                "makes it anew from the run folders"
+            ) from error
+
+    def deliver(self, sweep: str, only: str | None = None) -> int:
+        """Bring the store up to date with the cells of `sweep`; return the points sent.
+
+        Raises:
+            StorageError: the store did not take them; what it took is noted.
+        """
+        try:
+            if self.embedded:
+                return self._deliver(sweep, only)
+            # A server with one worker and SQLite behind it locks up when dozens write to it at once.
+            with journal.place(self.root / "mlflow" / "senders", _SENDERS):
+                return self._deliver(sweep, only)
+        except self._refusals as error:
+            raise StorageError(
+                f"the MLflow store {self.uri} took not everything: {_reason(error)}; nothing is lost, "
+                f"`espalier sync {sweep}` delivers the rest"
+            ) from error
+
+    def _deliver(self, sweep: str, only: str | None) -> int:
+        experiment = self._experiment(sweep)
+        sent = 0
+        for row in members(self.root, sweep):
+            folder = self.root / "runs" / row["fingerprint"]
+            if only in (None, row["fingerprint"]) and journal.state(folder) != "new":
+                sent += self._deliver_cell(experiment, sweep, folder, row["label"])
+        return sent
+
+    def _experiment(self, sweep: str) -> str:
+        found = self.client.get_experiment_by_name(sweep)
+        if found is not None:
+            return str(found.experiment_id)
+        place = (self.root / "mlflow" / "artifacts" / sweep).as_uri() if self.embedded else None
+        # The kind makes the UI open on training runs with their metrics, not on traces.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        try:
+            return str(self.client.create_experiment(sweep, artifact_location=place, tags=tags))
+        except self._refusals:
+            found = self.client.get_experiment_by_name(sweep)
+            if found is None:
+                raise
+            return str(found.experiment_id)  # another feeder was faster
+
+    def _deliver_cell(self, experiment: str, sweep: str, folder: Path, label: str) -> int:
+        from mlflow.entities import Metric  # noqa: PLC0415
+
+        file = folder / "mlflow" / f"{sweep}-{self._cursor}.json"
+        cursor = json.loads(file.read_text()) if file.exists() else {}
+        state, size = journal.state(folder), _size(folder / "metrics.jsonl")
+        scored = max((f.stat().st_mtime_ns for f in folder.glob("evals/*.json")), default=0)
+        now = {"state": state, "size": size} | ({"scored": scored} if scored else {})
+        if now.items() <= cursor.items():
+            return 0
+        if "run_id" not in cursor:
+            run_id = self._open_run(experiment, folder, label)
+            cursor = {"experiment": experiment, "run_id": run_id, "sent": 0}
+            _write(file, cursor)
+        run_id, reader = (
+            cursor["run_id"],
+            self._readers.setdefault(folder.name, PointReader(folder)),
+        )
+        reader.read()
+        fresh = reader.points[cursor["sent"] :]
+        for start in range(0, len(fresh), _BATCH):
+            batch = fresh[start : start + _BATCH]
+            metrics = [Metric(key, value, time, step) for key, step, time, value in batch]
+            self.client.log_batch(run_id, metrics=metrics)
+            cursor["sent"] += len(batch)
+            _write(file, cursor)
+        scores = [Metric(*score) for score in reader.scores()]
+        if scores and cursor.get("scored") != scored:
+            self.client.log_batch(run_id, metrics=scores)
+        self._close(run_id, folder, state, superseded=reader.superseded)
+        _write(file, cursor | now)
+        return len(fresh)
+
+    def _open_run(self, experiment: str, folder: Path, label: str) -> str:
+        from mlflow.entities import Param  # noqa: PLC0415
+
+        record = json.loads((folder / "cell.json").read_text())
+        key = record["fingerprint"]
+        # Only after a crash between making a run and noting its id is there one to find.
+        found = self.client.search_runs([experiment], f"tags.fingerprint = '{key}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        execution = {k: v for k, v in flatten(record["config"]).items() if is_execution(k)}
+        tags = {"fingerprint": key, "folder": str(folder)}
+        tags |= {f"execution.{k}": json.dumps(v) for k, v in execution.items()}
+        tags |= {"mlflow.source.name": "espalier", "mlflow.user": getpass.getuser()}
+        lease = journal.attempts(folder)[0] / "lease.json"
+        started_ms = int(lease.stat().st_mtime * 1000)
+        run = self.client.create_run(experiment, started_ms, tags, run_name=label)
+        run_id = str(run.info.run_id)
+        params = [Param(k, _param(v)) for k, v in record["science"].items()]
+        summary = folder / "summary.json"
+        if summary.exists():
+            facts = json.loads(summary.read_text())
+            params += [Param(k, str(v)) for k, v in facts.items()]
+        for start in range(0, len(params), 100):  # MLflow takes 100 parameters a call
+            self.client.log_batch(run_id, params=params[start : start + 100])
+        return run_id
+
+    def _close(self, run_id: str, folder: Path, state: str, *, superseded: int) -> None:
+        tries = journal.attempts(folder)
+        attempt = tries[-1]
+        environment = attempt / "environment.json"
+        if environment.exists():
+            sha = json.loads(environment.read_text())["git_sha"]
+            for tag in ("git_sha", "mlflow.source.git.commit"):
+                self.client.set_tag(run_id, tag, sha)
+        self.client.set_tag(run_id, "attempt", str(int(attempt.name)))
+        if superseded:
+            self.client.set_tag(run_id, "superseded_points", str(superseded))
+        if any(e["event"] == "not_bit_identical" for a in tries for e in journal.events(a)):
+            self.client.set_tag(run_id, "bit_identical", "false")
+        if state == "diverged":
+            self.client.set_tag(run_id, "diverged", "true")
+        if state == "running":
+            self.client.update_run(run_id, status="RUNNING")
+            return
+        for name in ("cell.json", "samples.txt", "summary.json", "precision.json"):
+            if (folder / name).exists():
+                self.client.log_artifact(run_id, str(folder / name))
+        for scored in sorted((folder / "evals").glob("[0-9a-f]*")):
+            self.client.log_artifact(run_id, str(scored), "evals")
+        saved = sorted((folder / "checkpoints").glob("[0-9]*"))
+        if saved:
+            self.client.log_text(run_id, f"{saved[-1]}\n", "checkpoint.txt")
+        happened = journal.events(attempt)
+        ended_ms = int(happened[-1]["time"] * 1000) if happened else None
+        self.client.set_terminated(run_id, _STATUS[state], end_time=ended_ms)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _param(value: Any) -> str:
+    return (value if isinstance(value, str) else json.dumps(value))[:6000]
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _write(file: Path, cursor: dict[str, Any]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    journal.write_whole(file, json.dumps(cursor))
+
+
+@contextmanager
+def one_writer(root: Path, uri: str | None) -> Iterator[None]:
+    """Hold the embedded store, waiting while another process does; a server needs no such care."""
+    if uri is not None:
+        yield
+        return
+    with journal.locked(root / "mlflow" / "lock"):
+        yield
+
+
+def sync(root: Path, sweeps: list[str], uri: str | None, *, rebuild: bool = False) -> int:
+    """Deliver what is missing of `sweeps` and return the number of points sent."""
+    with one_writer(root, uri):
+        if rebuild and uri is None:
+            (root / "mlflow" / "mlflow.db").unlink(missing_ok=True)
+            for cursor in root.glob("runs/*/mlflow/*.json"):
+                cursor.unlink()
+        feeder = Feeder(root, uri)
+        return sum(feeder.deliver(sweep) for sweep in sweeps)
+
+
+def follow(root: Path, sweeps: list[str], uri: str | None, only: str | None = None) -> None:
+    """Deliver until standard input closes, then once more; an unreachable server is tried again."""
+    done = threading.Event()
+
+    def wait_for_end() -> None:
+        sys.stdin.buffer.read()
+        done.set()
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+    with one_writer(root, uri):
+        feeder = Feeder(root, uri)
+        pause_s = _EVERY_S
+        while not done.wait(pause_s):
+            try:
+                for sweep in sweeps:
+                    feeder.deliver(sweep, only)
+                pause_s = _EVERY_S
+            except Exception as error:  # whatever the server did, training goes on
+                print(f"not delivered, trying again: {error}", file=sys.stderr, flush=True)
+                # Many feeders of one slow server must not come back all at once.
+                pause_s = min(_LONGEST_PAUSE_S, pause_s * random.uniform(1.0, 3.0))
+        for sweep in sweeps:
+            feeder.deliver(sweep, only)
+
+
+def main() -> None:
+    """Command line of the feeder process."""
+    parser = argparse.ArgumentParser(prog="python -m runner.views.mlflow", description=__doc__)
+    parser.add_argument("sweeps", nargs="+")
+    parser.add_argument("--root", type=Path, default=Path("."))
+    parser.add_argument("--uri")
+    parser.add_argument("--only", metavar="FINGERPRINT")
+    parser.add_argument("--follow", action="store_true")
+    given = parser.parse_args()
+    try:
+        if given.follow:
+            follow(given.root, given.sweeps, given.uri, given.only)
+        else:
+            print(sync(given.root, given.sweeps, given.uri))
+    except EspalierError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""The table before anything runs: each cell's state, sizes, memory, disk and time, and what cannot run.
+
+The time of a cell comes from finished runs under the same root at the same precision on the same
+hardware (median FLOP/s); on a GPU that is named by `resources.gpu` and has none, from a range of MFU;
+else it stays open.
+"""
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from models.precision import Choice
+from runner.learn.memory import predicted_bytes
+from runner.machine import environment
+from runner.machine.errors import ConfigError, StorageError
+from runner.machine.hardware import gpu_named
+from runner.records import journal
+from runner.records.budget import Budget, budget
+from runner.records.cells import Cell
+from runner.views import disk
+from runner.views.precision_table import resolve, table_of
+from runner.views.table import tail
+
+_WILL_RUN = ("new", "interrupted")
+_MFU = (0.2, 0.5)  # of a GPU without a run of ours: what decoders of 0.1B to 7B reach in practice
+_BYTES_SAVED = 12  # a parameter in a checkpoint: weight and AdamW's two moments, fp32
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell and what is expected of it.
+
+    Args:
+        speeds: the FLOP/s of this root's finished runs by (precision, hardware).
+        machine_gb: memory of the machine where the cell names none (None: unknown).
+        done_flops: what the run that it continues has behind it.
+    """
+
+    cell: Cell
+    speeds: dict[tuple[str, str], float]
+    machine_gb: float | None = None
+    done_flops: int = 0
+
+    @cached_property
+    def state(self) -> str:
+        """The cell's state; invalid where it cannot run, drifted where other code or torch finished it."""
+        state = self.cell.state
+        if state == "finished" and environment.drift(self.cell.folder):
+            return "drifted"
+        return "invalid" if state in _WILL_RUN and self.problem else state
+
+    @cached_property
+    def budget(self) -> Budget | None:
+        """Sizes; None while the vocabulary is unknown (a tokenizer that is yet to be trained)."""
+        summary = self.cell.folder / "summary.json"
+        if summary.exists():
+            return Budget(**json.loads(summary.read_text()))
+        vocab = self.cell.config.tokenizer.planned_vocab_size()
+        return None if vocab is None else budget(self.cell.config, vocab)
+
+    @property
+    def flops(self) -> int | None:
+        """Training FLOPs that are left to do, None where the sizes are unknown."""
+        return None if self.budget is None else max(0, self.budget.flops - self.done_flops)
+
+    @cached_property
+    def choices(self) -> tuple[Choice, ...]:
+        """The resolved precision; ValueError where it does not fit the model."""
+        vocab = self.budget.vocab_size if self.budget else 256
+        return resolve(self.cell.config, vocab)
+
+    @cached_property
+    def memory_bytes(self) -> int | None:
+        """Peak memory of a rank: of its GPU where it has one, else of its process; None: unknown."""
+        if self.budget is None:
+            return None
+        run = self.cell.config
+        try:
+            return predicted_bytes(run, self.budget.vocab_size, gpu=bool(run.resources.gpus))
+        except Exception:  # a model that looks at values cannot be walked through without them
+            return None
+
+    @cached_property
+    def disk_bytes(self) -> int | None:
+        """Checkpoints at their most, one being written beside those that are kept."""
+        if self.budget is None:
+            return None
+        keep = self.cell.config.train.checkpoint
+        kept = keep.keep_last + keep.keep_best + 1
+        if keep.keep_every:
+            kept += self.budget.steps // keep.keep_every
+        return int(kept * _BYTES_SAVED * self.budget.num_parameters)
+
+    @cached_property
+    def seconds(self) -> tuple[float, float] | None:
+        """Training time as (least, most), None where nothing is known."""
+        if self.flops is None:
+            return None
+        resources = self.cell.config.resources
+        known = self.speeds.get((_precision(self.cell.science), _hardware(resources.gpu)))
+        if known:
+            return self.flops / known, self.flops / known
+        gpu = gpu_named(resources.gpu) if resources.gpu else None
+        peak = gpu.peak(self.cell.config.precision.compute) if gpu else None
+        if peak is None:
+            return None
+        low, high = (peak * resources.num_processes * share for share in _MFU)
+        return self.flops / high, self.flops / low
+
+    @cached_property
+    def problem(self) -> str | None:
+        """Why the cell cannot run, with the key to change."""
+        run, resources = self.cell.config, self.cell.config.resources
+        gpu = gpu_named(resources.gpu) if resources.gpu else None
+        if gpu and gpu.peak(run.precision.compute) is None:
+            return f"precision.compute={run.precision.compute} is not supported by resources.gpu={resources.gpu}"
+        try:
+            self.choices  # noqa: B018
+        except ValueError as error:
+            return str(error)
+        if self.memory_bytes is None:
+            return None
+        if resources.gpus:
+            limit_gb, need = gpu.memory_gb if gpu else None, self.memory_bytes
+            where = f"resources.gpu={resources.gpu}"
+        else:
+            limit_gb, need = (
+                resources.mem_gb or self.machine_gb,
+                self.memory_bytes * resources.per_node,
+            )
+            where = f"resources.mem_gb={resources.mem_gb:g}" if resources.mem_gb else "this machine"
+        if limit_gb is None or need <= limit_gb * 1e9:
+            return None
+        return f"needs about {need / 1e9:.1f} GB but {where} has {limit_gb:.4g}; lower train.micro_batch, or give more"
+
+
+def check(cells: Sequence[Cell], machine_gb: float | None = None) -> None:
+    """Refuse cells that cannot run, before anything is submitted.
+
+    Args:
+        cells: those that are about to run; machine_gb: see `Planned`.
+
+    Raises:
+        ConfigError: naming each with the key to change.
+        StorageError: the disk has no room for their checkpoints.
+    """
+    rows = [Planned(cell, {}, machine_gb) for cell in cells]
+    bad = [f"{row.cell.label}: {row.problem}" for row in rows if row.problem]
+    if bad:
+        raise ConfigError("\n".join(bad))
+    short = _short_of_disk(rows)
+    if short:
+        raise StorageError(short)
+
+
+def _short_of_disk(rows: Sequence[Planned]) -> str | None:
+    if not rows:
+        return None
+    root = Path(rows[0].cell.config.root).resolve()
+    need, free = sum(row.disk_bytes or 0 for row in rows), disk.free(root)
+    if need <= free:
+        return None
+    return f"checkpoints may take {_bytes(need)} but {root} has {_bytes(free)} left for you; lower train.checkpoint.keep_last, or set root="
+
+
+def plan(cells: Sequence[Cell]) -> list[Table | str]:
+    """Return what is printed: the table of `cells`, totals over those that will run, precision tables."""
+    root = Path(cells[0].config.root).resolve()
+    speeds = flops_per_s(root)
+    rows: list[Planned] = []
+    for cell in cells:
+        rows.append(Planned(cell, speeds, done_flops=_continued(cell, rows)))
+    table = Table(box=None, pad_edge=False)
+    columns = ("cell", "state", "parameters", "steps", "tokens", "FLOPs", "memory", "disk", "time")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("cell", "state") else "right")
+    for row in rows:
+        sizes = row.budget
+        counts: tuple[str, ...] = ("?",) * 4
+        if sizes:
+            numbers = (sizes.num_parameters, sizes.steps, sizes.tokens)
+            counts = (*map(_short, numbers), f"{row.flops:.2e}")
+        state = f"[red]{row.state}[/]" if row.state == "invalid" else row.state
+        table.add_row(
+            row.cell.label, state, *counts, _bytes(row.memory_bytes), _bytes(row.disk_bytes),
+            _range(row.seconds),
+        )  # fmt: skip
+    return [table, "\n".join(_totals(rows)), *_precisions(rows)]
+
+
+def _continued(cell: Cell, before: Sequence[Planned]) -> int:
+    """Return the FLOPs of the run that `cell` goes on with, 0 where it begins anew."""
+    start = cell.config.upstream
+    if start is None or start.take != "everything":
+        return 0
+    planned = [row.budget.flops for row in before if row.cell.fingerprint == start.run and row.budget]  # fmt: skip
+    summary = cell.folder.parent / start.run / "summary.json"
+    if not planned and summary.exists():
+        planned = [int(json.loads(summary.read_text())["flops"])]
+    return planned[0] if planned else 0
+
+
+def _precisions(rows: list[Planned]) -> Iterator[Table | str]:
+    """Yield the resolved precision of each recipe and model, with the cells that it is of."""
+    recipes: dict[tuple[Choice, ...], list[str]] = {}
+    for row in rows:
+        if row.state != "invalid" and row.choices:
+            recipes.setdefault(row.choices, []).append(row.cell.label)
+    for choices, labels in recipes.items():
+        more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+        yield f"\nprecision of {labels[0]}{more}:"
+        yield table_of(choices)
+
+
+def _totals(rows: list[Planned]) -> list[str]:
+    states = Counter(row.state for row in rows)
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+    todo = [row for row in rows if row.state in _WILL_RUN]
+    flops = sum(row.flops for row in todo if row.flops)
+    known = [(row, row.seconds) for row in todo if row.seconds is not None]
+    lines = [f"{len(rows)} cells ({counts}); to run: {flops:.2e} FLOPs"]
+    for unit, gpu in (("GPU-hours", True), ("hours of one place", False)):
+        some = [(r, s) for r, s in known if bool(r.cell.config.resources.gpus) is gpu]
+        if some:
+            total = [sum(s[i] * (r.cell.config.resources.num_processes if gpu else 1) for r, s in some) for i in (0, 1)]  # fmt: skip
+            lines[0] += f", {_range((total[0], total[1]))} {unit}"
+    if len(known) < len(todo):
+        lines[0] += (
+            f"; {len(todo) - len(known)} cells of unknown time (no finished run on this hardware yet)"
+        )
+    longer = [r for r, s in known if s[1] > r.cell.config.resources.timeout_min * 60]
+    if longer:
+        lines.append(f"{len(longer)} cells outlast resources.timeout_min and take several SLURM jobs each")  # fmt: skip
+    short = _short_of_disk(todo)
+    if short:
+        lines.append(f"[red]{short}[/]")
+    lines += [f"[red]invalid[/] {row.cell.label}: {row.problem}" for row in rows if row.problem]
+    drifted = [row for row in rows if row.state == "drifted"]
+    if drifted:
+        lines.append(f"{len(drifted)} finished cells are kept but drifted, {drifted[0].cell.fingerprint[:6]}: {environment.drift(drifted[0].cell.folder)}")  # fmt: skip
+    return lines
+
+
+def flops_per_s(root: Path) -> dict[tuple[str, str], float]:
+    """Return the median speed of finished runs for each precision (JSON of its config) and hardware."""
+    speeds: dict[tuple[str, str], list[float]] = {}
+    for folder in root.glob("runs/*"):
+        if journal.state(folder) != "finished":
+            continue
+        speed, place = tail(folder).get("flops_per_s"), environment.first_of(folder)
+        if speed and place:
+            science = json.loads((folder / "cell.json").read_text())["science"]
+            hardware = place["gpus"][0] if place["gpus"] else place["cpu"]
+            key = (_precision(science), _hardware(hardware))
+            speeds.setdefault(key, []).append(speed)
+    return {key: statistics.median(values) for key, values in speeds.items()}
+
+
+def _hardware(name: str | None) -> str:
+    """Return what compares between machines: the known GPU a name stands for, else the name itself."""
+    if name is None:
+        return environment.cpu_name()
+    gpu = gpu_named(name)
+    return name if gpu is None else repr(gpu)
+
+
+def _precision(science: dict[str, Any]) -> str:
+    return json.dumps(
+        {k: v for k, v in science.items() if k.startswith("precision.")}, sort_keys=True
+    )
+
+
+def _short(value: float) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if value >= size:
+            return f"{value / (1e3 if unit == 'k' else size):.4g}{unit}"
+    return f"{value:g}"
+
+
+def _bytes(value: int | None) -> str:
+    if value is None:
+        return "?"
+    return f"{value / 1e9:.2f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"
+
+
+def _range(seconds: tuple[float, float] | None) -> str:
+    if seconds is None:
+        return "?"
+    low, high = map(_time, seconds)
+    return low if low == high else f"{low}-{high}"
+
+
+def _time(seconds: float) -> str:
+    hours, rest = divmod(math.ceil(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

@@ -1,0 +1,172 @@
+"""The status page: one self-contained HTML file with every cell of a sweep, its curves and its failures."""
+
+import base64
+import csv
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from runner.machine import environment
+from runner.records import journal
+from runner.records.cells import Cell
+from runner.records.failures import clusters
+from runner.views.table import tail
+
+_PAGE = Path(__file__).with_suffix(".html")
+_WIDTH, _HEIGHT, _POINTS = 120, 28, 60
+# (heading, key of the latest metrics, digits); the first three columns are text.
+_TEXT = ("cell", "state", "run")
+_NUMBERS = (
+    ("step", "step", 0),
+    ("loss", "loss", 3),
+    ("val loss", "val_loss", 4),
+    ("bits/byte", "val_bits_per_byte", 4),
+    ("tokens/s", "tokens_per_s", 0),
+    ("hours", "wall_s", 3),
+    ("attempts", "attempts", 0),
+)
+
+
+def write_report(
+    cells: Sequence[Cell], name: str, file: Path, mlflow: str, figures: Sequence[Path],
+    story: Mapping[str, str] | None = None, results: Path | None = None,
+) -> None:  # fmt: skip
+    """Write the page of `cells` to `file`.
+
+    Args:
+        mlflow: address of the MLflow server that links lead to.
+        figures: PNG files that are put into the page.
+        story: paragraphs of the experiment, its question and its verdict, by their names.
+        results: its table, a CSV.
+    """
+    states = Counter(cell.state for cell in cells)
+    text = Template(_PAGE.read_text(encoding="utf-8")).substitute(
+        name=escape(name),
+        summary=f"{len(cells)} cells: " + ", ".join(f"{n} {s}" for s, n in sorted(states.items())),
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        commit=environment.revision()["git_sha"][:9] or "unknown",
+        head="".join(_heads()),
+        rows="\n".join(_row(cell, file.parent, mlflow) for cell in cells),
+        failures=_failures(cells),
+        figures=_figures(figures),
+        story="".join(
+            f"<p><b>{escape(k.capitalize())}.</b> {escape(v)}</p>" for k, v in (story or {}).items()
+        ),
+        results=_results(results),
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    journal.write_whole(file, text)
+
+
+def _heads() -> list[str]:
+    text = [f'<th class="text" scope="col">{name}</th>' for name in _TEXT]
+    numbers = [f'<th scope="col">{name}</th>' for name, _, _ in _NUMBERS]
+    return [*text, *numbers, '<th class="text" scope="col">loss by step</th>']
+
+
+def _row(cell: Cell, page: Path, mlflow: str) -> str:
+    state = cell.state
+    values: dict[str, Any] = tail(cell.folder) if state != "new" else {}
+    values["attempts"] = len(journal.attempts(cell.folder)) or None
+    if values.get("wall_s") is not None:
+        values["wall_s"] /= 3600
+    badge = f'<span class="state {state}">{state}</span>'
+    parts = [
+        _text("cell", escape(cell.label)),
+        _text("state", badge),
+        _text("run", _links(cell, page, mlflow)),
+    ]
+    for heading, key, digits in _NUMBERS:
+        value = values.get(key)
+        shown = "" if value is None else f"{value:,.{digits}f}"
+        exact = "" if value is None else f"{value:.10g}"
+        parts.append(f'<td data-label="{heading}" data-value="{exact}">{shown}</td>')
+    parts.append(_text("loss by step", _sparkline(cell)))
+    return f"<tr>{''.join(parts)}</tr>"
+
+
+def _text(heading: str, content: str) -> str:
+    return f'<td class="text" data-label="{heading}">{content}</td>'
+
+
+def _links(cell: Cell, page: Path, mlflow: str) -> str:
+    links = [cell.fingerprint[:6]]
+    log = cell.folder / "log.txt"
+    if log.exists():
+        links.append(f'<a href="{escape(os.path.relpath(log, page.resolve()))}">log</a>')
+    for cursor in sorted((cell.folder / "mlflow").glob("*.json")):
+        known = json.loads(cursor.read_text())
+        if "experiment" in known:
+            place = f"{mlflow}/#/experiments/{known['experiment']}/runs/{known['run_id']}"
+            links.append(f'<a href="{escape(place)}">MLflow</a>')
+    return " ".join(dict.fromkeys(links))
+
+
+def _sparkline(cell: Cell) -> str:
+    rows = journal.read_lines(cell.folder / "metrics.jsonl")
+    points = {row["step"]: float(row["loss"]) for row in rows if "loss" in row}
+    points = {step: loss for step, loss in sorted(points.items()) if abs(loss) < 1e6}  # no nan, inf
+    if len(points) < 2:
+        return ""
+    thin = list(points.items())[:: max(1, len(points) // _POINTS)]
+    low, high = min(points.values()), max(points.values())
+    last = max(points)
+    spots = (
+        f"{step / last * _WIDTH:.1f},{_HEIGHT - (loss - low) / ((high - low) or 1) * _HEIGHT:.1f}"
+        for step, loss in thin
+    )
+    title = f"{high:.3f} to {low:.3f}"
+    box = f'width="{_WIDTH}" height="{_HEIGHT}" viewBox="-1 -1 {_WIDTH + 2} {_HEIGHT + 2}"'
+    return f'<svg {box} role="img" aria-label="{title}"><title>{title}</title><polyline points="{" ".join(spots)}"/></svg>'
+
+
+def _failures(cells: Sequence[Cell]) -> str:
+    found = clusters(cells)
+    if not found:
+        return ""
+    blocks = "".join(f"<pre>{escape(cluster.describe(len(cells)))}</pre>" for cluster in found)
+    return f"<h2>Failures by cause</h2>{blocks}"
+
+
+def _results(file: Path | None) -> str:
+    if file is None or not file.exists():
+        return ""
+    head, *rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
+    columns = list(zip(*rows, strict=True)) or [()] * len(head)
+    numeric = [all(_is_number(value) for value in column) for column in columns]
+    kinds = ["" if n else ' class="text"' for n in numeric]
+    heads = "".join(
+        f'<th scope="col"{k}>{escape(h)}</th>' for h, k in zip(head, kinds, strict=True)
+    )
+    body = "".join(f"<tr>{''.join(map(_result, head, row, numeric))}</tr>" for row in rows)
+    return f"<h2>Results</h2><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _result(heading: str, value: str, numeric: bool) -> str:
+    if not numeric:
+        return _text(escape(heading), escape(value))
+    shown = f"{float(value):.5g}" if value else ""
+    return f'<td data-label="{escape(heading)}" data-value="{escape(value)}">{shown}</td>'
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return not value or float(value) == float(value)
+    except ValueError:
+        return False
+
+
+def _figures(files: Sequence[Path]) -> str:
+    if not files:
+        return ""
+    images = (
+        f'<figure><img alt="{escape(f.stem)}" src="data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}"></figure>'
+        for f in files
+    )
+    return f'<div class="figures">{"".join(images)}</div>'

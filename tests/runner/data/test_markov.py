@@ -1,0 +1,120 @@
+"""The Markov chain: its table is what its text shows, its entropy what a model reaches, its validation its own."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from runner.data.markov import Chain, MarkovConfig, chain_of
+from runner.data.synthetic import MadeCorpus
+from runner.data.tokenizers import TokenizerConfig
+
+SYMBOLS = TokenizerConfig(kind="symbols", vocab_size=4)
+
+
+def _cfg(**options: float) -> MarkovConfig:
+    return MarkovConfig(**options)  # type: ignore[arg-type]
+
+
+def _corpus(cfg: MarkovConfig) -> MadeCorpus:
+    return cfg.build(SYMBOLS, Path("unused"))
+
+
+def test_text_follows_the_table() -> None:
+    chain = chain_of(_cfg(order=2, concentration=0.5), 4)
+    ids = chain.walk(60000, np.random.default_rng(0))
+    context = ids[:-2] * 4 + ids[1:-1]
+    for place in range(16):
+        seen = ids[2:][context == place]
+        if len(seen) > 500:
+            found = np.bincount(seen, minlength=4) / len(seen)
+            bound = 4 * (0.25 / len(seen)) ** 0.5
+            np.testing.assert_allclose(found, chain.table[place], atol=bound)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_entropy_is_what_a_model_that_knows_the_table_pays(order: int) -> None:
+    cfg = _cfg(order=order, num_val=8)
+    total, count = 0.0, 0
+    for batch in _corpus(cfg).held_out(32, 3, 10**6):
+        for tokens, targets in zip(
+            batch["tokens"].tolist(), batch["targets"].tolist(), strict=True
+        ):
+            assert tokens[1:] == targets[:-1]
+            text = [*tokens, targets[-1]]
+            for place in range(1, len(text)):
+                row = 0
+                for token in text[max(0, place - order) : place]:
+                    row = row * 4 + token
+                known = place >= order
+                total -= np.log(chain_of(cfg, 4).table[row, text[place]] if known else 0.25)
+                count += 1
+    assert count == 8 * 32
+    assert cfg.entropy(4, 32, 10**6) == pytest.approx(total / count)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_in_context_the_least_loss_is_that_of_counting(order: int) -> None:
+    """The posterior mean of a Dirichlet row, written out; each sequence follows a table of its own."""
+    cfg = _cfg(order=order, num_val=6, concentration=0.3, in_context=True)
+    found = []
+    for batch in _corpus(cfg).held_out(24, 4, 10**6):
+        for tokens, targets in zip(batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):  # fmt: skip
+            text = [*tokens, targets[-1]]
+            for place in range(1, len(text)):
+                same = [i for i in range(order, place) if text[i - order : i] == text[place - order : place]]  # fmt: skip
+                hits = sum(text[i] == text[place] for i in same)
+                p = (hits + 0.3) / (len(same) + 1.2) if place >= order else 0.25
+                found.append(-np.log(p))
+    assert len(found) == 6 * 24
+    assert cfg.entropy(4, 24, 10**6) == pytest.approx(np.mean(found))
+
+
+def test_counting_tokens_is_worse_than_counting_pairs_where_pairs_tell() -> None:
+    cfg = _cfg(order=1, num_val=32, concentration=0.05, in_context=True)
+    alone = cfg.counting(4, 48, 10**6, order=0)
+    assert cfg.entropy(4, 48, 10**6) < alone < np.log(4)
+    text = np.array([0, 1, 1, 0])  # of four symbols the first 1 is new, the second is not, 0 is
+    fixed = MarkovConfig(in_context=True)
+    object.__setattr__(fixed, "_held_out", lambda *_: text[None])
+    assert fixed.counting(4, 3, 3, order=0, start=0.5) == pytest.approx(-np.log([0.5 / 2, 1.5 / 3, 0.5 / 4]).mean())  # fmt: skip
+
+
+def test_tables_of_sequences_differ_in_context() -> None:
+    certain = _corpus(_cfg(order=1, concentration=0.001, in_context=True)).samples(64, 0)
+    follows = [dict(zip(s["tokens"].tolist()[-8:], s["targets"].tolist()[-8:], strict=True)) for s in (certain[i] for i in range(40))]  # fmt: skip
+    seen = {(token, after) for pairs in follows for token, after in pairs.items()}
+    assert len(seen) > 4  # one table of certain rows has one successor of each of four tokens
+
+
+def test_samples_are_functions_of_seed_and_number_and_validation_is_apart() -> None:
+    corpus = _corpus(_cfg(num_val=4, concentration=0.5))
+    one, again, other = corpus.samples(24, 0), corpus.samples(24, 0), corpus.samples(24, 1)
+    assert torch.equal(one[7]["tokens"], again[7]["tokens"])
+    assert not torch.equal(one[7]["tokens"], one[8]["tokens"])
+    assert not torch.equal(one[7]["tokens"], other[7]["tokens"])
+    (held,) = corpus.held_out(24, 8, 10**6)
+    assert held["tokens"].shape == (4, 24)
+    assert not any(torch.equal(row, one[i]["tokens"]) for row in held["tokens"] for i in range(8))
+
+
+def test_certain_rows_are_cheap() -> None:
+    assert _cfg(concentration=0.01).entropy(4, 64, 10**6) < _cfg(concentration=1.0).entropy(4, 64, 10**6)  # fmt: skip
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="order=0"):
+        MarkovConfig(order=0)
+    with pytest.raises(ValueError, match="concentration=0"):
+        MarkovConfig(concentration=0)
+    with pytest.raises(ValueError, match="tokenizer=symbols"):
+        MarkovConfig().check(TokenizerConfig(), 16)
+    with pytest.raises(ValueError, match="vocab_size=1024 at order=2"):
+        MarkovConfig().check(TokenizerConfig(kind="symbols", vocab_size=1024), 16)
+    with pytest.raises(ValueError, match="for each sequence"):
+        MarkovConfig(in_context=True).check(TokenizerConfig(kind="symbols", vocab_size=100), 16)
+
+
+def test_a_walk_shorter_than_the_order_is_drawn_evenly() -> None:
+    assert len(Chain(3, np.full((64, 4), 0.25)).walk(2, np.random.default_rng(0))) == 2

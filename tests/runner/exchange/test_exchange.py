@@ -1,0 +1,162 @@
+"""Cells to Hugging Face folders and back: the same text, the same logits, one override to train on."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer as Inner
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
+from typer.testing import CliRunner
+
+from runner.commands.cli import app
+from runner.data.pretrained import folder_of, with_origin
+from runner.data.tokenizers import ByteTokenizer, CharTokenizer, TokenizerConfig, loads
+from runner.exchange.tokenizer import write_tokenizer
+from runner.generate.text_generator import load_model
+from runner.machine.errors import ConfigError
+from runner.records import journal
+from runner.records.cells import find_cell, make_cells
+from runner.records.config import validate
+from tests.conftest import ROOT
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Compose = Callable[..., dict[str, Any]]
+TEXT = "Zwölf Boxkämpfer jagen\tden Sylter\r\n\r\n 'großen' Deich. 日本語 🙂<|x|>"
+
+
+def _cli(*arguments: str) -> str:
+    done = CliRunner().invoke(app, list(arguments))
+    return done.output + str(done.exception or "")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "char", "bpe", "unigram", "wordpiece"])
+def test_exported_tokenizers_give_the_same_ids(kind: str, tmp_path: Path) -> None:
+    if kind == "bytes":
+        ours: Any = ByteTokenizer()
+    elif kind == "char":
+        ours = CharTokenizer("".join(sorted(set(TEXT))))
+    else:
+        ours = TokenizerConfig(kind=kind, vocab_size=400).build([TEXT, "jagen den Boxer"] * 3)
+    write_tokenizer(ours, tmp_path, 64)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    ids = ours.encode(TEXT).tolist()
+    assert theirs(TEXT, add_special_tokens=False)["input_ids"] == ids
+    assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
+    assert (theirs.eos_token_id, len(theirs), theirs.model_max_length) == (ours.eos, ours.vocab_size, 64)  # fmt: skip
+    back = TokenizerConfig(kind="folder", path=str(tmp_path), eos_token=theirs.eos_token).build([])
+    assert back.encode(TEXT).tolist() == ids
+    assert back.bytes_per_id().tolist() == ours.bytes_per_id().tolist()
+
+
+def test_a_cell_becomes_a_folder_that_transformers_continues_alike(espalier: Run, tmp_path: Path) -> None:  # fmt: skip
+    assert espalier("name=x", "tokenizer=bpe", "tokenizer.vocab_size=300", "track.uri=null").returncode == 0  # fmt: skip
+    cell = find_cell(tmp_path, next((tmp_path / "runs").iterdir()).name)
+    folder, root = tmp_path / "out", ["--root", str(tmp_path)]
+    (cell.folder / "evals").mkdir()
+    score = {"name": "t/bleu_average", "value": 0.25, "stderr": None, "n": 9}
+    (cell.folder / "evals/0.json").write_text(json.dumps({"scores": [score]}))
+    told = _cli("export", cell.fingerprint[:6], str(folder), "--to", "hf", "--license", "mit", *root)  # fmt: skip
+    assert "LlamaForCausalLM" in told
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)  # fmt: skip
+    given = tokenizer("line", return_tensors="pt")
+    done = theirs.generate(**given, max_new_tokens=9, do_sample=False, pad_token_id=0)
+    ours = _cli("generate", str(cell.folder), "--prompt", "line", "--tokens", "9", "--temperature", "0", *root)  # fmt: skip
+    assert ours == tokenizer.decode(done[0], skip_special_tokens=True) + "\n"
+    card = (folder / "README.md").read_text()
+    for piece in ("license: mit", "pipeline_tag", "val_loss", "num_parameters", "bpe", "model.width", "| t/bleu_average | 0.2500 | not known | 9 |"):  # fmt: skip
+        assert piece in card
+    assert "not empty" in _cli("export", cell.fingerprint, str(folder), *root)
+    assert "layout=gpt2 cannot hold this model" in _cli("export", cell.fingerprint, str(tmp_path / "n"), "--layout", "gpt2", *root)  # fmt: skip
+    assert "there is: hf" in _cli("export", cell.fingerprint, str(tmp_path / "n"), "--to", "gguf", *root)  # fmt: skip
+    cursor = next(cell.folder.glob("mlflow/*.json"))
+    assert find_cell(tmp_path, json.loads(cursor.read_text())["run_id"]).folder == cell.folder
+    shutil.rmtree(cell.folder / "checkpoints")
+    assert "no checkpoint" in _cli("export", cell.fingerprint, str(tmp_path / "n"), *root)
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with more rows than its tokenizer has ids, as transformers saves it."""
+    folder = tmp_path_factory.mktemp("foreign")
+    torch.manual_seed(1)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}  # fmt: skip
+    LlamaForCausalLM = AutoModelForCausalLM.from_config
+    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=320, max_position_embeddings=96)).save_pretrained(folder)  # fmt: skip
+    write_tokenizer(ByteTokenizer(), folder, 96)
+    return folder
+
+
+def test_an_imported_model_is_measured_spoken_to_and_trained_on(foreign: Path, text: Path, tmp_path: Path) -> None:  # fmt: skip
+    common = [f"root={tmp_path}", "data=text", f"data.sources.0.path={text}", "eval.tokens=256", "data.split=tail"]  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "runner.commands.cli", "import", "hf", str(foreign), *common], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (cell,) = [find_cell(tmp_path, folder.name) for folder in (tmp_path / "runs").iterdir()]
+    model, tokenizer, context = load_model(cell.folder)
+    assert (tokenizer.vocab_size, context, cell.state) == (320, 96, "finished")
+    ids = torch.from_numpy(tokenizer.encode("some text").astype("int64"))[None]
+    theirs = AutoModelForCausalLM.from_pretrained(foreign)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    assert any("val_loss" in row for row in journal.read_lines(cell.folder / "metrics.jsonl"))
+    train = ["train.steps=3", "train.batch_size=2", "train.sequence_length=32", "optim.lr=1e-9", "name=ft"]  # fmt: skip
+    command = [sys.executable, "-m", "runner", f"init=hf:{foreign}", *train, *common]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (tuned,) = [f for f in (tmp_path / "runs").iterdir() if f != cell.folder]
+    first, last = (load_model(folder)[0].state_dict() for folder in (cell.folder, tuned))
+    for name in first:  # it began where the imported model is
+        torch.testing.assert_close(last[name], first[name], rtol=0, atol=1e-6)
+
+
+def test_the_origin_counts_by_its_content(foreign: Path, compose: Compose, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(foreign, moved)
+    (a,), (b,) = (make_cells([("", compose(f"init=hf:{f}"))]) for f in (foreign, moved))
+    assert a.fingerprint == b.fingerprint
+    assert a.config.model.width == 32
+    torch.manual_seed(2)
+    other = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=320, max_position_embeddings=96)  # fmt: skip
+    AutoModelForCausalLM.from_config(other).save_pretrained(moved)
+    (c,) = make_cells([("", compose(f"init=hf:{moved}"))])
+    assert c.fingerprint != a.fingerprint
+    kept = with_origin(compose(f"init=hf:{foreign}", "model.dropout=0.25"))
+    assert kept["model"]["dropout"] == 0.25
+
+
+def test_origins_that_cannot_be_used_say_why(foreign: Path, compose: Compose, tmp_path: Path) -> None:  # fmt: skip
+    odd = tmp_path / "odd"
+    shutil.copytree(foreign, odd)
+    (odd / "tokenizer_config.json").unlink()
+    with pytest.raises(ConfigError, match=r"tokenizer.eos_token"):
+        with_origin(compose(f"init=hf:{odd}"))
+    given = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(given | {"eos_token_id": 256}))
+    assert with_origin(compose(f"init=hf:{odd}"))["tokenizer"]["eos_token"] == "<|endoftext|>"
+    (odd / "tokenizer.json").unlink()
+    (odd / "config.json").write_text(json.dumps(given))
+    with pytest.raises(ConfigError, match=r"no tokenizer.json"):
+        with_origin(compose(f"init=hf:{odd}"))
+    with pytest.raises(ConfigError, match="must be hf:DIR"):
+        folder_of("gguf:x")
+    with pytest.raises(ConfigError, match="no such folder"):
+        folder_of(f"hf:{tmp_path / 'nowhere'}")
+    with pytest.raises(ConfigError, match="leave one out"):
+        validate(with_origin(compose(f"init=hf:{foreign}", "+upstream={run: abc}")))
+    small = tmp_path / "small"
+    AutoModelForCausalLM.from_config(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99, n_positions=64)).save_pretrained(small)  # fmt: skip
+    write_tokenizer(ByteTokenizer(), small, 64)
+    spec = validate(with_origin(compose(f"init=hf:{small}", "train.sequence_length=64"))).tokenizer
+    with pytest.raises(ValueError, match="they do not belong together"):
+        spec.build([])
+
+
+def test_a_padded_tokenizer_survives_its_file(foreign: Path) -> None:
+    cfg = TokenizerConfig(kind="folder", path=str(foreign), vocab_size=320)
+    assert loads(cfg.build([]).dumps()).vocab_size == 320
+    assert Inner.from_file(str(foreign / "tokenizer.json")).get_vocab_size() == 257

@@ -1,0 +1,39 @@
+"""A compiled step: one graph whatever the length, the same text; in a process without the tests' type checks."""
+
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+SCRIPT = """
+import torch
+from torch._dynamo.utils import counters
+from models.decoder import DecoderConfig
+from runner.generate.generate import generate
+from runner.generate.sampling import Sampling
+
+model = DecoderConfig(depth=2, width=32, num_heads=4, num_kv_heads=2).build(50, 3)
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.mul_(4.0)
+prompts = [torch.arange(3, 3 + n) for n in (1, 9, 20)]
+wishes = [Sampling(max_new_tokens=n, temperature=t, seed=n) for n, t in ((40, 0.0), (3, 0.0), (20, 0.7))]
+about = {"context": 32, "decode": str, "eos": None}  # the first row passes it
+plain = generate(model, prompts, wishes, **about)
+compiled = generate(model, prompts, wishes, compiled=True, **about)
+assert [one.ids for one in plain] == [one.ids for one in compiled]
+assert [len(one.ids) for one in compiled] == [40, 3, 20]
+assert counters["stats"]["unique_graphs"] == 1, counters["stats"]
+assert not counters["graph_break"], counters["graph_break"]
+
+model.for_inference(compiled=True)  # a single row has a product of its own
+alone = generate(model, prompts[:1], wishes[:1], compiled=True, **about)
+assert alone[0].ids == plain[0].ids
+assert counters["stats"]["unique_graphs"] == 2, counters["stats"]
+assert not counters["graph_break"], counters["graph_break"]
+"""
+
+
+def test_a_compiled_step_is_one_graph_and_says_the_same() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,152 @@
+"""Cells that crash, hang, run out of memory or fail alike: what the sweep makes of them, and whom it tells."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+from runner.launch.policy import tell
+from runner.records import journal
+from runner.records.cells import load_cell
+from runner.records.failures import clusters
+from tests.conftest import ROOT
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+FAULTY = ["-m", "model._target_=tests.faults.FaultyConfig"]
+
+
+def _by_fault(root: Path) -> dict[str, Path]:
+    return {load_cell(f).config.model.fault: f for f in root.glob("runs/*")}
+
+
+def test_each_fault_ends_its_cell_alone_and_by_name(espalier: Run, tmp_path: Path) -> None:
+    done = espalier(*FAULTY, "model.fault=none,segfault,exit0,hang", "name=f", "resources.hang_min=0.1", "hydra.launcher.jobs=4")  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    cells = _by_fault(tmp_path)
+    assert journal.state(cells.pop("none")) == "finished"
+    assert {journal.state(f) for f in cells.values()} == {"failed"}
+    messages = {
+        fault: journal.events(journal.attempts(f)[-1])[-1]["message"] for fault, f in cells.items()
+    }
+    assert messages == {
+        "segfault": "the process ended with SIGSEGV",
+        "exit0": "the process ended with exit code 0 and had not finished",
+        "hang": "no new step for 0.1 minutes (resources.hang_min)",
+    }
+    causes = sorted(c.cause for c in clusters([load_cell(f) for f in cells.values()]))
+    assert causes == ["crash", "hang"]
+
+
+def test_out_of_memory_halves_the_micro_batch_at_equal_tokens(espalier: Run, tmp_path: Path) -> None:  # fmt: skip
+    done = espalier(*FAULTY, "model.fault=oom", "seed=1", "name=o", "eval.batch_size=1", "eval.tokens=32")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("runs/*")
+    cell = load_cell(folder)
+    assert (cell.config.train.batch_size, cell.config.train.micro_batch) == (4, 1)
+    tried = [
+        json.loads((a / "environment.json").read_text())["micro_batch"]
+        for a in journal.attempts(folder)
+    ]
+    assert tried == [4, 2, 1]
+    kept = espalier(*FAULTY, "model.fault=oom", "seed=2", "name=o", "resources.halve_on_oom=false")
+    assert kept.returncode == 1
+    assert "gpu memory" in str(clusters([load_cell(f) for f in tmp_path.glob("runs/*")])[0].cause)
+
+
+def test_failures_that_are_alike_stop_the_sweep_which_tells_once(espalier: Run, tmp_path: Path) -> None:  # fmt: skip
+    told = tmp_path / "told.txt"
+    grid = [*FAULTY, "model.fault=raise", "seed=1,2,3,4", "name=a", "hydra.launcher.jobs=1", "hydra.sweeper.max_alike=2", f"hydra.sweeper.on_failure='echo $ESPALIER_SWEEP $ESPALIER_STATES >> {told}'"]  # fmt: skip
+    first = espalier(*grid)
+    assert first.returncode == 1
+    assert "2 cells failed alike" in first.stderr
+    assert sorted(journal.state(f) for f in tmp_path.glob("runs/*")) == ["failed"] * 2 + ["new"] * 2
+    assert not told.exists()  # two cells have not ended
+    rest = espalier(*[a for a in grid if "max_alike" not in a])
+    assert rest.returncode == 1
+    assert told.read_text() == 'a {"failed": 4}\n'
+    assert espalier(*grid).returncode == 1  # nothing is left to run: nobody is told again
+    tell(tmp_path / "sweeps" / "a")
+    assert len(told.read_text().splitlines()) == 1
+
+
+def test_an_ended_sweep_posts_to_a_url(espalier: Run, tmp_path: Path) -> None:
+    bodies = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    done = espalier("-m", "seed=1", "name=u", f"hydra.sweeper.on_finish='{url}'")
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    assert bodies == [{"sweep": "u", "states": {"finished": 1}}]
+
+
+def test_three_legs_without_a_checkpoint_are_enough(espalier: Run, tmp_path: Path) -> None:
+    from runner.launch.after_exit import give_up
+
+    assert espalier("train.steps=2").returncode == 0
+    (folder,) = tmp_path.glob("runs/*")
+    (folder / "attempts/0001/events.jsonl").write_text("")
+    cell = load_cell(folder)
+    for count in (1, 2):
+        assert len(journal.attempts(folder)) == count
+        assert not give_up(cell)
+        assert journal.claim(folder) is not None
+        (journal.attempts(folder)[-1] / "events.jsonl").write_text('{"event": "interrupted"}\n')
+    assert give_up(cell)
+    assert cell.state == "failed"
+
+
+def test_resources_are_a_function_of_the_config(espalier: Run, tmp_path: Path) -> None:
+    classes = "resources.classes=[{when:'model.width >= 32',cpus:7,timeout_min:9},{when:'true',cpus:3}]".replace("true", "seed >= 0")  # fmt: skip
+    done = espalier("-m", "model.width=24,32", "seed=1", "name=r", classes)
+    assert done.returncode == 0, done.stderr
+    found = {
+        cell.config.model.width: cell.config.resources
+        for cell in map(load_cell, tmp_path.glob("runs/*"))
+    }
+    assert (found[24].cpus, found[24].timeout_min) == (3, 60)
+    assert (found[32].cpus, found[32].timeout_min) == (7, 9)
+    bad = espalier("-m", "seed=1", "resources.classes=[{cpus:7}]")
+    assert "needs a key `when`" in bad.stderr
+
+
+def test_execution_keys_of_the_last_launch_hold(espalier: Run, tmp_path: Path) -> None:
+    assert espalier("-m", "seed=1", "name=e", "train.clip=null", "data.split=tail").returncode == 0
+    (folder,) = tmp_path.glob("runs/*")
+    (folder / "attempts/0001/events.jsonl").unlink()  # as if it had been killed
+    assert espalier("-m", "seed=1", "name=e", "train.clip=null", "train.micro_batch=2").returncode == 0  # fmt: skip
+    assert load_cell(folder).config.train.micro_batch == 2
+    again = json.loads((journal.attempts(folder)[-1] / "environment.json").read_text())
+    assert again["micro_batch"] == 2
+
+
+def test_a_signal_within_the_handler_of_another_stops_the_run_and_not_the_process() -> None:
+    """SLURM's warning and the supervisor's SIGTERM come at one moment."""
+    code = (
+        "import signal, sys\n"
+        "from runner.launch.worker import _stop_on_signals\n"
+        "stop = _stop_on_signals()\n"
+        "def second(frame, event, _):\n"
+        "    if frame.f_code.co_name == 'set':\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"  # at every line of the first one's work
+        "    return second\n"
+        "sys.settrace(second)\n"
+        "signal.raise_signal(signal.SIGUSR2)\n"
+        "print(stop.is_set())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
+    assert done.stdout == "True\n", done.stderr

@@ -1,0 +1,400 @@
+"""Sweeps on a real SLURM of four nodes (tests/slurm/cluster.py): states, legs, preemption, re-attaching."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.runner.views.test_mlflow import Server, assert_equal
+
+from analysis.runs import from_folders
+from analysis.stores import from_mlflow
+from runner.launch.slurm import SlurmConfig
+from runner.launch.snapshot import snapshot
+from runner.records import checkpoint, journal
+from runner.records.cells import load_cell
+from runner.records.config import typed
+from tests.conftest import ROOT, TINY, write_text
+from tests.slurm import cluster
+from tests.slurm.watch import (
+    as_each_runs,
+    ask,
+    assert_undisturbed,
+    attempts,
+    in_mlflow,
+    jobs_of,
+    points,
+    run,
+    running_step,
+    sacct,
+    until,
+)
+
+# Long by sleeping: a node of the test cluster has a fraction of a core.
+SLOW = ["model._target_=tests.faults.FaultyConfig", "model.fault=slow", "train.steps=200", "eval.every=100", "eval.tokens=32"]  # fmt: skip
+DAEMONS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
+MISSING = [name for name in DAEMONS if shutil.which(name) is None] + ["root"] * (os.geteuid() != 0)
+needs_slurm = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: make slurm-up")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slurm() -> Iterator[None]:
+    """The cluster, up; left up where it was."""
+    if MISSING:
+        yield
+        return
+    was_up = cluster.is_up()
+    cluster.up()
+    os.environ["SLURM_CONF"] = str(cluster.HOME / "slurm.conf")
+    os.environ["PYTHONPATH"] = str(ROOT)  # jobs find tests.faults, which is no part of a snapshot
+    yield
+    if not was_up:
+        cluster.down()
+
+
+Command = Callable[..., list[str]]
+Start = Callable[[list[str]], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a command that ends with the test at the latest."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def inner(line: list[str]) -> "subprocess.Popen[str]":
+        begun.append(subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+        return begun[-1]
+
+    yield inner
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def _command(text: Path, root: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
+    base = [sys.executable, "-m", "runner", "-m", *TINY, f"data.sources.0.path={text}"]
+    return [*base, f"root={root}", f"hydra/launcher={launcher}", *arguments]
+
+
+@pytest.fixture
+def command(tmp_path: Path, text: Path) -> Command:
+    """The command of a sweep on SLURM."""
+
+    def inner(*arguments: str, launcher: str = "slurm", root: Path = tmp_path) -> list[str]:
+        return _command(text, root, *arguments, launcher=launcher)
+
+    return inner
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """One cell in three places: left alone, cut by its time limit, and what else the tests do to it."""
+
+    text: Path
+    alone: Path
+    limit: Path
+    processes: "list[subprocess.Popen[bytes]]"
+
+    def command(self, root: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
+        """The command of the cell; TINY's one thread in all: bits depend on it."""
+        return _command(self.text, root, "model.dropout=0.1", *SLOW, *arguments, launcher=launcher)  # fmt: skip
+
+    def reference(self) -> Path:
+        """Wait for the run that nobody disturbed."""
+        assert self.processes[0].wait(timeout=280) == 0
+        (folder,) = (self.alone / "runs").iterdir()
+        return folder
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
+    """Begun with the first test: SLURM looks at time limits twice a minute, and other tests fill the time."""
+    folder = tmp_path_factory.mktemp("disturbed")
+    text = write_text(folder / "text.txt")
+    cell = Disturbed(text, folder / "alone", folder / "limit", [])
+    limit = ["name=limit", "resources.timeout_min=1", "hydra.launcher.warning_s=15", "hydra.launcher.sbatch={nodelist:n1}"]  # fmt: skip
+    for line in (cell.command(cell.alone, launcher="local"), cell.command(cell.limit, *limit)):
+        cell.processes.append(subprocess.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL))
+    yield cell
+    for process in cell.processes:
+        process.kill()
+
+
+@needs_slurm
+@pytest.mark.usefixtures("disturbed")  # begun here
+def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(command: Command, tmp_path: Path) -> None:  # fmt: skip
+    grid = command("name=s", "train.sequence_length=16,70000")
+    done = run(grid)
+    assert done.returncode == 1, done.stderr
+    (job,) = jobs_of(tmp_path)
+    assert sacct(job) == ["COMPLETED", "FAILED"]
+    states = sorted(journal.state(f) for f in tmp_path.glob("runs/*"))
+    assert states == ["failed", "finished"]
+    places = {json.loads(f.read_text())["code"] for f in tmp_path.glob("runs/*/attempts/*/environment.json")}  # fmt: skip
+    assert places == {str(next((tmp_path / "snapshots").iterdir()))}
+    again = run(grid)
+    assert again.returncode == 1  # the failed one is listed, not run again
+    assert jobs_of(tmp_path) == [job]
+    retried = run([*grid, "hydra.sweeper.retry_failed=true"])
+    assert "1 cells submitted" in retried.stderr
+
+
+@needs_slurm
+def test_preempted_and_requeued_runs_end_with_the_same_bits(disturbed: Disturbed, start: Start, tmp_path: Path) -> None:  # fmt: skip
+    """One cell, disturbed in many ways, each in a root of its own, against the same cell left alone."""
+    kinds = {
+        "requeue": ["hydra.launcher.sbatch={nodelist:n1}"],
+        "low": ["hydra.launcher.partition=low", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n4}"],
+        "cheap": ["hydra.launcher.partition=cheap", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n3}"],
+        "spot": ["hydra.launcher.partition=spot", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n2}"],
+    }  # fmt: skip
+    nodes = {"low": "n4", "cheap": "n3", "spot": "n2"}
+
+    def disturb(kind: str) -> None:
+        if kind == "requeue":
+            (job,) = jobs_of(tmp_path / kind)
+            subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
+            return
+        high = ["sbatch", "-p", "high", "-w", nodes[kind], "-c", "8", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]  # fmt: skip
+        subprocess.run(high, check=True, capture_output=True)
+
+    given = {k: disturbed.command(tmp_path / k, f"name={k}", *extra) for k, extra in kinds.items()}
+    running = {kind: start(line) for kind, line in given.items()}
+    as_each_runs({kind: tmp_path / kind for kind in kinds}, 5, disturb)
+    running.pop("spot").communicate(timeout=280)  # nothing requeues what was cancelled
+    (job,) = jobs_of(tmp_path / "spot")
+    assert sacct(job) == ["PREEMPTED"]
+    told = [e["event"] for a in attempts(tmp_path / "spot") for e in journal.events(a)]
+    assert "needs_resubmit" in told
+    causes = run([sys.executable, "-m", "runner.commands.cli", "failures", "spot", "--root", str(tmp_path / "spot")])  # fmt: skip
+    assert causes.stdout.startswith("1 of 1: preemption"), causes.stdout
+    running["spot"] = start(given["spot"])
+    for kind, process in running.items():
+        _, errors = process.communicate(timeout=280)
+        assert process.returncode == 0, (kind, errors)
+        assert_undisturbed(tmp_path / kind, disturbed.reference())
+
+
+@needs_slurm
+def test_a_run_longer_than_its_time_limit_ends_with_the_same_bits(disturbed: Disturbed) -> None:
+    assert disturbed.processes[1].wait(timeout=280) == 0
+    assert_undisturbed(disturbed.limit, disturbed.reference())
+
+
+@needs_slurm
+def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, start: Start, tmp_path: Path) -> None:  # fmt: skip
+    """A killed step, a slurmd that returns, one that does not, a controller away for 20 s, scancel."""
+    slow = [*SLOW, "train.checkpoint.every_steps=10"]
+    # No job may end while the controller is away: SLURM would tell it only 60 s later.
+    kinds = {
+        "step": ["hydra.launcher.sbatch={nodelist:n1}", "train.steps=90"],
+        "returns": ["hydra.launcher.sbatch={nodelist:n2}", "train.steps=150"],
+        "lost": ["hydra.launcher.exclude='n1,n2'", "train.steps=300"],
+        "cancelled": ["seed=1,2", "hydra.launcher.max_running=1", "hydra.launcher.sbatch={nodelist:n1}"],
+    }  # fmt: skip
+    given = {kind: command(f"name={kind}", *slow, *extra, root=tmp_path / kind) for kind, extra in kinds.items()}  # fmt: skip
+    running = {kind: start(line) for kind, line in given.items()}
+    jobs, nodes = {}, {}
+
+    def disturb(kind: str) -> None:
+        (job,) = jobs_of(tmp_path / kind)
+        jobs[kind] = job
+        if kind == "step":
+            subprocess.run(["scancel", "-s", "KILL", f"{job}_0.0"], check=True)
+        elif kind == "cancelled":
+            subprocess.run(["scancel", job], check=True)
+        else:
+            nodes[kind] = ask("squeue", "-h", "-j", job, "-o", "%N")
+            cluster.stop(f"slurmd-{nodes[kind]}")
+        if kind == "returns":  # sooner than SLURM gives up its node (SlurmdTimeout)
+            threading.Timer(8, cluster.restart, (f"slurmd-{nodes[kind]}",)).start()
+
+    as_each_runs({kind: tmp_path / kind for kind in kinds}, 15, disturb)
+    running.pop("cancelled").communicate(timeout=100)  # while SLURM finds out about the lost node
+    states = sorted(journal.state(f) for f in (tmp_path / "cancelled").glob("runs/*"))
+    assert states == ["interrupted", "new"]
+    assert sacct(jobs["cancelled"]) == ["CANCELLED", "CANCELLED"]
+    assert in_mlflow(tmp_path / "cancelled", "cancelled") == ["KILLED"]
+    again = [*given["cancelled"], "hydra.launcher.max_running=2"]
+    running["again"] = start(again)
+    until(lambda: len(attempts(tmp_path / "step")) == 2, "second leg of the killed step")
+    until(lambda: len(attempts(tmp_path / "lost")) == 2, "second leg after the lost node", 150)
+    cluster.restart(f"slurmd-{nodes['lost']}")
+    # A controller that forgot the requeue would drain the node of the "duplicate job".
+    cluster.save(jobs["lost"])
+    cluster.stop("slurmctld")
+    time.sleep(20)
+    cluster.restart("slurmctld")
+    codes = {}
+    for kind, process in running.items():
+        process.communicate(timeout=280)
+        codes[kind] = process.returncode
+    assert codes == {"step": 0, "returns": 0, "lost": 0, "again": 0}
+    for kind, legs in {"step": 2, "returns": 1, "lost": 2}.items():
+        (folder,) = (tmp_path / kind / "runs").iterdir()
+        assert journal.state(folder) == "finished"
+        assert len(journal.attempts(folder)) == legs, kind
+        assert sacct(jobs[kind]) == ["COMPLETED"]
+        steps = {"step": 90, "returns": 150, "lost": 300}[kind]
+        assert sorted(points(folder)) == list(range(1, steps + 1)), kind
+    assert in_mlflow(tmp_path / "lost", "lost") == ["FINISHED"]
+    assert in_mlflow(tmp_path / "cancelled", "cancelled") == ["FINISHED", "FINISHED"]
+
+
+@needs_slurm
+def test_every_fault_is_a_failed_job_and_packed_cells_have_their_own_end(command: Command, tmp_path: Path) -> None:  # fmt: skip
+    faults = ["model._target_=tests.faults.FaultyConfig", "resources.hang_min=0.1"]
+    alone = command("name=f", *faults, "model.fault=none,segfault,exit0,hang", root=tmp_path / "f")
+    packed = command("name=p", *faults, "model.fault=none,raise,oom", "eval.batch_size=1", "eval.tokens=32", "hydra.launcher.cells_per_job=3", "hydra.launcher.at_once=2", root=tmp_path / "p")  # fmt: skip
+    both = [subprocess.Popen(c, cwd=ROOT, stderr=subprocess.DEVNULL) for c in (alone, packed)]
+    assert [p.wait(timeout=200) for p in both] == [1, 1]
+    assert sacct(jobs_of(tmp_path / "f")[0]) == ["COMPLETED", "FAILED", "FAILED", "FAILED"]
+    assert sacct(jobs_of(tmp_path / "p")[0]) == ["FAILED"]
+    states = sorted(journal.state(f) for f in tmp_path.glob("*/runs/*"))
+    assert states == ["failed"] * 4 + ["finished"] * 3
+    assert in_mlflow(tmp_path / "f", "f") == ["FAILED", "FAILED", "FAILED", "FINISHED"]
+
+
+@needs_slurm
+def test_a_cell_of_two_nodes_starts_its_ranks_through_srun(
+    command: Command, tmp_path: Path
+) -> None:
+    shape = ["resources.nodes=2", "resources.processes=2", "resources.cpus=2"]
+    left = run(command("name=n", *shape, "hydra.launcher.wait=false"))
+    assert left.returncode == 0, left.stderr
+    assert "under way" in left.stderr
+    done = run(command("name=n", *shape))
+    assert done.returncode == 0, done.stderr
+    assert len(jobs_of(tmp_path)) == 1
+    assert run(command("name=n", root=tmp_path / "one", launcher="local")).returncode == 0
+    (several,), (one,) = tmp_path.glob("runs/*"), (tmp_path / "one").glob("runs/*")
+    facts = json.loads((several / "attempts/0001/environment.json").read_text())
+    assert facts["world"] == 4
+    ours, reference = points(several), points(one)
+    assert ours.keys() == reference.keys()
+    assert all(abs(ours[step] - reference[step]) < 1e-5 for step in ours)
+
+
+@needs_slurm
+def test_a_stage_waits_for_the_jobs_it_starts_from(command: Command, tmp_path: Path) -> None:
+    stages = "hydra.sweeper.stages={pre:{params:{optim.lr:1e-3}},ft:{from:pre,match:[seed],params:{optim.lr:'1e-4,2e-4'}}}"
+    done = run(command("name=g", "seed=1,2", stages))
+    assert done.returncode == 0, done.stderr
+    first, second = sorted(jobs_of(tmp_path), key=int)
+    assert (sacct(first), sacct(second)) == (["COMPLETED"] * 2, ["COMPLETED"] * 4)
+    cells = [load_cell(f) for f in tmp_path.glob("runs/*")]
+    assert sum(cell.upstream is not None for cell in cells) == 4
+    for cell in cells:
+        if cell.upstream is not None:
+            begun = journal.events(journal.attempts(cell.folder)[0])[0]["time"]
+            ended = journal.events(journal.attempts(cell.upstream)[-1])[-1]["time"]
+            assert begun > ended
+
+
+@needs_slurm
+def test_jobs_that_nobody_waits_for_feed_a_server_themselves(command: Command, tmp_path: Path) -> None:  # fmt: skip
+    server = Server(tmp_path)
+    server.start()
+    try:
+        left = run(command("name=w", "seed=1,2", f"track.uri={server.uri}", "hydra.launcher.wait=false"))  # fmt: skip
+        assert left.returncode == 0, left.stderr
+        assert sacct(jobs_of(tmp_path)[0]) == ["COMPLETED"] * 2
+        assert_equal(from_folders(tmp_path, "w"), from_mlflow(server.uri, "w"))
+    finally:
+        server.kill()
+
+
+@needs_slurm
+def test_slots_of_a_study_share_its_trials(command: Command, tmp_path: Path) -> None:
+    space = "hydra.sweeper.space={optim.lr:{low:1e-4,high:1e-1,log:true}}"
+    study = command("name=o", "hydra/sweeper=optuna", space, "hydra.sweeper.trials=5", "hydra.launcher.max_running=2")  # fmt: skip
+    done = run(study)
+    assert done.returncode == 0, done.stderr
+    assert "5 trials (5 complete)" in done.stderr
+    assert sacct(jobs_of(tmp_path)[0]) == ["COMPLETED"] * 2
+    assert sorted(len(journal.attempts(f)) for f in tmp_path.glob("runs/*")) == [1] * 5
+
+
+@needs_slurm
+def test_arrays_are_cut_at_slurms_limits_and_the_rest_follows(command: Command, tmp_path: Path) -> None:  # fmt: skip
+    user = ["sacctmgr", "-i", "modify", "user", "root", "set"]
+    cluster.configure(MaxArraySize=3)
+    subprocess.run([*user, "MaxSubmitJobs=3"], check=True, capture_output=True)
+    try:
+        done = run(command("name=c", "seed=1,2,3,4,5", "train.steps=2"))
+    finally:
+        cluster.configure(MaxArraySize=10001)
+        subprocess.run([*user, "MaxSubmitJobs=-1"], check=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "3 cells submitted" in done.stderr
+    assert "wait for the submit limit" in done.stderr
+    cells = [c for f in tmp_path.glob("sweeps/c/submissions/*.json") for t in json.loads(f.read_text())["tasks"] for c in t]  # fmt: skip
+    assert len(cells) == len(set(cells)) == 5
+
+
+@needs_slurm
+def test_a_killed_launcher_is_replaced_by_the_same_command(
+    command: Command, tmp_path: Path
+) -> None:
+    grid = command("name=k", "seed=1,2", *SLOW, "train.steps=100")
+    first = subprocess.Popen(grid, cwd=ROOT, stderr=subprocess.DEVNULL)
+    until(lambda: running_step(tmp_path, 1), "training")
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    again = run(grid)
+    assert again.returncode == 0, again.stderr
+    assert "2 cells are in the queue already" in again.stderr
+    assert len(jobs_of(tmp_path)) == 1
+    assert {journal.state(f) for f in tmp_path.glob("runs/*")} == {"finished"}
+
+
+@needs_slurm
+def test_two_launches_at_once_submit_each_cell_once(command: Command, tmp_path: Path) -> None:
+    grid = command("name=t", "seed=1,2,3")
+    both = [subprocess.Popen(grid, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [p.wait(timeout=120) for p in both] == [0, 0]
+    cells = [c for f in tmp_path.glob("sweeps/t/submissions/*.json") for t in json.loads(f.read_text())["tasks"] for c in t]  # fmt: skip
+    assert len(cells) == len(set(cells)) == 3
+
+
+@needs_slurm
+def test_a_cancelled_array_saves_what_runs_and_starts_no_more(command: Command, tmp_path: Path) -> None:  # fmt: skip
+    grid = command("name=c", "seed=1,2", *SLOW, "hydra.launcher.max_running=1")
+    sweep = subprocess.Popen(grid, cwd=ROOT, stderr=subprocess.DEVNULL)
+    until(lambda: running_step(tmp_path, 5), "training")
+    cancel = [sys.executable, "-m", "runner.commands.cli", "cancel", "c", "--root", str(tmp_path)]
+    told = run(cancel)
+    assert told.stdout.count("sent") == 2, told.stdout + told.stderr
+    assert sweep.wait(timeout=120) == 1
+    assert sorted(journal.state(f) for f in tmp_path.glob("runs/*")) == ["interrupted", "new"]
+    (job,) = jobs_of(tmp_path)
+    assert sacct(job) == ["CANCELLED", "CANCELLED"]
+    (saved,) = tmp_path.glob("runs/*/checkpoints")
+    assert checkpoint.newest(saved) is not None
+
+
+def test_a_snapshot_holds_the_code_and_changes_with_it(tmp_path: Path) -> None:
+    made = snapshot(tmp_path)
+    assert (made / "runner/launch/worker.py").read_bytes() == (
+        ROOT / "runner/launch/worker.py"
+    ).read_bytes()
+    assert (made / "conf/config.yaml").exists()
+    assert not list(made.rglob("*.pyc"))
+    assert snapshot(tmp_path) == made
+
+
+def test_unknown_launcher_keys_list_the_valid_ones() -> None:
+    assert typed("hydra.launcher", SlurmConfig, {"at_once": 2}) == SlurmConfig(at_once=2)
+    with pytest.raises(
+        ValueError,
+        match=r"hydra\.launcher\.partion is not a key; did you mean partition\?; valid: .*partition",
+    ):
+        typed("hydra.launcher", SlurmConfig, {"partion": "x"})

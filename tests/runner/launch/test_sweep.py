@@ -1,0 +1,146 @@
+"""The local launcher and its MLflow view, through the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from analysis.runs import from_folders
+from runner.records import journal
+from tests.conftest import ROOT, TINY
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_grid_runs_once_and_is_then_skipped(espalier: Run, tmp_path: Path) -> None:
+    grid = ["-m", "seed=1,2,1", "optim.lr=1e-3,0.001", "name=g"]
+    first = espalier(*grid)
+    assert first.returncode == 0, first.stderr
+    assert "2 cells (2 new); 2 to run" in first.stderr
+    again = espalier(*grid)
+    assert "2 cells (2 finished); 0 to run" in again.stderr
+    runs = from_folders(tmp_path, "g")
+    assert list(runs.table["state"]) == ["finished"] * 2
+    assert sorted(runs.table["seed"]) == [1, 2]
+
+
+def test_a_bad_point_stops_the_sweep_before_anything_runs(espalier: Run, tmp_path: Path) -> None:
+    done = espalier("-m", "optim.lr=1e-3,-1")
+    assert done.returncode != 0
+    assert "lr=-1.0 must be positive" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_crashing_cell_fails_alone(espalier: Run, tmp_path: Path, text: Path) -> None:
+    done = espalier("-m", "train.sequence_length=16,100000", "name=c")
+    assert done.returncode == 1
+    states = sorted(from_folders(tmp_path, "c").table["state"])
+    assert states == ["failed", "finished"]
+    assert "1 failed" in espalier("-m", "train.sequence_length=16,100000", "name=c").stderr
+
+
+def test_a_dead_holder_does_not_keep_the_cell(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        journal.claim(tmp_path)
+        signal.pause()
+    while not journal.attempts(tmp_path):
+        pass
+    assert journal.state(tmp_path) == "running"
+    assert journal.claim(tmp_path) is None
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert journal.state(tmp_path) == "interrupted"
+    assert journal.claim(tmp_path) is not None
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, text: Path) -> None:
+    grid = ["-m", *TINY, f"data.sources.0.path={text}", f"root={tmp_path}", "name=i", "seed=1,2", "train.steps=1500", "eval.every=500"]  # fmt: skip
+    command = [sys.executable, "-m", "runner", *grid]
+    first = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(f.stat().st_size > 2000 for f in tmp_path.glob("runs/*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait(timeout=60) == 130
+    folders = sorted(tmp_path.glob("runs/*"))
+    assert all(journal.state(f) in ("new", "interrupted") for f in folders)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "2 to run" in again.stderr
+    assert {journal.state(f) for f in folders} == {"finished"}
+    restored = [row for f in folders for row in journal.read_lines(f / "metrics.jsonl") if row.get("restored")]  # fmt: skip
+    assert restored
+
+
+def test_a_holder_on_another_host_is_judged_by_its_heartbeat(tmp_path: Path) -> None:
+    attempt = journal.claim(tmp_path)
+    assert attempt is not None
+    lease = json.loads((attempt / "lease.json").read_text())
+    (attempt / "lease.json").write_text(json.dumps(lease | {"host": "elsewhere"}))
+    (attempt / "heartbeat").touch()
+    assert journal.state(tmp_path) == "running"
+    assert journal.claim(tmp_path) is None
+    now = (attempt / "heartbeat").stat().st_mtime
+    os.utime(attempt / "heartbeat", (now - 600, now - 600))
+    assert journal.state(tmp_path) == "interrupted"
+    first = journal.Journal(tmp_path, attempt)
+    first.close()
+    assert not first.superseded()
+    assert journal.claim(tmp_path) is not None
+    assert first.superseded()
+
+
+def test_a_second_launcher_waits_for_the_first_and_takes_over_what_it_leaves(tmp_path: Path, text: Path) -> None:  # fmt: skip
+    grid = ["-m", *TINY, f"data.sources.0.path={text}", f"root={tmp_path}", "name=w", "seed=1,2", "train.steps=3000", "eval.every=1000", "train.checkpoint.every_steps=50"]  # fmt: skip
+    command = [sys.executable, "-m", "runner", *grid]
+    first = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len([f for f in tmp_path.glob("runs/*") if journal.state(f) == "running"]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    second = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert second.stderr is not None
+    while "another launcher" not in (line := second.stderr.readline()):
+        assert line, "the second launcher ended"
+    one = next(f for f in tmp_path.glob("runs/*") if journal.state(f) == "running")
+    os.kill(json.loads((journal.attempts(one)[-1] / "lease.json").read_text())["pid"], signal.SIGKILL)  # fmt: skip
+    os.killpg(first.pid, signal.SIGKILL)  # the launcher and its template die with it
+    _, errors = second.communicate(timeout=120)
+    first.wait()
+    assert second.returncode == 0, errors
+    folders = list(tmp_path.glob("runs/*"))
+    assert [journal.state(f) for f in folders] == ["finished"] * 2
+    assert len(journal.attempts(one)) == 2
+
+
+def test_a_cell_of_two_processes_runs_under_the_launcher(espalier: Run, tmp_path: Path) -> None:
+    for flag in (["-m"], []):
+        done = espalier(*flag, "resources.processes=2", "train.parallel=fsdp", f"name=p{len(flag)}", f"seed={len(flag)}")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    facts = [json.loads(f.read_text()) for f in tmp_path.glob("runs/*/attempts/0001/environment.json")]  # fmt: skip
+    assert [f["world"] for f in facts] == [2, 2]
+
+
+def test_more_gpus_than_there_are_is_refused(espalier: Run) -> None:
+    done = espalier("-m", "resources.gpus=99", "train.batch_size=99")
+    assert done.returncode != 0
+    assert "resources.gpus=99 but this machine has" in done.stderr
+
+
+def test_a_resume_on_other_terms_says_so(espalier: Run, tmp_path: Path) -> None:
+    assert espalier("train.steps=6").returncode == 0
+    (folder,) = tmp_path.glob("runs/*")
+    attempt = journal.attempts(folder)[0]
+    facts = json.loads((attempt / "environment.json").read_text())
+    (attempt / "environment.json").write_text(json.dumps(facts | {"torch": "1.0"}))
+    (attempt / "events.jsonl").unlink()  # as if it had been killed
+    again = espalier("train.steps=6")
+    assert again.returncode == 0
+    assert "not bit-identically: torch: 1.0 at first" in again.stderr

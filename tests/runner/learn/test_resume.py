@@ -1,0 +1,308 @@
+"""Kill a run anywhere, run the same command again: bit-identical weights and metrics."""
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from runner.learn.trainer import Trainer
+from runner.machine.errors import CheckpointError
+from runner.machine.ranks import Ranks
+from runner.records import checkpoint, journal
+from runner.records.cells import Cell, freeze_cell, make_cells
+
+ROOT = Path(__file__).parents[3]
+Compose = Callable[..., dict[str, Any]]
+HARD = ["model.dropout=0.1", "train.micro_batch=2", "train.checkpoint.every_steps=5", "train.steps=40"]  # fmt: skip
+
+# What balances experts sees a micro-batch, so one process takes as many samples at a time as each of two.
+HYBRID = ["model=hybrid", "model.depth=2", "model.width=48", "train.micro_batch=2"]
+BDH = ["model=bdh", "model.depth=2", "model.width=32", "model.num_heads=2", "model.multiplier=8"]
+PARTS = {"m": "mamba2", "r": "min_gru", "b": "based", "c": "short_conv", "w": "window_sinks"}
+MIXERS = [*(f"+model/part@model.parts.{letter}={name}" for letter, name in PARTS.items()), "model.depth=5", 'model.pattern="mf rf bf cf wf"', "+model/streams=hc"]  # fmt: skip
+SPREAD = [["train.parallel=ddp"], ["train.parallel=fsdp"], ["train.parallel=fsdp", "optim=muon"]]
+SPREAD += [[*model, f"train.parallel={how}"] for model in (HYBRID, BDH, MIXERS) for how in ("ddp", "fsdp")]  # fmt: skip
+
+
+def _start(cell: Cell) -> subprocess.Popen[bytes]:
+    freeze_cell(cell)
+    command = [sys.executable, "-m", "runner.launch.worker", str(cell.folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+    )
+
+
+def _wait_for_step(cell: Cell, step: int, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        lines = journal.read_lines(cell.folder / "metrics.jsonl")
+        if any(line.get("step", 0) >= step for line in lines):
+            return
+        time.sleep(0.002)
+
+
+def _weights(cell: Cell) -> dict[str, torch.Tensor]:
+    newest = checkpoint.newest(cell.folder / "checkpoints")
+    assert newest is not None
+    return load_file(newest / "model.safetensors")
+
+
+def _metrics(cell: Cell) -> dict[tuple[int, str], float]:
+    last: dict[tuple[int, str], float] = {}
+    for line in journal.read_lines(cell.folder / "metrics.jsonl"):
+        if "restored" in line:
+            last = {k: v for k, v in last.items() if k[0] <= line["restored"]}
+        else:
+            for key in ("loss", "grad_norm", "val_loss", "val_loss_average", "lr", "tokens"):
+                if key in line:
+                    last[line["step"], key] = line[key]
+    return last
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["optim=adamw", "data.num_workers=0"],
+        ["optim=muon", "data.num_workers=2"],
+        ["optim=adamw", "data.num_workers=2", "precision=nvfp4_all_layers", "precision.pad=true"],
+        ["optim=muon", "data.num_workers=0", "precision=fp8_delayed"],
+        ["model=hybrid", "model.depth=2", "model.width=48", "model.parts.e.balance=bias"],
+    ],
+    ids=["adamw", "muon, loader processes", "nvfp4", "fp8, delayed scaling", "hybrid"],
+)
+def test_killed_run_resumes_bit_identically(
+    chosen: list[str], compose: Compose, tmp_path: Path
+) -> None:
+    overrides = [*chosen, *HARD]
+    (whole,) = make_cells([("", compose(*overrides, f"root={tmp_path / 'whole'}"))])
+    (broken,) = make_cells([("", compose(*overrides, f"root={tmp_path / 'broken'}"))])
+    assert whole.fingerprint == broken.fingerprint
+    assert _start(whole).wait() == 0
+    for step in (3, 13, 31):
+        process = _start(broken)
+        _wait_for_step(broken, step, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert _start(broken).wait() == 0
+    assert broken.state == "finished"
+    assert len(journal.attempts(broken.folder)) == 4
+    a, b = _weights(whole), _weights(broken)
+    assert all(torch.equal(a[name], b[name]) for name in a.keys() | b.keys())
+    # The master weights, under any recipe; what a memory makes of the vocabulary is all that counts.
+    other = [name for name, tensor in a.items() if tensor.dtype != torch.float32]
+    assert all(name.endswith(".canonical") for name in other), other
+    assert _metrics(whole) == _metrics(broken)
+
+
+def test_sigterm_saves_and_asks_to_be_resumed(compose: Compose) -> None:
+    (cell,) = make_cells([("", compose("train.steps=100000", "train.checkpoint.keep_best=false"))])
+    process = _start(cell)
+    _wait_for_step(cell, 5, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    assert cell.state == "interrupted"
+    assert checkpoint.newest(cell.folder / "checkpoints") is not None
+
+
+def test_a_run_stopped_before_its_first_step_goes_on(compose: Compose, tmp_path: Path) -> None:
+    weights = []
+    for name, stops in (("whole", [False]), ("stopped", [True, False])):
+        (cell,) = make_cells([("", compose("optim=muon", f"root={tmp_path / name}"))])
+        freeze_cell(cell)
+        for stop in stops:
+            attempt = journal.claim(cell.folder)
+            assert attempt is not None
+            book = journal.Journal(cell.folder, attempt)
+            outcome = Trainer(cell, book, Ranks("cpu")).fit(lambda stop=stop: stop)  # type: ignore[misc]
+            assert outcome == ("interrupted" if stop else "finished")
+            book.event(outcome)
+            book.close()
+        weights.append(_weights(cell))
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+
+
+def test_a_damaged_checkpoint_is_passed_over(compose: Compose) -> None:
+    (cell,) = make_cells([("", compose(*HARD))])
+    assert _start(cell).wait() == 0
+    saved = checkpoint.listing(cell.folder / "checkpoints")
+    file = saved[-1] / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert checkpoint.newest(cell.folder / "checkpoints") == saved[-2]
+    other = cell.config.model.__class__(depth=1, width=8, num_heads=1).build(257, 0)
+    with pytest.raises(CheckpointError, match="another model"):
+        checkpoint.load_weights(saved[-2], other)
+
+
+def test_divergence_is_a_result(compose: Compose) -> None:
+    overrides = ["optim.lr=1e18", "train.clip=null", "schedule=constant", "train.steps=200"]
+    (cell,) = make_cells([("", compose(*overrides))])
+    assert _start(cell).wait() == 0
+    assert cell.state == "diverged"
+
+
+def test_torn_line_is_ignored_and_truncated(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n{"st')
+    assert journal.read_lines(file) == [{"step": 1}]
+    attempt = journal.claim(tmp_path)
+    assert attempt is not None
+    book = journal.Journal(tmp_path, attempt)
+    book.metrics(2, {"loss": 1.0})
+    book.close()
+    assert [line["step"] for line in map(json.loads, file.read_text().splitlines())] == [1, 2]
+    assert journal.claim(tmp_path) is None  # this process holds it
+
+
+def test_a_later_leg_of_a_job_takes_over_and_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """A node that SLURM lost may run on: its leg must not fight with the one that replaced it."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for leg, claimed in (("0", True), ("2", True), ("0", False), ("1", False), ("10", True), ("2", False)):  # fmt: skip
+        monkeypatch.setenv("SLURM_RESTART_COUNT", leg)
+        assert (journal.claim(tmp_path) is not None) == claimed, leg
+    monkeypatch.setenv("SLURM_JOB_ID", "8")  # another job looks at the process: it is alive
+    assert journal.claim(tmp_path) is None
+
+
+def _torchrun(cell: Cell) -> subprocess.CompletedProcess[bytes]:
+    freeze_cell(cell)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*command, "-m", "runner.launch.worker", str(cell.folder)], cwd=ROOT, check=False,
+        capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", SPREAD, ids=" ".join)
+def test_two_processes_lose_nothing_against_one(overrides: list[str], compose: Compose, tmp_path: Path) -> None:  # fmt: skip
+    """Gradients are summed in another order, so losses agree to 1e-4, gradient norms (which see the
+    differences that Muon's bf16 iteration amplifies) to 1e-3, not to the bit."""
+    common = ["model.dropout=0.1", "train.average.kind=ema", *overrides]
+    cells = [make_cells([("", compose(*common, f"root={tmp_path / n}"))])[0] for n in "ab"]
+    assert _start(cells[0]).wait() == 0
+    done = _torchrun(cells[1])
+    assert done.returncode == 0, done.stderr.decode()
+    one, two = _metrics(cells[0]), _metrics(cells[1])
+    assert one.keys() == two.keys()
+    assert (12, "val_loss_average") in one
+    for key, value in one.items():
+        tolerance = 1e-3 if key[1] == "grad_norm" else 1e-4
+        assert two[key] == pytest.approx(value, rel=tolerance), key
+
+
+@pytest.mark.parametrize("overrides", [["train.parallel=ddp", "precision=nvfp4"], ["train.parallel=fsdp", "precision=nvfp4"], ["train.parallel=fsdp", "precision=fp8_delayed"]], ids=" ".join)  # fmt: skip
+def test_quantised_layers_are_the_same_on_two_processes(overrides: list[str], compose: Compose, tmp_path: Path) -> None:  # fmt: skip
+    """Scales are those of a micro-batch, so one process takes as many samples at a time as each of two. The
+    sums of gradients in another order move a rounding here and there: 1e-3 on losses."""
+    common = ["model.width=32", "model.hidden=64", "train.micro_batch=2", *overrides]
+    cells = [make_cells([("", compose(*common, f"root={tmp_path / n}"))])[0] for n in "ab"]
+    assert _start(cells[0]).wait() == 0
+    done = _torchrun(cells[1])
+    assert done.returncode == 0, done.stderr.decode()
+    one, two = _metrics(cells[0]), _metrics(cells[1])
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        if key[1] in ("loss", "val_loss"):
+            assert two[key] == pytest.approx(value, rel=1e-3), key
+    first = (1, "loss")
+    assert two[first] == pytest.approx(one[first], rel=1e-6)
+
+
+def test_a_sharded_run_resumes_in_one_process_and_back(compose: Compose, tmp_path: Path) -> None:
+    """Two processes under FSDP2 save at step 5; one process goes on from there, and the other way."""
+    overrides = ["train.parallel=fsdp", "train.average.kind=last", "train.average.every=2", "optim=muon"]  # fmt: skip
+    (reference,) = make_cells([("", compose(*overrides, f"root={tmp_path / 'whole'}"))])
+    assert _start(reference).wait() == 0
+    for name, starts in (("2to1", [_torchrun, _start]), ("1to2", [_start, _torchrun])):
+        keep = ["train.checkpoint.every_steps=5", "train.checkpoint.keep_last=9"]
+        (cell,) = make_cells([("", compose(*overrides, *keep, f"root={tmp_path / name}"))])
+        assert cell.fingerprint == reference.fingerprint
+        for index, start in enumerate(starts):
+            run = start(cell)
+            code = run.wait() if isinstance(run, subprocess.Popen) else run.returncode
+            assert code == 0
+            if index == 0:  # as if it had been killed after step 5
+                for path in checkpoint.listing(cell.folder / "checkpoints")[1:]:
+                    shutil.rmtree(path)
+                (journal.attempts(cell.folder)[-1] / "events.jsonl").unlink()
+        one, two = _metrics(reference), _metrics(cell)
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            tolerance = 1e-3 if key[1] == "grad_norm" else 1e-4
+            assert two[key] == pytest.approx(value, rel=tolerance), key
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(compose: Compose) -> None:
+    (cell,) = make_cells([("", compose("train.batch_size=5"))])
+    done = _torchrun(cell)
+    assert done.returncode != 0
+    assert b"train.batch_size=5 over 2 processes" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["ema", "last"])
+def test_the_average_is_what_its_name_says(kind: str, compose: Compose) -> None:
+    from runner.learn.optim.average import AverageConfig
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    average = AverageConfig(kind=kind, decay=0.5, every=2, count=3).build(model)  # type: ignore[arg-type]
+    assert average is not None
+    seen = []
+    for step in range(1, 11):
+        with torch.no_grad():
+            model.weight.add_(torch.randn_like(model.weight))
+        seen.append(model.weight.detach().clone())
+        average.update(step)
+    expected = seen[0]
+    for step, weight in enumerate(seen[1:], start=2):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    if kind == "last":
+        expected = torch.stack([seen[5], seen[7], seen[9]]).mean(dim=0)
+    with average.in_place():
+        torch.testing.assert_close(model.weight.detach(), expected)
+    assert torch.equal(model.weight, seen[-1])
+    again = AverageConfig(kind=kind).build(model)  # type: ignore[arg-type]
+    assert again is not None
+    again.load(average.tensors())
+    with again.in_place():
+        torch.testing.assert_close(model.weight.detach(), expected)
+
+
+def test_compiled_and_recomputed_steps_match_eager_ones(compose: Compose, tmp_path: Path) -> None:
+    """Compilation fuses roundings, so losses agree to 1e-4; recomputed activations are the same bits."""
+    metrics = {}
+    for name in ("eager", "compile", "activation_checkpointing"):
+        flag = [] if name == "eager" else [f"train.{name}=true"]
+        (cell,) = make_cells([("", compose("model.dropout=0.1", *flag, f"root={tmp_path / name}"))])
+        assert _start(cell).wait() == 0
+        metrics[name] = _metrics(cell)
+        seconds = [r["compile_s"] for r in journal.read_lines(cell.folder / "metrics.jsonl") if "compile_s" in r]  # fmt: skip
+        assert bool(seconds) == (name == "compile")
+        assert all(s > 0 for s in seconds)
+    assert metrics["activation_checkpointing"] == metrics["eager"]
+    for key, value in metrics["eager"].items():
+        assert metrics["compile"][key] == pytest.approx(value, rel=1e-4), key
+
+
+def test_profile_writes_a_trace(compose: Compose) -> None:
+    (cell,) = make_cells([("", compose("train.profile=true"))])
+    assert _start(cell).wait() == 0
+    with gzip.open(journal.attempts(cell.folder)[0] / "trace.json.gz") as stream:
+        names = {event.get("name") for event in json.load(stream)["traceEvents"]}
+    assert "aten::mm" in names

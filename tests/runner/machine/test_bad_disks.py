@@ -1,0 +1,78 @@
+"""A full disk and a read-only folder: a message that names the way out, and nothing finished is lost.
+
+Each test has a file system of its own, mounted in a private namespace by `unshare`.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.records import checkpoint, journal
+from runner.records.cells import make_cells
+from tests.conftest import ROOT, TINY
+
+Compose = Callable[..., dict[str, Any]]
+
+
+def _private(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script where mounts are allowed and vanish at its end."""
+    return subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script], cwd=ROOT,
+        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or _private("mount -t tmpfs tmpfs /mnt").returncode != 0,
+    reason="needs Linux with user namespaces (unshare --user --mount)",
+)
+
+
+def _train(text: Path, root: Path, *overrides: str) -> str:
+    command = [sys.executable, "-m", "runner", *TINY, f"data.sources.0.path={text}"]
+    return shlex.join([*command, f"root={root}", *overrides])
+
+
+def test_a_full_disk_ends_the_run_with_its_last_good_checkpoint(text: Path, tmp_path: Path, compose: Compose) -> None:  # fmt: skip
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    size = ["model.width=48", "train.checkpoint.keep_last=100", "train.checkpoint.every_steps=1"]
+    done = _private(
+        f"mount -t tmpfs -o size=3m tmpfs {disk}; {_train(text, disk, *size)}; code=$?;"
+        f"cp -r {disk} {kept}; exit $code"
+    )
+    assert done.returncode != 0
+    assert "the disk is full" in done.stderr
+    assert "run the same command again" in done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = (kept / "runs").iterdir()
+    saved = checkpoint.newest(run / "checkpoints")
+    assert saved is not None
+    assert 0 < int(saved.name) < 12
+    assert not list((run / "checkpoints").glob(".partial*"))
+    # With room again, the same command goes on from there.
+    (cell,) = make_cells([("", compose(*size, f"root={kept}"))])
+    assert cell.folder == run
+    again = _private(_train(text, kept, *size))
+    assert again.returncode == 0, again.stderr
+    assert cell.state == "finished"
+    lines = journal.read_lines(run / "metrics.jsonl")
+    assert any(line.get("restored") == int(saved.name) for line in lines)
+
+
+@pytest.mark.parametrize("part", ["", "data_cache", "runs"])
+def test_a_read_only_folder_is_named(part: str, text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "root" / part
+    folder.mkdir(parents=True)
+    mount = f"mount -t tmpfs -o ro tmpfs {folder}"
+    done = _private(f"{mount}; {_train(text, tmp_path / 'root')}")
+    assert done.returncode != 0
+    assert "Read-only file system" in done.stderr
+    assert "set root= to a folder you can write" in done.stderr
+    assert "Traceback" not in done.stderr

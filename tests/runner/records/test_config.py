@@ -1,0 +1,215 @@
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext
+
+from runner.commands.hydra_plugin import Composer, GridSweeper, register, to_plain
+from runner.machine.errors import ConfigError, EspalierError
+from runner.records.cells import Cell, make_cells
+from runner.records.config import NODES, SETTINGS, freeze, validate
+from runner.records.fingerprint import is_execution
+from tests.conftest import ROOT
+
+Compose = Callable[..., dict[str, Any]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def _cell(node: dict[str, Any]) -> Cell:
+    return make_cells([("", node)])[0]
+
+
+CONF, EXPERIMENTS = ROOT / "conf", ROOT / "experiments"
+MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_builds_on_meta(model: str, compose: Compose) -> None:
+    cfg = validate(compose(f"model={model}"))
+    with torch.device("meta"):
+        built = cfg.model.build(257, 0)
+    assert sum(p.numel() for p in built.parameters()) == cfg.model.num_parameters(257)
+
+
+PARTS = sorted(p.stem for p in (CONF / "model/part").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_is_a_branch_by_one_override(part: str, compose: Compose) -> None:
+    """Its `_target_`s come back from the frozen cell; its class counts in the fingerprint, its neutral fields not."""
+    node = compose(f"+model/part@model.parts.x={part}", "model.pattern=xf")
+    cfg = validate(node)
+    with torch.device("meta"):
+        built = cfg.model.build(257, 0)
+    assert sum(p.numel() for p in built.parameters()) == cfg.model.num_parameters(257)
+    frozen = freeze(cfg)
+    assert validate(frozen).model == cfg.model
+    assert frozen["model"]["parts"]["x"]["_target_"].startswith("models.")
+    assert _cell(node).science["model.parts.x.numerics"] == type(cfg.model.parts["x"]).numerics
+    with pytest.raises(ConfigError, match=r"model\.parts\.x\.wdow is not a key"):
+        validate(compose(f"+model/part@model.parts.x={part}", "+model.parts.x.wdow=3"))
+
+
+@pytest.mark.parametrize("streams", sorted(p.stem for p in (CONF / "model/streams").glob("*.yaml")))
+def test_every_kind_of_streams_is_one_override(streams: str, compose: Compose) -> None:
+    cfg = validate(compose(f"+model/streams={streams}"))
+    with torch.device("meta"):
+        built = cfg.model.build(257, 0)
+    assert sum(p.numel() for p in built.parameters()) == cfg.model.num_parameters(257)
+    assert validate(freeze(cfg)).model.streams == cfg.model.streams
+
+
+def test_a_decoder_without_parts_has_the_fingerprint_it_had_before_there_were_any(compose: Compose) -> None:  # fmt: skip
+    keys = _cell(compose()).science
+    assert not [key for key in keys if key.startswith(("model.parts", "model.pattern", "model.streams", "model.causal"))]  # fmt: skip
+    letters = {"x": {"_target_": "models.attention.AttentionConfig", "window": 7}}
+    plain = compose()
+    plain["model"] |= {"parts": letters, "pattern": "xf"}
+    other = compose()
+    other["model"] |= {"parts": {"x": letters["x"] | {"window": 8}}, "pattern": "xf"}
+    assert len({_cell(node).fingerprint for node in (compose(), plain, other)}) == 3
+
+
+NODES_OF = {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in CONF.iterdir() if g.is_dir()}
+NEEDS = {
+    "folder": ["tokenizer.path=x"],
+    "hub": ["data.sources.0.revision=abc"],
+    "recall": ["~data.split", "~data.sources", "tokenizer=symbols", "data.num_pairs=4"],
+    "markov": ["~data.split", "~data.sources", "tokenizer=symbols", "tokenizer.vocab_size=32"],
+}
+
+
+@pytest.mark.parametrize(("group", "node"), [(g, n) for g in (*NODES, *SETTINGS) for n in NODES_OF[g]])  # fmt: skip
+def test_every_node_validates(group: str, node: str, compose: Compose) -> None:
+    cfg = validate(compose(f"{group}={node}", *NEEDS.get(node, [])))
+    assert getattr(cfg, group) is not None
+
+
+@pytest.mark.parametrize(
+    ("experiment", "name"), sorted((f.parent.name, f.stem) for f in EXPERIMENTS.glob("*/*.yaml"))
+)
+def test_every_point_of_every_experiment_builds_on_meta(experiment: str, name: str) -> None:
+    register()
+    with initialize_config_dir(str(EXPERIMENTS / experiment), version_base="1.3"):
+        path = "hydra.searchpath=[pkg://conf]"
+        composed = hydra_compose(name, [path], return_hydra_config=True)
+        loader = GlobalHydra.instance().config_loader()
+        keys = {k: v for k, v in composed.hydra.sweeper.items() if k != "_target_"}
+        sweeper = GridSweeper(**keys)
+        sweeper.context = HydraContext(loader, Callbacks())
+        sweeper.composer = Composer(composed, loader)
+        points = [p for grid in sweeper.grids().values() for p in sweeper.points(grid, [])]
+        assert points
+        for point in points:
+            node = sweeper.composer.compose(point)[0]
+            assert node == to_plain(loader.load_sweep_config(composed, point))
+            cfg = validate(node)
+            assert cfg.name == (experiment if name == "sweep" else f"{experiment}_{name}")
+            vocab = cfg.tokenizer.planned_vocab_size() or 100
+            with torch.device("meta"):
+                model = cfg.model.build(vocab, cfg.seed)
+                assert cfg.optim.build(model)
+            assert cfg.train.num_steps(cfg.model.num_parameters(vocab), 10**9) >= 0
+
+
+def test_a_model_from_outside_the_clone_needs_no_registration(espalier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    package, conf = tmp_path / "code" / "mylab", tmp_path / "conf" / "model"
+    package.mkdir(parents=True)
+    conf.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "bigram.py").write_text(
+        "from models.config import config\n"
+        "from models.decoder import DecoderConfig\n"
+        "@config\n"
+        "class BigramConfig(DecoderConfig):\n"
+        "    depth: int = 1\n"
+        "    width: int = 8\n"
+        "    num_heads: int = 1\n"
+        "    charm: float = 1.0\n"
+    )
+    (conf / "bigram.yaml").write_text("_target_: mylab.bigram.BigramConfig\ncharm: 2.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "code"))
+    path = f"hydra.searchpath=[file://{conf.parent}]"
+    done = espalier("-m", path, "model=bigram", "model.charm=3,4", "name=out")
+    assert done.returncode == 0, done.stderr
+    cells = [json.loads(f.read_text()) for f in tmp_path.glob("runs/*/cell.json")]
+    assert sorted(c["science"]["model.charm"] for c in cells) == [3.0, 4.0]
+    refused = espalier("-m", path, "model=bigram", "model.chram=3")
+    assert "model.chram is not a key; did you mean charm?" in refused.stderr
+
+
+def test_renamed_and_later_fields_keep_old_fingerprints(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    cell = _cell(compose())
+    assert not any(k.startswith("train.average") for k in cell.science)  # neutral: added later
+    changed = _cell(compose("train.average.kind=ema"))
+    assert changed.fingerprint != cell.fingerprint
+    assert changed.science["train.average.kind"] == "ema"
+    # As if model.depth had been called model.layers when the cells were made ...
+    then = {("model.layers" if k == "model.depth" else k): v for k, v in cell.science.items()}
+    monkeypatch.setattr("runner.records.fingerprint.RENAMES", {"model.depth": "model.layers"})
+    assert _cell(compose()).science == then
+    # ... and a raised revision of the numerics does count.
+    monkeypatch.setattr("runner.records.fingerprint.RENAMES", {})
+    monkeypatch.setattr(type(cell.config.model), "numerics", 99)
+    assert _cell(compose()).fingerprint != cell.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.widht=3", ["model.widht", "did you mean width"]),
+        ("train.steps=many", ["train.steps='many'", "integer"]),
+        ("precision.compute=fp7", ["precision.compute='fp7'", "'fp32' or 'bf16'"]),
+        ("train.micro_batch=3", ["train.batch_size=4", "micro-batches of 3", "train.micro_batch"]),
+        ("train.tokens=100", ["train.steps=12", "train.tokens=100"]),
+        ("model.num_heads=7", ["width=24", "num_heads=7"]),
+        ("seed=one", ["seed='one'"]),
+    ],
+)
+def test_mistakes_are_refused_with_key_value_and_choices(override: str, words: list[str], compose: Compose) -> None:  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        validate(compose(override))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_freezing_and_validating_again_changes_nothing(compose: Compose) -> None:
+    cfg = validate(compose())
+    assert validate(freeze(cfg)) == cfg
+
+
+def test_one_value_spelt_twice_is_one_cell(compose: Compose) -> None:
+    same = {_cell(compose(f"optim.lr={v}")).fingerprint for v in ("1e-3", "0.001")}
+    same |= {_cell(compose("optim.lr=1e-3", "train.steps=1.2e1")).fingerprint}
+    assert len(same) == 1
+
+
+def test_execution_keys_do_not_count_and_science_keys_do(compose: Compose) -> None:
+    base = _cell(compose()).fingerprint
+    for override in ("train.micro_batch=2", "data.num_workers=2", "name=x", "train.checkpoint.keep_last=5"):  # fmt: skip
+        assert _cell(compose(override)).fingerprint == base
+    for override in ("seed=1", "optim.lr=1e-4", "model.dropout=0.1", "precision=bf16", "eval.every=5"):  # fmt: skip
+        assert _cell(compose(override)).fingerprint != base
+    assert not any(is_execution(k) for k in _cell(compose()).science)
+
+
+def test_fingerprint_follows_the_text_not_its_path(compose: Compose, text: Path) -> None:
+    base = _cell(compose()).fingerprint
+    moved = text.with_name("moved.txt")
+    moved.write_bytes(text.read_bytes())
+    assert _cell(compose(f"data.sources.0.path={moved}")).fingerprint == base
+    moved.write_text("other text " * 500)
+    assert _cell(compose(f"data.sources.0.path={moved}")).fingerprint != base
+
+
+def test_a_missing_file_is_named(compose: Compose) -> None:
+    with pytest.raises(EspalierError, match=r"nowhere\.txt does not exist"):
+        _cell(compose("data.sources.0.path=nowhere.txt"))

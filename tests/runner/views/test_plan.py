@@ -1,0 +1,166 @@
+"""The plan: predicted memory against measured, what cannot run, drift, disk and time."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.machine import environment
+from runner.machine.errors import StorageError
+from runner.records import journal
+from runner.records.cells import Cell, load_cell, make_cells
+from runner.records.config import validate
+from runner.views import disk
+from runner.views import plan as planning
+from runner.views.plan import Planned, check, plan
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+# None of these was used to fit the constants of runner/learn/memory.py.
+HELD_OUT = [
+    ["model=gpt_nano", "train.batch_size=64"],
+    ["model=gpt_micro", "train.batch_size=24", "model.dropout=0.1"],
+    ["model=gpt_mini", "train.batch_size=8"],
+    ["model=gpt_mini", "train.batch_size=32", "precision=bf16"],
+    ["model=gpt_mini", "train.batch_size=32", "train.micro_batch=8"],
+    ["model=gpt_mini", "model.width=320", "train.batch_size=16"],
+    ["model=gpt_mini", "model.depth=10", "optim=muon", "train.batch_size=16"],
+    ["model=gpt_10m", "train.batch_size=4", "train.average.kind=ema"],
+    ["model=gpt_10m", "train.batch_size=12", "train.activation_checkpointing=true"],
+    ["model=gpt_10m", "train.batch_size=8", "precision=bf16"],
+    ["model=gpt_10m", "model.width=512", "model.num_heads=8", "train.batch_size=4"],
+]
+
+
+def test_memory_is_predicted_where_shapes_depend_on_what_a_router_chooses(compose: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+    """For twice the sequence more of it, with a capacity too."""
+    changes = ["model=hybrid", "model.width=48", "+model.parts.e.capacity_factor=1.25"]
+    found = []
+    for seq in (64, 512):
+        node = compose(*changes, f"train.sequence_length={seq}")
+        found.append(Planned(make_cells([("", node)])[0], {}).memory_bytes)
+    assert None not in found
+    assert found[1] > found[0] + 10e6  # type: ignore[operator]
+
+
+def test_a_cell_that_trains_no_step_takes_the_memory_of_reading(compose: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+    common = ["train.sequence_length=512", "train.batch_size=32", "eval.batch_size=1"]
+    found = []
+    for steps in (0, 2):
+        cells = make_cells([("", compose(*common, f"train.steps={steps}"))])
+        found.append(Planned(cells[0], {}).memory_bytes or 0)
+    assert 0 < found[0] < found[1] - 50e6
+
+
+def test_memory_is_predicted_within_15_percent(espalier: Run, tmp_path: Path) -> None:
+    common = ["train.sequence_length=256", "train.steps=2", "eval.every=9", "eval.tokens=256", "eval.batch_size=1"]  # fmt: skip
+    for index, changes in enumerate(HELD_OUT):
+        done = espalier("-m", "hydra.launcher.jobs=1", *common, *changes, f"seed={index}")
+        assert done.returncode == 0, done.stderr
+    ratios = {}
+    for folder in tmp_path.glob("runs/*"):
+        cell = load_cell(folder)
+        predicted = Planned(cell, {}).memory_bytes
+        rows = journal.read_lines(folder / "metrics.jsonl")
+        measured = max(row.get("peak_memory_bytes", 0) for row in rows)
+        assert predicted is not None
+        ratios[" ".join(HELD_OUT[cell.config.seed])] = predicted / measured
+    assert len(ratios) == len(HELD_OUT)
+    assert all(0.85 < ratio < 1.15 for ratio in ratios.values()), ratios
+
+
+@pytest.fixture
+def cell(compose: Callable[..., dict[str, Any]]) -> Callable[..., Cell]:
+    """Return the cell of some overrides."""
+    return lambda *overrides: make_cells([("it", compose(*overrides))])[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["resources.mem_gb=0.1"], "needs about 0.4 GB but resources.mem_gb=0.1 has 0.1; lower train.micro_batch"),
+        (["resources.gpu=H100", "resources.gpus=1", "precision=nvfp4", "precision.backend=native"], r"NVFP4BlockScaling needs compute capability 10\.0, not 9\.0; use precision\.backend=auto"),
+        (["precision=mxfp8", "precision.backend=native", "train.device=cpu"], "only a GPU has"),
+        (["resources.gpu=V100", "precision=bf16"], "precision.compute=bf16 is not supported by resources.gpu=V100"),
+        (["resources.gpu=A100", "resources.gpus=1", "model=gpt2_124m", "train.batch_size=4096", "train.sequence_length=512"], "resources.gpu=A100 has 80"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_with_the_key(
+    cell: Callable[..., Cell], overrides: list[str], message: str
+) -> None:
+    made = cell(*overrides)
+    assert Planned(made, {}).state == "invalid"
+    with pytest.raises(ValueError, match=message):
+        check([made])
+    assert "invalid it: " in plan([made])[1].replace("[red]", "").replace("[/]", "")
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(compose: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match=r"train\.batch_size=4 over 3 processes is not divisible"):
+        validate(compose("resources.processes=3"))
+
+
+def test_a_refused_cell_keeps_all_from_running(espalier: Run, tmp_path: Path) -> None:
+    done = espalier("-m", "model.width=24,4096", "resources.mem_gb=1")
+    assert done.returncode == 1
+    assert "width=4096: needs about" in done.stderr
+    assert not list(tmp_path.glob("runs/*"))
+    huge = espalier("-m", "model.width=65536", "model.num_heads=512", "model.depth=40")
+    assert "this machine has" in huge.stderr
+
+
+def _quotas(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a `quota` and an `lfs` on PATH that answer as the real ones do: kernels for tests have no quotas."""
+    commands = {
+        "quota": 'Disk quotas for user ada (uid 1000):\n     Filesystem  blocks  quota  limit  grace\n$mount  9000  9500  9999  0  12  0  0  0',
+        "lfs": '$mount\n        1010*    1000    1020  6d23h59m59s  12  0  0  -',
+    }  # fmt: skip
+    (folder / "bin").mkdir()
+    for name, answer in commands.items():
+        file = folder / "bin" / name
+        file.write_text(f'#!/bin/sh\nfor mount; do :; done\necho "{answer}"\n')
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_time_disk_and_drift_are_told(
+    espalier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert espalier("-m", "seed=1", "name=d").returncode == 0
+    (folder,) = tmp_path.glob("runs/*")
+    speeds = planning.flops_per_s(tmp_path)
+    assert len(speeds) == 1
+    done = load_cell(folder)
+    row = Planned(done, speeds)
+    assert row.state == "finished"
+    assert row.seconds is not None
+    assert row.seconds[0] == row.seconds[1] > 0
+    saved = sum(f.stat().st_size for f in folder.glob("checkpoints/*/*.safetensors"))
+    assert row.disk_bytes is not None
+    assert saved <= row.disk_bytes
+    record = folder / "attempts/0001/environment.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"torch": "2.11.0"}))
+    assert Planned(done, {}).state == "drifted"
+    assert str(environment.drift(folder)).startswith("torch 2.11.0 then")
+    again = espalier("-m", "seed=1", "name=d")
+    assert "1 finished cells drifted and are kept (torch 2.11.0 then" in again.stderr
+    _quotas(tmp_path, monkeypatch)
+    assert disk.free(tmp_path) == 10 * 1024
+    record.unlink()
+    (folder / "attempts/0001/events.jsonl").unlink()
+    assert "checkpoints may take" in plan([done])[1]
+    with pytest.raises(StorageError, match=r"lower train\.checkpoint\.keep_last"):
+        check([done])
+
+
+def test_a_named_gpu_without_runs_gets_a_range_of_time(cell: Callable[..., Cell]) -> None:
+    made = cell("resources.gpu=H100", "resources.gpus=2", "resources.processes=2", "model=gpt2_124m", "precision=bf16", "train.sequence_length=512", "train.steps=2000000")  # fmt: skip
+    seconds = Planned(made, {}).seconds
+    assert seconds is not None
+    assert seconds[1] / seconds[0] == pytest.approx(2.5)
+    total = plan([made])[1]
+    assert "GPU-hours" in total
+    assert "outlast resources.timeout_min" in total
