@@ -14,7 +14,7 @@ from rich.console import Console
 from runner.commands import models as trained
 from runner.commands import precision as inspection
 from runner.commands import storage as housekeeping
-from runner.commands.storage import Name, Reference, Root, chosen_cells
+from runner.commands.arguments import Name, Reference, Root, chosen_cells
 from runner.machine.errors import ConfigError, EspalierError
 
 app = typer.Typer(
@@ -177,7 +177,8 @@ def retry(
     root: Root = Path("."),
 ) -> None:
     """Run the failed cells of a sweep again, as they were frozen, by the launcher of its last start."""
-    from runner.launch.launch import last_backend, launch  # noqa: PLC0415
+    from runner.launch.backends import last_backend  # noqa: PLC0415
+    from runner.launch.launch import launch  # noqa: PLC0415
     from runner.launch.policy import load  # noqa: PLC0415
     from runner.records.cells import sweep_cells  # noqa: PLC0415
     from runner.records.failures import CLASSES, MEMORY, cause_of, failure  # noqa: PLC0415

@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.generate.generate import Completion
 from runner.generate.sampling import Sampling
-from runner.generate.text_generator import Speaker
+from runner.generate.text_generator import TextGenerator
 from runner.machine.errors import ConfigError
 
 _AT_ONCE = 16
@@ -35,25 +35,25 @@ class Answers:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.n, self.beams, self.slide = n, beams, slide
-        self.speaker = Speaker(folder, average=average, dtype=dtype, compiled=compiled)
+        self.generator = TextGenerator(folder, average=average, dtype=dtype, compiled=compiled)
 
     def of_prompts(self, prompts: Sequence[str]) -> Iterator[tuple[str, Completion]]:
         """Yield each prompt with its continuations."""
         if self.beams > 1:
             for prompt in prompts:
-                for done in self.speaker.likeliest(prompt, self.how, self.beams)[: self.n]:
+                for done in self.generator.beam_search(prompt, self.how, self.beams)[: self.n]:
                     yield prompt, done
             return
         wanted = [(text, replace(self.how, seed=self.how.seed + i)) for text in prompts for i in range(self.n)]  # fmt: skip
         for first in range(0, len(wanted), _AT_ONCE):
             part = wanted[first : first + _AT_ONCE]
-            done_ones = self.speaker.speak([text for text, _ in part], [how for _, how in part], slide=self.slide)  # fmt: skip
+            done_ones = self.generator.generate([text for text, _ in part], [how for _, how in part], slide=self.slide)  # fmt: skip
             yield from zip([text for text, _ in part], done_ones, strict=True)
 
     def stream(self, prompt: str, say: Callable[[str], None]) -> None:
         """Say the prompt and each piece of its continuation as soon as it is certain."""
         say(prompt)
-        self.speaker.speak([prompt], self.how, slide=self.slide, on_text=lambda _, piece: say(piece))  # fmt: skip
+        self.generator.generate([prompt], self.how, slide=self.slide, on_text=lambda _, piece: say(piece))  # fmt: skip
 
     def talk(self, lines: Iterable[str], say: Callable[[str], None]) -> None:
         """Continue one line after the other, each for itself; a line that cannot be is told why."""

@@ -29,8 +29,10 @@ from runner.grid.expression import evaluate
 from runner.grid.language import Grid, Point, expand, parse_grid, unique
 from runner.grid.resources import choose
 from runner.grid.stages import in_order, link
+from runner.launch.backend import Backend
 from runner.launch.fork_server import warm_up
-from runner.launch.launch import Backend, Local, launch, launch_study
+from runner.launch.launch import launch, launch_study
+from runner.launch.local import Local
 from runner.launch.policy import Policy
 from runner.launch.slurm import Slurm, SlurmConfig
 from runner.machine.errors import ConfigError

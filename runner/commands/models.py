@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from runner.commands.storage import Reference, Root
+from runner.commands.arguments import Reference, Root
 from runner.machine.errors import ConfigError
 
 app = typer.Typer()
@@ -85,7 +85,8 @@ def evaluate(
     other overrides by their whole name: resources.gpus=1.
     """
     from runner.grid.evaluation_cells import evaluation_cells  # noqa: PLC0415
-    from runner.launch.launch import last_backend, launch  # noqa: PLC0415
+    from runner.launch.backends import last_backend  # noqa: PLC0415
+    from runner.launch.launch import launch  # noqa: PLC0415
     from runner.launch.policy import load  # noqa: PLC0415
     from runner.views.mlflow import sync  # noqa: PLC0415
 

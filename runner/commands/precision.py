@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from runner.commands.storage import Reference, Root
+from runner.commands.arguments import Reference, Root
 
 app = typer.Typer(help="Number formats and what they do to a trained cell.", no_args_is_help=True)
 
@@ -31,8 +31,8 @@ def inspect(
     from kernels.diagnostics import kurtosis, sqnr_db  # noqa: PLC0415
     from kernels.emulate import Quantiser  # noqa: PLC0415
     from kernels.quantise import pad_to_blocks  # noqa: PLC0415
-    from runner.generate.text_generator import load_model  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
+    from runner.records.trained_model import load_model  # noqa: PLC0415
 
     formats = {
         "nvfp4 1x16": Quantiser(format="nvfp4", block=(1, 16)),

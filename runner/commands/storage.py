@@ -1,21 +1,13 @@
 """The verbs of `espalier` that look after what lies on the disk: show, ls, du, gc, pack, unpack."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from runner.machine.errors import ConfigError
-
-if TYPE_CHECKING:
-    from runner.records.cells import Cell
+from runner.commands.arguments import Name, Reference, Root, chosen_cells
 
 app = typer.Typer()
-Root = Annotated[Path, typer.Option(help="Folder that holds runs/, sweeps/ and mlflow/.")]
-Name = Annotated[str, typer.Argument(help="Sweep: its `name`.")]
-Reference = Annotated[
-    str, typer.Argument(help="Run folder, fingerprint or its beginning, or MLflow run id.")
-]
 
 
 @app.command()
@@ -95,14 +87,3 @@ def unpack(file: Path, root: Root = Path(".")) -> None:
 
     name, added, left = read(file, root)
     typer.echo(f"{name}: {added} cells added, {left} left as they were")
-
-
-def chosen_cells(root: Path, name: str, prefixes: list[str] | None) -> "list[Cell]":
-    """Return the cells of a sweep that begin with one of `prefixes`, all without any."""
-    from runner.records.cells import sweep_cells  # noqa: PLC0415
-
-    cells = sweep_cells(root, name)
-    chosen = [c for c in cells if not prefixes or c.fingerprint.startswith(tuple(prefixes))]
-    if not chosen:
-        raise ConfigError(f"no cell of {name} begins with {' or '.join(prefixes or [])}")
-    return chosen

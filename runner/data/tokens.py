@@ -25,7 +25,7 @@ from runner.data.order import Sample, TrainingSamples, validation_batches
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers import Tokenizer, TokenizerConfig, loads
 from runner.machine.errors import DataError, EspalierError
-from runner.records.journal import refused
+from runner.machine.storage import refused
 
 
 @config

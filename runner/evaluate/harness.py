@@ -27,12 +27,12 @@ from models.language_model import LanguageModel
 from runner.data.benchmark_files import specify
 from runner.data.tokenizers import Tokenizer
 from runner.evaluate import code_execution as code
+from runner.evaluate.config import HarnessConfig
 from runner.evaluate.sandbox import choose_wall
 from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
-from runner.learn.config import HarnessConfig
+from runner.machine import storage
 from runner.machine.errors import ConfigError
-from runner.records import journal
 
 _LOGITS = 1 << 27  # numbers in the logits of one forward pass, at most
 _SCHEMA = 1
@@ -182,7 +182,7 @@ class Report:
         pd.DataFrame(self.records).to_parquet(partial)
         os.replace(partial, place / f"{name}.parquet")
         text = json.dumps({"schema": _SCHEMA, "step": step, "scores": self.scores}, indent=1)
-        journal.write_whole(place / f"{name}.json", text)
+        storage.write_whole(place / f"{name}.json", text)
 
 
 def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Report:

@@ -17,9 +17,9 @@ from models.attention import Attention
 from models.branch import split_notes
 from models.engram import Engram
 from models.language_model import LanguageModel, TokenLoss
-from runner.generate.text_generator import load_model
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell
+from runner.records.trained_model import load_model
 
 
 @dataclass

@@ -9,8 +9,8 @@ import torch
 from models.ngram import Ngram, NgramConfig
 from models.precision import PrecisionConfig
 from runner.data.tokens import prepare
+from runner.evaluate.config import HarnessConfig
 from runner.evaluate.validation import validate_loss
-from runner.learn.config import HarnessConfig
 from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
 from runner.records.cells import Cell

@@ -8,9 +8,10 @@ from typing import Any
 from models.pretrained import save_pretrained
 from runner.exchange.model_card import model_card
 from runner.exchange.tokenizer import write_tokenizer
-from runner.generate.text_generator import DTYPES, load_model
+from runner.generate.text_generator import DTYPES
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell
+from runner.records.trained_model import load_model
 
 
 def export(

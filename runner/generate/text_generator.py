@@ -8,43 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.language_model import LanguageModel
-from runner.data.tokenizers import Tokenizer, loads
 from runner.generate.beam import beam_search
 from runner.generate.generate import Completion, generate
 from runner.generate.sampling import Sampling
-from runner.machine.errors import CheckpointError, ConfigError
-from runner.records import checkpoint
-from runner.records.cells import load_cell
-
-
-def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, Tokenizer, int]:
-    """Return (model with the newest weights, tokenizer, longest sequence it was trained at).
-
-    `average` takes the weights averaged along training instead.
-
-    Raises:
-        CheckpointError: the run has no checkpoint yet.
-    """
-    cell = load_cell(folder)
-    newest = checkpoint.newest(folder / "checkpoints")
-    if newest is None:
-        raise CheckpointError(
-            f"{folder} has no checkpoint; train the cell first (state: {cell.state})"
-        )
-    tokenizer = loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    model = cell.config.model.build(tokenizer.vocab_size, cell.config.seed)
-    checkpoint.load_weights(newest, model, average=average)
-    context = cell.config.train.sequence_length
-    if cell.config.init is not None:  # what it was trained at elsewhere counts
-        context = max(context, getattr(cell.config.model, "context_length", context))
-    return model, tokenizer, context
-
+from runner.machine.errors import ConfigError
+from runner.records.trained_model import load_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Speaker:
+class TextGenerator:
     """The model of a run folder, asked in text, its weights in `dtype`: fp32, bf16 or fp16; `compiled`: by a compiled step.
 
     ConfigError is raised for what it cannot be asked.
@@ -60,7 +33,7 @@ class Speaker:
         self.compiled = compiled
         self.model = model.to(device, DTYPES[dtype]).for_inference(compiled=compiled)
 
-    def speak(
+    def generate(
         self, prompts: Sequence[str], how: Sampling | Sequence[Sampling], **more: Any
     ) -> list[Completion]:
         """Return a continuation of each prompt; further keyword arguments are those of `generate`."""
@@ -68,7 +41,7 @@ class Speaker:
             ids = [self._ids(prompt) for prompt in prompts]
             return generate(self.model, ids, how, compiled=self.compiled, **self._about(), **more)
 
-    def likeliest(self, prompt: str, how: Sampling, beams: int) -> list[Completion]:
+    def beam_search(self, prompt: str, how: Sampling, beams: int) -> list[Completion]:
         """Return the continuations that beam search finds, the best first."""
         with _explained():
             return beam_search(

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from runner.learn.config import HarnessConfig
+from runner.evaluate.config import HarnessConfig
 from runner.machine.errors import ConfigError
 from runner.records import checkpoint
 from runner.records.cells import Cell, find_cell, make_cells, sweep_cells

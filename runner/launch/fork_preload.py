@@ -9,6 +9,8 @@ import torch._dynamo  # noqa: F401
 import models.decoder
 import models.precision
 import runner.data.tokens
+import runner.evaluate.config
+import runner.grid.resources
 import runner.launch.worker
 import runner.learn.config
 import runner.learn.optim.groups
@@ -16,6 +18,7 @@ import runner.learn.optim.schedule
 import runner.learn.tasks.language_modelling
 import runner.learn.trainer
 import runner.machine.environment
+import runner.views.mlflow_config
 from runner.records.config import RunConfig, adapter
 
 for _config in (
@@ -29,9 +32,9 @@ for _config in (
     runner.learn.optim.groups.MuonConfig,
     runner.learn.optim.schedule.ScheduleConfig,
     runner.learn.config.TrainConfig,
-    runner.learn.config.EvalConfig,
-    runner.learn.config.TrackConfig,
-    runner.learn.config.ResourcesConfig,
+    runner.evaluate.config.EvalConfig,
+    runner.views.mlflow_config.TrackConfig,
+    runner.grid.resources.ResourcesConfig,
 ):
     adapter(_config)
 runner.machine.environment.versions()

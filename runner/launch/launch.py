@@ -1,75 +1,26 @@
 """Reconcile, then run: done cells are skipped, interrupted ones resumed, failed ones on request."""
 
 import json
-import os
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import psutil
 from rich.console import Console
 from rich.live import Live
 
 from runner.launch import policy
+from runner.launch.backend import Backend, View
 from runner.launch.mlflow_process import finish_feeder, start_feeder
 from runner.launch.policy import PRUNED_TOO, Policy
-from runner.launch.pool import Pool, count_gpus, gpus_for
-from runner.machine import environment
-from runner.machine.errors import ConfigError
+from runner.machine import environment, storage
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep
-from runner.records.config import validate
 from runner.views.table import LiveTable
-
-_SHOW_EVERY_S = 0.5
 
 if TYPE_CHECKING:
     from runner.launch.study import Study
-
-
-class Backend(Protocol):
-    """Where cells run.
-
-    Args:
-        memory_gb: of its machine, None where it is not known.
-        waits: whether `run` returns when the cells have ended, or as soon as they are under way.
-    """
-
-    memory_gb: float | None
-    waits: bool
-
-    def record(self) -> dict[str, Any]:
-        """Return what makes the same backend again: `espalier retry` uses the last one."""
-
-    def run(self, cells: list[Cell], again: tuple[str, ...], view: "View") -> None:
-        """Run those of `cells` whose state is in `again` and return when none runs any more."""
-
-    def run_study(self, study: "Study", view: "View") -> None:
-        """Run the trials of a study until all are taken and none runs any more."""
-
-    def leave(self) -> str:
-        """Ctrl-C was pressed: make `run` return, and say what becomes of the cells."""
-
-
-class View:
-    """What the person at the terminal sees: lines, and below them the live table."""
-
-    def __init__(self, console: Console, live: Live, table: LiveTable) -> None:
-        self.console, self.live, self.table = console, live, table
-        self._shown = 0.0
-
-    def say(self, line: str) -> None:
-        """Print a line above the table."""
-        self.console.print(line)
-
-    def tick(self) -> None:
-        """Show the table as of now, a few times a second at most: it reads every cell."""
-        if time.monotonic() - self._shown >= _SHOW_EVERY_S:
-            self.live.update(self.table.render())
-            self._shown = time.monotonic()
 
 
 def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_failed: bool) -> int:
@@ -86,7 +37,7 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
     left_to_run = sum(states[state] for state in again)
     policy.start(sweep, policies, fresh=left_to_run > 0)
-    journal.write_whole(sweep / "launcher.json", json.dumps(backend.record()))
+    storage.write_whole(sweep / "launcher.json", json.dumps(backend.record()))
     console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {left_to_run} to run")
     drifted = [c for c in cells if c.state == "finished" and environment.drift(c.folder)]
     if drifted:
@@ -163,81 +114,3 @@ def report(cells: list[Cell], sweep: Path, console: Console) -> int:
     elif any(cell.state == "failed" for cell in bad):
         console.print(f"by cause: `espalier failures {sweep.name}`")
     return 1 if bad else 0
-
-
-def last_backend(sweep: Path, jobs: int | None) -> Backend:
-    """Return the backend of a sweep's last start, or this machine with `jobs` places."""
-    from runner.launch.slurm import Slurm, SlurmConfig  # noqa: PLC0415
-    from runner.records.config import typed  # noqa: PLC0415
-
-    file = sweep / "launcher.json"
-    record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"launcher": ""}
-    if jobs is None and record["launcher"] == "slurm":
-        return Slurm(typed("hydra.launcher", SlurmConfig, record["keys"]))
-    return Local(jobs or record.get("jobs"))
-
-
-class Local:
-    """This machine: the fork-server pool, `jobs` cells at a time."""
-
-    def __init__(self, jobs: int | None = None) -> None:
-        if jobs is not None and jobs < 1:
-            raise ConfigError(f"hydra.launcher.jobs={jobs} must be at least 1")
-        self.jobs, self.waits = jobs, True
-        self.memory_gb: float | None = psutil.virtual_memory().total / 1e9
-
-    def record(self) -> dict[str, Any]:
-        """Return the number of places."""
-        return {"launcher": "local", "jobs": self.jobs}
-
-    def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
-        """Run the cells here; those that run under another launcher are waited for."""
-        todo = [cell for cell in cells if cell.state in again]
-        elsewhere = [cell for cell in cells if cell.state == "running"]
-        for cell in todo:
-            cell.cancelled.unlink(missing_ok=True)
-            freeze_cell(cell, anew=True)
-        if elsewhere:
-            view.say(f"{len(elsewhere)} run under another launcher; waiting for them too")
-        self.pool = self._pool(todo + elsewhere)
-        device = "cuda" if self.pool.gpus else "cpu"
-        for line in {r.notice(device) for r in {c.config.precision for c in todo}} - {None}:
-            view.say(line)
-        self.pool.run(todo, elsewhere, view.tick)
-
-    def run_study(self, study: "Study", view: View) -> None:
-        """Run trials here, one after another in each place."""
-        base = validate(study.base)
-        need = Cell(base, {}, "", "")
-        self.pool = self._pool([need] * study.cfg.trials)
-        self.pool.source = study
-        self.pool.run([], [], view.tick)
-
-    def leave(self) -> str:
-        """Let every running cell save and stop."""
-        self.pool.stop()
-        return "stopped; every running cell saved its state. Run the same command to go on."
-
-    def _pool(self, cells: list[Cell]) -> Pool:
-        """Return a pool with threads divided among its places.
-
-        Raises:
-            ConfigError: a cell needs more GPUs or nodes than there are.
-        """
-        gpus = count_gpus()
-        need = max((gpus_for(cell, gpus) for cell in cells), default=0)
-        nodes = max((cell.config.resources.nodes for cell in cells), default=1)
-        if need > len(gpus):
-            raise ConfigError(
-                f"resources.gpus={need} but this machine has {len(gpus)}; lower it, or choose another machine"
-            )
-        if nodes > 1:
-            raise ConfigError(f"resources.nodes={nodes} needs hydra/launcher=slurm")
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-        automatic = len(gpus) // need if need else (cores if cores <= 4 else cores // 4)
-        places = max(1, min(self.jobs or automatic, len(cells) or 1))
-        return Pool(jobs=places, threads=max(1, cores // places), gpus=gpus)

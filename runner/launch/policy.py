@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from models.config import config
+from runner.machine import storage
 from runner.records import journal
 from runner.records.cells import Cell, members
 from runner.records.config import typed
@@ -46,7 +47,7 @@ def start(folder: Path, policy: Policy, *, fresh: bool = True) -> None:
     if fresh:
         shutil.rmtree(folder / "alike", ignore_errors=True)
         (folder / "told").unlink(missing_ok=True)
-    journal.write_whole(folder / "policy.json", json.dumps(asdict(policy)))
+    storage.write_whole(folder / "policy.json", json.dumps(asdict(policy)))
 
 
 def note_failure(cell: Cell) -> None:

@@ -28,7 +28,7 @@ from runner.records.cells import Cell
 from runner.views.table import tail
 
 if TYPE_CHECKING:
-    from runner.learn.config import ResourcesConfig  # torch: seconds
+    from runner.grid.resources import ResourcesConfig  # torch: seconds
 
 _TICK_S, _LOOK_S = 0.25, 5.0
 _STARTS = 3  # tries to start a child whose template was killed

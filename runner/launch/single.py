@@ -8,8 +8,8 @@ from rich.console import Console
 from runner.launch.mlflow_process import finish_feeder, start_feeder
 from runner.launch.pool import worker_command
 from runner.launch.worker import run_cell
+from runner.machine.storage import read_further
 from runner.records.cells import Cell
-from runner.records.journal import read_further
 
 
 def run_here(cell: Cell) -> int:

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from models.config import config
 from runner.grid.resources import by_class
-from runner.launch.launch import View
+from runner.launch.backend import View
 from runner.launch.snapshot import snapshot
+from runner.machine import storage
 from runner.machine.errors import StorageError
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell
@@ -30,8 +31,8 @@ from runner.records.config import validate
 from runner.records.slurm_queue import queued, settle_dead
 
 if TYPE_CHECKING:
+    from runner.grid.resources import ResourcesConfig  # torch: seconds
     from runner.launch.study import Study
-    from runner.learn.config import ResourcesConfig  # torch: seconds
 
 _POLL_S = 2.0
 _EMPTY = 5  # a controller that has just come back may know no jobs for some seconds
@@ -107,7 +108,7 @@ class Slurm:
         """Submit slots, each a job that runs trial after trial, and wait for their end."""
         base = validate(study.base)
         root, name = Path(base.root).resolve(), study.folder.name
-        with journal.locked(study.folder / "submit.lock"):
+        with storage.locked(study.folder / "submit.lock"):
             if not queued(root, name):
                 slots = min(self.cfg.max_running, study.cfg.trials)
                 tasks = [{"study": str(study.folder)}] * slots
@@ -148,7 +149,7 @@ class Slurm:
         self, root: Path, name: str, cells: list[Cell], again: tuple[str, ...], view: View
     ) -> list[Cell]:
         """Submit each cell that waits for it once, also where others launch too; return what was refused."""
-        with journal.locked(root / "sweeps" / name / "submit.lock"):
+        with storage.locked(root / "sweeps" / name / "submit.lock"):
             waiting = settle_dead(root, name, cells)
             if waiting is None:
                 raise StorageError(
@@ -236,7 +237,7 @@ class Slurm:
             raise StorageError(f"sbatch refused: {done.stderr.strip()}; the cells are frozen, run the same command when that is mended")  # fmt: skip
         job = done.stdout.strip().partition(";")[0]
         record = {"job": job, "tasks": names}
-        journal.write_whole(folder / f"{int(job):08d}.json", json.dumps(record))
+        storage.write_whole(folder / f"{int(job):08d}.json", json.dumps(record))
         return job
 
 

@@ -18,8 +18,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from models.config import config
 from runner.grid.language import Axis
+from runner.machine import storage
 from runner.machine.errors import ConfigError
-from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep, load_cell, make_cells
 from runner.records.config import freeze, set_key, typed
 
@@ -82,7 +82,7 @@ class Study:
 
     def next_cell(self) -> Cell | None:
         """Return an interrupted trial's cell, else a new one, None once all trials are taken."""
-        with journal.locked(self.folder / "study.lock"):
+        with storage.locked(self.folder / "study.lock"):
             for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
                 cell = self._cell_of(trial)
                 if cell is not None and self._take(cell, trial.number):
@@ -143,7 +143,7 @@ class Study:
     def look(self, cell: Cell) -> bool:
         """Report the newest value of a running cell; True where the study wants it stopped."""
         file, begun = cell.folder / "metrics.jsonl", self._read.get(cell.fingerprint, 0)
-        rows, self._read[cell.fingerprint] = journal.read_further(file, begun)
+        rows, self._read[cell.fingerprint] = storage.read_further(file, begun)
         values = {r["step"]: float(r[self.cfg.metric]) for r in rows if self.cfg.metric in r}
         for frozen in self._running(cell):
             trial = Trial(self.study, frozen._trial_id)
@@ -187,7 +187,7 @@ class Study:
         return Cell(cell.config, cell.science, cell.fingerprint, trial.user_attrs["label"])
 
     def _last(self, cell: Cell) -> float:
-        rows = journal.read_lines(cell.folder / "metrics.jsonl")
+        rows = storage.read_lines(cell.folder / "metrics.jsonl")
         values = [float(row[self.cfg.metric]) for row in rows if self.cfg.metric in row]
         if not values:
             known = sorted({key for row in rows for key in row} - {"step", "time", "attempt"})
@@ -219,4 +219,4 @@ def save_study(folder: Path, cfg: StudyConfig, base: Cell) -> None:
     """Write what a job needs to take part: study.json."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {"study": asdict(cfg), "base": freeze(base.config)}
-    journal.write_whole(folder / "study.json", json.dumps(record))
+    storage.write_whole(folder / "study.json", json.dumps(record))

@@ -28,10 +28,11 @@ from runner.evaluate.validation import sample_text, validate_details, validate_l
 from runner.learn.profiler import StepProfiler
 from runner.machine.errors import CheckpointError, ConfigError, LeaseLost
 from runner.machine.ranks import Ranks, whole
+from runner.machine.storage import write_whole
 from runner.records import checkpoint
 from runner.records.budget import budget, flops_per_sequence
 from runner.records.cells import Cell
-from runner.records.journal import Journal, write_whole
+from runner.records.journal import Journal
 from runner.records.new_checkpoints import last_evaluated, new_checkpoints
 
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from runner.machine import storage
 from runner.machine.errors import ConfigError
-from runner.records import journal
 from runner.records.cells import Cell, find_cell, freeze_cell, join_sweep
 from runner.records.difference import difference
 
@@ -50,5 +50,5 @@ def adopt(cells: Sequence[Cell], reference: str, reason: str) -> tuple[Cell, dic
             shutil.copy2(source, target)
     changed = {key: list(pair) for key, pair in keys.items()}
     note = {"from": old.fingerprint, "reason": reason, "time": time.time(), "difference": changed}
-    journal.write_whole(cell.folder / "adopted.json", json.dumps(note, indent=1))
+    storage.write_whole(cell.folder / "adopted.json", json.dumps(note, indent=1))
     return cell, dict(keys)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.data.pretrained import with_origin
+from runner.machine import storage
 from runner.machine.errors import ConfigError, StorageError
 from runner.records import journal
 from runner.records.config import RunConfig, freeze, validate
@@ -104,7 +105,7 @@ def freeze_cell(cell: Cell, *, anew: bool = False) -> None:
         "science": cell.science,
     }
     _make(file.parent)
-    journal.write_whole(file, json.dumps(record, indent=1))
+    storage.write_whole(file, json.dumps(record, indent=1))
 
 
 def load_cell(folder: Path) -> Cell:
@@ -125,10 +126,10 @@ def join_sweep(name: str, cells: list[Cell]) -> Path:
 def add_members(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Add to the members of the sweep in `folder` those that it does not have."""
     _make(folder)
-    known = {row["fingerprint"] for row in journal.read_lines(folder / "cells.jsonl")}
+    known = {row["fingerprint"] for row in storage.read_lines(folder / "cells.jsonl")}
     for row in rows:
         if row["fingerprint"] not in known:
-            journal.append_line(folder / "cells.jsonl", row)
+            storage.append_line(folder / "cells.jsonl", row)
 
 
 def members(root: Path, name: str) -> list[dict[str, Any]]:
@@ -138,7 +139,7 @@ def members(root: Path, name: str) -> list[dict[str, Any]]:
         ConfigError: there is no such sweep; the existing ones are named.
     """
     folder = root / "sweeps"
-    rows = journal.read_lines(folder / name / "cells.jsonl")
+    rows = storage.read_lines(folder / name / "cells.jsonl")
     if not rows:
         known = sorted(p.name for p in folder.glob("*")) or ["none yet"]
         raise ConfigError(

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from runner.machine.errors import CheckpointError
 from runner.machine.ranks import whole
-from runner.records.journal import refused
+from runner.machine.storage import refused
 
 Files = dict[str, dict[str, Tensor]]
 

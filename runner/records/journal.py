@@ -9,82 +9,24 @@
 docs/run-folder.md is the format's contract.
 """
 
-import errno
-import fcntl
 import json
 import os
-import random
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from io import TextIOWrapper
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from runner.machine.errors import StorageError
+from runner.machine.storage import append_line, read_lines, refused
 
 ENDED = ("finished", "diverged", "failed")  # states that no launch changes of itself
 TERMINAL = (*ENDED, "interrupted")
 _BEAT_S, _STALE_S = 15.0, 120.0
 HELD = 76  # exit code of a worker whose cell belongs to another
-
-
-def append_line(file: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line in a single write.
-
-    Raises:
-        StorageError: the disk is full or read-only.
-    """
-    try:
-        with open(file, "ab", buffering=0) as stream:
-            stream.write((json.dumps(record) + "\n").encode())
-    except OSError as error:
-        raise refused(file, error) from error
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write `file` so that a reader sees all of it or what was there before.
-
-    Raises:
-        StorageError: the disk is full or read-only.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(name, file)
-    except OSError as error:
-        raise refused(file, error) from error
-
-
-def refused(file: Path, error: OSError) -> StorageError:
-    """Return the message for a write that the disk did not take."""
-    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-    return StorageError(
-        f"{file} cannot be written: {reason}; free space or set root= to a folder you can write, then "
-        "run the same command again"
-    )
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a .jsonl file; a torn last line is left out."""
-    return read_further(file, 0)[0]
-
-
-def read_further(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the whole lines that follow `offset`, and the offset after them."""
-    if not file.exists():
-        return [], offset
-    with open(file, "rb") as stream:
-        stream.seek(offset)
-        whole, newline, _ = stream.read().rpartition(b"\n")
-    lines = [json.loads(line) for line in whole.splitlines() if line]
-    return lines, offset + len(whole) + len(newline)
 
 
 def attempts(run: Path) -> list[Path]:
@@ -135,46 +77,6 @@ def _job() -> str | None:
 
 def _restart() -> str:
     return os.environ.get("SLURM_RESTART_COUNT", "0")
-
-
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold `file` against other processes, waiting for them.
-
-    Raises:
-        StorageError: the file cannot be made.
-    """
-    with _lockable(file) as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def place(folder: Path, places: int) -> Iterator[None]:
-    """Hold one of so many places in `folder`: a free one, else wait for one drawn by chance.
-
-    Raises:
-        StorageError: the folder cannot be written.
-    """
-    numbers = random.sample(range(places), places)
-    for number in numbers:
-        with _lockable(folder / str(number)) as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield
-            return
-    with locked(folder / str(numbers[0])):
-        yield
-
-
-def _lockable(file: Path) -> TextIOWrapper:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return open(file, "w")
-    except OSError as error:
-        raise refused(file, error) from error
 
 
 def _heartbeat_age_s(attempt: Path) -> float:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from runner.machine import storage
 from runner.machine.errors import EspalierError, StorageError
 from runner.records import journal
 from runner.records.cells import members
@@ -66,7 +67,7 @@ class PointReader:
 
     def read(self) -> None:
         """Take in the whole lines that were added since the last call."""
-        lines, self._offset = journal.read_further(self.file, self._offset)
+        lines, self._offset = storage.read_further(self.file, self._offset)
         for line in lines:
             if "restored" in line:
                 self._newest = line.get("attempt", self._newest)
@@ -131,7 +132,7 @@ class Feeder:
             if self.embedded:
                 return self._deliver(sweep, only)
             # A server with one worker and SQLite behind it locks up when dozens write to it at once.
-            with journal.place(self.root / "mlflow" / "senders", _SENDERS):
+            with storage.semaphore(self.root / "mlflow" / "senders", _SENDERS):
                 return self._deliver(sweep, only)
         except self._refusals as error:
             raise StorageError(
@@ -267,7 +268,7 @@ def _size(file: Path) -> int:
 
 def _write(file: Path, cursor: dict[str, Any]) -> None:
     file.parent.mkdir(exist_ok=True)
-    journal.write_whole(file, json.dumps(cursor))
+    storage.write_whole(file, json.dumps(cursor))
 
 
 @contextmanager
@@ -276,7 +277,7 @@ def one_writer(root: Path, uri: str | None) -> Iterator[None]:
     if uri is not None:
         yield
         return
-    with journal.locked(root / "mlflow" / "lock"):
+    with storage.locked(root / "mlflow" / "lock"):
         yield
 
 

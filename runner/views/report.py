@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from runner.machine import environment
+from runner.machine import environment, storage
 from runner.records import journal
 from runner.records.cells import Cell
 from runner.records.failures import clusters
@@ -61,7 +61,7 @@ def write_report(
         results=_results(results),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    journal.write_whole(file, text)
+    storage.write_whole(file, text)
 
 
 def _heads() -> list[str]:
@@ -109,7 +109,7 @@ def _links(cell: Cell, page: Path, mlflow: str) -> str:
 
 
 def _sparkline(cell: Cell) -> str:
-    rows = journal.read_lines(cell.folder / "metrics.jsonl")
+    rows = storage.read_lines(cell.folder / "metrics.jsonl")
     points = {row["step"]: float(row["loss"]) for row in rows if "loss" in row}
     points = {step: loss for step, loss in sorted(points.items()) if abs(loss) < 1e6}  # no nan, inf
     if len(points) < 2:

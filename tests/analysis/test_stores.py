@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tests.runner.views.test_mlflow import Server
 
 from analysis.history import assemble, cached, read_folder
 from analysis.runs import _with_last
 from analysis.stores import _Server, from_mlflow
+from tests.runner.views.test_mlflow import Server
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.runner.views.test_mlflow import Server
-
 from runner.records import journal
+from tests.runner.views.test_mlflow import Server
 
 STEPS = 300
 VALUES = {f"metric{i}": 1.0 / (i + 1) for i in range(10)}

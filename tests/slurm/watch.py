@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from runner.machine import storage
 from runner.records import checkpoint, journal
 from tests.conftest import ROOT
 
@@ -50,7 +51,7 @@ def sacct(job: str) -> list[str]:
 
 def running_step(root: Path, step: int) -> bool:
     """True once a run under `root` has logged `step`."""
-    rows = [r for f in root.glob("runs/*/metrics.jsonl") for r in journal.read_lines(f)]
+    rows = [r for f in root.glob("runs/*/metrics.jsonl") for r in storage.read_lines(f)]
     return any(row.get("step", 0) >= step for row in rows)
 
 
@@ -81,7 +82,7 @@ def points(run: Path) -> dict[int, float]:
     """Return the loss at each step, as the rules of docs/run-folder.md leave it."""
     losses: dict[int, float] = {}
     newest = 1
-    for row in journal.read_lines(run / "metrics.jsonl"):
+    for row in storage.read_lines(run / "metrics.jsonl"):
         if "restored" in row:
             newest = row["attempt"]
             losses = {step: loss for step, loss in losses.items() if step <= row["restored"]}
@@ -110,7 +111,7 @@ def assert_undisturbed(root: Path, reference: Path) -> None:
     """The run under `root` took several attempts and nothing else tells it from the reference."""
     folder = root / "runs" / reference.name
     assert len(journal.attempts(folder)) >= 2, f"{root.name}: nothing interrupted it"
-    assert any("restored" in row for row in journal.read_lines(folder / "metrics.jsonl"))
+    assert any("restored" in row for row in storage.read_lines(folder / "metrics.jsonl"))
     assert sacct(max(jobs_of(root), key=int)) == ["COMPLETED"]
     assert same_weights(folder, reference), root.name
     assert points(folder) == points(reference), root.name

@@ -17,8 +17,8 @@ from analysis.stores import from_mlflow
 from runner.commands.cli import app
 from runner.grid.evaluation_cells import evaluation_cells
 from runner.launch.mlflow_process import FED
+from runner.machine import storage
 from runner.machine.errors import ConfigError
-from runner.records import journal
 from runner.records.cells import find_cell, load_cell, make_cells, sweep_cells
 from runner.records.new_checkpoints import new_checkpoints
 from runner.views.mlflow import embedded_uri
@@ -58,7 +58,7 @@ def test_a_run_asks_as_it_trains_and_at_its_end(espalier: Run, task: Path, tmp_p
     done = espalier("name=x", "track.uri=null", "data.num_workers=0", *harness)
     assert done.returncode == 0, done.stderr
     (cell,) = sweep_cells(tmp_path, "x")
-    rows = journal.read_lines(cell.folder / "metrics.jsonl")
+    rows = storage.read_lines(cell.folder / "metrics.jsonl")
     scores = {row["step"]: row["squares/acc"] for row in rows if "squares/acc" in row}
     assert list(scores) == [6, 12]
     (file,) = cell.folder.glob("evals/*.json")
@@ -82,7 +82,7 @@ def test_two_processes_ask_what_one_asks(espalier: Run, task: Path, tmp_path: Pa
         (cell,) = sweep_cells(root, "x")
         (file,) = cell.folder.glob("evals/*.json")
         assert json.loads(file.read_text())["step"] == 12
-        rows = journal.read_lines(cell.folder / "metrics.jsonl")
+        rows = storage.read_lines(cell.folder / "metrics.jsonl")
         asked.append({row["step"]: row["squares/acc"] for row in rows if "squares/acc" in row})
     assert list(asked[0]) == [6, 12]
     assert asked[0] == asked[1] == asked[2]
@@ -134,7 +134,7 @@ def test_an_evaluation_follows_the_checkpoints_of_a_run(espalier: Run, text: Pat
         assert training.wait(timeout=120) == 0
     (cell,) = sweep_cells(tmp_path, "f-eval")
     assert cell.state == "finished", told
-    steps = [row["step"] for row in journal.read_lines(cell.folder / "metrics.jsonl") if "squares/acc" in row]  # fmt: skip
+    steps = [row["step"] for row in storage.read_lines(cell.folder / "metrics.jsonl") if "squares/acc" in row]  # fmt: skip
     assert len(steps) >= 2, told
     assert steps[-1] == 60
     assert steps == sorted(set(steps))

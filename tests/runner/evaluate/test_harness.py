@@ -14,10 +14,10 @@ import torch
 from models.decoder import Decoder, DecoderConfig
 from runner.data.benchmark_files import SHIPPED, content, specify
 from runner.data.tokenizers import ByteTokenizer, TokenizerConfig
+from runner.evaluate.config import HarnessConfig
 from runner.evaluate.harness import HarnessModel, _spread, evaluate
 from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
-from runner.learn.config import HarnessConfig
 from runner.machine.errors import ConfigError, DataError
 
 DATA = Path(__file__).parents[4] / "shared" / "data"

@@ -18,11 +18,11 @@ from runner.commands.cli import app
 from runner.data.pretrained import folder_of, with_origin
 from runner.data.tokenizers import ByteTokenizer, CharTokenizer, TokenizerConfig, loads
 from runner.exchange.tokenizer import write_tokenizer
-from runner.generate.text_generator import load_model
+from runner.machine import storage
 from runner.machine.errors import ConfigError
-from runner.records import journal
 from runner.records.cells import find_cell, make_cells
 from runner.records.config import validate
+from runner.records.trained_model import load_model
 from tests.conftest import ROOT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -103,7 +103,7 @@ def test_an_imported_model_is_measured_spoken_to_and_trained_on(foreign: Path, t
     theirs = AutoModelForCausalLM.from_pretrained(foreign)
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
-    assert any("val_loss" in row for row in journal.read_lines(cell.folder / "metrics.jsonl"))
+    assert any("val_loss" in row for row in storage.read_lines(cell.folder / "metrics.jsonl"))
     train = ["train.steps=3", "train.batch_size=2", "train.sequence_length=32", "optim.lr=1e-9", "name=ft"]  # fmt: skip
     command = [sys.executable, "-m", "runner", f"init=hf:{foreign}", *train, *common]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from runner.grid.language import Stage
 from runner.grid.stages import in_order, link
+from runner.machine import storage
 from runner.machine.errors import ConfigError
 from runner.records import checkpoint, journal
 from runner.records.cells import Cell, load_cell, make_cells
@@ -23,7 +24,7 @@ STAGES = "hydra.sweeper.stages={pre:{params:{train.steps:12}},ft:{from:pre,match
 
 
 def _cells(root: Path) -> dict[str, Cell]:
-    rows = journal.read_lines(root / "sweeps/g/cells.jsonl")
+    rows = storage.read_lines(root / "sweeps/g/cells.jsonl")
     return {row["label"]: load_cell(root / "runs" / row["fingerprint"]) for row in rows}
 
 
@@ -71,7 +72,7 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(espalier: Run, tmp_path: P
         next(f for f in tmp_path.glob("runs/*") if f != trunk and (load_cell(f).upstream is None) is alone)
         for alone in (False, True)
     )  # fmt: skip
-    assert min(row["step"] for row in journal.read_lines(extended / "metrics.jsonl") if "loss" in row) == 13  # fmt: skip
+    assert min(row["step"] for row in storage.read_lines(extended / "metrics.jsonl") if "loss" in row) == 13  # fmt: skip
     one, two = _weights(extended), _weights(whole)
     assert all(torch.equal(one[name], two[name]) for name in one)
     short = espalier("-m", "train.steps=12", "seed=0", "name=g", f"upstream.run={trunk.name}", "upstream.take=everything", "optim.lr=1e-5")  # fmt: skip
@@ -117,5 +118,5 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def _last(run: Path, key: str) -> float:
-    rows = [r for r in journal.read_lines(run / "metrics.jsonl") if key in r]
+    rows = [r for r in storage.read_lines(run / "metrics.jsonl") if key in r]
     return float(rows[-1][key])

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.runner.views.test_mlflow import Server, assert_equal
 
 from analysis.runs import from_folders
 from analysis.stores import from_mlflow
@@ -23,6 +22,7 @@ from runner.records import checkpoint, journal
 from runner.records.cells import load_cell
 from runner.records.config import typed
 from tests.conftest import ROOT, TINY, write_text
+from tests.runner.views.test_mlflow import Server, assert_equal
 from tests.slurm import cluster
 from tests.slurm.watch import (
     as_each_runs,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runner.launch.study import Study, load_study
+from runner.machine import storage
 from runner.records import journal
 from tests.conftest import ROOT, TINY
 
@@ -30,7 +31,7 @@ def test_trials_are_cells_and_a_finished_study_runs_nothing(espalier: Run, tmp_p
         (cell,) = (c for c in study.cells() if c.fingerprint == trial.user_attrs["fingerprint"])
         assert cell.config.optim.lr == trial.params["optim.lr"]
         assert cell.config.model.depth == trial.params["model.depth"]
-        rows = journal.read_lines(cell.folder / "metrics.jsonl")
+        rows = storage.read_lines(cell.folder / "metrics.jsonl")
         assert trial.value == [r["val_loss"] for r in rows if "val_loss" in r][-1]
     assert "best val_loss" in done.stderr
     again = espalier(*OPTUNA, told, "hydra.sweeper.trials=6")
@@ -73,4 +74,4 @@ def test_a_bad_trial_is_pruned_while_it_runs(espalier: Run, tmp_path: Path) -> N
     assert by_rate[1e-9] == "PRUNED", study.best()
     (pruned,) = (c for c in study.cells() if c.config.optim.lr == 1e-9)
     assert pruned.state == "interrupted"
-    assert max(r.get("step", 0) for r in journal.read_lines(pruned.folder / "metrics.jsonl")) < 100
+    assert max(r.get("step", 0) for r in storage.read_lines(pruned.folder / "metrics.jsonl")) < 100

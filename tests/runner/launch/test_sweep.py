@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis.runs import from_folders
+from runner.machine import storage
 from runner.records import journal
 from tests.conftest import ROOT, TINY
 
@@ -75,7 +76,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, text: Path) -
     assert again.returncode == 0, again.stderr
     assert "2 to run" in again.stderr
     assert {journal.state(f) for f in folders} == {"finished"}
-    restored = [row for f in folders for row in journal.read_lines(f / "metrics.jsonl") if row.get("restored")]  # fmt: skip
+    restored = [row for f in folders for row in storage.read_lines(f / "metrics.jsonl") if row.get("restored")]  # fmt: skip
     assert restored
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from runner.launch.worker import run_cell
-from runner.records import journal
+from runner.machine import storage
 from runner.records.cells import freeze_cell, make_cells
 
 FILE = Path(__file__).parent / "golden_losses.json"
@@ -49,7 +49,7 @@ def test_losses_change_only_with_a_revision(case: str, compose: Callable[..., di
     freeze_cell(cell)
     assert run_cell(cell.folder) == 0
     revisions = {k: v for k, v in cell.science.items() if k.endswith(".numerics")}  # fmt: skip
-    losses = [row[k] for row in journal.read_lines(cell.folder / "metrics.jsonl") for k in ("loss", "val_loss", "val_loss_average") if k in row]  # fmt: skip
+    losses = [row[k] for row in storage.read_lines(cell.folder / "metrics.jsonl") for k in ("loss", "val_loss", "val_loss_average") if k in row]  # fmt: skip
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
     if os.environ.get("ESPALIER_UPDATE_GOLDEN"):
         known[case] = {"revisions": revisions, "losses": losses}

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from runner.learn.trainer import Trainer
+from runner.machine import storage
 from runner.machine.errors import CheckpointError
 from runner.machine.ranks import Ranks
 from runner.records import checkpoint, journal
@@ -48,7 +49,7 @@ def _start(cell: Cell) -> subprocess.Popen[bytes]:
 
 def _wait_for_step(cell: Cell, step: int, process: subprocess.Popen[bytes]) -> None:
     while process.poll() is None:
-        lines = journal.read_lines(cell.folder / "metrics.jsonl")
+        lines = storage.read_lines(cell.folder / "metrics.jsonl")
         if any(line.get("step", 0) >= step for line in lines):
             return
         time.sleep(0.002)
@@ -62,7 +63,7 @@ def _weights(cell: Cell) -> dict[str, torch.Tensor]:
 
 def _metrics(cell: Cell) -> dict[tuple[int, str], float]:
     last: dict[tuple[int, str], float] = {}
-    for line in journal.read_lines(cell.folder / "metrics.jsonl"):
+    for line in storage.read_lines(cell.folder / "metrics.jsonl"):
         if "restored" in line:
             last = {k: v for k, v in last.items() if k[0] <= line["restored"]}
         else:
@@ -159,7 +160,7 @@ def test_divergence_is_a_result(compose: Compose) -> None:
 def test_torn_line_is_ignored_and_truncated(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"step": 1}\n{"st')
-    assert journal.read_lines(file) == [{"step": 1}]
+    assert storage.read_lines(file) == [{"step": 1}]
     attempt = journal.claim(tmp_path)
     assert attempt is not None
     book = journal.Journal(tmp_path, attempt)
@@ -292,7 +293,7 @@ def test_compiled_and_recomputed_steps_match_eager_ones(compose: Compose, tmp_pa
         (cell,) = make_cells([("", compose("model.dropout=0.1", *flag, f"root={tmp_path / name}"))])
         assert _start(cell).wait() == 0
         metrics[name] = _metrics(cell)
-        seconds = [r["compile_s"] for r in journal.read_lines(cell.folder / "metrics.jsonl") if "compile_s" in r]  # fmt: skip
+        seconds = [r["compile_s"] for r in storage.read_lines(cell.folder / "metrics.jsonl") if "compile_s" in r]  # fmt: skip
         assert bool(seconds) == (name == "compile")
         assert all(s > 0 for s in seconds)
     assert metrics["activation_checkpointing"] == metrics["eager"]

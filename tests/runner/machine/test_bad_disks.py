@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from runner.records import checkpoint, journal
+from runner.machine import storage
+from runner.records import checkpoint
 from runner.records.cells import make_cells
 from tests.conftest import ROOT, TINY
 
@@ -62,7 +63,7 @@ def test_a_full_disk_ends_the_run_with_its_last_good_checkpoint(text: Path, tmp_
     again = _private(_train(text, kept, *size))
     assert again.returncode == 0, again.stderr
     assert cell.state == "finished"
-    lines = journal.read_lines(run / "metrics.jsonl")
+    lines = storage.read_lines(run / "metrics.jsonl")
     assert any(line.get("restored") == int(saved.name) for line in lines)
 
 

@@ -22,6 +22,7 @@ import pytest
 
 from analysis.runs import Runs, from_folders
 from analysis.stores import from_mlflow
+from runner.machine import storage
 from runner.machine.errors import StorageError
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells
@@ -66,7 +67,7 @@ def test_points_past_a_restored_step_count_once(tmp_path: Path) -> None:
         {"step": 2, "time": 4.0, "attempt": 2, "loss": 4.5},
     ]
     for row in rows:
-        journal.append_line(tmp_path / "metrics.jsonl", row)
+        storage.append_line(tmp_path / "metrics.jsonl", row)
     reader = PointReader(tmp_path)
     reader.read()
     assert [(p[0], p[1], p[3]) for p in reader.points] == [("loss", 1, 5.0), ("loss", 2, 4.0)]

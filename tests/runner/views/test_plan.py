@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from runner.machine import environment
+from runner.machine import environment, storage
 from runner.machine.errors import StorageError
-from runner.records import journal
 from runner.records.cells import Cell, load_cell, make_cells
 from runner.records.config import validate
 from runner.views import disk
@@ -64,7 +63,7 @@ def test_memory_is_predicted_within_15_percent(espalier: Run, tmp_path: Path) ->
     for folder in tmp_path.glob("runs/*"):
         cell = load_cell(folder)
         predicted = Planned(cell, {}).memory_bytes
-        rows = journal.read_lines(folder / "metrics.jsonl")
+        rows = storage.read_lines(folder / "metrics.jsonl")
         measured = max(row.get("peak_memory_bytes", 0) for row in rows)
         assert predicted is not None
         ratios[" ".join(HELD_OUT[cell.config.seed])] = predicted / measured

@@ -1,0 +1,32 @@
+"""Arguments that several verbs take."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from runner.machine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from runner.records.cells import Cell
+
+Root = Annotated[Path, typer.Option(help="Folder that holds runs/, sweeps/ and mlflow/.")]
+
+
+Name = Annotated[str, typer.Argument(help="Sweep: its `name`.")]
+
+
+Reference = Annotated[
+    str, typer.Argument(help="Run folder, fingerprint or its beginning, or MLflow run id.")
+]
+
+
+def chosen_cells(root: Path, name: str, prefixes: list[str] | None) -> "list[Cell]":
+    """Return the cells of a sweep that begin with one of `prefixes`, all without any."""
+    from runner.records.cells import sweep_cells  # noqa: PLC0415
+
+    cells = sweep_cells(root, name)
+    chosen = [c for c in cells if not prefixes or c.fingerprint.startswith(tuple(prefixes))]
+    if not chosen:
+        raise ConfigError(f"no cell of {name} begins with {' or '.join(prefixes or [])}")
+    return chosen

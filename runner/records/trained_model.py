@@ -1,0 +1,32 @@
+"""The model of a trained cell."""
+
+from pathlib import Path
+
+from models.language_model import LanguageModel
+from runner.data.tokenizers import Tokenizer, loads
+from runner.machine.errors import CheckpointError
+from runner.records import checkpoint
+from runner.records.cells import load_cell
+
+
+def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, Tokenizer, int]:
+    """Return (model with the newest weights, tokenizer, longest sequence it was trained at).
+
+    `average` takes the weights averaged along training instead.
+
+    Raises:
+        CheckpointError: the run has no checkpoint yet.
+    """
+    cell = load_cell(folder)
+    newest = checkpoint.newest(folder / "checkpoints")
+    if newest is None:
+        raise CheckpointError(
+            f"{folder} has no checkpoint; train the cell first (state: {cell.state})"
+        )
+    tokenizer = loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model = cell.config.model.build(tokenizer.vocab_size, cell.config.seed)
+    checkpoint.load_weights(newest, model, average=average)
+    context = cell.config.train.sequence_length
+    if cell.config.init is not None:  # what it was trained at elsewhere counts
+        context = max(context, getattr(cell.config.model, "context_length", context))
+    return model, tokenizer, context
