@@ -3,6 +3,7 @@
 Beside its fields a config class may carry
     numerics   an integer, raised when the numbers its class produces change: part of the fingerprint
     neutral(v) a field added later: at `v` it does not count in the fingerprint
+    execution(v)   a field that cannot change a result: it never counts
     any_config(), any_configs()   fields that hold configs of any class
     released_as   the import path under which it was first used, where a package of somebody else's has
                   moved it (and left an import at the old path); ours stand in `models/moves.py`
@@ -10,8 +11,8 @@ Beside its fields a config class may carry
 
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 from models.moves import released, today
 
@@ -30,6 +31,11 @@ def config(cls: type[T]) -> type[T]:
 def neutral(value: Any) -> Any:
     """Declare a field added after its class was first used: default `value`, not hashed there."""
     return field(default=value, metadata={"neutral": value})
+
+
+def execution(value: Any = MISSING) -> Any:
+    """Declare a field that cannot change a result, and if it holds a config nothing in it can."""
+    return field(default=value, metadata={"execution": True})
 
 
 def any_config() -> Any:
@@ -53,6 +59,29 @@ def with_inner(path: str, cfg: Any) -> Iterator[tuple[str, Any]]:
         for key, part in found:
             if is_dataclass(part):
                 yield from with_inner(f"{path}.{item.name}.{key}".removesuffix("."), part)
+
+
+def execution_keys(cls: type[Any], node: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Yield the dotted keys of the plain `node` of a `cls` that cannot change a result, nor can what is below them."""
+    hints = get_type_hints(cls)
+    for item in fields(cls):
+        key, value = f"{path}{item.name}", node.get(item.name)
+        if item.metadata.get("execution"):
+            yield key
+        elif item.metadata.get("configs") and isinstance(value, Mapping):
+            inner = {"": value} if "_target_" in value else value
+            for name, part in inner.items():
+                if isinstance(part, Mapping) and "_target_" in part:
+                    below = f"{key}.{name}".removesuffix(".")
+                    yield from execution_keys(target_class(part["_target_"]), part, f"{below}.")
+        elif isinstance(value, Mapping):
+            for within in _configs_in(hints[item.name]):
+                yield from execution_keys(within, value, f"{key}.")
+
+
+def _configs_in(hint: Any) -> list[type[Any]]:
+    """Return the config classes of a type, `X` or `X | None`."""
+    return [c for c in (hint, *get_args(hint)) if is_dataclass(c) and isinstance(c, type)]
 
 
 def plain(value: Any, *, target: bool = False) -> Any:
@@ -88,9 +117,9 @@ def thaw(cls: type[T], given: Mapping[str, Any]) -> T:
     hints = get_type_hints(cls)
     values = {}
     for key, value in given.items():
-        within = [c for c in (hints.get(key), *get_args(hints.get(key))) if is_dataclass(c)]
+        within = _configs_in(hints.get(key))
         if isinstance(value, Mapping) and within:
-            value = thaw(cast(type[Any], within[0]), value)
+            value = thaw(within[0], value)
         values[key] = _thaw_parts(value)
     return cls(**values)
 
@@ -112,6 +141,15 @@ def target_class(target: str) -> Any:
     """
     module, _, name = today(target).rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def couples_samples(cfg: Any, sequence_length: int) -> bool:
+    """Return whether, under a model, part or recipe, a sample's numbers depend on its company in a forward pass.
+
+    Experts that are balanced over a batch do that, and scales of whole tensors. A class that says nothing does not.
+    """
+    says = getattr(cfg, "couples_samples", None)
+    return bool(says(sequence_length)) if says is not None else False
 
 
 def released_name(cls: type) -> str:

@@ -20,7 +20,7 @@ from models.attention import AttentionConfig
 from models.block import Block
 from models.branch import Context, Notes, PartConfig, Tables, words
 from models.cache import DecoderState, State
-from models.config import any_config, any_configs, config, neutral
+from models.config import any_config, any_configs, config, couples_samples, neutral
 from models.flops import linear_flops
 from models.initialise import Scheme, initialise
 from models.language_model import LanguageModel, TokenLoss
@@ -134,6 +134,12 @@ class DecoderConfig:
         return [
             [self._known[letter] for letter in word] for word in words(self.pattern, self.depth)
         ]
+
+    def couples_samples(self, sequence_length: int) -> bool:
+        """Return whether a branch makes a sample depend on the others of its forward pass."""
+        return any(
+            couples_samples(part, sequence_length) for row in self.branches() for part in row
+        )
 
     @property
     def kv_heads(self) -> int:

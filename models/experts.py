@@ -67,6 +67,10 @@ class ExpertsConfig:
                 f"capacity_factor={self.capacity_factor} must be positive; null drops no token"
             )
 
+    def couples_samples(self, sequence_length: int) -> bool:
+        """Return whether a token's loss or gradient depends on the other samples of its micro-batch."""
+        return self.balance != "none" or self.capacity_factor is not None
+
     def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> "Experts":
         """See `PartConfig`."""
         return Experts(self, host)

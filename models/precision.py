@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kernels import native
 from kernels.philox import Dice, NoiseKey
 from kernels.quantised_linear import OPERANDS
-from models.config import config, neutral
+from models.config import config, execution, neutral
 from models.language_model import LanguageModel
 from models.precision_config import (
     DgradConfig,
@@ -63,9 +63,9 @@ class PrecisionConfig:
     switch_at: float | None = neutral(None)
     switch: Literal["both", "forward", "backward"] = neutral("both")
     pad: bool = neutral(False)
-    check_finite: bool = False
-    diagnostics_every: int | None = None
-    backend: Literal["auto", "emulated", "native"] = "auto"
+    check_finite: bool = execution(False)
+    diagnostics_every: int | None = execution(None)
+    backend: Literal["auto", "emulated", "native"] = execution("auto")
 
     def __post_init__(self) -> None:
         if self.quantised and self.compute != "bf16":
@@ -84,6 +84,12 @@ class PrecisionConfig:
     def default(self) -> LinearConfig:
         """The formats of layers that no rule matches."""
         return LinearConfig(fprop=self.fprop, dgrad=self.dgrad, wgrad=self.wgrad)
+
+    def couples_samples(self, sequence_length: int) -> bool:
+        """Return whether a sample's numbers depend on which others are in its forward pass."""
+        return any(
+            linear.couples_samples(sequence_length) for linear in (self.default, *self.rules)
+        )
 
     def build(self, device: torch.device, *, planning: bool = False) -> "Precision":
         """Return the recipe on `device`; `planning`: another machine will run it, this one is not asked.

@@ -86,6 +86,18 @@ class OperandConfig:
     def _scale(self) -> str:
         return self.scale or self._scales[0]
 
+    def couples(self, sequence_length: int, *, summed: bool) -> bool:
+        """Return whether a scale of this operand, of activations or gradients, covers several samples.
+
+        Args:
+            summed: the GEMM sums over tokens (wgrad), so that blocks lie along them.
+        """
+        if self.format == "compute":
+            return False
+        if self._block == (0, 0) or (self.format == "nvfp4" and (summed or not self.row_scaled)):
+            return True  # one scale for the tensor; a row of wgrad's holds all tokens
+        return bool(sequence_length % self._block[int(summed)])
+
     def recipe(self) -> OperandRecipe | None:
         """Return what `kernels` takes, None for `compute`."""
         if self.format == "compute":
@@ -170,6 +182,12 @@ class LinearConfig:
             "fprop.x": self.fprop.x, "fprop.w": self.fprop.w, "dgrad.g": self.dgrad.g,
             "dgrad.w": self.dgrad.w, "wgrad.g": self.wgrad.g, "wgrad.x": self.wgrad.x,
         }  # fmt: skip
+
+    def couples_samples(self, sequence_length: int) -> bool:
+        """Return whether a scale, or a group of the Hadamard transform, covers several samples."""
+        tokens = ((self.fprop.x, False), (self.dgrad.g, False), (self.wgrad.g, True), (self.wgrad.x, True))  # fmt: skip
+        mixed = self.wgrad.hadamard and not self.plain and sequence_length % self.wgrad.hadamard
+        return bool(mixed) or any(o.couples(sequence_length, summed=s) for o, s in tokens)
 
     def recipe(self, *, forward: bool = True, backward: bool = True) -> LinearRecipe:
         """Return what `kernels` takes; a part that is switched off is in `compute`."""

@@ -38,8 +38,7 @@ from runner.launch.slurm import Slurm, SlurmConfig
 from runner.machine.errors import ConfigError
 from runner.records.adopt import adopt
 from runner.records.cells import Cell, make_cells
-from runner.records.config import NODES, flatten, set_key, typed
-from runner.records.fingerprint import is_execution
+from runner.records.config import NODES, execution_half, flatten, is_among, set_key, typed
 
 _FILE_WIDTH = 240
 _NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")
@@ -156,7 +155,8 @@ class GridSweeper(CellSweeper):
         made: dict[str, list[Cell]] = {}
         for name, grid in self.grids().items():
             points = self.points(grid, arguments)
-            nodes = [(_label(p, points), self.composer.compose(p)[0]) for p in points]
+            composed = [(p, self.composer.compose(p)[0]) for p in points]
+            nodes = [(_label(p, points, node), node) for p, node in composed]
             stage = self.grid.stages.get(name)
             if stage is not None and stage.after is not None:
                 nodes = link(name, stage, nodes, made[stage.after])
@@ -295,7 +295,7 @@ def _choices(composed: DictConfig) -> dict[str, str]:
     return {k: str(v) for k, v in choices.items() if k in NODES}
 
 
-def _label(point: Point, points: list[Point]) -> str:
+def _label(point: Point, points: list[Point], node: dict[str, Any]) -> str:
     """Name a point by what varies within the sweep, short enough for a table: `gpt_nano bf16 lr=1e-3`.
 
     Of a single point all that can change its result is named, but for paths.
@@ -303,7 +303,8 @@ def _label(point: Point, points: list[Point]) -> str:
     common = set(point).intersection(*map(set, points)) if len(points) > 1 else set()
     parts = [o.lstrip("+").partition("=") for o in point if o not in common]
     if len(points) == 1:
-        parts = [p for p in parts if not is_execution(p[0]) and "path" not in p[0]]
+        execution = execution_half(node)
+        parts = [p for p in parts if not is_among(p[0], execution) and "path" not in p[0]]
     keys = [key.rpartition(".")[2] for key, _, _ in parts]
     return " ".join(
         value if key in NODES else f"{key if keys.count(last) > 1 else last}={value}"

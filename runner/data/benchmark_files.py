@@ -124,7 +124,7 @@ def _lines(file: Path) -> list[str]:
         return list(stream)
 
 
-def content(tasks: tuple[str, ...], data: str | None, include: str | None) -> str:
+def content_hash(tasks: tuple[str, ...], data: str | None, include: str | None) -> str:
     """Return a hash of the YAMLs and files that `tasks` read here: where they change, so does the evaluation.
 
     Raises:

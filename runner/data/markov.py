@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from models.config import config
+from models.config import config, execution
 from runner.data.order import Sample, to_sample
 from runner.data.synthetic import Half, MadeConfig, MadeCorpus, generator
 from runner.data.tokenizers import SymbolTokenizer, TokenizerConfig
@@ -40,7 +40,7 @@ class MarkovConfig(MadeConfig):
     in_context: bool = False
     num_val: int = 256
     data_seed: int = 0
-    num_workers: int = 0
+    num_workers: int = execution(0)
 
     def __post_init__(self) -> None:
         for name in ("order", "num_val"):

@@ -68,7 +68,7 @@ def with_origin(node: Mapping[str, Any]) -> dict[str, Any]:
     return {**node, "init": f"hf:{folder}", "model": model, "tokenizer": tokenizer}
 
 
-def content(init: str) -> str:
+def content_hash(init: str) -> str:
     """Return the hash of the weights that `init` names: this reads them."""
     digest = hashlib.sha256()
     for file in sorted(folder_of(init).glob("*.safetensors")):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from models.config import config
+from models.config import config, execution
 from runner.data.order import Sample
 from runner.data.synthetic import Half, MadeConfig, generator
 from runner.data.tokenizers import TokenizerConfig
@@ -37,7 +37,7 @@ class RecallConfig(MadeConfig):
     num_val: int = 1000
     power: float = 0.01
     data_seed: int = 0
-    num_workers: int = 0
+    num_workers: int = execution(0)
 
     def __post_init__(self) -> None:
         for name in ("num_pairs", "num_train", "num_val"):

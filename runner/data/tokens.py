@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from models.config import config
+from models.config import config, execution
 from runner.data.order import Sample, TrainingSamples, validation_batches
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers import Tokenizer, TokenizerConfig, loads
@@ -45,7 +45,7 @@ class DataConfig:
     val_fraction: float = 0.05
     split: str = "documents"
     mask_documents: bool = False
-    num_workers: int = 0
+    num_workers: int = execution(0)
 
     def __post_init__(self) -> None:
         if not self.sources:

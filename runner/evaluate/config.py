@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from models.config import config, neutral
+from models.config import config, execution, neutral
 
 
 @config
@@ -24,13 +24,19 @@ class HarnessConfig:
     tasks: tuple[str, ...] = ()
     every: int | None = None
     data: str | None = None
-    include: str | None = None
+    include: str | None = execution(None)
     num_fewshot: int | None = None
     fewshot_seed: int = 1234
     limit: int | None = None
-    batch_size: int = 16
-    follow: bool = False
-    allow_unsafe_code: bool = False
+    batch_size: int = execution(16)
+    follow: bool = execution(False)
+    allow_unsafe_code: bool = execution(False)
+
+    def content_hash(self) -> str:
+        """Return a hash of the YAMLs and files that the tasks read: where they change, so does the evaluation."""
+        from runner.data import benchmark_files  # noqa: PLC0415
+
+        return benchmark_files.content_hash(self.tasks, self.data, self.include)
 
     def __post_init__(self) -> None:
         for name in ("every", "limit", "batch_size"):
@@ -66,9 +72,9 @@ class EvalConfig:
 
     every: int = 100
     tokens: int = 65536
-    batch_size: int = 16
-    sample_tokens: int = 128
-    prompt: str = "\n"
+    batch_size: int = execution(16)
+    sample_tokens: int = execution(128)
+    prompt: str = execution("\n")
     harness: HarnessConfig = neutral(HarnessConfig())
-    details: bool = False
-    induction: bool = False
+    details: bool = execution(False)
+    induction: bool = execution(False)

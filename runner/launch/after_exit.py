@@ -1,4 +1,4 @@
-"""What follows when a cell's process has ended: the crash it could not record, the second try it gets."""
+"""After a worker exits: record a crash, retry an out-of-memory at half the micro-batch, give up in the end."""
 
 import signal
 import time
@@ -7,6 +7,7 @@ from dataclasses import replace
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell
 from runner.records.failures import MEMORY, cause_of, failure
+from runner.records.fingerprint import samples_depend_on_each_other
 
 _LEGS = 3
 _KILLED_TOO_S = 2.0
@@ -45,9 +46,22 @@ def try_smaller(cell: Cell) -> Cell | None:
     half, odd = divmod(min(share, run.train.micro_batch or share), 2)
     if odd or not half:
         return None
+    if samples_depend_on_each_other(run):
+        _explain_no_halving(cell, half)
+        return None
     smaller = replace(cell, config=replace(run, train=replace(run.train, micro_batch=half)))
     freeze_cell(smaller, anew=True)
     return smaller
+
+
+def _explain_no_halving(cell: Cell, half: int) -> None:
+    event = failure(cell)
+    why = (
+        "train.micro_batch is not halved: under this model or precision a sample's numbers depend on "
+        f"its micro-batch; give more memory, or train.micro_batch={half}, which makes a new cell"
+    )
+    kept = {k: event[k] for k in ("error", "traceback") if k in event}
+    journal.settle(cell.folder, "failed", message=f"{event.get('message', '')}\n{why}", **kept)
 
 
 def give_up(cell: Cell) -> bool:

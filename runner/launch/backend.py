@@ -15,6 +15,24 @@ if TYPE_CHECKING:
 _SHOW_EVERY_S = 0.5
 
 
+class View:
+    """What the person at the terminal sees: lines, and below them the live table."""
+
+    def __init__(self, console: Console, live: Live, table: LiveTable) -> None:
+        self.console, self.live, self.table = console, live, table
+        self._shown = 0.0
+
+    def say(self, line: str) -> None:
+        """Print a line above the table."""
+        self.console.print(line)
+
+    def tick(self) -> None:
+        """Show the table as of now, a few times a second at most: it reads every cell."""
+        if time.monotonic() - self._shown >= _SHOW_EVERY_S:
+            self.live.update(self.table.render())
+            self._shown = time.monotonic()
+
+
 class Backend(Protocol):
     """Where cells run.
 
@@ -37,21 +55,3 @@ class Backend(Protocol):
 
     def leave(self) -> str:
         """Ctrl-C was pressed: make `run` return, and say what becomes of the cells."""
-
-
-class View:
-    """What the person at the terminal sees: lines, and below them the live table."""
-
-    def __init__(self, console: Console, live: Live, table: LiveTable) -> None:
-        self.console, self.live, self.table = console, live, table
-        self._shown = 0.0
-
-    def say(self, line: str) -> None:
-        """Print a line above the table."""
-        self.console.print(line)
-
-    def tick(self) -> None:
-        """Show the table as of now, a few times a second at most: it reads every cell."""
-        if time.monotonic() - self._shown >= _SHOW_EVERY_S:
-            self.live.update(self.table.render())
-            self._shown = time.monotonic()

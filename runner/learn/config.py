@@ -5,7 +5,7 @@ Which of these keys are science and which execution is listed in `runner/records
 
 from typing import Literal
 
-from models.config import config, neutral
+from models.config import config, execution, neutral
 from runner.learn.optim.average import AverageConfig
 from runner.machine.errors import ConfigError
 
@@ -51,16 +51,16 @@ class TrainConfig:
     diverged_nats: float = 1.5
     diverged_window: int = 50
     average: AverageConfig = neutral(AverageConfig())
-    micro_batch: int | None = None
-    compile: bool = False
-    activation_checkpointing: bool = False
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    profile: bool = False
-    deterministic: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = None
-    log_every: int = 10
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    micro_batch: int | None = execution(None)
+    compile: bool = execution(False)
+    activation_checkpointing: bool = execution(False)
+    parallel: Literal["ddp", "fsdp"] = execution("ddp")
+    profile: bool = execution(False)
+    deterministic: bool = execution(False)
+    device: Literal["auto", "cpu", "cuda"] = execution("auto")
+    threads: int | None = execution(None)
+    log_every: int = execution(10)
+    checkpoint: CheckpointConfig = execution(CheckpointConfig())
 
     def check(self, processes: int) -> None:
         """Raise ConfigError on a batch that `processes` ranks cannot divide or on two budgets."""

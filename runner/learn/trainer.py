@@ -171,7 +171,7 @@ class Trainer:
         if readings:
             self._log(step, readings)
         if step % cfg.train.log_every == 0 or last:
-            statistics = {name: float(value) for name, value in self._statistics.items()}
+            statistics = self.ranks.mean(self._statistics)
             self._log(step, {"loss": loss, "grad_norm": norm} | statistics | self._rates())
         if step % cfg.eval.every == 0 or last:
             self._evaluate(step)

@@ -7,7 +7,7 @@ each holds its share of every parameter, gradient and optimiser state).
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -86,6 +86,14 @@ class Ranks:
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return float(tensor)
+
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the mean over ranks of scalars that each has under the same names (all must call)."""
+        if self.world == 1 or not values:
+            return {name: float(value) for name, value in values.items()}
+        stacked = torch.stack([values[name].double() for name in sorted(values)])
+        dist.all_reduce(stacked)
+        return dict(zip(sorted(values), (stacked / self.world).tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
         """True where any rank says so."""

@@ -16,7 +16,7 @@ from runner.machine import storage
 from runner.machine.errors import ConfigError, StorageError
 from runner.records import journal
 from runner.records.config import RunConfig, freeze, validate
-from runner.records.fingerprint import DIGITS, content_of, fingerprint, science
+from runner.records.fingerprint import DIGITS, Contents, contents_of, fingerprint, science
 
 SCHEMA = 1
 _RUN_ID = 32  # digits of an MLflow run id
@@ -72,7 +72,7 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     """
     cells: dict[str, Cell] = {}
     problems = []
-    contents: dict[Any, list[str]] = {}  # the same text is read once, not once a cell
+    contents: dict[Any, Contents] = {}  # the same text is read once, not once a cell
     for label, node in points:
         try:
             run = validate(with_origin(node))
@@ -84,7 +84,7 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
             run = replace(run, upstream=replace(run.upstream, run=found))
         body = (run.data.sources, run.tokenizer, run.init, run.eval.harness)
         if body not in contents:
-            contents[body] = content_of(run)
+            contents[body] = contents_of(run)
         keys = science(run, contents[body])
         key = fingerprint(keys)
         cells.setdefault(key, Cell(run, keys, key, label or run.name))

@@ -6,13 +6,13 @@ config class. What passes is what is frozen and hashed, so `1e-3` and `0.001` ar
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from models.config import config, plain
+from models.config import config, execution, execution_keys, plain
 from models.config import target_class as named_class
 from runner.machine.errors import ConfigError
 
@@ -57,10 +57,10 @@ class RunConfig:
     schedule: Any
     train: Any
     eval: Any
-    track: Any
-    resources: Any
-    name: str = "default"
-    root: str = "."
+    track: Any = execution()
+    resources: Any = execution()
+    name: str = execution("default")
+    root: str = execution(".")
     seed: int = 0
     upstream: UpstreamConfig | None = None
     init: str | None = None
@@ -181,6 +181,22 @@ def freeze(run: RunConfig) -> dict[str, Any]:
         }
     except TypeError as error:
         raise ConfigError(str(error)) from None
+
+
+def execution_half(node: Mapping[str, Any]) -> set[str]:
+    """Return the dotted keys of a composed or frozen node that cannot change a result, nor can what is below them."""
+    keys = set(execution_keys(RunConfig, node))
+    for name in NODES:
+        part = node.get(name)
+        if isinstance(part, Mapping) and "_target_" in part:
+            keys |= set(execution_keys(target_class(name, part["_target_"]), part, f"{name}."))
+    return keys
+
+
+def is_among(key: str, keys: Collection[str]) -> bool:
+    """Return whether the dotted `key` is one of `keys` or stands below one."""
+    parts = key.split(".")
+    return any(".".join(parts[:end]) in keys for end in range(1, len(parts) + 1))
 
 
 def set_key(node: dict[str, Any], key: str, value: Any) -> None:

@@ -26,8 +26,7 @@ from runner.machine import storage
 from runner.machine.errors import EspalierError, StorageError
 from runner.records import journal
 from runner.records.cells import members
-from runner.records.config import flatten
-from runner.records.fingerprint import is_execution
+from runner.records.config import execution_half, flatten, is_among
 
 _SENDERS = 8  # feeders of one root that talk to a server at the same moment
 _BATCH = 1000
@@ -206,7 +205,8 @@ class Feeder:
         found = self.client.search_runs([experiment], f"tags.fingerprint = '{key}'", max_results=1)
         if found:
             return str(found[0].info.run_id)
-        execution = {k: v for k, v in flatten(record["config"]).items() if is_execution(k)}
+        half = execution_half(record["config"])
+        execution = {k: v for k, v in flatten(record["config"]).items() if is_among(k, half)}
         tags = {"fingerprint": key, "folder": str(folder)}
         tags |= {f"execution.{k}": json.dumps(v) for k, v in execution.items()}
         tags |= {"mlflow.source.name": "espalier", "mlflow.user": getpass.getuser()}

@@ -15,8 +15,17 @@ from hydra.types import HydraContext
 from runner.commands.hydra_plugin import Composer, GridSweeper, register, to_plain
 from runner.machine.errors import ConfigError, EspalierError
 from runner.records.cells import Cell, make_cells
-from runner.records.config import NODES, SETTINGS, freeze, validate
-from runner.records.fingerprint import is_execution
+from runner.records.config import (
+    NODES,
+    SETTINGS,
+    execution_half,
+    flatten,
+    freeze,
+    is_among,
+    set_key,
+    validate,
+)
+from runner.records.fingerprint import contents_of, earlier_fingerprint, science
 from tests.conftest import ROOT
 
 Compose = Callable[..., dict[str, Any]]
@@ -198,7 +207,62 @@ def test_execution_keys_do_not_count_and_science_keys_do(compose: Compose) -> No
         assert _cell(compose(override)).fingerprint == base
     for override in ("seed=1", "optim.lr=1e-4", "model.dropout=0.1", "precision=bf16", "eval.every=5"):  # fmt: skip
         assert _cell(compose(override)).fingerprint != base
-    assert not any(is_execution(k) for k in _cell(compose()).science)
+    half = execution_half(compose())
+    assert not any(is_among(k, half) for k in _cell(compose()).science)
+
+
+def test_every_field_is_one_of_the_two_halves(compose: Compose) -> None:
+    """Another value of a field changes the fingerprint, or the field is declared as execution: never both or neither."""
+    for choice in ("", "model=hybrid", "optim=muon", "data=recall", "precision=nvfp4"):
+        given = [
+            choice,
+            *(["tokenizer=symbols", "tokenizer.vocab_size=64"] if "recall" in choice else []),
+        ]
+        node = compose(*filter(None, given)) if choice else compose()
+        run = validate(node)
+        execution, contents = execution_half(freeze(run)), contents_of(run)
+        before = science(run, contents)
+        hashed = {k.rpartition(".")[0] if k.endswith(".content") else k for k in before}
+        for key, value in flatten(freeze(run)).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            if key.startswith(
+                "eval.harness."
+            ):  # counts where there are benchmarks: test_harness.py
+                continue
+            changed = freeze(run)
+            set_key(changed, key, value + 1)
+            try:
+                after = science(validate(changed), contents)
+            except ConfigError:  # no valid value: nothing to tell
+                continue
+            assert (after != before) is not is_among(key, execution), key
+        assert not any(is_among(key, execution) for key in hashed - {"train.samples_per_forward"})
+
+
+COUPLED = [
+    "model.pattern=xm", "+model/part@model.parts.m=experts", "+model/part@model.parts.x=window",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "counts"),
+    [([], False), (["precision=mxfp8"], True), (["precision=fp8_current"], True), (["precision=nvfp4"], True),
+     (["precision=mxfp8", "train.sequence_length=32"], False), (COUPLED, True)],
+)  # fmt: skip
+def test_samples_of_a_forward_pass_count_where_they_depend_on_each_other(
+    model: list[str], counts: bool, compose: Compose
+) -> None:
+    """MXFP8's blocks of 32 tokens in wgrad reach over sequences of 16, not over those of 32."""
+    base = _cell(compose(*model))
+    halved = _cell(compose(*model, "train.micro_batch=2"))
+    ranks = _cell(compose(*model, "resources.processes=2"))
+    evaluated = _cell(compose(*model, "eval.batch_size=8"))
+    assert (halved.fingerprint != base.fingerprint) is counts
+    assert (ranks.fingerprint == halved.fingerprint) is True
+    assert (evaluated.fingerprint != base.fingerprint) is counts
+    assert earlier_fingerprint(base.science) is None
+    assert earlier_fingerprint(halved.science) == (base.fingerprint if counts else None)
 
 
 def test_fingerprint_follows_the_text_not_its_path(compose: Compose, text: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from models import moves
 from models.config import config, plain, released_name, target_class
-from runner.data.benchmark_files import content
+from runner.data.benchmark_files import content_hash
 from runner.records.cells import make_cells
 from runner.records.config import validate
 
@@ -74,6 +74,6 @@ def test_a_benchmark_keeps_its_hash_when_its_functions_move(
     own.write_text("task: sums\ndoc_to_text: !function old.rows.text\n")
     monkeypatch.setitem(sys.modules, "new_rows", types.SimpleNamespace(text=str))  # type: ignore[arg-type]
     monkeypatch.setitem(moves.MOVED, "old.rows.text", "new_rows.text")
-    before = content(("sums",), None, str(tmp_path))
+    before = content_hash(("sums",), None, str(tmp_path))
     own.write_text("task: sums\ndoc_to_text: !function new_rows.text\n")
-    assert content(("sums",), None, str(tmp_path)) == before
+    assert content_hash(("sums",), None, str(tmp_path)) == before
