@@ -22,14 +22,14 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from kernels.cross_entropy import linear_cross_entropy
+from kernels.cross_entropy import Weights, linear_cross_entropy
 from kernels.philox import NoiseKey, dropout
 from models.branch import Context, Notes
 from models.cache import DecoderState, Memory, State
 from models.config import config
 from models.flops import linear_flops
 from models.initialise import initialise
-from models.language_model import LanguageModel, TokenLoss
+from models.language_model import Give, LanguageModel, TokenLoss, flat_weights
 
 _DROPOUT_PARTS = 8  # of the neurons: each has its own random numbers, whatever the chunks
 
@@ -230,7 +230,14 @@ class BDH(LanguageModel):
         noise: NoiseKey | None = None,
         state: State | None = None,
         counts: Int64[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "batch vocab"] | TokenLoss:
+        weights: Weights | None = None,
+        give: Give | None = None,
+    ) -> (
+        Float[Tensor, "batch seq vocab"]
+        | Float[Tensor, "batch vocab"]
+        | Float[Tensor, "batch seq dim"]
+        | TokenLoss
+    ):
         batch, seq = tokens.shape
         assert state is None or isinstance(state, DecoderState)
         if state is None:
@@ -241,9 +248,13 @@ class BDH(LanguageModel):
         hidden, notes = self._through(context)
         if state is not None:
             hidden = hidden[torch.arange(batch, device=tokens.device), state.finish() - 1]
-        if targets is None:
+        if give == "hidden":
+            return hidden
+        if targets is None or give == "logits":
             return self.unembed(hidden)
-        total, nll = linear_cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten())
+        total, nll = linear_cross_entropy(
+            hidden.flatten(0, 1), self.head.weight, targets.flatten(), weights=flat_weights(weights)
+        )
         return TokenLoss(total=total, nll=nll.view(targets.shape), statistics=notes)
 
     def _through(self, context: Context) -> tuple[Float[Tensor, "batch seq dim"], Notes]:

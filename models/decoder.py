@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from kernels.cross_entropy import linear_cross_entropy
+from kernels.cross_entropy import Weights, linear_cross_entropy
 from kernels.packed import can_pack
 from kernels.philox import NoiseKey, dropout
 from kernels.rotary import rotary_frequencies, rotary_tables
@@ -23,7 +23,7 @@ from models.cache import DecoderState, State
 from models.config import any_config, any_configs, config, couples_samples, neutral
 from models.flops import linear_flops
 from models.initialise import Scheme, initialise
-from models.language_model import LanguageModel, TokenLoss
+from models.language_model import Give, LanguageModel, TokenLoss, flat_weights
 from models.layers import (
     Activation,
     FeedForwardConfig,
@@ -250,17 +250,26 @@ class Decoder(LanguageModel):
         noise: NoiseKey | None = None,
         state: State | None = None,
         counts: Int64[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "batch vocab"] | TokenLoss:
+        weights: Weights | None = None,
+        give: Give | None = None,
+    ) -> (
+        Float[Tensor, "batch seq vocab"]
+        | Float[Tensor, "batch vocab"]
+        | Float[Tensor, "batch seq dim"]
+        | TokenLoss
+    ):
         if state is not None:
             return self._logits(self._read(tokens, state, counts))
         hidden, notes = self._hidden_states(tokens, documents, noise)
-        if targets is None:
+        if give == "hidden":
+            return hidden
+        if targets is None or give == "logits":
             return self._logits(hidden)
         scale = 1.0 / self.cfg.width_multiplier
         weight = self.embedding.weight if self.head is None else self.head.weight
         total, nll = linear_cross_entropy(
             hidden.flatten(0, 1), weight, targets.flatten(), scale=scale,
-            softcap=self.cfg.softcap, z_loss=self.cfg.z_loss,
+            softcap=self.cfg.softcap, z_loss=self.cfg.z_loss, weights=flat_weights(weights),
         )  # fmt: skip
         for name, value in notes.items():  # means over tokens; `total` is a sum over targets
             if ".loss." in name:

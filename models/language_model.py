@@ -6,14 +6,17 @@ Shape legend: batch, seq, vocab.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from kernels.cross_entropy import Weights
 from kernels.philox import NoiseKey
 from models.cache import State
+
+Give = Literal["loss", "logits", "hidden"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +26,23 @@ class TokenLoss:
     Args:
         total: differentiable sum over target tokens, nats; divide by their global count.
         nll: negative log-likelihood of each target, nats, 0 where there is none, no gradient.
+        reported: the sum that is logged and that divergence is told by (None: that of `nll`).
         statistics: named scalars for the log (auxiliary losses, router entropy, ...).
     """
 
     total: Float[Tensor, ""]
     nll: Float[Tensor, "batch seq"]
+    reported: Float[Tensor, ""] | None = None
     statistics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
 # FSDP and torch.compile look for the tensors of a module's output through pytree.
 pytree.register_dataclass(TokenLoss)
+
+
+def flat_weights(weights: Weights | None) -> Weights | None:
+    """Return weights of tokens, [batch, seq], as those of rows."""
+    return weights.flatten() if isinstance(weights, Tensor) else weights
 
 
 class LanguageModel(nn.Module):
@@ -50,8 +60,18 @@ class LanguageModel(nn.Module):
         noise: NoiseKey | None = None,
         state: State | None = None,
         counts: Int64[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "batch vocab"] | TokenLoss:
-        """Return fp32 logits, or with `targets` (-100 = no target) the loss.
+        weights: Weights | None = None,
+        give: Give | None = None,
+    ) -> (
+        Float[Tensor, "batch seq vocab"]
+        | Float[Tensor, "batch vocab"]
+        | Float[Tensor, "batch seq dim"]
+        | TokenLoss
+    ):
+        """Return fp32 logits, or with `targets` (-100 = no target) the loss, or what `give` names.
+
+        `give` is "logits", "loss" or "hidden": the last hidden state, normed, which the head reads. `weights` are
+        those of the targets in the loss, in the order of `tokens.flatten()`: see `kernels.cross_entropy.Weights`.
 
         `documents` keeps tokens within their document; `noise` turns dropout on. With `state` the tokens follow
         what it has read: it reads the first `counts` of each row (None: all; the rest is padding), and the

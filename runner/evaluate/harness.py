@@ -28,6 +28,7 @@ from runner.data.benchmark_files import specify
 from runner.data.tokenizers import Tokenizer
 from runner.evaluate import code_execution as code
 from runner.evaluate.config import HarnessConfig
+from runner.records.contracts import Trained
 from runner.evaluate.sandbox import choose_wall
 from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
@@ -183,6 +184,20 @@ class Report:
         os.replace(partial, place / f"{name}.parquet")
         text = json.dumps({"schema": _SCHEMA, "step": step, "scores": self.scores}, indent=1)
         storage.write_whole(place / f"{name}.json", text)
+
+
+def ask_benchmarks(cfg: HarnessConfig, trained: Trained, step: int) -> dict[str, float]:
+    """Run lm-eval on `cfg.tasks`, write the full report to evals/ and return the scores."""
+    asked = HarnessModel(
+        trained.model, trained.corpus.tokenizer, context=trained.cfg.train.sequence_length,
+        batch_size=cfg.batch_size, autocast=trained.precision.autocast,
+    )  # fmt: skip
+    report = evaluate(asked, cfg, suffix=trained.suffix)
+    if trained.folder is not None:
+        report.write(trained.folder, step)
+        if trained.scored is not None:
+            report.write(*trained.scored)
+    return report.values
 
 
 def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Report:

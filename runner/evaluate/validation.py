@@ -1,4 +1,4 @@
-"""Loss on the validation split, per token and in bits per byte, and a sample of text."""
+"""What a model is judged by on the held-out split, as its task says."""
 
 import itertools
 import math
@@ -6,106 +6,54 @@ from collections.abc import Iterator
 
 import torch
 
-from models.language_model import LanguageModel, TokenLoss
-from models.precision import Precision
-from runner.data.order import Corpus, Sample
-from runner.data.tokenizers import Tokenizer
-from runner.evaluate.scores import calibration_error, predictions, repetition
-from runner.generate.generate import generate, read
-from runner.generate.sampling import Sampling
-from runner.machine.ranks import Ranks
-from runner.records.config import RunConfig
+from runner.data.order import Sample
+from runner.records.contracts import Trained
+
+_BITS = "bits_per_byte"
 
 
 @torch.no_grad()
-def validate_loss(
-    model: LanguageModel, corpus: Corpus, cfg: RunConfig, precision: Precision, ranks: Ranks
-) -> dict[str, float]:
-    """Return `val_loss` (nats per token), `val_bits_per_byte` and `val_tokens`, shared among ranks."""
-    lengths = torch.from_numpy(corpus.tokenizer.bytes_per_id())
-    nats, tokens, num_bytes = 0.0, 0, 0
-    device = ranks.device
+def validate(trained: Trained) -> dict[str, float]:
+    """Return the values of the task's `validate` over at most `eval.tokens` tokens, shared among ranks.
+
+    `val_tokens` is how many targets were counted.
+    """
+    corpus, cfg, ranks = trained.corpus, trained.cfg, trained.ranks
+    sums: dict[str, tuple[float, float]] = {}
+    tokens = 0
     batches = corpus.held_out(cfg.train.sequence_length, cfg.eval.batch_size, cfg.eval.tokens)
     # Sharded parameters are gathered in every forward pass, so all ranks make the same number of
     # them; who has no batch of its own left repeats the last one without counting it.
-    for mine, batch in _dealt(batches, ranks.rank, ranks.world):
-        documents = batch["documents"].to(device) if cfg.data.mask_documents else None
-        with precision.autocast():
-            out = model(
-                batch["tokens"].to(device), batch["targets"].to(device), documents=documents
-            )
-        assert isinstance(out, TokenLoss)
+    for mine, batch in dealt(batches, ranks.rank, ranks.world):
+        on_device = to_device(batch, ranks.device, masked=cfg.data.mask_documents)
+        with trained.precision.autocast():
+            values = trained.task.validate(trained.model, on_device)
         if mine:
-            counted = batch["targets"] >= 0
-            nats += float(out.nll.double().sum())
-            tokens += int(counted.sum())
-            num_bytes += int(lengths[batch["targets"][counted]].sum())
-    nats, num_bytes, tokens = ranks.sum(nats), int(ranks.sum(num_bytes)), int(ranks.sum(tokens))
-    text_bytes = max(1.0, num_bytes * corpus.bytes_per_counted_byte)
+            tokens += int((batch["targets"] >= 0).sum())
+        for name, (total, number) in values.items():
+            before = sums.get(name, (0.0, 0.0))
+            if mine:
+                before = before[0] + float(total), before[1] + float(number)
+            sums[name] = before
+    found = {}
+    for name, (total, number) in sorted(sums.items()):
+        total, number = ranks.sum(total), ranks.sum(number)
+        if name.endswith(_BITS):
+            number = math.log(2) * max(1.0, number * corpus.bytes_per_counted_byte)
+        found[name] = total / number if number else math.nan
+    return found | {"val_tokens": int(ranks.sum(tokens))}
+
+
+def to_device(batch: Sample, device: torch.device, *, masked: bool) -> Sample:
+    """Return the batch on `device`, without `documents` where tokens see across them."""
     return {
-        "val_loss": nats / tokens,
-        "val_bits_per_byte": nats / (math.log(2) * text_bytes),
-        "val_tokens": tokens,
+        key: value.to(device, non_blocking=True)
+        for key, value in batch.items()
+        if masked or key != "documents"
     }
 
 
-@torch.no_grad()
-def validate_details(
-    model: LanguageModel, corpus: Corpus, cfg: RunConfig, precision: Precision, device: torch.device
-) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Return (values; a row position, loss, n for each position), the loss in nats per token; every rank computes all.
-
-    The values are `val_accuracy` and `val_calibration_error` of the next token, and `state_bytes`: what the model
-    remembers of one sequence while it decodes.
-    """
-    seq = cfg.train.sequence_length
-    nats, count = (torch.zeros(seq, dtype=torch.float64) for _ in range(2))
-    found = []
-    for batch in corpus.held_out(seq, cfg.eval.batch_size, cfg.eval.tokens):
-        documents = batch["documents"].to(device) if cfg.data.mask_documents else None
-        with precision.autocast():
-            logits = model(batch["tokens"].to(device), documents=documents)
-        assert isinstance(logits, torch.Tensor)
-        targets = batch["targets"].to(device)
-        losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")  # fmt: skip
-        length = targets.shape[1]
-        nats[:length] += losses.view(targets.shape).double().sum(dim=0).cpu()
-        count[:length] += (targets >= 0).sum(dim=0).cpu()
-        there = targets >= 0
-        found.append(predictions(logits[there], targets[there]))
-    with precision.autocast():
-        _, state = read(
-            model, batch["tokens"][:1].tolist(), device, static=batch["tokens"].shape[1]
-        )
-    confidence, right = (torch.cat(parts) for parts in zip(*found, strict=True))
-    values = {
-        "val_accuracy": float(right.double().mean()),
-        "val_calibration_error": calibration_error(confidence, right),
-    }
-    if state is not None:
-        values["state_bytes"] = state.num_bytes()
-    rows = [
-        {"position": place, "loss": float(nats[place] / count[place]), "n": int(count[place])}
-        for place in range(seq)
-        if count[place]
-    ]
-    return values, rows
-
-
-def _dealt(batches: Iterator[Sample], rank: int, world: int) -> Iterator[tuple[bool, Sample]]:
+def dealt(batches: Iterator[Sample], rank: int, world: int) -> Iterator[tuple[bool, Sample]]:
     """Yield every world-th batch from number `rank` on, (True, batch), filled up with (False, last)."""
     while round_ := list(itertools.islice(batches, world)):
         yield rank < len(round_), round_[min(rank, len(round_) - 1)]
-
-
-def sample_text(
-    model: LanguageModel, tokenizer: Tokenizer, cfg: RunConfig, device: torch.device
-) -> tuple[str, float]:
-    """Return a continuation of `eval.prompt`, the same random draws at every evaluation, and its `repetition`."""
-    prompt = torch.from_numpy(tokenizer.encode(cfg.eval.prompt).astype("int64"))
-    how = Sampling(max_new_tokens=cfg.eval.sample_tokens, temperature=0.8, seed=cfg.seed)
-    (done,) = generate(
-        model, [prompt.to(device)], how, context=cfg.train.sequence_length, decode=tokenizer.decode,
-        eos=None, slide=True,
-    )  # fmt: skip
-    return tokenizer.decode([*prompt.tolist(), *done.ids]), repetition(done.ids)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from models.config import plain
 from runner.data.pretrained import with_origin
 from runner.machine import storage
 from runner.machine.errors import ConfigError, StorageError
@@ -52,11 +53,15 @@ class Cell:
         return journal.state(self.folder)
 
     @property
-    def upstream(self) -> Path | None:
-        """Folder of the run that must be finished before this one starts."""
-        start = self.config.upstream
-        following = self.config.eval.harness.follow and not self.config.train.steps
-        return None if start is None or following else self.folder.parent / start.run
+    def inputs(self) -> dict[str, tuple[Path, ...]]:
+        """Folders of the runs that it takes something from, by the name of the input."""
+        given = self.config.inputs.items()
+        return {name: tuple(self.folder.parent / run for run in of.runs) for name, of in given}
+
+    def waits_for(self) -> list[str]:
+        """Return the fingerprints of the runs that must end before it starts."""
+        runs = self.folder.parent
+        return [run for given in self.config.inputs.values() for run in given.pending(runs)]
 
     @property
     def cancelled(self) -> Path:
@@ -72,25 +77,33 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     """
     cells: dict[str, Cell] = {}
     problems = []
-    contents: dict[Any, Contents] = {}  # the same text is read once, not once a cell
+    contents: dict[str, Contents] = {}  # the same text is read once, not once a cell
     for label, node in points:
         try:
             run = validate(with_origin(node))
         except ConfigError as error:
             problems.append(f"{label}: {error}" if label else str(error))
             continue
-        if run.upstream is not None and len(run.upstream.run) < DIGITS:
-            found = find_cell(Path(run.root).resolve(), run.upstream.run).fingerprint
-            run = replace(run, upstream=replace(run.upstream, run=found))
-        body = (run.data.sources, run.tokenizer, run.init, run.eval.harness)
-        if body not in contents:
-            contents[body] = contents_of(run)
-        keys = science(run, contents[body])
+        run = _with_whole_fingerprints(run)
+        read = json.dumps([plain(part, target=True) for part in (run.work, run.data, run.tokenizer, run.init, run.eval)])  # fmt: skip
+        if read not in contents:
+            contents[read] = contents_of(run)
+        keys = science(run, contents[read])
         key = fingerprint(keys)
         cells.setdefault(key, Cell(run, keys, key, label or run.name))
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return list(cells.values())
+
+
+def _with_whole_fingerprints(run: RunConfig) -> RunConfig:
+    """Return `run` with the beginnings of fingerprints in its inputs completed."""
+    root = Path(run.root).resolve()
+    whole = {
+        name: replace(given, runs=tuple(r if len(r) >= DIGITS else find_cell(root, r).fingerprint for r in given.runs))
+        for name, given in run.inputs.items()
+    }  # fmt: skip
+    return replace(run, inputs=whole) if whole else run
 
 
 def freeze_cell(cell: Cell, *, anew: bool = False) -> None:

@@ -7,33 +7,23 @@ config class. What passes is what is frozen and hashed, so `1e-3` and `0.001` ar
 import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
+from dataclasses import field
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from models.config import config, execution, execution_keys, plain
 from models.config import target_class as named_class
 from runner.machine.errors import ConfigError
+from runner.records.contracts import check, reads
+from runner.records.earlier_configs import as_of_today
+from runner.records.inputs import InputConfig
 
-# Groups whose YAML node names its class by `_target_`.
+# Groups whose YAML node names its class by `_target_`; a kind of work says which of them it reads.
 NODES = ("model", "precision", "data", "tokenizer", "task", "optim", "schedule", "train", "eval")
 SETTINGS = ("track", "resources")
 T = TypeVar("T")
-
-
-@config
-class UpstreamConfig:
-    """The finished run that this one starts from.
-
-    Args:
-        run: its fingerprint (or, on the command line, the beginning of it).
-        take: its weights, its averaged weights, or everything: optimiser and step too, so that
-            training goes on where it ended (a longer run, a cool-down from a trunk).
-    """
-
-    run: str
-    take: Literal["weights", "average", "everything"] = "weights"
 
 
 @config
@@ -41,41 +31,48 @@ class RunConfig:
     """One fully resolved run. Each node is the config object its `_target_` names.
 
     Args:
+        work: what the run does; the nodes that it does not read are None.
+        inputs: what it takes of other runs, by name; a model to start from is named `init`.
         name: the sweep (and MLflow experiment) the run belongs to.
         root: folder that holds runs/, sweeps/, mlflow/ and the token cache.
         seed: of initialisation, data order and dropout.
-        upstream: the run to start from; None starts from the initialisation.
         init: a model made elsewhere to start from, hf:DIR or hf:ORG/NAME; it settles model and tokenizer.
     """
 
-    model: Any
-    precision: Any
-    data: Any
-    tokenizer: Any
-    task: Any
-    optim: Any
-    schedule: Any
-    train: Any
-    eval: Any
+    work: Any
+    model: Any = None
+    precision: Any = None
+    data: Any = None
+    tokenizer: Any = None
+    task: Any = None
+    optim: Any = None
+    schedule: Any = None
+    train: Any = None
+    eval: Any = None
     track: Any = execution()
     resources: Any = execution()
+    inputs: dict[str, InputConfig] = field(default_factory=dict, hash=False)
     name: str = execution("default")
     root: str = execution(".")
     seed: int = 0
-    upstream: UpstreamConfig | None = None
     init: str | None = None
 
 
 def validate(node: Mapping[str, Any]) -> RunConfig:
-    """Return the typed config of a composed plain node (strings, numbers, lists, dicts).
+    """Return the typed config of a composed plain node (strings, numbers, lists, dicts) of any release.
 
     Raises:
         ConfigError: with the key, the value and the valid choices.
     """
+    node = as_of_today(node)
     _refuse_unknown("", node, [f.name for f in dataclasses.fields(RunConfig)])
-    values: dict[str, Any] = {}
-    for key in NODES + SETTINGS:
-        if key not in node:
+    values: dict[str, Any] = {"work": _build_node("work", node["work"])}
+    read = reads(values["work"])
+    for key in (*NODES, *SETTINGS):
+        if key in NODES and key not in read:
+            values[key] = None
+            continue
+        if node.get(key) is None:
             raise ConfigError(f"{key} is missing; choose one of conf/{key}/*.yaml")
         values[key] = _build_node(key, node[key])
     run = typed("", RunConfig, {**node, **values})
@@ -159,15 +156,18 @@ def _explain(path: str, error: ValidationError) -> str:
 
 def _cross_check(run: RunConfig) -> None:
     """Refuse combinations that no single node can see."""
-    if run.init and run.upstream is not None:
+    if run.init and "init" in run.inputs:
         raise ConfigError(
-            f"init={run.init} and upstream.run={run.upstream.run}: a run starts from one; leave one out"
+            f"init={run.init} and inputs.init.runs={list(run.inputs['init'].runs)}: a run starts from one; "
+            "leave one out"
         )
     try:
-        run.train.check(run.resources.num_processes)
-        vocab = run.tokenizer.planned_vocab_size()
-        run.model.check(vocab or 1, run.train.sequence_length)
-        run.data.check(run.tokenizer, run.train.sequence_length)
+        if run.train is not None:
+            run.train.check(run.resources.num_processes)
+        if run.tokenizer is not None and run.train is not None:
+            vocab, seq = run.tokenizer.planned_vocab_size(), run.train.sequence_length
+            check(run.model, vocab or 1, seq)
+            check(run.data, run.tokenizer, seq)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -176,8 +176,9 @@ def freeze(run: RunConfig) -> dict[str, Any]:
     """Return `run` as plain JSON-able data, each node with its `_target_`."""
     try:
         return {
-            f.name: plain(getattr(run, f.name), target=f.name in NODES + SETTINGS)
+            f.name: plain(getattr(run, f.name), target=f.name in ("work", *NODES, *SETTINGS))
             for f in dataclasses.fields(run)
+            if f.name not in NODES or getattr(run, f.name) is not None
         }
     except TypeError as error:
         raise ConfigError(str(error)) from None
@@ -186,7 +187,7 @@ def freeze(run: RunConfig) -> dict[str, Any]:
 def execution_half(node: Mapping[str, Any]) -> set[str]:
     """Return the dotted keys of a composed or frozen node that cannot change a result, nor can what is below them."""
     keys = set(execution_keys(RunConfig, node))
-    for name in NODES:
+    for name in ("work", *NODES):
         part = node.get(name)
         if isinstance(part, Mapping) and "_target_" in part:
             keys |= set(execution_keys(target_class(name, part["_target_"]), part, f"{name}."))

@@ -8,13 +8,14 @@ change a result says so where it is declared (`models.config.execution`); no key
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from models.config import couples_samples, released_name, with_inner
+from models.config import couples_samples, execution_keys, plain, released_name, with_inner
 from runner.data import pretrained
 from runner.records.config import NODES, RunConfig, execution_half, flatten, freeze, is_among
+from runner.records.earlier_configs import EVALUATE, TRAIN
 
 DIGITS = 16
 
@@ -32,56 +33,124 @@ class Contents:
     Args:
         tokenizer, init, benchmarks: "" where there is none.
         sources: of the data, in order.
+        others: (dotted path of a config, hash) of whatever else has a `content_hash`.
     """
 
     tokenizer: str = ""
     init: str = ""
     benchmarks: str = ""
     sources: tuple[str, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
 
 
 def contents_of(run: RunConfig) -> Contents:
     """Return the hashes of what `run` reads: this reads the files."""
-    harness = run.eval.harness
+    harness = getattr(run.eval, "harness", None)
     return Contents(
-        tokenizer=run.tokenizer.content_hash(),
+        tokenizer=_content_hash(run.tokenizer) or "",
         init=pretrained.content_hash(run.init) if run.init else "",
-        benchmarks=harness.content_hash() if harness.tasks else "",
-        sources=tuple(run.data.content_hash()),
+        benchmarks=harness.content_hash() if harness is not None and harness.tasks else "",
+        sources=tuple(_content_hash(run.data) or ()),
+        others=tuple(
+            (path, _content_hash(cfg))
+            for path, cfg in _configs(run)
+            if path not in ("data", "tokenizer") and hasattr(cfg, "content_hash")
+        ),
     )
 
 
+def _content_hash(cfg: Any) -> Any:
+    return cfg.content_hash() if hasattr(cfg, "content_hash") else None
+
+
+def _configs(run: RunConfig) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, config) of all that counts in the fingerprint of `run`."""
+    for node in ("work", *NODES):
+        for path, cfg in with_inner(node, getattr(run, node)) if getattr(run, node) else ():
+            if not path.startswith("eval.also.") or _counts(run, cfg):
+                yield path, cfg
+
+
+def _counts(run: RunConfig, evaluation: Any) -> bool:
+    """Return whether an evaluation of `eval.also` is part of a run: of one that evaluates, never of a training."""
+    return _is(run.work, EVALUATE) and getattr(evaluation, "counts", True)
+
+
+def _is(work: Any, target: str) -> bool:
+    return released_name(type(work)) == target
+
+
 def science(run: RunConfig, contents: Contents) -> dict[str, Any]:
-    """Return the dotted science keys of `run` and their values, paths replaced by `contents`."""
-    plain = freeze(run)
-    execution = execution_half(plain)
-    plain["data"]["sources"] = [
-        {"content": digest, "weight": source.weight}
-        for digest, source in zip(contents.sources, run.data.sources, strict=True)
-    ]
-    plain["tokenizer"]["path"], plain["init"] = contents.tokenizer, contents.init
-    if run.eval.harness.tasks:
-        plain["eval"]["harness"]["data"] = contents.benchmarks
+    """Return the dotted science keys of `run` and their values, paths replaced by `contents`.
+
+    What has been renamed stands as it was first: runs keep their names.
+    """
+    node = freeze(run)
+    execution = execution_half(node)
+    if run.data is not None:
+        weights = [source.weight for source in getattr(run.data, "sources", ())]
+        weights += [1.0] * (len(contents.sources) - len(weights))
+        node["data"]["sources"] = [
+            {"content": digest, "weight": weight}
+            for digest, weight in zip(contents.sources, weights, strict=True)
+        ]
+    if run.tokenizer is not None:
+        node["tokenizer"]["path"] = contents.tokenizer
+    if run.init is None:
+        del node["init"]
     else:
-        del plain["eval"]["harness"]
-    if run.upstream is None:  # runs from before there were stages keep their name
-        del plain["upstream"]
-    if run.init is None:  # ... or imported models
-        del plain["init"]
-    keys = {k: v for k, v in flatten(plain).items() if not is_among(k, execution)}
-    for node in NODES:
-        for path, value in with_inner(node, getattr(run, node)):
-            keys[f"{path}.numerics"] = type(value).numerics
-            keys[f"{path}._target_"] = released_name(type(value))
-            for field in dataclasses.fields(value):
-                default = field.metadata.get("neutral", dataclasses.MISSING)
-                if getattr(value, field.name) == default:
-                    keys = _without(keys, f"{path}.{field.name}")
+        node["init"] = contents.init
+    if run.eval is not None:
+        _as_first_released_eval(run, node["eval"])
+    _as_first_released_work(run, node)
+    keys = {k: v for k, v in flatten(node).items() if not is_among(k, execution)}
+    for path, value in _configs(run):
+        if f"{path}._target_" not in keys:
+            continue
+        keys[f"{path}.numerics"] = type(value).numerics
+        keys[f"{path}._target_"] = released_name(type(value))
+        for field in dataclasses.fields(value):
+            default = field.metadata.get("neutral", dataclasses.MISSING)
+            if getattr(value, field.name) == default:
+                keys = _without(keys, f"{path}.{field.name}")
+    if run.eval is not None and run.eval.harness.tasks:
+        keys["eval.harness.data"] = contents.benchmarks
+    keys |= {f"{path}.content": digest for path, digest in contents.others}
     return {RENAMES.get(k, k): v for k, v in (keys | _derived(run)).items()}
+
+
+def _as_first_released_eval(run: RunConfig, node: dict[str, Any]) -> None:
+    """Leave out of `node`, the node eval, what is no part of the run."""
+    if not run.eval.harness.tasks:
+        del node["harness"]
+    counted = {k: v for k, v in node.pop("also").items() if _counts(run, run.eval.also[k])}
+    if counted:
+        node["also"] = counted
+
+
+def _as_first_released_work(run: RunConfig, node: dict[str, Any]) -> None:
+    """Write training without a word of it, evaluation as train.steps=0, and a single input `init` as upstream."""
+    if _is(run.work, TRAIN):
+        del node["work"]
+    elif _is(run.work, EVALUATE):
+        del node["work"]
+        node["train"] |= {"steps": 0, "tokens": None, "flops": None, "tokens_per_parameter": None}
+    inputs = {
+        name: {key: value for key, value in given.items() if key != "live"}
+        for name, given in node.pop("inputs").items()
+    }
+    init = inputs.get("init")
+    if init is not None and not init["all"]:
+        node["upstream"] = {"run": init["runs"][0], "take": init["take"]}
+        del inputs["init"]
+    if inputs:
+        node["inputs"] = inputs
 
 
 def samples_depend_on_each_other(run: RunConfig) -> bool:
     """Return whether the model or the precision of `run` makes a sample's numbers depend on its micro-batch."""
+    if run.train is None:
+        return False
     length = run.train.sequence_length
     return any(couples_samples(part, length) for part in (run.model, run.precision))
 
@@ -97,6 +166,18 @@ def _derived(run: RunConfig) -> dict[str, int]:
     if run.eval.batch_size != _EVAL_BATCH_NEUTRAL:
         keys[_EVAL_BATCH] = run.eval.batch_size
     return keys
+
+
+def evaluation_key(run: str, evaluation: Any) -> str:
+    """Return the name of evals/<name>.json for an evaluation of the finished run with fingerprint `run`."""
+    half = set(execution_keys(type(evaluation), plain(evaluation)))
+    keys = {k: v for k, v in flatten(plain(evaluation)).items() if not is_among(k, half)}
+    keys |= {
+        "run": run,
+        "_target_": released_name(type(evaluation)),
+        "numerics": type(evaluation).numerics,
+    }
+    return fingerprint(keys | {"content": _content_hash(evaluation)})
 
 
 def earlier_fingerprint(keys: Mapping[str, Any]) -> str | None:

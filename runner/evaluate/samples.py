@@ -1,0 +1,28 @@
+"""A sample of text at an evaluation."""
+
+import math
+
+import torch
+
+from runner.evaluate.config import SamplesConfig
+from runner.evaluate.scores import repetition
+from runner.generate.generate import generate
+from runner.generate.sampling import Sampling
+from runner.records.contracts import Trained
+
+
+def sample(cfg: SamplesConfig, trained: Trained, step: int) -> dict[str, float]:
+    """Append a continuation of `cfg.prompt` to samples.txt; return its `sample_repetition` where it has one."""
+    tokenizer, run = trained.corpus.tokenizer, trained.cfg
+    prompt = torch.from_numpy(tokenizer.encode(cfg.prompt).astype("int64"))
+    how = Sampling(max_new_tokens=cfg.tokens, temperature=0.8, seed=run.seed)
+    (done,) = generate(
+        trained.model, [prompt.to(trained.ranks.device)], how, context=run.train.sequence_length,
+        decode=tokenizer.decode, eos=None, slide=True,
+    )  # fmt: skip
+    if trained.folder is not None:
+        with open(trained.folder / "samples.txt", "a", encoding="utf-8") as stream:
+            text = tokenizer.decode([*prompt.tolist(), *done.ids])
+            stream.write(f"--- step {step}\n{text}\n")
+    repeated = repetition(done.ids)
+    return {"sample_repetition": repeated} if math.isfinite(repeated) else {}

@@ -1,0 +1,62 @@
+"""Keys of earlier releases, still accepted on the command line and read in frozen cells, in today's words.
+
+upstream: {run: R, take: T}           inputs: {init: {runs: [R], take: T}}
+train.steps=0                         work=evaluate
+eval.harness.follow=true              inputs.init.live=true
+eval.sample_tokens, eval.prompt       eval.also.samples
+eval.details, eval.induction          eval.also.details, eval.also.induction
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+TRAIN = "runner.work.config.TrainWork"
+EVALUATE = "runner.work.config.EvaluateWork"
+_EVALUATIONS = "runner.evaluate.config"
+
+
+def as_of_today(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain node of a run of any release with the keys of this one."""
+    node = dict(node)
+    inputs = {name: _input(given) for name, given in (node.get("inputs") or {}).items()}
+    upstream = node.pop("upstream", None)
+    if upstream:
+        inputs["init"] = _input(upstream)
+    work, train = node.get("work") or {"_target_": TRAIN}, node.get("train")
+    if isinstance(train, Mapping) and train.get("steps") == 0:
+        work, node["train"] = {"_target_": EVALUATE}, {**train, "steps": None}
+    measured = node.get("eval")
+    if isinstance(measured, Mapping):
+        node["eval"] = _eval(measured)
+        harness = measured.get("harness")
+        if isinstance(harness, Mapping) and "follow" in harness:
+            node["eval"]["harness"] = {k: v for k, v in harness.items() if k != "follow"}
+            if harness["follow"] and work == {"_target_": EVALUATE} and "init" in inputs:
+                inputs["init"] = {**inputs["init"], "live": True}
+    return node | {"work": work, "inputs": inputs}
+
+
+def _input(given: Any) -> Any:
+    """Return an input with `runs`, of which `run` is short for one."""
+    if not isinstance(given, Mapping) or "run" not in given:
+        return given
+    rest = {key: value for key, value in given.items() if key != "run"}
+    return {**rest, "runs": [given["run"]]}
+
+
+def _eval(given: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(given)
+    also = dict(found.get("also") or {})
+    tokens, prompt = found.pop("sample_tokens", None), found.pop("prompt", None)
+    if tokens == 0:
+        also.pop("samples", None)
+    else:
+        said = {k: v for k, v in (("tokens", tokens), ("prompt", prompt)) if v is not None}
+        if tokens is not None or (said and "samples" in also):
+            base = also.get("samples") or {"_target_": f"{_EVALUATIONS}.SamplesConfig"}
+            also["samples"] = {**base, **said}
+    for name in ("details", "induction"):
+        wanted = found.pop(name, None)
+        if wanted:
+            also.setdefault(name, {"_target_": f"{_EVALUATIONS}.{name.capitalize()}Config"})
+    return found | {"also": also}
