@@ -13,13 +13,13 @@ import os
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from kernels.compiled import Function, compiled
+from kernels.format_names import Format
 from kernels.formats import E2M1, E4M3, E5M2
 from kernels.quantise import (
     TENSOR,
@@ -31,9 +31,6 @@ from kernels.quantise import (
     quantise_nvfp4,
 )
 
-Format = Literal[
-    "nvfp4", "mxfp4", "mxfp8_e4m3", "mxfp8_e5m2", "fp8_e4m3", "fp8_e5m2"
-]  # fmt: skip
 _ELEMENTS = {"nvfp4": E2M1, "mxfp4": E2M1, "mxfp8_e4m3": E4M3, "mxfp8_e5m2": E5M2, "fp8_e4m3": E4M3, "fp8_e5m2": E5M2}  # fmt: skip
 
 

@@ -6,15 +6,14 @@ summed over: the product stays, outliers are spread over their group (QuaRot; NV
 
 import math
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-Signs = Literal["fixed", "random", "none"]
-SIZES = (16, 32, 64, 128)
+from kernels.format_names import HADAMARD_SIZES, Signs
+
 # TransformerEngine's sign vector of 16; longer transforms repeat it.
 _FIXED = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
 
@@ -30,8 +29,8 @@ def hadamard_matrix(
     Raises:
         ValueError: no such size.
     """
-    if size not in SIZES:
-        raise ValueError(f"hadamard={size} is none of {', '.join(map(str, SIZES))}")
+    if size not in HADAMARD_SIZES:
+        raise ValueError(f"hadamard={size} is none of {', '.join(map(str, HADAMARD_SIZES))}")
     if torch.compiler.is_compiling():
         return _matrix(size, signs, seed, device)
     with unset_fake_temporarily():  # what is kept serves later, real calls

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from kernels.diagnostics import statistics
 from kernels.emulate import Operand, Quantiser, emulate, emulate_both, fusible
-from kernels.hadamard import Signs, hadamard, hadamard_matrix
+from kernels.format_names import Signs
+from kernels.hadamard import hadamard, hadamard_matrix
 from kernels.philox import Dice, rounding_bits
 from kernels.scaled_mm import scaled_mm
 

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from kernels.recurrence_flops import PER_DIMENSION
+
 _LEAST = -4.0  # log of a decay for each key dimension: 16 of them together stay within fp32
-_PER_DIMENSION = 16  # tokens of a chunk where each key dimension has its own decay
 
 
 def recurrence(
@@ -51,7 +52,7 @@ def _recurrence(
     if log_decay is None:
         log_decay = q.new_zeros(batch, heads, seq, 1)
     wide = log_decay.shape[-1] > 1
-    size = min(chunk, _PER_DIMENSION if wide else chunk, seq)
+    size = min(chunk, PER_DIMENSION if wide else chunk, seq)
     missing = -seq % size
     q, k, v, log_decay = (F.pad(x.float(), (0, 0, 0, missing)) for x in (q, k, v, log_decay))
     if documents is None:
@@ -98,14 +99,6 @@ def _recurrence(
 
 def _chunks(x: Tensor, size: int) -> Tensor:
     return x.view(*x.shape[:2], -1, size, x.shape[-1]).movedim(2, 0)
-
-
-def recurrence_flops(seq: int, heads: int, k: int, v: int, *, chunk: int, delta: bool, wide: bool) -> int:  # fmt: skip
-    """Return the FLOPs of the products in `recurrence`; the triangular solve of the delta rule is left out."""
-    size = min(chunk, _PER_DIMENSION if wide else chunk, seq)
-    rows = -(-seq // size) * size
-    pairs = 2 * rows * size * (k * (2 if delta else 1) + v)
-    return heads * (pairs + 2 * rows * k * v * (3 if delta else 2))
 
 
 def scan(

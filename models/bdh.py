@@ -14,7 +14,6 @@ Shape legend: batch, heads, seq, dim = width, n = neurons of a head.
 """
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,82 +23,10 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from kernels.cross_entropy import Weights, linear_cross_entropy
 from kernels.philox import NoiseKey, dropout
+from models.bdh_config import DROPOUT_PARTS, BDHConfig
 from models.branch import Context, Notes
 from models.cache import DecoderState, Memory, State
-from models.config import config
-from models.flops import linear_flops
-from models.initialise import initialise
 from models.language_model import Give, LanguageModel, TokenLoss, flat_weights
-
-_DROPOUT_PARTS = 8  # of the neurons: each has its own random numbers, whatever the chunks
-
-
-@config
-class BDHConfig:
-    """Shape of a BDH.
-
-    Args:
-        depth: levels, all with the same weights. multiplier: neurons of all heads together, times the width.
-        form: `repo` is the public code, `paper` the paper's equations.
-        rope_base: of the rotation among a head's neurons, pairs next to each other.
-        chunks: 1, 2, 4 or 8: neurons are taken in so many parts, and computed again in the backward pass, so that
-            nothing as wide as all of them is kept (form=repo only).
-    """
-
-    depth: int = 6
-    width: int = 256
-    num_heads: int = 4
-    multiplier: int = 128
-    dropout: float = 0.1
-    form: Literal["repo", "paper"] = "repo"
-    rope_base: float = 65536.0
-    init_std: float = 0.02
-    chunks: int = 1
-
-    def __post_init__(self) -> None:
-        if self.width * self.multiplier % (self.num_heads * 2 * _DROPOUT_PARTS):
-            raise ValueError(
-                f"width={self.width} x multiplier={self.multiplier} neurons must divide into "
-                f"num_heads={self.num_heads} heads of a multiple of {2 * _DROPOUT_PARTS}"
-            )
-        if self.chunks not in (1, 2, 4, 8) or (self.chunks > 1 and self.form == "paper"):
-            raise ValueError(f"chunks={self.chunks} must be 1, 2, 4 or 8, and 1 with form=paper")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
-
-    @property
-    def neurons(self) -> int:
-        """Neurons of a head."""
-        return self.width * self.multiplier // self.num_heads
-
-    def build(self, vocab_size: int, seed: int) -> "BDH":
-        """Return the initialised model."""
-        model = BDH(self, vocab_size)
-        initialise(model, scheme="gpt2", std=self.init_std, depth=self.depth, width_multiplier=1.0, seed=seed)  # fmt: skip
-        return model
-
-    def check(self, vocab_size: int, seq: int) -> None:
-        """Any length will do."""
-
-    def num_parameters(self, vocab_size: int) -> int:
-        """Return the parameter count by formula."""
-        return 3 * self.num_heads * self.neurons * self.width + 2 * vocab_size * self.width
-
-    def num_active_parameters(self, vocab_size: int) -> int:
-        """Return all of them, counted once though each level uses them."""
-        return self.num_parameters(vocab_size)
-
-    def num_embedding_parameters(self, vocab_size: int) -> int:
-        """Return those of the token embeddings."""
-        return vocab_size * self.width
-
-    def forward_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
-        """Return forward FLOPs of one sequence: (all pairs, causal half)."""
-        wide = self.num_heads * self.neurons
-        level = 3 * linear_flops(seq, self.width, wide)
-        pairs = linear_flops(seq, wide, seq) + linear_flops(seq, seq, self.num_heads * self.width)
-        head = linear_flops(seq, self.width, vocab_size)
-        return self.depth * (level + pairs) + head, self.depth * (level + pairs // 2) + head
 
 
 class Level(nn.Module):
@@ -148,9 +75,9 @@ class Level(nn.Module):
         """Dropout, part by part of all neurons: parts `first` and the ones after it."""
         if noise is None or not self.cfg.dropout:
             return both
-        size = self.cfg.neurons // _DROPOUT_PARTS
+        size = self.cfg.neurons // DROPOUT_PARTS
         parts = [
-            dropout(part.contiguous(), self.cfg.dropout, noise, index * _DROPOUT_PARTS + number)
+            dropout(part.contiguous(), self.cfg.dropout, noise, index * DROPOUT_PARTS + number)
             for number, part in enumerate(both.split(size, dim=-1), first)  # type: ignore[no-untyped-call]
         ]
         return torch.cat(parts, dim=-1)
@@ -177,7 +104,7 @@ class Level(nn.Module):
         if type(self.encoder) is not nn.Linear:
             raise ValueError("model.chunks takes slices of the weights, which a quantised recipe does not; use chunks=1")  # fmt: skip
         cfg = self.cfg
-        size, parts = cfg.neurons // cfg.chunks, _DROPOUT_PARTS // cfg.chunks
+        size, parts = cfg.neurons // cfg.chunks, DROPOUT_PARTS // cfg.chunks
         w_x = self.encoder.weight.view(cfg.num_heads, cfg.neurons, cfg.width)
         w_y = torch.stack([w for v in self.encoder_v for w in v.parameters()])
         w_out = self.decoder.weight.view(cfg.width, cfg.num_heads, cfg.neurons)

@@ -3,24 +3,23 @@
 Shape legend: batch, seq, dim = model width; streams where there are several.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from kernels.philox import dropout
-from models.branch import Context, Notes, PartConfig, split_notes
+from models.branch import Context, Notes, split_notes
+from models.decoder_config import DecoderConfig
 from models.layers import make_norm
-
-if TYPE_CHECKING:
-    from models.decoder import DecoderConfig
+from models.part import PartConfig
 
 
 class Block(nn.Module):
     """One layer: its branches, one after the other, each normed before and added after."""
 
     def __init__(
-        self, cfg: "DecoderConfig", branches: list[PartConfig], first: int, vocab_size: int
+        self, cfg: DecoderConfig, branches: list[PartConfig], first: int, vocab_size: int
     ) -> None:
         super().__init__()
         self.first, self.drop = first, cfg.dropout

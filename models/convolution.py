@@ -5,8 +5,6 @@
 Shape legend: batch, seq, dim = model width.
 """
 
-from typing import TYPE_CHECKING, ClassVar
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,45 +12,8 @@ from torch import Tensor, nn
 from kernels.short_conv import long_conv, short_conv
 from models.branch import Context
 from models.cache import with_history
-from models.config import config
-from models.flops import linear_flops
-
-if TYPE_CHECKING:
-    from models.decoder import DecoderConfig
 
 _SHORT = 8  # taps up to which the filter is applied one by one
-
-
-@config
-class ConvolutionConfig:
-    """A gated convolution; `taps`: length of its filters, the token itself included."""
-
-    name: ClassVar[str] = "conv"
-    normed: ClassVar[bool] = True
-    looks_back: ClassVar[bool] = True
-
-    taps: int = 3
-
-    def __post_init__(self) -> None:
-        if self.taps < 1:
-            raise ValueError(f"taps={self.taps} must be at least 1")
-
-    def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> "Convolution":
-        """See `PartConfig`."""
-        return Convolution(host.width, self.taps, number)
-
-    def num_parameters(self, host: "DecoderConfig", number: int) -> int:
-        """See `PartConfig`."""
-        return host.width * (2 * host.width + self.taps + 2)
-
-    def num_active_parameters(self, host: "DecoderConfig", number: int) -> int:
-        """See `PartConfig`."""
-        return self.num_parameters(host, number)
-
-    def forward_flops(self, host: "DecoderConfig", seq: int) -> tuple[int, int]:
-        """See `PartConfig`; the convolution itself is left out."""
-        found = 2 * linear_flops(seq, host.width, host.width)
-        return found, found
 
 
 class Convolution(nn.Module):

@@ -1,12 +1,10 @@
 """The decoder: GPT-2, Llama, what lies between, and every other stack of branches, by config.
 
 Layers of pre-norm branches, x + attn(norm(x)), x + mlp(norm(x)), as `pattern` says; a final norm; a linear head, tied
-or not. Which branches there are is a matter of config (`models/branch.py`); this file knows none but by their letter.
+or not. Which branches there are is a matter of config (`models/part.py`); this file knows none but by their letter.
 
 Shape legend: batch, seq, dim = width, vocab.
 """
-
-from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,209 +14,13 @@ from kernels.cross_entropy import Weights, linear_cross_entropy
 from kernels.packed import can_pack
 from kernels.philox import NoiseKey, dropout
 from kernels.rotary import rotary_frequencies, rotary_tables
-from models.attention import AttentionConfig
 from models.block import Block
-from models.branch import Context, Notes, PartConfig, Tables, words
+from models.branch import Context, Notes, Tables
 from models.cache import DecoderState, State
-from models.config import any_config, any_configs, config, couples_samples, neutral
-from models.flops import linear_flops
-from models.initialise import Scheme, initialise
+from models.decoder_config import DecoderConfig
 from models.language_model import Give, LanguageModel, TokenLoss, flat_weights
-from models.layers import (
-    Activation,
-    FeedForwardConfig,
-    Norm,
-    PackedLinear,
-    make_norm,
-    pack_linears,
-)
-from models.rope import RopeScaling
-
-
-@config
-class DecoderConfig:
-    """Shape and options of a decoder.
-
-    Args:
-        depth, width: layers and residual width.
-        num_heads, num_kv_heads: query heads and key/value heads (None: as many).
-        head_dim: width of a head (None: width / num_heads).
-        hidden: feed-forward width (None: 4 x width, or for swiglu 8/3 x width to a multiple of 8).
-        context_length: longest sequence; matters for learned positions only.
-        dropout: on the embedding and on what each branch adds to the residual stream.
-        rope_scaling: stretches rotary positions past the context they were trained at.
-        norm_eps: added to the mean square or variance (None: 1e-6 of RMSNorm, 1e-5 of LayerNorm).
-        softcap: logits become softcap * tanh(logits / softcap).
-        z_loss: weight of logsumexp(logits)**2 in the training loss.
-        base_width: muP: the width at which learning rate and std were tuned (init=mup only).
-        pattern: a word for each layer, over and over; a letter for each of its branches. `a` is attention and `f`
-            feed-forward as the fields above say, the other letters are those of `parts`.
-        parts: further branches by their letter, each with its `_target_`: conf/model/part.
-        streams: residual streams instead of one residual: hyper-connections, `_target_` models.streams....
-        causal: False lets every token see all others: for masked diffusion. There is no cache then.
-    """
-
-    numerics = 2  # 1 left biases at torch's default, drawn from the global generator
-
-    depth: int
-    width: int
-    num_heads: int
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    hidden: int | None = None
-    context_length: int = 1024
-    norm: Norm = "rmsnorm"
-    positions: Literal["rope", "learned"] = "rope"
-    rope_base: float = 10000.0
-    qk_norm: bool = False
-    activation: Activation = "swiglu"
-    bias: bool = False
-    tied: bool = True
-    dropout: float = 0.0
-    softcap: float | None = None
-    z_loss: float = 0.0
-    init: Scheme = "gpt2"
-    init_std: float = 0.02
-    base_width: int | None = None
-    rope_scaling: RopeScaling | None = neutral(None)
-    norm_eps: float | None = neutral(None)
-    pattern: str = neutral("af")
-    parts: dict[str, Any] = any_configs()
-    streams: Any = any_config()
-    causal: bool = neutral(True)
-
-    def __post_init__(self) -> None:
-        for name in ("depth", "width", "num_heads", "kv_heads", "context_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.head_dim is None and self.width % self.num_heads:
-            raise ValueError(
-                f"width={self.width} is not divisible by num_heads={self.num_heads}; "
-                "change one, or give head_dim"
-            )
-        if self.num_heads % self.kv_heads:
-            raise ValueError(
-                f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
-            )
-        if self.positions == "rope" and self.attention_dim % 2:
-            raise ValueError(f"head_dim={self.attention_dim} must be even for positions=rope")
-        if self.rope_scaling is not None and self.positions != "rope":
-            raise ValueError(f"rope_scaling needs positions=rope, not {self.positions}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
-        if (self.init == "mup") != (self.base_width is not None):
-            raise ValueError("init=mup and base_width go together; give both or neither")
-        for letter, part in self.parts.items():
-            if len(letter) != 1 or not isinstance(part, PartConfig):
-                raise ValueError(f"parts.{letter}={part!r} must be a letter and a part with its _target_: see conf/model/part")  # fmt: skip
-        if self.streams is not None and not hasattr(self.streams, "spread"):
-            raise ValueError(f"streams={self.streams!r} must be a config with its _target_: see conf/model/streams")  # fmt: skip
-        for word in words(self.pattern, self.depth):
-            unknown = [letter for letter in word if letter not in self._known]
-            if unknown:
-                raise ValueError(f"pattern={self.pattern!r}: {unknown[0]!r} is no part; there are: {', '.join(self._known)}")  # fmt: skip
-            names = [self._known[letter].name for letter in word]
-            if len(set(names)) < len(names):
-                raise ValueError(f"pattern={self.pattern!r}: {word!r} has two branches of one kind ({', '.join(names)})")  # fmt: skip
-            back = [letter for letter in word if self._known[letter].looks_back]
-            if back and not self.causal:
-                raise ValueError(f"pattern={self.pattern!r}: {back[0]!r} looks back only; use it with causal=true")  # fmt: skip
-
-    @property
-    def _known(self) -> dict[str, PartConfig]:
-        own: dict[str, PartConfig] = {"a": AttentionConfig(), "f": FeedForwardConfig()}
-        return own | self.parts
-
-    def branches(self) -> list[list[PartConfig]]:
-        """Return the branches of each layer."""
-        return [
-            [self._known[letter] for letter in word] for word in words(self.pattern, self.depth)
-        ]
-
-    def couples_samples(self, sequence_length: int) -> bool:
-        """Return whether a branch makes a sample depend on the others of its forward pass."""
-        return any(
-            couples_samples(part, sequence_length) for row in self.branches() for part in row
-        )
-
-    @property
-    def kv_heads(self) -> int:
-        """Key/value heads, the default resolved."""
-        return self.num_kv_heads if self.num_kv_heads is not None else self.num_heads
-
-    @property
-    def attention_dim(self) -> int:
-        """Width of one head, the default resolved."""
-        return self.head_dim if self.head_dim is not None else self.width // self.num_heads
-
-    @property
-    def hidden_dim(self) -> int:
-        """Feed-forward width, the default resolved."""
-        if self.hidden is not None:
-            return self.hidden
-        return -(-8 * self.width // 3 // 8) * 8 if self.activation == "swiglu" else 4 * self.width
-
-    @property
-    def width_multiplier(self) -> float:
-        """The muP multiplier m = width / base_width; 1 in standard parametrisation."""
-        return 1.0 if self.base_width is None else self.width / self.base_width
-
-    def build(self, vocab_size: int, seed: int) -> "Decoder":
-        """Return the initialised decoder (on the meta device inside `torch.device('meta')`)."""
-        model = Decoder(self, vocab_size)
-        initialise(
-            model, scheme=self.init, std=self.init_std, depth=self.depth,
-            width_multiplier=self.width_multiplier, seed=seed,
-        )  # fmt: skip
-        return model
-
-    def check(self, vocab_size: int, seq: int) -> None:
-        """Raise ValueError where learned positions end before the sequence does."""
-        if self.positions == "learned" and seq > self.context_length:
-            raise ValueError(
-                f"sequence_length={seq} exceeds context_length={self.context_length} of learned "
-                "positions; lower train.sequence_length or raise model.context_length"
-            )
-
-    def num_parameters(self, vocab_size: int) -> int:
-        """Return the parameter count by formula (a test holds it equal to numel)."""
-        head = 0 if self.tied else vocab_size * self.width
-        embedding = vocab_size * self.width + self._num_positions
-        return embedding + head + self._norm_parameters + self._in_branches("num_parameters")
-
-    def num_active_parameters(self, vocab_size: int) -> int:
-        """Return the parameters that one token is multiplied with: of experts and tables, those it meets."""
-        idle = self._in_branches("num_parameters") - self._in_branches("num_active_parameters")
-        return self.num_parameters(vocab_size) - idle
-
-    def _in_branches(self, count: str) -> int:
-        total = 0
-        for number, part in enumerate(part for layer in self.branches() for part in layer):
-            total += getattr(part, count)(self, number)
-            total += self._norm_parameters if part.normed else 0
-            total += self.streams.num_parameters(self) if self.streams is not None else 0
-        return total
-
-    @property
-    def _norm_parameters(self) -> int:
-        return self.width * (2 if self.norm == "layernorm" and self.bias else 1)
-
-    @property
-    def _num_positions(self) -> int:
-        return self.context_length * self.width if self.positions == "learned" else 0
-
-    def num_embedding_parameters(self, vocab_size: int) -> int:
-        """Return lookup-only parameters: positions, and token embeddings unless tied to the head."""
-        return self._num_positions + (0 if self.tied else vocab_size * self.width)
-
-    def forward_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
-        """Return forward FLOPs of one sequence: (all pairs, causal half)."""
-        full = causal = linear_flops(seq, self.width, vocab_size)
-        for part in (part for layer in self.branches() for part in layer):
-            more = part.forward_flops(self, seq)
-            streams = self.streams.forward_flops(self, seq) if self.streams is not None else 0
-            full, causal = full + more[0] + streams, causal + more[1] + streams
-        return full, causal
+from models.layers import PackedLinear, make_norm, pack_linears
+from models.rope import slowed
 
 
 class Decoder(LanguageModel):
@@ -232,6 +34,7 @@ class Decoder(LanguageModel):
         self.embedding = nn.Embedding(vocab_size, cfg.width)
         learned = cfg.positions == "learned"
         self.positions = nn.Embedding(cfg.context_length, cfg.width) if learned else None
+        self.streams = None if cfg.streams is None else cfg.streams.build_ends()
         self.layers = nn.ModuleList()
         number = 0
         for branches in cfg.branches():
@@ -319,7 +122,7 @@ class Decoder(LanguageModel):
 
     def _through(self, x: Float[Tensor, "batch seq dim"], context: Context) -> tuple[Float[Tensor, "batch seq dim"], Notes]:  # fmt: skip
         """Pass the layers."""
-        streams = self.cfg.streams
+        streams = self.streams
         notes: Notes = {}
         x = x if streams is None else streams.spread(x, context)
         for index, layer in enumerate(self.layers):
@@ -337,8 +140,8 @@ class Decoder(LanguageModel):
         found = rotary_frequencies(cfg.attention_dim, cfg.rope_base, positions.device)
         if cfg.rope_scaling is None:
             return rotary_tables(positions, found)
-        slowed = cfg.rope_scaling.slow(found, cfg.rope_base)
-        return rotary_tables(positions, slowed, cfg.rope_scaling.attention_gain)
+        slow = slowed(cfg.rope_scaling, found, cfg.rope_base)
+        return rotary_tables(positions, slow, cfg.rope_scaling.attention_gain)
 
     def start(self, batch: int, capacity: int, *, static: bool = False) -> DecoderState:
         """See `LanguageModel.start`."""

@@ -12,8 +12,6 @@ Shape legend: batch, seq, dim = model width, orders = n-gram lengths, slots = or
 
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -24,79 +22,11 @@ from torch import Tensor, nn
 from kernels.short_conv import short_conv
 from models.branch import Context, Notes
 from models.cache import with_history
-from models.config import config
-from models.flops import linear_flops
+from models.engram_config import EngramConfig
 from models.layers import RMSNorm
-
-if TYPE_CHECKING:
-    from models.decoder import DecoderConfig
+from models.part import Host
 
 _NOTHING = -1  # before the text, and across the end of a document
-
-
-@config
-class EngramConfig:
-    """A memory of n-grams.
-
-    Args:
-        table_size: rows of a head's table at least: each takes the next prime that no other has.
-        slot_dim: width of a row. orders: lengths of n-grams. num_heads: hashes of each.
-        kernel: taps of the convolution, spread by the longest order.
-        compress: tokens that differ in case, accents or spaces only count as one (needs a tokenizer).
-        learning_rate_scale: of the tables, beside the optimiser's rate; they never decay.
-        hash_seed: of the multipliers.
-    """
-
-    name: ClassVar[str] = "engram"
-    normed: ClassVar[bool] = False
-    looks_back: ClassVar[bool] = True
-
-    table_size: int
-    slot_dim: int = 16
-    orders: tuple[int, ...] = (2, 3)
-    num_heads: int = 8
-    kernel: int = 4
-    compress: bool = True
-    learning_rate_scale: float = 5.0
-    hash_seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("table_size", "slot_dim", "num_heads", "kernel"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not self.orders or min(self.orders) < 1:
-            raise ValueError(f"orders={self.orders} must be lengths of n-grams, (2, 3) for example")
-
-    def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> "Engram":
-        """See `PartConfig`."""
-        return Engram(self, host, number, vocab_size)
-
-    @property
-    def slots(self) -> int:
-        """Tables."""
-        return len(self.orders) * self.num_heads
-
-    def sizes(self, host: "DecoderConfig", number: int) -> tuple[int, ...]:
-        """Return the rows of each table: primes that no other Engram of the decoder with this size uses."""
-        parts = [part for layer in host.branches() for part in layer]
-        before = sum(isinstance(part, EngramConfig) for part in parts[:number])
-        return primes(self.table_size, (before + 1) * self.slots)[before * self.slots :]
-
-    def num_parameters(self, host: "DecoderConfig", number: int) -> int:
-        """See `PartConfig`."""
-        return sum(self.sizes(host, number)) * self.slot_dim + self._dense(host)
-
-    def num_active_parameters(self, host: "DecoderConfig", number: int) -> int:
-        """See `PartConfig`: one row of each table."""
-        return self.slots * self.slot_dim + self._dense(host)
-
-    def _dense(self, host: "DecoderConfig") -> int:
-        return host.width * (2 * self.slots * self.slot_dim + self.kernel + 3)
-
-    def forward_flops(self, host: "DecoderConfig", seq: int) -> tuple[int, int]:
-        """See `PartConfig`."""
-        found = 2 * linear_flops(seq, self.slots * self.slot_dim, host.width)
-        return found, found
 
 
 class Engram(nn.Module):
@@ -104,9 +34,7 @@ class Engram(nn.Module):
 
     lookups = ("table",)
 
-    def __init__(
-        self, cfg: EngramConfig, host: "DecoderConfig", number: int, vocab_size: int
-    ) -> None:
+    def __init__(self, cfg: EngramConfig, host: Host, number: int, vocab_size: int) -> None:
         super().__init__()
         self.cfg, self.number = cfg, number
         self.sizes = cfg.sizes(host, number)
@@ -189,19 +117,6 @@ def _compressed(text: str) -> str:
     plain = "".join(c for c in plain if not unicodedata.combining(c)).lower()
     plain = " ".join(plain.split()) if plain.strip() else plain
     return plain or text
-
-
-@lru_cache
-def primes(least: int, count: int) -> tuple[int, ...]:
-    """Return the first `count` primes from `least` on."""
-    top = max(64, least + 40 * count * max(1, least.bit_length()))
-    sieve = np.ones(top + 1, dtype=bool)
-    sieve[:2] = False
-    for number in range(2, int(top**0.5) + 1):
-        if sieve[number]:
-            sieve[number * number :: number] = False
-    found = np.flatnonzero(sieve)
-    return tuple(int(p) for p in found[found >= least][:count])
 
 
 def _multipliers(cfg: EngramConfig, number: int) -> list[int]:

@@ -9,12 +9,12 @@ Schemes:
 
 import hashlib
 import math
-from typing import Literal
 
 import torch
 from torch import nn
 
-Scheme = Literal["gpt2", "depth_scaled", "mup"]
+from models.part import Scheme
+
 _RESIDUAL_WRITERS = (".out.weight", ".down.weight")
 
 

@@ -5,7 +5,6 @@ Shape legend: batch, seq, vocab.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
@@ -115,19 +114,6 @@ class LanguageModel(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """Return the layers in order: the units of activation checkpointing and FSDP sharding."""
         raise NotImplementedError
-
-    def save_pretrained(self, folder: Path, **more: Any) -> str:
-        """Write a folder that transformers reads where it knows the architecture; see `models.pretrained`."""
-        from models.pretrained import save_pretrained  # noqa: PLC0415
-
-        return save_pretrained(self, Path(folder), **more)
-
-    @staticmethod
-    def from_pretrained(folder: Path) -> "LanguageModel":
-        """Return the model of such a folder, ours or transformers'; see `models.pretrained`."""
-        from models.pretrained import load_pretrained  # noqa: PLC0415
-
-        return load_pretrained(Path(folder))
 
     def learning_rate_scales(self) -> dict[str, float]:
         """Return the learning-rate factor of each parameter that is not 1, by name.

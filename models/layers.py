@@ -3,8 +3,6 @@
 Shape legend: batch, seq, dim = model width.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,14 +10,7 @@ from torch import Tensor, nn
 
 from kernels.packed import can_pack, pack, packed_linear
 from models.branch import Context
-from models.config import config
-from models.flops import linear_flops
-
-if TYPE_CHECKING:
-    from models.decoder import DecoderConfig
-
-Norm = Literal["rmsnorm", "layernorm"]
-Activation = Literal["swiglu", "gelu", "relu2"]
+from models.part import Activation, Norm
 
 
 class RMSNorm(nn.Module):
@@ -71,53 +62,6 @@ def pack_linears(module: nn.Module, *, compiled: bool) -> None:
             setattr(module, name, PackedLinear(child.weight, child.bias, compiled=compiled))
         else:
             pack_linears(child, compiled=compiled)
-
-
-@config
-class FeedForwardConfig:
-    """The decoder's feed-forward network, or one of another width.
-
-    Args:
-        hidden: its width (None: the decoder's).
-    """
-
-    name: ClassVar[str] = "mlp"
-    normed: ClassVar[bool] = True
-    looks_back: ClassVar[bool] = False
-
-    hidden: int | None = None
-
-    def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> "FeedForward":
-        """See `PartConfig`."""
-        return FeedForward(host.width, self._hidden(host), host.activation, bias=host.bias)
-
-    def num_parameters(self, host: "DecoderConfig", number: int) -> int:
-        """See `PartConfig`."""
-        return feed_forward_parameters(host.width, self._hidden(host), host.activation, host.bias)
-
-    def num_active_parameters(self, host: "DecoderConfig", number: int) -> int:
-        """See `PartConfig`."""
-        return self.num_parameters(host, number)
-
-    def forward_flops(self, host: "DecoderConfig", seq: int) -> tuple[int, int]:
-        """See `PartConfig`."""
-        found = feed_forward_flops(seq, host.width, self._hidden(host), host.activation)
-        return found, found
-
-    def _hidden(self, host: "DecoderConfig") -> int:
-        return host.hidden_dim if self.hidden is None else self.hidden
-
-
-def feed_forward_parameters(dim: int, hidden: int, activation: Activation, bias: bool) -> int:
-    """Return the parameters of a `FeedForward`."""
-    up = hidden * (2 if activation == "swiglu" else 1)
-    return dim * up + hidden * dim + int(bias) * (up + dim)
-
-
-def feed_forward_flops(rows: int, dim: int, hidden: int, activation: Activation) -> int:
-    """Return the forward FLOPs of `rows` vectors in a `FeedForward`."""
-    up = hidden * (2 if activation == "swiglu" else 1)
-    return linear_flops(rows, dim, up) + linear_flops(rows, hidden, dim)
 
 
 class FeedForward(nn.Module):

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.attention import AttentionConfig
-from models.decoder import DecoderConfig
-from models.experts import ExpertsConfig
-from models.rope import RopeScaling
+from models.attention_config import AttentionConfig
+from models.decoder_config import DecoderConfig
+from models.experts_config import ExpertsConfig
+from models.rope_config import RopeScaling
 
 _ROPE_KEYS = {  # theirs -> ours
     "factor": "factor",

@@ -11,109 +11,26 @@ All decode by their recurrence; `kernels/recurrence.py` trains them in chunks.
 Shape legend: batch, seq, dim = model width, heads, k = key width, v = value width.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kernels.recurrence import recurrence, recurrence_flops
+from kernels.recurrence import recurrence
 from kernels.short_conv import short_conv
 from models.branch import Context
 from models.cache import Memory, with_history
-from models.config import config
-from models.flops import linear_flops
 from models.layers import RMSNorm
+from models.linear_attention_config import LOW_RANK, LinearAttentionConfig
+from models.part import Host
 
-if TYPE_CHECKING:
-    from models.decoder import DecoderConfig
-
-_LOW_RANK = 16  # of GLA's gate
-_GATE_ROOT = 16.0  # ... which is a sigmoid to the power 1/16
-
-
-@config
-class LinearAttentionConfig:
-    """Attention with a state of [heads, key width, value width].
-
-    Args:
-        num_heads: None: the decoder's. key_dim: width of a head's keys (None: of the decoder's heads; of `based`
-            it should be 8 to 24: phi makes 1 + d + d^2 of it). Values have width / num_heads.
-        conv: taps of a short convolution of q, k and v before all else (0: none).
-        chunk: tokens computed at once.
-    """
-
-    name: ClassVar[str] = "linear"
-    normed: ClassVar[bool] = True
-    looks_back: ClassVar[bool] = True
-
-    kind: Literal["gla", "delta", "gated_delta", "based"] = "gated_delta"
-    num_heads: int | None = None
-    key_dim: int | None = None
-    conv: int = 4
-    chunk: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("num_heads", "key_dim", "chunk"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-
-    def shape(self, host: "DecoderConfig") -> tuple[int, int, int]:
-        """Return (heads, key width, value width)."""
-        heads = self.num_heads or host.num_heads
-        if host.width % heads:
-            raise ValueError(f"num_heads={heads} must divide width={host.width}")
-        return heads, self.key_dim or host.attention_dim, host.width // heads
-
-    def widths(self, host: "DecoderConfig") -> dict[str, int]:
-        """Return the parts of the one input projection."""
-        heads, k, v = self.shape(host)
-        parts = {"q": heads * k, "k": heads * k, "v": heads * v}
-        if self.kind != "based":
-            parts["gate"] = heads * v
-        if self.kind == "gla":
-            parts["low"] = _LOW_RANK
-        if self.kind in ("delta", "gated_delta"):
-            parts["beta"] = heads
-        if self.kind == "gated_delta":
-            parts["fade"] = heads
-        return parts
-
-    def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> "LinearAttention":
-        """See `PartConfig`."""
-        return LinearAttention(self, host, number)
-
-    def num_parameters(self, host: "DecoderConfig", number: int) -> int:
-        """See `PartConfig`."""
-        heads, k, v = self.shape(host)
-        found = host.width * (sum(self.widths(host).values()) + heads * v)
-        found += self.conv * heads * (2 * k + v) + (0 if self.kind == "based" else v)
-        own = {"gla": heads * k * (_LOW_RANK + 1), "gated_delta": 2 * heads}
-        return found + own.get(self.kind, 0)
-
-    def num_active_parameters(self, host: "DecoderConfig", number: int) -> int:
-        """See `PartConfig`."""
-        return self.num_parameters(host, number)
-
-    def forward_flops(self, host: "DecoderConfig", seq: int) -> tuple[int, int]:
-        """See `PartConfig`; as chunks are computed, all pairs of a chunk."""
-        heads, k, v = self.shape(host)
-        found = linear_flops(seq, host.width, sum(self.widths(host).values()))
-        found += linear_flops(seq, heads * v, host.width)
-        found += linear_flops(seq, _LOW_RANK, heads * k) if self.kind == "gla" else 0
-        if self.kind == "based":
-            k, v = 1 + k + k * k, v + 1
-        found += recurrence_flops(
-            seq, heads, k, v, chunk=self.chunk, delta="delta" in self.kind, wide=self.kind == "gla"
-        )
-        return found, found
+_GATE_ROOT = 16.0  # GLA's gate is a sigmoid to the power 1/16
 
 
 class LinearAttention(nn.Module):
     """See `LinearAttentionConfig`."""
 
-    def __init__(self, cfg: LinearAttentionConfig, host: "DecoderConfig", number: int) -> None:
+    def __init__(self, cfg: LinearAttentionConfig, host: Host, number: int) -> None:
         super().__init__()
         self.cfg, self.number = cfg, number
         heads, k, v = self.heads, self.k, self.v = cfg.shape(host)
@@ -127,7 +44,7 @@ class LinearAttention(nn.Module):
             self.conv = nn.Parameter(torch.empty(heads * (2 * k + v), cfg.conv))
             self.initial_std["conv"] = cfg.conv**-0.5
         if cfg.kind == "gla":
-            self.up = nn.Linear(_LOW_RANK, heads * k, bias=True)
+            self.up = nn.Linear(LOW_RANK, heads * k, bias=True)
         if (
             cfg.kind == "gated_delta"
         ):  # decays of exp(-0.001) to exp(-0.1) a token, spread over heads

@@ -8,84 +8,25 @@ Shape legend: batch, seq, dim = model width, inner = expand x dim, heads, n = st
 """
 
 import math
-from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kernels.recurrence import recurrence_flops
 from kernels.short_conv import short_conv
 from models.branch import Context
 from models.cache import with_history
-from models.config import config
-from models.flops import linear_flops
 from models.layers import RMSNorm
 from models.linear_attention import remember
-
-if TYPE_CHECKING:
-    from models.decoder import DecoderConfig
-
-
-@config
-class MambaConfig:
-    """A Mamba-2 mixer.
-
-    Args:
-        state_dim: n. head_dim: width of a head (None: of the decoder's heads). expand: inner width over the model's. conv: taps.
-        chunk: tokens computed at once.
-    """
-
-    name: ClassVar[str] = "mamba"
-    normed: ClassVar[bool] = True
-    looks_back: ClassVar[bool] = True
-
-    state_dim: int = 64
-    head_dim: int | None = None
-    expand: int = 2
-    conv: int = 4
-    chunk: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("state_dim", "head_dim", "expand", "conv", "chunk"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-
-    def shape(self, host: "DecoderConfig") -> tuple[int, int]:
-        """Return (inner width, heads)."""
-        inner, head = self.expand * host.width, self.head_dim or host.attention_dim
-        if inner % head:
-            raise ValueError(f"head_dim={head} must divide expand x width = {inner}")
-        return inner, inner // head
-
-    def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> "Mamba":
-        """See `PartConfig`."""
-        return Mamba(self, host, number)
-
-    def num_parameters(self, host: "DecoderConfig", number: int) -> int:
-        """See `PartConfig`."""
-        inner, heads = self.shape(host)
-        mixed = inner + 2 * self.state_dim
-        return host.width * (2 * inner + 2 * self.state_dim + heads) + (self.conv + 1) * mixed + 3 * heads + inner + inner * host.width  # fmt: skip
-
-    def num_active_parameters(self, host: "DecoderConfig", number: int) -> int:
-        """See `PartConfig`."""
-        return self.num_parameters(host, number)
-
-    def forward_flops(self, host: "DecoderConfig", seq: int) -> tuple[int, int]:
-        """See `PartConfig`; as chunks are computed, all pairs of a chunk."""
-        inner, heads = self.shape(host)
-        found = linear_flops(seq, host.width, 2 * inner + 2 * self.state_dim + heads)
-        found += linear_flops(seq, inner, host.width)
-        found += recurrence_flops(seq, heads, self.state_dim, inner // heads, chunk=self.chunk, delta=False, wide=False)  # fmt: skip
-        return found, found
+from models.mamba_config import MambaConfig
+from models.part import Host
 
 
 class Mamba(nn.Module):
     """See `MambaConfig`."""
 
-    def __init__(self, cfg: MambaConfig, host: "DecoderConfig", number: int) -> None:
+    def __init__(self, cfg: MambaConfig, host: Host, number: int) -> None:
         super().__init__()
         self.cfg, self.number = cfg, number
         inner, heads = self.inner, self.heads = cfg.shape(host)

@@ -5,8 +5,6 @@
 Shape legend: batch, seq, dim = model width, inner = expand x dim.
 """
 
-from typing import TYPE_CHECKING, ClassVar
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,43 +12,6 @@ from torch import Tensor, nn
 from kernels.recurrence import scan
 from models.branch import Context
 from models.cache import Memory
-from models.config import config
-from models.flops import linear_flops
-
-if TYPE_CHECKING:
-    from models.decoder import DecoderConfig
-
-
-@config
-class MinGRUConfig:
-    """A minGRU mixer; `expand`: inner width over the model's."""
-
-    name: ClassVar[str] = "gru"
-    normed: ClassVar[bool] = True
-    looks_back: ClassVar[bool] = True
-
-    expand: float = 1.0
-
-    def inner(self, host: "DecoderConfig") -> int:
-        """Return the inner width."""
-        return max(1, round(self.expand * host.width))
-
-    def build(self, host: "DecoderConfig", number: int, vocab_size: int) -> "MinGRU":
-        """See `PartConfig`."""
-        return MinGRU(host.width, self.inner(host), number)
-
-    def num_parameters(self, host: "DecoderConfig", number: int) -> int:
-        """See `PartConfig`."""
-        return 3 * host.width * self.inner(host)
-
-    def num_active_parameters(self, host: "DecoderConfig", number: int) -> int:
-        """See `PartConfig`."""
-        return self.num_parameters(host, number)
-
-    def forward_flops(self, host: "DecoderConfig", seq: int) -> tuple[int, int]:
-        """See `PartConfig`; the scan is element by element and counts nothing."""
-        found = 3 * linear_flops(seq, host.width, self.inner(host))
-        return found, found
 
 
 class MinGRU(nn.Module):

@@ -6,6 +6,19 @@ again changes its right side only.
 """
 
 MOVED: dict[str, str] = {
+    "models.attention.AttentionConfig": "models.attention_config.AttentionConfig",
+    "models.layers.FeedForwardConfig": "models.layers_config.FeedForwardConfig",
+    "models.experts.ExpertsConfig": "models.experts_config.ExpertsConfig",
+    "models.linear_attention.LinearAttentionConfig": "models.linear_attention_config.LinearAttentionConfig",
+    "models.mamba.MambaConfig": "models.mamba_config.MambaConfig",
+    "models.min_gru.MinGRUConfig": "models.min_gru_config.MinGRUConfig",
+    "models.convolution.ConvolutionConfig": "models.convolution_config.ConvolutionConfig",
+    "models.engram.EngramConfig": "models.engram_config.EngramConfig",
+    "models.bdh.BDHConfig": "models.bdh_config.BDHConfig",
+    "models.streams.StreamsConfig": "models.streams_config.StreamsConfig",
+    "models.decoder.DecoderConfig": "models.decoder_config.DecoderConfig",
+    "models.ngram.NgramConfig": "models.ngram_config.NgramConfig",
+    "models.precision.PrecisionConfig": "models.precision_config.PrecisionConfig",
     "runner.optim.groups.AdamWConfig": "runner.learn.optim.groups.AdamWConfig",
     "runner.optim.groups.MuonConfig": "runner.learn.optim.groups.MuonConfig",
     "runner.optim.schedule.ScheduleConfig": "runner.learn.optim.schedule.ScheduleConfig",

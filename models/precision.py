@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,119 +18,12 @@ from torch import Tensor, nn
 from kernels import native
 from kernels.philox import Dice, NoiseKey
 from kernels.quantised_linear import OPERANDS
-from models.config import config, execution, neutral
 from models.language_model import LanguageModel
-from models.precision_config import (
-    DgradConfig,
-    FpropConfig,
-    LinearConfig,
-    RuleConfig,
-    WgradConfig,
-)
-from models.quantised_layer import QuantisedLinear
+from models.precision_config import LinearConfig, PrecisionConfig
+from models.quantised_layer import QuantisedLinear, Shared
+from models.recipes import linear_recipe
 
 _HISTORY = 1024  # steps that delayed scaling looks back
-
-
-@config
-class PrecisionConfig:
-    """A compute dtype (`bf16` by autocast), and the low-precision GEMMs of the linear layers in blocks.
-
-    Args:
-        fprop, dgrad, wgrad: formats of every quantised layer but those of `rules`, first match first.
-        layers: patterns of the linears that are quantised; keep: of those that stay in `compute`.
-        keep_first, keep_last: blocks at either end that stay in `compute`: a number, or below 1 a share.
-        switch_at: step, or below 1 share of the run, from which `switch` (forward, backward, both) goes
-            on in `compute`.
-        pad: fill widths that are no multiple of a block up with zeros instead of refusing them.
-        check_finite: stop at a NaN or inf operand instead of training on.
-        diagnostics_every: steps between looks at every quantised operand (None: never, at no cost).
-        backend: native computes with TransformerEngine and refuses to run where it cannot; auto takes it
-            where it can and emulates elsewhere, the table says why; emulated never takes it.
-    """
-
-    numerics = 2  # 1 went backward through short bf16 attention in bf16 on CPUs
-
-    compute: Literal["fp32", "bf16"] = "fp32"
-    fprop: FpropConfig = neutral(FpropConfig())
-    dgrad: DgradConfig = neutral(DgradConfig())
-    wgrad: WgradConfig = neutral(WgradConfig())
-    rules: tuple[RuleConfig, ...] = neutral(())
-    layers: tuple[str, ...] = neutral(("*",))
-    keep: tuple[str, ...] = neutral(())
-    keep_first: float = neutral(0.0)
-    keep_last: float = neutral(0.0)
-    switch_at: float | None = neutral(None)
-    switch: Literal["both", "forward", "backward"] = neutral("both")
-    pad: bool = neutral(False)
-    check_finite: bool = execution(False)
-    diagnostics_every: int | None = execution(None)
-    backend: Literal["auto", "emulated", "native"] = execution("auto")
-
-    def __post_init__(self) -> None:
-        if self.quantised and self.compute != "bf16":
-            raise ValueError(f"precision.compute={self.compute}: quantised GEMMs need compute=bf16")
-        for name in ("keep_first", "keep_last"):
-            value = getattr(self, name)
-            if value < 0 or (value > 1 and value != int(value)):
-                raise ValueError(f"{name}={value} must be a number of blocks or a share below 1")
-
-    @property
-    def quantised(self) -> bool:
-        """True where any GEMM is."""
-        return not self.default.plain or any(not rule.plain for rule in self.rules)
-
-    @property
-    def default(self) -> LinearConfig:
-        """The formats of layers that no rule matches."""
-        return LinearConfig(fprop=self.fprop, dgrad=self.dgrad, wgrad=self.wgrad)
-
-    def couples_samples(self, sequence_length: int) -> bool:
-        """Return whether a sample's numbers depend on which others are in its forward pass."""
-        return any(
-            linear.couples_samples(sequence_length) for linear in (self.default, *self.rules)
-        )
-
-    def build(self, device: torch.device, *, planning: bool = False) -> "Precision":
-        """Return the recipe on `device`; `planning`: another machine will run it, this one is not asked.
-
-        Raises:
-            ValueError: the device cannot compute in the dtype or format asked for.
-        """
-        cuda = self.compute == "bf16" and device.type == "cuda"
-        if cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-            name = torch.cuda.get_device_name(device)
-            raise ValueError(
-                "precision.compute=bf16 needs an Ampere GPU or later; "
-                f"this is {name}; use precision=fp32"
-            )
-        return Precision(self, device, planning=planning)
-
-    def notice(self, device_type: str) -> str | None:
-        """Return what a user should know of this recipe on this machine, None if there is nothing.
-
-        On a CPU one bf16 product is timed: without AMX or AVX512-BF16 it can be many times slower.
-        """
-        if self.compute != "bf16" or device_type != "cpu":
-            return None
-        bf16, fp32 = (_product_s(dtype) for dtype in (torch.bfloat16, torch.float32))
-        if bf16 < 1.5 * fp32:
-            return None
-        return (
-            f"precision=bf16: on this CPU a bf16 product takes {bf16 / fp32:.1f} times as long as fp32; "
-            "expect these cells to be slower"
-        )
-
-
-def _product_s(dtype: torch.dtype) -> float:
-    """Return the seconds of one 512 x 512 x 512 product, the best of three."""
-    a = torch.ones(512, 512, dtype=dtype)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        torch.mm(a, a)
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 @dataclass(frozen=True)
@@ -153,13 +46,18 @@ class Precision:
     ) -> None:
         self.cfg, self.device, self.compute, self.planning = cfg, device, cfg.compute, planning
         self.table: list[Choice] = []
-        self.dice: Dice | None = None
+        self.shared = Shared(device=device, check_finite=cfg.check_finite)
         self._linears: list[QuantisedLinear] = []
-        self._slot, self.probing = 0, False
+        self._slot = 0
         self._native: dict[
             tuple[bool, bool], Any
         ] = {}  # TransformerEngine's recipe by what is switched on
         self._now: Any = None
+
+    @property
+    def probing(self) -> bool:
+        """True in a step whose operands are looked at."""
+        return self.shared.probing
 
     def prepare(self, model: LanguageModel) -> None:
         """Put quantised linears in the place of those that the recipe names; weights stay theirs.
@@ -204,14 +102,14 @@ class Precision:
         if self._delayed:
             self._roll(step)
         every = self.cfg.diagnostics_every
-        self.probing = every is not None and step % every == 0
+        self.shared.probing = every is not None and step % every == 0
         for linear in self._linears:
             linear.probe.clear()
 
     @contextmanager
     def autocast(self, noise: NoiseKey | None = None) -> Iterator[None]:
         """Enter the context of a forward pass; `noise` addresses the random bits of training."""
-        self.dice = Dice.of(noise) if noise is not None and self._linears else None
+        self.shared.dice = Dice.of(noise) if noise is not None and self._linears else None
         if self.compute == "fp32":
             yield
             return
@@ -270,7 +168,7 @@ class Precision:
             for forward, backward in states:
                 made = None
                 if forward or backward:
-                    recipe = self.cfg.default.recipe(forward=forward, backward=backward)
+                    recipe = linear_recipe(self.cfg.default, forward=forward, backward=backward)
                     made = native.native_recipe(recipe, self.device)
                     native.self_test(made, self.device)
                 self._native[forward, backward] = made
@@ -309,14 +207,14 @@ class Precision:
     ) -> str:  # fmt: skip
         """Put a quantised linear in the place of `linear`; return what computes it."""
         parent, _, last = name.rpartition(".")
-        made = QuantisedLinear(linear, chosen, self, index, name)
+        made = QuantisedLinear(linear, chosen, self.shared, index, name)
         made.fit(pad=self.cfg.pad)
         setattr(model.get_submodule(parent), last, made)
         self._linears.append(made)
         if self.planning:
             return {"auto": "native or emulated"}.get(self.cfg.backend, self.cfg.backend)
         if passed_over is None:
-            other = chosen.recipe() != self.cfg.default.recipe()
+            other = linear_recipe(chosen) != linear_recipe(self.cfg.default)
             why = "a rule of its own" if other else made.go_native()
             if why is None:
                 return "TransformerEngine"
@@ -361,3 +259,20 @@ class Precision:
 def _number(share: float, blocks: int) -> int:
     """Return how many of `blocks` are meant by a number of them or a share below 1."""
     return min(blocks, round(share * blocks) if share < 1 else int(share))
+
+
+def bf16_slowdown() -> float:
+    """Return how many times as long as in fp32 a product takes in bf16 on this CPU, 1 where it is faster."""
+    bf16, fp32 = (_product_s(dtype) for dtype in (torch.bfloat16, torch.float32))
+    return max(1.0, bf16 / fp32)
+
+
+def _product_s(dtype: torch.dtype) -> float:
+    """Return the seconds of one 512 x 512 x 512 product, the best of three."""
+    a = torch.ones(512, 512, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        best = min(best, time.perf_counter() - start)
+    return best

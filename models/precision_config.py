@@ -4,16 +4,16 @@ A linear layer is three GEMMs (fprop x w, dgrad g w, wgrad g x). Each operand sa
 rounding and scale; what says nothing stays in `compute`. Defaults are the published ones of the format.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from kernels.emulate import Quantiser
-from kernels.hadamard import SIZES, Signs
-from kernels.quantised_linear import GemmRecipe, LinearRecipe, OperandRecipe
-from models.config import config
+from kernels.format_names import HADAMARD_SIZES, Format, Signs
+from models.config import config, execution, neutral
 
-Format = Literal[
-    "compute", "nvfp4", "mxfp4", "mxfp8_e4m3", "mxfp8_e5m2", "fp8_e4m3", "fp8_e5m2"
-]  # fmt: skip
+if TYPE_CHECKING:
+    import torch
+
+    from models.precision import Precision
+
 _NVFP4 = ("te214", "paper")
 _MX = ("rceil", "floor", "ceil", "even")
 _FP8_BLOCKS = ("power_of_two", "fp32")
@@ -36,7 +36,7 @@ class OperandConfig:
         quantile: nvfp4's global scale is made of this quantile of |x| instead of its maximum.
     """
 
-    format: Format = "compute"
+    format: Format | Literal["compute"] = "compute"
     block: str | None = None
     rounding: Literal["nearest", "stochastic"] = "nearest"
     scale: str | None = None
@@ -48,8 +48,8 @@ class OperandConfig:
     def __post_init__(self) -> None:
         if self.format == "compute":
             return
-        _ = self._block  # refuses what is none
-        if self._scale not in self._scales:
+        _ = self.block_shape  # refuses what is none
+        if self.scale_rule not in self._scales:
             raise ValueError(f"scale={self.scale} is none of {', '.join(self._scales)} for {self.format}, block={self.block}")  # fmt: skip
         e2m1 = self.format in ("nvfp4", "mxfp4")
         if self.rounding == "stochastic" and not e2m1:
@@ -57,13 +57,14 @@ class OperandConfig:
         for name in ("four_over_six", "row_scaled", "quantile"):
             if getattr(self, name) and self.format != "nvfp4":
                 raise ValueError(f"{name} is for nvfp4, not for {self.format}")
-        if self.row_scaled and self._block[0] != 1:
+        if self.row_scaled and self.block_shape[0] != 1:
             raise ValueError(f"row_scaled needs blocks of one row, not block={self.block}")
         if self.quantile is not None and not 0.0 < self.quantile <= 1.0:
             raise ValueError(f"quantile={self.quantile} must lie in (0, 1]")
 
     @property
-    def _block(self) -> tuple[int, int]:
+    def block_shape(self) -> tuple[int, int]:
+        """Rows and columns of a block, (0, 0) for the whole tensor; the default resolved."""
         default = {"n": "1x16", "m": "1x32", "f": "tensor"}[self.format[0]]
         text = self.block or default
         if text == "tensor" and self.format.startswith("fp8"):
@@ -80,10 +81,11 @@ class OperandConfig:
             return _NVFP4
         if self.format.startswith("mx"):
             return _MX
-        return _FP8_TENSOR if self._block == (0, 0) else _FP8_BLOCKS
+        return _FP8_TENSOR if self.block_shape == (0, 0) else _FP8_BLOCKS
 
     @property
-    def _scale(self) -> str:
+    def scale_rule(self) -> str:
+        """How scales are made, the default resolved."""
         return self.scale or self._scales[0]
 
     def couples(self, sequence_length: int, *, summed: bool) -> bool:
@@ -94,33 +96,26 @@ class OperandConfig:
         """
         if self.format == "compute":
             return False
-        if self._block == (0, 0) or (self.format == "nvfp4" and (summed or not self.row_scaled)):
+        if self.block_shape == (0, 0) or (
+            self.format == "nvfp4" and (summed or not self.row_scaled)
+        ):
             return True  # one scale for the tensor; a row of wgrad's holds all tokens
-        return bool(sequence_length % self._block[int(summed)])
-
-    def recipe(self) -> OperandRecipe | None:
-        """Return what `kernels` takes, None for `compute`."""
-        if self.format == "compute":
-            return None
-        quantiser = Quantiser(
-            format=self.format, block=self._block, scale=self._scale, sr_headroom=self.sr_headroom,
-            four_over_six=self.four_over_six, row_scaled=self.row_scaled,
-        )  # fmt: skip
-        return OperandRecipe(
-            quantiser=quantiser, stochastic=self.rounding == "stochastic",
-            quantile=self.quantile, delayed=self._scale == "delayed",
-        )  # fmt: skip
+        return bool(sequence_length % self.block_shape[int(summed)])
 
     def describe(self) -> str:
         """Return format, block, scale and rounding in a few words."""
         if self.format == "compute":
             return ""
-        block = "tensor" if self._block == (0, 0) else f"{self._block[0]}x{self._block[1]}"
+        block = (
+            "tensor"
+            if self.block_shape == (0, 0)
+            else f"{self.block_shape[0]}x{self.block_shape[1]}"
+        )
         options = [f"quantile {self.quantile}"] * (self.quantile is not None)
         options += ["4over6"] * self.four_over_six + ["row-scaled"] * self.row_scaled
         options += [f"headroom {self.sr_headroom:g}"] * (self.sr_headroom != 1.0)
         rounding = "SR" if self.rounding == "stochastic" else "RNE"
-        return " ".join([self.format, block, self._scale, rounding, *options])
+        return " ".join([self.format, block, self.scale_rule, rounding, *options])
 
 
 @config
@@ -136,12 +131,10 @@ class GemmConfig:
     signs: Signs = "fixed"
 
     def __post_init__(self) -> None:
-        if self.hadamard and self.hadamard not in SIZES:
-            raise ValueError(f"hadamard={self.hadamard} is none of 0, {', '.join(map(str, SIZES))}")
-
-    def gemm(self, left: OperandConfig, right: OperandConfig) -> GemmRecipe:
-        """Return what `kernels` takes."""
-        return GemmRecipe(left=left.recipe(), right=right.recipe(), hadamard=self.hadamard, signs=self.signs)  # fmt: skip
+        if self.hadamard and self.hadamard not in HADAMARD_SIZES:
+            raise ValueError(
+                f"hadamard={self.hadamard} is none of 0, {', '.join(map(str, HADAMARD_SIZES))}"
+            )
 
 
 @config
@@ -189,13 +182,6 @@ class LinearConfig:
         mixed = self.wgrad.hadamard and not self.plain and sequence_length % self.wgrad.hadamard
         return bool(mixed) or any(o.couples(sequence_length, summed=s) for o, s in tokens)
 
-    def recipe(self, *, forward: bool = True, backward: bool = True) -> LinearRecipe:
-        """Return what `kernels` takes; a part that is switched off is in `compute`."""
-        fprop = self.fprop.gemm(self.fprop.x, self.fprop.w) if forward else GemmRecipe()
-        dgrad = self.dgrad.gemm(self.dgrad.g, self.dgrad.w) if backward else GemmRecipe()
-        wgrad = self.wgrad.gemm(self.wgrad.g, self.wgrad.x) if backward else GemmRecipe()
-        return LinearRecipe(fprop=fprop, dgrad=dgrad, wgrad=wgrad)
-
     @property
     def plain(self) -> bool:
         """True where nothing is quantised."""
@@ -207,3 +193,99 @@ class RuleConfig(LinearConfig):
     """Another choice for the layers whose name matches `match`, `layers.*.mlp.*` for example."""
 
     match: str
+
+
+@config
+class PrecisionConfig:
+    """A compute dtype (`bf16` by autocast), and the low-precision GEMMs of the linear layers in blocks.
+
+    Args:
+        fprop, dgrad, wgrad: formats of every quantised layer but those of `rules`, first match first.
+        layers: patterns of the linears that are quantised; keep: of those that stay in `compute`.
+        keep_first, keep_last: blocks at either end that stay in `compute`: a number, or below 1 a share.
+        switch_at: step, or below 1 share of the run, from which `switch` (forward, backward, both) goes
+            on in `compute`.
+        pad: fill widths that are no multiple of a block up with zeros instead of refusing them.
+        check_finite: stop at a NaN or inf operand instead of training on.
+        diagnostics_every: steps between looks at every quantised operand (None: never, at no cost).
+        backend: native computes with TransformerEngine and refuses to run where it cannot; auto takes it
+            where it can and emulates elsewhere, the table says why; emulated never takes it.
+    """
+
+    numerics = 2  # 1 went backward through short bf16 attention in bf16 on CPUs
+
+    compute: Literal["fp32", "bf16"] = "fp32"
+    fprop: FpropConfig = neutral(FpropConfig())
+    dgrad: DgradConfig = neutral(DgradConfig())
+    wgrad: WgradConfig = neutral(WgradConfig())
+    rules: tuple[RuleConfig, ...] = neutral(())
+    layers: tuple[str, ...] = neutral(("*",))
+    keep: tuple[str, ...] = neutral(())
+    keep_first: float = neutral(0.0)
+    keep_last: float = neutral(0.0)
+    switch_at: float | None = neutral(None)
+    switch: Literal["both", "forward", "backward"] = neutral("both")
+    pad: bool = neutral(False)
+    check_finite: bool = execution(False)
+    diagnostics_every: int | None = execution(None)
+    backend: Literal["auto", "emulated", "native"] = execution("auto")
+
+    def __post_init__(self) -> None:
+        if self.quantised and self.compute != "bf16":
+            raise ValueError(f"precision.compute={self.compute}: quantised GEMMs need compute=bf16")
+        for name in ("keep_first", "keep_last"):
+            value = getattr(self, name)
+            if value < 0 or (value > 1 and value != int(value)):
+                raise ValueError(f"{name}={value} must be a number of blocks or a share below 1")
+
+    @property
+    def quantised(self) -> bool:
+        """True where any GEMM is."""
+        return not self.default.plain or any(not rule.plain for rule in self.rules)
+
+    @property
+    def default(self) -> LinearConfig:
+        """The formats of layers that no rule matches."""
+        return LinearConfig(fprop=self.fprop, dgrad=self.dgrad, wgrad=self.wgrad)
+
+    def couples_samples(self, sequence_length: int) -> bool:
+        """Return whether a sample's numbers depend on which others are in its forward pass."""
+        return any(
+            linear.couples_samples(sequence_length) for linear in (self.default, *self.rules)
+        )
+
+    def build(self, device: "torch.device", *, planning: bool = False) -> "Precision":
+        """Return the recipe on `device`; `planning`: another machine will run it, this one is not asked.
+
+        Raises:
+            ValueError: the device cannot compute in the dtype or format asked for.
+        """
+        import torch  # noqa: PLC0415
+
+        from models.precision import Precision  # noqa: PLC0415
+
+        cuda = self.compute == "bf16" and device.type == "cuda"
+        if cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+            name = torch.cuda.get_device_name(device)
+            raise ValueError(
+                "precision.compute=bf16 needs an Ampere GPU or later; "
+                f"this is {name}; use precision=fp32"
+            )
+        return Precision(self, device, planning=planning)
+
+    def notice(self, device_type: str) -> str | None:
+        """Return what a user should know of this recipe on this machine, None if there is nothing.
+
+        On a CPU one bf16 product is timed: without AMX or AVX512-BF16 it can be many times slower.
+        """
+        if self.compute != "bf16" or device_type != "cpu":
+            return None
+        from models.precision import bf16_slowdown  # noqa: PLC0415
+
+        times = bf16_slowdown()
+        if times < 1.5:
+            return None
+        return (
+            f"precision=bf16: on this CPU a bf16 product takes {times:.1f} times as long as fp32; "
+            "expect these cells to be slower"
+        )

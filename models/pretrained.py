@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import plain, target_class, thaw
-from models.decoder import DecoderConfig
+from models.decoder_config import DecoderConfig
 from models.language_model import LanguageModel, ModelConfig
 from models.layouts import LAYOUTS, Layout, Source
 

@@ -1,38 +1,53 @@
 """A linear layer under a recipe: what `Precision.prepare` puts in the place of `nn.Linear`."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import native
+from kernels.philox import Dice
 from kernels.quantised_linear import OPERANDS, Delayed, LinearRecipe, Probe, quantised_linear
 from models.precision_config import LinearConfig
+from models.recipes import linear_recipe, operand_recipe
 
-if TYPE_CHECKING:
-    from models.precision import Precision
+
+@dataclass
+class Shared:
+    """What the quantised layers of a model have in common: a recipe's `Precision` sets it, they read it.
+
+    Args:
+        device: that they compute on; check_finite: look for NaN and inf in every operand.
+        dice: where random bits of this forward pass come from (None: no stochastic rounding).
+        probing: keep statistics of the operands in this step.
+    """
+
+    device: torch.device
+    check_finite: bool
+    dice: Dice | None = None
+    probing: bool = False
 
 
 class QuantisedLinear(nn.Linear):
     """A linear whose GEMMs follow a recipe; it has the parameters of the one that it replaces."""
 
     def __init__(
-        self, linear: nn.Linear, chosen: LinearConfig, precision: "Precision", index: int, name: str
+        self, linear: nn.Linear, chosen: LinearConfig, shared: Shared, index: int, name: str
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.chosen, self.index, self.name = chosen, index, name
         self.probe: Probe = {}
-        self._precision = [precision]  # a list: no submodule, no copy
+        self.shared = shared
         self._recipes: dict[tuple[bool, bool], LinearRecipe] = {}
         self.missing = {"k": 0, "n": 0}
         self.native: list[nn.Module] = []  # TransformerEngine's, no submodule: the weight is ours
         self.delayed: Delayed | None = None
         if any(how.scale == "delayed" for how in chosen.operands().values()):
-            device = precision.device
+            device = shared.device
             self.delayed = Delayed(*(torch.zeros(len(OPERANDS), device=device) for _ in range(2)))
         self.select(forward=True, backward=True)
 
@@ -40,7 +55,7 @@ class QuantisedLinear(nn.Linear):
         """Choose which GEMMs are quantised from now on."""
         key = (forward, backward)
         if key not in self._recipes:
-            self._recipes[key] = self.chosen.recipe(forward=forward, backward=backward)
+            self._recipes[key] = linear_recipe(self.chosen, forward=forward, backward=backward)
         self.recipe = self._recipes[key]
 
     def go_native(self) -> str | None:
@@ -74,7 +89,7 @@ class QuantisedLinear(nn.Linear):
         summed = {"fprop": "k", "dgrad": "n"}
         for operand, how in self.chosen.operands().items():
             gemm, _, letter = operand.partition(".")
-            recipe = how.recipe()
+            recipe = operand_recipe(how)
             if recipe is None:
                 continue
             across, along = (max(1, size) for size in recipe.quantiser.block)
@@ -90,14 +105,14 @@ class QuantisedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input W^T + b."""
-        precision = self._precision[0]
-        if precision.cfg.check_finite:
+        shared = self.shared
+        if shared.check_finite:
             self._check(input, "input")
             self._check(self.weight, "weight")
         if self.native:
             y = native.apply(self.native[0], input, self.weight)
             return y if self.bias is None else y + self.bias.to(y.dtype)
-        dice = precision.dice if torch.is_grad_enabled() else None
+        dice = shared.dice if torch.is_grad_enabled() else None
         weight, (k, n) = self.weight, self.missing.values()
         if k or n:
             input, weight = F.pad(input, (0, k)), F.pad(weight, (0, k, 0, n))
@@ -108,10 +123,10 @@ class QuantisedLinear(nn.Linear):
             layer=self.index,
             dice=dice,
             delayed=self.delayed,
-            probe=self.probe if precision.probing and dice is not None else None,
+            probe=self.probe if shared.probing and dice is not None else None,
         )
         y = y[..., : self.out_features] if n else y
-        if precision.cfg.check_finite and y.requires_grad:
+        if shared.check_finite and y.requires_grad:
             y.register_hook(lambda grad: self._check(grad, "gradient"))  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
 

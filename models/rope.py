@@ -4,78 +4,39 @@ Shape legend: pairs = half the width of a head.
 """
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.config import config
+from models.rope_config import RopeScaling
 
 
-@config
-class RopeScaling:
-    """How the angles of rotary positions are slowed down.
+def slowed(
+    cfg: RopeScaling, inverse: Float[Tensor, " pairs"], base: float
+) -> Float[Tensor, " pairs"]:
+    """Return the angle per position of each pair, from the unscaled ones."""
+    slow = inverse / cfg.factor
+    if cfg.kind == "linear":
+        return slow
+    context = float(cfg.original_context or 0)
+    if cfg.kind == "llama3":
+        turns = context * inverse / (2 * math.pi)
+        kept = ((turns - cfg.low_freq) / (cfg.high_freq - cfg.low_freq)).clamp(0.0, 1.0)
+    else:
+        kept = 1.0 - _ramp(cfg, len(inverse), base, context).to(inverse)
+    return slow * (1.0 - kept) + inverse * kept
 
-    Args:
-        kind: linear (all by `factor`: Chen et al., arXiv 2306.15595), llama3 (the slow ones, with a ramp
-            between two wavelengths: Llama 3.1's), yarn (a ramp over the pairs, and larger scores: Peng et al.,
-            arXiv 2309.00071).
-        factor: how much longer the context becomes.
-        original_context: context before the stretching (llama3, yarn).
-        low_freq, high_freq: of llama3: pairs that turn less than `low_freq` times in the original context
-            are slowed by the whole factor, those that turn more than `high_freq` times not at all.
-        beta_fast, beta_slow: the same of yarn, in turns; truncate: to whole pairs.
-        gain: of yarn: factor on queries and keys (None: 0.1 ln(factor) + 1).
-    """
 
-    kind: Literal["linear", "llama3", "yarn"]
-    factor: float
-    original_context: int | None = None
-    low_freq: float = 1.0
-    high_freq: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    gain: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.factor < 1.0:
-            raise ValueError(f"rope_scaling.factor={self.factor} must be at least 1")
-        if self.kind != "linear" and self.original_context is None:
-            raise ValueError(f"rope_scaling.kind={self.kind} needs original_context")
-        if self.kind == "llama3" and self.low_freq >= self.high_freq:
-            raise ValueError(f"rope_scaling.low_freq={self.low_freq} must be below high_freq={self.high_freq}")  # fmt: skip
-
-    @property
-    def attention_gain(self) -> float:
-        """Factor on cosines and sines, the default resolved."""
-        if self.kind != "yarn":
-            return 1.0
-        return self.gain if self.gain is not None else 0.1 * math.log(self.factor) + 1.0
-
-    def slow(self, inverse: Float[Tensor, " pairs"], base: float) -> Float[Tensor, " pairs"]:
-        """Return the angle per position of each pair, from the unscaled ones."""
-        slowed = inverse / self.factor
-        if self.kind == "linear":
-            return slowed
-        context = float(self.original_context or 0)
-        if self.kind == "llama3":
-            turns = context * inverse / (2 * math.pi)
-            kept = ((turns - self.low_freq) / (self.high_freq - self.low_freq)).clamp(0.0, 1.0)
-        else:
-            kept = 1.0 - self._ramp(len(inverse), base, context).to(inverse)
-        return slowed * (1.0 - kept) + inverse * kept
-
-    def _ramp(self, pairs: int, base: float, context: float) -> Float[Tensor, " pairs"]:
-        """Return 0 for pairs that turn often, 1 for those that hardly turn, a line between them."""
-        low, high = (
-            pairs * math.log(context / (turns * 2 * math.pi)) / math.log(base)
-            for turns in (self.beta_fast, self.beta_slow)
-        )
-        if self.truncate:
-            low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0.0), min(high, 2.0 * pairs - 1.0)
-        if low == high:
-            high += 0.001
-        return ((torch.arange(pairs, dtype=torch.float32) - low) / (high - low)).clamp(0.0, 1.0)
+def _ramp(cfg: RopeScaling, pairs: int, base: float, context: float) -> Float[Tensor, " pairs"]:
+    """Return 0 for pairs that turn often, 1 for those that hardly turn, a line between them."""
+    low, high = (
+        pairs * math.log(context / (turns * 2 * math.pi)) / math.log(base)
+        for turns in (cfg.beta_fast, cfg.beta_slow)
+    )
+    if cfg.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0.0), min(high, 2.0 * pairs - 1.0)
+    if low == high:
+        high += 0.001
+    return ((torch.arange(pairs, dtype=torch.float32) - low) / (high - low)).clamp(0.0, 1.0)

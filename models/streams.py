@@ -13,60 +13,24 @@ At the start each branch reads one stream, writes to all, and streams do not mix
 Shape legend: batch, seq, streams, dim = model width.
 """
 
-from typing import TYPE_CHECKING, Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.branch import Context, Notes
-from models.config import config
-from models.flops import linear_flops
-
-if TYPE_CHECKING:
-    from models.decoder import DecoderConfig
+from models.streams_config import StreamsConfig
 
 Gates = tuple[Float[Tensor, "batch seq streams streams"], Float[Tensor, "batch seq streams"]]
 _OPEN = 4.0  # sigmoid(4) = 0.98
 _DIAGONAL = 8.0  # exp(8) = 2981 beside 1: twelve layers later the streams are still themselves
 
 
-@config
-class StreamsConfig:
-    """Residual streams around every branch.
+class Streams:
+    """Both ends of the streams of a decoder: from one residual to several, and back."""
 
-    Args:
-        kind: mhc or hc. alpha: initial weight of what depends on the token.
-        iterations: of Sinkhorn and Knopp's normalisation of columns and rows, rows last.
-    """
-
-    kind: Literal["hc", "mhc"] = "mhc"
-    num_streams: int = 4
-    alpha: float = 0.01
-    iterations: int = 20
-
-    def __post_init__(self) -> None:
-        for name in ("num_streams", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-
-    def build(self, host: "DecoderConfig", number: int) -> "HyperConnection":
-        """Return the connection of branch `number`."""
-        return HyperConnection(self, host.width, number)
-
-    def num_parameters(self, host: "DecoderConfig") -> int:
-        """Return the parameters of one connection."""
-        n = self.num_streams
-        if self.kind == "hc":
-            return host.width * (n + 2) + n * (n + 2) + 3
-        return (n * host.width + 1) * n * (n + 2) + 3
-
-    def forward_flops(self, host: "DecoderConfig", seq: int) -> int:
-        """Return the FLOPs of one connection in one sequence."""
-        n, width = self.num_streams, host.width
-        made = n * linear_flops(seq, width, n + 2) if self.kind == "hc" else linear_flops(seq, n * width, n * (n + 2))  # fmt: skip
-        return made + 2 * seq * n * width * (n + 1) + 2 * seq * n**3
+    def __init__(self, num_streams: int) -> None:
+        self.num_streams = num_streams
 
     def spread(
         self, x: Float[Tensor, "batch seq dim"], context: Context

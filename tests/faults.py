@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 
 from models.config import config
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 
 
 @config

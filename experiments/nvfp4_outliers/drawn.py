@@ -7,7 +7,8 @@ import torch
 
 from kernels.diagnostics import kurtosis, sqnr_db
 from kernels.emulate import Quantiser
-from kernels.hadamard import SIZES, hadamard, hadamard_matrix
+from kernels.format_names import HADAMARD_SIZES
+from kernels.hadamard import hadamard, hadamard_matrix
 
 HERE = Path(__file__).parent
 FACTORS = (1, 3, 10, 30, 100)
@@ -22,7 +23,7 @@ def drawn() -> pd.DataFrame:
     for factor in FACTORS:
         x = torch.where(chosen, factor * normal, normal).bfloat16()
         rows.append((factor, 0, sqnr_db(x, NVFP4), float(kurtosis(x.float()))))
-        for size in SIZES:
+        for size in HADAMARD_SIZES:
             turned = hadamard(x, hadamard_matrix(size), 1)
             rows.append((factor, size, sqnr_db(turned, NVFP4), float(kurtosis(turned.float()))))
     return pd.DataFrame(rows, columns=["factor", "hadamard", "sqnr_db", "kurtosis"])

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.ngram import Ngram, NgramConfig
-from models.precision import PrecisionConfig
+from models.ngram import Ngram
+from models.ngram_config import NgramConfig
+from models.precision_config import PrecisionConfig
 from runner.data.tokens import prepare
 from runner.evaluate.config import HarnessConfig
 from runner.evaluate.validation import validate_loss

@@ -47,10 +47,10 @@ class Backend(Protocol):
     def record(self) -> dict[str, Any]:
         """Return what makes the same backend again: `espalier retry` uses the last one."""
 
-    def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
+    def run(self, cells: list[Cell], again: tuple[str, ...], view: "View") -> None:
         """Run those of `cells` whose state is in `again` and return when none runs any more."""
 
-    def run_study(self, study: "Study", view: View) -> None:
+    def run_study(self, study: "Study", view: "View") -> None:
         """Run the trials of a study until all are taken and none runs any more."""
 
     def leave(self) -> str:

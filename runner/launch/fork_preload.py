@@ -23,8 +23,8 @@ from runner.records.config import RunConfig, adapter
 
 for _config in (
     RunConfig,
-    models.decoder.DecoderConfig,
-    models.precision.PrecisionConfig,
+    models.decoder_config.DecoderConfig,
+    models.precision_config.PrecisionConfig,
     runner.data.tokens.DataConfig,
     runner.data.tokenizers.TokenizerConfig,
     runner.learn.tasks.language_modelling.LanguageModellingConfig,

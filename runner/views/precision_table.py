@@ -11,6 +11,7 @@ from rich.table import Table
 
 from kernels.native import refuse_capability
 from models.precision import Choice
+from models.recipes import linear_recipe
 from runner.machine.hardware import gpu_named
 from runner.records.config import RunConfig
 
@@ -33,7 +34,7 @@ def _refuse_hardware(run: RunConfig) -> None:
     if gpu is None and not on_cpu:
         return  # the node will say
     try:
-        refuse_capability(run.precision.default.recipe(), gpu.capability if gpu else None)
+        refuse_capability(linear_recipe(run.precision.default), gpu.capability if gpu else None)
     except ValueError as error:
         raise ValueError(f"precision.backend=native: {error}; use precision.backend=auto") from None
 

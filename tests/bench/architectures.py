@@ -22,18 +22,18 @@ from typing import Any
 import pandas as pd
 import torch
 
-from models.attention import AttentionConfig
-from models.bdh import BDHConfig
+from models.attention_config import AttentionConfig
+from models.bdh_config import BDHConfig
 from models.config import plain, target_class, thaw
-from models.convolution import ConvolutionConfig
-from models.decoder import DecoderConfig
-from models.engram import EngramConfig
-from models.experts import ExpertsConfig
+from models.convolution_config import ConvolutionConfig
+from models.decoder_config import DecoderConfig
+from models.engram_config import EngramConfig
+from models.experts_config import ExpertsConfig
 from models.language_model import LanguageModel, ModelConfig
-from models.linear_attention import LinearAttentionConfig
-from models.mamba import MambaConfig
-from models.min_gru import MinGRUConfig
-from models.streams import StreamsConfig
+from models.linear_attention_config import LinearAttentionConfig
+from models.mamba_config import MambaConfig
+from models.min_gru_config import MinGRUConfig
+from models.streams_config import StreamsConfig
 from tests.bench.timing import interleaved
 
 VOCAB = 257

@@ -15,6 +15,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from models.language_model import LanguageModel
+from models.pretrained import load_pretrained
 from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
 from tests.bench.timing import interleaved
@@ -41,7 +42,7 @@ def main() -> None:
     theirs = GPT2LMHeadModel(GPT2Config(**SIZES[given.size])).eval()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        ours = LanguageModel.from_pretrained(Path(folder)).eval()
+        ours = load_pretrained(Path(folder)).eval()
     if given.compile:
         theirs.forward = torch.compile(theirs.forward)
     print(f"{given.size}, {NEW} new tokens after {PROMPT}, {torch.get_num_threads()} threads")

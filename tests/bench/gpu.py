@@ -11,9 +11,9 @@ import time
 
 import torch
 
-from models.decoder import DecoderConfig
+from models.decoder_config import DecoderConfig
 from models.flops import training_flops
-from models.precision import PrecisionConfig
+from models.precision_config import PrecisionConfig
 from runner.machine.ranks import Ranks
 from tests.bench.train import loop, our_loss
 

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.decoder import DecoderConfig
+from models.decoder_config import DecoderConfig
 from models.language_model import TokenLoss
-from models.precision import Precision, PrecisionConfig
+from models.precision import Precision
+from models.precision_config import PrecisionConfig
 
 # depth, width, heads, sequence, batch, vocabulary
 SHAPES = {"10m": (6, 384, 6, 256, 8, 8192), "124m": (12, 768, 12, 512, 2, 50257)}

@@ -14,9 +14,9 @@ from kernels.native import (
 )
 from kernels.philox import NoiseKey, keep_mask
 from kernels.quantised_linear import Delayed, LinearRecipe, quantised_linear
-from models.decoder import DecoderConfig
+from models.decoder_config import DecoderConfig
 from models.language_model import TokenLoss
-from models.precision import PrecisionConfig
+from models.precision_config import PrecisionConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

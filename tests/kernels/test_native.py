@@ -8,6 +8,7 @@ import torch
 
 from kernels.native import Unsupported, native_recipe, recipe_of, refuse_capability
 from kernels.quantised_linear import LinearRecipe
+from models.recipes import linear_recipe
 from runner.records.config import validate
 from tests.kernels.oracles import te_recipes
 
@@ -27,7 +28,7 @@ KNOWN = {
 
 
 def _linear(compose: Compose, *overrides: str) -> LinearRecipe:
-    found: LinearRecipe = validate(compose(*overrides)).precision.default.recipe()
+    found: LinearRecipe = linear_recipe(validate(compose(*overrides)).precision.default)
     return found
 
 

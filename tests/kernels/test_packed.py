@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.packed import can_pack, pack, packed_linear
-from models.decoder import DecoderConfig
+from models.decoder_config import DecoderConfig
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,7 +10,8 @@ import torch
 CODE = """
 import torch
 from kernels.emulate import Quantiser
-from kernels.hadamard import SIZES, hadamard, hadamard_matrix
+from kernels.format_names import HADAMARD_SIZES
+from kernels.hadamard import hadamard, hadamard_matrix
 from kernels.quantise import quantise_nvfp4
 from kernels.triton_nvfp4 import amax, dequantise, quantise, quantise_both
 from tests.kernels.oracles import KINDS, inputs
@@ -36,7 +37,7 @@ for kind in KINDS:
             for given in (None, bits):
                 for headroom in (1.0, 17 / 16):
                     check(quantise(x, block, given, headroom=headroom), x, block, given, headroom, kind, shape, block)
-    for size in SIZES:
+    for size in HADAMARD_SIZES:
         shape = (2 * size, 80)
         x, matrix = inputs(kind, *shape), hadamard_matrix(size)
         for given in (None, (dice(shape, 1), dice(shape, 2))):

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels.philox import NoiseKey
 from models.config import plain
 from models.language_model import LanguageModel, ModelConfig, TokenLoss
-from models.precision import PrecisionConfig
+from models.precision_config import PrecisionConfig
+from models.pretrained import load_pretrained, save_pretrained
 from runner.records.config import typed
 from tests.conftest import ROOT
 
@@ -212,8 +213,8 @@ def compiles(*cfgs: ModelConfig, backend: str = "aot_eager") -> None:
 
 def comes_back_from_a_folder(cfg: ModelConfig, folder: Any) -> None:
     model = shaken(cfg)
-    model.save_pretrained(folder, layout="espalier")
-    back = LanguageModel.from_pretrained(folder)
+    save_pretrained(model, folder, layout="espalier")
+    back = load_pretrained(folder)
     assert back.cfg == model.cfg
     with torch.no_grad():
         assert torch.equal(model(text(2, 9)), back(text(2, 9)))

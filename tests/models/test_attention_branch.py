@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from models.attention import Attention, AttentionConfig
-from models.decoder import Decoder, DecoderConfig
-from models.layers import FeedForwardConfig
-from models.min_gru import MinGRUConfig
+from models.attention import Attention
+from models.attention_config import AttentionConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
+from models.layers_config import FeedForwardConfig
+from models.min_gru_config import MinGRUConfig
 from tests.models import backbone
 
 BASE: dict[str, Any] = {"depth": 2, "width": 32, "num_heads": 4}

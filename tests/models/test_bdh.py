@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from kernels.philox import NoiseKey
-from models.bdh import BDH, BDHConfig
+from models.bdh import BDH
+from models.bdh_config import BDHConfig
 from tests.models import backbone
 
 SMALL = BDHConfig(depth=3, width=32, num_heads=2, multiplier=4, dropout=0.0)

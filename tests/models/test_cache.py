@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.decoder import Decoder, DecoderConfig
-from models.precision import PrecisionConfig
-from models.precision_config import FpropConfig, OperandConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
+from models.precision_config import FpropConfig, OperandConfig, PrecisionConfig
 
 SHAPES = {
     "rope": DecoderConfig(depth=2, width=32, num_heads=4),

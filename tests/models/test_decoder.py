@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.philox import NoiseKey
-from models.decoder import DecoderConfig
+from models.decoder_config import DecoderConfig
 from models.language_model import TokenLoss
 
 BASE: dict[str, Any] = {"depth": 2, "width": 32, "num_heads": 4}

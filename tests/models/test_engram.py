@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from kernels.short_conv import short_conv
 from models.branch import Context
-from models.decoder import DecoderConfig
-from models.engram import Engram, EngramConfig, primes
+from models.decoder_config import DecoderConfig
+from models.engram import Engram
+from models.engram_config import EngramConfig, primes
 from runner.learn.optim.groups import AdamWConfig, MuonConfig
 from tests.models import backbone
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from kernels.grouped import grouped_feed_forward
 from kernels.philox import NoiseKey
-from models.decoder import DecoderConfig
-from models.experts import Experts, ExpertsConfig
+from models.decoder_config import DecoderConfig
+from models.experts import Experts
+from models.experts_config import ExpertsConfig
 from tests.models import backbone
 
 KINDS: dict[str, dict[str, Any]] = {

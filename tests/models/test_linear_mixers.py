@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from kernels.short_conv import long_conv, short_conv
-from models.convolution import ConvolutionConfig
-from models.decoder import DecoderConfig
-from models.linear_attention import LinearAttentionConfig, taylor
-from models.mamba import MambaConfig
-from models.min_gru import MinGRUConfig
+from models.convolution_config import ConvolutionConfig
+from models.decoder_config import DecoderConfig
+from models.linear_attention import taylor
+from models.linear_attention_config import LinearAttentionConfig
+from models.mamba_config import MambaConfig
+from models.min_gru_config import MinGRUConfig
 from tests.models import backbone
 
 KINDS: dict[str, Any] = {
@@ -62,10 +63,10 @@ def test_a_state_does_not_grow(kind: str) -> None:
 
 
 def test_a_hybrid_keeps_a_window_and_states_together(tmp_path: Path) -> None:
-    from models.attention import AttentionConfig
-    from models.engram import EngramConfig
-    from models.experts import ExpertsConfig
-    from models.streams import StreamsConfig
+    from models.attention_config import AttentionConfig
+    from models.engram_config import EngramConfig
+    from models.experts_config import ExpertsConfig
+    from models.streams_config import StreamsConfig
 
     cfg = _cfg(
         "gated delta", depth=3, pattern="nxe wm af", streams=StreamsConfig(num_streams=2),

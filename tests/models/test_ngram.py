@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.ngram import Ngram, NgramConfig
+from models.ngram import Ngram
+from models.ngram_config import NgramConfig
 
 TEXT = np.random.default_rng(0).choice(6, 400, p=[0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
 

@@ -10,10 +10,16 @@ import torch
 
 from kernels.emulate import _on_cpu
 from kernels.philox import NoiseKey
-from models.decoder import DecoderConfig
+from models.decoder_config import DecoderConfig
 from models.language_model import LanguageModel
-from models.precision import Precision, PrecisionConfig, QuantisedLinear
-from models.precision_config import FpropConfig, LinearConfig, OperandConfig, RuleConfig
+from models.precision import Precision, QuantisedLinear
+from models.precision_config import (
+    FpropConfig,
+    LinearConfig,
+    OperandConfig,
+    PrecisionConfig,
+    RuleConfig,
+)
 from runner.machine.errors import ConfigError
 from runner.records.config import validate
 
@@ -75,7 +81,7 @@ def test_old_recipes_keep_their_fingerprints(compose: Compose) -> None:
 
     run = validate(compose("precision=bf16"))
     keys = {k: v for k, v in science(run, content_of(run)).items() if k.startswith("precision")}
-    target = "models.precision.PrecisionConfig"
+    target = "models.precision_config.PrecisionConfig"
     assert keys == {
         "precision._target_": target,
         "precision.compute": "bf16",

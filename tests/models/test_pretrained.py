@@ -18,10 +18,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from models.decoder import DecoderConfig
-from models.language_model import LanguageModel
-from models.pretrained import save_pretrained
-from models.rope import RopeScaling
+from models.decoder_config import DecoderConfig
+from models.pretrained import load_pretrained, save_pretrained
+from models.rope_config import RopeScaling
 
 LLAMA: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 99, "max_position_embeddings": 128}  # fmt: skip
 STRETCHED = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 5e3}  # fmt: skip
@@ -62,10 +61,10 @@ def test_their_logits_are_ours_in_both_directions(name: str, tmp_path: Path) -> 
     theirs = _theirs(THEIRS[name])
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
-    ours = LanguageModel.from_pretrained(tmp_path / "theirs")
+    ours = load_pretrained(tmp_path / "theirs")
     torch.testing.assert_close(_logits(ours), _logits(theirs), rtol=1e-4, atol=1e-4)
     assert ours.cfg.num_parameters(99) == sum(p.numel() for p in ours.parameters())
-    written = ours.save_pretrained(tmp_path / "ours", max_shard_size="20KB")
+    written = save_pretrained(ours, tmp_path / "ours", max_shard_size="20KB")
     assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 2
     assert written == type(theirs).__name__
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()  # fmt: skip
@@ -88,7 +87,7 @@ def test_the_keys_of_transformers_4_and_a_checkpoint_without_prefix_are_read(tmp
         shorn = {key.removeprefix("transformer."): value for key, value in state.items()}
         tables = {"h.0.attn.bias": torch.ones(1)} if name == "gpt2" else {}
         save_file(shorn | tables, folder / "model.safetensors", metadata={"format": "pt"})
-        ours = LanguageModel.from_pretrained(folder)
+        ours = load_pretrained(folder)
         torch.testing.assert_close(_logits(ours), _logits(theirs), rtol=1e-4, atol=1e-4)
 
 
@@ -102,13 +101,13 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_what_transformers_does_not_know_keeps_its_own_class(name: str, tmp_path: Path) -> None:
     model = ODD[name].build(99, 5)
-    assert model.save_pretrained(tmp_path / "m", dtype=torch.bfloat16) == "Decoder"
-    back = LanguageModel.from_pretrained(tmp_path / "m")
+    assert save_pretrained(model, tmp_path / "m", dtype=torch.bfloat16) == "Decoder"
+    back = load_pretrained(tmp_path / "m")
     assert back.cfg == ODD[name]
     rounded = {key: value.bfloat16().float() for key, value in model.state_dict().items()}
     torch.testing.assert_close(dict(back.state_dict()), rounded, rtol=0, atol=0)
     with pytest.raises(ValueError, match="layout=llama cannot hold this model"):
-        model.save_pretrained(tmp_path / "n", layout="llama")
+        save_pretrained(model, tmp_path / "n", layout="llama")
     assert not (tmp_path / "n").exists()
 
 
@@ -131,17 +130,17 @@ def test_folders_that_cannot_be_read_or_written_say_why(tmp_path: Path) -> None:
         odd = {"num_hidden_layers": 2, "hidden_size": 32, "tie_word_embeddings": False}.get(change, "relu")  # fmt: skip
         (folder / "config.json").write_text(json.dumps(given | {change: odd}))
         with pytest.raises(ValueError, match=message):
-            LanguageModel.from_pretrained(folder)
+            load_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(given | {"num_hidden_layers": 0}))
     with pytest.raises(ValueError, match="depth=0"):
-        LanguageModel.from_pretrained(folder)
+        load_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(given))
     save_pretrained(replace(cfg, depth=2).build(9, 0), tmp_path / "deep")
     (tmp_path / "deep" / "config.json").write_text(json.dumps(given))
     with pytest.raises(ValueError, match="its architecture does not have"):
-        LanguageModel.from_pretrained(tmp_path / "deep")
+        load_pretrained(tmp_path / "deep")
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="transformers writes them"):
-        LanguageModel.from_pretrained(folder)
+        load_pretrained(folder)
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        LanguageModel.from_pretrained(tmp_path)
+        load_pretrained(tmp_path)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from models.decoder import DecoderConfig
-from models.streams import HyperConnection, StreamsConfig, sinkhorn
+from models.decoder_config import DecoderConfig
+from models.streams import HyperConnection, sinkhorn
+from models.streams_config import StreamsConfig
 from tests.models import backbone
 
 PLAIN = DecoderConfig(depth=3, width=32, num_heads=4)

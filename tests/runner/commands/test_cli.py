@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from models.precision import PrecisionConfig
+from models.precision_config import PrecisionConfig
 from runner.commands.cli import app
 from runner.records import journal
 from tests.conftest import ROOT, TINY

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 from runner.data.benchmark_files import SHIPPED, content, specify
 from runner.data.tokenizers import ByteTokenizer, TokenizerConfig
 from runner.evaluate.config import HarnessConfig

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from analysis.internals import draw
 from analysis.runs import from_folders
 from models.branch import Context
-from models.decoder import Decoder, DecoderConfig
-from models.engram import EngramConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
+from models.engram_config import EngramConfig
 from runner.commands.cli import app
 from runner.evaluate.internals import induction, look, watching
 

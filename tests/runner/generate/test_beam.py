@@ -11,8 +11,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
-from models.decoder import Decoder, DecoderConfig
-from models.language_model import LanguageModel
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
+from models.pretrained import load_pretrained
 from runner.commands.cli import app
 from runner.generate.beam import beam_search
 from runner.generate.generate import generate
@@ -83,7 +84,7 @@ def test_beams_are_those_of_transformers(tmp_path: Path) -> None:
         for parameter in theirs.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
     theirs.save_pretrained(tmp_path)
-    ours = LanguageModel.from_pretrained(tmp_path)
+    ours = load_pretrained(tmp_path)
     prompt = torch.tensor([[3, 9, 27]])
     done = theirs.generate(prompt, num_beams=5, num_return_sequences=5, max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0)  # fmt: skip
     found = beam_search(ours, prompt[0], beams=5, max_new_tokens=10, context=64, decode=str, eos=None)  # fmt: skip

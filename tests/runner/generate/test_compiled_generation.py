@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 SCRIPT = """
 import torch
 from torch._dynamo.utils import counters
-from models.decoder import DecoderConfig
+from models.decoder_config import DecoderConfig
 from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from models.decoder import Decoder, DecoderConfig
+from models.decoder import Decoder
+from models.decoder_config import DecoderConfig
 from runner.commands.cli import app
 from runner.data.tokenizers import ByteTokenizer
 from runner.generate.generate import generate

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.decoder import DecoderConfig
+from models.decoder_config import DecoderConfig
 from runner.learn.config import TrainConfig
 from runner.learn.optim.groups import AdamWConfig, MuonConfig
 from runner.learn.optim.schedule import ScheduleConfig

@@ -79,7 +79,7 @@ def test_every_kind_of_streams_is_one_override(streams: str, compose: Compose) -
 def test_a_decoder_without_parts_has_the_fingerprint_it_had_before_there_were_any(compose: Compose) -> None:  # fmt: skip
     keys = _cell(compose()).science
     assert not [key for key in keys if key.startswith(("model.parts", "model.pattern", "model.streams", "model.causal"))]  # fmt: skip
-    letters = {"x": {"_target_": "models.attention.AttentionConfig", "window": 7}}
+    letters = {"x": {"_target_": "models.attention_config.AttentionConfig", "window": 7}}
     plain = compose()
     plain["model"] |= {"parts": letters, "pattern": "xf"}
     other = compose()

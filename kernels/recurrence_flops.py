@@ -1,0 +1,11 @@
+"""What the recurrence of `kernels/recurrence.py` costs, and the sizes of chunks that this depends on."""
+
+PER_DIMENSION = 16  # tokens of a chunk where each key dimension has its own decay
+
+
+def recurrence_flops(seq: int, heads: int, k: int, v: int, *, chunk: int, delta: bool, wide: bool) -> int:  # fmt: skip
+    """Return the FLOPs of the products in `recurrence`; the triangular solve of the delta rule is left out."""
+    size = min(chunk, PER_DIMENSION if wide else chunk, seq)
+    rows = -(-seq // size) * size
+    pairs = 2 * rows * size * (k * (2 if delta else 1) + v)
+    return heads * (pairs + 2 * rows * k * v * (3 if delta else 2))

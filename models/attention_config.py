@@ -1,0 +1,82 @@
+"""Softmax attention as data: which heads, and which tokens they see."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from models.config import config
+from models.flops import attention_flops, linear_flops
+from models.part import Host
+
+if TYPE_CHECKING:
+    from models.attention import Attention
+
+
+@config
+class AttentionConfig:
+    """Attention with the decoder's heads.
+
+    Args:
+        num_kv_heads: key/value heads (None: the decoder's).
+        window: tokens that a query sees, itself included (None: all); the cache keeps no more.
+        sinks: first tokens of the sequence that it sees as well (StreamingLLM, arXiv 2309.17453).
+        reindex: the distance to a sink is counted inside the cache: at most window + sinks - 1.
+        learned_sink: a logit of each head takes the attention that no token should get (gpt-oss, arXiv 2508.10925).
+    """
+
+    name: ClassVar[str] = "attn"
+    normed: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = False
+
+    num_kv_heads: int | None = None
+    window: int | None = None
+    sinks: int = 0
+    reindex: bool = False
+    learned_sink: bool = False
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window={self.window} must be at least 1")
+        if self.sinks < 0 or (self.sinks and self.window is None):
+            raise ValueError(
+                f"sinks={self.sinks} goes with a window, and is not negative; give window"
+            )
+        if self.reindex and (not self.sinks or self.learned_sink):
+            raise ValueError("reindex is for sinks that are tokens; give window and sinks, and no learned_sink")  # fmt: skip
+
+    def kv_heads(self, host: Host) -> int:
+        """Return the key/value heads in `host`."""
+        return host.kv_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    def build(self, host: Host, number: int, vocab_size: int) -> "Attention":
+        """See `PartConfig`."""
+        from models.attention import Attention  # noqa: PLC0415
+
+        if host.num_heads % self.kv_heads(host):
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads} must divide num_heads={host.num_heads}"
+            )
+        if self.reindex and host.positions != "rope":
+            raise ValueError(f"reindex needs positions=rope, not {host.positions}")
+        if self.window is not None and not host.causal:
+            raise ValueError(f"window={self.window} looks back only; use it with causal=true")
+        return Attention(self, host, number)
+
+    def num_parameters(self, host: Host, number: int) -> int:
+        """See `PartConfig`."""
+        dim, bias = host.attention_dim, int(host.bias)
+        q, kv = host.num_heads * dim, self.kv_heads(host) * dim
+        found = host.width * (q + 2 * kv) + q * host.width + bias * (q + 2 * kv + host.width)
+        return found + (2 * dim if host.qk_norm else 0) + host.num_heads * self.learned_sink
+
+    def num_active_parameters(self, host: Host, number: int) -> int:
+        """See `PartConfig`."""
+        return self.num_parameters(host, number)
+
+    def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
+        """See `PartConfig`; a window saves none of what is computed in training, where all pairs are masked.
+
+        With `reindex` each key is there twice, by each of two queries.
+        """
+        q, kv = host.num_heads * host.attention_dim, self.kv_heads(host) * host.attention_dim
+        gemms = linear_flops(seq, host.width, q + 2 * kv) + linear_flops(seq, q, host.width)
+        scores = attention_flops(seq, host.num_heads, host.attention_dim) * (3 if self.reindex else 1)  # fmt: skip
+        return gemms + scores, gemms + (scores // 2 if host.causal else scores)

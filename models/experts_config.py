@@ -1,0 +1,90 @@
+"""A mixture of experts as data."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from models.config import config
+from models.flops import linear_flops
+from models.layers_config import feed_forward_flops, feed_forward_parameters
+from models.part import Host
+
+if TYPE_CHECKING:
+    from models.experts import Experts
+
+
+@config
+class ExpertsConfig:
+    """A mixture of experts in the place of the feed-forward network.
+
+    Args:
+        hidden: width of an expert (None: the decoder's). shared: experts that every token goes to, unweighted.
+        softmax: of all scores, `before` the choice, or of those chosen, `after` it.
+        normalise: the weights of a token's experts sum to 1 (with softmax=before).
+        capacity_factor: in training an expert takes at most this times an equal share of the tokens of a
+            micro-batch, the first ones; the others pass it by (None: as many as come). Evaluation drops nothing.
+        balance: `loss`, experts x sum of (share of tokens x mean probability), weighed by `balance_weight`; `bias`,
+            a number added to an expert's score for the choice only, moved by the optimiser against its overload
+            (Wang et al., arXiv 2408.15664, there by the sign of it); or `none`.
+        z_loss: weight of the mean logsumexp(scores)^2 (ST-MoE, arXiv 2202.08906).
+    """
+
+    name: ClassVar[str] = "moe"
+    normed: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = False
+
+    num_experts: int
+    top_k: int = 2
+    hidden: int | None = None
+    shared: int = 0
+    softmax: Literal["before", "after"] = "before"
+    normalise: bool = True
+    capacity_factor: float | None = None
+    balance: Literal["loss", "bias", "none"] = "loss"
+    balance_weight: float = 0.01
+    z_loss: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ValueError(
+                f"top_k={self.top_k} must lie between 1 and num_experts={self.num_experts}"
+            )
+        if self.capacity_factor is not None and self.capacity_factor <= 0:
+            raise ValueError(
+                f"capacity_factor={self.capacity_factor} must be positive; null drops no token"
+            )
+
+    def couples_samples(self, sequence_length: int) -> bool:
+        """Return whether a token's loss or gradient depends on the other samples of its micro-batch."""
+        return self.balance != "none" or self.capacity_factor is not None
+
+    def build(self, host: Host, number: int, vocab_size: int) -> "Experts":
+        """See `PartConfig`."""
+        from models.experts import Experts  # noqa: PLC0415
+
+        return Experts(self, host)
+
+    def width(self, host: Host) -> int:
+        """Return the hidden width of an expert."""
+        return host.hidden_dim if self.hidden is None else self.hidden
+
+    def num_parameters(self, host: Host, number: int) -> int:
+        """See `PartConfig`."""
+        return self._parameters(host, self.num_experts)
+
+    def num_active_parameters(self, host: Host, number: int) -> int:
+        """See `PartConfig`."""
+        return self._parameters(host, self.top_k)
+
+    def _parameters(self, host: Host, experts: int) -> int:
+        one = feed_forward_parameters(host.width, self.width(host), host.activation, host.bias)
+        wide = feed_forward_parameters(
+            host.width, self.shared * self.width(host), host.activation, host.bias
+        )
+        router = self.num_experts * (host.width + (self.balance == "bias"))
+        return experts * one + router + (wide if self.shared else 0)
+
+    def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
+        """See `PartConfig`; as if nothing was dropped."""
+        found = linear_flops(seq, host.width, self.num_experts)
+        for hidden in (self.top_k * self.width(host), self.shared * self.width(host)):
+            found += feed_forward_flops(seq, host.width, hidden, host.activation)
+        return found, found

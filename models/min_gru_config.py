@@ -1,0 +1,44 @@
+"""minGRU as data."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from models.config import config
+from models.flops import linear_flops
+from models.part import Host
+
+if TYPE_CHECKING:
+    from models.min_gru import MinGRU
+
+
+@config
+class MinGRUConfig:
+    """A minGRU mixer; `expand`: inner width over the model's."""
+
+    name: ClassVar[str] = "gru"
+    normed: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = True
+
+    expand: float = 1.0
+
+    def inner(self, host: Host) -> int:
+        """Return the inner width."""
+        return max(1, round(self.expand * host.width))
+
+    def build(self, host: Host, number: int, vocab_size: int) -> "MinGRU":
+        """See `PartConfig`."""
+        from models.min_gru import MinGRU  # noqa: PLC0415
+
+        return MinGRU(host.width, self.inner(host), number)
+
+    def num_parameters(self, host: Host, number: int) -> int:
+        """See `PartConfig`."""
+        return 3 * host.width * self.inner(host)
+
+    def num_active_parameters(self, host: Host, number: int) -> int:
+        """See `PartConfig`."""
+        return self.num_parameters(host, number)
+
+    def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
+        """See `PartConfig`; the scan is element by element and counts nothing."""
+        found = 3 * linear_flops(seq, host.width, self.inner(host))
+        return found, found

@@ -1,0 +1,39 @@
+"""From the precision config of a layer to the recipe that `kernels` takes."""
+
+from kernels.emulate import Quantiser
+from kernels.quantised_linear import GemmRecipe, LinearRecipe, OperandRecipe
+from models.precision_config import GemmConfig, LinearConfig, OperandConfig
+
+
+def operand_recipe(cfg: OperandConfig) -> OperandRecipe | None:
+    """Return how `kernels` rounds an operand, None for `compute`."""
+    if cfg.format == "compute":
+        return None
+    quantiser = Quantiser(
+        format=cfg.format, block=cfg.block_shape, scale=cfg.scale_rule, sr_headroom=cfg.sr_headroom,
+        four_over_six=cfg.four_over_six, row_scaled=cfg.row_scaled,
+    )  # fmt: skip
+    return OperandRecipe(
+        quantiser=quantiser, stochastic=cfg.rounding == "stochastic",
+        quantile=cfg.quantile, delayed=cfg.scale_rule == "delayed",
+    )  # fmt: skip
+
+
+def linear_recipe(
+    cfg: LinearConfig, *, forward: bool = True, backward: bool = True
+) -> LinearRecipe:
+    """Return the three GEMMs of a linear layer; a direction that is switched off is in `compute`."""
+    fprop, dgrad, wgrad = cfg.fprop, cfg.dgrad, cfg.wgrad
+    return LinearRecipe(
+        fprop=_gemm_recipe(fprop, fprop.x, fprop.w) if forward else GemmRecipe(),
+        dgrad=_gemm_recipe(dgrad, dgrad.g, dgrad.w) if backward else GemmRecipe(),
+        wgrad=_gemm_recipe(wgrad, wgrad.g, wgrad.x) if backward else GemmRecipe(),
+    )
+
+
+def _gemm_recipe(gemm: GemmConfig, left: OperandConfig, right: OperandConfig) -> GemmRecipe:
+    """Return one GEMM of them."""
+    return GemmRecipe(
+        left=operand_recipe(left), right=operand_recipe(right), hadamard=gemm.hadamard,
+        signs=gemm.signs,
+    )  # fmt: skip

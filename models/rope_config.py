@@ -1,0 +1,48 @@
+"""How rotary positions are stretched, as data."""
+
+import math
+from typing import Literal
+
+from models.config import config
+
+
+@config
+class RopeScaling:
+    """How the angles of rotary positions are slowed down.
+
+    Args:
+        kind: linear (all by `factor`: Chen et al., arXiv 2306.15595), llama3 (the slow ones, with a ramp
+            between two wavelengths: Llama 3.1's), yarn (a ramp over the pairs, and larger scores: Peng et al.,
+            arXiv 2309.00071).
+        factor: how much longer the context becomes.
+        original_context: context before the stretching (llama3, yarn).
+        low_freq, high_freq: of llama3: pairs that turn less than `low_freq` times in the original context
+            are slowed by the whole factor, those that turn more than `high_freq` times not at all.
+        beta_fast, beta_slow: the same of yarn, in turns; truncate: to whole pairs.
+        gain: of yarn: factor on queries and keys (None: 0.1 ln(factor) + 1).
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_context: int | None = None
+    low_freq: float = 1.0
+    high_freq: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    gain: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.factor < 1.0:
+            raise ValueError(f"rope_scaling.factor={self.factor} must be at least 1")
+        if self.kind != "linear" and self.original_context is None:
+            raise ValueError(f"rope_scaling.kind={self.kind} needs original_context")
+        if self.kind == "llama3" and self.low_freq >= self.high_freq:
+            raise ValueError(f"rope_scaling.low_freq={self.low_freq} must be below high_freq={self.high_freq}")  # fmt: skip
+
+    @property
+    def attention_gain(self) -> float:
+        """Factor on cosines and sines, the default resolved."""
+        if self.kind != "yarn":
+            return 1.0
+        return self.gain if self.gain is not None else 0.1 * math.log(self.factor) + 1.0
