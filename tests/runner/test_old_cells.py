@@ -1,0 +1,213 @@
+"""Runs that an earlier version trained keep their names, are read, shown, resumed and found finished.
+
+`tests/fixtures/runs_2026_11` holds what commit 9bf7a13 wrote, and in cells.json what it was asked. Nothing
+makes these files anew: where a test fails, the code has forgotten a run folder that users have.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from typer.testing import CliRunner
+
+from analysis.runs import from_folders
+from runner import journal
+from runner.cli import app
+from runner.evals.cells import evaluation_cells
+from runner.hydra_plugin import open_keys, register, to_plain
+from runner.serve.load import load_model
+from runner.sweep.cells import Cell, load_cell, make_cells
+from runner.sweep.fingerprint import content_of, fingerprint, science
+from tests.conftest import ROOT
+
+FIXTURE = Path(__file__).parents[1] / "fixtures/runs_2026_11"
+MADE: dict[str, Any] = json.loads((FIXTURE / "cells.json").read_text())
+CELLS: list[dict[str, Any]] = MADE["cells"]
+SWEEPS = sorted(path.name for path in (FIXTURE / "root/sweeps").iterdir())
+PLACE = "{here}"  # where the folder lies, in its files and in cells.json
+
+
+def _cases(rows: Iterable[dict[str, Any]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("row", [pytest.param(row, id=row["case"]) for row in rows])
+
+
+def _of(*cases: str) -> list[dict[str, Any]]:
+    return [row for row in CELLS if row["case"] in cases]
+
+
+def _lay_out(here: Path) -> Path:
+    """Copy the fixture to `here`, as a disk would hold it now; return its root."""
+    shutil.copytree(FIXTURE, here)
+    for file in here.rglob("*"):
+        if file.suffix in (".json", ".jsonl", ".txt") and PLACE in (text := file.read_text()):
+            file.write_text(text.replace(PLACE, str(here)))
+        if file.name in ("heartbeat", "lease.json"):
+            os.utime(file, (0, 0))  # git keeps no times: the holders are long gone
+    return here / "root"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of the old runs, which is only read."""
+    return _lay_out(tmp_path_factory.mktemp("old") / "runs_2026_11")
+
+
+@pytest.fixture
+def own_root(tmp_path: Path) -> Path:
+    """The root of a copy of one's own."""
+    return _lay_out(tmp_path / "runs_2026_11")
+
+
+def _overrides(asked: list[str], root: Path) -> list[str]:
+    return [override.replace(PLACE, str(root.parent)) for override in asked]
+
+
+def _asked_again(row: dict[str, Any], root: Path) -> Cell:
+    """Return the cell that today's code makes of what was asked."""
+    if "eval" in row:
+        asked = row["eval"]
+        overrides = _overrides(asked["overrides"], root)
+        ((cell,), _, _) = evaluation_cells(root, asked["target"], overrides, average=asked["average"])  # fmt: skip
+        return cell
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        node = to_plain(compose("config", open_keys(_overrides(row["overrides"], root))))
+    (cell,) = make_cells([("", node)])
+    return cell
+
+
+def _run(overrides: list[str], root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runner", *flags, *_overrides(overrides, root)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Return the sha256 of names, types, shapes and bits, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        digest.update(f"{name} {kind} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _last_losses(folder: Path) -> dict[str, float]:
+    last: dict[str, float] = {}
+    for line in journal.read_lines(folder / "metrics.jsonl"):
+        last |= {k: line[k] for k in ("loss", "val_loss", "val_loss_average") if k in line}
+    return last
+
+
+def _computes_the_same_bits() -> bool:
+    """True on the processor, and with the torch, that trained the fixture."""
+    return _machine() == MADE["machine"]
+
+
+def _machine() -> dict[str, str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    lines = re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE)
+    return {
+        "cpu": " ".join(dict(lines).values()),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+
+
+@_cases(CELLS)
+def test_the_same_overrides_name_the_same_cell(row: dict[str, Any], root: Path) -> None:
+    cell = _asked_again(row, root)
+    assert cell.fingerprint == row["fingerprint"]
+    assert cell.state == row["state"]
+
+
+@_cases(CELLS)
+def test_a_frozen_cell_is_read_and_hashed_as_it_was(row: dict[str, Any], root: Path) -> None:
+    cell = load_cell(root / "runs" / row["fingerprint"])
+    assert cell.state == row["state"]
+    assert cell.config.root == str(root)
+    keys = science(cell.config, content_of(cell.config))
+    assert {k: v for k, v in keys.items() if cell.science.get(k) != v} == {}
+    assert fingerprint(keys) == cell.fingerprint == row["fingerprint"]
+
+
+@_cases(row for row in CELLS if "weights" in row)
+def test_the_newest_weights_are_found_and_fit_the_model(row: dict[str, Any], root: Path) -> None:
+    model, _, _ = load_model(root / "runs" / row["fingerprint"])
+    assert _digest(model.state_dict()) == row["weights"]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_cell_of_an_old_sweep_is_shown(name: str, root: Path, tmp_path: Path) -> None:
+    members = journal.read_lines(root / "sweeps" / name / "cells.jsonl")
+    known = {row["fingerprint"]: row for row in CELLS}
+    page = tmp_path / "report.html"
+    status = _cli("status", name, "--root", str(root))
+    _cli("report", name, "--root", str(root), "--out", str(page))
+    assert len(members) == page.read_text().count("<tr>") - 1  # its head
+    assert f"{len(members)} cells" in _cli("ls", "--root", str(root))
+    table = from_folders(root, name).table.set_index("fingerprint")
+    for member in members:
+        row = known[member["fingerprint"]]
+        assert re.search(rf"{row['fingerprint'][:6]} +{row['state']}", status), status
+        assert row["fingerprint"][:6] in page.read_text()
+        assert f"{row['fingerprint']} {row['state']}" in _cli("show", row["fingerprint"], "--root", str(root))  # fmt: skip
+        if row["state"] in journal.ENDED:  # analysis does not ask whether a process lives
+            assert table["state"][row["fingerprint"]] == row["state"]
+        for key in ("val_loss", "val_loss_average"):
+            if key in row.get("losses", {}) and row["state"] == "finished":
+                assert table[key][row["fingerprint"]] == row["losses"][key]
+
+
+def _cli(*arguments: str) -> str:
+    done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output + str(done.exception)
+    return done.output
+
+
+@_cases(row for row in CELLS if "uninterrupted" in row)
+def test_an_old_interrupted_run_ends_at_the_bits_of_an_uninterrupted_one(row: dict[str, Any], own_root: Path) -> None:  # fmt: skip
+    """On another processor, or with another torch, losses agree as far as the order of sums lets them: to 1e-3."""
+    folder, whole = own_root / "runs" / row["fingerprint"], row["uninterrupted"]
+    before = len(journal.attempts(folder))
+    done = _run(row["overrides"], own_root)
+    assert done.returncode == 0, done.stderr
+    assert journal.state(folder) == "finished"
+    assert len(journal.attempts(folder)) == before + 1
+    first = min(line["restored"] for line in journal.read_lines(folder / "metrics.jsonl") if "restored" in line)  # fmt: skip
+    assert first == row["checkpoint"]
+    losses = _last_losses(folder)
+    assert losses == pytest.approx(whole["losses"], rel=1e-3)
+    if _computes_the_same_bits():
+        model, _, _ = load_model(folder)
+        assert _digest(model.state_dict()) == whole["weights"]
+        assert losses == whole["losses"]
+
+
+@_cases(_of("plain", "steps=0 on other data", "diverged"))
+def test_an_old_finished_run_has_nothing_left_to_do(row: dict[str, Any], own_root: Path) -> None:
+    metrics = own_root / "runs" / row["fingerprint"] / "metrics.jsonl"
+    before = metrics.read_bytes()
+    done = _run(row["overrides"], own_root)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stderr
+    assert metrics.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", MADE["sweeps"])
+def test_an_old_sweep_given_again_is_finished(name: str, own_root: Path) -> None:
+    count = len(journal.read_lines(own_root / "sweeps" / name / "cells.jsonl"))
+    done = _run(MADE["sweeps"][name], own_root, "-m")
+    assert done.returncode == 0, done.stderr
+    assert f"{count} cells ({count} finished); 0 to run" in done.stderr
