@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 COLUMNS = ["fingerprint", "step", "key", "value"]
 _NOT_METRICS = {"step", "time", "attempt", "restored"}
-_VERSION = "1"
+_VERSION = "2"  # of the rules by which what is kept was read
 Part = tuple[str, str, Any, Any]  # run, key, steps, values
 
 
@@ -46,11 +46,15 @@ def _categories(names: list[str], lengths: list[int]) -> pd.Categorical:
 
 
 def read_folder(file: Path, run: str) -> list[Part]:
-    """Return the parts of one metrics.jsonl by the rules of docs/run-folder.md."""
+    """Return the parts of one metrics.jsonl by the rules of docs/run-folder.md.
+
+    Raises:
+        ValueError: a line is not JSON; file and line are named.
+    """
     if not file.exists():
         return []
     whole = file.read_bytes().rpartition(b"\n")[0]
-    return _plain(whole, run) or _by_rules(whole, run)
+    return _plain(whole, run) or _by_rules(parse_lines(file, whole), run)
 
 
 def _plain(whole: bytes, run: str) -> list[Part]:
@@ -61,7 +65,7 @@ def _plain(whole: bytes, run: str) -> list[Part]:
         table = pj.read_json(pa.BufferReader(whole), pj.ReadOptions(use_threads=False, block_size=1 << 24))  # fmt: skip
     except pa.ArrowInvalid:  # NaN and Infinity are Python's JSON only
         return []
-    if "step" not in table.column_names:
+    if "step" not in table.column_names or table.num_rows != whole.count(b"\n") + 1:
         return []
     if "attempt" in table.column_names and len(table["attempt"].unique()) > 1:
         return []
@@ -81,25 +85,40 @@ def _plain(whole: bytes, run: str) -> list[Part]:
     return parts
 
 
-def _by_rules(whole: bytes, run: str) -> list[Part]:
-    """As `_plain`, line by line: a `restored` line drops the steps after it, a later attempt wins.
+def parse_lines(file: Path, whole: bytes) -> list[dict[str, Any]]:
+    """Return the objects of a .jsonl file, `whole` being its lines but for a torn last one.
 
-    What an earlier attempt wrote after that line (it was taken for dead and did not know) is left out.
+    Raises:
+        ValueError: a line is not a JSON object; file and line are named.
     """
+    lines = []
+    for number, text in enumerate(whole.splitlines(), 1):
+        try:
+            line = json.loads(text or b"{}")
+        except ValueError:
+            line = None
+        if not isinstance(line, dict):
+            raise ValueError(f"{file}, line {number}: {text[:40]!r} is not a JSON object; delete the line, the others stand")  # fmt: skip
+        if line:
+            lines.append(line)
+    return lines
+
+
+def _by_rules(lines: Iterable[dict[str, Any]], run: str) -> list[Part]:
+    """As `_plain`, line by line: a line after one of a later attempt is void, `restored` drops later steps."""
     points: dict[tuple[int, str], float] = {}
     newest = 0
-    for text in whole.splitlines():
-        if not text:
+    for line in lines:
+        attempt = line.get("attempt", newest)
+        if attempt < newest:
             continue
-        line = json.loads(text)
+        newest = attempt
         if "restored" in line:
-            newest = line.get("attempt", newest)
             points = {k: v for k, v in points.items() if k[0] <= line["restored"]}
-            continue
-        if line.get("attempt", newest) < newest:
             continue
         for name, value in line.items():
             if name not in _NOT_METRICS:
+                points.pop((line["step"], name), None)  # the later one stands where it was written
                 points[line["step"], name] = float(value)
     metrics: dict[str, tuple[list[int], list[float]]] = {}
     for (step, name), value in points.items():

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import ASKED
-from analysis.history import assemble, cached, last_values, read_folder
+from analysis.history import assemble, cached, last_values, parse_lines, read_folder
+from analysis.holder import alive
 
 SCHEMA = 1
 _ENDED = ("finished", "diverged", "failed", "interrupted")
@@ -102,7 +103,7 @@ def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
 
     Raises:
         FileNotFoundError: there is no such sweep.
-        ValueError: a cell was written by a newer Espalier.
+        ValueError: a cell was written by a newer Espalier, or a line is not JSON.
     """
     listing = root / "sweeps" / sweep / "cells.jsonl"
     if not listing.exists():
@@ -172,16 +173,21 @@ def _scores(folder: str) -> dict[str, Any]:
 
 
 def _state(folder: str) -> str:
+    """Return the state by rule 2 of docs/run-folder.md."""
     try:
-        attempts = sorted(os.listdir(f"{folder}/attempts"), reverse=True)
+        names = sorted(os.listdir(f"{folder}/attempts"), reverse=True)
     except FileNotFoundError:
         return "new"
-    for attempt in attempts:
-        events = _read(f"{folder}/attempts/{attempt}/events.jsonl")
-        if events is not None:
-            found = [json.loads(line)["event"] for line in events.rpartition(b"\n")[0].splitlines() if line]  # fmt: skip
-            ends = [event for event in found if event in _ENDED]
-            return str(ends[-1]) if ends else "running"
+    for name in names:
+        attempt = Path(folder, "attempts", name)
+        lease = _read(f"{attempt}/lease.json")
+        if lease is not None:
+            file = attempt / "events.jsonl"
+            events = parse_lines(file, (_read(str(file)) or b"").rpartition(b"\n")[0])
+            ends = [line["event"] for line in events if line["event"] in _ENDED]
+            if ends:
+                return str(ends[-1])
+            return "running" if alive(attempt, json.loads(lease)) else "interrupted"
     return "new"
 
 
@@ -194,5 +200,4 @@ def _read(file: str) -> bytes | None:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    whole = file.read_bytes().rpartition(b"\n")[0]
-    return [json.loads(line) for line in whole.splitlines() if line]
+    return parse_lines(file, file.read_bytes().rpartition(b"\n")[0])

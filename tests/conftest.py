@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,23 @@ def text(tmp_path: Path) -> Path:
     return write_text(tmp_path / "text.txt")
 
 
-@pytest.fixture
-def compose(tmp_path: Path, text: Path) -> Callable[..., dict[str, Any]]:
+def compose_tiny(root: Path, text: Path, *overrides: str) -> dict[str, Any]:
     """Return the plain node that Hydra composes from overrides on the tiny cell."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     from runner.commands.hydra_plugin import open_keys, register, to_plain
 
-    def inner(*overrides: str) -> dict[str, Any]:
-        register()
-        base = [*TINY, f"data.sources.0.path={text}", f"root={tmp_path}"]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return to_plain(hydra_compose("config", open_keys([*base, *overrides])))
+    register()
+    base = [*TINY, f"data.sources.0.path={text}", f"root={root}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return to_plain(hydra_compose("config", open_keys([*base, *overrides])))
 
-    return inner
+
+@pytest.fixture
+def compose(tmp_path: Path, text: Path) -> Callable[..., dict[str, Any]]:
+    """Return what Hydra composes, as `compose_tiny`, in a folder of the test's own."""
+    return partial(compose_tiny, tmp_path, text)
 
 
 @pytest.fixture

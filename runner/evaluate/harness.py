@@ -28,12 +28,12 @@ from runner.data.benchmark_files import specify
 from runner.data.tokenizers import Tokenizer
 from runner.evaluate import code_execution as code
 from runner.evaluate.config import HarnessConfig
-from runner.records.contracts import Trained
 from runner.evaluate.sandbox import choose_wall
 from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
 from runner.machine import storage
 from runner.machine.errors import ConfigError
+from runner.records.contracts import Trained
 
 _LOGITS = 1 << 27  # numbers in the logits of one forward pass, at most
 _SCHEMA = 1

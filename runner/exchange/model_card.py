@@ -6,7 +6,7 @@ from typing import Any
 
 from runner.records.cells import Cell
 from runner.records.config import flatten
-from runner.views.table import tail
+from runner.records.metrics import latest
 
 _MEASURED = ("loss", "val_loss", "val_bits_per_byte", "val_loss_average", "step", "tokens", "flops", "wall_s")  # fmt: skip
 
@@ -15,7 +15,7 @@ def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | No
     """Return README.md with the front matter that the hub reads."""
     cfg, folder = cell.config, cell.folder
     summary = _read(folder / "summary.json") or {}
-    found = tail(folder)
+    found = latest(folder, *_MEASURED)
     measured = [[name, f"{found[name]:.6g}"] for name in _MEASURED if name in found]
     sources = [
         [source.path or source.format, f"{source.weight:g}", content["content"]]

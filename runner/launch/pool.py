@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, util
 from multiprocessing.context import ForkServerProcess, SpawnProcess
@@ -23,9 +24,10 @@ from runner.launch import policy
 from runner.launch.after_exit import record_crash, try_smaller
 from runner.launch.fork_server import FOR_CELLS, warm_up
 from runner.launch.mlflow_process import FED
+from runner.machine.errors import DataError
 from runner.records import journal
 from runner.records.cells import Cell
-from runner.views.table import tail
+from runner.records.metrics import latest
 
 if TYPE_CHECKING:
     from runner.grid.resources import ResourcesConfig  # torch: seconds
@@ -187,9 +189,10 @@ class Pool:
 
 def _progress(process: BaseProcess, cell: Cell) -> Any:
     """Return what changes while a cell gets on: its step; before the first, the CPU time it has used."""
-    step = tail(cell.folder).get("step", 0)
-    if step:
-        return step
+    with suppress(DataError):  # a damaged file is told of elsewhere; the CPU time shows as much
+        step = latest(cell.folder, "step").get("step", 0)
+        if step:
+            return step
     try:
         tree = psutil.Process(process.pid)
         times = [p.cpu_times() for p in (tree, *tree.children(recursive=True))]

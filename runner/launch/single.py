@@ -8,8 +8,8 @@ from rich.console import Console
 from runner.launch.mlflow_process import finish_feeder, start_feeder
 from runner.launch.pool import worker_command
 from runner.launch.worker import run_cell
-from runner.machine.storage import read_further
 from runner.records.cells import Cell
+from runner.records.metrics import MetricsReader, standing
 
 
 def run_here(cell: Cell) -> int:
@@ -46,16 +46,15 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:
-    file = cell.folder / "metrics.jsonl"
-    offset = file.stat().st_size if file.exists() else 0
+    reader = MetricsReader(cell.folder)
+    reader.read()  # earlier attempts' rows were printed then
     while True:
         last = done.wait(1.0)
-        lines, offset = read_further(file, offset)
-        for line in lines:
-            parts = [f"{k} {line[k]:.4f}" for k in ("loss", "val_loss") if k in line]
-            if "tokens_per_s" in line:
-                parts.append(f"{line['tokens_per_s']:,.0f} tokens/s")
+        for row in standing(reader.read()):
+            parts = [f"{k} {row[k]:.4f}" for k in ("loss", "val_loss") if k in row]
+            if "tokens_per_s" in row:
+                parts.append(f"{row['tokens_per_s']:,.0f} tokens/s")
             if parts:
-                console.print(f"step {line['step']:>6}  " + "  ".join(parts), highlight=False)
+                console.print(f"step {row['step']:>6}  " + "  ".join(parts), highlight=False)
         if last:
             return

@@ -20,6 +20,7 @@ from models.config import config
 from runner.grid.language import Axis
 from runner.machine import storage
 from runner.machine.errors import ConfigError
+from runner.records import metrics
 from runner.records.cells import Cell, freeze_cell, join_sweep, load_cell, make_cells
 from runner.records.config import freeze, set_key, typed
 
@@ -61,7 +62,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.cfg, self.base = folder, cfg, base
         self.root = folder.parent.parent
-        self._read: dict[str, int] = {}  # how far the metrics of a cell have been looked at
+        self._readers: dict[str, metrics.MetricsReader] = {}
         folder.mkdir(parents=True, exist_ok=True)
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
         # A later process must not draw what an earlier one has drawn: it begins further on.
@@ -142,8 +143,8 @@ class Study:
 
     def look(self, cell: Cell) -> bool:
         """Report the newest value of a running cell; True where the study wants it stopped."""
-        file, begun = cell.folder / "metrics.jsonl", self._read.get(cell.fingerprint, 0)
-        rows, self._read[cell.fingerprint] = storage.read_further(file, begun)
+        known = self._readers.setdefault(cell.fingerprint, metrics.MetricsReader(cell.folder))
+        rows = metrics.standing(known.read())
         values = {r["step"]: float(r[self.cfg.metric]) for r in rows if self.cfg.metric in r}
         for frozen in self._running(cell):
             trial = Trial(self.study, frozen._trial_id)
@@ -187,12 +188,11 @@ class Study:
         return Cell(cell.config, cell.science, cell.fingerprint, trial.user_attrs["label"])
 
     def _last(self, cell: Cell) -> float:
-        rows = storage.read_lines(cell.folder / "metrics.jsonl")
-        values = [float(row[self.cfg.metric]) for row in rows if self.cfg.metric in row]
-        if not values:
-            known = sorted({key for row in rows for key in row} - {"step", "time", "attempt"})
+        last = metrics.latest(cell.folder, self.cfg.metric)
+        if self.cfg.metric not in last:
+            known = sorted(metrics.merged(metrics.read(cell.folder)).keys() - metrics.NOT_METRICS)
             raise ConfigError(f"hydra.sweeper.metric={self.cfg.metric} was never logged; there are: {', '.join(known)}")  # fmt: skip
-        return values[-1]
+        return float(last[self.cfg.metric])
 
 
 def _short(value: Any) -> str:

@@ -8,11 +8,11 @@ import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
+from io import FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from runner.machine.errors import StorageError
+from runner.machine.errors import DataError, StorageError
 
 
 def append_line(file: Path, record: dict[str, Any]) -> None:
@@ -23,9 +23,17 @@ def append_line(file: Path, record: dict[str, Any]) -> None:
     """
     try:
         with open(file, "ab", buffering=0) as stream:
-            stream.write((json.dumps(record) + "\n").encode())
+            write_line(stream, file, record)
     except OSError as error:
         raise refused(file, error) from error
+
+
+def write_line(stream: FileIO, file: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line to the open `stream` of `file`; OSError where it does not fit whole."""
+    line = (json.dumps(record) + "\n").encode()
+    if stream.write(line) != len(line):
+        truncate_torn_line(file)  # the next line would become one with it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -53,19 +61,51 @@ def refused(file: Path, error: OSError) -> StorageError:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a .jsonl file; a torn last line is left out."""
+    """Return the whole lines of a .jsonl file; a torn last line is left out.
+
+    Raises:
+        DataError: a line is not a JSON object; the message names file and line.
+    """
     return read_further(file, 0)[0]
 
 
 def read_further(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the whole lines that follow `offset`, and the offset after them."""
+    """Return the whole lines that follow `offset`, and the offset after them.
+
+    Raises:
+        DataError: a line is not a JSON object; the message names file and line.
+    """
     if not file.exists():
         return [], offset
     with open(file, "rb") as stream:
         stream.seek(offset)
         whole, newline, _ = stream.read().rpartition(b"\n")
-    lines = [json.loads(line) for line in whole.splitlines() if line]
+    lines = []
+    for index, text in enumerate(whole.splitlines()):
+        if not text:
+            continue
+        line = _parsed(text)
+        if line is None:
+            raise _unreadable(file, offset, index, text)
+        lines.append(line)
     return lines, offset + len(whole) + len(newline)
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def _unreadable(file: Path, offset: int, index: int, text: bytes) -> DataError:
+    with open(file, "rb") as stream:
+        number = stream.read(offset).count(b"\n") + index + 1
+    return DataError(
+        f"{file}, line {number}: {text[:40]!r} is not a JSON object, as each line must be that ends in a "
+        "newline; a failing disk or another program wrote it: delete the line, the others stand"
+    )
 
 
 @contextmanager
@@ -106,3 +146,13 @@ def _lockable(file: Path) -> TextIOWrapper:
         return open(file, "w")
     except OSError as error:
         raise refused(file, error) from error
+
+
+def truncate_torn_line(file: Path) -> None:
+    """Cut off a last line without its newline."""
+    if not file.exists():
+        return
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        os.truncate(file, whole)

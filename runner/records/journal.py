@@ -4,7 +4,7 @@
     attempts/0001/heartbeat      touched by the holder; its age is read on the file server's clock
     attempts/0001/events.jsonl   started, checkpointed, interrupted, failed, diverged, finished
     attempts/0001/log.txt        stdout and stderr
-    metrics.jsonl                append-only; {"restored": k} supersedes later steps of earlier attempts
+    metrics.jsonl                append-only; runner/records/metrics.py reads it
 
 docs/run-folder.md is the format's contract.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from runner.machine.storage import append_line, read_lines, refused
+from runner.machine.storage import append_line, read_lines, refused, truncate_torn_line, write_line
 
 ENDED = ("finished", "diverged", "failed")  # states that no launch changes of itself
 TERMINAL = (*ENDED, "interrupted")
@@ -146,8 +146,9 @@ class Journal:
         self.run, self.attempt = run, attempt
         self.number = int(attempt.name)
         self.metrics_file = run / "metrics.jsonl"
-        _truncate_torn_line(self.metrics_file)
+        truncate_torn_line(self.metrics_file)
         self._metrics = open(self.metrics_file, "ab", buffering=0)  # noqa: SIM115
+        self._one_writes = threading.Lock()
 
     def beat(self, stop: StopFlag) -> None:
         """Show from now on that this holder lives.
@@ -190,15 +191,7 @@ class Journal:
 
     def _write(self, line: dict[str, Any]) -> None:
         try:
-            self._metrics.write((json.dumps(line) + "\n").encode())
+            with self._one_writes:  # the training thread, or that of the system's metrics
+                write_line(self._metrics, self.metrics_file, line)
         except OSError as error:
             raise refused(self.metrics_file, error) from error
-
-
-def _truncate_torn_line(file: Path) -> None:
-    if not file.exists():
-        return
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        os.truncate(file, whole)

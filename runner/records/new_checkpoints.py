@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from runner.machine import storage
-from runner.records import checkpoint, journal
+from runner.records import checkpoint, journal, metrics
 
 _PAUSE_S = 2.0
 _OVER = ("finished", "diverged", "failed")
@@ -33,5 +32,4 @@ def new_checkpoints(run: Path, after: int, stop: Callable[[], bool]) -> Iterator
 
 def last_evaluated(run: Path) -> int:
     """Return the last step that an evaluating run has a loss for, 0 if none."""
-    rows = storage.read_lines(run / "metrics.jsonl")
-    return max((row["step"] for row in rows if "val_loss" in row), default=0)
+    return max((row["step"] for row in metrics.read(run) if "val_loss" in row), default=0)

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from runner.records import journal
+from runner.records import journal, metrics
 from runner.records.cells import Cell, members
-from runner.views.table import tail
 
 
 def describe(cell: Cell) -> Iterator[str]:
@@ -30,8 +29,8 @@ def describe(cell: Cell) -> Iterator[str]:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
             what = {k: v for k, v in event.items() if k not in ("event", "time", "traceback")}
             yield f"  {when} {event['event']} " + " ".join(f"{k}={v}" for k, v in what.items())
-    metrics = {k: v for k, v in tail(cell.folder).items() if k not in ("time", "attempt", "steps")}
-    yield " ".join(f"{key}={value:.6g}" for key, value in metrics.items())
+    last = metrics.merged(metrics.read(cell.folder))
+    yield " ".join(f"{k}={v:.6g}" for k, v in last.items() if k not in ("time", "attempt"))
 
 
 def summary(root: Path, name: str) -> str:
@@ -39,7 +38,7 @@ def summary(root: Path, name: str) -> str:
     folders = [root / "runs" / row["fingerprint"] for row in members(root, name)]
     states = Counter(journal.state(folder) for folder in folders)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-    files = [f / "metrics.jsonl" for f in folders if (f / "metrics.jsonl").exists()]
+    files = [f / metrics.FILE for f in folders if (f / metrics.FILE).exists()]
     last = max((f.stat().st_mtime for f in files), default=None)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(last)) if last else "never run"
     return f"{len(folders)} cells ({counts}), {when}"

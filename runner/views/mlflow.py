@@ -1,8 +1,7 @@
 """MLflow is a view of the run folders: this feeds it, idempotently, and can rebuild it.
 
-The points of metrics.jsonl, each (key, step) once in file order, form a list that only grows; how
-many of them a store has is kept in the run folder. Delivery that was cut off is repeated with the
-same timestamps, which MLflow's stores take once. The embedded SQLite store has one writer: whoever
+Which points of metrics.jsonl a store has is kept in the run folder (runner/views/mlflow_points.py). Delivery that was
+cut off is repeated with the same timestamps, which MLflow's stores take once. The embedded SQLite store has one writer: whoever
 holds `mlflow/lock`.
 
 `python -m runner.views.mlflow --root R --follow NAME` feeds until its standard input closes.
@@ -27,9 +26,10 @@ from runner.machine.errors import EspalierError, StorageError
 from runner.records import journal
 from runner.records.cells import members
 from runner.records.config import execution_half, flatten, is_among
+from runner.records.metrics import FILE
+from runner.views.mlflow_points import Point, PointReader, indices, ranges
 
 _SENDERS = 8  # feeders of one root that talk to a server at the same moment
-_BATCH = 1000
 _EVERY_S, _LONGEST_PAUSE_S = 2.0, 60.0
 _CLIENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -43,55 +43,11 @@ _STATUS = {
     "interrupted": "KILLED",
     "running": "RUNNING",
 }
-Point = tuple[str, int, int, float]
 
 
 def embedded_uri(root: Path) -> str:
     """Return the URI of the embedded store under `root`."""
     return f"sqlite:///{root.resolve() / 'mlflow' / 'mlflow.db'}"
-
-
-class PointReader:
-    """Reads the metrics of a run as they grow: `points` has each (key, step) once, in file order.
-
-    `superseded` counts the steps for which a later attempt wrote another value.
-    """
-
-    def __init__(self, run: Path) -> None:
-        self.file = run / "metrics.jsonl"
-        self.points: list[Point] = []
-        self.superseded = 0
-        self._offset = self._newest = 0  # the attempt that writes: what an earlier one adds is void
-        self._values: dict[tuple[str, int], float] = {}
-
-    def read(self) -> None:
-        """Take in the whole lines that were added since the last call."""
-        lines, self._offset = storage.read_further(self.file, self._offset)
-        for line in lines:
-            if "restored" in line:
-                self._newest = line.get("attempt", self._newest)
-            elif line.get("attempt", self._newest) >= self._newest:
-                self._take(line)
-
-    def scores(self) -> Iterator[tuple[str, float, int, int]]:
-        """Yield (key, value, time, step) of benchmark scores that the run did not log itself."""
-        for file in sorted(self.file.parent.glob("evals/*.json")):
-            found, time_ms = json.loads(file.read_text()), file.stat().st_mtime_ns // 1_000_000
-            for row in found["scores"]:
-                if (row["name"], found["step"]) not in self._values:
-                    yield row["name"], row["value"], time_ms, found["step"]
-
-    def _take(self, line: dict[str, Any]) -> None:
-        step, time_ms = line["step"], int(line["time"] * 1000)
-        for key, number in line.items():
-            if key in ("step", "time", "attempt"):
-                continue
-            value = float(number)
-            if (key, step) not in self._values:
-                self._values[key, step] = value
-                self.points.append((key, step, time_ms, value))
-            elif not (key.startswith("system/") or key.endswith(("_s", "mfu", "fraction"))):
-                self.superseded += self._values[key, step] != value
 
 
 class Feeder:
@@ -109,7 +65,7 @@ class Feeder:
 
         self.root, self.uri = root.resolve(), uri or embedded_uri(root)
         self.embedded = uri is None
-        self._readers: dict[str, PointReader] = {}
+        self._readers: dict[Path, PointReader] = {}  # by cursor
         self._cursor = hashlib.sha256(self.uri.encode()).hexdigest()[:8]
         self._refusals = (MlflowException, SQLAlchemyError)
         try:
@@ -168,7 +124,7 @@ class Feeder:
 
         file = folder / "mlflow" / f"{sweep}-{self._cursor}.json"
         cursor = json.loads(file.read_text()) if file.exists() else {}
-        state, size = journal.state(folder), _size(folder / "metrics.jsonl")
+        state, size = journal.state(folder), _size(folder / FILE)
         scored = max((f.stat().st_mtime_ns for f in folder.glob("evals/*.json")), default=0)
         now = {"state": state, "size": size} | ({"scored": scored} if scored else {})
         if now.items() <= cursor.items():
@@ -177,24 +133,34 @@ class Feeder:
             run_id = self._open_run(experiment, folder, label)
             cursor = {"experiment": experiment, "run_id": run_id, "sent": 0}
             _write(file, cursor)
-        run_id, reader = (
-            cursor["run_id"],
-            self._readers.setdefault(folder.name, PointReader(folder)),
-        )
+            self._readers.pop(file, None)
+        run_id, reader = cursor["run_id"], self._readers.setdefault(file, PointReader(folder))
         reader.read()
-        fresh = reader.points[cursor["sent"] :]
-        for start in range(0, len(fresh), _BATCH):
-            batch = fresh[start : start + _BATCH]
-            metrics = [Metric(key, value, time, step) for key, step, time, value in batch]
+        sent = 0
+        for points in self._batches(reader, file, cursor):
+            metrics = [Metric(key, value, time, step) for key, step, time, value in points]
             self.client.log_batch(run_id, metrics=metrics)
-            cursor["sent"] += len(batch)
-            _write(file, cursor)
+            sent += len(points)
         scores = [Metric(*score) for score in reader.scores()]
         if scores and cursor.get("scored") != scored:
             self.client.log_batch(run_id, metrics=scores)
-        self._close(run_id, folder, state, superseded=reader.superseded)
+        if reader.superseded() != cursor.get("superseded", 0):
+            cursor["superseded"] = reader.superseded()
+            self.client.set_tag(run_id, "superseded_points", str(cursor["superseded"]))
+        self._close(run_id, folder, state)
         _write(file, cursor | now)
-        return len(fresh)
+        return sent
+
+    def _batches(self, reader: PointReader, file: Path, cursor: dict[str, Any]) -> Iterator[list[Point]]:  # fmt: skip
+        """Yield what to deliver; a batch is noted in the cursor when the next one is asked for."""
+        reader.note(cursor["sent"], indices(cursor.get("past", [])))
+        while cursor["sent"] < len(reader.points):
+            points, past, after = reader.next_batch()
+            if points:
+                yield points
+            cursor |= {"sent": after, "past": ranges([*indices(cursor.get("past", [])), *past])}
+            reader.note(after, past)
+            _write(file, cursor)
 
     def _open_run(self, experiment: str, folder: Path, label: str) -> str:
         from mlflow.entities import Param  # noqa: PLC0415
@@ -223,7 +189,7 @@ class Feeder:
             self.client.log_batch(run_id, params=params[start : start + 100])
         return run_id
 
-    def _close(self, run_id: str, folder: Path, state: str, *, superseded: int) -> None:
+    def _close(self, run_id: str, folder: Path, state: str) -> None:
         tries = journal.attempts(folder)
         attempt = tries[-1]
         environment = attempt / "environment.json"
@@ -232,8 +198,6 @@ class Feeder:
             for tag in ("git_sha", "mlflow.source.git.commit"):
                 self.client.set_tag(run_id, tag, sha)
         self.client.set_tag(run_id, "attempt", str(int(attempt.name)))
-        if superseded:
-            self.client.set_tag(run_id, "superseded_points", str(superseded))
         if any(e["event"] == "not_bit_identical" for a in tries for e in journal.events(a)):
             self.client.set_tag(run_id, "bit_identical", "false")
         if state == "diverged":

@@ -25,9 +25,9 @@ from runner.machine.hardware import gpu_named
 from runner.records import journal
 from runner.records.budget import Budget, budget
 from runner.records.cells import Cell
+from runner.records.metrics import latest
 from runner.views import disk
 from runner.views.precision_table import resolve, table_of
-from runner.views.table import tail
 
 _WILL_RUN = ("new", "interrupted")
 _MFU = (0.2, 0.5)  # of a GPU without a run of ours: what decoders of 0.1B to 7B reach in practice
@@ -255,7 +255,8 @@ def flops_per_s(root: Path) -> dict[tuple[str, str], float]:
     for folder in root.glob("runs/*"):
         if journal.state(folder) != "finished":
             continue
-        speed, place = tail(folder).get("flops_per_s"), environment.first_of(folder)
+        speed = latest(folder, "flops_per_s").get("flops_per_s")
+        place = environment.first_of(folder)
         if speed and place:
             science = json.loads((folder / "cell.json").read_text())["science"]
             hardware = place["gpus"][0] if place["gpus"] else place["cpu"]

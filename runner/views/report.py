@@ -13,10 +13,9 @@ from string import Template
 from typing import Any
 
 from runner.machine import environment, storage
-from runner.records import journal
+from runner.records import journal, metrics
 from runner.records.cells import Cell
 from runner.records.failures import clusters
-from runner.views.table import tail
 
 _PAGE = Path(__file__).with_suffix(".html")
 _WIDTH, _HEIGHT, _POINTS = 120, 28, 60
@@ -72,7 +71,8 @@ def _heads() -> list[str]:
 
 def _row(cell: Cell, page: Path, mlflow: str) -> str:
     state = cell.state
-    values: dict[str, Any] = tail(cell.folder) if state != "new" else {}
+    rows = metrics.read(cell.folder)
+    values = metrics.merged(rows)
     values["attempts"] = len(journal.attempts(cell.folder)) or None
     if values.get("wall_s") is not None:
         values["wall_s"] /= 3600
@@ -87,7 +87,7 @@ def _row(cell: Cell, page: Path, mlflow: str) -> str:
         shown = "" if value is None else f"{value:,.{digits}f}"
         exact = "" if value is None else f"{value:.10g}"
         parts.append(f'<td data-label="{heading}" data-value="{exact}">{shown}</td>')
-    parts.append(_text("loss by step", _sparkline(cell)))
+    parts.append(_text("loss by step", _sparkline(rows)))
     return f"<tr>{''.join(parts)}</tr>"
 
 
@@ -108,8 +108,7 @@ def _links(cell: Cell, page: Path, mlflow: str) -> str:
     return " ".join(dict.fromkeys(links))
 
 
-def _sparkline(cell: Cell) -> str:
-    rows = storage.read_lines(cell.folder / "metrics.jsonl")
+def _sparkline(rows: Sequence[dict[str, Any]]) -> str:
     points = {row["step"]: float(row["loss"]) for row in rows if "loss" in row}
     points = {step: loss for step, loss in sorted(points.items()) if abs(loss) < 1e6}  # no nan, inf
     if len(points) < 2:

@@ -1,22 +1,23 @@
 """The live table of a sweep: cell, state, step, loss, tokens/s, time left."""
 
-import json
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from runner.machine.errors import StorageError
+from runner.machine.errors import DataError, StorageError
 from runner.records import journal
 from runner.records.cells import Cell
+from runner.records.metrics import LatestValues
 
-_TAIL_BYTES = 4096
+_KEYS = ("step", "loss", "val_loss", "tokens_per_s", "wall_s")
 _STYLES = {"finished": "green", "failed": "red", "diverged": "yellow", "running": "cyan"}
 
 
 class LiveTable:
-    """Reads the tail of each running cell's metrics; ended cells are read once.
+    """Reads the metrics of running cells as they grow; ended cells are read once.
 
     Args:
         cells: of the sweep, or a function that returns those that there are by now.
@@ -26,16 +27,22 @@ class LiveTable:
         self.cells = cells if callable(cells) else lambda: cells
         self.queued: Callable[[], Collection[str]] = tuple  # the cells that wait in a queue
         self._ended: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._latest: dict[str, LatestValues] = {}
 
-    def render(self) -> Table:
-        """Return the table as of now."""
+    def render(self) -> RenderableType:
+        """Return the table as of now; below it, what could not be read."""
         table = Table(box=None, pad_edge=False)
         for column in ("cell", "run", "state", "step", "loss", "val loss", "tokens/s", "left"):
             words = column in ("cell", "run", "state")
             table.add_column(column, justify="left" if words else "right")
         queue = self.queue()
+        unreadable: list[str] = []
         for cell in self.cells():
-            state, last = self._read(cell)
+            try:
+                state, last = self._read(cell)
+            except DataError as error:  # one damaged file hides no other cell and stops no launcher
+                state, last = "unreadable", {}
+                unreadable.append(str(error))
             if cell.fingerprint in queue and state != "running":
                 state = "queued"
             left = _left(last) if state == "running" else ""
@@ -44,7 +51,7 @@ class LiveTable:
                 f"{last.get('step', 0)}/{last.get('steps', '?')}", _number(last.get("loss")),
                 _number(last.get("val_loss")), _number(last.get("tokens_per_s"), 0), left,
             )  # fmt: skip
-        return table
+        return Group(table, *map(Text, unreadable))
 
     def queue(self) -> Collection[str]:
         """Return the cells that wait in a queue, as far as the scheduler answers."""
@@ -57,26 +64,13 @@ class LiveTable:
         if cell.fingerprint in self._ended:
             return self._ended[cell.fingerprint]
         state = cell.state
-        last = tail(cell.folder) if state != "new" else {}
+        last: dict[str, Any] = {}
+        if state != "new":
+            reader = self._latest.setdefault(cell.fingerprint, LatestValues(cell.folder, *_KEYS))
+            last = reader.read()
         if state in journal.ENDED:
             self._ended[cell.fingerprint] = (state, last)
         return state, last
-
-
-def tail(folder: Path) -> dict[str, Any]:
-    """Return the latest value of each metric near the end of a run's file, and its planned steps."""
-    merged: dict[str, Any] = {}
-    summary = folder / "summary.json"
-    if summary.exists():
-        merged["steps"] = json.loads(summary.read_text())["steps"]
-    file = folder / "metrics.jsonl"
-    if file.exists():
-        with open(file, "rb") as stream:
-            stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
-            lines = stream.read().rpartition(b"\n")[0].split(b"\n")
-        for line in lines[1:] if len(lines) > 1 else lines:
-            merged |= json.loads(line) if line.startswith(b"{") and line.endswith(b"}") else {}
-    return merged
 
 
 def _number(value: float | None, digits: int = 3) -> str:

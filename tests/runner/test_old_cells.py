@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from typer.testing import CliRunner
-
-from analysis.runs import from_folders
-from runner import journal
 from runner.cli import app
 from runner.evals.cells import evaluation_cells
 from runner.hydra_plugin import open_keys, register, to_plain
 from runner.serve.load import load_model
 from runner.sweep.cells import Cell, load_cell, make_cells
 from runner.sweep.fingerprint import content_of, fingerprint, science
+from typer.testing import CliRunner
+
+from analysis.runs import from_folders
+from runner import journal
 from tests.conftest import ROOT
 
 FIXTURE = Path(__file__).parents[1] / "fixtures/runs_2026_11"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from runner.machine import storage
-from runner.records import checkpoint, journal
+from runner.records import checkpoint, journal, metrics
 from tests.conftest import ROOT
 
 
@@ -81,12 +81,8 @@ def attempts(root: Path) -> list[Path]:
 def points(run: Path) -> dict[int, float]:
     """Return the loss at each step, as the rules of docs/run-folder.md leave it."""
     losses: dict[int, float] = {}
-    newest = 1
-    for row in storage.read_lines(run / "metrics.jsonl"):
-        if "restored" in row:
-            newest = row["attempt"]
-            losses = {step: loss for step, loss in losses.items() if step <= row["restored"]}
-        elif "loss" in row and row["attempt"] == newest:
+    for row in metrics.read(run):
+        if "loss" in row:
             assert row["step"] not in losses, "a point stands there twice"
             losses[row["step"]] = row["loss"]
     return losses

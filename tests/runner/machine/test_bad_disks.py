@@ -67,6 +67,34 @@ def test_a_full_disk_ends_the_run_with_its_last_good_checkpoint(text: Path, tmp_
     assert any(line.get("restored") == int(saved.name) for line in lines)
 
 
+WRITE_UNTIL_FULL = """
+import sys
+from pathlib import Path
+from runner.records import journal, metrics
+from runner.machine.errors import StorageError
+
+run = Path(sys.argv[1])
+book = journal.Journal(run, journal.claim(run))
+(run / "ballast").write_bytes(bytes(60_000))
+written = 0
+try:
+    while True:
+        book.metrics(written, {"loss": 1.0 / (written + 1)})
+        written += 1
+except StorageError as error:
+    assert "the disk is full" in str(error)
+(run / "ballast").unlink()
+book.metrics(written, {"loss": 0.0})
+assert [row["step"] for row in metrics.read(run)] == list(range(written + 1)), written
+"""
+
+
+def test_a_line_that_a_full_disk_cut_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+    command = shlex.join([sys.executable, "-c", WRITE_UNTIL_FULL, str(tmp_path)])
+    done = _private(f"mount -t tmpfs -o size=100k tmpfs {tmp_path}; {command}")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("part", ["", "data_cache", "runs"])
 def test_a_read_only_folder_is_named(part: str, text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "root" / part

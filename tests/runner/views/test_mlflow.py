@@ -22,11 +22,11 @@ import pytest
 
 from analysis.runs import Runs, from_folders
 from analysis.stores import from_mlflow
-from runner.machine import storage
 from runner.machine.errors import StorageError
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells
-from runner.views.mlflow import Feeder, PointReader, embedded_uri, sync
+from runner.views.mlflow import Feeder, embedded_uri, sync
+from runner.views.mlflow_points import PointReader
 from tests.conftest import ROOT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -58,24 +58,25 @@ def test_mlflow_gets_everything_once(espalier: Run, tmp_path: Path) -> None:
     assert run.data.params["model.width"] == "24"
 
 
-def test_points_past_a_restored_step_count_once(tmp_path: Path) -> None:
-    rows = [
-        {"step": 1, "time": 1.0, "loss": 5.0},
-        {"step": 2, "time": 2.0, "loss": 4.0},
-        {"restored": 1, "time": 3.0, "attempt": 2},
-        {"step": 2, "time": 3.5, "attempt": 1, "loss": 9.0},  # of a worker that was taken for dead
-        {"step": 2, "time": 4.0, "attempt": 2, "loss": 4.5},
+def test_points_past_a_restored_step_are_delivered_once(tmp_path: Path) -> None:
+    parts = [
+        '{"step": 1, "time": 1.0, "loss": 5.0}\n{"step": 2, "time": 2.0, "loss": 4.0, "mfu": 0.5}\n',
+        '{"restored": 1, "time": 3.0, "attempt": 2}\n'
+        '{"step": 2, "time": 3.5, "attempt": 1, "loss": 9.0}\n'  # of a worker that was taken for dead
+        '{"step": 2, "time": 4.0, "attempt": 2, "loss": 4.5, "mfu": 0.4}\n',
+        '{"step": 3, "time": 5.0, "attempt": 2, "loss": 3.0}\n{"step": 4, "ti',
     ]
-    for row in rows:
-        storage.append_line(tmp_path / "metrics.jsonl", row)
-    reader = PointReader(tmp_path)
-    reader.read()
-    assert [(p[0], p[1], p[3]) for p in reader.points] == [("loss", 1, 5.0), ("loss", 2, 4.0)]
-    assert reader.superseded == 1
-    with open(tmp_path / "metrics.jsonl", "a") as stream:
-        stream.write('{"step": 3, "time": 5.0, "attempt": 2, "loss": 3.0}\n{"step": 4, "ti')
-    reader.read()
-    assert [p[1] for p in reader.points] == [1, 2, 3]
+    reader, sent, superseded = PointReader(tmp_path), [], []
+    for part in parts:
+        with open(tmp_path / "metrics.jsonl", "a") as stream:
+            stream.write(part)
+        reader.read()
+        points, past, end = reader.next_batch()
+        reader.note(end, past)
+        sent.append([(key, step, value) for key, step, _, value in points])
+        superseded.append(reader.superseded())
+    assert sent == [[("loss", 1, 5.0), ("loss", 2, 4.0), ("mfu", 2, 0.5)], [], [("loss", 3, 3.0)]]
+    assert superseded == [0, 1, 1]  # mfu differs by nature
 
 
 def test_infinities_and_nans_survive_the_store(tmp_path: Path, compose: Compose) -> None:

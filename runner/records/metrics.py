@@ -1,0 +1,141 @@
+"""The one reader of metrics.jsonl: which of its lines count (docs/run-folder.md, rule 1).
+
+A cell's attempts write to one file, and a worker that was taken for dead may write on beside its
+successor. So a line is void where an earlier line is of a later attempt, and {"restored": k} takes back
+all rows before it with a step above k. What is left, in the order of the file, is the run's series.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from runner.machine import storage
+from runner.records import journal
+
+FILE = "metrics.jsonl"
+NOT_METRICS = ("step", "time", "attempt")  # what a row has beside its metrics
+_TAIL_BYTES, _FURTHER = 1 << 14, 8  # about sixty rows; each look further back takes in so much more
+Line = dict[str, Any]
+
+
+class MetricsReader:
+    """Reads the metrics of a run while the file grows, each line once.
+
+    Args:
+        run: the run folder; the file need not be there yet.
+        offset: where to begin: at the start of a line.
+    """
+
+    def __init__(self, run: Path, offset: int = 0) -> None:
+        self._file, self._offset = run / FILE, offset
+        self._newest = 0  # the latest attempt of which a line was read
+
+    def read(self) -> list[Line]:
+        """Return the whole lines added since the last call, without the void ones.
+
+        They are rows and {"restored": k}, which takes back rows of this call and of earlier ones.
+
+        Raises:
+            DataError: a line is not JSON; the message names file and line.
+        """
+        lines, self._offset = storage.read_further(self._file, self._offset)
+        counting = []
+        for line in lines:
+            attempt = line.get("attempt", self._newest)
+            if attempt >= self._newest:
+                self._newest = attempt
+                counting.append(line)
+        return counting
+
+
+def standing(lines: Iterable[Line]) -> list[Line]:
+    """Return the rows among the `lines` of a `MetricsReader` that no later `restored` takes back."""
+    rows: list[Line] = []
+    for line in lines:
+        if "restored" in line:
+            rows = [row for row in rows if row["step"] <= line["restored"]]
+        else:
+            rows.append(line)
+    return rows
+
+
+def merged(rows: Iterable[Line]) -> Line:
+    """Return the last value of each key."""
+    return {key: value for row in rows for key, value in row.items()}
+
+
+def read(run: Path) -> list[Line]:
+    """Return the rows of a run that count, in the order of the file; [] where nothing is logged yet.
+
+    Of two rows that have the same metric at the same step the later one counts.
+
+    Raises:
+        DataError: a line is not JSON; the message names file and line.
+    """
+    return standing(MetricsReader(run).read())
+
+
+def latest(run: Path, *keys: str) -> Line:
+    """Return what `LatestValues` reads, once."""
+    return LatestValues(run, *keys).read()
+
+
+class LatestValues:
+    """The latest value of each of `keys` (of every key where none is named) in the rows that count.
+
+    The file is read backwards from its end, as far as it takes to find them, then on as it grows.
+    """
+
+    def __init__(self, run: Path, *keys: str) -> None:
+        self._run, self._keys = run, keys
+        self._reader: MetricsReader | None = None
+        self._values: Line = {}
+
+    def read(self) -> Line:
+        """Return the values that there are by now, and the planned `steps` of summary.json.
+
+        Raises:
+            DataError: a line is not JSON; the message names file and line.
+        """
+        added = [] if self._reader is None else self._reader.read()
+        if self._reader is None or any("restored" in line for line in added):
+            self._reader, self._values = self._look_back()
+        else:
+            self._values |= merged(added)
+        summary = self._run / "summary.json"
+        planned = {"steps": json.loads(summary.read_text())["steps"]} if summary.exists() else {}
+        named = self._keys or self._values
+        return planned | {key: self._values[key] for key in named if key in self._values}
+
+    def _look_back(self) -> tuple[MetricsReader, Line]:
+        """Return a reader at the end of the file, and the values.
+
+        From the first line of the newest attempt that has a holder on, lines are known to be void or
+        not without those before: no later attempt can have written.
+        """
+        file, span = self._run / FILE, _TAIL_BYTES
+        tries = journal.attempts(self._run)
+        newest = int(tries[-1].name) if tries else math.inf
+        while True:
+            offset = _line_after(file, span)
+            reader = MetricsReader(self._run, offset)
+            lines = reader.read()
+            unsure = itertools.takewhile(lambda line: line.get("attempt", 0) < newest, lines)
+            values = merged(standing(lines[len(list(unsure)) if offset else 0 :]))
+            if not offset or (self._keys and values.keys() >= set(self._keys)):
+                return reader, values
+            span *= _FURTHER
+
+
+def _line_after(file: Path, span: int) -> int:
+    """Return the offset of the first line that begins in the last `span` bytes; 0 where that is all."""
+    size = file.stat().st_size if file.exists() else 0
+    if size <= span:
+        return 0
+    with open(file, "rb") as stream:
+        stream.seek(size - span)
+        stream.readline()
+        return stream.tell()
