@@ -17,6 +17,7 @@ Positions = Literal["rope", "learned"]
 Scheme = Literal["gpt2", "depth_scaled", "mup"]  # of initial weights, see `models/initialise.py`
 
 
+@runtime_checkable
 class Host(Protocol):
     """What parts read of the decoder that they are built into; see `DecoderConfig` for what each means."""
 

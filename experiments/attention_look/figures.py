@@ -10,7 +10,8 @@ import pandas as pd
 from analysis import plots
 from analysis.paired import over_seeds
 from analysis.runs import Runs, from_folders
-from runner.data.markov import MarkovConfig
+from runner.data.markov import counting, entropy
+from runner.data.markov_config import MarkovConfig
 
 HERE = Path(__file__).parent
 NAME = "attention_look"
@@ -74,8 +75,8 @@ def _references(run: "pd.Series[float]") -> dict[str, float]:
     starts = (0.25, 0.5, 1.0, 2.0, 4.0)
     return {
         "knowing nothing": float(np.log(_vocab(run))),
-        "counting tokens": min(data.counting(*given, order=0, start=start) for start in starts),
-        "counting pairs (the least)": data.entropy(*given),
+        "counting tokens": min(counting(data, *given, order=0, start=start) for start in starts),
+        "counting pairs (the least)": entropy(data, *given),
     }
 
 

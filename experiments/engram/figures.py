@@ -10,7 +10,8 @@ from analysis import plots
 from analysis.internals import gate_map
 from analysis.paired import over_seeds
 from analysis.runs import Runs, from_folders
-from runner.data.markov import MarkovConfig
+from runner.data import markov
+from runner.data.markov_config import MarkovConfig
 
 HERE = Path(__file__).parent
 NAME = "engram"
@@ -21,7 +22,7 @@ MOST_EXPERTS, TOP_K = 14, 2
 def entropy(toy: pd.DataFrame) -> float:
     """Return the least loss that the toy allows."""
     run = toy.iloc[0]
-    return MarkovConfig().entropy(int(run["vocab_size"]), int(run["train.sequence_length"]), int(run["eval.tokens"]))  # fmt: skip
+    return markov.entropy(MarkovConfig(), int(run["vocab_size"]), int(run["train.sequence_length"]), int(run["eval.tokens"]))  # fmt: skip
 
 
 def parts(runs: Runs) -> dict[str, pd.DataFrame]:

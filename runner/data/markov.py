@@ -7,99 +7,15 @@ what followed before, the work of an induction head (Edelman et al., arXiv 2402.
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from models.config import config, execution
+from runner.data.markov_config import MarkovConfig
 from runner.data.order import Sample, to_sample
-from runner.data.synthetic import Half, MadeConfig, MadeCorpus, generator
-from runner.data.tokenizers import SymbolTokenizer, TokenizerConfig
-
-_MOST_ENTRIES = {False: 1 << 24, True: 1 << 18}  # of the table, of that of each sequence
-
-
-@config
-class MarkovConfig(MadeConfig):
-    """Sequences of a chain, each of `train.sequence_length` tokens and never seen twice; goes with tokenizer=symbols.
-
-    Args:
-        order: tokens that the next one depends on.
-        concentration: of the Dirichlet distribution that each row of the table is drawn from: small is certain.
-        in_context: draw a table for each sequence, not one for all.
-        num_val: sequences of validation.
-        data_seed: of the table and of validation (the run's seed draws what is trained on).
-    """
-
-    name: ClassVar[str] = "markov"
-
-    order: int = 2
-    concentration: float = 0.05
-    in_context: bool = False
-    num_val: int = 256
-    data_seed: int = 0
-    num_workers: int = execution(0)
-
-    def __post_init__(self) -> None:
-        for name in ("order", "num_val"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.concentration <= 0:
-            raise ValueError(f"concentration={self.concentration} must be positive")
-
-    def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
-        """Raise ValueError on a tokenizer of text or a table beyond memory."""
-        super().check(tokenizer, seq)
-        vocab = tokenizer.vocab_size or 0
-        most = _MOST_ENTRIES[self.in_context]
-        if vocab ** (self.order + 1) > most:
-            raise ValueError(
-                f"tokenizer.vocab_size={vocab} at order={self.order} makes a table of {vocab ** (self.order + 1):.1e} "
-                f"entries{' for each sequence' * self.in_context}, more than {most:.1e}; lower one"
-            )
-
-    def examples(self, vocab_size: int, seq: int, seed: int, half: Half) -> "MarkovSamples":
-        """See `MadeConfig`."""
-        address = (seed, 1) if half == "train" else (self.data_seed, 2)
-        return MarkovSamples(self, vocab_size, seq, address)
-
-    def entropy(self, vocab_size: int, seq: int, max_tokens: int) -> float:
-        """Return the least loss on the validation sequences, in nats per token.
-
-        It is that of the table itself; with `in_context`, of who knows the distribution of tables and has read the
-        sequence so far (the posterior mean).
-        """
-        if self.in_context:
-            return self.counting(vocab_size, seq, max_tokens, order=self.order)
-        ids = self._held_out(vocab_size, seq, max_tokens)
-        return float(chain_of(self, vocab_size).nats(ids).mean())
-
-    def counting(
-        self, vocab_size: int, seq: int, max_tokens: int, *, order: int, start: float | None = None
-    ) -> float:
-        """Return the loss on the validation sequences of who counts what followed the same `order` tokens before.
-
-        Each count starts at `start`, `concentration` where it is not given; order 0 counts the tokens of the sequence.
-        """
-        first = self.concentration if start is None else start
-        found = []
-        for text in self._held_out(vocab_size, seq, max_tokens):
-            seen = np.full((vocab_size**order, vocab_size), first)
-            found += [np.log(vocab_size)] * (order - 1)  # there nothing is known
-            for place in range(max(order, 1), len(text)):
-                counts = seen[_context(text[place - order : place], vocab_size)]
-                found.append(np.log(counts.sum() / counts[text[place]]))
-                counts[text[place]] += 1
-        return float(np.mean(found))
-
-    def _held_out(self, vocab_size: int, seq: int, max_tokens: int) -> np.ndarray:
-        """Return the validation sequences with the last target of each."""
-        corpus = MadeCorpus(self, SymbolTokenizer(vocab_size))
-        batches = corpus.held_out(seq, self.num_val, max_tokens)
-        ids = torch.cat([torch.cat((b["tokens"], b["targets"][:, -1:]), dim=1) for b in batches])
-        return ids.numpy()
+from runner.data.synthetic import MadeCorpus, generator
+from runner.data.tokenizers import SymbolTokenizer
 
 
 @dataclass(frozen=True)
@@ -169,3 +85,48 @@ def _context(tokens: np.ndarray, vocab: int) -> int:
     for token in tokens.tolist():
         row = row * vocab + token
     return row
+
+
+def entropy(cfg: MarkovConfig, vocab_size: int, seq: int, max_tokens: int) -> float:
+    """Return the least loss on the validation sequences, in nats per token.
+
+    It is that of the table itself; with `in_context`, of who knows the distribution of tables and has read the
+    sequence so far (the posterior mean).
+    """
+    if cfg.in_context:
+        return counting(cfg, vocab_size, seq, max_tokens, order=cfg.order)
+    ids = _held_out(cfg, vocab_size, seq, max_tokens)
+    return float(chain_of(cfg, vocab_size).nats(ids).mean())
+
+
+def counting(
+    cfg: MarkovConfig,
+    vocab_size: int,
+    seq: int,
+    max_tokens: int,
+    *,
+    order: int,
+    start: float | None = None,
+) -> float:
+    """Return the loss on the validation sequences of who counts what followed the same `order` tokens before.
+
+    Each count starts at `start`, `concentration` where it is not given; order 0 counts the tokens of the sequence.
+    """
+    first = cfg.concentration if start is None else start
+    found = []
+    for text in _held_out(cfg, vocab_size, seq, max_tokens):
+        seen = np.full((vocab_size**order, vocab_size), first)
+        found += [np.log(vocab_size)] * (order - 1)  # there nothing is known
+        for place in range(max(order, 1), len(text)):
+            counts = seen[_context(text[place - order : place], vocab_size)]
+            found.append(np.log(counts.sum() / counts[text[place]]))
+            counts[text[place]] += 1
+    return float(np.mean(found))
+
+
+def _held_out(cfg: MarkovConfig, vocab_size: int, seq: int, max_tokens: int) -> np.ndarray:
+    """Return the validation sequences with the last target of each."""
+    corpus = MadeCorpus(cfg, SymbolTokenizer(vocab_size))
+    batches = corpus.held_out(seq, cfg.num_val, max_tokens)
+    ids = torch.cat([torch.cat((b["tokens"], b["targets"][:, -1:]), dim=1) for b in batches])
+    return ids.numpy()

@@ -62,7 +62,7 @@ def with_origin(node: Mapping[str, Any]) -> dict[str, Any]:
     given = node["tokenizer"] if node["tokenizer"].get("kind") == "folder" else {}
     eos = given.get("eos_token") or _eos_token(folder)
     tokenizer = {
-        "_target_": "runner.data.tokenizers.TokenizerConfig", "kind": "folder", "path": str(folder),
+        "_target_": "runner.data.tokenizers_config.TokenizerConfig", "kind": "folder", "path": str(folder),
         "eos_token": eos, "vocab_size": found[1],
     }  # fmt: skip
     return {**node, "init": f"hf:{folder}", "model": model, "tokenizer": tokenizer}

@@ -9,12 +9,11 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from models.config import config
+from runner.data.tokenizers_config import TokenizerConfig
 from runner.machine.errors import DataError
 
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -192,89 +191,25 @@ def loads(text: str) -> Tokenizer:
     return SubwordTokenizer(data["json"], data["eos"], data.get("padded"))
 
 
-@config
-class TokenizerConfig:
-    """Which tokenizer.
+def train_subwords(cfg: TokenizerConfig, documents: Iterable[str]) -> SubwordTokenizer:
+    """Return the bpe, wordpiece or unigram tokenizer that `documents` give."""
+    from tokenizers import Tokenizer as Inner  # noqa: PLC0415
+    from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
 
-    Args:
-        kind: bytes; char (of the training text); bpe, wordpiece, unigram (trained on the training
-            split); folder (a Hugging Face tokenizer folder with tokenizer.json); symbols (numbers, for
-            data that are made).
-        vocab_size: of a trained tokenizer or of symbols, eos included; of kind=folder, rows of the model (None: as many
-            as there are ids).
-        path: of kind=folder.
-        eos_token: end-of-document token of a trained or loaded tokenizer.
-        train_documents: train on so many documents at most, from the first.
-    """
-
-    kind: Literal["bytes", "char", "bpe", "wordpiece", "unigram", "folder", "symbols"] = "bytes"
-    vocab_size: int | None = None
-    path: str | None = None
-    eos_token: str = "<|endoftext|>"
-    train_documents: int | None = None
-
-    def __post_init__(self) -> None:
-        sized = self.kind in ("bpe", "wordpiece", "unigram", "symbols")
-        if sized and self.vocab_size is None:
-            raise ValueError(f"tokenizer.kind={self.kind} needs tokenizer.vocab_size")
-        if self.path:  # a job may start in another directory
-            object.__setattr__(self, "path", str(Path(self.path).expanduser().resolve()))
-        if self.kind == "folder" and not self.path:
-            raise ValueError("tokenizer.kind=folder needs tokenizer.path=DIR with a tokenizer.json")
-
-    def planned_vocab_size(self) -> int | None:
-        """Return the vocabulary size where it is known before any text is read."""
-        return 257 if self.kind == "bytes" else self.vocab_size
-
-    def needs_text(self) -> bool:
-        """True where the tokenizer depends on the training text."""
-        return self.kind in ("char", "bpe", "wordpiece", "unigram")
-
-    def content_hash(self) -> str:
-        """Return the hash of a loaded folder, "" otherwise: trained ones follow from the data."""
-        if self.kind != "folder":
-            return ""
-        return hashlib.sha256(self._file().read_bytes()).hexdigest()[:32]
-
-    def build(self, documents: Iterable[str]) -> Tokenizer:
-        """Return the tokenizer, trained on `documents` if it is of a trained kind."""
-        if self.kind == "bytes":
-            return ByteTokenizer()
-        if self.kind == "char":
-            return CharTokenizer("".join(sorted(set().union(*documents))))
-        if self.kind == "symbols":
-            return SymbolTokenizer(int(self.vocab_size or 0))
-        if self.kind == "folder":
-            text = self._file().read_text(encoding="utf-8")
-            return SubwordTokenizer(text, self.eos_token, self.vocab_size)
-        return self._train(documents)
-
-    def _file(self) -> Path:
-        file = Path(str(self.path)) / "tokenizer.json"
-        if not file.exists():
-            raise DataError(
-                f"{file} does not exist; a tokenizer folder holds tokenizer.json (transformers: tokenizer.save_pretrained(DIR) with a fast tokenizer)"
-            )
-        return file
-
-    def _train(self, documents: Iterable[str]) -> Tokenizer:
-        from tokenizers import Tokenizer as Inner  # noqa: PLC0415
-        from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
-
-        common: dict[str, Any] = {"vocab_size": self.vocab_size, "show_progress": False}
-        if self.kind == "wordpiece":
-            inner = Inner(models.WordPiece(unk_token="[UNK]"))
-            inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-            inner.decoder = decoders.WordPiece()
-            common["special_tokens"] = [self.eos_token, "[UNK]"]
-            trainer: Any = trainers.WordPieceTrainer(**common)
-        else:
-            inner = Inner(models.BPE() if self.kind == "bpe" else models.Unigram())
-            inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            inner.decoder = decoders.ByteLevel()
-            common["special_tokens"] = [self.eos_token]
-            common["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
-            kind = trainers.BpeTrainer if self.kind == "bpe" else trainers.UnigramTrainer
-            trainer = kind(**common)
-        inner.train_from_iterator(documents, trainer)
-        return SubwordTokenizer(inner.to_str(), self.eos_token)
+    common: dict[str, Any] = {"vocab_size": cfg.vocab_size, "show_progress": False}
+    if cfg.kind == "wordpiece":
+        inner = Inner(models.WordPiece(unk_token="[UNK]"))
+        inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        inner.decoder = decoders.WordPiece()
+        common["special_tokens"] = [cfg.eos_token, "[UNK]"]
+        trainer: Any = trainers.WordPieceTrainer(**common)
+    else:
+        inner = Inner(models.BPE() if cfg.kind == "bpe" else models.Unigram())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+        common["special_tokens"] = [cfg.eos_token]
+        common["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+        kind = trainers.BpeTrainer if cfg.kind == "bpe" else trainers.UnigramTrainer
+        trainer = kind(**common)
+    inner.train_from_iterator(documents, trainer)
+    return SubwordTokenizer(inner.to_str(), cfg.eos_token)

@@ -6,35 +6,27 @@ It runs no parallel operation and touches no GPU: neither survives a fork.
 import pydantic.dataclasses  # noqa: F401
 import torch._dynamo  # noqa: F401
 
-import models.decoder
-import models.precision
 import runner.data.tokens
-import runner.evaluate.config
-import runner.grid.resources
 import runner.launch.worker
-import runner.learn.config
 import runner.learn.optim.groups
-import runner.learn.optim.schedule
-import runner.learn.tasks.language_modelling
-import runner.learn.trainer
-import runner.machine.environment
-import runner.views.mlflow_config
+import runner.learn.trainer  # noqa: F401
+from models.decoder_config import DecoderConfig
+from models.precision_config import PrecisionConfig
+from runner.data.tokenizers_config import TokenizerConfig
+from runner.data.tokens_config import DataConfig
+from runner.evaluate.config import EvalConfig
+from runner.grid.resources import ResourcesConfig
+from runner.learn.config import TrainConfig
+from runner.learn.optim.groups_config import AdamWConfig, MuonConfig
+from runner.learn.optim.schedule import ScheduleConfig
+from runner.learn.tasks.language_modelling import LanguageModellingConfig
+from runner.machine.environment import versions
 from runner.records.config import RunConfig, adapter
+from runner.views.mlflow_config import TrackConfig
 
 for _config in (
-    RunConfig,
-    models.decoder_config.DecoderConfig,
-    models.precision_config.PrecisionConfig,
-    runner.data.tokens.DataConfig,
-    runner.data.tokenizers.TokenizerConfig,
-    runner.learn.tasks.language_modelling.LanguageModellingConfig,
-    runner.learn.optim.groups.AdamWConfig,
-    runner.learn.optim.groups.MuonConfig,
-    runner.learn.optim.schedule.ScheduleConfig,
-    runner.learn.config.TrainConfig,
-    runner.evaluate.config.EvalConfig,
-    runner.views.mlflow_config.TrackConfig,
-    runner.grid.resources.ResourcesConfig,
-):
+    RunConfig, DecoderConfig, PrecisionConfig, DataConfig, TokenizerConfig, LanguageModellingConfig,
+    AdamWConfig, MuonConfig, ScheduleConfig, TrainConfig, EvalConfig, TrackConfig, ResourcesConfig,
+):  # fmt: skip
     adapter(_config)
-runner.machine.environment.versions()
+versions()

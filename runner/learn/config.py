@@ -6,7 +6,7 @@ Which of these keys are science and which execution is listed in `runner/records
 from typing import Literal
 
 from models.config import config, execution, neutral
-from runner.learn.optim.average import AverageConfig
+from runner.learn.optim.average_config import AverageConfig
 from runner.machine.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from models.branch import Context
 from models.decoder_config import DecoderConfig
 from models.engram import Engram
 from models.engram_config import EngramConfig, primes
-from runner.learn.optim.groups import AdamWConfig, MuonConfig
+from runner.learn.optim.groups_config import AdamWConfig, MuonConfig
 from tests.models import backbone
 
 PART = EngramConfig(table_size=61, slot_dim=4, num_heads=2)

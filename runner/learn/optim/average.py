@@ -2,38 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from models.config import config
-
-
-@config
-class AverageConfig:
-    """Which average; its validation loss is logged as `val_loss_average`.
-
-    Args:
-        kind: none; ema, w <- d w + (1 - d) new after every step with d = min(decay, (1 + t) / (10 + t)),
-            so that the first steps are forgotten; last, the mean of the weights at the last `count`
-            multiples of `every` steps (latest weight averaging, arXiv 2209.14981).
-    """
-
-    kind: Literal["none", "ema", "last"] = "none"
-    decay: float = 0.999
-    every: int = 10
-    count: int = 5
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.decay < 1.0:
-            raise ValueError(f"decay={self.decay} must lie in (0, 1)")
-        if self.every < 1 or self.count < 1:
-            raise ValueError(f"every={self.every} and count={self.count} must be at least 1")
-
-    def build(self, model: nn.Module) -> "WeightAverage | None":
-        """Return the average of `model`, None for kind=none."""
-        return None if self.kind == "none" else WeightAverage(self, model)
+from runner.learn.optim.average_config import AverageConfig
 
 
 class WeightAverage:

@@ -6,66 +6,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.config import config
 from models.language_model import LanguageModel
+from runner.learn.optim.groups_config import AdamWConfig, MuonConfig
 
 Groups = list[dict[str, Any]]
 
 
-@config
-class AdamWConfig:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), torch's own, fused.
-
-    Args:
-        decay_vectors: also decay norms and biases; decay_embeddings: also token embeddings.
-    """
-
-    lr: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    decay_vectors: bool = False
-    decay_embeddings: bool = True
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr} must be positive")
-
-    def build(self, model: LanguageModel) -> list[torch.optim.Optimizer]:
-        """Return the optimisers of all parameters of `model`."""
-        return [self._adamw(_groups(self, model, model.named_parameters()))]
-
-    def _adamw(self, groups: Groups) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+def adamw(cfg: AdamWConfig, model: LanguageModel) -> list[torch.optim.Optimizer]:
+    """Return AdamW for all parameters of `model`."""
+    return [_adamw(cfg, _groups(cfg, model, model.named_parameters()))]
 
 
-@config
-class MuonConfig(AdamWConfig):
-    """Muon on the layers' matrices, AdamW (lr = `lr`) on embeddings, head and vectors.
+def muon_and_adamw(cfg: MuonConfig, model: LanguageModel) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of layers, AdamW for all else."""
+    from runner.learn.optim.muon import Muon  # noqa: PLC0415  (its DTensor takes 0.8 s)
 
-    Args:
-        muon_lr: learning rate of the orthogonalised update, scaled by 0.2 sqrt(max(rows, cols)) so
-            that its size matches AdamW's (Liu et al., arXiv 2502.16982).
-    """
+    matrices: list[tuple[str, nn.Parameter]] = []
+    rest: list[tuple[str, nn.Parameter]] = []
+    lookups = model.lookup_parameters()
+    for name, parameter in model.named_parameters():
+        inner = parameter.ndim == 2 and not name.startswith(("embedding", "positions", "head"))
+        inner = inner and name not in lookups
+        (matrices if inner else rest).append((name, parameter))
+    groups = _groups(cfg, model, matrices, lr=cfg.muon_lr)
+    muon = Muon(groups, lr=cfg.muon_lr, momentum=cfg.momentum)
+    return [muon, _adamw(cfg, _groups(cfg, model, rest))]
 
-    muon_lr: float = 3e-3
-    momentum: float = 0.95
 
-    def build(self, model: LanguageModel) -> list[torch.optim.Optimizer]:
-        """Return [Muon, AdamW], each parameter in exactly one."""
-        from runner.learn.optim.muon import Muon  # noqa: PLC0415  (its DTensor takes 0.8 s)
-
-        matrices: list[tuple[str, nn.Parameter]] = []
-        rest: list[tuple[str, nn.Parameter]] = []
-        lookups = model.lookup_parameters()
-        for name, parameter in model.named_parameters():
-            inner = parameter.ndim == 2 and not name.startswith(("embedding", "positions", "head"))
-            inner = inner and name not in lookups
-            (matrices if inner else rest).append((name, parameter))
-        muon = Muon(
-            _groups(self, model, matrices, lr=self.muon_lr), lr=self.muon_lr, momentum=self.momentum
-        )
-        return [muon, self._adamw(_groups(self, model, rest))]
+def _adamw(cfg: AdamWConfig, groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=True)
 
 
 def _groups(

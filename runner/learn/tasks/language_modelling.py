@@ -1,10 +1,14 @@
 """Next-token prediction."""
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from kernels.philox import NoiseKey
 from models.config import config
-from models.language_model import LanguageModel, TokenLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kernels.philox import NoiseKey
+    from models.language_model import LanguageModel, TokenLoss
 
 
 @config
@@ -12,11 +16,10 @@ class LanguageModellingConfig:
     """Every next token is a target."""
 
     def loss(
-        self, model: LanguageModel, batch: dict[str, Tensor], *, mask_documents: bool,
-        noise: NoiseKey | None,
-    ) -> TokenLoss:  # fmt: skip
+        self, model: "LanguageModel", batch: "dict[str, Tensor]", *, mask_documents: bool,
+        noise: "NoiseKey | None",
+    ) -> "TokenLoss":  # fmt: skip
         """Return the summed loss of a batch of samples (`tokens`, `targets`, `documents`)."""
         documents = batch["documents"] if mask_documents else None
-        out = model(batch["tokens"], batch["targets"], documents=documents, noise=noise)
-        assert isinstance(out, TokenLoss)
-        return out
+        loss: TokenLoss = model(batch["tokens"], batch["targets"], documents=documents, noise=noise)
+        return loss

@@ -7,8 +7,10 @@ import pytest
 
 from runner.data.order import TrainingSamples, validation_batches
 from runner.data.sources import SourceConfig
-from runner.data.tokenizers import ByteTokenizer, TokenizerConfig, loads
-from runner.data.tokens import DataConfig, TokenFile, prepare
+from runner.data.tokenizers import ByteTokenizer, loads
+from runner.data.tokenizers_config import TokenizerConfig
+from runner.data.tokens import TokenFile, prepare
+from runner.data.tokens_config import DataConfig
 from runner.machine.errors import DataError
 
 SHAKESPEARE = Path(__file__).parents[4] / "shared/data/tinyshakespeare/input.txt"

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from runner.data.markov import Chain, MarkovConfig, chain_of
+from runner.data.markov import Chain, chain_of, counting, entropy
+from runner.data.markov_config import MarkovConfig
 from runner.data.synthetic import MadeCorpus
-from runner.data.tokenizers import TokenizerConfig
+from runner.data.tokenizers_config import TokenizerConfig
 
 SYMBOLS = TokenizerConfig(kind="symbols", vocab_size=4)
 
@@ -51,7 +52,7 @@ def test_entropy_is_what_a_model_that_knows_the_table_pays(order: int) -> None:
                 total -= np.log(chain_of(cfg, 4).table[row, text[place]] if known else 0.25)
                 count += 1
     assert count == 8 * 32
-    assert cfg.entropy(4, 32, 10**6) == pytest.approx(total / count)
+    assert entropy(cfg, 4, 32, 10**6) == pytest.approx(total / count)
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -68,17 +69,17 @@ def test_in_context_the_least_loss_is_that_of_counting(order: int) -> None:
                 p = (hits + 0.3) / (len(same) + 1.2) if place >= order else 0.25
                 found.append(-np.log(p))
     assert len(found) == 6 * 24
-    assert cfg.entropy(4, 24, 10**6) == pytest.approx(np.mean(found))
+    assert entropy(cfg, 4, 24, 10**6) == pytest.approx(np.mean(found))
 
 
 def test_counting_tokens_is_worse_than_counting_pairs_where_pairs_tell() -> None:
     cfg = _cfg(order=1, num_val=32, concentration=0.05, in_context=True)
-    alone = cfg.counting(4, 48, 10**6, order=0)
-    assert cfg.entropy(4, 48, 10**6) < alone < np.log(4)
+    alone = counting(cfg, 4, 48, 10**6, order=0)
+    assert entropy(cfg, 4, 48, 10**6) < alone < np.log(4)
     text = np.array([0, 1, 1, 0])  # of four symbols the first 1 is new, the second is not, 0 is
     fixed = MarkovConfig(in_context=True)
     object.__setattr__(fixed, "_held_out", lambda *_: text[None])
-    assert fixed.counting(4, 3, 3, order=0, start=0.5) == pytest.approx(-np.log([0.5 / 2, 1.5 / 3, 0.5 / 4]).mean())  # fmt: skip
+    assert counting(fixed, 4, 3, 3, order=0, start=0.5) == pytest.approx(-np.log([0.5 / 2, 1.5 / 3, 0.5 / 4]).mean())  # fmt: skip
 
 
 def test_tables_of_sequences_differ_in_context() -> None:
@@ -100,7 +101,7 @@ def test_samples_are_functions_of_seed_and_number_and_validation_is_apart() -> N
 
 
 def test_certain_rows_are_cheap() -> None:
-    assert _cfg(concentration=0.01).entropy(4, 64, 10**6) < _cfg(concentration=1.0).entropy(4, 64, 10**6)  # fmt: skip
+    assert entropy(_cfg(concentration=0.01), 4, 64, 10**6) < entropy(_cfg(concentration=1.0), 4, 64, 10**6)  # fmt: skip
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from analysis.runs import from_folders
-from runner.data.recall import RecallConfig, RecallSamples
-from runner.data.tokenizers import SymbolTokenizer, TokenizerConfig, loads
+from runner.data.recall import RecallSamples
+from runner.data.recall_config import RecallConfig
+from runner.data.tokenizers import SymbolTokenizer, loads
+from runner.data.tokenizers_config import TokenizerConfig
 from runner.machine.errors import DataError
 from tests.conftest import ROOT
 

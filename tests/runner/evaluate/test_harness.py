@@ -14,7 +14,8 @@ import torch
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from runner.data.benchmark_files import SHIPPED, content, specify
-from runner.data.tokenizers import ByteTokenizer, TokenizerConfig
+from runner.data.tokenizers import ByteTokenizer
+from runner.data.tokenizers_config import TokenizerConfig
 from runner.evaluate.config import HarnessConfig
 from runner.evaluate.harness import HarnessModel, _spread, evaluate
 from runner.generate.generate import generate

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from runner.commands.cli import app
 from runner.data.pretrained import folder_of, with_origin
-from runner.data.tokenizers import ByteTokenizer, CharTokenizer, TokenizerConfig, loads
+from runner.data.tokenizers import ByteTokenizer, CharTokenizer, loads
+from runner.data.tokenizers_config import TokenizerConfig
 from runner.exchange.tokenizer import write_tokenizer
 from runner.machine import storage
 from runner.machine.errors import ConfigError

@@ -3,7 +3,7 @@ import torch
 
 from models.decoder_config import DecoderConfig
 from runner.learn.config import TrainConfig
-from runner.learn.optim.groups import AdamWConfig, MuonConfig
+from runner.learn.optim.groups_config import AdamWConfig, MuonConfig
 from runner.learn.optim.schedule import ScheduleConfig
 
 MODEL = DecoderConfig(depth=2, width=16, num_heads=2)

@@ -257,7 +257,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused(compose: Compose) -> None:
 
 @pytest.mark.parametrize("kind", ["ema", "last"])
 def test_the_average_is_what_its_name_says(kind: str, compose: Compose) -> None:
-    from runner.learn.optim.average import AverageConfig
+    from runner.learn.optim.average_config import AverageConfig
 
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)

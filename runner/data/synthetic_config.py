@@ -1,0 +1,52 @@
+"""What the configs of synthetic data share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from runner.data.sources import SourceConfig
+from runner.data.tokenizers_config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from runner.data.order import Sample
+    from runner.data.synthetic import MadeCorpus
+
+Half = Literal["train", "val"]
+
+
+class MadeConfig:
+    """What the configs of such data share; each says what its examples are.
+
+    Args:
+        name: of its node in conf/data. num_val: examples of validation.
+    """
+
+    sources: ClassVar[tuple[SourceConfig, ...]] = ()
+    mask_documents: ClassVar[bool] = False
+    name: ClassVar[str]
+
+    num_val: int
+
+    def content_hash(self) -> list[str]:
+        """Return nothing: what is made of these numbers has no other content."""
+        return []
+
+    def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
+        """Raise ValueError on a tokenizer of text, and on what else does not fit."""
+        if tokenizer.kind != "symbols":
+            raise ValueError(
+                f"data={self.name} is of numbers; use tokenizer=symbols, not tokenizer.kind={tokenizer.kind}"
+            )
+
+    def build(
+        self, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
+    ) -> "MadeCorpus":
+        """Return the corpus."""
+        from runner.data.synthetic import MadeCorpus  # noqa: PLC0415
+
+        return MadeCorpus(self, tokenizer.build(()))
+
+    def examples(self, vocab_size: int, seq: int, seed: int, half: Half) -> "Dataset[Sample]":
+        """Return example i for every i: of training in the order of `seed`, of validation always the same."""
+        raise NotImplementedError

@@ -1,0 +1,54 @@
+"""Text for training and validation, as data: from which sources, and how it is split."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.config import config, execution
+from runner.data.sources import SourceConfig
+from runner.data.tokenizers_config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from runner.data.tokens import TextCorpus
+
+
+@config
+class DataConfig:
+    """The training and validation text.
+
+    Args:
+        sources: where the text comes from, mixed by weight.
+        val_fraction: share held out for validation.
+        split: documents (each document is wholly in one half, chosen by its hash) or tail (the last
+            part of every document: for a body of text that is one document).
+        mask_documents: tokens attend within their document only.
+        num_workers: loader processes (0: in the training process).
+    """
+
+    sources: tuple[SourceConfig, ...]
+    val_fraction: float = 0.05
+    split: str = "documents"
+    mask_documents: bool = False
+    num_workers: int = execution(0)
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is empty; name at least one")
+        if not 0.0 < self.val_fraction < 1.0:
+            raise ValueError(f"val_fraction={self.val_fraction} must lie in (0, 1)")
+        if self.split not in ("documents", "tail"):
+            raise ValueError(f"split={self.split!r} must be documents or tail")
+
+    def content_hash(self) -> list[str]:
+        """Return the content hash of each source, in order."""
+        return [source.content_hash() for source in self.sources]
+
+    def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
+        """Accept every tokenizer and length: what is too short for them only the text can say."""
+
+    def build(
+        self, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
+    ) -> "TextCorpus":
+        """Return the corpus; see `prepare`."""
+        from runner.data.tokens import prepare  # noqa: PLC0415
+
+        return prepare(self, tokenizer, cache, hashes)

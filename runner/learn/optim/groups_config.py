@@ -1,0 +1,55 @@
+"""AdamW and Muon as data."""
+
+from typing import TYPE_CHECKING
+
+from models.config import config
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from models.language_model import LanguageModel
+
+
+@config
+class AdamWConfig:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), torch's own, fused.
+
+    Args:
+        decay_vectors: also decay norms and biases; decay_embeddings: also token embeddings.
+    """
+
+    lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_vectors: bool = False
+    decay_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr} must be positive")
+
+    def build(self, model: "LanguageModel") -> "list[Optimizer]":
+        """Return the optimisers of all parameters of `model`."""
+        from runner.learn.optim.groups import adamw  # noqa: PLC0415
+
+        return adamw(self, model)
+
+
+@config
+class MuonConfig(AdamWConfig):
+    """Muon on the layers' matrices, AdamW (lr = `lr`) on embeddings, head and vectors.
+
+    Args:
+        muon_lr: learning rate of the orthogonalised update, scaled by 0.2 sqrt(max(rows, cols)) so
+            that its size matches AdamW's (Liu et al., arXiv 2502.16982).
+    """
+
+    muon_lr: float = 3e-3
+    momentum: float = 0.95
+
+    def build(self, model: "LanguageModel") -> "list[Optimizer]":
+        """Return [Muon, AdamW], each parameter in exactly one."""
+        from runner.learn.optim.groups import muon_and_adamw  # noqa: PLC0415
+
+        return muon_and_adamw(self, model)
