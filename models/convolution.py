@@ -19,6 +19,8 @@ _SHORT = 8  # taps up to which the filter is applied one by one
 class Convolution(nn.Module):
     """See `ConvolutionConfig`."""
 
+    filters = ("conv",)
+
     def __init__(self, width: int, taps: int, number: int) -> None:
         super().__init__()
         self.number, self.taps = number, taps

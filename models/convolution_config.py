@@ -17,6 +17,7 @@ class ConvolutionConfig:
     name: ClassVar[str] = "conv"
     normed: ClassVar[bool] = True
     looks_back: ClassVar[bool] = True
+    has_filters: ClassVar[bool] = True
 
     taps: int = 3
 

@@ -17,6 +17,7 @@ from kernels.rotary import rotary_frequencies, rotary_tables
 from models.block import Block
 from models.branch import Context, Notes, Tables
 from models.cache import DecoderState, State
+from models.contract import lookups, scales_of_modules
 from models.decoder_config import DecoderConfig
 from models.language_model import Give, LanguageModel, TokenLoss, flat_weights
 from models.layers import PackedLinear, make_norm, pack_linears
@@ -171,12 +172,12 @@ class Decoder(LanguageModel):
 
     def learning_rate_scales(self) -> dict[str, float]:
         """Return 1/m for hidden matrices under muP with Adam (Yang et al., table 8), and what branches say."""
-        own = super().learning_rate_scales()
+        own = dict(scales_of_modules(self))
         if self.cfg.init != "mup":
             return own
-        lookups = self.lookup_parameters()
+        tables = lookups(self)
         names = (n for n, p in self.layers.named_parameters(prefix="layers") if p.ndim >= 2)
-        matrices = {name: 1.0 / self.cfg.width_multiplier for name in names if name not in lookups}
+        matrices = {name: 1.0 / self.cfg.width_multiplier for name in names if name not in tables}
         return matrices | {name: factor * matrices.get(name, 1.0) for name, factor in own.items()}
 
 

@@ -123,6 +123,11 @@ class DecoderConfig:
         )
 
     @property
+    def has_filters(self) -> bool:
+        """Whether a branch has a depthwise convolution."""
+        return any(getattr(part, "has_filters", False) for row in self.branches() for part in row)
+
+    @property
     def kv_heads(self) -> int:
         """Key/value heads, the default resolved."""
         return self.num_kv_heads if self.num_kv_heads is not None else self.num_heads

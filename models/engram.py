@@ -34,6 +34,8 @@ class Engram(nn.Module):
 
     lookups = ("table",)
 
+    filters = ("conv",)
+
     def __init__(self, cfg: EngramConfig, host: Host, number: int, vocab_size: int) -> None:
         super().__init__()
         self.cfg, self.number = cfg, number

@@ -28,6 +28,7 @@ class EngramConfig:
     name: ClassVar[str] = "engram"
     normed: ClassVar[bool] = False
     looks_back: ClassVar[bool] = True
+    has_filters: ClassVar[bool] = True
 
     table_size: int
     slot_dim: int = 16

@@ -1,11 +1,10 @@
-"""The one interface that tasks, training, evaluation and generation see.
+"""The whole interface of a model of ours; what is asked of anybody's, `models/contract.py` says.
 
 Shape legend: batch, seq, vocab.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -104,38 +103,9 @@ class LanguageModel(nn.Module):
         """
         return self
 
-    def read_vocabulary(self, texts: Callable[[], Sequence[str]]) -> None:
-        """Tell the modules that want to know it what text each id stands for; they keep what they need as buffers."""
-        curious: list[Any] = [m for m in self.modules() if hasattr(m, "read_vocabulary") and m is not self]  # fmt: skip
-        told = texts() if curious else ()
-        for module in curious:
-            module.read_vocabulary(told)
-
     def blocks(self) -> list[nn.Module]:
         """Return the layers in order: the units of activation checkpointing and FSDP sharding."""
         raise NotImplementedError
-
-    def learning_rate_scales(self) -> dict[str, float]:
-        """Return the learning-rate factor of each parameter that is not 1, by name.
-
-        A module says so of its own by an attribute `learning_rate_scale` (name -> factor).
-        """
-        return {
-            f"{prefix}.{name}".removeprefix("."): factor
-            for prefix, module in self.named_modules()
-            for name, factor in getattr(module, "learning_rate_scale", {}).items()
-        }
-
-    def lookup_parameters(self) -> set[str]:
-        """Return the names of parameters that are read by row: embeddings, and what modules list as `lookups`.
-
-        They are matrices to nobody: Muon leaves them to AdamW. Those of modules never decay.
-        """
-        return {
-            f"{prefix}.{name}".removeprefix(".")
-            for prefix, module in self.named_modules()
-            for name in getattr(module, "lookups", ())
-        }
 
 
 @runtime_checkable

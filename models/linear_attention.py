@@ -30,6 +30,8 @@ _GATE_ROOT = 16.0  # GLA's gate is a sigmoid to the power 1/16
 class LinearAttention(nn.Module):
     """See `LinearAttentionConfig`."""
 
+    filters = ("conv",)
+
     def __init__(self, cfg: LinearAttentionConfig, host: Host, number: int) -> None:
         super().__init__()
         self.cfg, self.number = cfg, number

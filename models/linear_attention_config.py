@@ -27,6 +27,7 @@ class LinearAttentionConfig:
     name: ClassVar[str] = "linear"
     normed: ClassVar[bool] = True
     looks_back: ClassVar[bool] = True
+    has_filters: ClassVar[bool] = True
 
     kind: Literal["gla", "delta", "gated_delta", "based"] = "gated_delta"
     num_heads: int | None = None

@@ -26,6 +26,8 @@ from models.part import Host
 class Mamba(nn.Module):
     """See `MambaConfig`."""
 
+    filters = ("conv",)
+
     def __init__(self, cfg: MambaConfig, host: Host, number: int) -> None:
         super().__init__()
         self.cfg, self.number = cfg, number

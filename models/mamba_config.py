@@ -23,6 +23,7 @@ class MambaConfig:
     name: ClassVar[str] = "mamba"
     normed: ClassVar[bool] = True
     looks_back: ClassVar[bool] = True
+    has_filters: ClassVar[bool] = True
 
     state_dim: int = 64
     head_dim: int | None = None

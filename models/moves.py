@@ -30,7 +30,7 @@ MOVED: dict[str, str] = {
     "runner.settings.ResourcesConfig": "runner.grid.resources.ResourcesConfig",
     "runner.settings.TrackConfig": "runner.views.mlflow_config.TrackConfig",
     "runner.settings.TrainConfig": "runner.learn.config.TrainConfig",
-    "runner.tasks.language_modelling.LanguageModellingConfig": "runner.learn.tasks.language_modelling.LanguageModellingConfig",
+    "runner.tasks.language_modelling.LanguageModellingConfig": "runner.learn.tasks.language_modelling_config.LanguageModellingConfig",
     "runner.evals.code.humaneval": "runner.evaluate.code_execution.humaneval",
     "runner.evals.code.mbpp": "runner.evaluate.code_execution.mbpp",
     "runner.evals.prompts.hellaswag_endings": "runner.evaluate.benchmark_rows.hellaswag_endings",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kernels import native
 from kernels.philox import Dice, NoiseKey
 from kernels.quantised_linear import OPERANDS
+from models.contract import blocks
 from models.language_model import LanguageModel
 from models.precision_config import LinearConfig, PrecisionConfig
 from models.quantised_layer import QuantisedLinear, Shared
@@ -67,11 +68,11 @@ class Precision:
         """
         if not self.cfg.quantised:
             return
-        blocks = model.blocks()
-        first, last = (_number(share, len(blocks)) for share in (self.cfg.keep_first, self.cfg.keep_last))  # fmt: skip
-        high = {id(m): "keep_first" for block in blocks[:first] for m in block.modules()}
-        high |= {id(m): "keep_last" for block in blocks[len(blocks) - last :] for m in block.modules()}  # fmt: skip
-        inside = {id(m) for block in blocks for m in block.modules()}
+        layers = blocks(model)
+        first, last = (_number(share, len(layers)) for share in (self.cfg.keep_first, self.cfg.keep_last))  # fmt: skip
+        high = {id(m): "keep_first" for block in layers[:first] for m in block.modules()}
+        high |= {id(m): "keep_last" for block in layers[len(layers) - last :] for m in block.modules()}  # fmt: skip
+        inside = {id(m) for block in layers for m in block.modules()}
         linears = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
         self._refuse_idle_patterns([name for name, _ in linears])
         passed_over = self._look_for_native()

@@ -25,6 +25,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from runner.grid.evaluation_cells import missing_evaluations
 from runner.grid.expression import evaluate
 from runner.grid.language import Grid, Point, expand, parse_grid, unique
 from runner.grid.resources import choose
@@ -158,12 +159,13 @@ class GridSweeper(CellSweeper):
             composed = [(p, self.composer.compose(p)[0]) for p in points]
             nodes = [(_label(p, points, node), node) for p, node in composed]
             stage = self.grid.stages.get(name)
-            if stage is not None and stage.after is not None:
-                nodes = link(name, stage, nodes, made[stage.after])
+            if stage is not None and stage.inputs:
+                nodes = link(name, stage, nodes, made)
             made[name] = make_cells(nodes)
             if name:
                 made[name] = [replace(cell, label=f"{name}: {cell.label}") for cell in made[name]]
-        return list({cell.fingerprint: cell for stage in made.values() for cell in stage}.values())
+        cells = list({c.fingerprint: c for stage in made.values() for c in stage}.values())
+        return [*cells, *missing_evaluations(cells)]
 
     def grids(self) -> dict[str, Grid]:
         """Return the grid of each stage in order, under "" where there are no stages."""
@@ -247,7 +249,7 @@ class Composer:
 
     def _is_plain_value(self, override: Override) -> bool:
         key, value = override.key_or_group, override.value()
-        group = key in NODES or "/" in key or override.package is not None
+        group = key in ("work", *NODES) or "/" in key or override.package is not None
         odd = isinstance(value, dict) or "${" in str(value) or override.is_delete()
         return not group and not odd
 
@@ -292,7 +294,7 @@ def _choices(composed: DictConfig) -> dict[str, str]:
         choices = composed.hydra.runtime.choices
     else:  # of a single run Hydra keeps them apart
         choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return {k: str(v) for k, v in choices.items() if k in NODES}
+    return {k: str(v) for k, v in choices.items() if k in ("work", *NODES)}
 
 
 def _label(point: Point, points: list[Point], node: dict[str, Any]) -> str:
@@ -307,7 +309,7 @@ def _label(point: Point, points: list[Point], node: dict[str, Any]) -> str:
         parts = [p for p in parts if not is_among(p[0], execution) and "path" not in p[0]]
     keys = [key.rpartition(".")[2] for key, _, _ in parts]
     return " ".join(
-        value if key in NODES else f"{key if keys.count(last) > 1 else last}={value}"
+        value if key in ("work", *NODES) else f"{key if keys.count(last) > 1 else last}={value}"
         for (key, _, value), last in zip(parts, keys, strict=True)
     )
 

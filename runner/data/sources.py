@@ -56,7 +56,7 @@ class SourceConfig:
             raise ValueError(
                 f"revision is missing for dataset {self.path!r}: pin it to a commit, else the text can change under a finished run"
             )
-        if self.path and (self.format != "hub" or self._is_local()):
+        if self.path and not self._from_input and (self.format != "hub" or self._is_local()):
             # A job may start in another directory.
             object.__setattr__(self, "path", str(Path(self.path).expanduser().resolve()))
         if self.weight <= 0:
@@ -84,7 +84,11 @@ class SourceConfig:
     def content_hash(self) -> str:
         """Return a hash of what `documents` will yield, from file content or the pinned revision."""
         digest = hashlib.sha256()
-        if self.format == "hub" and not self._is_local():
+        if (
+            self._from_input
+        ):  # the file is yet to be made; the run that makes it is in the fingerprint
+            digest.update(str(self.path).encode())
+        elif self.format == "hub" and not self._is_local():
             digest.update(f"{self.path}/{self.subset}@{self.revision}:{self.hub_split}".encode())
         else:
             root = self._root()
@@ -120,6 +124,10 @@ class SourceConfig:
         if self.format == "stdlib":
             return Path(sysconfig.get_paths()["stdlib"])
         return Path(str(self.path))
+
+    @property
+    def _from_input(self) -> bool:
+        return str(self.path).startswith("input:")
 
     def _is_local(self) -> bool:
         return Path(str(self.path)).expanduser().is_dir()

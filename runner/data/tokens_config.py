@@ -1,14 +1,19 @@
 """Text for training and validation, as data: from which sources, and how it is split."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.config import config, execution
+from models.config import config, execution, neutral
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers_config import TokenizerConfig
+from runner.machine.errors import DataError
 
 if TYPE_CHECKING:
     from runner.data.tokens import TextCorpus
+
+_LEAST = 1e-9  # of a weight: a source that nothing is taken of stands in its place all the same
 
 
 @config
@@ -20,6 +25,7 @@ class DataConfig:
         val_fraction: share held out for validation.
         split: documents (each document is wholly in one half, chosen by its hash) or tail (the last
             part of every document: for a body of text that is one document).
+        weights: input:NAME/FILE: take the weights of the sources from there, a JSON list of numbers.
         mask_documents: tokens attend within their document only.
         num_workers: loader processes (0: in the training process).
     """
@@ -29,6 +35,7 @@ class DataConfig:
     split: str = "documents"
     mask_documents: bool = False
     num_workers: int = execution(0)
+    weights: str | None = neutral(None)
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -37,6 +44,20 @@ class DataConfig:
             raise ValueError(f"val_fraction={self.val_fraction} must lie in (0, 1)")
         if self.split not in ("documents", "tail"):
             raise ValueError(f"split={self.split!r} must be documents or tail")
+
+    def weighed(self, weights: Sequence[float]) -> list[SourceConfig]:
+        """Return the sources with other weights.
+
+        Raises:
+            DataError: there are more or fewer of them than sources.
+        """
+        if len(weights) != len(self.sources):
+            raise DataError(
+                f"{self.weights} holds {len(weights)} weights for {len(self.sources)} data.sources; "
+                "the stage that made it must mix the same ones"
+            )
+        pairs = zip(self.sources, weights, strict=True)
+        return [replace(source, weight=max(weight, _LEAST)) for source, weight in pairs]
 
     def content_hash(self) -> list[str]:
         """Return the content hash of each source, in order."""

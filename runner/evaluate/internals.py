@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.attention import Attention
 from models.branch import split_notes
+from models.contract import blocks
 from models.engram import Engram
 from models.language_model import LanguageModel, TokenLoss
 from runner.machine.errors import ConfigError
@@ -44,7 +45,7 @@ class Watched:
 def watching(model: LanguageModel) -> Iterator[Watched]:
     """Watch every forward (and backward) pass of `model` inside the context; the losses are what they are without."""
     seen, handles = Watched(), []
-    for index, block in enumerate(model.blocks()):
+    for index, block in enumerate(blocks(model)):
         handles.append(block.register_forward_hook(_stream_hook(seen, index)))
         for module in block.modules():
             if isinstance(module, Attention):

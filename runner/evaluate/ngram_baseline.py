@@ -11,10 +11,11 @@ from models.ngram_config import NgramConfig
 from models.precision_config import PrecisionConfig
 from runner.data.tokens import prepare
 from runner.evaluate.config import HarnessConfig
-from runner.evaluate.validation import validate_loss
+from runner.evaluate.validation import validate
 from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
 from runner.records.cells import Cell
+from runner.records.contracts import Trained
 
 
 def ngram_baseline(cell: Cell, order: int, harness: HarnessConfig) -> dict[str, Any]:
@@ -32,7 +33,11 @@ def ngram_baseline(cell: Cell, order: int, harness: HarnessConfig) -> dict[str, 
         raise ConfigError(f"--order: {error}") from error
     model.fit(np.concatenate([file.ids for file in corpus.train]))
     precision = PrecisionConfig().build(torch.device("cpu"))
-    found: dict[str, Any] = {"order": order} | validate_loss(model, corpus, cfg, precision, Ranks("cpu"))  # fmt: skip
+    trained = Trained(
+        model=model, task=cfg.task.build(model, corpus.tokenizer, {}), corpus=corpus, cfg=cfg,
+        precision=precision, ranks=Ranks("cpu"), step=0, last=True, folder=None,
+    )  # fmt: skip
+    found: dict[str, Any] = {"order": order} | validate(trained)
     if harness.tasks:
         from runner.evaluate.harness import HarnessModel, evaluate  # noqa: PLC0415
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.cache import State
+from models.contract import start
 from models.language_model import LanguageModel
 from runner.generate.sampling import Sampling, choose
 from runner.generate.text_stream import TextStream
@@ -154,9 +155,9 @@ def read(
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
     try:
         if static is not None:
-            state = model.start(len(texts), static, static=True)
+            state = start(model, len(texts), static, static=True)
         else:
-            state = model.start(len(texts), 2 * padded.shape[1])
+            state = start(model, len(texts), 2 * padded.shape[1])
     except NotImplementedError:
         whole = model(padded)
         assert isinstance(whole, Tensor)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.contract import for_inference
 from runner.generate.beam import beam_search
 from runner.generate.generate import Completion, generate
 from runner.generate.sampling import Sampling
@@ -31,7 +32,7 @@ class TextGenerator:
         model, self.tokenizer, self.context = load_model(folder, average=average)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.compiled = compiled
-        self.model = model.to(device, DTYPES[dtype]).for_inference(compiled=compiled)
+        self.model = for_inference(model.to(device, DTYPES[dtype]), compiled=compiled)
 
     def generate(
         self, prompts: Sequence[str], how: Sampling | Sequence[Sampling], **more: Any

@@ -6,11 +6,15 @@ from typing import Any
 
 import yaml
 
+from models.config import plain
 from runner.evaluate.config import HarnessConfig
+from runner.evaluate.evaluations import file_of
 from runner.machine.errors import ConfigError
 from runner.records import checkpoint
 from runner.records.cells import Cell, find_cell, make_cells, sweep_cells
 from runner.records.config import freeze, set_key, typed
+from runner.records.earlier_configs import EVALUATE
+from runner.records.fingerprint import evaluation_key
 
 _BUDGETS = ("tokens", "flops", "tokens_per_parameter")
 
@@ -70,10 +74,41 @@ def _parse(override: str) -> tuple[str, Any]:
 
 
 def _node(cell: Cell, name: str, changes: dict[str, Any], *, average: bool) -> dict[str, Any]:
-    node = freeze(cell.config)
-    upstream = {"run": cell.fingerprint, "take": "average" if average else "weights"}
-    node |= {"name": f"{name}-eval", "upstream": upstream, "init": None, "root": cell.config.root}
-    node["train"] |= {"steps": 0, "compile": False} | dict.fromkeys(_BUDGETS)
+    changes = dict(changes)
+    live = bool(changes.pop("eval.harness.follow", False))
+    node = _evaluating(cell, name, "average" if average else "weights", live=live)
     for key, value in changes.items():
         set_key(node, key, value)
     return node
+
+
+def _evaluating(cell: Cell, name: str, take: str, *, live: bool = False) -> dict[str, Any]:
+    """Return the node of a run that evaluates the model of `cell` in the sweep `name`-eval."""
+    node = freeze(cell.config)
+    taken = {"init": {"runs": [cell.fingerprint], "take": take, "live": live}}
+    node |= {"name": f"{name}-eval", "work": {"_target_": EVALUATE}, "inputs": taken}
+    node |= {"init": None, "root": cell.config.root}
+    node["train"] |= {"steps": None, "compile": False} | dict.fromkeys(_BUDGETS)
+    return node
+
+
+def missing_evaluations(cells: Sequence[Cell]) -> list[Cell]:
+    """Return a cell that evaluates each finished run of `cells` for whose `eval.also` it has no results yet."""
+    points = []
+    for cell in cells:
+        also = getattr(cell.config.eval, "also", {})
+        if not also or cell.config.train is None or cell.state != "finished":
+            continue
+        missing = {
+            name: evaluation
+            for name, evaluation in also.items()
+            if getattr(evaluation, "counts", True)
+            and not file_of(cell.folder, evaluation_key(cell.fingerprint, evaluation)).exists()
+        }
+        if missing and checkpoint.listing(cell.folder / "checkpoints"):
+            node = _evaluating(cell, str(cell.config.name), "weights")
+            node["name"] = cell.config.name
+            node["eval"]["harness"] = {}
+            node["eval"]["also"] = {n: plain(e, target=True) for n, e in missing.items()}
+            points.append((f"{cell.label}: {', '.join(missing)}", node))
+    return make_cells(points)

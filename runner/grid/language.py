@@ -97,17 +97,27 @@ class Block:
 
 
 @config
-class Stage(Block):
-    """A block whose cells start from those of another stage (`from` in YAML).
+class StageInput:
+    """What the cells of a stage take of those of another one.
 
     Args:
-        match: the keys in which a cell and the one that it starts from agree.
-        take: see `runner/records/config.py`: UpstreamConfig.
+        stage: the other one.
+        match: the keys in which a cell and the one that it takes from agree.
+        take: see `runner/records/inputs.py`: InputConfig.
+        all: take all cells that match, as a set, instead of the one.
     """
 
-    after: str | None = None
+    stage: str
     match: tuple[str, ...] = ()
     take: Literal["weights", "average", "everything"] = "weights"
+    all: bool = False
+
+
+@config
+class Stage(Block):
+    """A block, and what its cells take of other stages (`from` in YAML), by name."""
+
+    inputs: dict[str, StageInput] = field(default_factory=dict)
 
 
 @config
@@ -125,10 +135,19 @@ def parse_grid(node: dict[str, Any]) -> Grid:
         ConfigError: a key is unknown or of the wrong type.
     """
     keys = {k: v for k, v in node.items() if v is not None}
-    for stage in keys.get("stages", {}).values():
-        if "from" in stage:
-            stage["after"] = stage.pop("from")
+    keys["stages"] = {name: _stage(stage) for name, stage in (keys.get("stages") or {}).items()}
     return typed("hydra.sweeper", Grid, keys)
+
+
+def _stage(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a stage with `inputs`; `from: NAME` with match and take beside it is short for one named init."""
+    stage = dict(given)
+    if isinstance(stage.get("from"), str):
+        short = {key: stage.pop(key) for key in ("match", "take") if key in stage}
+        stage["inputs"] = {"init": {"stage": stage.pop("from"), **short}}
+    elif "from" in stage:
+        stage["inputs"] = stage.pop("from")
+    return stage
 
 
 def expand(

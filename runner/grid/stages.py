@@ -1,18 +1,24 @@
-"""Stages: cells that start from the output of other cells (pre-train, fine-tune, evaluate).
+"""Stages: cells that take something of other cells (pre-train, fine-tune, evaluate; proxies, mixture, run).
 
     stages:
       pre: {params: {data: stdlib}}
       ft: {from: pre, match: [model.width, seed], params: {data: text, optim.lr: "1e-4,3e-4"}}
-      ev: {from: ft, match: [model.width, seed, optim.lr], params: {data: stdlib, train.steps: 0}}
+      ev: {from: ft, match: [model.width, seed, optim.lr], params: {data: stdlib, work: evaluate}}
 
-The fingerprint of the upstream cell enters the downstream one: changing a stage reruns it and what
+`from: pre` is short for one input named init. Several inputs, each with a match of its own; with `all` a set:
+
+      proxy: {zip: [{data.sources.0.weight: [1, 2, 3]}]}
+      mix: {from: {proxies: {stage: proxy, all: true}}, params: {work: weigh}}
+      run: {from: {mix: {stage: mix}}, params: {data.weights: "input:mix/weights.json"}}
+
+The fingerprints of the cells that one takes from enter its own: changing a stage reruns it and what
 follows, nothing before it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from runner.grid.language import Stage
+from runner.grid.language import Stage, StageInput
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell
 from runner.records.config import flatten, freeze, validate
@@ -21,49 +27,70 @@ LabelledNode = tuple[str, dict[str, Any]]
 
 
 def in_order(stages: Mapping[str, Stage]) -> Iterator[tuple[str, Stage]]:
-    """Yield each stage after the one that it starts from.
+    """Yield each stage after those that it takes from.
 
     Raises:
-        ConfigError: a stage starts from one that is not there, or from itself in the end.
+        ConfigError: a stage takes from one that is not there, or from itself in the end.
     """
-    done: set[str | None] = {None}
+    done: set[str] = set()
     left = dict(stages)
     while left:
-        ready = [name for name, stage in left.items() if stage.after in done]
+        ready = [n for n, s in left.items() if {i.stage for i in s.inputs.values()} <= done]
         if not ready:
-            odd = ", ".join(f"{name} from {stage.after}" for name, stage in left.items())
-            raise ConfigError(f"hydra.sweeper.stages: {odd}: each needs a stage to start from; there are: {', '.join(stages)}")  # fmt: skip
+            circle = ", ".join(
+                f"{name} from {' and '.join(i.stage for i in stage.inputs.values())}"
+                for name, stage in left.items()
+            )
+            raise ConfigError(
+                f"hydra.sweeper.stages: {circle}: each needs stages to take from; there are: {', '.join(stages)}"
+            )
         for name in ready:
             yield name, left.pop(name)
             done.add(name)
 
 
 def link(
-    name: str, stage: Stage, points: Sequence[LabelledNode], upstream: Sequence[Cell]
+    name: str, stage: Stage, points: Sequence[LabelledNode], made: Mapping[str, Sequence[Cell]]
 ) -> list[LabelledNode]:
-    """Give every point the one cell of `upstream` that agrees with it in the keys of `stage.match`.
+    """Give every point the cells of the stages `made` that agree with it in the keys of each input's match.
 
     Raises:
-        ConfigError: none agrees, or several do.
+        ConfigError: none agrees, or several do where one is wanted.
     """
-    known = [(_keys(freeze(cell.config)), cell) for cell in upstream]
+    known = {
+        source: [(_keys(freeze(cell.config)), cell) for cell in made[source]]
+        for source in {given.stage for given in stage.inputs.values()}
+    }
     linked = []
     for label, node in points:
         own = _keys(freeze(validate(node)))
-        unknown = [key for key in stage.match if key not in own]
-        if unknown:
-            raise ConfigError(f"hydra.sweeper.stages.{name}.match: no key {unknown[0]}")
-        found = [cell for keys, cell in known if all(keys.get(k) == own[k] for k in stage.match)]
-        if len(found) != 1:
-            at = ", ".join(f"{key}={own[key]}" for key in stage.match) or "no key to match"
-            raise ConfigError(
-                f"hydra.sweeper.stages.{name}: {label or 'its cell'} ({at}) starts from {len(found)} cells of "
-                f"{stage.after}; it must be one: set {name}.match to the keys that tell them apart"
-            )
-        start = {"run": found[0].fingerprint, "take": stage.take}
-        linked.append((label, {**node, "upstream": start}))
+        inputs = dict(node.get("inputs") or {})
+        for key, given in stage.inputs.items():
+            where = f"hydra.sweeper.stages.{name}"
+            found = _matching(where, own, given, known[given.stage])
+            if not found or (len(found) > 1 and not given.all):
+                at = ", ".join(f"{k}={own[k]}" for k in given.match) or "no key to match"
+                raise ConfigError(
+                    f"{where}: {label or 'its cell'} ({at}) takes input {key} of {len(found)} cells of "
+                    f"{given.stage}; it must be one: set its match to the keys that tell them apart, or all: true"
+                )
+            runs = [cell.fingerprint for cell in found]
+            inputs[key] = {"runs": runs, "take": given.take, "all": given.all}
+        linked.append((label, {**node, "inputs": inputs}))
     return linked
 
 
+def _matching(
+    where: str,
+    own: Mapping[str, Any],
+    given: StageInput,
+    cells: Sequence[tuple[dict[str, Any], Cell]],
+) -> list[Cell]:
+    unknown = [key for key in given.match if key not in own]
+    if unknown:
+        raise ConfigError(f"{where}.match: no key {unknown[0]}")
+    return [cell for keys, cell in cells if all(keys.get(k) == own[k] for k in given.match)]
+
+
 def _keys(plain: Mapping[str, Any]) -> dict[str, Any]:
-    return flatten({key: value for key, value in plain.items() if key != "upstream"})
+    return flatten({key: value for key, value in plain.items() if key != "inputs"})

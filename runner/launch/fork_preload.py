@@ -9,7 +9,9 @@ import torch._dynamo  # noqa: F401
 import runner.data.tokens
 import runner.launch.worker
 import runner.learn.optim.groups
-import runner.learn.trainer  # noqa: F401
+import runner.learn.tasks.language_modelling
+import runner.work.evaluate
+import runner.work.train  # noqa: F401
 from models.decoder_config import DecoderConfig
 from models.precision_config import PrecisionConfig
 from runner.data.tokenizers_config import TokenizerConfig
@@ -19,14 +21,16 @@ from runner.grid.resources import ResourcesConfig
 from runner.learn.config import TrainConfig
 from runner.learn.optim.groups_config import AdamWConfig, MuonConfig
 from runner.learn.optim.schedule import ScheduleConfig
-from runner.learn.tasks.language_modelling import LanguageModellingConfig
+from runner.learn.tasks.language_modelling_config import LanguageModellingConfig
 from runner.machine.environment import versions
 from runner.records.config import RunConfig, adapter
 from runner.views.mlflow_config import TrackConfig
+from runner.work.config import EvaluateWork, TrainWork
 
 for _config in (
     RunConfig, DecoderConfig, PrecisionConfig, DataConfig, TokenizerConfig, LanguageModellingConfig,
     AdamWConfig, MuonConfig, ScheduleConfig, TrainConfig, EvalConfig, TrackConfig, ResourcesConfig,
+    TrainWork, EvaluateWork,
 ):  # fmt: skip
     adapter(_config)
 versions()

@@ -102,9 +102,11 @@ def report(cells: list[Cell], sweep: Path, console: Console) -> int:
     """Name the cells that did not end well and return the exit code: 1 if there are any."""
     bad = [cell for cell in cells if cell.state not in ("finished", "diverged")]
     for cell in bad:
-        before = journal.state(cell.upstream) if cell.upstream else None
-        if cell.upstream and before != "finished":
-            why = f"starts from {cell.upstream.name[:6]}, which is {before}"
+        awaited = cell.waits_for()
+        if awaited:
+            state = journal.state(cell.folder.parent / awaited[0])
+            more = f" and {len(awaited) - 1} more" if len(awaited) > 1 else ""
+            why = f"waits for {awaited[0][:6]}, which is {state}{more}"
         else:
             why = f"see {cell.folder}/log.txt"
         console.print(f"[red]{cell.state}[/red] {cell.label}: {why}")

@@ -138,10 +138,10 @@ class Pool:
             self._running[self._start(cell, mine)] = _Child(cell, mine)
 
     def _drop_orphans(self) -> None:
-        """Let go of cells whose upstream run will not finish here."""
+        """Let go of cells that wait for a run which will not end here."""
         running = [child.cell for child in self._running.values()]
         coming = {c.fingerprint for c in (*self._waiting, *self._watched, *running)}
-        self._waiting = [c for c in self._waiting if c.upstream and c.upstream.name in coming]
+        self._waiting = [c for c in self._waiting if coming.issuperset(c.waits_for())]
 
     def _start(self, cell: Cell, gpus: list[int]) -> BaseProcess:
         arguments = (str(cell.folder), self.threads, gpus, cell.config.resources)
@@ -213,7 +213,7 @@ def _kill(process: BaseProcess) -> None:
 
 
 def _may_start(cell: Cell) -> bool:
-    return cell.upstream is None or journal.state(cell.upstream) == "finished"
+    return not cell.waits_for()
 
 
 def gpus_for(cell: Cell, present: list[int]) -> int:

@@ -174,7 +174,8 @@ class Slurm:
         code, rest = snapshot(root), list[Cell]()
         for stage in _by_depth(todo):
             ready = [c for c in stage if _comes(c, jobs)]
-            rest += [c for c in stage if c.upstream and c.upstream.name in {r.fingerprint for r in rest}]  # fmt: skip
+            refused = {cell.fingerprint for cell in rest}
+            rest += [c for c in stage if refused.intersection(c.waits_for())]
             for group in by_class(ready).values():
                 size = self.cfg.cells_per_job
                 tasks = [group[i : i + size] for i in range(0, len(group), size)]
@@ -195,7 +196,7 @@ class Slurm:
     ) -> tuple[int, str | None]:
         """Submit as many of `tasks` in one array as SLURM takes: how many, and the job id."""
         count = min(len(tasks), _max_array_size())
-        before = {c.upstream.name for task in tasks for c in task if c.upstream}
+        before = {run for task in tasks for cell in task for run in cell.waits_for()}
         waits_for = sorted({jobs[run].partition("_")[0] for run in before if run in jobs})
         while count:
             try:
@@ -246,16 +247,15 @@ def _by_depth(cells: Sequence[Cell]) -> list[list[Cell]]:
     levels, left = [], list(cells)
     while left:
         names = {cell.fingerprint for cell in left}
-        level = [c for c in left if c.upstream is None or c.upstream.name not in names]
+        level = [c for c in left if not names.intersection(c.waits_for())]
         levels.append(level)
         left = [c for c in left if c not in level]
     return levels
 
 
 def _comes(cell: Cell, jobs: Mapping[str, str]) -> bool:
-    """True where the run that `cell` starts from is there, or will be."""
-    run = cell.upstream
-    return run is None or run.name in jobs or journal.state(run) == "finished"
+    """True where every run that `cell` takes something of is there, or will be."""
+    return all(run in jobs for run in cell.waits_for())
 
 
 def _max_array_size() -> int:

@@ -5,7 +5,6 @@ worker, 1 failed.
 """
 
 import getpass
-import json
 import os
 import signal
 import subprocess
@@ -14,39 +13,38 @@ import tempfile
 import threading
 import traceback
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from runner.launch.mlflow_process import FED, finish_feeder, start_feeder
 from runner.machine.errors import EspalierError, LeaseLost
-from runner.records import journal
+from runner.records import journal as records
+from runner.records.contracts import Outcome
 from runner.records.journal import Journal, StopFlag
 
-RESUME, HELD, FAILED = 75, journal.HELD, 1
+RESUME, HELD, FAILED = 75, records.HELD, 1
 
 
 def run_cell(folder: Path) -> int:
     """Train the cell of `folder` to its end or to a signal; return the exit code."""
     first = int(os.environ.get("RANK", "0")) == 0
-    attempt = journal.claim(folder) if first else None
+    attempt = records.claim(folder) if first else None
     if first and attempt is None:
         print(f"{folder} is held by another worker", file=sys.stderr)
         return HELD
-    book = Journal(folder, attempt) if attempt is not None else None
+    journal = Journal(folder, attempt) if attempt is not None else None
     stop = _stop_on_signals()
     feeder, patience_s = _feed_server(folder) if first else None, 120.0
-    if book is not None:
-        book.event("started", pid=os.getpid())
-        book.beat(stop)
+    if journal is not None:
+        journal.event("started", pid=os.getpid())
+        journal.beat(stop)
     try:
-        outcome = _train(folder, book, stop)
+        outcome = _work(folder, journal, stop)
         if outcome == "interrupted":  # whoever interrupts does not wait; `espalier sync` delivers
             patience_s = 3.0
-        if book is not None:
-            book.event(outcome)
+        if journal is not None:
+            journal.event(outcome)
         return RESUME if outcome == "interrupted" else 0
     except LeaseLost as error:
         print(error, file=sys.stderr)
@@ -54,8 +52,10 @@ def run_cell(folder: Path) -> int:
     except Exception as error:
         text = traceback.format_exc()
         with suppress(OSError):  # a full disk does not take its own obituary
-            if book is not None:
-                book.event("failed", error=type(error).__name__, message=str(error), traceback=text)
+            if journal is not None:
+                journal.event(
+                    "failed", error=type(error).__name__, message=str(error), traceback=text
+                )
         print(str(error) if isinstance(error, EspalierError) else text, file=sys.stderr)
         return FAILED
     finally:
@@ -74,50 +74,30 @@ def _feed_server(folder: Path) -> subprocess.Popen[bytes] | None:
     return start_feeder(cell.config, only=cell.fingerprint)
 
 
-def _train(folder: Path, book: Journal | None, stop: StopFlag) -> str:
+def _work(folder: Path, journal: Journal | None, stop: StopFlag) -> Outcome:
+    """Do the cell's work, in a process set up as its config says."""
     import torch  # noqa: PLC0415
 
-    from runner.learn.trainer import Trainer  # noqa: PLC0415
-    from runner.machine.environment import changes, describe, first_of  # noqa: PLC0415
+    from runner.machine.environment import first_of  # noqa: PLC0415
     from runner.machine.ranks import Ranks  # noqa: PLC0415
     from runner.records.cells import load_cell  # noqa: PLC0415
 
     cell = load_cell(folder)
-    cfg = cell.config
-    first = first_of(folder)
-    threads = cfg.train.threads or first.get("threads", torch.get_num_threads())
-    torch.set_num_threads(min(threads, os.cpu_count() or 1))
-    if cfg.train.deterministic:
+    train = cell.config.train
+    wanted = (train.threads if train else None) or first_of(folder).get("threads", torch.get_num_threads())  # fmt: skip
+    torch.set_num_threads(min(wanted, os.cpu_count() or 1))
+    if train and train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    if cfg.train.compile:  # on this machine's own disk, and kept from cell to cell
+    if train and train.compile:  # on this machine's own disk, and kept from cell to cell
         cache = Path(tempfile.gettempdir()) / f"espalier-inductor-{getpass.getuser()}"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-    ranks = Ranks(cfg.train.device)
-    trainer = Trainer(cell, book, ranks)
-    if book is not None:
-        facts = describe() | {"world": ranks.world, "device": str(ranks.device)}
-        facts |= {"parallel": cfg.train.parallel, "compile": cfg.train.compile}
-        facts["micro_batch"] = trainer.micro_batch
-        odd = changes(first, facts)
-        if odd:
-            book.event("not_bit_identical", changes=odd)
-            print(f"resumed, but not bit-identically: {'; '.join(odd)}", file=sys.stderr)
-        (book.attempt / "environment.json").write_text(json.dumps(facts, indent=1))
-        _write_summary(folder, trainer)
-        _watch_system(book, trainer, cfg.track.system_every_s)
-    outcome = trainer.fit(stop.is_set)
+    ranks = Ranks(train.device if train else "auto")
+    if journal is not None:
+        _watch_system(journal, cell.config.track.system_every_s)
+    outcome: Outcome = cell.config.work.run(cell, cell.inputs, journal, ranks, stop.is_set)
     ranks.leave()
     return outcome
-
-
-def _write_summary(folder: Path, trainer: Any) -> None:
-    """What analysis reads and never recomputes."""
-    (folder / "summary.json").write_text(json.dumps(asdict(trainer.budget), indent=1))
-    table = [asdict(choice) for choice in trainer.precision.table]
-    if table:
-        (folder / "precision.json").write_text(json.dumps(table, indent=1))
-    (folder / "tokenizer.json").write_text(trainer.corpus.tokenizer.dumps(), encoding="utf-8")
 
 
 def _stop_on_signals() -> StopFlag:
@@ -133,7 +113,7 @@ def _stop_on_signals() -> StopFlag:
     return stop
 
 
-def _watch_system(book: Journal, trainer: Any, every_s: float) -> None:
+def _watch_system(journal: Journal, every_s: float) -> None:
     process = psutil.Process()
 
     def watch() -> None:
@@ -145,7 +125,7 @@ def _watch_system(book: Journal, trainer: Any, every_s: float) -> None:
                 "system/memory_available_bytes": psutil.virtual_memory().available,
             } | _gpu_readings()
             with suppress(OSError):  # training itself meets the full disk, and says so
-                book.metrics(trainer.progress.step, values)
+                journal.metrics(journal.step, values)
             if done.wait(every_s):
                 return
 

@@ -28,7 +28,7 @@ class TrainConfig:
     Args:
         sequence_length: tokens per sample; batch_size: samples per optimiser step, over all ranks.
         steps, tokens, flops, tokens_per_parameter: the budget, at most one; none means 20 tokens
-            per parameter (of experts and tables, those that a token meets). steps=0 only evaluates: with `upstream`, a finished run on other data.
+            per parameter (of experts and tables, those that a token meets).
         clip: largest gradient norm (None: no clipping).
         diverged_nats, diverged_window: the run ends as `diverged` where the median loss of a window
             of steps lies so far above the best such median.
@@ -79,14 +79,14 @@ class TrainConfig:
             "sequence_length": 1,
             "batch_size": 1,
             "log_every": 1,
-            "steps": 0,
+            "steps": 1,
         }.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"train.{name}={value} must be at least {least}")
 
     def num_steps(self, num_active_parameters: int, flops_per_sequence: int) -> int:
-        """Return the optimiser steps that the budget buys, at least 1; `steps` itself may be 0."""
+        """Return the optimiser steps that the budget buys, at least 1."""
         per_step = self.sequence_length * self.batch_size
         if self.steps is not None:
             return self.steps

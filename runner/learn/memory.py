@@ -9,13 +9,15 @@ import json
 import weakref
 from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kernels.philox import NoiseKey
-from runner.learn.trainer import recompute_blocks
+from runner.learn.optim.build import build_optimizers
+from runner.learn.setup import recompute_blocks
 from runner.records.config import RunConfig, freeze
 
 # Resident size of a CPU process = _PROCESS (interpreter, torch, thread pools) + slack x tensors (holes
@@ -26,18 +28,18 @@ _KNOWN: dict[str, int] = {}
 _DECIDING = ("model", "precision", "task", "optim", "train", "eval", "data", "resources")
 
 
-def predicted_bytes(run: RunConfig, vocab_size: int, *, gpu: bool = False) -> int:
-    """Return the expected peak memory of one rank of `run` in bytes.
+def predicted_bytes(run: RunConfig, vocab_size: int, *, steps: int = 1, gpu: bool = False) -> int:
+    """Return the expected peak memory in bytes of one rank that takes `steps` (0: it only reads its model).
 
     Simplifications: with train.parallel=fsdp and train.compile it is what ddp and eager would take,
     an upper bound; with data.num_workers their own processes are not counted.
     """
     plain = freeze(run)
     science = {key: plain[key] for key in _DECIDING}
-    trains = run.train.steps != 0  # with steps=0 a model is read, no more
+    trains = steps > 0
     for changes_nothing in ("steps", "tokens", "flops", "tokens_per_parameter", "checkpoint"):
         science["train"].pop(changes_nothing)
-    science["data"] = run.data.mask_documents
+    science["data"] = getattr(run.data, "mask_documents", False)
     # Rates and seeds allocate nothing: cells that differ in numbers of the optimiser share an answer.
     science["optim"] = {k: v for k, v in science["optim"].items() if not isinstance(v, float)}
     key = json.dumps([science, vocab_size, trains], sort_keys=True)
@@ -59,17 +61,18 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, steps: int) -> int:
         precision.prepare(model)
         if train.activation_checkpointing:
             recompute_blocks(model)
-        optimizers, average = run.optim.build(model), train.average.build(model)
+        optimizers, average = build_optimizers(run.optim, model), train.average.build(model)
+        task = run.task.build(model, _AnyTokenizer(vocab), {})
 
         def forward(samples: int) -> Any:
             tokens = torch.zeros(samples, train.sequence_length, dtype=torch.long)
             batch = {"tokens": tokens, "targets": tokens.clone(), "documents": tokens.clone()}
             batch["index"] = torch.zeros(samples, dtype=torch.long)
+            if not getattr(run.data, "mask_documents", False):
+                del batch["documents"]
             noise = NoiseKey(seed=0, step=0, samples=batch["index"])
             with precision.autocast(noise):
-                return run.task.loss(
-                    model, batch, mask_documents=run.data.mask_documents, noise=noise
-                )
+                return task.loss(model, batch, noise)
 
         for step in range(steps):  # the second has the optimiser's state from the beginning
             for _ in range(min(2, share // micro)):
@@ -83,6 +86,16 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, steps: int) -> int:
         with torch.no_grad():
             forward(run.eval.batch_size)
     return int(storages.peak)
+
+
+class _AnyTokenizer:
+    """What a task may ask of a tokenizer that is not made yet."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size, self.eos = vocab_size, vocab_size - 1
+
+    def bytes_per_id(self) -> np.ndarray:
+        return np.ones(self.vocab_size, dtype=np.int32)
 
 
 class _Storages(TorchDispatchMode):

@@ -1,89 +1,91 @@
 """The training loop: one function for every model, task and precision.
 
-A step is: micro-batches forward and backward, gradients normalised by the global count of target
-tokens, clip, schedule, update. All randomness is addressed by (seed, step, sample), so a run that
-is killed and resumed computes the same bits.
+A step is: micro-batches forward and backward, gradients normalised by the task's count over all of
+them, clip, schedule, update. All randomness is addressed by (seed, step, sample), so a run that is
+killed and resumed computes the same bits.
 """
 
-import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as recompute
 
 from kernels.philox import NoiseKey
-from models.language_model import LanguageModel
 from models.pretrained import load_weights
-from runner.data.order import Corpus, training_loader
+from runner.data.order import training_loader
 from runner.data.pretrained import folder_of
-from runner.evaluate.internals import induction
-from runner.evaluate.validation import sample_text, validate_details, validate_loss
+from runner.evaluate.evaluations import Evaluations
+from runner.evaluate.validation import to_device
+from runner.learn.optim.build import build_optimizers
 from runner.learn.profiler import StepProfiler
+from runner.learn.setup import Setup, set_up
 from runner.machine.errors import CheckpointError, ConfigError, LeaseLost
-from runner.machine.ranks import Ranks, whole
-from runner.machine.storage import write_whole
-from runner.records import checkpoint
+from runner.machine.ranks import Ranks, gather_full
+from runner.records import checkpoint, contracts
 from runner.records.budget import budget, flops_per_sequence
 from runner.records.cells import Cell
+from runner.records.contracts import Batch, Inputs, Outcome
 from runner.records.journal import Journal
-from runner.records.new_checkpoints import last_evaluated, new_checkpoints
 
 
 @dataclass
 class Progress:
-    """All that a resume needs beside weights and optimiser; saved as JSON."""
+    """All that a resume needs beside weights and optimiser; saved as JSON.
+
+    Args:
+        best: the best value of the task's measure, and `best_step` where it was.
+    """
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     best_median: float = math.inf
-    best_val_loss: float = math.inf
+    best: float | None = None
     best_step: int | None = None
     wall_s: float = 0.0
+
+
+def read_progress(state: dict[str, Any]) -> Progress:
+    """Return the progress in a checkpoint's state.json, of any release."""
+    known = dict(state)
+    earlier = known.pop("best_val_loss", math.inf)  # what `best` was called
+    if math.isfinite(earlier):
+        known["best"] = earlier
+    return Progress(**known)
 
 
 class Trainer:
     """One run of one cell in one process (of possibly several)."""
 
-    def __init__(self, cell: Cell, journal: Journal | None, ranks: Ranks) -> None:
+    def __init__(self, cell: Cell, inputs: Inputs, journal: Journal | None, ranks: Ranks) -> None:
         cfg = cell.config
-        self.cfg, self.run, self.journal, self.ranks = cfg, cell.folder, journal, ranks
-        hashes = [source["content"] for source in cell.science["data.sources"]]
-        cache = Path(cfg.root) / "data_cache"
-        self.corpus: Corpus = cfg.data.build(cfg.tokenizer, cache, hashes)
-        vocab, seq = self.corpus.tokenizer.vocab_size, cfg.train.sequence_length
-        self.device = ranks.device
-        cfg.model.check(vocab, seq)
-        self.model: LanguageModel = cfg.model.build(vocab, cfg.seed).to(self.device)
-        self.model.read_vocabulary(self.corpus.tokenizer.texts)
+        self.cfg, self.run, self.inputs = cfg, cell.folder, inputs
+        self.journal, self.ranks, self.device = journal, ranks, ranks.device
+        self.setup: Setup = set_up(cell, inputs, ranks, journal)
+        self.corpus, self.model, self.task = self.setup.corpus, self.setup.model, self.setup.task
+        self.precision = self.setup.precision
+        vocab = self.corpus.tokenizer.vocab_size
         self.budget = budget(cfg, vocab)
         self.flops_per_sequence, self.flops_per_sequence_causal = flops_per_sequence(cfg, vocab)
         self.steps = self.budget.steps
-        self.precision = cfg.precision.build(self.device)
-        self.precision.prepare(self.model)
-        cfg.train.check(ranks.world)
         share = cfg.train.batch_size // ranks.world
         self.micro_batch = min(share, cfg.train.micro_batch or share)  # samples of one forward pass
-        if cfg.train.activation_checkpointing:
-            recompute_blocks(self.model)
-        if ranks.world > 1 and cfg.train.parallel == "fsdp":
-            ranks.shard(self.model)
-        self.optimizers = cfg.optim.build(self.model)
+        self.optimizers = build_optimizers(cfg.optim, self.model)
         self.average = cfg.train.average.build(self.model)
         self.wrapped = ranks.wrap(self.model)
         # Only training steps are compiled: evaluation and sampling have other shapes.
         self.forward_model = torch.compile(self.wrapped) if cfg.train.compile else self.wrapped
         self.profiler = StepProfiler(journal.attempt) if journal and cfg.train.profile else None
+        self.evaluations = Evaluations(cfg.eval, cell.fingerprint)
         self.progress, self._saved_step = Progress(), -1
         self._restore()
 
-    def fit(self, stop: Callable[[], bool]) -> str:
+    def fit(self, stop: Callable[[], bool]) -> Outcome:
         """Train to the budget; return finished, diverged or interrupted (`stop` came true)."""
         self._last_save = self._mark = time.monotonic()
         self._marked_step, self._wait_s, self._aside_s = self.progress.step, 0.0, 0.0
@@ -105,64 +107,54 @@ class Trainer:
             self._report(loss, norm)
         if self.profiler is not None:
             self.profiler.stop()
-        if not self.steps:
-            return self._only_evaluate(stop)
         self._save()
         return "finished"
 
-    def _only_evaluate(self, stop: Callable[[], bool]) -> str:
-        """Evaluate the upstream run or imported model, or with `follow` each checkpoint as it comes."""
-        start, harness = self.cfg.upstream, self.cfg.eval.harness
-        if start is None or not harness.follow:
-            self._evaluate(0)
-            self._ask_benchmarks(0)
-            self._save()
-            return "finished"
-        for saved in new_checkpoints(self.run.parent / start.run, self.progress.step, stop):
-            try:
-                checkpoint.load_weights(saved, self.model, average=start.take == "average")
-            except FileNotFoundError:
-                continue  # a newer one has taken its place
-            self.progress.step = int(saved.name)
-            self._evaluate(self.progress.step)
-            self._ask_benchmarks(self.progress.step)
-        return "interrupted" if stop() else "finished"
-
-    def _step(self, batches: Iterator[dict[str, Tensor]]) -> tuple[float, float]:
-        cfg, step = self.cfg.train, self.progress.step
-        waited = time.monotonic()
-        micro = [
-            next(batches) for _ in range(cfg.batch_size // self.ranks.world // self.micro_batch)
-        ]
-        self._wait_s += time.monotonic() - waited
-        count = self.ranks.sum(sum(int((b["targets"] >= 0).sum()) for b in micro))
+    def _step(self, batches: Iterator[Batch]) -> tuple[float, float]:
+        step = self.progress.step
+        micro = self._drawn(batches)
+        count = self.ranks.sum(sum(float(contracts.count(self.task, b)) for b in micro))
         factor = self.cfg.schedule.factor(step, self.steps)
         self.precision.begin(step, self.steps)
         total = torch.zeros((), device=self.device)
         self._statistics: dict[str, Tensor] = {}
         for index, batch in enumerate(micro):
-            batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
             noise = NoiseKey(seed=self.cfg.seed, step=step, samples=batch["index"])
             with self.ranks.sync_if(self.wrapped, index == len(micro) - 1):
                 with self.precision.autocast(noise):
-                    out = self.cfg.task.loss(
-                        # A look at operands cannot be compiled.
-                        self.wrapped if self.precision.probing else self.forward_model, batch,
-                        mask_documents=self.cfg.data.mask_documents, noise=noise,
-                    )  # fmt: skip
+                    # A look at operands cannot be compiled.
+                    model = self.wrapped if self.precision.probing else self.forward_model
+                    out = self.task.loss(model, batch, noise)
                 # DDP averages over ranks; times world makes it the sum that `count` divides.
-                (out.total * (self.ranks.world / count)).backward()
-            total += out.nll.sum().detach()
+                torch.autograd.backward(out.total * (self.ranks.world / count))
+            total += (out.nll.sum() if out.reported is None else out.reported).detach()
             for name, value in out.statistics.items():
                 share = value.detach() / len(micro)
                 self._statistics[name] = self._statistics.get(name, 0.0) + share
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.clip or math.inf))
+        norm = gather_full(
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.train.clip or math.inf)
+        )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return self.ranks.sum(float(total)) / count, float(norm)
+
+    def _drawn(self, batches: Iterator[Batch]) -> Sequence[Batch]:
+        """Return the micro-batches of a step on the device, with what the task draws for them."""
+        cfg, waited = self.cfg, time.monotonic()
+        number = cfg.train.batch_size // self.ranks.world // self.micro_batch
+        micro = [next(batches) for _ in range(number)]
+        self._wait_s += time.monotonic() - waited
+        masked = getattr(cfg.data, "mask_documents", False)
+        micro = [to_device(batch, self.device, masked=masked) for batch in micro]
+        if not hasattr(self.task, "draw"):
+            return micro
+        samples = torch.cat([batch["index"] for batch in micro])
+        noise = NoiseKey(seed=cfg.seed, step=self.progress.step, samples=samples)
+        with torch.no_grad(), self.precision.autocast():
+            return contracts.draw(self.task, self.model, micro, noise)
 
     def _report(self, loss: float, norm: float) -> None:
         cfg, step = self.cfg, self.progress.step
@@ -173,11 +165,8 @@ class Trainer:
         if step % cfg.train.log_every == 0 or last:
             statistics = self.ranks.mean(self._statistics)
             self._log(step, {"loss": loss, "grad_norm": norm} | statistics | self._rates())
-        if step % cfg.eval.every == 0 or last:
-            self._evaluate(step)
-        harness = cfg.eval.harness
-        if last or (harness.every and step % harness.every == 0):
-            self._ask_benchmarks(step)
+        if self.evaluations.due(step, last=last):
+            self._evaluate(step, last=last)
         saving = cfg.train.checkpoint
         due = time.monotonic() - self._last_save >= saving.every_s
         if (saving.every_steps and step % saving.every_steps == 0) or self.ranks.any(due):
@@ -216,61 +205,32 @@ class Trainer:
         self._mark, self._marked_step, self._wait_s, self._aside_s = now, step, 0.0, 0.0
         return rates
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int, *, last: bool) -> None:
         started = time.monotonic()
-        values = self._validate()
-        if self.average is not None and self.average.copies:
+        folder = self.run if self.journal is not None else None
+        trained = self.setup.trained(step, folder, last=last)
+        validates = self.evaluations.validates(step, last=last)
+        values = self.evaluations.validate(trained) if validates else {}
+        if validates and self.average is not None and self.average.copies:
             with self.average.in_place():
-                values |= {
-                    f"{k}_average": v for k, v in self._validate().items() if k != "val_tokens"
-                }
-        if values["val_loss"] < self.progress.best_val_loss:
-            self.progress.best_val_loss, self.progress.best_step = values["val_loss"], step
-            if self.cfg.train.checkpoint.keep_best:
-                self._save()
-        if self.cfg.eval.details and step >= self.steps:
-            more, positions = validate_details(self.model, self.corpus, self.cfg, self.precision, self.device)  # fmt: skip
-            values |= more
-            if self.journal is not None:
-                write_whole(self.run / "positions.json", json.dumps(positions))
-        if self.cfg.eval.induction:
-            values |= induction(
-                self.model, self.corpus.tokenizer.vocab_size, self.cfg.train.sequence_length // 2
-            )
-        if self.cfg.eval.sample_tokens:
-            text, repeated = sample_text(self.model, self.corpus.tokenizer, self.cfg, self.device)
-            if self.journal is not None:
-                with open(self.run / "samples.txt", "a", encoding="utf-8") as stream:
-                    stream.write(f"--- step {step}\n{text}\n")
-            if math.isfinite(repeated):
-                values["sample_repetition"] = repeated
+                averaged = self.evaluations.validate(trained)
+            values |= {f"{k}_average": v for k, v in averaged.items() if k != "val_tokens"}
+        self._note_best(step, values)
+        values |= self.evaluations.further(trained)
         eval_s = time.monotonic() - started
         self._aside_s += eval_s
         self._log(step, values | {"eval_s": eval_s})
 
-    def _ask_benchmarks(self, step: int) -> None:
-        """Log the scores of `eval.harness.tasks`; evals/ of this run and of the one evaluated get them whole."""
-        harness, start = self.cfg.eval.harness, self.cfg.upstream
-        if not harness.tasks:
+    def _note_best(self, step: int, values: dict[str, float]) -> None:
+        """Save where the task's measure is better than ever."""
+        name, way = contracts.measure(self.task)
+        value, best = values.get(name), self.progress.best
+        if value is None or not math.isfinite(value):
             return
-        from runner.evaluate.harness import HarnessModel, evaluate  # noqa: PLC0415
-
-        started = time.monotonic()
-        asked = HarnessModel(
-            self.model, self.corpus.tokenizer, context=self.cfg.train.sequence_length,
-            batch_size=harness.batch_size, autocast=self.precision.autocast,
-        )  # fmt: skip
-        averaged = start is not None and start.take == "average" and not self.steps
-        report = evaluate(asked, harness, suffix="_average" if averaged else "")
-        if self.journal is not None:
-            report.write(self.run, step)
-            if start is not None and not self.steps:
-                report.write(self.run.parent / start.run, step or self._upstream_step)
-        self._aside_s += time.monotonic() - started
-        self._log(step, report.values)
-
-    def _validate(self) -> dict[str, float]:
-        return validate_loss(self.model, self.corpus, self.cfg, self.precision, self.ranks)
+        if best is None or (value < best if way == "min" else value > best):
+            self.progress.best, self.progress.best_step = value, step
+            if self.cfg.train.checkpoint.keep_best:
+                self._save()
 
     def _diverged(self) -> bool:
         cfg, seen = self.cfg.train, self.progress.losses
@@ -291,35 +251,30 @@ class Trainer:
             training_loader(
                 samples, first_step=self.progress.step, steps=self.steps,
                 batch=cfg.train.batch_size, micro=self.micro_batch, rank=self.ranks.rank,
-                world=self.ranks.world, num_workers=cfg.data.num_workers,
+                world=self.ranks.world, num_workers=getattr(cfg.data, "num_workers", 0),
             )
         )  # fmt: skip
 
     def _restore(self) -> None:
-        newest = checkpoint.newest(self.run / "checkpoints")
+        newest, start = checkpoint.newest(self.run / "checkpoints"), self.cfg.inputs.get("init")
         if newest is not None:
             self._continue_from(newest)
             self._saved_step = self.progress.step
-        elif self.cfg.eval.harness.follow and not self.steps:
-            self.progress.step = last_evaluated(self.run)
-        elif self.cfg.upstream is not None:
-            self._start_from(self.run.parent / self.cfg.upstream.run, self.cfg.upstream.take)
+        elif start is not None:
+            self._start_from(self.inputs["init"][0], start.take)
         elif self.cfg.init is not None:
             load_weights(folder_of(self.cfg.init), self.model, put=checkpoint.like)
         if self.journal is not None and self.journal.number > 1:
             self.journal.restored(self.progress.step)
 
     def _continue_from(self, saved: Path) -> None:
-        self.progress = Progress(**checkpoint.load(saved, self.model, self.optimizers))
+        self.progress = read_progress(checkpoint.load(saved, self.model, self.optimizers))
         self.precision.load(checkpoint.load_tensors(saved, "precision"))
         if self.average is not None:
             self.average.load(checkpoint.load_average(saved, self.model))
 
-    def _start_from(self, upstream: Path, take: str) -> None:
-        saved = checkpoint.newest(upstream / "checkpoints")
-        if saved is None:
-            raise CheckpointError(f"upstream.run={upstream.name} has no checkpoint in {upstream}; run it first")  # fmt: skip
-        self._upstream_step = int(saved.name)
+    def _start_from(self, run: Path, take: str) -> None:
+        saved = newest_of(run)
         if take != "everything":
             checkpoint.load_weights(saved, self.model, average=take == "average")
             return
@@ -327,12 +282,11 @@ class Trainer:
         if self.progress.step >= self.steps:
             raise ConfigError(
                 f"train.steps={self.steps} must exceed the {self.progress.step} steps that "
-                f"upstream.run={upstream.name} has behind it"
+                f"inputs.init.runs=[{run.name}] has behind it"
             )
 
     def _save(self) -> None:
-        only_evaluated = not self.steps and self.cfg.init is None
-        if self._saved_step == self.progress.step or only_evaluated:
+        if self._saved_step == self.progress.step:
             return
         self._saved_step = self.progress.step
         self._last_save = time.monotonic()
@@ -357,8 +311,15 @@ class Trainer:
             self.journal.metrics(step, values)
 
 
-def recompute_blocks(model: LanguageModel) -> None:
-    """Make every block drop its activations and compute them again in the backward pass."""
-    for block in model.blocks():
-        inner = block.forward
-        block.forward = lambda *args, inner=inner: recompute(inner, *args, use_reentrant=False)  # type: ignore[assignment, method-assign]
+def newest_of(run: Path) -> Path:
+    """Return the newest checkpoint of the run that another one starts from.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    saved = checkpoint.newest(run / "checkpoints")
+    if saved is None:
+        raise CheckpointError(
+            f"inputs.init.runs=[{run.name}] has no checkpoint in {run}; run it first"
+        )
+    return saved

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from models.language_model import LanguageModel
+from models.contract import blocks
 from runner.machine.errors import ConfigError
 from runner.machine.hardware import gpu_named
 
@@ -46,10 +46,10 @@ class Ranks:
         """True in the process that writes."""
         return self.rank == 0
 
-    def shard(self, model: LanguageModel) -> None:
+    def shard(self, model: nn.Module) -> None:
         """Turn every parameter into this rank's share of it (FSDP2): one unit a block, one the rest."""
         mesh = init_device_mesh(self.device.type, (self.world,))
-        for block in model.blocks():
+        for block in blocks(model):
             fully_shard(block, mesh=mesh)
         # Also the root lets go after its forward pass: evaluation has no backward pass to do it.
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
@@ -115,6 +115,6 @@ class Ranks:
         return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_full(tensor: Tensor) -> Tensor:
     """Return a sharded tensor gathered from all ranks (all must call), any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

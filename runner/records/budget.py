@@ -25,12 +25,13 @@ def flops_per_sequence(run: RunConfig, vocab_size: int) -> tuple[int, int]:
     return training_flops(full), training_flops(causal)
 
 
-def budget(run: RunConfig, vocab_size: int) -> Budget:
-    """Return the sizes of `run` with a tokenizer of `vocab_size`."""
+def budget(run: RunConfig, vocab_size: int, *, steps: int | None = None) -> Budget:
+    """Return the sizes of `run` with a tokenizer of `vocab_size`; `steps` in the place of what the budget buys."""
     batch, flops = run.train.batch_size, flops_per_sequence(run, vocab_size)[0]
     parameters = run.model.num_parameters(vocab_size)
     active = run.model.num_active_parameters(vocab_size)
-    steps = run.train.num_steps(active, flops)
+    if steps is None:
+        steps = run.train.num_steps(active, flops)
     return Budget(
         steps=steps,
         vocab_size=vocab_size,

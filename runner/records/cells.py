@@ -18,6 +18,7 @@ from runner.machine.errors import ConfigError, StorageError
 from runner.records import journal
 from runner.records.config import RunConfig, freeze, validate
 from runner.records.fingerprint import DIGITS, Contents, contents_of, fingerprint, science
+from runner.records.inputs import check_references
 
 SCHEMA = 1
 _RUN_ID = 32  # digits of an MLflow run id
@@ -81,6 +82,7 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     for label, node in points:
         try:
             run = validate(with_origin(node))
+            _check_references(run)
         except ConfigError as error:
             problems.append(f"{label}: {error}" if label else str(error))
             continue
@@ -94,6 +96,14 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return list(cells.values())
+
+
+def _check_references(run: RunConfig) -> None:
+    """Refuse data that name an input which the run does not have."""
+    named = {f"data.sources.{i}.path": getattr(source, "path", None) for i, source in enumerate(getattr(run.data, "sources", ()))}  # fmt: skip
+    named["data.weights"] = getattr(run.data, "weights", None)
+    for key, value in named.items():
+        check_references(key, str(value or ""), run.inputs)
 
 
 def _with_whole_fingerprints(run: RunConfig) -> RunConfig:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from runner.machine.errors import CheckpointError
-from runner.machine.ranks import whole
+from runner.machine.ranks import gather_full
 from runner.machine.storage import refused
 
 Files = dict[str, dict[str, Tensor]]
@@ -41,7 +41,7 @@ def gather(
     gathered: Files = {file: {} for file in files}
     for file, tensors in files.items():
         for name, tensor in tensors.items():
-            value = whole(tensor.detach())
+            value = gather_full(tensor.detach())
             if keep:
                 gathered[file][name] = value.cpu().contiguous()
     return gathered
@@ -202,6 +202,7 @@ def _optimizer_tensors(
         for number, (optimizer, names) in enumerate(_named(model, optimizers))
         for parameter, name in names.items()
         for slot, value in optimizer.state[parameter].items()
+        if isinstance(value, Tensor)  # others (None, a count) are made anew
     }
 
 

@@ -107,7 +107,7 @@ def science(run: RunConfig, contents: Contents) -> dict[str, Any]:
     for path, value in _configs(run):
         if f"{path}._target_" not in keys:
             continue
-        keys[f"{path}.numerics"] = type(value).numerics
+        keys[f"{path}.numerics"] = _numerics(value, run)
         keys[f"{path}._target_"] = released_name(type(value))
         for field in dataclasses.fields(value):
             default = field.metadata.get("neutral", dataclasses.MISSING)
@@ -117,6 +117,12 @@ def science(run: RunConfig, contents: Contents) -> dict[str, Any]:
         keys["eval.harness.data"] = contents.benchmarks
     keys |= {f"{path}.content": digest for path, digest in contents.others}
     return {RENAMES.get(k, k): v for k, v in (keys | _derived(run)).items()}
+
+
+def _numerics(cfg: Any, run: RunConfig) -> int:
+    """Return the revision of the numbers that `cfg` produces; a class may tell it by the model (`numerics_with`)."""
+    told = getattr(cfg, "numerics_with", None)
+    return int(told(run.model)) if told is not None else int(type(cfg).numerics)
 
 
 def _as_first_released_eval(run: RunConfig, node: dict[str, Any]) -> None:

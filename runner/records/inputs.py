@@ -114,7 +114,7 @@ def changed_inputs(run: Path) -> list[str]:
     return found
 
 
-def single_values(file: Path) -> list[float]:
+def numbers_in(file: Path) -> list[float]:
     """Return the list of numbers that a JSON file holds.
 
     Raises:

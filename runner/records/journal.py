@@ -149,6 +149,7 @@ class Journal:
         truncate_torn_line(self.metrics_file)
         self._metrics = open(self.metrics_file, "ab", buffering=0)  # noqa: SIM115
         self._one_writes = threading.Lock()
+        self.step = 0  # of the last metrics: readings of the machine are filed under it
 
     def beat(self, stop: StopFlag) -> None:
         """Show from now on that this holder lives.
@@ -165,11 +166,13 @@ class Journal:
                 (self.attempt / "heartbeat").touch()
             time.sleep(_BEAT_S)
             if self.superseded():
-                os.write(2, b"another worker took this cell over; ending without a trace\n")
+                os.write(
+                    2, b"another worker holds this cell now; exiting, nothing more is written\n"
+                )
                 os._exit(HELD)
 
     def superseded(self) -> bool:
-        """True where a later attempt has a holder: this one was taken for dead."""
+        """True once a newer attempt holds the lease: stop writing."""
         return int(attempts(self.run)[-1].name) > self.number
 
     def close(self) -> None:
@@ -183,6 +186,7 @@ class Journal:
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Record `values` at `step`; non-finite floats are written as JSON's NaN and Infinity."""
+        self.step = step
         self._write({"step": step, "time": time.time(), "attempt": self.number, **values})
 
     def restored(self, step: int) -> None:

@@ -22,8 +22,8 @@ from runner.learn.memory import predicted_bytes
 from runner.machine import environment
 from runner.machine.errors import ConfigError, StorageError
 from runner.machine.hardware import gpu_named
-from runner.records import journal
-from runner.records.budget import Budget, budget
+from runner.records import contracts, journal
+from runner.records.budget import Budget
 from runner.records.cells import Cell
 from runner.records.metrics import latest
 from runner.views import disk
@@ -63,8 +63,7 @@ class Planned:
         summary = self.cell.folder / "summary.json"
         if summary.exists():
             return Budget(**json.loads(summary.read_text()))
-        vocab = self.cell.config.tokenizer.planned_vocab_size()
-        return None if vocab is None else budget(self.cell.config, vocab)
+        return contracts.plan(self.cell.config.work, self.cell.config)
 
     @property
     def flops(self) -> int | None:
@@ -74,6 +73,8 @@ class Planned:
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
         """The resolved precision; ValueError where it does not fit the model."""
+        if self.cell.config.precision is None or self.cell.config.model is None:
+            return ()
         vocab = self.budget.vocab_size if self.budget else 256
         return resolve(self.cell.config, vocab)
 
@@ -84,7 +85,9 @@ class Planned:
             return None
         run = self.cell.config
         try:
-            return predicted_bytes(run, self.budget.vocab_size, gpu=bool(run.resources.gpus))
+            return predicted_bytes(
+                run, self.budget.vocab_size, steps=self.budget.steps, gpu=bool(run.resources.gpus)
+            )
         except Exception:  # a model that looks at values cannot be walked through without them
             return None
 
@@ -109,7 +112,8 @@ class Planned:
         if known:
             return self.flops / known, self.flops / known
         gpu = gpu_named(resources.gpu) if resources.gpu else None
-        peak = gpu.peak(self.cell.config.precision.compute) if gpu else None
+        precision = self.cell.config.precision
+        peak = gpu.peak(precision.compute) if gpu and precision else None
         if peak is None:
             return None
         low, high = (peak * resources.num_processes * share for share in _MFU)
@@ -120,7 +124,7 @@ class Planned:
         """Why the cell cannot run, with the key to change."""
         run, resources = self.cell.config, self.cell.config.resources
         gpu = gpu_named(resources.gpu) if resources.gpu else None
-        if gpu and gpu.peak(run.precision.compute) is None:
+        if gpu and run.precision and gpu.peak(run.precision.compute) is None:
             return f"precision.compute={run.precision.compute} is not supported by resources.gpu={resources.gpu}"
         try:
             self.choices  # noqa: B018
@@ -198,7 +202,7 @@ def plan(cells: Sequence[Cell]) -> list[Table | str]:
 
 def _continued(cell: Cell, before: Sequence[Planned]) -> int:
     """Return the FLOPs of the run that `cell` goes on with, 0 where it begins anew."""
-    start = cell.config.upstream
+    start = cell.config.inputs.get("init")
     if start is None or start.take != "everything":
         return 0
     planned = [row.budget.flops for row in before if row.cell.fingerprint == start.run and row.budget]  # fmt: skip

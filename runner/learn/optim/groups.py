@@ -6,27 +6,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.language_model import LanguageModel
+from models.contract import embeddings, filters, heads, learning_rate_scales, lookups
 from runner.learn.optim.groups_config import AdamWConfig, MuonConfig
 
 Groups = list[dict[str, Any]]
 
 
-def adamw(cfg: AdamWConfig, model: LanguageModel) -> list[torch.optim.Optimizer]:
+def adamw(cfg: AdamWConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
     """Return AdamW for all parameters of `model`."""
     return [_adamw(cfg, _groups(cfg, model, model.named_parameters()))]
 
 
-def muon_and_adamw(cfg: MuonConfig, model: LanguageModel) -> list[torch.optim.Optimizer]:
+def muon_and_adamw(cfg: MuonConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of layers, AdamW for all else."""
     from runner.learn.optim.muon import Muon  # noqa: PLC0415  (its DTensor takes 0.8 s)
 
     matrices: list[tuple[str, nn.Parameter]] = []
     rest: list[tuple[str, nn.Parameter]] = []
-    lookups = model.lookup_parameters()
+    others = lookups(model) | embeddings(model) | heads(model) | filters(model)
     for name, parameter in model.named_parameters():
-        inner = parameter.ndim == 2 and not name.startswith(("embedding", "positions", "head"))
-        inner = inner and name not in lookups
+        inner = parameter.ndim == 2 and name not in others
         (matrices if inner else rest).append((name, parameter))
     groups = _groups(cfg, model, matrices, lr=cfg.muon_lr)
     muon = Muon(groups, lr=cfg.muon_lr, momentum=cfg.momentum)
@@ -38,17 +37,17 @@ def _adamw(cfg: AdamWConfig, groups: Groups) -> torch.optim.Optimizer:
 
 
 def _groups(
-    cfg: AdamWConfig, model: LanguageModel, named: Iterable[tuple[str, nn.Parameter]],
+    cfg: AdamWConfig, model: nn.Module, named: Iterable[tuple[str, nn.Parameter]],
     lr: float | None = None,
 ) -> Groups:  # fmt: skip
     """Group by (decay, learning-rate scale); `base_lr` is what the schedule multiplies."""
-    scales, lookups = model.learning_rate_scales(), model.lookup_parameters()
+    scales, tables, embedded = learning_rate_scales(model), lookups(model), embeddings(model)
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in named:
         decays = parameter.ndim >= 2 or cfg.decay_vectors
-        if name.startswith(("embedding", "positions")) and not cfg.decay_embeddings:
+        if name in embedded and not cfg.decay_embeddings:
             decays = False
-        decays = decays and name not in lookups
+        decays = decays and name not in tables
         key = (cfg.weight_decay if decays else 0.0, scales.get(name, 1.0))
         groups.setdefault(key, []).append(parameter)
     base = cfg.lr if lr is None else lr

@@ -1,6 +1,6 @@
 """AdamW and Muon as data."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.config import config
 
@@ -47,6 +47,10 @@ class MuonConfig(AdamWConfig):
 
     muon_lr: float = 3e-3
     momentum: float = 0.95
+
+    def numerics_with(self, model: Any) -> int:
+        """Return the revision of the numbers for a model's config: 1 took filters of convolutions as matrices."""
+        return 2 if getattr(model, "has_filters", False) else 1
 
     def build(self, model: "LanguageModel") -> "list[Optimizer]":
         """Return [Muon, AdamW], each parameter in exactly one."""

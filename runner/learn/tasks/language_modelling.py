@@ -1,25 +1,40 @@
 """Next-token prediction."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-from models.config import config
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from kernels.philox import NoiseKey
+from models.contract import token_loss
+from models.language_model import TokenLoss
+from runner.records.contracts import Batch, Measure
 
-    from kernels.philox import NoiseKey
-    from models.language_model import LanguageModel, TokenLoss
 
+class LanguageModelling:
+    """Every target of a batch counts alike: `tokens`, `targets` (-100: none), `documents` where they are masked."""
 
-@config
-class LanguageModellingConfig:
-    """Every next token is a target."""
+    measure: Measure = ("val_loss", "min")
 
-    def loss(
-        self, model: "LanguageModel", batch: "dict[str, Tensor]", *, mask_documents: bool,
-        noise: "NoiseKey | None",
-    ) -> "TokenLoss":  # fmt: skip
-        """Return the summed loss of a batch of samples (`tokens`, `targets`, `documents`)."""
-        documents = batch["documents"] if mask_documents else None
-        loss: TokenLoss = model(batch["tokens"], batch["targets"], documents=documents, noise=noise)
-        return loss
+    def __init__(self, tokenizer: Any) -> None:
+        self.bytes_per_id = torch.from_numpy(tokenizer.bytes_per_id())
+
+    def loss(self, model: Any, batch: Batch, noise: NoiseKey | None) -> TokenLoss:
+        """Return the summed loss of a batch."""
+        return token_loss(
+            model, batch["tokens"], batch["targets"], documents=batch.get("documents"), noise=noise
+        )
+
+    def validate(self, model: Any, batch: Batch) -> dict[str, tuple[float, float]]:
+        """Return `val_loss` (nats, tokens) and `val_bits_per_byte` (nats, bytes)."""
+        found = token_loss(
+            model, batch["tokens"], batch["targets"], documents=batch.get("documents")
+        )
+        nats, targets = float(found.nll.double().sum()), batch["targets"].cpu()
+        return {
+            "val_loss": (nats, int((targets >= 0).sum())),
+            "val_bits_per_byte": (nats, self._bytes(targets)),
+        }
+
+    def _bytes(self, targets: Tensor) -> int:
+        return int(self.bytes_per_id[targets[targets >= 0]].sum())

@@ -1,0 +1,44 @@
+"""The data of a run, files that other runs made for it included."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from runner.records.config import RunConfig
+from runner.records.contracts import Inputs
+from runner.records.inputs import PREFIX, file_of, numbers_in, sha256
+from runner.records.journal import Journal
+
+
+def build_corpus(cfg: RunConfig, inputs: Inputs, hashes: list[str], journal: Journal | None) -> Any:
+    """Return the corpus of `cfg`; what is read of `inputs` is noted in the journal with its sha256.
+
+    Args:
+        hashes: of the sources, frozen with the cell; of a file of an input the content could not be frozen.
+
+    Raises:
+        DataError: an input has no such output, or weights of another number than there are sources.
+    """
+    data = cfg.data
+    sources = list(getattr(data, "sources", ()))
+    for index, source in enumerate(sources):
+        path = str(getattr(source, "path", None) or "")
+        if path.startswith(PREFIX):
+            file = _read(path, inputs, journal)
+            sources[index] = replace(source, path=str(file))
+            hashes = [*hashes[:index], sources[index].content_hash(), *hashes[index + 1 :]]
+    weights = getattr(data, "weights", None)
+    if weights is not None:
+        sources = data.weighed(numbers_in(_read(weights, inputs, journal)))
+        data = replace(data, weights=None)
+    if sources:
+        data = replace(data, sources=tuple(sources))
+    return data.build(cfg.tokenizer, Path(cfg.root) / "data_cache", hashes)
+
+
+def _read(reference: str, inputs: Inputs, journal: Journal | None) -> Path:
+    file = file_of(reference, inputs)
+    if journal is not None:
+        run = file.parent.parent.name
+        journal.event("read", run=run, output=file.name, sha256=sha256(file))
+    return file

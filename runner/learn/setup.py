@@ -1,0 +1,64 @@
+"""A run's model, data, precision and task, ready on this process's device: for training and for evaluation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from models.contract import blocks, read_vocabulary
+from models.precision import Precision
+from runner.learn.corpus import build_corpus
+from runner.machine.ranks import Ranks
+from runner.records import contracts
+from runner.records.cells import Cell
+from runner.records.config import RunConfig
+from runner.records.contracts import Inputs, Task, Trained
+from runner.records.journal import Journal
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a process has before its first step. `model` is not wrapped for several processes yet."""
+
+    cfg: RunConfig
+    corpus: Any
+    model: Any
+    precision: Precision
+    task: Task
+    ranks: Ranks
+
+    def trained(self, step: int, folder: Path | None, *, last: bool) -> Trained:
+        """Return the model as evaluations see it."""
+        return Trained(
+            model=self.model, task=self.task, corpus=self.corpus, cfg=self.cfg,
+            precision=self.precision, ranks=self.ranks, step=step, last=last, folder=folder,
+        )  # fmt: skip
+
+
+def set_up(cell: Cell, inputs: Inputs, ranks: Ranks, journal: Journal | None) -> Setup:
+    """Return the initialised model of `cell` and what it needs; the files that it reads of inputs are noted."""
+    cfg = cell.config
+    hashes = [source["content"] for source in cell.science["data.sources"]]
+    corpus = build_corpus(cfg, inputs, hashes, journal)
+    vocab = corpus.tokenizer.vocab_size
+    contracts.check(cfg.model, vocab, cfg.train.sequence_length)
+    model = cfg.model.build(vocab, cfg.seed).to(ranks.device)
+    read_vocabulary(model, corpus.tokenizer.texts)
+    precision = cfg.precision.build(ranks.device)
+    precision.prepare(model)
+    cfg.train.check(ranks.world)
+    if cfg.train.activation_checkpointing:
+        recompute_blocks(model)
+    if ranks.world > 1 and cfg.train.parallel == "fsdp":
+        ranks.shard(model)
+    task = cfg.task.build(model, corpus.tokenizer, inputs)
+    return Setup(cfg, corpus, model, precision, task, ranks)
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Make every block drop its activations and compute them again in the backward pass."""
+    for block in blocks(model):
+        inner = block.forward
+        block.forward = lambda *args, inner=inner: recompute(inner, *args, use_reentrant=False)  # type: ignore[assignment, method-assign]

@@ -1,0 +1,80 @@
+"""Evaluation as a kind of work: of a run that has ended, of a model made elsewhere, or of a run as it trains."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from models.pretrained import load_weights
+from runner.data.pretrained import folder_of
+from runner.evaluate.evaluations import Evaluations
+from runner.learn.setup import Setup, set_up
+from runner.learn.trainer import newest_of
+from runner.machine.ranks import Ranks
+from runner.records import checkpoint
+from runner.records.budget import budget
+from runner.records.cells import Cell
+from runner.records.contracts import Inputs, Outcome
+from runner.records.journal import Journal
+from runner.records.new_checkpoints import last_evaluated, new_checkpoints
+from runner.work.notes import note_environment, write_summary
+
+
+def evaluate(
+    cell: Cell, inputs: Inputs, journal: Journal | None, ranks: Ranks, stop: Callable[[], bool]
+) -> Outcome:
+    """Evaluate the model that `cell` takes of its input or of `init`."""
+    cfg, setup = cell.config, set_up(cell, inputs, ranks, journal)
+    taken = cfg.inputs.get("init")
+    live = taken is not None and taken.live
+    if journal is not None:
+        note_environment(journal, cell, ranks, micro_batch=cfg.eval.batch_size)
+        vocab = setup.corpus.tokenizer.vocab_size
+        sizes = budget(cfg, vocab, steps=0)
+        write_summary(cell.folder, sizes, setup.precision, setup.corpus.tokenizer)
+    done = last_evaluated(cell.folder) if live else 0
+    if journal is not None and journal.number > 1:
+        journal.restored(done)
+    if taken is None:
+        return _of_a_model_from_elsewhere(cell, setup, journal)
+    run, average = inputs["init"][0], taken.take == "average"
+    if not live:
+        saved = newest_of(run)
+        checkpoint.load_weights(saved, setup.model, average=average)
+        _evaluate(cell, setup, journal, 0, (run, int(saved.name)), average=average)
+        return "finished"
+    for saved in new_checkpoints(run, done, stop):
+        try:
+            checkpoint.load_weights(saved, setup.model, average=average)
+        except FileNotFoundError:
+            continue  # a newer one has taken its place
+        step = int(saved.name)
+        _evaluate(cell, setup, journal, step, (run, step), average=average)
+    return "interrupted" if stop() else "finished"
+
+
+def _of_a_model_from_elsewhere(cell: Cell, setup: Setup, journal: Journal | None) -> Outcome:
+    """Evaluate the model of `init`, and keep it as a checkpoint: other runs start from this one."""
+    if cell.config.init is not None:
+        load_weights(folder_of(cell.config.init), setup.model, put=checkpoint.like)
+    _evaluate(cell, setup, journal, 0, None)
+    files = checkpoint.gather(setup.model, [], {}, keep=journal is not None)
+    if journal is not None and cell.config.init is not None:
+        checkpoint.save(cell.folder / "checkpoints", files, {"step": 0})
+        journal.event("checkpointed", step=0)
+    return "finished"
+
+
+def _evaluate(
+    cell: Cell, setup: Setup, journal: Journal | None, step: int, scored: tuple[Path, int] | None, *,
+    average: bool = False,
+) -> None:  # fmt: skip
+    """Log all values at `step`; the run `scored`, at its step, gets the scores too."""
+    started, evaluations = time.monotonic(), Evaluations(cell.config.eval, cell.fingerprint)
+    folder = cell.folder if journal is not None else None
+    trained = replace(
+        setup.trained(step, folder, last=True), scored=scored, suffix="_average" if average else ""
+    )
+    values = evaluations.validate(trained) | evaluations.further(trained)
+    if journal is not None:
+        journal.metrics(step, values | {"eval_s": time.monotonic() - started})

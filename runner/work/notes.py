@@ -1,0 +1,36 @@
+"""What a run notes of itself before its first step."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from models.precision import Precision
+from runner.machine.environment import changes, describe, first_of
+from runner.machine.ranks import Ranks
+from runner.records.budget import Budget
+from runner.records.cells import Cell
+from runner.records.journal import Journal
+
+
+def note_environment(journal: Journal, cell: Cell, ranks: Ranks, **facts: Any) -> None:
+    """Write environment.json of this attempt; say where bits will differ from those of the first one."""
+    train, first = cell.config.train, first_of(cell.folder)
+    known = describe() | {"world": ranks.world, "device": str(ranks.device)} | facts
+    if train is not None:
+        known |= {"parallel": train.parallel, "compile": train.compile}
+    differing = changes(first, known)
+    if differing:
+        journal.event("not_bit_identical", changes=differing)
+        print(f"resumed, but not bit-identically: {'; '.join(differing)}", file=sys.stderr)
+    (journal.attempt / "environment.json").write_text(json.dumps(known, indent=1))
+
+
+def write_summary(folder: Path, budget: Budget, precision: Precision, tokenizer: Any) -> None:
+    """Write summary.json, precision.json and tokenizer.json: what analysis reads and never recomputes."""
+    (folder / "summary.json").write_text(json.dumps(asdict(budget), indent=1))
+    table = [asdict(choice) for choice in precision.table]
+    if table:
+        (folder / "precision.json").write_text(json.dumps(table, indent=1))
+    (folder / "tokenizer.json").write_text(tokenizer.dumps(), encoding="utf-8")

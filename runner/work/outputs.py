@@ -1,0 +1,21 @@
+"""The files that a kind of work leaves in outputs/ for other runs."""
+
+from pathlib import Path
+
+from runner.machine.storage import write_whole
+from runner.records.inputs import sha256
+from runner.records.journal import Journal
+
+
+def write_output(run: Path, name: str, text: str, journal: Journal) -> Path:
+    """Write `text` to outputs/`name` of a run and its sha256 to the journal; return the file."""
+    file = run / "outputs" / name
+    file.parent.mkdir(exist_ok=True)
+    write_whole(file, text)
+    note_output(file, journal)
+    return file
+
+
+def note_output(file: Path, journal: Journal) -> None:
+    """Write the sha256 of a finished output to the journal."""
+    journal.event("wrote", output=file.name, sha256=sha256(file), bytes=file.stat().st_size)
