@@ -4,14 +4,14 @@ Beside its fields a config class may carry
     numerics   an integer, raised when the numbers its class produces change: part of the fingerprint
     neutral(v) a field added later: at `v` it does not count in the fingerprint
     execution(v)   a field that cannot change a result: it never counts
-    any_config(), any_configs()   fields that hold configs of any class
+    any_config(), any_configs(), configs_of(cls)   fields that hold configs of any class
     released_as   the import path under which it was first used, where a package of somebody else's has
                   moved it (and left an import at the old path); ours stand in `models/moves.py`
 """
 
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 from models.moves import released, today
@@ -46,6 +46,11 @@ def any_config() -> Any:
 def any_configs() -> Any:
     """Declare a field that is a dict of such configs; the empty one is neutral."""
     return field(default_factory=dict, hash=False, metadata={"neutral": {}, "configs": True})
+
+
+def configs_of(cls: type[Any]) -> Any:
+    """Declare a field that is a tuple of `cls` configs, or of any class that its `_target_` names."""
+    return field(metadata={"items": cls})
 
 
 def with_inner(path: str, cfg: Any) -> Iterator[tuple[str, Any]]:
@@ -93,10 +98,7 @@ def plain(value: Any, *, target: bool = False) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
         head = {"_target_": _path(cls)} if target else {}
-        return head | {
-            f.name: plain(getattr(value, f.name), target=f.metadata.get("configs", False))
-            for f in fields(cls)
-        }
+        return head | {f.name: _plain_field(f, getattr(value, f.name)) for f in fields(cls)}
     if isinstance(value, (list, tuple)):
         return [plain(item, target=target) for item in value]
     if isinstance(value, Mapping):
@@ -106,6 +108,13 @@ def plain(value: Any, *, target: bool = False) -> Any:
     raise TypeError(
         f"{value!r} cannot be frozen: configs hold numbers, strings, lists and mappings"
     )
+
+
+def _plain_field(item: Field[Any], value: Any) -> Any:
+    default = item.metadata.get("items")
+    if default is not None:
+        return [plain(part, target=type(part) is not default) for part in value]
+    return plain(value, target=item.metadata.get("configs", False))
 
 
 def thaw(cls: type[T], given: Mapping[str, Any]) -> T:

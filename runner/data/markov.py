@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from runner.data.corpus import Sample
 from runner.data.markov_config import MarkovConfig
-from runner.data.order import Sample, to_sample
-from runner.data.synthetic import MadeCorpus, generator
+from runner.data.order import to_sample
+from runner.data.synthetic import SyntheticCorpus, generator
 from runner.data.tokenizers import SymbolTokenizer
 
 
@@ -126,7 +127,7 @@ def counting(
 
 def _held_out(cfg: MarkovConfig, vocab_size: int, seq: int, max_tokens: int) -> np.ndarray:
     """Return the validation sequences with the last target of each."""
-    corpus = MadeCorpus(cfg, SymbolTokenizer(vocab_size))
+    corpus = SyntheticCorpus(cfg, SymbolTokenizer(vocab_size))
     batches = corpus.held_out(seq, cfg.num_val, max_tokens)
     ids = torch.cat([torch.cat((b["tokens"], b["targets"][:, -1:]), dim=1) for b in batches])
     return ids.numpy()

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from models.config import config, execution
-from runner.data.synthetic_config import Half, MadeConfig
+from runner.data.synthetic_config import Half, SyntheticConfig
 from runner.data.tokenizers_config import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ _MOST_ENTRIES = {False: 1 << 24, True: 1 << 18}  # of the table, of that of each
 
 
 @config
-class MarkovConfig(MadeConfig):
+class MarkovConfig(SyntheticConfig):
     """Sequences of a chain, each of `train.sequence_length` tokens and never seen twice; goes with tokenizer=symbols.
 
     Args:
@@ -52,7 +52,7 @@ class MarkovConfig(MadeConfig):
             )
 
     def examples(self, vocab_size: int, seq: int, seed: int, half: Half) -> "MarkovSamples":
-        """See `MadeConfig`."""
+        """See `SyntheticConfig`."""
         from runner.data.markov import MarkovSamples  # noqa: PLC0415
 
         address = (seed, 1) if half == "train" else (self.data_seed, 2)

@@ -6,43 +6,19 @@ starts at another offset so that window borders move.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from runner.data.tokenizers import Tokenizer
+from runner.data.corpus import Sample
 from runner.machine.errors import DataError
 
 if TYPE_CHECKING:
     from runner.data.tokens import TokenFile
 
 _BLOCK = 1024
-Sample = dict[str, Tensor]
-
-
-class Corpus(Protocol):
-    """What there is to train and validate on."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """What its ids stand for."""
-        ...
-
-    @property
-    def bytes_per_counted_byte(self) -> float:
-        """Bytes of validation text for each byte that its tokens spell; 1 for a lossless tokenizer."""
-        ...
-
-    def samples(self, seq: int, seed: int) -> Dataset[Sample]:
-        """Return sample i of training for every i: `tokens`, `targets` (-100: none), `documents`, `index`."""
-        ...
-
-    def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[Sample]:
-        """Yield the batches of validation, always the same ones."""
-        ...
 
 
 class TrainingSamples(Dataset[Sample]):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from runner.data.order import Sample
+from runner.data.corpus import Sample
 from runner.data.recall_config import RecallConfig
 from runner.data.synthetic import generator
 from runner.data.synthetic_config import Half

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from models.config import config, execution
-from runner.data.synthetic_config import Half, MadeConfig
+from runner.data.synthetic_config import Half, SyntheticConfig
 from runner.data.tokenizers_config import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @config
-class RecallConfig(MadeConfig):
+class RecallConfig(SyntheticConfig):
     """Examples of associative recall, each of `train.sequence_length` tokens; goes with tokenizer=symbols.
 
     Args:
@@ -47,7 +47,7 @@ class RecallConfig(MadeConfig):
             )
 
     def examples(self, vocab_size: int, seq: int, seed: int, half: Half) -> "RecallSamples":
-        """See `MadeConfig`."""
+        """See `SyntheticConfig`."""
         from runner.data.recall import RecallSamples  # noqa: PLC0415
 
         return RecallSamples(self, vocab_size, seq, seed, half)

@@ -1,4 +1,4 @@
-"""Data that are made while training: numbers by a rule, with tokenizer=symbols and no text anywhere."""
+"""Synthetic data sets, generated on the fly: numbers by a rule, with tokenizer=symbols."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from runner.data.order import Sample
-from runner.data.synthetic_config import MadeConfig
+from runner.data.corpus import Sample
+from runner.data.synthetic_config import SyntheticConfig
 from runner.data.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
-class MadeCorpus:
-    """See `MadeConfig`, and `Corpus`."""
+class SyntheticCorpus:
+    """See `SyntheticConfig`, and `Corpus`."""
 
-    cfg: MadeConfig
+    cfg: SyntheticConfig
     tokenizer: Tokenizer
     bytes_per_counted_byte: float = 1.0
 

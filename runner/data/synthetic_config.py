@@ -1,4 +1,4 @@
-"""What the configs of synthetic data share."""
+"""What the configs of synthetic data sets share."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -9,14 +9,14 @@ from runner.data.tokenizers_config import TokenizerConfig
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-    from runner.data.order import Sample
-    from runner.data.synthetic import MadeCorpus
+    from runner.data.corpus import Sample
+    from runner.data.synthetic import SyntheticCorpus
 
 Half = Literal["train", "val"]
 
 
-class MadeConfig:
-    """What the configs of such data share; each says what its examples are.
+class SyntheticConfig:
+    """Base of the configs of synthetic data sets; each says what its examples are.
 
     Args:
         name: of its node in conf/data. num_val: examples of validation.
@@ -41,12 +41,12 @@ class MadeConfig:
 
     def build(
         self, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
-    ) -> "MadeCorpus":
+    ) -> "SyntheticCorpus":
         """Return the corpus."""
-        from runner.data.synthetic import MadeCorpus  # noqa: PLC0415
+        from runner.data.synthetic import SyntheticCorpus  # noqa: PLC0415
 
-        return MadeCorpus(self, tokenizer.build(()))
+        return SyntheticCorpus(self, tokenizer.build(()))
 
     def examples(self, vocab_size: int, seq: int, seed: int, half: Half) -> "Dataset[Sample]":
-        """Return example i for every i: of training in the order of `seed`, of validation always the same."""
+        """Return the dataset whose item i is example i: of training in the order of `seed`, of validation always the same."""
         raise NotImplementedError

@@ -4,11 +4,10 @@ Every tokenizer has one end-of-document id, `eos`, and knows how many bytes of t
 for, so that losses can be given in bits per byte.
 """
 
-import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -39,18 +38,6 @@ class Tokenizer(ABC):
 
         A tokenizer that normalises text or drops white space gives less than the text has.
         """
-
-    def texts(self) -> list[str]:
-        """Return what each id stands for; `<id>` where that is nothing, or a part of a character."""
-        found = [self.decode([index]) for index in range(self.vocab_size)]
-        return [
-            text if text and "\ufffd" not in text else f"<{index}>"
-            for index, text in enumerate(found)
-        ]
-
-    def identity(self) -> str:
-        """Return a hash that differs where the tokenizer differs."""
-        return hashlib.sha256(self.dumps().encode()).hexdigest()[:32]
 
     @abstractmethod
     def dumps(self) -> str:
@@ -179,16 +166,17 @@ def _surface(token: str) -> str:
     return token.removeprefix("##").replace("▁", " ")
 
 
-def loads(text: str) -> Tokenizer:
-    """Return the tokenizer that `Tokenizer.dumps` wrote."""
-    data: dict[str, Any] = json.loads(text)
-    if data["kind"] == "bytes":
-        return ByteTokenizer()
-    if data["kind"] == "char":
-        return CharTokenizer(data["characters"])
-    if data["kind"] == "symbols":
-        return SymbolTokenizer(data["vocab_size"])
-    return SubwordTokenizer(data["json"], data["eos"], data.get("padded"))
+_KINDS: dict[str, Callable[[dict[str, Any]], Tokenizer]] = {
+    "bytes": lambda _: ByteTokenizer(),
+    "char": lambda data: CharTokenizer(data["characters"]),
+    "symbols": lambda data: SymbolTokenizer(data["vocab_size"]),
+    "subword": lambda data: SubwordTokenizer(data["json"], data["eos"], data.get("padded")),
+}
+
+
+def loads(data: dict[str, Any]) -> Tokenizer:
+    """Return the tokenizer of ours whose `dumps` was this JSON."""
+    return _KINDS[data["kind"]](data)
 
 
 def train_subwords(cfg: TokenizerConfig, documents: Iterable[str]) -> SubwordTokenizer:

@@ -16,13 +16,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from runner.data.order import Sample, TrainingSamples, validation_batches
-from runner.data.sources import SourceConfig
-from runner.data.tokenizers import Tokenizer, loads
+from models.config import plain
+from runner.data.corpus import (
+    Sample,
+    bytes_per_id,
+    content_hash,
+    identity,
+    loads,
+    name_of,
+    needs_text,
+    weight_of,
+)
+from runner.data.order import TrainingSamples, validation_batches
+from runner.data.tokenizers import Tokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.data.tokens_config import DataConfig
 from runner.machine.errors import DataError, EspalierError
@@ -81,31 +92,33 @@ def prepare(
         DataError: the text has changed since.
     """
     hashes = hashes if hashes is not None else data.content_hash()
-    trained_on = hashes if tokenizer.needs_text() else []
-    stamp = json.dumps([_spec(tokenizer), tokenizer.content_hash(), trained_on, _split(data)])
+    trained_on = hashes if needs_text(tokenizer) else []
+    stamp = json.dumps([_spec(tokenizer), content_hash(tokenizer) or "", trained_on, _split(data)])
     name = hashlib.sha256(stamp.encode()).hexdigest()[:16]
     chosen = _once(cache / f"tokenizer-{name}", lambda f: _train(f, data, hashes, tokenizer))
-    model = loads((chosen / "tokenizer.json").read_text(encoding="utf-8"))
+    model: Tokenizer = loads((chosen / "tokenizer.json").read_text(encoding="utf-8"))
     train, val = [], []
     for source, content in zip(data.sources, hashes, strict=True):
-        key = f"2{content}{model.identity()}{_split(data)}"
+        key = f"2{content}{identity(model)}{_split(data)}"
         place = cache / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         job = partial(_tokenise, source=source, content=content, data=data, model=model)
         folder = _once(place, job)
         train.append(_open(folder, "train", model))
         val.append(_open(folder, "val", model))
-    return TextCorpus(model, train, val, [source.weight for source in data.sources])
+    return TextCorpus(model, train, val, [weight_of(source) for source in data.sources])
 
 
-def _unchanged(source: SourceConfig, frozen: str) -> None:
-    if source.content_hash() != frozen:
+def _unchanged(source: Any, frozen: str) -> None:
+    if (content_hash(source) or "") != frozen:
         raise DataError(
-            f"{source.path or source.format} has changed since the cell was frozen; put the text back, or "
+            f"{name_of(source)} has changed since the cell was frozen; put the text back, or "
             "run the sweep again: the new text makes a new cell"
         )
 
 
-def _spec(tokenizer: TokenizerConfig) -> list[object]:
+def _spec(tokenizer: Any) -> list[object]:
+    if not isinstance(tokenizer, TokenizerConfig):
+        return [plain(tokenizer, target=True)]
     return [tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_token, tokenizer.train_documents]
 
 
@@ -135,7 +148,7 @@ def _once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 def _train(folder: Path, data: DataConfig, hashes: list[str], tokenizer: TokenizerConfig) -> None:
     def documents() -> Iterator[str]:
-        left = tokenizer.train_documents
+        left = getattr(tokenizer, "train_documents", None)
         for source, content in zip(data.sources, hashes, strict=True):
             _unchanged(source, content)
             for text in source.documents():
@@ -157,14 +170,12 @@ def _halves(text: str, data: DataConfig) -> tuple[str, str]:
     return ("", text) if draw < data.val_fraction else (text, "")
 
 
-def _tokenise(
-    folder: Path, source: SourceConfig, content: str, data: DataConfig, model: Tokenizer
-) -> None:
+def _tokenise(folder: Path, source: Any, content: str, data: DataConfig, model: Tokenizer) -> None:
     _unchanged(source, content)
     dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
     starts: dict[str, list[int]] = {"train": [], "val": []}
     length, size, counted = ({"train": 0, "val": 0} for _ in range(3))
-    lengths = model.bytes_per_id()
+    lengths = bytes_per_id(model)
     with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
         files = {"train": train, "val": val}
         for text in source.documents():
@@ -180,7 +191,7 @@ def _tokenise(
     for half, count in length.items():
         if not count:
             raise DataError(
-                f"{source.path or source.format}: the {half} split is empty ({len(starts['train'])} "
+                f"{name_of(source)}: the {half} split is empty ({len(starts['train'])} "
                 "training documents); use data.split=tail or another data.val_fraction"
             )
         np.save(folder / f"{half}.offsets.npy", np.array(starts[half], dtype=np.int64))

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from models.config import config, execution, neutral
+from models.config import config, configs_of, execution, neutral
+from runner.data.corpus import content_hash
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.machine.errors import DataError
@@ -21,7 +22,7 @@ class DataConfig:
     """The training and validation text.
 
     Args:
-        sources: where the text comes from, mixed by weight.
+        sources: where the text comes from, mixed by weight; a source of another class names it as `_target_`.
         val_fraction: share held out for validation.
         split: documents (each document is wholly in one half, chosen by its hash) or tail (the last
             part of every document: for a body of text that is one document).
@@ -30,7 +31,7 @@ class DataConfig:
         num_workers: loader processes (0: in the training process).
     """
 
-    sources: tuple[SourceConfig, ...]
+    sources: tuple[Any, ...] = configs_of(SourceConfig)
     val_fraction: float = 0.05
     split: str = "documents"
     mask_documents: bool = False
@@ -45,7 +46,7 @@ class DataConfig:
         if self.split not in ("documents", "tail"):
             raise ValueError(f"split={self.split!r} must be documents or tail")
 
-    def weighed(self, weights: Sequence[float]) -> list[SourceConfig]:
+    def weighed(self, weights: Sequence[float]) -> list[Any]:
         """Return the sources with other weights.
 
         Raises:
@@ -61,7 +62,7 @@ class DataConfig:
 
     def content_hash(self) -> list[str]:
         """Return the content hash of each source, in order."""
-        return [source.content_hash() for source in self.sources]
+        return [content_hash(source) or "" for source in self.sources]
 
     def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
         """Accept every tokenizer and length: what is too short for them only the text can say."""

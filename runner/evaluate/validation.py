@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from runner.data.order import Sample
+from runner.data.corpus import Sample, bytes_per_counted_byte
 from runner.records.contracts import Trained
 
 _BITS = "bits_per_byte"
@@ -25,7 +25,9 @@ def validate(trained: Trained) -> dict[str, float]:
     # Sharded parameters are gathered in every forward pass, so all ranks make the same number of
     # them; who has no batch of its own left repeats the last one without counting it.
     for mine, batch in dealt(batches, ranks.rank, ranks.world):
-        on_device = to_device(batch, ranks.device, masked=cfg.data.mask_documents)
+        on_device = to_device(
+            batch, ranks.device, masked=getattr(cfg.data, "mask_documents", False)
+        )
         with trained.precision.autocast():
             values = trained.task.validate(trained.model, on_device)
         if mine:
@@ -39,7 +41,7 @@ def validate(trained: Trained) -> dict[str, float]:
     for name, (total, number) in sorted(sums.items()):
         total, number = ranks.sum(total), ranks.sum(number)
         if name.endswith(_BITS):
-            number = math.log(2) * max(1.0, number * corpus.bytes_per_counted_byte)
+            number = math.log(2) * max(1.0, number * bytes_per_counted_byte(corpus))
         found[name] = total / number if number else math.nan
     return found | {"val_tokens": int(ranks.sum(tokens))}
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from runner.data.corpus import loads, name_of, weight_of
 from runner.records.cells import Cell
 from runner.records.config import flatten
 from runner.records.metrics import latest
@@ -18,8 +19,10 @@ def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | No
     found = latest(folder, *_MEASURED)
     measured = [[name, f"{found[name]:.6g}"] for name in _MEASURED if name in found]
     sources = [
-        [source.path or source.format, f"{source.weight:g}", content["content"]]
-        for source, content in zip(cfg.data.sources, cell.science["data.sources"], strict=True)
+        [name_of(source), f"{weight_of(source):g}", content["content"]]
+        for source, content in zip(
+            getattr(cfg.data, "sources", ()), cell.science["data.sources"], strict=True
+        )
     ]
     front = ["---", f"license: {license_name or 'unknown'}", "library_name: transformers", "tags: [espalier]"]  # fmt: skip
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
@@ -61,9 +64,7 @@ def _number(value: float | None) -> str:
 
 
 def _eos(folder: Path) -> int:
-    from runner.data.tokenizers import loads  # noqa: PLC0415
-
-    return loads((folder / "tokenizer.json").read_text(encoding="utf-8")).eos
+    return int(loads((folder / "tokenizer.json").read_text(encoding="utf-8")).eos)
 
 
 def _read(file: Path) -> Any:

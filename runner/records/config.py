@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.config import config, execution, execution_keys, plain
 from models.config import target_class as named_class
+from runner.data.corpus import planned_vocab_size
 from runner.machine.errors import ConfigError
 from runner.records.contracts import check, reads
 from runner.records.earlier_configs import as_of_today
@@ -84,9 +85,17 @@ def _build_node(path: str, node: Any) -> Any:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"{path}={node!r} must be a mapping with `_target_: package.ConfigClass`")
     cls = target_class(path, str(node["_target_"]))
-    return typed(
-        path, cls, {k: _inner(f"{path}.{k}", v) for k, v in node.items() if k != "_target_"}
-    )
+    values = {k: _inner(f"{path}.{k}", v) for k, v in node.items() if k != "_target_"}
+    for item in dataclasses.fields(cls):
+        default, given = item.metadata.get("items"), values.get(item.name)
+        if default is not None and isinstance(given, (list, tuple)):
+            values[item.name] = tuple(
+                typed(f"{path}.{item.name}.{index}", default, part)
+                if isinstance(part, Mapping)
+                else part
+                for index, part in enumerate(given)
+            )
+    return typed(path, cls, values)
 
 
 def _inner(path: str, value: Any) -> Any:
@@ -95,6 +104,8 @@ def _inner(path: str, value: Any) -> Any:
         if "_target_" in value:
             return _build_node(path, value)
         return {key: _inner(f"{path}.{key}", item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_inner(f"{path}.{index}", item) for index, item in enumerate(value)]
     return value
 
 
@@ -165,7 +176,7 @@ def _cross_check(run: RunConfig) -> None:
         if run.train is not None:
             run.train.check(run.resources.num_processes)
         if run.tokenizer is not None and run.train is not None:
-            vocab, seq = run.tokenizer.planned_vocab_size(), run.train.sequence_length
+            vocab, seq = planned_vocab_size(run.tokenizer), run.train.sequence_length
             check(run.model, vocab or 1, seq)
             check(run.data, run.tokenizer, seq)
     except ValueError as error:

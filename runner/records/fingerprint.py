@@ -14,6 +14,7 @@ from typing import Any
 
 from models.config import couples_samples, execution_keys, plain, released_name, with_inner
 from runner.data import pretrained
+from runner.data.corpus import content_hash, weight_of
 from runner.records.config import NODES, RunConfig, execution_half, flatten, freeze, is_among
 from runner.records.earlier_configs import EVALUATE, TRAIN
 
@@ -47,20 +48,16 @@ def contents_of(run: RunConfig) -> Contents:
     """Return the hashes of what `run` reads: this reads the files."""
     harness = getattr(run.eval, "harness", None)
     return Contents(
-        tokenizer=_content_hash(run.tokenizer) or "",
+        tokenizer=content_hash(run.tokenizer) or "",
         init=pretrained.content_hash(run.init) if run.init else "",
         benchmarks=harness.content_hash() if harness is not None and harness.tasks else "",
-        sources=tuple(_content_hash(run.data) or ()),
+        sources=tuple(content_hash(run.data) or ()),
         others=tuple(
-            (path, _content_hash(cfg))
+            (path, content_hash(cfg))
             for path, cfg in _configs(run)
             if path not in ("data", "tokenizer") and hasattr(cfg, "content_hash")
         ),
     )
-
-
-def _content_hash(cfg: Any) -> Any:
-    return cfg.content_hash() if hasattr(cfg, "content_hash") else None
 
 
 def _configs(run: RunConfig) -> Iterator[tuple[str, Any]]:
@@ -88,7 +85,7 @@ def science(run: RunConfig, contents: Contents) -> dict[str, Any]:
     node = freeze(run)
     execution = execution_half(node)
     if run.data is not None:
-        weights = [source.weight for source in getattr(run.data, "sources", ())]
+        weights = [weight_of(source) for source in getattr(run.data, "sources", ())]
         weights += [1.0] * (len(contents.sources) - len(weights))
         node["data"]["sources"] = [
             {"content": digest, "weight": weight}
@@ -183,7 +180,7 @@ def evaluation_key(run: str, evaluation: Any) -> str:
         "_target_": released_name(type(evaluation)),
         "numerics": type(evaluation).numerics,
     }
-    return fingerprint(keys | {"content": _content_hash(evaluation)})
+    return fingerprint(keys | {"content": content_hash(evaluation)})
 
 
 def earlier_fingerprint(keys: Mapping[str, Any]) -> str | None:

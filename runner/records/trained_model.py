@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from models.language_model import LanguageModel
-from runner.data.tokenizers import Tokenizer, loads
+from runner.data.corpus import loads
+from runner.data.tokenizers import Tokenizer
 from runner.machine.errors import CheckpointError
 from runner.records import checkpoint
 from runner.records.cells import load_cell

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from models.config import config
+from runner.data.corpus import planned_vocab_size
 from runner.records.contracts import Inputs, Outcome
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class TrainWork:
         """Return the sizes of the run; None while the vocabulary is unknown."""
         from runner.records.budget import budget  # noqa: PLC0415
 
-        vocab = run.tokenizer.planned_vocab_size()
+        vocab = planned_vocab_size(run.tokenizer)
         return None if vocab is None else budget(run, vocab)
 
     def run(
@@ -43,7 +44,7 @@ class EvaluateWork:
         """Return the sizes of the model; it takes no step."""
         from runner.records.budget import budget  # noqa: PLC0415
 
-        vocab = run.tokenizer.planned_vocab_size()
+        vocab = planned_vocab_size(run.tokenizer)
         return None if vocab is None else budget(run, vocab, steps=0)
 
     def run(

@@ -8,6 +8,7 @@ from torch import Tensor
 from kernels.philox import NoiseKey
 from models.contract import token_loss
 from models.language_model import TokenLoss
+from runner.data.corpus import bytes_per_id
 from runner.records.contracts import Batch, Measure
 
 
@@ -17,7 +18,7 @@ class LanguageModelling:
     measure: Measure = ("val_loss", "min")
 
     def __init__(self, tokenizer: Any) -> None:
-        self.bytes_per_id = torch.from_numpy(tokenizer.bytes_per_id())
+        self.bytes_per_id = torch.from_numpy(bytes_per_id(tokenizer))
 
     def loss(self, model: Any, batch: Batch, noise: NoiseKey | None) -> TokenLoss:
         """Return the summed loss of a batch."""

@@ -8,7 +8,7 @@ import torch
 
 from runner.data.markov import Chain, chain_of, counting, entropy
 from runner.data.markov_config import MarkovConfig
-from runner.data.synthetic import MadeCorpus
+from runner.data.synthetic import SyntheticCorpus
 from runner.data.tokenizers_config import TokenizerConfig
 
 SYMBOLS = TokenizerConfig(kind="symbols", vocab_size=4)
@@ -18,7 +18,7 @@ def _cfg(**options: float) -> MarkovConfig:
     return MarkovConfig(**options)  # type: ignore[arg-type]
 
 
-def _corpus(cfg: MarkovConfig) -> MadeCorpus:
+def _corpus(cfg: MarkovConfig) -> SyntheticCorpus:
     return cfg.build(SYMBOLS, Path("unused"))
 
 
