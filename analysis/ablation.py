@@ -17,9 +17,16 @@ def first_word(row: "pd.Series[Any]") -> str:
 
 
 def ablate(
-    runs: Runs, *, choice: Callable[["pd.Series[Any]"], str], baseline: str, pair: list[str],
-    metric: str = "val_loss", folder: Path, name: str, title: str,
-) -> list[Path]:  # fmt: skip
+    runs: Runs,
+    *,
+    choice: Callable[["pd.Series[Any]"], str],
+    baseline: str,
+    pair: list[str],
+    metric: str = "val_loss",
+    folder: Path,
+    name: str,
+    title: str,
+) -> list[Path]:
     """Compare choices with a baseline; write results.csv beside `folder` and the forest plot into it.
 
     Args:
@@ -31,13 +38,20 @@ def ablate(
     table = beside_baseline(done, key="choice", baseline=baseline, metric=metric, pair=pair)
     level = table.set_index("choice")["mean"][baseline]
     gap = table[table["choice"] != baseline].rename(columns={"choice": "value"})
-    return _write(runs, gap.assign(n=gap["pairs"]), table, level, baseline, metric, folder, name, title)  # fmt: skip
+    return _write(
+        runs, gap.assign(n=gap["pairs"]), table, level, baseline, metric, folder, name, title
+    )
 
 
 def effects(
-    runs: Runs, *, factors: dict[str, tuple[str, Any, Any]], metric: str = "val_loss", folder: Path,
-    name: str, title: str,
-) -> list[Path]:  # fmt: skip
+    runs: Runs,
+    *,
+    factors: dict[str, tuple[str, Any, Any]],
+    metric: str = "val_loss",
+    folder: Path,
+    name: str,
+    title: str,
+) -> list[Path]:
     """Return the main effects of a full factorial grid: each factor on minus off, paired in all others.
 
     Args:
@@ -62,9 +76,16 @@ def effects(
 
 
 def _write(
-    runs: Runs, gap: pd.DataFrame, results: pd.DataFrame, level: float, baseline: str, metric: str,
-    folder: Path, name: str, title: str,
-) -> list[Path]:  # fmt: skip
+    runs: Runs,
+    gap: pd.DataFrame,
+    results: pd.DataFrame,
+    level: float,
+    baseline: str,
+    metric: str,
+    folder: Path,
+    name: str,
+    title: str,
+) -> list[Path]:
     results = results.assign(percent=100 * results["difference"] / level)
     print(results.to_string(index=False))
     results.to_csv(folder.parent / "results.csv", index=False)

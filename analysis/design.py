@@ -50,8 +50,13 @@ class Design:
 
 
 def design(
-    found: Fit, shapes: pd.DataFrame, *, budget: float, target: float, steps: int = 12,
-) -> Design:  # fmt: skip
+    found: Fit,
+    shapes: pd.DataFrame,
+    *,
+    budget: float,
+    target: float,
+    steps: int = 12,
+) -> Design:
     """Choose runs for `budget` FLOPs that best determine the loss of the compute-optimal run at `target` FLOPs.
 
     Args:
@@ -62,27 +67,42 @@ def design(
         ValueError: no run fits the budget, or the fit has no bootstraps.
     """
     if len(found.draws) < 100:
-        raise ValueError(f"{len(found.draws)} bootstraps do not say how the parameters vary; at least 100")  # fmt: skip
+        raise ValueError(
+            f"{len(found.draws)} bootstraps do not say how the parameters vary; at least 100"
+        )
     best = {k: float(v) for k, v in compute_optimal(found.law.named(found.theta), target).items()}
     points = _candidates(found, shapes, budget, steps)
     slopes = _slopes(found, points["n"].to_numpy(), points["d"].to_numpy())
     wanted = _slopes(found, np.array([best["n"]]), np.array([best["d"]]))[0]
     covariance = np.cov(found.draws, rowvar=False)
-    both = [_greedy(points, slopes, wanted, covariance, found.noise**2, budget, power) for power in (1.0, 0.0)]  # fmt: skip
+    both = [
+        _greedy(points, slopes, wanted, covariance, found.noise**2, budget, power)
+        for power in (1.0, 0.0)
+    ]
     chosen = min(both, key=lambda rows: rows[-1]["se_after"] if rows else np.inf)
     if not chosen:
         raise ValueError(
             f"no run of the {len(shapes)} shapes within {budget:.3g} FLOPs lowers the variance at {target:.3g} FLOPs "
             f"by {_LEAST:.0%}: raise the budget or add larger shapes"
         )
-    loss = float(found.law.predict(found.theta, {"n": np.array([best["n"]]), "d": np.array([best["d"]])})[0])  # fmt: skip
+    loss = float(
+        found.law.predict(found.theta, {"n": np.array([best["n"]]), "d": np.array([best["d"]])})[0]
+    )
     before = float(np.sqrt(wanted @ covariance @ wanted))
-    return Design(pd.DataFrame(chosen), before, chosen[-1]["se_after"], best | {"flops": target, "loss": loss})  # fmt: skip
+    return Design(
+        pd.DataFrame(chosen), before, chosen[-1]["se_after"], best | {"flops": target, "loss": loss}
+    )
 
 
 def _greedy(
-    points: pd.DataFrame, slopes: Array, wanted: Array, covariance: Array, noise: float, budget: float, power: float
-) -> list[dict[str, Any]]:  # fmt: skip
+    points: pd.DataFrame,
+    slopes: Array,
+    wanted: Array,
+    covariance: Array,
+    noise: float,
+    budget: float,
+    power: float,
+) -> list[dict[str, Any]]:
     """Return the runs chosen one after another by reduction of the variance over cost ** `power`."""
     left, chosen = budget, []
     variance = float(wanted @ covariance @ wanted)
@@ -101,7 +121,10 @@ def _greedy(
         along = spread[index]
         covariance = covariance - np.outer(along, along) / (noise + along @ slopes[index])
         variance = float(wanted @ covariance @ wanted)
-        chosen.append({str(k): v for k, v in points.iloc[index].items()} | {"seed": int(uses[index]), "se_after": float(np.sqrt(variance))})  # fmt: skip
+        chosen.append(
+            {str(k): v for k, v in points.iloc[index].items()}
+            | {"seed": int(uses[index]), "se_after": float(np.sqrt(variance))}
+        )
     return chosen
 
 
@@ -141,7 +164,9 @@ def _candidates(found: Fit, shapes: pd.DataFrame, budget: float, steps: int) -> 
     points = pd.DataFrame(rows)
     points = points[points["flops"] <= budget].reset_index(drop=True)
     if points.empty:
-        raise ValueError(f"{budget:.3g} FLOPs pay for no run of these shapes at {ratios.min():.3g} or more tokens per parameter")  # fmt: skip
+        raise ValueError(
+            f"{budget:.3g} FLOPs pay for no run of these shapes at {ratios.min():.3g} or more tokens per parameter"
+        )
     return points
 
 

@@ -41,14 +41,24 @@ class Envelope:
             "exponents": self.exponents.set_index("quantity").to_dict(orient="index"),
             "unused_share": self.unused,
             "runs": int(self.curves["run"].nunique()),
-            "switches": self.points.groupby("n")["flops"].agg(["min", "max"]).reset_index().to_dict(orient="records"),
-        }  # fmt: skip
+            "switches": self.points.groupby("n")["flops"]
+            .agg(["min", "max"])
+            .reset_index()
+            .to_dict(orient="records"),
+        }
 
 
 def envelope(
-    curves: pd.DataFrame, *, run: str, n: str, flops: str, loss: str, width: float = 0.1,
-    bootstraps: int = 500, seed: int = 0,
-) -> Envelope:  # fmt: skip
+    curves: pd.DataFrame,
+    *,
+    run: str,
+    n: str,
+    flops: str,
+    loss: str,
+    width: float = 0.1,
+    bootstraps: int = 500,
+    seed: int = 0,
+) -> Envelope:
     """Fit the lower envelope of training curves.
 
     Args:
@@ -60,7 +70,9 @@ def envelope(
         ValueError: fewer than three sizes, or none but the ends is ever on the envelope.
     """
     require(curves, [run, n, flops, loss])
-    table = pd.DataFrame({"run": curves[run], "n": curves[n], "flops": curves[flops], "loss": curves[loss]}).dropna()  # fmt: skip
+    table = pd.DataFrame(
+        {"run": curves[run], "n": curves[n], "flops": curves[flops], "loss": curves[loss]}
+    ).dropna()
     table = table[(table["flops"] > 0) & (table["loss"] > 0)].sort_values(["run", "flops"])
     sizes = np.sort(table["n"].unique())
     if len(sizes) < 3:
@@ -79,12 +91,23 @@ def envelope(
             continue  # a resample without a middle size says nothing
     low, high = np.quantile(slopes, [0.025, 0.975]) if len(slopes) > 1 else (np.nan, np.nan)
     exponents = pd.DataFrame(
-        [("n", slope, low, high, np.exp(start)), ("tokens", 1 - slope, 1 - high, 1 - low, np.exp(-start) / 6)],
+        [
+            ("n", slope, low, high, np.exp(start)),
+            ("tokens", 1 - slope, 1 - high, 1 - low, np.exp(-start) / 6),
+        ],
         columns=["quantity", "exponent", "low", "high", "coefficient"],
-    )  # fmt: skip
+    )
     points["run"] = [groups[i][0] for i in points["run"]]
-    shown = [pd.DataFrame({"run": name, "n": part["n"].iloc[0], "flops": grid, "loss": line}) for (name, part), line in zip(groups, smooth, strict=True)]  # fmt: skip
-    return Envelope(points, pd.concat(shown, ignore_index=True).dropna(), exponents, float(1 - points["used"].mean()))  # fmt: skip
+    shown = [
+        pd.DataFrame({"run": name, "n": part["n"].iloc[0], "flops": grid, "loss": line})
+        for (name, part), line in zip(groups, smooth, strict=True)
+    ]
+    return Envelope(
+        points,
+        pd.concat(shown, ignore_index=True).dropna(),
+        exponents,
+        float(1 - points["used"].mean()),
+    )
 
 
 def _smoothed(part: pd.DataFrame, grid: Array, width: float) -> Array:
@@ -102,13 +125,24 @@ def _smoothed(part: pd.DataFrame, grid: Array, width: float) -> Array:
     return found
 
 
-def _fit(smooth: Array, size: Array, grid: Array, sizes: Array) -> tuple[pd.DataFrame, float, float]:  # fmt: skip
+def _fit(
+    smooth: Array, size: Array, grid: Array, sizes: Array
+) -> tuple[pd.DataFrame, float, float]:
     known = ~np.isnan(smooth).all(axis=0)
     best = np.nanargmin(smooth[:, known], axis=0)
-    points = pd.DataFrame({"flops": grid[known], "run": best, "n": size[best], "loss": smooth[:, known][best, np.arange(known.sum())]})  # fmt: skip
+    points = pd.DataFrame(
+        {
+            "flops": grid[known],
+            "run": best,
+            "n": size[best],
+            "loss": smooth[:, known][best, np.arange(known.sum())],
+        }
+    )
     points["used"] = (points["n"] > sizes[0]) & (points["n"] < sizes[-1])
     used = points[points["used"]]
     if used["n"].nunique() < 2:
-        raise ValueError("fewer than two sizes between the smallest and the largest are ever the best: widen the range of FLOPs or add sizes")  # fmt: skip
+        raise ValueError(
+            "fewer than two sizes between the smallest and the largest are ever the best: widen the range of FLOPs or add sizes"
+        )
     slope, start = np.polyfit(np.log(used["flops"]), np.log(used["n"]), 1)
     return points, float(slope), float(start)

@@ -15,7 +15,9 @@ def require(table: pd.DataFrame, columns: list[str]) -> None:
     """
     missing = [column for column in columns if column not in table]
     if missing:
-        raise KeyError(f"no column {', '.join(missing)}; there are: {', '.join(map(str, table.columns))}")  # fmt: skip
+        raise KeyError(
+            f"no column {', '.join(missing)}; there are: {', '.join(map(str, table.columns))}"
+        )
     for column in columns:
         about = f"{str(column).partition('/')[0]}{ASKED}"
         if "/" in str(column) and about in table:

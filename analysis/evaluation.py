@@ -13,7 +13,9 @@ from analysis.errors import require
 from analysis.laws import Array
 
 
-def score_with_error(scores: pd.DataFrame, *, score: str, by: str, cluster: str | None = None) -> pd.DataFrame:  # fmt: skip
+def score_with_error(
+    scores: pd.DataFrame, *, score: str, by: str, cluster: str | None = None
+) -> pd.DataFrame:
     """Return mean and standard error of `score` for each value of `by`: columns by, mean, se, n, clusters.
 
     Args:
@@ -25,13 +27,27 @@ def score_with_error(scores: pd.DataFrame, *, score: str, by: str, cluster: str 
     for name, part in scores.groupby(by):
         values = part[score].to_numpy(dtype=float)
         groups: NDArray[Any] = part[cluster].to_numpy() if cluster else np.arange(len(part))
-        rows.append((name, values.mean(), standard_error(values, groups), len(values), len(np.unique(groups))))  # fmt: skip
+        rows.append(
+            (
+                name,
+                values.mean(),
+                standard_error(values, groups),
+                len(values),
+                len(np.unique(groups)),
+            )
+        )
     return pd.DataFrame(rows, columns=[by, "mean", "se", "n", "clusters"])
 
 
 def paired_score(
-    scores: pd.DataFrame, *, score: str, by: str, baseline: object, question: str, cluster: str | None = None
-) -> pd.DataFrame:  # fmt: skip
+    scores: pd.DataFrame,
+    *,
+    score: str,
+    by: str,
+    baseline: object,
+    question: str,
+    cluster: str | None = None,
+) -> pd.DataFrame:
     """Return the difference from the baseline question by question: columns by, difference, se, low, high, n.
 
     Questions that both were asked are compared; their difficulty, common to both, cancels.
@@ -41,7 +57,9 @@ def paired_score(
     """
     require(scores, [score, by, question, *([cluster] if cluster else [])])
     if scores.duplicated([by, question]).any():
-        raise ValueError(f"a value of {by} has a question twice: choose the run by a column that tells them apart")  # fmt: skip
+        raise ValueError(
+            f"a value of {by} has a question twice: choose the run by a column that tells them apart"
+        )
     wide = scores.pivot(index=question, columns=by, values=score)
     if baseline not in wide:
         raise ValueError(f"no row has {by}={baseline}; there are: {list(wide.columns)}")
@@ -49,7 +67,9 @@ def paired_score(
     rows = []
     for name in [c for c in wide.columns if c != baseline]:
         gap = (wide[name] - wide[baseline]).dropna()
-        labels: NDArray[Any] = groups.loc[gap.index].to_numpy() if groups is not None else np.arange(len(gap))  # fmt: skip
+        labels: NDArray[Any] = (
+            groups.loc[gap.index].to_numpy() if groups is not None else np.arange(len(gap))
+        )
         mean, error = float(gap.mean()), standard_error(gap.to_numpy(dtype=float), labels)
         rows.append((name, mean, error, mean - 1.96 * error, mean + 1.96 * error, len(gap)))
     return pd.DataFrame(rows, columns=[by, "difference", "se", "low", "high", "n"])

@@ -68,7 +68,9 @@ class Fit:
         rows = []
         for name, value in self.law.named(self.theta).items():
             low, high = np.quantile(draws[name], [0.025, 0.975])
-            rows.append((name, float(value), float(draws[name].std(ddof=1)), float(low), float(high)))  # fmt: skip
+            rows.append(
+                (name, float(value), float(draws[name].std(ddof=1)), float(low), float(high))
+            )
         return pd.DataFrame(rows, columns=["parameter", "estimate", "se", "low", "high"])
 
     def correlation(self) -> pd.DataFrame:
@@ -129,20 +131,47 @@ class Fit:
             "at_bound": self.law.at_bound(self.theta),
             "parameters": self.parameters.set_index("parameter").to_dict(orient="index"),
             "correlation": self.correlation().to_dict(),
-            "covariance": pd.DataFrame(self.draws, columns=list(self.law.parameters)).cov().to_dict(),
-            "objective": {"value": self.objective, "kind": f"sum of Huber({self.delta:g}) of " + ("log loss" if self.law.log else "the response")},
-            "starts": {"count": len(self.values), "in_best_basin": self.in_best_basin, "second_basin": self.second_basin},
+            "covariance": pd.DataFrame(self.draws, columns=list(self.law.parameters))
+            .cov()
+            .to_dict(),
+            "objective": {
+                "value": self.objective,
+                "kind": f"sum of Huber({self.delta:g}) of "
+                + ("log loss" if self.law.log else "the response"),
+            },
+            "starts": {
+                "count": len(self.values),
+                "in_best_basin": self.in_best_basin,
+                "second_basin": self.second_basin,
+            },
             "bootstraps": len(self.draws),
-            "points": {"used": len(self.used), "held_out": len(self.held_out), "left_out": self.left_out},
+            "points": {
+                "used": len(self.used),
+                "held_out": len(self.held_out),
+                "left_out": self.left_out,
+            },
             "rms_residual": float(np.sqrt(np.mean(found["residual"][~found["held_out"]] ** 2))),
-            "held_out_error": {"mean_relative": float(error.mean()), "worst_relative": float(np.abs(error).max())} if len(held) else None,
-        }  # fmt: skip
+            "held_out_error": {
+                "mean_relative": float(error.mean()),
+                "worst_relative": float(np.abs(error).max()),
+            }
+            if len(held)
+            else None,
+        }
 
 
 def fit(
-    table: pd.DataFrame, law: Law, *, columns: dict[str, str], loss: str, holdout: str | None = None,
-    delta: float = 1e-3, bootstraps: int = 4000, seed: int = 0, starts: Array | None = None,
-) -> Fit:  # fmt: skip
+    table: pd.DataFrame,
+    law: Law,
+    *,
+    columns: dict[str, str],
+    loss: str,
+    holdout: str | None = None,
+    delta: float = 1e-3,
+    bootstraps: int = 4000,
+    seed: int = 0,
+    starts: Array | None = None,
+) -> Fit:
     """Fit `law` to the rows of a table.
 
     Args:
@@ -188,14 +217,22 @@ def _points(
     """Return the usable rows under the law's own names, and how many others there are and why."""
     wanted = {name: columns.get(name, name) for name in law.columns} | {"loss": loss}
     require(table, list(wanted.values()))
-    points = pd.DataFrame({name: pd.to_numeric(table[c], errors="coerce") for name, c in wanted.items()})  # fmt: skip
+    points = pd.DataFrame(
+        {name: pd.to_numeric(table[c], errors="coerce") for name, c in wanted.items()}
+    )
     bad = points["loss"] <= 0
     if bad.any():
-        raise ValueError(f"column {loss} has {int(bad.sum())} losses that are not positive, {points['loss'].min()} for example: is it a logarithm?")  # fmt: skip
+        raise ValueError(
+            f"column {loss} has {int(bad.sum())} losses that are not positive, {points['loss'].min()} for example: is it a logarithm?"
+        )
     empty = points.isna().any(axis=1)
     other = ~empty & (points <= 0).any(axis=1)
     twice = ~empty & ~other & points.duplicated()
-    counts = {"a value is missing": empty, "a size is not positive": other, "the same point again": twice}  # fmt: skip
+    counts = {
+        "a value is missing": empty,
+        "a size is not positive": other,
+        "the same point again": twice,
+    }
     left_out = {why: int(rows.sum()) for why, rows in counts.items() if rows.any()}
     return points[~(empty | other | twice)], left_out
 

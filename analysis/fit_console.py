@@ -31,16 +31,25 @@ def tell_fit(
         + (f"next basin {basin:.4g}" if basin is not None else "no other basin")
     )
     if body["at_bound"]:
-        console.print(f"implausible: {', '.join(body['at_bound'])} ended outside the bounds of {found.law.name}")  # fmt: skip
+        console.print(
+            f"implausible: {', '.join(body['at_bound'])} ended outside the bounds of {found.law.name}"
+        )
     flat = [name for name, row in profiles.items() if row["flat"]]
     if flat:
         console.print(f"flat valley: the data hardly determine {', '.join(flat)}")
     console.print(f"{found.counts()}; rms residual {body['rms_residual']:.4f}")
     if body["held_out_error"]:
         error = body["held_out_error"]
-        console.print(f"held out: {error['mean_relative']:+.2%} mean, {error['worst_relative']:.2%} worst")  # fmt: skip
-    for name, key in (("other choices", "sensitivity"), ("by variable projection", "variable_projection")):  # fmt: skip
+        console.print(
+            f"held out: {error['mean_relative']:+.2%} mean, {error['worst_relative']:.2%} worst"
+        )
+    for name, key in (
+        ("other choices", "sensitivity"),
+        ("by variable projection", "variable_projection"),
+    ):
         if key in body:
-            console.print(f"\n{name}:\n{pd.DataFrame(body[key]).to_string(index=False, float_format=lambda v: f'{v:.5g}')}")  # fmt: skip
+            console.print(
+                f"\n{name}:\n{pd.DataFrame(body[key]).to_string(index=False, float_format=lambda v: f'{v:.5g}')}"
+            )
     for budget, best in budgets.items():
         console.print(f"\nbest at {budget} FLOPs:\n{best.to_string(index=False)}")

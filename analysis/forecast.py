@@ -42,7 +42,14 @@ def write_forecast(found: Fit, points: pd.DataFrame, file: Path, **facts: Any) -
     table = forecast(found, points)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     named = {k: float(v) for k, v in found.law.named(found.theta).items()}
-    body = {"schema": 1, "written": now, "law": found.law.name, "parameters": named, **facts, "points": table.to_dict(orient="records")}  # fmt: skip
+    body = {
+        "schema": 1,
+        "written": now,
+        "law": found.law.name,
+        "parameters": named,
+        **facts,
+        "points": table.to_dict(orient="records"),
+    }
     with file.open("x") as out:
         out.write(json.dumps(body, indent=1) + "\n")
     return table
@@ -56,7 +63,11 @@ def score(file: Path, runs: pd.DataFrame, *, columns: dict[str, str], loss: str)
     """
     body = json.loads(file.read_text())
     points = pd.DataFrame(body["points"])
-    names = {name: columns.get(name, name) for name in points.columns if name not in ("loss", "low", "high")}  # fmt: skip
+    names = {
+        name: columns.get(name, name)
+        for name in points.columns
+        if name not in ("loss", "low", "high")
+    }
     require(runs, [*names.values(), loss])
     rows = []
     for point in points.to_dict(orient="records"):
@@ -66,5 +77,13 @@ def score(file: Path, runs: pd.DataFrame, *, columns: dict[str, str], loss: str)
         measured = runs.loc[near, loss].dropna()
         mean = float(measured.mean()) if len(measured) else np.nan
         inside = bool(point["low"] <= mean <= point["high"]) if len(measured) else None
-        rows.append(point | {"runs": len(measured), "measured": mean, "error": point["loss"] / mean - 1, "inside": inside})  # fmt: skip
+        rows.append(
+            point
+            | {
+                "runs": len(measured),
+                "measured": mean,
+                "error": point["loss"] / mean - 1,
+                "inside": inside,
+            }
+        )
     return pd.DataFrame(rows)

@@ -27,8 +27,16 @@ def assemble(parts: Iterable[Part]) -> pd.DataFrame:
     """Return the history of many parts, each one metric of one run, in their order."""
     parts = [part for part in parts if len(part[2])]
     lengths = [len(part[2]) for part in parts]
-    steps = np.concatenate([np.asarray(p[2], dtype=np.int64) for p in parts]) if parts else np.empty(0, np.int64)  # fmt: skip
-    values = np.concatenate([np.asarray(p[3], dtype=np.float64) for p in parts]) if parts else np.empty(0)  # fmt: skip
+    steps = (
+        np.concatenate([np.asarray(p[2], dtype=np.int64) for p in parts])
+        if parts
+        else np.empty(0, np.int64)
+    )
+    values = (
+        np.concatenate([np.asarray(p[3], dtype=np.float64) for p in parts])
+        if parts
+        else np.empty(0)
+    )
     columns = {
         "fingerprint": _categories([part[0] for part in parts], lengths),
         "step": steps,
@@ -62,7 +70,9 @@ def _plain(whole: bytes, run: str) -> list[Part]:
     if not whole or b'"restored"' in whole:
         return []
     try:
-        table = pj.read_json(pa.BufferReader(whole), pj.ReadOptions(use_threads=False, block_size=1 << 24))  # fmt: skip
+        table = pj.read_json(
+            pa.BufferReader(whole), pj.ReadOptions(use_threads=False, block_size=1 << 24)
+        )
     except pa.ArrowInvalid:  # NaN and Infinity are Python's JSON only
         return []
     if "step" not in table.column_names or table.num_rows != whole.count(b"\n") + 1:
@@ -98,7 +108,9 @@ def parse_lines(file: Path, whole: bytes) -> list[dict[str, Any]]:
         except ValueError:
             line = None
         if not isinstance(line, dict):
-            raise ValueError(f"{file}, line {number}: {text[:40]!r} is not a JSON object; delete the line, the others stand")  # fmt: skip
+            raise ValueError(
+                f"{file}, line {number}: {text[:40]!r} is not a JSON object; delete the line, the others stand"
+            )
         if line:
             lines.append(line)
     return lines
@@ -168,8 +180,12 @@ def _together(*parts: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of all parts with one lexical order of categories."""
     for column in ("fingerprint", "key"):
         known = sorted(set().union(*(part[column].unique() for part in parts)))
-        parts = tuple(part.assign(**{column: part[column].cat.set_categories(known)}) for part in parts)  # fmt: skip
-    return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0].reset_index(drop=True)  # fmt: skip
+        parts = tuple(
+            part.assign(**{column: part[column].cat.set_categories(known)}) for part in parts
+        )
+    return (
+        pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0].reset_index(drop=True)
+    )
 
 
 def _load(file: Path) -> tuple[pd.DataFrame | None, dict[str, str]]:

@@ -42,23 +42,33 @@ def draw(seen: dict[str, Any], folder: Path, title: str) -> list[Path]:
     maps = np.asarray(seen["attention"], dtype=float)
     figure = attention_maps(maps, seen["tokens"])
     strongest = pd.DataFrame(
-        [(layer, head, float(maps[layer, head, 1:].max(axis=1).mean())) for layer in range(maps.shape[0]) for head in range(maps.shape[1])],
+        [
+            (layer, head, float(maps[layer, head, 1:].max(axis=1).mean()))
+            for layer in range(maps.shape[0])
+            for head in range(maps.shape[1])
+        ],
         columns=["layer", "head", "mean_largest_weight"],
-    )  # fmt: skip
+    )
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     made = [save(folder, "attention", figure, strongest, title)]
-    losses = pd.DataFrame({"token": seen["tokens"][1:], "loss": seen["losses"], "rank": seen["ranks"]})  # fmt: skip
+    losses = pd.DataFrame(
+        {"token": seen["tokens"][1:], "loss": seen["losses"], "rank": seen["ranks"]}
+    )
     made.append(save(folder, "losses", _loss_bars(losses), losses, title))
     if seen["gates"]:
         layers = {f"layer {layer}": gates for layer, gates in seen["gates"].items()}
         table = pd.DataFrame({"token": seen["tokens"]} | layers)
         made.append(save(folder, "gates", gate_map(table), table, title))
     page = _PAGE.format(
-        title=html.escape(title), mean=losses["loss"].mean(), worst=losses["loss"].max(), text=_heat(seen),
-        lens=_lens(seen), statistics=_statistics(seen["statistics"]),
+        title=html.escape(title),
+        mean=losses["loss"].mean(),
+        worst=losses["loss"].max(),
+        text=_heat(seen),
+        lens=_lens(seen),
+        statistics=_statistics(seen["statistics"]),
         attention=base64.b64encode(picture.getvalue()).decode(),
-    )  # fmt: skip
+    )
     (folder / "look.html").write_text(page, encoding="utf-8")
     (folder / "look.json").write_text(json.dumps(seen), encoding="utf-8")
     return [*made, folder / "look.html"]
@@ -67,7 +77,13 @@ def draw(seen: dict[str, Any], folder: Path, title: str) -> list[Path]:
 def attention_maps(maps: np.ndarray, tokens: list[str]) -> Figure:
     """Return a grid of maps [layers, heads, seq, seq], each from 0 to 1; short texts are named along the axes."""
     layers, heads = maps.shape[:2]
-    figure, axes = plt.subplots(layers, heads, figsize=(1.6 * heads + 0.6, 1.6 * layers + 0.6), squeeze=False, layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(
+        layers,
+        heads,
+        figsize=(1.6 * heads + 0.6, 1.6 * layers + 0.6),
+        squeeze=False,
+        layout="constrained",
+    )
     named = len(tokens) <= _MOST
     for layer in range(layers):
         for head in range(heads):
@@ -86,10 +102,15 @@ def attention_maps(maps: np.ndarray, tokens: list[str]) -> Figure:
 def gate_map(gates: pd.DataFrame) -> Figure:
     """Return the gates of each layer (a column each, beside `token`) as a row of shades, the tokens named."""
     layers = gates.drop(columns="token")
-    figure, axis = plt.subplots(figsize=(max(3.3, 0.11 * len(gates) + 1.4), 0.3 * layers.shape[1] + 1.0), layout="constrained")  # fmt: skip
+    figure, axis = plt.subplots(
+        figsize=(max(3.3, 0.11 * len(gates) + 1.4), 0.3 * layers.shape[1] + 1.0),
+        layout="constrained",
+    )
     image = axis.imshow(layers.T, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     axis.set_yticks(range(layers.shape[1]), [str(name) for name in layers])
-    axis.set_xticks(range(len(gates)), [repr(t)[1:-1] for t in gates["token"]], rotation=90, fontsize=6)  # fmt: skip
+    axis.set_xticks(
+        range(len(gates)), [repr(t)[1:-1] for t in gates["token"]], rotation=90, fontsize=6
+    )
     axis.grid(False)
     figure.colorbar(image, label="gate")
     return figure
@@ -100,7 +121,9 @@ def _loss_bars(losses: pd.DataFrame) -> Figure:
     axis.bar(range(len(losses)), losses["loss"], width=0.9)
     axis.set(xlabel="token", ylabel="loss (nats)")
     if len(losses) <= 3 * _MOST:
-        axis.set_xticks(range(len(losses)), [repr(t)[1:-1] for t in losses["token"]], rotation=90, fontsize=6)  # fmt: skip
+        axis.set_xticks(
+            range(len(losses)), [repr(t)[1:-1] for t in losses["token"]], rotation=90, fontsize=6
+        )
     return figure
 
 

@@ -72,9 +72,16 @@ def _rejections(budgets: pd.DataFrame) -> list[str]:
 
 
 def isoflop(
-    table: pd.DataFrame, *, flops: str, n: str, loss: str, tokens: str | None = None,
-    method: Method = "parabola", bootstraps: int = 1000, seed: int = 0,
-) -> IsoFlop:  # fmt: skip
+    table: pd.DataFrame,
+    *,
+    flops: str,
+    n: str,
+    loss: str,
+    tokens: str | None = None,
+    method: Method = "parabola",
+    bootstraps: int = 1000,
+    seed: int = 0,
+) -> IsoFlop:
     """Find the best size of each budget and how it grows.
 
     Args:
@@ -105,10 +112,19 @@ def isoflop(
     kept = budgets[budgets["rejected"] == ""]
     if len(kept) < 2:
         why = "; ".join(_rejections(budgets))
-        raise ValueError(f"{len(kept)} of {len(budgets)} budgets have a minimum, at least 2 are needed. {why}")  # fmt: skip
+        raise ValueError(
+            f"{len(kept)} of {len(budgets)} budgets have a minimum, at least 2 are needed. {why}"
+        )
     bias = pd.DataFrame({"flops": kept["flops"], "bias": _bias(points, kept, find)})
     budgets = budgets.merge(bias, on="flops", how="left")
-    return IsoFlop(budgets, _exponents(kept, draws), pd.concat(curves, ignore_index=True), points, left_out, method)  # fmt: skip
+    return IsoFlop(
+        budgets,
+        _exponents(kept, draws),
+        pd.concat(curves, ignore_index=True),
+        points,
+        left_out,
+        method,
+    )
 
 
 def _points(
@@ -129,7 +145,7 @@ def _points(
 
 def _one(
     find: Find, name: str, x: Array, y: Array, rng: np.random.Generator, bootstraps: int
-) -> tuple[dict[str, Any], Array, pd.DataFrame | None]:  # fmt: skip
+) -> tuple[dict[str, Any], Array, pd.DataFrame | None]:
     """Return the row of one budget, its minimum called `name`, the drawn minima (log) and the curve."""
     sizes = np.unique(x)
     found = find(x, y) if len(sizes) >= _FEWEST else f"{len(sizes)} sizes are fewer than {_FEWEST}"
@@ -146,10 +162,14 @@ def _one(
         drawn[index] = again[0] if not isinstance(again, str) else np.nan
     lost = float(np.mean(np.isnan(drawn)))
     row = {
-        name: np.exp(best), f"{name}_low": np.exp(np.nanquantile(drawn, 0.025)), f"{name}_high": np.exp(np.nanquantile(drawn, 0.975)),
-        "loss": least, "sizes": len(sizes), "noise": noise,
+        name: np.exp(best),
+        f"{name}_low": np.exp(np.nanquantile(drawn, 0.025)),
+        f"{name}_high": np.exp(np.nanquantile(drawn, 0.975)),
+        "loss": least,
+        "sizes": len(sizes),
+        "noise": noise,
         "rejected": f"{lost:.0%} of the bootstraps have no minimum" if lost > 0.2 else "",
-    }  # fmt: skip
+    }
     curve = pd.DataFrame({"n": np.exp(line), "loss": grid})
     return row, np.where(np.isnan(drawn), best, drawn), curve
 
@@ -223,13 +243,22 @@ def _bias(points: pd.DataFrame, kept: pd.DataFrame, find: Find) -> Array:
     """Return log(found / true n) of the procedure on noise-free losses of a law fitted to the points."""
     if len(points) < 8:
         return np.full(len(kept), np.nan)
-    law = fit(points, CHINCHILLA, columns={"n": "n", "d": "d"}, loss="loss", bootstraps=0, starts=CHINCHILLA.start_grid()[::9])  # fmt: skip
+    law = fit(
+        points,
+        CHINCHILLA,
+        columns={"n": "n", "d": "d"},
+        loss="loss",
+        bootstraps=0,
+        starts=CHINCHILLA.start_grid()[::9],
+    )
     found = []
     for budget in kept["flops"].to_numpy(dtype=float):
         part = points[points["budget"] == budget]
 
         def loss(x: Array, part: pd.DataFrame = part) -> Array:
-            return CHINCHILLA.predict(law.theta, {"n": np.exp(x), "d": np.exp(_log_tokens(part, x))})  # fmt: skip
+            return CHINCHILLA.predict(
+                law.theta, {"n": np.exp(x), "d": np.exp(_log_tokens(part, x))}
+            )
 
         x = np.log(part["n"].to_numpy())
         line = np.linspace(x.min() - 1, x.max() + 1, 20001)

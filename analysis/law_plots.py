@@ -48,12 +48,16 @@ def isoflop_curves(found: IsoFlop, *, title: str) -> tuple[Figure, pd.DataFrame]
         colour = "0.7" if budget in rejected else colours[index]
         note = ", no minimum" if budget in rejected else ""
         label = f"{short_flops(float(str(budget)))}{note}"
-        axis.plot(part["n"], part["loss"], _MARKERS[index % 7], color=colour, markersize=3, label=label)  # fmt: skip
+        axis.plot(
+            part["n"], part["loss"], _MARKERS[index % 7], color=colour, markersize=3, label=label
+        )
         curve = found.curves[found.curves["flops"] == budget]
         axis.plot(curve["n"], curve["loss"], color=colour, linewidth=0.8)
     kept = found.budgets[found.budgets["rejected"] == ""]
     bars = [kept["n"] - kept["n_low"], kept["n_high"] - kept["n"]]
-    axis.errorbar(kept["n"], kept["loss"], xerr=bars, fmt="k*", markersize=6, capsize=2, label="best size")  # fmt: skip
+    axis.errorbar(
+        kept["n"], kept["loss"], xerr=bars, fmt="k*", markersize=6, capsize=2, label="best size"
+    )
     axis.set(xscale="log", xlabel="parameters", ylabel="validation loss (nats/token)", title=title)
     axis.legend(fontsize=5, title="training FLOPs", title_fontsize=5)
     return figure, found.points
@@ -71,7 +75,14 @@ def best_size(found: IsoFlop | Envelope, *, title: str) -> tuple[Figure, pd.Data
         shown = found.points
         for used, part in shown.groupby("used"):
             label = "on the envelope" if used else "at the end of the sizes"
-            axis.plot(part["flops"], part["n"], ".", markersize=2, color=None if used else "0.7", label=label)  # fmt: skip
+            axis.plot(
+                part["flops"],
+                part["n"],
+                ".",
+                markersize=2,
+                color=None if used else "0.7",
+                label=label,
+            )
     c = np.geomspace(shown["flops"].min(), shown["flops"].max(), 50)
     label = f"C^{row['exponent']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
     axis.plot(c, row["coefficient"] * c ** row["exponent"], color="0.4", linewidth=0.8, label=label)
@@ -85,7 +96,9 @@ def profile_curves(profile: pd.DataFrame, *, title: str) -> tuple[Figure, pd.Dat
     names = list(dict.fromkeys(profile["parameter"]))
     columns = 2
     rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.3, 0.4 + 1.1 * rows), sharey=True, squeeze=False)  # fmt: skip
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.3, 0.4 + 1.1 * rows), sharey=True, squeeze=False
+    )
     level = stats.chi2.ppf(0.95, 1)
     for axis, name in zip(axes.flat, names, strict=False):
         part = profile[profile["parameter"] == name]

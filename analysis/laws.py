@@ -54,11 +54,13 @@ class Law(ABC):
     def bind(self, data: Data) -> At:
         """Return the function of parameters [S, P] that gives the response [S, M] (its logarithm where
         `log`) and what turns slopes [S, M] into the gradient [S, P].
-        """  # fmt: skip
+        """
 
     def start_grid(self) -> Array:
         """Return every combination of `starts`, [S, P]."""
-        grid = np.array(list(product(*(self.starts[name] for name in self.parameters))), dtype=float)  # fmt: skip
+        grid = np.array(
+            list(product(*(self.starts[name] for name in self.parameters))), dtype=float
+        )
         return self.theta({name: grid[:, i] for i, name in enumerate(self.parameters)})
 
     def predict(self, theta: Array, data: Data) -> Array:
@@ -195,7 +197,11 @@ def _offset(data: Data) -> Array:
 def _overtraining(data: Data) -> Array:
     one, zero, (n, d) = _columns(data, "n", "d")
     compute, ratio = np.log(6.0) + n + d, d - n
-    rows = [(one, zero, zero, ratio - compute), (zero, one, zero, -ratio - compute), (zero, zero, one, zero)]  # fmt: skip
+    rows = [
+        (one, zero, zero, ratio - compute),
+        (zero, one, zero, -ratio - compute),
+        (zero, zero, one, zero),
+    ]
     return np.stack([np.stack(row, axis=1) for row in rows])
 
 
@@ -219,7 +225,9 @@ def _data_constrained(p: Mapping[str, Array], x: Data) -> Array:
 
 def _precision(p: Mapping[str, Array], x: Data) -> Array:
     kept = (1 - np.exp(-x["bits_w"] / p["gamma_w"])) * (1 - np.exp(-x["bits_a"] / p["gamma_a"]))
-    return np.asarray(p["E"] + p["A"] / (x["n"] * kept) ** p["alpha"] + p["B"] / x["d"] ** p["beta"])  # fmt: skip
+    return np.asarray(
+        p["E"] + p["A"] / (x["n"] * kept) ** p["alpha"] + p["B"] / x["d"] ** p["beta"]
+    )
 
 
 def _sigmoid(p: Mapping[str, Array], x: Data) -> Array:
@@ -232,20 +240,29 @@ def _exp(*logs: float) -> tuple[float, ...]:
 
 _ABE = {"A": (1e-300, 1e30), "B": (1e-300, 1e30), "E": (1e-4, 1e3)}
 _EXPONENTS = {"alpha": (0.0, 3.0), "beta": (0.0, 3.0)}
-_FEW = {"A": _exp(4, 8), "B": _exp(4, 8), "E": _exp(0.0, 0.7), "alpha": (0.3, 0.6), "beta": (0.3, 0.6)}  # fmt: skip
+_FEW = {
+    "A": _exp(4, 8),
+    "B": _exp(4, 8),
+    "E": _exp(0.0, 0.7),
+    "alpha": (0.3, 0.6),
+    "beta": (0.3, 0.6),
+}
 CHINCHILLA = PowerSum(
     name="chinchilla",
     parameters=("A", "B", "E", "alpha", "beta"),
     columns=("n", "d"),
     features=_chinchilla,
     starts={
-        "A": _exp(0.0, 5.0, 10.0, 15.0, 20.0, 25.0), "B": _exp(0.0, 5.0, 10.0, 15.0, 20.0, 25.0),
-        "E": _exp(-1.0, -0.5, 0.0, 0.5, 1.0), "alpha": (0.0, 0.5, 1.0, 1.5, 2.0), "beta": (0.0, 0.5, 1.0, 1.5, 2.0),
+        "A": _exp(0.0, 5.0, 10.0, 15.0, 20.0, 25.0),
+        "B": _exp(0.0, 5.0, 10.0, 15.0, 20.0, 25.0),
+        "E": _exp(-1.0, -0.5, 0.0, 0.5, 1.0),
+        "alpha": (0.0, 0.5, 1.0, 1.5, 2.0),
+        "beta": (0.0, 0.5, 1.0, 1.5, 2.0),
     },
     positive=("A", "B", "E"),
     bounds=_ABE | _EXPONENTS,
     source="Hoffmann et al. arXiv 2203.15556, approach 3; Besiroglu et al. arXiv 2404.10102",
-)  # fmt: skip
+)
 POWER_WITH_OFFSET = PowerSum(
     name="power",
     parameters=("A", "E", "alpha"),
@@ -260,21 +277,31 @@ OVERTRAINING = PowerSum(
     parameters=("a", "b", "E", "eta"),
     columns=("n", "d"),
     features=_overtraining,
-    starts={"a": _exp(0.0, 4.0, 8.0, 12.0), "b": _exp(0.0, 4.0, 8.0, 12.0), "E": _exp(-1.0, 0.0, 1.0), "eta": (0.05, 0.15, 0.3, 0.5)},
+    starts={
+        "a": _exp(0.0, 4.0, 8.0, 12.0),
+        "b": _exp(0.0, 4.0, 8.0, 12.0),
+        "E": _exp(-1.0, 0.0, 1.0),
+        "eta": (0.05, 0.15, 0.3, 0.5),
+    },
     positive=("a", "b", "E"),
     bounds={"E": (1e-4, 1e3), "eta": (0.0, 3.0)},
     source="Gadre et al. arXiv 2403.08540: a (C/M)^-eta + b (C M)^-eta, M = D/N, C = 6 N D",
-)  # fmt: skip
+)
 KAPLAN = Formula(
     name="kaplan",
     parameters=("N_c", "D_c", "alpha_N", "alpha_D"),
     columns=("n", "d"),
     formula=_kaplan,
-    starts={"N_c": _exp(12, 24, 32), "D_c": _exp(12, 24, 32), "alpha_N": (0.05, 0.1, 0.3), "alpha_D": (0.05, 0.1, 0.3)},
+    starts={
+        "N_c": _exp(12, 24, 32),
+        "D_c": _exp(12, 24, 32),
+        "alpha_N": (0.05, 0.1, 0.3),
+        "alpha_D": (0.05, 0.1, 0.3),
+    },
     positive=("N_c", "D_c"),
     bounds={"alpha_N": (0.0, 3.0), "alpha_D": (0.0, 3.0)},
     source="Kaplan et al. arXiv 2001.08361, equation 1.5",
-)  # fmt: skip
+)
 DATA_CONSTRAINED = Formula(
     name="data_constrained",
     parameters=("A", "B", "E", "alpha", "beta", "R_D", "R_N"),
@@ -300,11 +327,16 @@ SIGMOID = Formula(
     parameters=("floor", "height", "k", "middle"),
     columns=("x",),
     formula=_sigmoid,
-    starts={"floor": (0.0, 0.25, 0.5), "height": (0.3, 0.6, 1.0), "k": (1.0, 4.0, 10.0), "middle": (0.5, 1.0, 2.0, 3.0)},
+    starts={
+        "floor": (0.0, 0.25, 0.5),
+        "height": (0.3, 0.6, 1.0),
+        "k": (1.0, 4.0, 10.0),
+        "middle": (0.5, 1.0, 2.0, 3.0),
+    },
     positive=("height", "k"),
     bounds={"floor": (-0.05, 1.0), "height": (0.0, 1.05)},
     log=False,
     source="the second step from loss to accuracy, Bhagia et al. arXiv 2412.04403",
-)  # fmt: skip
+)
 _ALL = (CHINCHILLA, POWER_WITH_OFFSET, OVERTRAINING, KAPLAN, DATA_CONSTRAINED, PRECISION, SIGMOID)
 LAWS: dict[str, Law] = {law.name: law for law in _ALL}

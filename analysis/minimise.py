@@ -48,7 +48,9 @@ def minimise(
             fresh[live[bad]] = True
             direction[bad], along[bad] = -g[bad], -np.square(g[bad]).sum(axis=1)
         first = np.where(fresh[live], 1.0 / np.maximum(1.0, np.abs(direction).sum(axis=1)), 1.0)
-        step, new_value, new_slope = _search(objective, live, x[live], direction, along, value[live], g, first)  # fmt: skip
+        step, new_value, new_slope = _search(
+            objective, live, x[live], direction, along, value[live], g, first
+        )
         s, y = step[:, None] * direction, new_slope - g
         gained = value[live] - new_value
         x[live] += s
@@ -64,9 +66,15 @@ def minimise(
 
 
 def _search(
-    objective: Objective, rows: NDArray[np.intp], x: Array, direction: Array, along: Array, value: Array,
-    slope: Array, first: Array,
-) -> tuple[Array, Array, Array]:  # fmt: skip
+    objective: Objective,
+    rows: NDArray[np.intp],
+    x: Array,
+    direction: Array,
+    along: Array,
+    value: Array,
+    slope: Array,
+    first: Array,
+) -> tuple[Array, Array, Array]:
     """Return step lengths at weak Wolfe points (0 where there was none) with values and gradients there."""
     count = len(rows)
     low, high, step = np.zeros(count), np.full(count, np.inf), first.copy()
@@ -106,4 +114,6 @@ def _update(
     hy = np.einsum("spq,sq->sp", h, y)
     factor = (1.0 + np.einsum("sp,sp->s", y, hy) / curve) / curve
     outer = np.einsum("sp,sq->spq", hy, s) / curve[:, None, None]
-    inverse[rows] = h + factor[:, None, None] * np.einsum("sp,sq->spq", s, s) - outer - outer.transpose(0, 2, 1)  # fmt: skip
+    inverse[rows] = (
+        h + factor[:, None, None] * np.einsum("sp,sq->spq", s, s) - outer - outer.transpose(0, 2, 1)
+    )

@@ -21,8 +21,14 @@ def over_seeds(
 
 
 def beside_baseline(
-    table: pd.DataFrame, *, key: str, baseline: object, metric: str, pair: list[str], facts: Sequence[str] = (),
-) -> pd.DataFrame:  # fmt: skip
+    table: pd.DataFrame,
+    *,
+    key: str,
+    baseline: object,
+    metric: str,
+    pair: list[str],
+    facts: Sequence[str] = (),
+) -> pd.DataFrame:
     """Return `over_seeds` by `key`, and beside each value its `paired_difference` (whose n is called pairs).
 
     The baseline's own row has NaN there.
@@ -33,9 +39,14 @@ def beside_baseline(
 
 
 def paired_difference(
-    table: pd.DataFrame, *, key: str, baseline: object, metric: str, pair: list[str],
+    table: pd.DataFrame,
+    *,
+    key: str,
+    baseline: object,
+    metric: str,
+    pair: list[str],
     confidence: float = 0.95,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Return metric minus baseline's metric among runs equal in `pair`, for each value of `key`.
 
     Columns: value, difference, low, high (Student's t; NaN at n = 1), p (paired t test, two-sided), p_holm
@@ -61,8 +72,12 @@ def paired_difference(
         spread = float(np.std(both, ddof=1)) if n > 1 else np.nan
         half = stats.t.ppf(0.5 + confidence / 2, n - 1) * spread / np.sqrt(n) if n > 1 else np.nan
         p = _p_value(mean, spread, n)
-        rows.append((value, mean, mean - half, mean + half, p, n, len(wide) - n, detectable(spread, n)))  # fmt: skip
-    found = pd.DataFrame(rows, columns=["value", "difference", "low", "high", "p", "n", "unpaired", "detectable"])  # fmt: skip
+        rows.append(
+            (value, mean, mean - half, mean + half, p, n, len(wide) - n, detectable(spread, n))
+        )
+    found = pd.DataFrame(
+        rows, columns=["value", "difference", "low", "high", "p", "n", "unpaired", "detectable"]
+    )
     found.insert(5, "p_holm", holm(found["p"].to_numpy()))
     return found
 
@@ -117,13 +132,21 @@ def reached(curves: pd.DataFrame, target: float) -> pd.Series:
         else:
             i = below[0]
             share = (y[i - 1] - target) / (y[i - 1] - y[i])
-            found[name] = float(np.exp(np.log(x[i - 1]) + share * (np.log(x[i]) - np.log(x[i - 1]))))  # fmt: skip
+            found[name] = float(
+                np.exp(np.log(x[i - 1]) + share * (np.log(x[i]) - np.log(x[i - 1])))
+            )
     return pd.Series(found, name="x", dtype=float)
 
 
 def speed_up(
-    runs: pd.DataFrame, curves: pd.DataFrame, *, key: str, baseline: object, pair: list[str], target: float,
-) -> pd.DataFrame:  # fmt: skip
+    runs: pd.DataFrame,
+    curves: pd.DataFrame,
+    *,
+    key: str,
+    baseline: object,
+    pair: list[str],
+    target: float,
+) -> pd.DataFrame:
     """Return how much sooner than the baseline each value of `key` reaches `target`, paired.
 
     Args:
@@ -135,10 +158,16 @@ def speed_up(
     table = runs.assign(log_x=np.log(runs["fingerprint"].map(reached(curves, target))))
     gap = paired_difference(table, key=key, baseline=baseline, metric="log_x", pair=pair)
     never = table[table["log_x"].isna()].groupby(key).size()
-    return pd.DataFrame({
-        "value": gap["value"], "speed_up": np.exp(-gap["difference"]), "low": np.exp(-gap["high"]),
-        "high": np.exp(-gap["low"]), "n": gap["n"], "never": [int(never.get(v, 0)) for v in gap["value"]],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "value": gap["value"],
+            "speed_up": np.exp(-gap["difference"]),
+            "low": np.exp(-gap["high"]),
+            "high": np.exp(-gap["low"]),
+            "n": gap["n"],
+            "never": [int(never.get(v, 0)) for v in gap["value"]],
+        }
+    )
 
 
 def _p_value(mean: float, spread: float, n: int) -> float:

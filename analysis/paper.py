@@ -17,7 +17,13 @@ from analysis.readme import story
 from analysis.runs import Runs
 from analysis.tables import escape, latex, number
 
-_DIGITS = dict(zip("0123456789", ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine"), strict=True))  # fmt: skip
+_DIGITS = dict(
+    zip(
+        "0123456789",
+        ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine"),
+        strict=True,
+    )
+)
 _MAIN = r"""\documentclass{article}
 \usepackage[margin=1in]{geometry}
 \usepackage{booktabs,graphicx}
@@ -40,9 +46,15 @@ The sweep has \NumCells{} cells: \CellStates.
 
 
 def write_paper(
-    runs: Runs, name: str, folder: Path, *, figures: list[Path], results: Path | None, readme: Path | None,
+    runs: Runs,
+    name: str,
+    folder: Path,
+    *,
+    figures: list[Path],
+    results: Path | None,
+    readme: Path | None,
     provenance: dict[str, Any],
-) -> Path:  # fmt: skip
+) -> Path:
     """Fill `folder`; return the .tex file. Text that was edited is kept: main.tex is written once.
 
     Args:
@@ -59,14 +71,21 @@ def write_paper(
                 shutil.copy(figure.with_suffix(kind), folder / "figures" / f"{stem}{kind}")
         caption = folder / "figures" / f"{stem}.caption.tex"
         if not caption.exists():
-            caption.write_text(f"{escape(figure.stem.replace('_', ' ').capitalize())}. {escape(runs.count())}.\n")  # fmt: skip
+            caption.write_text(
+                f"{escape(figure.stem.replace('_', ' ').capitalize())}. {escape(runs.count())}.\n"
+            )
         blocks.append(_figure(stem))
     table = ""
-    macros = [("NumCells", str(len(runs.table))), ("CellStates", escape(runs.count().partition(": ")[2]))]  # fmt: skip
+    macros = [
+        ("NumCells", str(len(runs.table))),
+        ("CellStates", escape(runs.count().partition(": ")[2])),
+    ]
     if results is not None and results.exists():
         found = pd.read_csv(results)
         shown = _readable(found).set_index(found.columns[0])
-        (folder / "results.tex").write_text(latex(shown, caption=f"{name}: results", label="results"))  # fmt: skip
+        (folder / "results.tex").write_text(
+            latex(shown, caption=f"{name}: results", label="results")
+        )
         table = r"\input{results}"
         macros += list(_macros(found))
     (folder / "numbers.tex").write_text(_definitions(macros))
@@ -74,7 +93,13 @@ def write_paper(
     (folder / "provenance.tex").write_text(_provenance(provenance))
     main = folder / "main.tex"
     if not main.exists():
-        parts = {"title": escape(name), "question": escape(story(readme).get("question", "") if readme else ""), "tables": table, "figures": "\n".join(blocks), "provenance": r"\input{provenance}"}  # fmt: skip
+        parts = {
+            "title": escape(name),
+            "question": escape(story(readme).get("question", "") if readme else ""),
+            "tables": table,
+            "figures": "\n".join(blocks),
+            "provenance": r"\input{provenance}",
+        }
         main.write_text(_MAIN % parts)
     return main
 
@@ -90,12 +115,19 @@ def provenance(root: Path, runs: Runs) -> dict[str, Any]:
     def every(key: str) -> list[str]:
         return sorted({str(fact[key]) for fact in facts})
 
-    return {"commits": every("git_sha"), "torch": every("torch"), "hardware": sorted({f"{fact['cpu']} {fact['gpus'] or ''}".strip() for fact in facts}), "fingerprints": names}  # fmt: skip
+    return {
+        "commits": every("git_sha"),
+        "torch": every("torch"),
+        "hardware": sorted({f"{fact['cpu']} {fact['gpus'] or ''}".strip() for fact in facts}),
+        "fingerprints": names,
+    }
 
 
 def macro_name(*parts: object) -> str:
     """Return a macro's name, letters only: ("nvfp4", "low") -> NvfpFourLow."""
-    words = re.findall(r"[A-Za-z]+|\d", " ".join(str(part) for part in parts).replace("-", " minus "))  # fmt: skip
+    words = re.findall(
+        r"[A-Za-z]+|\d", " ".join(str(part) for part in parts).replace("-", " minus ")
+    )
     return "".join(_DIGITS.get(word, word[:1].upper() + word[1:]) for word in words)
 
 
@@ -113,7 +145,9 @@ def _macros(found: pd.DataFrame) -> Iterator[tuple[str, str]]:
 def _definitions(macros: list[tuple[str, str]]) -> str:
     twice = {name for name, _ in macros if sum(name == other for other, _ in macros) > 1}
     if twice:
-        raise ValueError(f"several numbers would be called {', '.join(sorted(twice))}: name the rows of results.csv apart")  # fmt: skip
+        raise ValueError(
+            f"several numbers would be called {', '.join(sorted(twice))}: name the rows of results.csv apart"
+        )
     return "".join(f"\\newcommand{{\\{name}}}{{{value}}}\n" for name, value in macros)
 
 

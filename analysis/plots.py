@@ -105,7 +105,9 @@ def forest(
     axis.errorbar(shown["difference"], range(len(shown)), xerr=bars, fmt="o", capsize=2)
     axis.axvline(0.0, color="0.5", linewidth=0.8)
     axis.set_ylim(-0.5, len(shown) - 0.5)
-    axis.set_yticks(range(len(shown)), [f"{v} (n={n})" for v, n in zip(shown["value"], shown["n"], strict=True)])  # fmt: skip
+    axis.set_yticks(
+        range(len(shown)), [f"{v} (n={n})" for v, n in zip(shown["value"], shown["n"], strict=True)]
+    )
     axis.locator_params(axis="x", nbins=4)
     name, _, unit = AXES.get(metric, metric).partition(" (")
     suffix = f"({unit}, " if unit else ""

@@ -46,13 +46,17 @@ def _search(n: Array, d: Array, loss: Array, starts: list[tuple[float, float]]) 
     middle = np.array([n.mean(), d.mean()])  # coefficients of order one
 
     def solved(exponents: Array) -> tuple[float, Array]:
-        columns = [np.exp(-exponents[0] * (n - middle[0])), np.exp(-exponents[1] * (d - middle[1])), np.ones_like(n)]  # fmt: skip
+        columns = [
+            np.exp(-exponents[0] * (n - middle[0])),
+            np.exp(-exponents[1] * (d - middle[1])),
+            np.ones_like(n),
+        ]
         coefficients, norm = nnls(np.stack(columns, axis=1) / loss[:, None], np.ones_like(loss))
         return norm**2, coefficients
 
     first = min(starts, key=lambda start: solved(np.array(start))[0])
     options = {"xatol": 1e-12, "fatol": 1e-300, "maxiter": 2000}
-    end = minimize(lambda e: solved(e)[0], np.array(first), method="Nelder-Mead", options=options).x  # type: ignore[call-overload]  # fmt: skip
+    end = minimize(lambda e: solved(e)[0], np.array(first), method="Nelder-Mead", options=options).x  # type: ignore[call-overload]
     a, b, e = solved(end)[1]
     scaled = a * np.exp(end[0] * middle[0]), b * np.exp(end[1] * middle[1])
     return np.array([*scaled, e, *end])

@@ -25,7 +25,11 @@ def profiles(found: Fit) -> pd.DataFrame:
     law = found.law
     at = law.bind({name: found.used[name].to_numpy() for name in law.columns})
     target = law.response(found.used["loss"].to_numpy())
-    spread = found.draws.std(axis=0, ddof=1) if len(found.draws) > 1 else np.full(len(found.theta), np.nan)  # fmt: skip
+    spread = (
+        found.draws.std(axis=0, ddof=1)
+        if len(found.draws) > 1
+        else np.full(len(found.theta), np.nan)
+    )
     spread = np.where(np.isfinite(spread) & (spread > 0), spread, 0.1)
     count = len(found.theta)
     shifts = np.linspace(-_SPANS, _SPANS, _POINTS)
@@ -43,7 +47,9 @@ def profiles(found: Fit) -> pd.DataFrame:
     statistic = 2 * np.maximum(0.0, values - found.objective) / scale
     named = law.named(ends)
     value = np.concatenate([named[name][fixed == i] for i, name in enumerate(law.parameters)])
-    return pd.DataFrame({"parameter": np.array(law.parameters)[fixed], "value": value, "statistic": statistic})  # fmt: skip
+    return pd.DataFrame(
+        {"parameter": np.array(law.parameters)[fixed], "value": value, "statistic": statistic}
+    )
 
 
 def flat_valleys(profile: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -64,28 +70,64 @@ def flat_valleys(profile: pd.DataFrame, confidence: float = 0.95) -> pd.DataFram
 
 
 def sensitivity(
-    table: pd.DataFrame, found: Fit, *, columns: dict[str, str], loss: str, also_n: list[str] | None = None,
+    table: pd.DataFrame,
+    found: Fit,
+    *,
+    columns: dict[str, str],
+    loss: str,
+    also_n: list[str] | None = None,
     holdout: str | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Return the parameters under other choices: Huber's delta, points left out, how parameters are counted.
 
     Args:
         table, columns, loss, holdout: what the fit was given; also_n: other columns for n.
     """
-    starts = np.concatenate([found.theta[None], found.law.start_grid()[:: max(1, len(found.law.start_grid()) // 20)]])  # fmt: skip
+    starts = np.concatenate(
+        [found.theta[None], found.law.start_grid()[:: max(1, len(found.law.start_grid()) // 20)]]
+    )
 
-    def row(choice: str, rows: pd.DataFrame, names: dict[str, str], delta: float) -> dict[str, object]:  # fmt: skip
-        again = fit(rows, found.law, columns=names, loss=loss, holdout=holdout, delta=delta, bootstraps=0, starts=starts)  # fmt: skip
+    def row(
+        choice: str, rows: pd.DataFrame, names: dict[str, str], delta: float
+    ) -> dict[str, object]:
+        again = fit(
+            rows,
+            found.law,
+            columns=names,
+            loss=loss,
+            holdout=holdout,
+            delta=delta,
+            bootstraps=0,
+            starts=starts,
+        )
         named = {k: float(v) for k, v in again.law.named(again.theta).items()}
         return {"choice": choice, "points": len(again.used)} | named
 
     rows = [row("as fitted", table, columns, found.delta)]
-    rows += [row(f"delta {delta:g}", table, columns, delta) for delta in (1e-4, 1e-2, 1.0) if delta != found.delta]  # fmt: skip
+    rows += [
+        row(f"delta {delta:g}", table, columns, delta)
+        for delta in (1e-4, 1e-2, 1.0)
+        if delta != found.delta
+    ]
     order = pd.to_numeric(table[loss], errors="coerce").sort_values()
     for count in sorted({max(1, round(share * len(table))) for share in (0.05, 0.1)}):
         if len(table) - count > len(found.law.parameters):
-            rows.append(row(f"without the {count} highest losses", table.loc[order.index[:-count]], columns, found.delta))  # fmt: skip
-            rows.append(row(f"without the {count} lowest losses", table.loc[order.index[count:]], columns, found.delta))  # fmt: skip
+            rows.append(
+                row(
+                    f"without the {count} highest losses",
+                    table.loc[order.index[:-count]],
+                    columns,
+                    found.delta,
+                )
+            )
+            rows.append(
+                row(
+                    f"without the {count} lowest losses",
+                    table.loc[order.index[count:]],
+                    columns,
+                    found.delta,
+                )
+            )
     for other in also_n or []:
         rows.append(row(f"n = {other}", table, columns | {"n": other}, found.delta))
     return pd.DataFrame(rows)

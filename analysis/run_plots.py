@@ -37,7 +37,9 @@ def heat_map(
     for i, row in enumerate(grid.to_numpy()):
         if not np.isnan(row).all():
             best = int(np.nanargmin(row))
-            frame = Rectangle((best - 0.48, i - 0.46), 0.96, 0.92, fill=False, edgecolor="#D55E00", linewidth=1.5)  # fmt: skip
+            frame = Rectangle(
+                (best - 0.48, i - 0.46), 0.96, 0.92, fill=False, edgecolor="#D55E00", linewidth=1.5
+            )
             axis.add_patch(frame)
     axis.set_xticks(range(grid.shape[1]), [tick(v) for v in grid.columns])
     axis.set_yticks(range(grid.shape[0]), [tick(v) for v in grid.index])
@@ -59,10 +61,18 @@ def pareto(
     shown["front"] = shown[metric] < shown[metric].cummin().shift(fill_value=np.inf)
     figure, axis = plt.subplots()
     for index, (name, part) in enumerate(shown.groupby(by, sort=False)):
-        axis.plot(part[cost], part[metric], "osD^vPX"[index % 7], markersize=3, label=f"{name} (n={len(part)})")  # fmt: skip
+        axis.plot(
+            part[cost],
+            part[metric],
+            "osD^vPX"[index % 7],
+            markersize=3,
+            label=f"{name} (n={len(part)})",
+        )
     front = shown[shown["front"]]
     axis.step(front[cost], front[metric], where="post", color="0.4", linewidth=0.8, label="front")
-    axis.set(xscale="log", xlabel=AXES.get(cost, cost), ylabel=AXES.get(metric, metric), title=title)  # fmt: skip
+    axis.set(
+        xscale="log", xlabel=AXES.get(cost, cost), ylabel=AXES.get(metric, metric), title=title
+    )
     axis.legend(title=by)
     return figure, shown
 
@@ -76,14 +86,24 @@ def gap_against_tokens(
     points = curves.join(facts, on="fingerprint", how="inner")
     points["x"] = points["x"].round()
     base = points[points[by] == baseline]
-    both = points[points[by] != baseline].merge(base[[*pair, "x", "value"]], on=[*pair, "x"], suffixes=("", "_base"))  # fmt: skip
+    both = points[points[by] != baseline].merge(
+        base[[*pair, "x", "value"]], on=[*pair, "x"], suffixes=("", "_base")
+    )
     if both.empty:
-        raise ValueError(f"no run shares {', '.join(pair)} and a number of tokens with {by}={baseline}")  # fmt: skip
+        raise ValueError(
+            f"no run shares {', '.join(pair)} and a number of tokens with {by}={baseline}"
+        )
     both["gap"] = 100 * (both["value"] / both["value_base"] - 1)
     shown = both.groupby([by, "x"])["gap"].agg(["mean", "min", "max", "count"]).reset_index()
     figure, axis = plt.subplots()
     for name, part in shown.groupby(by, sort=False):
-        axis.plot(part["x"], part["mean"], marker="o", markersize=3, label=f"{name} (n={int(part['count'].max())})")  # fmt: skip
+        axis.plot(
+            part["x"],
+            part["mean"],
+            marker="o",
+            markersize=3,
+            label=f"{name} (n={int(part['count'].max())})",
+        )
         if part["count"].max() > 1:
             axis.fill_between(part["x"], part["min"], part["max"], alpha=0.2)
     axis.axhline(0.0, color="0.5", linewidth=0.8)
@@ -111,7 +131,14 @@ def waterfall(
         change = after - before
         axis.barh(i, change, left=before, color="#0072B2" if change < 0 else "#D55E00", height=0.6)
         axis.plot([before, before], [i - 1, i], color="0.5", linewidth=0.6)
-        axis.annotate(f"{change:+.3f}", (max(before, after), i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6)  # fmt: skip
+        axis.annotate(
+            f"{change:+.3f}",
+            (max(before, after), i),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6,
+        )
     axis.set_yticks(range(len(shown)), list(shown["step"]))
     axis.invert_yaxis()
     axis.use_sticky_edges = False
@@ -136,7 +163,9 @@ def by_layer(
     parts = found["key"].astype(str).str.rsplit("/", n=2, expand=True)
     known = sorted(parts[2].dropna().unique()) if parts.shape[1] > 2 else []
     if statistic not in known:
-        raise ValueError(f"no statistic {statistic!r}; there are: {', '.join(known) or 'none: set precision.diagnostics_every'}")  # fmt: skip
+        raise ValueError(
+            f"no statistic {statistic!r}; there are: {', '.join(known) or 'none: set precision.diagnostics_every'}"
+        )
     rows = found.assign(layer=parts[0].str.removeprefix("precision/"), operand=parts[1])
     rows = rows[parts[2] == statistic]
     at = int(rows["step"].max()) if step is None else step

@@ -62,7 +62,9 @@ class Runs:
             if found is not None:
                 parts.append(pd.DataFrame(json.loads(found)).assign(fingerprint=run))
         if not parts:
-            raise ValueError("no run folder has positions.json: train with eval.details=true, and read by from_folders")  # fmt: skip
+            raise ValueError(
+                "no run folder has positions.json: train with eval.details=true, and read by from_folders"
+            )
         return pd.concat(parts, ignore_index=True)[["fingerprint", "position", "loss", "n"]]
 
     def _repr_html_(self) -> str:
@@ -115,8 +117,10 @@ def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
     history = cached(
         listing.with_name("history.parquet") if cache else None,
         stamps,
-        lambda runs: assemble(p for r in runs for p in read_folder(Path(folders[r]) / "metrics.jsonl", r)),
-    )  # fmt: skip
+        lambda runs: assemble(
+            p for r in runs for p in read_folder(Path(folders[r]) / "metrics.jsonl", r)
+        ),
+    )
     return Runs(_with_last(pd.DataFrame(rows), history), history, root=root)
 
 

@@ -24,7 +24,12 @@ from analysis.history import COLUMNS, Part, assemble, cached
 from analysis.runs import Runs
 
 _LARGEST = 1.797e308
-_STATES = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "new", "KILLED": "interrupted"}  # fmt: skip
+_STATES = {
+    "FINISHED": "finished",
+    "RUNNING": "running",
+    "SCHEDULED": "new",
+    "KILLED": "interrupted",
+}
 _PAGE, _POINTS, _RUNS = 1000, 25_000, 100  # what a server gives at once
 _AT_ONCE = 4
 _VALUE = "CASE WHEN is_nan THEN NULL ELSE value END"
@@ -50,7 +55,9 @@ def from_mlflow(
         return _Server(uri).runs(experiment, histories, cache)
     if scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql"):
         return _Database(uri).runs(experiment, histories, cache)
-    raise ValueError(f"{uri} is not read; give sqlite:///FILE, another database's URL or http(s)://SERVER")  # fmt: skip
+    raise ValueError(
+        f"{uri} is not read; give sqlite:///FILE, another database's URL or http(s)://SERVER"
+    )
 
 
 class _Store(ABC):
@@ -63,7 +70,9 @@ class _Store(ABC):
     def runs(self, experiment: str, histories: bool, cache: Path | None) -> Runs:
         names = self.experiments()
         if experiment not in names:
-            raise KeyError(f"no experiment {experiment!r} in {self.uri}; there are: {', '.join(names)}")  # fmt: skip
+            raise KeyError(
+                f"no experiment {experiment!r} in {self.uri}; there are: {', '.join(names)}"
+            )
         found = self.rows(names[experiment])
         digest = hashlib.sha256(f"{self.uri} {experiment}".encode()).hexdigest()[:16]
         stamps = {row.pop("_id"): str(row.pop("_stamp")) for row in found}
@@ -77,7 +86,9 @@ class _Store(ABC):
         history = cached(cache / f"{digest}.parquet" if cache else None, stamps, self.history)
         if not history.empty:
             categories = history["fingerprint"].cat
-            history["fingerprint"] = categories.rename_categories([names_of[c] for c in categories.categories])  # fmt: skip
+            history["fingerprint"] = categories.rename_categories(
+                [names_of[c] for c in categories.categories]
+            )
             ordered = sorted(history["fingerprint"].cat.categories)
             history["fingerprint"] = history["fingerprint"].cat.reorder_categories(ordered)
         return Runs(pd.DataFrame(found), history[COLUMNS], tuple(self.notes))
@@ -118,20 +129,32 @@ class _Database(_Store):
         return list(self._other.execute(self._text(query), values).fetchall())
 
     def experiments(self) -> dict[str, str]:
-        found = self._ask("SELECT name, experiment_id FROM experiments WHERE lifecycle_stage = 'active'")  # fmt: skip
+        found = self._ask(
+            "SELECT name, experiment_id FROM experiments WHERE lifecycle_stage = 'active'"
+        )
         return {str(name): str(number) for name, number in found}
 
     def rows(self, experiment: str) -> list[dict[str, Any]]:
-        mine = f"run_uuid IN (SELECT run_uuid FROM runs WHERE experiment_id = {int(experiment)} AND lifecycle_stage = 'active')"  # fmt: skip
+        mine = f"run_uuid IN (SELECT run_uuid FROM runs WHERE experiment_id = {int(experiment)} AND lifecycle_stage = 'active')"
         found: dict[str, dict[str, Any]] = {
-            run: {"_id": run, "_stamp": "", "fingerprint": run, "label": name, "state": _STATES.get(status, "failed")}
-            for run, name, status in self._ask(f"SELECT run_uuid, name, status FROM runs WHERE {mine}")
-        }  # fmt: skip
+            run: {
+                "_id": run,
+                "_stamp": "",
+                "fingerprint": run,
+                "label": name,
+                "state": _STATES.get(status, "failed"),
+            }
+            for run, name, status in self._ask(
+                f"SELECT run_uuid, name, status FROM runs WHERE {mine}"
+            )
+        }
         for run, key, value in self._ask(f"SELECT run_uuid, key, value FROM params WHERE {mine}"):
             found[run][key] = _number(value)
-        for run, value in self._ask(f"SELECT run_uuid, value FROM tags WHERE key = 'fingerprint' AND {mine}"):  # fmt: skip
+        for run, value in self._ask(
+            f"SELECT run_uuid, value FROM tags WHERE key = 'fingerprint' AND {mine}"
+        ):
             found[run]["fingerprint"] = value
-        newest = f"SELECT run_uuid, key, step, timestamp, {_VALUE} FROM latest_metrics WHERE {mine} ORDER BY key"  # fmt: skip
+        newest = f"SELECT run_uuid, key, step, timestamp, {_VALUE} FROM latest_metrics WHERE {mine} ORDER BY key"
         for run, key, step, when, value in self._ask(newest):
             self._keys.setdefault(run, []).append(key)
             found[run]["_stamp"] += f"{key} {step} {when} "
@@ -161,7 +184,10 @@ class _Server(_Store):
         import requests  # noqa: PLC0415  (comes with MLflow)
 
         self._session = requests.Session()
-        user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")  # fmt: skip
+        user, token = (
+            os.environ.get("MLFLOW_TRACKING_USERNAME"),
+            os.environ.get("MLFLOW_TRACKING_TOKEN"),
+        )
         if user:
             self._session.auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
         elif token:
@@ -174,7 +200,9 @@ class _Server(_Store):
             raise ValueError(f"{self.uri}/{path} answers {answer.status_code}: {answer.text[:200]}")
         return dict(answer.json())
 
-    def _pages(self, method: str, path: str, name: str, field: str, body: dict[str, Any]) -> Iterator[Any]:  # fmt: skip
+    def _pages(
+        self, method: str, path: str, name: str, field: str, body: dict[str, Any]
+    ) -> Iterator[Any]:
         while True:
             page = self._ask(method, path, **{field: body})
             yield from page.get(name, [])
@@ -183,7 +211,13 @@ class _Server(_Store):
             body = body | {"page_token": page["next_page_token"]}
 
     def experiments(self) -> dict[str, str]:
-        found = self._pages("POST", "api/2.0/mlflow/experiments/search", "experiments", "json", {"max_results": 1000})  # fmt: skip
+        found = self._pages(
+            "POST",
+            "api/2.0/mlflow/experiments/search",
+            "experiments",
+            "json",
+            {"max_results": 1000},
+        )
         return {e["name"]: e["experiment_id"] for e in found}
 
     def rows(self, experiment: str) -> list[dict[str, Any]]:
@@ -194,7 +228,9 @@ class _Server(_Store):
             tags = {tag["key"]: tag["value"] for tag in data.get("tags", [])}
             metrics = data.get("metrics", [])
             self._newest[info["run_id"]] = {m["key"]: int(m.get("step", 0)) for m in metrics}
-            stamp = json.dumps(sorted((m["key"], m.get("step", 0), m["timestamp"]) for m in metrics))  # fmt: skip
+            stamp = json.dumps(
+                sorted((m["key"], m.get("step", 0), m["timestamp"]) for m in metrics)
+            )
             rows.append(
                 {
                     "_id": info["run_id"],
@@ -215,7 +251,9 @@ class _Server(_Store):
             having = [run for run in runs if key in self._newest[run]]
             tasks += [(key, having[i : i + _RUNS]) for i in range(0, len(having), _RUNS)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return assemble(part for found in pool.map(lambda t: self._metric(*t), tasks) for part in found)  # fmt: skip
+            return assemble(
+                part for found in pool.map(lambda t: self._metric(*t), tasks) for part in found
+            )
 
     def _metric(self, key: str, runs: list[str]) -> list[Part]:
         """Return one metric of some runs, as many at once as the server gives points of."""
@@ -230,14 +268,26 @@ class _Server(_Store):
             waiting = waiting[len(batch) :]
             if len(found) >= _POINTS:
                 body = {"run_id": batch[0], "metric_key": key, "max_results": _POINTS}
-                found = [p | {"run_id": batch[0]} for p in self._pages("GET", "api/2.0/mlflow/metrics/get-history", "metrics", "params", body)]  # fmt: skip
+                found = [
+                    p | {"run_id": batch[0]}
+                    for p in self._pages(
+                        "GET", "api/2.0/mlflow/metrics/get-history", "metrics", "params", body
+                    )
+                ]
             most = max(Counter(point["run_id"] for point in found).values(), default=1)
             parts += self._parts(key, batch, found)
         return parts
 
     def _batch(self, key: str, runs: Sequence[str]) -> list[dict[str, Any]]:
-        asked = [("run_id", run) for run in runs] + [("metric_key", key), ("max_results", str(_POINTS))]  # fmt: skip
-        return list(self._ask("GET", "ajax-api/2.0/mlflow/metrics/get-history-bulk", params=asked)["metrics"])  # fmt: skip
+        asked = [("run_id", run) for run in runs] + [
+            ("metric_key", key),
+            ("max_results", str(_POINTS)),
+        ]
+        return list(
+            self._ask("GET", "ajax-api/2.0/mlflow/metrics/get-history-bulk", params=asked)[
+                "metrics"
+            ]
+        )
 
     def _parts(self, key: str, runs: Sequence[str], points: list[dict[str, Any]]) -> Iterator[Part]:
         own: dict[str, list[dict[str, Any]]] = {run: [] for run in runs}
@@ -248,7 +298,9 @@ class _Server(_Store):
             values = np.array([float(row.get("value", 0.0)) for row in rows])
             last = int(steps.max()) if len(steps) else -1
             if last < self._newest[run][key]:
-                self.notes.append(f"the server cut {key} of {run} at step {last} of {self._newest[run][key]}")  # fmt: skip
+                self.notes.append(
+                    f"the server cut {key} of {run} at step {last} of {self._newest[run][key]}"
+                )
             order = np.argsort(steps, kind="stable")
             yield run, key, steps[order], _unclamp(values[order])
 

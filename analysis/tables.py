@@ -5,7 +5,18 @@ import pandas as pd
 
 from analysis.errors import require
 
-_SPECIAL = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
+_SPECIAL = {
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+}
 _HOLE = "--"
 
 
@@ -19,9 +30,17 @@ def cross_table(
     """
     require(runs, [rows, metric, *([columns] if columns else [])])
     by = [rows, columns] if columns else [rows]
-    grouped = runs.dropna(subset=[metric]).groupby(by, sort=False)[metric].agg(["mean", "std", "count"])  # fmt: skip
+    grouped = (
+        runs.dropna(subset=[metric]).groupby(by, sort=False)[metric].agg(["mean", "std", "count"])
+    )
     places = digits if digits is not None else _places(grouped)
-    text = pd.Series([_cell(mean, spread, count, places) for mean, spread, count in grouped.to_numpy(dtype=float)], index=grouped.index)  # fmt: skip
+    text = pd.Series(
+        [
+            _cell(mean, spread, count, places)
+            for mean, spread, count in grouped.to_numpy(dtype=float)
+        ],
+        index=grouped.index,
+    )
     table = text.unstack(columns) if columns else text.to_frame(metric)
     every = list(dict.fromkeys(runs[rows]))
     table = table.reindex(index=every)

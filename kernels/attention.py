@@ -122,7 +122,9 @@ def reindexed_weights(
 ) -> Float[Tensor, "batch heads seq ctx"]:
     """Return what `reindexed_attention` weighs v by."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    near, away = attention_weights(*_each_key_twice(q, q_sink, k, mask, far), scale=scale).chunk(2, dim=-1)  # fmt: skip
+    near, away = attention_weights(*_each_key_twice(q, q_sink, k, mask, far), scale=scale).chunk(
+        2, dim=-1
+    )
     return near + away
 
 

@@ -95,7 +95,9 @@ def _environment() -> str:
     names = ("compiled", "emulate", "formats", "philox", "quantise")
     sources = [Path(__file__).with_name(f"{name}.py") for name in names]
     parts = [torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), _cpu()]
-    return hashlib.sha256(b"\0".join([*map(str.encode, parts), *(f.read_bytes() for f in sources)])).hexdigest()[:16]  # fmt: skip
+    return hashlib.sha256(
+        b"\0".join([*map(str.encode, parts), *(f.read_bytes() for f in sources)])
+    ).hexdigest()[:16]
 
 
 def _cpu() -> str:

@@ -31,7 +31,14 @@ from kernels.quantise import (
     quantise_nvfp4,
 )
 
-_ELEMENTS = {"nvfp4": E2M1, "mxfp4": E2M1, "mxfp8_e4m3": E4M3, "mxfp8_e5m2": E5M2, "fp8_e4m3": E4M3, "fp8_e5m2": E5M2}  # fmt: skip
+_ELEMENTS = {
+    "nvfp4": E2M1,
+    "mxfp4": E2M1,
+    "mxfp8_e4m3": E4M3,
+    "mxfp8_e5m2": E5M2,
+    "fp8_e4m3": E4M3,
+    "fp8_e5m2": E5M2,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +64,24 @@ class Quantiser:
         fmt = _ELEMENTS[self.format]
         if self.format == "nvfp4":
             return quantise_nvfp4(
-                x, block=self.block, amax=amax, order=self.scale, bits=bits,  # type: ignore[arg-type]
-                sr_headroom=self.sr_headroom, four_over_six=self.four_over_six,
+                x,
+                block=self.block,
+                amax=amax,
+                order=self.scale,
+                bits=bits,  # type: ignore[arg-type]
+                sr_headroom=self.sr_headroom,
+                four_over_six=self.four_over_six,
                 row_scaled=self.row_scaled,
-            )  # fmt: skip
+            )
         if self.format.startswith("mx"):
             return quantise_mx(
-                x, fmt=fmt, block=self.block, scale_rounding=self.scale, bits=bits,
+                x,
+                fmt=fmt,
+                block=self.block,
+                scale_rounding=self.scale,
+                bits=bits,
                 sr_headroom=self.sr_headroom,
-            )  # fmt: skip
+            )
         return quantise_fp8(
             x, fmt=fmt, block=self.block, amax=amax, powers_of_two=self.scale != "fp32"
         )
@@ -126,9 +142,16 @@ def emulate(
     how = how.along(dim)
     check_blocks(x, how.block)
     values, numerator, scales = torch.ops.espalier.quantise(
-        x, bits, amax, how.format, list(how.block), how.scale, how.sr_headroom, how.four_over_six,
+        x,
+        bits,
+        amax,
+        how.format,
+        list(how.block),
+        how.scale,
+        how.sr_headroom,
+        how.four_over_six,
         how.row_scaled,
-    )  # fmt: skip
+    )
     apart = scales if how.stacked else None
     return Operand(values, numerator, how.denominator, apart, how.block)
 
@@ -173,7 +196,9 @@ def triton_agrees(device: torch.device) -> bool:
                 if not (same and torch.equal(numerator, wanted.numerator)):
                     raise ValueError(f"block {block} differs from the reference")
     except Exception as error:
-        warnings.warn(f"the Triton kernels are passed over, quantising is slower: {error}", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"the Triton kernels are passed over, quantising is slower: {error}", stacklevel=2
+        )
         return False
     return True
 
@@ -193,19 +218,32 @@ def _quantise_both(
 def _(
     x: Tensor, matrix: Tensor, bits: Tensor | None, bits_turned: Tensor | None, sr_headroom: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    values, factor = (x.new_empty(s, dtype=d) for s, d in ((x.shape, torch.bfloat16), ((), torch.float32)))  # fmt: skip
+    values, factor = (
+        x.new_empty(s, dtype=d) for s, d in ((x.shape, torch.bfloat16), ((), torch.float32))
+    )
     return values, factor, torch.empty_like(values), torch.empty_like(factor)
 
 
 @torch.library.custom_op("espalier::quantise", mutates_args=())
 def _quantise(
-    x: Tensor, bits: Tensor | None, amax: Tensor | None, format: str, block: list[int], scale: str,
-    sr_headroom: float, four_over_six: bool, row_scaled: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    bits: Tensor | None,
+    amax: Tensor | None,
+    format: str,
+    block: list[int],
+    scale: str,
+    sr_headroom: float,
+    four_over_six: bool,
+    row_scaled: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     how = Quantiser(
-        format=format, block=(block[0], block[1]), scale=scale, sr_headroom=sr_headroom,  # type: ignore[arg-type]
-        four_over_six=four_over_six, row_scaled=row_scaled,
-    )  # fmt: skip
+        format=format,
+        block=(block[0], block[1]),
+        scale=scale,
+        sr_headroom=sr_headroom,  # type: ignore[arg-type]
+        four_over_six=four_over_six,
+        row_scaled=row_scaled,
+    )
     if x.device.type == "cpu":
         given = [t for t in (bits, amax) if t is not None]
         run = _on_cpu(how, x.dtype, bits is not None, amax is not None)
@@ -221,14 +259,25 @@ def _quantise(
 
 @_quantise.register_fake
 def _(
-    x: Tensor, bits: Tensor | None, amax: Tensor | None, format: str, block: list[int], scale: str,
-    sr_headroom: float, four_over_six: bool, row_scaled: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    bits: Tensor | None,
+    amax: Tensor | None,
+    format: str,
+    block: list[int],
+    scale: str,
+    sr_headroom: float,
+    four_over_six: bool,
+    row_scaled: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = x.shape
     numerator = x.new_empty((rows, 1) if row_scaled else (), dtype=torch.float32)
     stacked = format.startswith("fp8") and block[0] and scale == "fp32"
     shape = (rows // block[0], cols // block[1]) if stacked else (0, 0)
-    return x.new_empty(rows, cols, dtype=torch.bfloat16), numerator, x.new_empty(shape, dtype=torch.float32)  # fmt: skip
+    return (
+        x.new_empty(rows, cols, dtype=torch.bfloat16),
+        numerator,
+        x.new_empty(shape, dtype=torch.float32),
+    )
 
 
 def _reference(
@@ -256,7 +305,17 @@ def _on_cpu(how: Quantiser, dtype: torch.dtype, has_bits: bool, has_amax: bool) 
     if has_amax:
         example.append(torch.ones(()))
         free.append({})
-    parts = (how.format, *how.block, how.scale, how.sr_headroom, how.four_over_six, how.row_scaled, dtype, has_bits, has_amax)  # fmt: skip
+    parts = (
+        how.format,
+        *how.block,
+        how.scale,
+        how.sr_headroom,
+        how.four_over_six,
+        how.row_scaled,
+        dtype,
+        has_bits,
+        has_amax,
+    )
     name = "quantise-" + "-".join(str(part).removeprefix("torch.") for part in parts)
     function = partial(_with_options, how, has_bits)
     return compiled(function, name, tuple(example), tuple(free))

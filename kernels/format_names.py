@@ -2,8 +2,6 @@
 
 from typing import Literal
 
-Format = Literal[
-    "nvfp4", "mxfp4", "mxfp8_e4m3", "mxfp8_e5m2", "fp8_e4m3", "fp8_e5m2"
-]  # fmt: skip
+Format = Literal["nvfp4", "mxfp4", "mxfp8_e4m3", "mxfp8_e5m2", "fp8_e4m3", "fp8_e5m2"]
 Signs = Literal["fixed", "random", "none"]  # of a Hadamard transform
 HADAMARD_SIZES = (16, 32, 64, 128)

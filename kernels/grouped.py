@@ -20,9 +20,12 @@ def can_group(x: Float[Tensor, "rows k"], hidden: int) -> bool:
 
 
 def grouped_feed_forward(
-    x: Float[Tensor, "rows k"], up: Float[Tensor, "groups n k"], down: Float[Tensor, "groups k half"],
-    counts: Int64[Tensor, " groups"], activate: Callable[[Tensor], Tensor],
-) -> Float[Tensor, "rows k"]:  # fmt: skip
+    x: Float[Tensor, "rows k"],
+    up: Float[Tensor, "groups n k"],
+    down: Float[Tensor, "groups k half"],
+    counts: Int64[Tensor, " groups"],
+    activate: Callable[[Tensor], Tensor],
+) -> Float[Tensor, "rows k"]:
     """Return down[g] activate(up[g] x) of each row, g being its group: the first counts[0] rows are of group 0."""
     ends = counts.cumsum(0).to(torch.int32)
     h = torch.nn.functional.grouped_mm(x, up.transpose(1, 2), offs=ends)

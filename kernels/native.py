@@ -68,7 +68,9 @@ def refuse_capability(recipe: LinearRecipe, capability: tuple[int, int] | None) 
     if capability is None:
         raise Unsupported(_NO_GPU)
     if capability < needed:
-        raise Unsupported(f"{name} needs compute capability {needed[0]}.{needed[1]}, not {capability[0]}.{capability[1]}")  # fmt: skip
+        raise Unsupported(
+            f"{name} needs compute capability {needed[0]}.{needed[1]}, not {capability[0]}.{capability[1]}"
+        )
 
 
 def native_recipe(recipe: LinearRecipe, device: torch.device) -> Any:
@@ -86,7 +88,9 @@ def native_recipe(recipe: LinearRecipe, device: torch.device) -> Any:
     able, why = getattr(engine, _NEEDS[name][0])(return_reason=True)
     if not able:
         major, minor = torch.cuda.get_device_capability(device)
-        raise Unsupported(f"{torch.cuda.get_device_name(device)} (capability {major}.{minor}): {why}")  # fmt: skip
+        raise Unsupported(
+            f"{torch.cuda.get_device_name(device)} (capability {major}.{minor}): {why}"
+        )
     fields = recipes.__dict__[name].__dataclass_fields__
     unknown = sorted(set(arguments) - set(fields))
     if unknown:
@@ -109,7 +113,9 @@ def native_autocast(recipe: Any) -> AbstractContextManager[Any]:
 def native_linear(in_features: int, out_features: int) -> nn.Module:
     """Return TransformerEngine's linear without storage: `apply` lends it a weight."""
     engine, _ = _transformer_engine()
-    return engine.Linear(in_features, out_features, bias=False, params_dtype=torch.float32, device="meta")  # type: ignore[no-any-return]  # fmt: skip
+    return engine.Linear(
+        in_features, out_features, bias=False, params_dtype=torch.float32, device="meta"
+    )  # type: ignore[no-any-return]
 
 
 def apply(linear: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
@@ -134,7 +140,11 @@ def self_test(recipe: Any, device: torch.device) -> None:
     with torch.autocast("cuda", dtype=torch.bfloat16), native_autocast(recipe):
         y = apply(linear, x, parameter)
     torch.autograd.backward(y, grad.to(y.dtype))
-    wanted = {"output": x @ weight.T, "gradient of the input": grad @ weight, "gradient of the weight": grad.T @ x}  # fmt: skip
+    wanted = {
+        "output": x @ weight.T,
+        "gradient of the input": grad @ weight,
+        "gradient of the weight": grad.T @ x,
+    }
     for (what, right), got in zip(wanted.items(), (y, x.grad, parameter.grad), strict=True):
         assert got is not None
         error = float((got.float() - right).norm() / right.norm())
@@ -167,19 +177,27 @@ def published() -> list[tuple[str, dict[str, Any], LinearRecipe]]:
         found.append(("Float8BlockScaling", {"use_f32_scales": single}, made))
     mx = OperandRecipe(quantiser=Quantiser(format="mxfp8_e4m3", block=(1, 32), scale="rceil"))
     found.append(("MXFP8BlockScaling", {"fp8_format": "E4M3"}, _all(mx, mx)))
-    row, square = (OperandRecipe(quantiser=Quantiser(format="nvfp4", block=b)) for b in ((1, 16), (16, 16)))  # fmt: skip
+    row, square = (
+        OperandRecipe(quantiser=Quantiser(format="nvfp4", block=b)) for b in ((1, 16), (16, 16))
+    )
     for no_hadamard in (False, True):
         for no_dice in (False, True):
             for no_square in (False, True):
                 weight, size = row if no_square else square, 0 if no_hadamard else 16
                 made = _all(row, replace(row, stochastic=not no_dice), weight, size)
-                arguments = {"disable_rht": no_hadamard, "disable_stochastic_rounding": no_dice, "disable_2d_quantization": no_square}  # fmt: skip
+                arguments = {
+                    "disable_rht": no_hadamard,
+                    "disable_stochastic_rounding": no_dice,
+                    "disable_2d_quantization": no_square,
+                }
                 found.append(("NVFP4BlockScaling", arguments, made))
     return found
 
 
 def _fp8(format: Any, block: tuple[int, int], scale: str) -> OperandRecipe:
-    return OperandRecipe(quantiser=Quantiser(format=format, block=block, scale=scale), delayed=scale == "delayed")  # fmt: skip
+    return OperandRecipe(
+        quantiser=Quantiser(format=format, block=block, scale=scale), delayed=scale == "delayed"
+    )
 
 
 def _all(
@@ -199,6 +217,10 @@ def _difference(ours: LinearRecipe, theirs: LinearRecipe) -> str | None:
     found = []
     for gemm, (left, right) in names.items():
         a, b = getattr(ours, gemm), getattr(theirs, gemm)
-        found += [f"{gemm}.{left}"] * (a.left != b.left) + [f"{gemm}.{right}"] * (a.right != b.right)  # fmt: skip
-        found += [f"{gemm}.hadamard"] * ((a.hadamard, a.hadamard and a.signs) != (b.hadamard, b.hadamard and b.signs))  # fmt: skip
+        found += [f"{gemm}.{left}"] * (a.left != b.left) + [f"{gemm}.{right}"] * (
+            a.right != b.right
+        )
+        found += [f"{gemm}.hadamard"] * (
+            (a.hadamard, a.hadamard and a.signs) != (b.hadamard, b.hadamard and b.signs)
+        )
     return ", ".join(found) or None

@@ -40,9 +40,11 @@ def pack(weight: Float[Tensor, "n k"]) -> Tensor:
 
 
 def packed_linear(
-    x: Float[Tensor, "*rows k"], weight: Float[Tensor, "n k"], packed: Tensor | None,
+    x: Float[Tensor, "*rows k"],
+    weight: Float[Tensor, "n k"],
+    packed: Tensor | None,
     bias: Float[Tensor, " n"] | None,
-) -> Float[Tensor, "*rows n"]:  # fmt: skip
+) -> Float[Tensor, "*rows n"]:
     """Return x weight^T + bias by the faster of the two layouts, the plain one without `packed`; no gradient."""
     rows = x.numel() // x.shape[-1]
     if rows == 1 and torch.compiler.is_compiling():

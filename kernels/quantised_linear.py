@@ -113,9 +113,15 @@ def quantised_linear(
 class _QuantisedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, recipe: LinearRecipe, layer: int, dice: Dice | None,
-        delayed: Delayed | None, probe: Probe | None,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        recipe: LinearRecipe,
+        layer: int,
+        dice: Dice | None,
+        delayed: Delayed | None,
+        probe: Probe | None,
+    ) -> Tensor:
         make = _Operands(layer, dice, delayed, probe)
         left = make(x, recipe.fprop, recipe.fprop.left, 1, 0)
         right = make(weight, recipe.fprop, recipe.fprop.right, 1, 1)
@@ -208,7 +214,10 @@ class _Operands:
 def _same_codes(recipe: LinearRecipe) -> bool:
     """True where the weight has the same codes in fprop and dgrad."""
     forward, backward = recipe.fprop, recipe.dgrad
-    square = forward.right is not None and forward.right.quantiser.block[0] == forward.right.quantiser.block[1]  # fmt: skip
+    square = (
+        forward.right is not None
+        and forward.right.quantiser.block[0] == forward.right.quantiser.block[1]
+    )
     return (
         square and forward.right == backward.right and not (forward.hadamard or backward.hadamard)
     )

@@ -45,9 +45,15 @@ def recurrence(
 
 
 def _recurrence(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, beta: Tensor | None, state: Tensor | None,
-    documents: Tensor | None, chunk: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    beta: Tensor | None,
+    state: Tensor | None,
+    documents: Tensor | None,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
     out_type, (batch, heads, seq, width) = v.dtype, q.shape
     if log_decay is None:
         log_decay = q.new_zeros(batch, heads, seq, 1)
@@ -102,15 +108,18 @@ def _chunks(x: Tensor, size: int) -> Tensor:
 
 
 def scan(
-    decay: Float[Tensor, "batch seq dim"], added: Float[Tensor, "batch seq dim"],
+    decay: Float[Tensor, "batch seq dim"],
+    added: Float[Tensor, "batch seq dim"],
     first: Float[Tensor, "batch dim"] | None = None,
-) -> Float[Tensor, "batch seq dim"]:  # fmt: skip
+) -> Float[Tensor, "batch seq dim"]:
     """Return h_t = decay_t h_(t-1) + added_t, each element by itself, in log2(seq) passes (Hillis & Steele 1986)."""
     if first is not None:
         added = torch.cat((added[:, :1] + decay[:, :1] * first[:, None], added[:, 1:]), dim=1)
     back = 1
     while back < added.shape[1]:
-        added = torch.cat((added[:, :back], added[:, back:] + decay[:, back:] * added[:, :-back]), dim=1)  # fmt: skip
+        added = torch.cat(
+            (added[:, :back], added[:, back:] + decay[:, back:] * added[:, :-back]), dim=1
+        )
         decay = torch.cat((decay[:, :back], decay[:, back:] * decay[:, :-back]), dim=1)
         back *= 2
     return added

@@ -3,7 +3,9 @@
 PER_DIMENSION = 16  # tokens of a chunk where each key dimension has its own decay
 
 
-def recurrence_flops(seq: int, heads: int, k: int, v: int, *, chunk: int, delta: bool, wide: bool) -> int:  # fmt: skip
+def recurrence_flops(
+    seq: int, heads: int, k: int, v: int, *, chunk: int, delta: bool, wide: bool
+) -> int:
     """Return the FLOPs of the products in `recurrence`; the triangular solve of the delta rule is left out."""
     size = min(chunk, PER_DIMENSION if wide else chunk, seq)
     rows = -(-seq // size) * size

@@ -74,17 +74,29 @@ def _products_in_bf16() -> Iterator[None]:
 
 
 def _by_blocks(
-    a: Operand, b: Operand, left: Tensor, right: Tensor, factor: Tensor, sums: tuple[int, int],
-    *, fp32: bool,
-) -> Tensor:  # fmt: skip
+    a: Operand,
+    b: Operand,
+    left: Tensor,
+    right: Tensor,
+    factor: Tensor,
+    sums: tuple[int, int],
+    *,
+    fp32: bool,
+) -> Tensor:
     """Add up the products of blocks along k, each with the scales of its rows and columns."""
-    size = max(a.block[sums[0]] if a.scales is not None else 1, b.block[sums[1]] if b.scales is not None else 1)  # fmt: skip
+    size = max(
+        a.block[sums[0]] if a.scales is not None else 1,
+        b.block[sums[1]] if b.scales is not None else 1,
+    )
     one = torch.ones((), device=left.device)
     total = torch.zeros(left.shape[0], right.shape[1], device=left.device)
     for index, start in enumerate(range(0, left.shape[1], size)):
         part = slice(start, start + size)
         product = torch.ops.espalier.scaled_mm(left[:, part], right[part], one, True)
-        rows, columns = (_scales(o, dim, index, o.values.shape[1 - dim]) for o, dim in zip((a, b), sums, strict=True))  # fmt: skip
+        rows, columns = (
+            _scales(o, dim, index, o.values.shape[1 - dim])
+            for o, dim in zip((a, b), sums, strict=True)
+        )
         total += product * rows[:, None] * columns[None]
     total *= factor
     return total if fp32 else total.to(torch.bfloat16)

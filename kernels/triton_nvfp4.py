@@ -23,7 +23,9 @@ def amax(x: Tensor) -> Tensor:
     return _amaxes(x, None)[0]
 
 
-def quantise(x: Tensor, block: Block, bits: Tensor | None = None, *, headroom: float = 1.0) -> tuple[Tensor, Tensor]:  # fmt: skip
+def quantise(
+    x: Tensor, block: Block, bits: Tensor | None = None, *, headroom: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Return (elements x block scales in bf16, numerator of the epilogue) of `x` as NVFP4.
 
     The result of `Quantiser(format="nvfp4", block=block, sr_headroom=headroom)`, bit for bit.
@@ -34,9 +36,18 @@ def quantise(x: Tensor, block: Block, bits: Tensor | None = None, *, headroom: f
     check_blocks(x, block)
     largest, out = amax(x), _like(x)
     _quantise[_grid(x, ROWS)](
-        x, x if bits is None else bits, out, largest, *x.shape, *x.stride(), headroom,
-        ROWS=ROWS, BLOCK_ROWS=block[0], BLOCK_COLS=block[1], STOCHASTIC=bits is not None,
-    )  # fmt: skip
+        x,
+        x if bits is None else bits,
+        out,
+        largest,
+        *x.shape,
+        *x.stride(),
+        headroom,
+        ROWS=ROWS,
+        BLOCK_ROWS=block[0],
+        BLOCK_COLS=block[1],
+        STOCHASTIC=bits is not None,
+    )
     return out.view(torch.bfloat16), _numerator(largest)
 
 
@@ -56,9 +67,19 @@ def quantise_both(
     largest, turned = _amaxes(x, matrix)
     out, out_turned = _like(x), _like(x)
     _quantise_both[_grid(x, rows)](
-        x, matrix, *(bits or (x, x)), out, out_turned, largest, turned, *x.shape, *x.stride(), headroom,
-        ROWS=rows, STOCHASTIC=bits is not None,
-    )  # fmt: skip
+        x,
+        matrix,
+        *(bits or (x, x)),
+        out,
+        out_turned,
+        largest,
+        turned,
+        *x.shape,
+        *x.stride(),
+        headroom,
+        ROWS=rows,
+        STOCHASTIC=bits is not None,
+    )
     found = ((out, largest), (out_turned, turned))
     return tuple((o.view(torch.bfloat16), _numerator(top)) for o, top in found)  # type: ignore[return-value]
 
@@ -77,9 +98,14 @@ def _amaxes(x: Tensor, matrix: Tensor | None) -> tuple[Tensor, Tensor]:
     grid = _grid(x, rows)
     tiles = torch.empty(2, *grid, dtype=torch.float32, device=x.device)
     _amax[grid](
-        x, x if matrix is None else matrix, tiles, *x.shape, *x.stride(), ROWS=rows,
+        x,
+        x if matrix is None else matrix,
+        tiles,
+        *x.shape,
+        *x.stride(),
+        ROWS=rows,
         TURN=matrix is not None,
-    )  # fmt: skip
+    )
     return tiles[0].amax(), tiles[1].amax() if matrix is not None else tiles[0].amax()
 
 
@@ -96,7 +122,9 @@ def _numerator(largest: Tensor) -> Tensor:
 
 
 @triton.jit
-def _amax(x, matrix, tiles, rows, cols, stride_row, stride_col, ROWS: tl.constexpr, TURN: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _amax(
+    x, matrix, tiles, rows, cols, stride_row, stride_col, ROWS: tl.constexpr, TURN: tl.constexpr
+):  # type: ignore[no-untyped-def]
     value = _load(x, rows, cols, stride_row, stride_col, ROWS)
     index = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     tl.store(tiles + index, _largest(value))
@@ -166,7 +194,16 @@ def _bf16(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _rounded(value, dice, largest, headroom, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, STOCHASTIC: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _rounded(
+    value,
+    dice,
+    largest,
+    headroom,
+    ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+):  # type: ignore[no-untyped-def]
     """Elements x block scales of a tile."""
     r: tl.constexpr = ROWS // BLOCK_ROWS
     c: tl.constexpr = COLS // BLOCK_COLS
@@ -195,9 +232,20 @@ def _rounded(value, dice, largest, headroom, ROWS: tl.constexpr, BLOCK_ROWS: tl.
 
 @triton.jit
 def _quantise(  # type: ignore[no-untyped-def]
-    x, bits, out, largest, rows, cols, stride_row, stride_col, headroom,
-    ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, STOCHASTIC: tl.constexpr,
-):  # fmt: skip
+    x,
+    bits,
+    out,
+    largest,
+    rows,
+    cols,
+    stride_row,
+    stride_col,
+    headroom,
+    ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+):
     value = _load(x, rows, cols, stride_row, stride_col, ROWS)
     dice = _load(bits, rows, cols, cols, 1, ROWS) if STOCHASTIC else value
     result = _rounded(value, dice, largest, headroom, ROWS, BLOCK_ROWS, BLOCK_COLS, STOCHASTIC)
@@ -206,9 +254,22 @@ def _quantise(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _quantise_both(  # type: ignore[no-untyped-def]
-    x, matrix, bits, bits_turned, out, out_turned, largest, largest_turned, rows, cols, stride_row,
-    stride_col, headroom, ROWS: tl.constexpr, STOCHASTIC: tl.constexpr,
-):  # fmt: skip
+    x,
+    matrix,
+    bits,
+    bits_turned,
+    out,
+    out_turned,
+    largest,
+    largest_turned,
+    rows,
+    cols,
+    stride_row,
+    stride_col,
+    headroom,
+    ROWS: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+):
     value = _load(x, rows, cols, stride_row, stride_col, ROWS)
     turned = _turn(value, matrix, ROWS)
     dice = _load(bits, rows, cols, cols, 1, ROWS) if STOCHASTIC else value

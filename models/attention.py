@@ -59,7 +59,9 @@ class Attention(nn.Module):
 
     def _everything(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         if self.sink is None:
-            return attention(q, k, v, scale=self.scale, documents=context.documents, causal=self.causal)  # fmt: skip
+            return attention(
+                q, k, v, scale=self.scale, documents=context.documents, causal=self.causal
+            )
         places = context.positions.view(-1, q.shape[2])
         mask = self._shown(places, places, context)[:, None]
         return masked_attention(q, k, v, mask, scale=self.scale, sink=self.sink)

@@ -40,7 +40,9 @@ class AttentionConfig:
                 f"sinks={self.sinks} goes with a window, and is not negative; give window"
             )
         if self.reindex and (not self.sinks or self.learned_sink):
-            raise ValueError("reindex is for sinks that are tokens; give window and sinks, and no learned_sink")  # fmt: skip
+            raise ValueError(
+                "reindex is for sinks that are tokens; give window and sinks, and no learned_sink"
+            )
 
     def kv_heads(self, host: Host) -> int:
         """Return the key/value heads in `host`."""
@@ -78,5 +80,7 @@ class AttentionConfig:
         """
         q, kv = host.num_heads * host.attention_dim, self.kv_heads(host) * host.attention_dim
         gemms = linear_flops(seq, host.width, q + 2 * kv) + linear_flops(seq, q, host.width)
-        scores = attention_flops(seq, host.num_heads, host.attention_dim) * (3 if self.reindex else 1)  # fmt: skip
+        scores = attention_flops(seq, host.num_heads, host.attention_dim) * (
+            3 if self.reindex else 1
+        )
         return gemms + scores, gemms + (scores // 2 if host.causal else scores)

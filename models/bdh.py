@@ -43,9 +43,14 @@ class Level(nn.Module):
         self.decoder = nn.Linear(wide, cfg.width, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], neurons: Float[Tensor, "batch heads seq n"] | None,
-        phases: Float[Tensor, "... seq n"], seen: Bool[Tensor, "... seq seq"], index: int, context: Context,
-    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch heads seq n"] | None, Notes]:  # fmt: skip
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        neurons: Float[Tensor, "batch heads seq n"] | None,
+        phases: Float[Tensor, "... seq n"],
+        seen: Bool[Tensor, "... seq seq"],
+        index: int,
+        context: Context,
+    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch heads seq n"] | None, Notes]:
         """Return (x, neurons, notes) after level `index`; `neurons` is the residual of the paper's form."""
         if self.cfg.chunks > 1 and context.state is None:
             return self._in_chunks(x, phases, seen, index, context.noise), None, {}
@@ -56,7 +61,9 @@ class Level(nn.Module):
         a = scores @ x[:, None]
         if context.state is not None:
             a = a + self._recall(context.state, index, turned, x)
-        gate = torch.stack([w(h) for w, h in zip(self.encoder_v, _norm(a).unbind(1), strict=True)], dim=1)  # fmt: skip
+        gate = torch.stack(
+            [w(h) for w, h in zip(self.encoder_v, _norm(a).unbind(1), strict=True)], dim=1
+        )
         gate = F.relu(gate)
         both = self._drop(gate * neurons, index, context.noise)
         y = _norm(self.decoder(both.transpose(1, 2).flatten(2)))
@@ -98,11 +105,18 @@ class Level(nn.Module):
         return found.to(x.dtype)
 
     def _in_chunks(
-        self, x: Float[Tensor, "batch seq dim"], phases: Tensor, seen: Tensor, index: int, noise: NoiseKey | None
-    ) -> Float[Tensor, "batch seq dim"]:  # fmt: skip
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        phases: Tensor,
+        seen: Tensor,
+        index: int,
+        noise: NoiseKey | None,
+    ) -> Float[Tensor, "batch seq dim"]:
         """The same, some neurons at a time: the scores are a sum over neurons, and so is what the decoder gives."""
         if type(self.encoder) is not nn.Linear:
-            raise ValueError("model.chunks takes slices of the weights, which a quantised recipe does not; use chunks=1")  # fmt: skip
+            raise ValueError(
+                "model.chunks takes slices of the weights, which a quantised recipe does not; use chunks=1"
+            )
         cfg = self.cfg
         size, parts = cfg.neurons // cfg.chunks, DROPOUT_PARTS // cfg.chunks
         w_x = self.encoder.weight.view(cfg.num_heads, cfg.neurons, cfg.width)
@@ -130,7 +144,16 @@ class Level(nn.Module):
         y: Tensor | None = None
         for slot in range(cfg.chunks):
             part = slice(slot * size, (slot + 1) * size)
-            more = recompute(out, x, a, w_x[:, part], w_y[:, part], w_out[..., part], slot * parts, use_reentrant=False)  # fmt: skip
+            more = recompute(
+                out,
+                x,
+                a,
+                w_x[:, part],
+                w_y[:, part],
+                w_out[..., part],
+                slot * parts,
+                use_reentrant=False,
+            )
             y = more if y is None else y + more
         assert y is not None
         return _norm(x + _norm(y))
@@ -206,7 +229,9 @@ class BDH(LanguageModel):
 
     def start(self, batch: int, capacity: int, *, static: bool = False) -> DecoderState:
         """See `LanguageModel.start`: sums of [heads, n, dim] for each level, whatever the length."""
-        return DecoderState(batch, capacity=capacity, device=self.embedding.weight.device, static=static)  # fmt: skip
+        return DecoderState(
+            batch, capacity=capacity, device=self.embedding.weight.device, static=static
+        )
 
     def unembed(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
         """See `LanguageModel.unembed`."""

@@ -55,7 +55,14 @@ class BDHConfig:
         from models.initialise import initialise  # noqa: PLC0415
 
         model = BDH(self, vocab_size)
-        initialise(model, scheme="gpt2", std=self.init_std, depth=self.depth, width_multiplier=1.0, seed=seed)  # fmt: skip
+        initialise(
+            model,
+            scheme="gpt2",
+            std=self.init_std,
+            depth=self.depth,
+            width_multiplier=1.0,
+            seed=seed,
+        )
         return model
 
     def check(self, vocab_size: int, seq: int) -> None:

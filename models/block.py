@@ -32,7 +32,9 @@ class Block(nn.Module):
             if cfg.streams is not None:
                 setattr(self, f"{part.name}_streams", cfg.streams.build(cfg, number))
 
-    def forward(self, x: Float[Tensor, "batch seq *streams dim"], context: Context) -> tuple[Float[Tensor, "batch seq *streams dim"], Notes]:  # fmt: skip
+    def forward(
+        self, x: Float[Tensor, "batch seq *streams dim"], context: Context
+    ) -> tuple[Float[Tensor, "batch seq *streams dim"], Notes]:
         modules: dict[str, Any] = dict(self._modules)
         notes: Notes = {}
         for number, name in enumerate(self.names, self.first):

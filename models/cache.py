@@ -109,7 +109,9 @@ class DecoderState:
 
     def select(self, rows: Int64[Tensor, " n"]) -> "DecoderState":
         """See `State`."""
-        chosen = DecoderState(len(rows), capacity=self.capacity, device=rows.device, static=self.static)  # fmt: skip
+        chosen = DecoderState(
+            len(rows), capacity=self.capacity, device=rows.device, static=self.static
+        )
         chosen.memories = {number: kept.select(rows) for number, kept in self.memories.items()}
         chosen.lengths = self.lengths[rows]
         return chosen
@@ -120,8 +122,13 @@ class DecoderState:
 
 
 def with_history(
-    state: DecoderState | None, number: int, name: str, x: Shaped[Tensor, "batch seq *rest"], size: int, fill: int = 0
-) -> Shaped[Tensor, "batch longer *rest"]:  # fmt: skip
+    state: DecoderState | None,
+    number: int,
+    name: str,
+    x: Shaped[Tensor, "batch seq *rest"],
+    size: int,
+    fill: int = 0,
+) -> Shaped[Tensor, "batch longer *rest"]:
     """Return `x` behind the last `size` inputs of that name to branch `number` (`fill` where there were none).
 
     A state then remembers the last `size` of them all, those of each row that count.
@@ -145,8 +152,11 @@ class KeysValues(Memory):
 
     @staticmethod
     def of(
-        state: DecoderState, number: int, k: Float[Tensor, "batch kv seq dim"], v: Float[Tensor, "batch kv seq dim"]
-    ) -> "KeysValues":  # fmt: skip
+        state: DecoderState,
+        number: int,
+        k: Float[Tensor, "batch kv seq dim"],
+        v: Float[Tensor, "batch kv seq dim"],
+    ) -> "KeysValues":
         """Return those of branch `number`, at first with room for what is like `k` and `v`."""
         if number not in state.memories:
             keys, values = (x.new_zeros(*x.shape[:2], state.capacity, x.shape[3]) for x in (k, v))
@@ -156,8 +166,11 @@ class KeysValues(Memory):
         return found
 
     def write(
-        self, state: DecoderState, k: Float[Tensor, "batch kv seq dim"], v: Float[Tensor, "batch kv seq dim"]
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        self,
+        state: DecoderState,
+        k: Float[Tensor, "batch kv seq dim"],
+        v: Float[Tensor, "batch kv seq dim"],
+    ) -> tuple[Tensor, Tensor]:
         """Put new keys and values behind those of each row; return all that any row may look at."""
         for name, new in (("keys", k), ("values", v)):
             missing = state.capacity - self[name].shape[2]
@@ -180,9 +193,12 @@ class LastKeysValues(Memory):
 
     @staticmethod
     def of(
-        state: DecoderState, number: int, k: Float[Tensor, "batch kv seq dim"], v: Float[Tensor, "batch kv seq dim"],
+        state: DecoderState,
+        number: int,
+        k: Float[Tensor, "batch kv seq dim"],
+        v: Float[Tensor, "batch kv seq dim"],
         slots: int,
-    ) -> "LastKeysValues":  # fmt: skip
+    ) -> "LastKeysValues":
         """Return those of branch `number`, at first with room for what is like `k` and `v`."""
         if number not in state.memories:
             keys, values = (new.new_zeros(*new.shape[:2], slots, new.shape[3]) for new in (k, v))
@@ -193,12 +209,18 @@ class LastKeysValues(Memory):
         return found
 
     def write(
-        self, state: DecoderState, k: Float[Tensor, "batch kv seq dim"], v: Float[Tensor, "batch kv seq dim"],
+        self,
+        state: DecoderState,
+        k: Float[Tensor, "batch kv seq dim"],
+        v: Float[Tensor, "batch kv seq dim"],
         sinks: int,
-    ) -> tuple[Tensor, Tensor, Int64[Tensor, "batch all"]]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Int64[Tensor, "batch all"]]:
         """Return keys and values, old and new, and their positions (-1: none); keep those that a later token needs."""
         old = {name: self[name] for name in ("keys", "values", "held")}
-        together = {"keys": torch.cat((old["keys"], k), dim=2), "values": torch.cat((old["values"], v), dim=2)}  # fmt: skip
+        together = {
+            "keys": torch.cat((old["keys"], k), dim=2),
+            "values": torch.cat((old["values"], v), dim=2),
+        }
         everywhere = torch.cat((old["held"], state.positions), dim=1)
         slots = old["held"].shape[1]
         window, slot = slots - sinks, torch.arange(slots, device=k.device)
@@ -206,7 +228,9 @@ class LastKeysValues(Memory):
         # The last position that belongs in each slot: a sink's own, else the window goes round.
         wanted = torch.where(slot < sinks, slot, newest - (newest - slot) % window)
         wanted = torch.where((wanted > newest) | ((slot >= sinks) & (wanted < sinks)), -1, wanted)
-        place = torch.where(wanted >= state.lengths[:, None], slots + wanted - state.lengths[:, None], slot)  # fmt: skip
+        place = torch.where(
+            wanted >= state.lengths[:, None], slots + wanted - state.lengths[:, None], slot
+        )
         for name, new in together.items():
             index = place[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
             self[name] = new.gather(2, index)

@@ -17,9 +17,14 @@ from models.language_model import TokenLoss
 
 
 def token_loss(
-    model: Any, tokens: Tensor, targets: Tensor, *, documents: Tensor | None = None, noise: Any = None,
+    model: Any,
+    tokens: Tensor,
+    targets: Tensor,
+    *,
+    documents: Tensor | None = None,
+    noise: Any = None,
     weights: Any = None,
-) -> TokenLoss:  # fmt: skip
+) -> TokenLoss:
     """Return the loss of a batch under `model`, which may be wrapped (DDP, FSDP, torch.compile) and is called once.
 
     Raises:

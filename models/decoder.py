@@ -72,9 +72,14 @@ class Decoder(LanguageModel):
         scale = 1.0 / self.cfg.width_multiplier
         weight = self.embedding.weight if self.head is None else self.head.weight
         total, nll = linear_cross_entropy(
-            hidden.flatten(0, 1), weight, targets.flatten(), scale=scale,
-            softcap=self.cfg.softcap, z_loss=self.cfg.z_loss, weights=flat_weights(weights),
-        )  # fmt: skip
+            hidden.flatten(0, 1),
+            weight,
+            targets.flatten(),
+            scale=scale,
+            softcap=self.cfg.softcap,
+            z_loss=self.cfg.z_loss,
+            weights=flat_weights(weights),
+        )
         for name, value in notes.items():  # means over tokens; `total` is a sum over targets
             if ".loss." in name:
                 total = total + value * (targets >= 0).sum()
@@ -115,13 +120,19 @@ class Decoder(LanguageModel):
             x = x + self.positions.weight[: tokens.shape[1]]
         x = dropout(_autocast(x), self.cfg.dropout, noise, 0)
         context = Context(
-            tokens, positions, documents=documents, rotary=self._rotary(positions),
-            rotary_at=self._rotary_at, noise=noise,
-        )  # fmt: skip
+            tokens,
+            positions,
+            documents=documents,
+            rotary=self._rotary(positions),
+            rotary_at=self._rotary_at,
+            noise=noise,
+        )
         x, notes = self._through(x, context)
         return self.norm(x), notes
 
-    def _through(self, x: Float[Tensor, "batch seq dim"], context: Context) -> tuple[Float[Tensor, "batch seq dim"], Notes]:  # fmt: skip
+    def _through(
+        self, x: Float[Tensor, "batch seq dim"], context: Context
+    ) -> tuple[Float[Tensor, "batch seq dim"], Notes]:
         """Pass the layers."""
         streams = self.streams
         notes: Notes = {}
@@ -147,13 +158,18 @@ class Decoder(LanguageModel):
     def start(self, batch: int, capacity: int, *, static: bool = False) -> DecoderState:
         """See `LanguageModel.start`."""
         if not self.cfg.causal:
-            raise NotImplementedError("causal=false: what was read depends on what follows; there is no cache")  # fmt: skip
+            raise NotImplementedError(
+                "causal=false: what was read depends on what follows; there is no cache"
+            )
         device = self.embedding.weight.device
         return DecoderState(batch, capacity=capacity, device=device, static=static)
 
     def _read(
-        self, tokens: Int64[Tensor, "batch seq"], state: State, counts: Int64[Tensor, " batch"] | None
-    ) -> Float[Tensor, "batch dim"]:  # fmt: skip
+        self,
+        tokens: Int64[Tensor, "batch seq"],
+        state: State,
+        counts: Int64[Tensor, " batch"] | None,
+    ) -> Float[Tensor, "batch dim"]:
         """Read tokens into the state; return the hidden state after the last of each row."""
         assert isinstance(state, DecoderState)
         positions = state.begin(tokens.shape[1], counts)

@@ -91,19 +91,29 @@ class DecoderConfig:
             raise ValueError("init=mup and base_width go together; give both or neither")
         for letter, part in self.parts.items():
             if len(letter) != 1 or not isinstance(part, PartConfig):
-                raise ValueError(f"parts.{letter}={part!r} must be a letter and a part with its _target_: see conf/model/part")  # fmt: skip
+                raise ValueError(
+                    f"parts.{letter}={part!r} must be a letter and a part with its _target_: see conf/model/part"
+                )
         if self.streams is not None and not hasattr(self.streams, "build_ends"):
-            raise ValueError(f"streams={self.streams!r} must be a config with its _target_: see conf/model/streams")  # fmt: skip
+            raise ValueError(
+                f"streams={self.streams!r} must be a config with its _target_: see conf/model/streams"
+            )
         for word in words(self.pattern, self.depth):
             unknown = [letter for letter in word if letter not in self._known]
             if unknown:
-                raise ValueError(f"pattern={self.pattern!r}: {unknown[0]!r} is no part; there are: {', '.join(self._known)}")  # fmt: skip
+                raise ValueError(
+                    f"pattern={self.pattern!r}: {unknown[0]!r} is no part; there are: {', '.join(self._known)}"
+                )
             names = [self._known[letter].name for letter in word]
             if len(set(names)) < len(names):
-                raise ValueError(f"pattern={self.pattern!r}: {word!r} has two branches of one kind ({', '.join(names)})")  # fmt: skip
+                raise ValueError(
+                    f"pattern={self.pattern!r}: {word!r} has two branches of one kind ({', '.join(names)})"
+                )
             back = [letter for letter in word if self._known[letter].looks_back]
             if back and not self.causal:
-                raise ValueError(f"pattern={self.pattern!r}: {back[0]!r} looks back only; use it with causal=true")  # fmt: skip
+                raise ValueError(
+                    f"pattern={self.pattern!r}: {back[0]!r} looks back only; use it with causal=true"
+                )
 
     @property
     def _known(self) -> dict[str, PartConfig]:
@@ -156,9 +166,13 @@ class DecoderConfig:
 
         model = Decoder(self, vocab_size)
         initialise(
-            model, scheme=self.init, std=self.init_std, depth=self.depth,
-            width_multiplier=self.width_multiplier, seed=seed,
-        )  # fmt: skip
+            model,
+            scheme=self.init,
+            std=self.init_std,
+            depth=self.depth,
+            width_multiplier=self.width_multiplier,
+            seed=seed,
+        )
         return model
 
     def check(self, vocab_size: int, seq: int) -> None:

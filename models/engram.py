@@ -44,7 +44,9 @@ class Engram(nn.Module):
         self.table = nn.Parameter(torch.empty(sum(self.sizes), cfg.slot_dim))
         self.key = nn.Linear(cfg.slots * cfg.slot_dim, host.width, bias=False)
         self.value = nn.Linear(cfg.slots * cfg.slot_dim, host.width, bias=False)
-        self.stream_norm, self.key_norm, self.conv_norm = (RMSNorm(host.width, host.norm_eps) for _ in range(3))  # fmt: skip
+        self.stream_norm, self.key_norm, self.conv_norm = (
+            RMSNorm(host.width, host.norm_eps) for _ in range(3)
+        )
         self.conv = nn.Parameter(torch.zeros(host.width, cfg.kernel))
         self.initial_std = {"conv": 0.0}
         self.learning_rate_scale = {"table": cfg.learning_rate_scale}
@@ -60,7 +62,9 @@ class Engram(nn.Module):
         gate = self._gate(x, remembered)
         value = gate * self.value(remembered)
         dilation = max(cfg.orders)
-        past = with_history(context.state, self.number, "conv", self.conv_norm(value), (cfg.kernel - 1) * dilation)  # fmt: skip
+        past = with_history(
+            context.state, self.number, "conv", self.conv_norm(value), (cfg.kernel - 1) * dilation
+        )
         mixed = short_conv(past, self.conv, dilation=dilation, documents=context.documents)
         return F.silu(mixed) + value, {"gate": gate.detach().float().mean()}
 

@@ -84,7 +84,10 @@ class Experts(nn.Module):
         """Return the outputs of the first counts[0] rows by expert 0, of the next by expert 1, ..."""
         experts = [expert for expert in self.experts if isinstance(expert, FeedForward)]
         if can_group(x, experts[0].down.in_features) and all(_plain(e.up, e.down) for e in experts):
-            up, down = (torch.stack([w.to(x.dtype) for w in ws]) for ws in zip(*((e.up.weight, e.down.weight) for e in experts), strict=True))  # fmt: skip
+            up, down = (
+                torch.stack([w.to(x.dtype) for w in ws])
+                for ws in zip(*((e.up.weight, e.down.weight) for e in experts), strict=True)
+            )
             return grouped_feed_forward(x, up, down, counts, experts[0].activate)
         sizes = counts.tolist() if _known(counts) else _equal(len(x), len(experts))
         parts = torch.split(x, sizes)  # type: ignore[no-untyped-call]
@@ -96,10 +99,11 @@ class Experts(nn.Module):
         load = counts / counts.sum()
         equal = 1.0 / cfg.num_experts
         notes = {
-            "load_entropy": torch.special.entr(load).sum() / torch.tensor(float(max(2, cfg.num_experts))).log(),
+            "load_entropy": torch.special.entr(load).sum()
+            / torch.tensor(float(max(2, cfg.num_experts))).log(),
             "drop_rate": 1.0 - kept.sum() / counts.sum(),
             "max_violation": load.max() / equal - 1.0,
-        }  # fmt: skip
+        }
         if cfg.balance == "loss" and cfg.balance_weight:
             mean = scores.softmax(dim=-1).mean(dim=0)
             notes["loss.balance"] = cfg.balance_weight * cfg.num_experts * (load * mean).sum()

@@ -58,7 +58,10 @@ class Source:
         """Return theirs, by name."""
         whole = tensor.T if self.transposed else tensor
         parts = torch.split(whole, list(self.rows)) if self.rows else (whole,)
-        return {n: part.clone(memory_format=torch.contiguous_format) for n, part in zip(self.names, parts, strict=True)}  # fmt: skip
+        return {
+            n: part.clone(memory_format=torch.contiguous_format)
+            for n, part in zip(self.names, parts, strict=True)
+        }
 
 
 class Layout(ABC):
@@ -93,29 +96,54 @@ class Llama(Layout):
     def read(self, given: Mapping[str, Any]) -> DecoderConfig:
         bias = given.get("attention_bias", False)
         _refuse_other(
-            given, hidden_act="silu", use_sliding_window=False, mlp_bias=bias, partial_rotary_factor=1.0
-        )  # fmt: skip
+            given,
+            hidden_act="silu",
+            use_sliding_window=False,
+            mlp_bias=bias,
+            partial_rotary_factor=1.0,
+        )
         base, scaling = _read_rope(given)
         return DecoderConfig(
-            depth=given["num_hidden_layers"], width=given["hidden_size"], num_heads=given["num_attention_heads"],
-            num_kv_heads=given.get("num_key_value_heads"), head_dim=given.get("head_dim"),
-            hidden=given["intermediate_size"], context_length=given.get("max_position_embeddings", 2048),
-            rope_base=base, rope_scaling=scaling, qk_norm=self.qk_norm, bias=bias,
-            tied=given.get("tie_word_embeddings", False), norm_eps=given.get("rms_norm_eps", 1e-6),
-        )  # fmt: skip
+            depth=given["num_hidden_layers"],
+            width=given["hidden_size"],
+            num_heads=given["num_attention_heads"],
+            num_kv_heads=given.get("num_key_value_heads"),
+            head_dim=given.get("head_dim"),
+            hidden=given["intermediate_size"],
+            context_length=given.get("max_position_embeddings", 2048),
+            rope_base=base,
+            rope_scaling=scaling,
+            qk_norm=self.qk_norm,
+            bias=bias,
+            tied=given.get("tie_word_embeddings", False),
+            norm_eps=given.get("rms_norm_eps", 1e-6),
+        )
 
     def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
-        wanted = {"norm": "rmsnorm", "positions": "rope", "activation": "swiglu", "qk_norm": self.qk_norm}  # fmt: skip
+        wanted = {
+            "norm": "rmsnorm",
+            "positions": "rope",
+            "activation": "swiglu",
+            "qk_norm": self.qk_norm,
+        }
         odd = _differences(cfg, wanted)
         if odd:
             return odd
         return _common(self, vocab_size, cfg) | {
-            "hidden_size": cfg.width, "intermediate_size": cfg.hidden_dim, "num_hidden_layers": cfg.depth,
-            "num_attention_heads": cfg.num_heads, "num_key_value_heads": cfg.kv_heads,
-            "head_dim": cfg.attention_dim, "max_position_embeddings": cfg.context_length,
-            "rms_norm_eps": cfg.norm_eps or 1e-6, "hidden_act": "silu", "attention_bias": cfg.bias,
-            "mlp_bias": cfg.bias, "initializer_range": cfg.init_std, **_write_rope(cfg),
-        }  # fmt: skip
+            "hidden_size": cfg.width,
+            "intermediate_size": cfg.hidden_dim,
+            "num_hidden_layers": cfg.depth,
+            "num_attention_heads": cfg.num_heads,
+            "num_key_value_heads": cfg.kv_heads,
+            "head_dim": cfg.attention_dim,
+            "max_position_embeddings": cfg.context_length,
+            "rms_norm_eps": cfg.norm_eps or 1e-6,
+            "hidden_act": "silu",
+            "attention_bias": cfg.bias,
+            "mlp_bias": cfg.bias,
+            "initializer_range": cfg.init_std,
+            **_write_rope(cfg),
+        }
 
     def sources(self, cfg: DecoderConfig) -> dict[str, Source]:
         q, kv = cfg.num_heads * cfg.attention_dim, cfg.kv_heads * cfg.attention_dim
@@ -130,7 +158,9 @@ class Llama(Layout):
             norms = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
             if cfg.qk_norm:
                 norms |= {f"attn.{n}_norm": f"self_attn.{n}_norm" for n in "qk"}
-            found |= {f"{ours}.{a}.weight": Source((f"{theirs}.{b}.weight",)) for a, b in norms.items()}  # fmt: skip
+            found |= {
+                f"{ours}.{a}.weight": Source((f"{theirs}.{b}.weight",)) for a, b in norms.items()
+            }
             for kind in ("weight", "bias") if cfg.bias else ("weight",):
                 qkv = tuple(f"{theirs}.self_attn.{name}_proj.{kind}" for name in "qkv")
                 up = tuple(f"{theirs}.mlp.{name}_proj.{kind}" for name in ("gate", "up"))
@@ -163,9 +193,11 @@ class Mixtral(Llama):
     def read(self, given: Mapping[str, Any]) -> DecoderConfig:
         _refuse_other(given, sliding_window=None, router_jitter_noise=0.0)
         experts = ExpertsConfig(
-            num_experts=given["num_local_experts"], top_k=given["num_experts_per_tok"],
-            balance_weight=given.get("router_aux_loss_coef", 0.01), z_loss=0.0,
-        )  # fmt: skip
+            num_experts=given["num_local_experts"],
+            top_k=given["num_experts_per_tok"],
+            balance_weight=given.get("router_aux_loss_coef", 0.01),
+            z_loss=0.0,
+        )
         return replace(super().read(given), pattern="ae", parts={"e": experts})
 
     def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
@@ -185,11 +217,18 @@ class Mixtral(Llama):
         if odd or cfg.bias:
             return ", ".join(f"{name}={value}" for name, value in {**odd, "bias": cfg.bias}.items())
         found = super().write(replace(cfg, pattern="af", parts={}), vocab_size)
-        return found if isinstance(found, str) else found | {
-            "intermediate_size": experts.width(cfg), "num_local_experts": experts.num_experts,
-            "num_experts_per_tok": experts.top_k, "router_aux_loss_coef": experts.balance_weight,
-            "sliding_window": None,
-        }  # fmt: skip
+        return (
+            found
+            if isinstance(found, str)
+            else found
+            | {
+                "intermediate_size": experts.width(cfg),
+                "num_local_experts": experts.num_experts,
+                "num_experts_per_tok": experts.top_k,
+                "router_aux_loss_coef": experts.balance_weight,
+                "sliding_window": None,
+            }
+        )
 
     def sources(self, cfg: DecoderConfig) -> dict[str, Source]:
         found = super().sources(cfg)
@@ -216,30 +255,52 @@ class GPT2(Layout):
 
     def read(self, given: Mapping[str, Any]) -> DecoderConfig:
         _refuse_other(
-            given, activation_function="gelu_new", scale_attn_weights=True,
-            scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
-        )  # fmt: skip
+            given,
+            activation_function="gelu_new",
+            scale_attn_weights=True,
+            scale_attn_by_inverse_layer_idx=False,
+            add_cross_attention=False,
+        )
         return DecoderConfig(
-            depth=given["n_layer"], width=given["n_embd"], num_heads=given["n_head"],
-            hidden=given.get("n_inner"), context_length=given["n_positions"], norm="layernorm",
-            positions="learned", activation="gelu", bias=True, tied=given.get("tie_word_embeddings", True),
+            depth=given["n_layer"],
+            width=given["n_embd"],
+            num_heads=given["n_head"],
+            hidden=given.get("n_inner"),
+            context_length=given["n_positions"],
+            norm="layernorm",
+            positions="learned",
+            activation="gelu",
+            bias=True,
+            tied=given.get("tie_word_embeddings", True),
             norm_eps=given.get("layer_norm_epsilon", 1e-5),
-        )  # fmt: skip
+        )
 
     def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
         wanted = {
-            "norm": "layernorm", "positions": "learned", "activation": "gelu", "bias": True, "qk_norm": False,
-            "kv_heads": cfg.num_heads, "attention_dim": cfg.width // cfg.num_heads,
-        }  # fmt: skip
+            "norm": "layernorm",
+            "positions": "learned",
+            "activation": "gelu",
+            "bias": True,
+            "qk_norm": False,
+            "kv_heads": cfg.num_heads,
+            "attention_dim": cfg.width // cfg.num_heads,
+        }
         odd = _differences(cfg, wanted)
         if odd:
             return odd
         return _common(self, vocab_size, cfg) | {
-            "n_embd": cfg.width, "n_inner": cfg.hidden_dim, "n_layer": cfg.depth, "n_head": cfg.num_heads,
-            "n_positions": cfg.context_length, "layer_norm_epsilon": cfg.norm_eps or 1e-5,
-            "activation_function": "gelu_new", "initializer_range": cfg.init_std,
-            "embd_pdrop": cfg.dropout, "resid_pdrop": cfg.dropout, "attn_pdrop": 0.0,
-        }  # fmt: skip
+            "n_embd": cfg.width,
+            "n_inner": cfg.hidden_dim,
+            "n_layer": cfg.depth,
+            "n_head": cfg.num_heads,
+            "n_positions": cfg.context_length,
+            "layer_norm_epsilon": cfg.norm_eps or 1e-5,
+            "activation_function": "gelu_new",
+            "initializer_range": cfg.init_std,
+            "embd_pdrop": cfg.dropout,
+            "resid_pdrop": cfg.dropout,
+            "attn_pdrop": 0.0,
+        }
 
     def sources(self, cfg: DecoderConfig) -> dict[str, Source]:
         found = {
@@ -249,9 +310,13 @@ class GPT2(Layout):
         if not cfg.tied:
             found["head.weight"] = Source(("lm_head.weight",))
         names = {
-            "attn_norm": "ln_1", "attn.qkv": "attn.c_attn", "attn.out": "attn.c_proj",
-            "mlp_norm": "ln_2", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj",
-        }  # fmt: skip
+            "attn_norm": "ln_1",
+            "attn.qkv": "attn.c_attn",
+            "attn.out": "attn.c_proj",
+            "mlp_norm": "ln_2",
+            "mlp.up": "mlp.c_fc",
+            "mlp.down": "mlp.c_proj",
+        }
         pairs = {"norm": "transformer.ln_f"} | {
             f"layers.{index}.{a}": f"transformer.h.{index}.{b}"
             for index in range(cfg.depth)
@@ -278,8 +343,18 @@ def _common(layout: Layout, vocab_size: int, cfg: DecoderConfig) -> dict[str, An
 
 def _differences(cfg: DecoderConfig, wanted: Mapping[str, Any]) -> str:
     """Return what a layout cannot hold, "" if it can hold everything."""
-    wanted = {**wanted, "softcap": None, "width_multiplier": 1.0, "pattern": "af", "parts": {}, "streams": None, "causal": True}  # fmt: skip
-    odd = {name: getattr(cfg, name) for name, value in wanted.items() if getattr(cfg, name) != value}  # fmt: skip
+    wanted = {
+        **wanted,
+        "softcap": None,
+        "width_multiplier": 1.0,
+        "pattern": "af",
+        "parts": {},
+        "streams": None,
+        "causal": True,
+    }
+    odd = {
+        name: getattr(cfg, name) for name, value in wanted.items() if getattr(cfg, name) != value
+    }
     return ", ".join(f"{name}={value}" for name, value in odd.items())
 
 
@@ -298,7 +373,9 @@ def _read_rope(given: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
         return base, None
     if kind not in _ROPE_FIELDS:
         raise ValueError(f"config.json has rope_type={kind!r}; read are: {', '.join(_ROPE_FIELDS)}")
-    values = {ours: found[theirs] for theirs, ours in _ROPE_KEYS.items() if found.get(theirs) is not None}  # fmt: skip
+    values = {
+        ours: found[theirs] for theirs, ours in _ROPE_KEYS.items() if found.get(theirs) is not None
+    }
     values = {name: value for name, value in values.items() if name in _ROPE_FIELDS[kind]}
     if kind == "yarn" and found.get("mscale") and found.get("mscale_all_dim"):
         log = 0.1 * math.log(values["factor"])

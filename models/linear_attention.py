@@ -98,19 +98,29 @@ class LinearAttention(nn.Module):
 
 
 def remember(
-    context: Context, number: int, q: Tensor, k: Tensor, v: Tensor, fade: Tensor | None,
-    beta: Tensor | None, chunk: int,
-) -> Tensor:  # fmt: skip
+    context: Context,
+    number: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    fade: Tensor | None,
+    beta: Tensor | None,
+    chunk: int,
+) -> Tensor:
     """Return the outputs of a recurrence that goes on where the state of branch `number` left it."""
     state = context.state
     if state is None:
-        return recurrence(q, k, v, log_decay=fade, beta=beta, documents=context.documents, chunk=chunk)[0]  # fmt: skip
+        return recurrence(
+            q, k, v, log_decay=fade, beta=beta, documents=context.documents, chunk=chunk
+        )[0]
     unread = state.unread()
     if unread is not None:  # padding neither fades nor writes
         k = k.masked_fill(unread[:, None, :, None], 0.0)
         fade = None if fade is None else fade.masked_fill(unread[:, None, :, None], 0.0)
     kept = state.memories.setdefault(number, Memory())
-    y, kept["sums"] = recurrence(q, k, v, log_decay=fade, beta=beta, state=kept.tensors.get("sums"), chunk=chunk)  # fmt: skip
+    y, kept["sums"] = recurrence(
+        q, k, v, log_decay=fade, beta=beta, state=kept.tensors.get("sums"), chunk=chunk
+    )
     return y
 
 

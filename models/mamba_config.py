@@ -53,7 +53,13 @@ class MambaConfig:
         """See `PartConfig`."""
         inner, heads = self.shape(host)
         mixed = inner + 2 * self.state_dim
-        return host.width * (2 * inner + 2 * self.state_dim + heads) + (self.conv + 1) * mixed + 3 * heads + inner + inner * host.width  # fmt: skip
+        return (
+            host.width * (2 * inner + 2 * self.state_dim + heads)
+            + (self.conv + 1) * mixed
+            + 3 * heads
+            + inner
+            + inner * host.width
+        )
 
     def num_active_parameters(self, host: Host, number: int) -> int:
         """See `PartConfig`."""
@@ -64,5 +70,7 @@ class MambaConfig:
         inner, heads = self.shape(host)
         found = linear_flops(seq, host.width, 2 * inner + 2 * self.state_dim + heads)
         found += linear_flops(seq, inner, host.width)
-        found += recurrence_flops(seq, heads, self.state_dim, inner // heads, chunk=self.chunk, delta=False, wide=False)  # fmt: skip
+        found += recurrence_flops(
+            seq, heads, self.state_dim, inner // heads, chunk=self.chunk, delta=False, wide=False
+        )
         return found, found

@@ -41,7 +41,9 @@ class Ngram(LanguageModel):
     def __init__(self, cfg: NgramConfig, vocab_size: int) -> None:
         super().__init__()
         if vocab_size**cfg.order >= 2**63:
-            raise ValueError(f"order={cfg.order} of a vocabulary of {vocab_size} does not fit 64 bits; lower it")  # fmt: skip
+            raise ValueError(
+                f"order={cfg.order} of a vocabulary of {vocab_size} does not fit 64 bits; lower it"
+            )
         self.order, self.discount, self.vocab_size = cfg.order, cfg.discount, vocab_size
         self.place = nn.Parameter(torch.zeros(0))  # says which device the model is on
         self.levels: list[_Level] = []
@@ -87,13 +89,17 @@ class Ngram(LanguageModel):
                 first, last = level.starts[at[row]], level.starts[at[row] + 1]
                 total = level.total[at[row]]
                 found[row] *= level.discount * (last - first) / total
-                found[row, level.followers[first:last]] += (level.counts[first:last] - level.discount) / total  # fmt: skip
+                found[row, level.followers[first:last]] += (
+                    level.counts[first:last] - level.discount
+                ) / total
         return torch.from_numpy(found)
 
     def forward(
-        self, tokens: Int64[Tensor, "batch seq"], targets: Int64[Tensor, "batch seq"] | None = None,
+        self,
+        tokens: Int64[Tensor, "batch seq"],
+        targets: Int64[Tensor, "batch seq"] | None = None,
         **_: object,
-    ) -> Float[Tensor, "batch seq vocab"] | TokenLoss:  # fmt: skip
+    ) -> Float[Tensor, "batch seq vocab"] | TokenLoss:
         """See `LanguageModel.forward`; a state is not kept."""
         width = self.order - 1
         padded = torch.nn.functional.pad(tokens, (width, 0), value=-1).cpu().numpy()
@@ -102,5 +108,7 @@ class Ngram(LanguageModel):
         logits = flat.view(*tokens.shape, self.vocab_size).to(tokens.device)
         if targets is None:
             return logits
-        nll = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")  # fmt: skip
+        nll = nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
+        )
         return TokenLoss(total=nll.sum(), nll=nll.view(targets.shape))

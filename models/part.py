@@ -94,5 +94,7 @@ def words(pattern: str, depth: int) -> list[str]:
         raise ValueError(f"pattern={pattern!r} has no layer; 'af' is attention and feed-forward")
     for word in given:
         if len(set(word)) < len(word):
-            raise ValueError(f"pattern={pattern!r}: {word!r} has a letter twice; give the part a second letter")  # fmt: skip
+            raise ValueError(
+                f"pattern={pattern!r}: {word!r} has a letter twice; give the part a second letter"
+            )
     return [given[index % len(given)] for index in range(depth)]

@@ -69,9 +69,13 @@ class Precision:
         if not self.cfg.quantised:
             return
         layers = blocks(model)
-        first, last = (_number(share, len(layers)) for share in (self.cfg.keep_first, self.cfg.keep_last))  # fmt: skip
+        first, last = (
+            _number(share, len(layers)) for share in (self.cfg.keep_first, self.cfg.keep_last)
+        )
         high = {id(m): "keep_first" for block in layers[:first] for m in block.modules()}
-        high |= {id(m): "keep_last" for block in layers[len(layers) - last :] for m in block.modules()}  # fmt: skip
+        high |= {
+            id(m): "keep_last" for block in layers[len(layers) - last :] for m in block.modules()
+        }
         inside = {id(m) for block in layers for m in block.modules()}
         linears = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
         self._refuse_idle_patterns([name for name, _ in linears])
@@ -84,7 +88,9 @@ class Precision:
                 backend = self._replace(model, name, linear, chosen, index, passed_over)
             self._describe(name, chosen if why is None else None, why or reason, backend)
         if not self._linears:
-            raise ValueError("precision quantises no layer: see precision.layers, keep, keep_first, keep_last")  # fmt: skip
+            raise ValueError(
+                "precision quantises no layer: see precision.layers, keep, keep_first, keep_last"
+            )
         history = torch.zeros(len(self._linears), len(OPERANDS), _HISTORY, device=self.device)
         self._history = history if self._delayed else history[..., :0]
 
@@ -195,17 +201,28 @@ class Precision:
         return (None if self.cfg.default.plain else self.cfg.default), "default"
 
     def _refuse_idle_patterns(self, names: list[str]) -> None:
-        patterns = {"layers": self.cfg.layers, "keep": self.cfg.keep, "rules": tuple(r.match for r in self.cfg.rules)}  # fmt: skip
+        patterns = {
+            "layers": self.cfg.layers,
+            "keep": self.cfg.keep,
+            "rules": tuple(r.match for r in self.cfg.rules),
+        }
         for key, group in patterns.items():
             for pattern in group:
                 if not any(fnmatchcase(name, pattern) for name in names):
                     shown = ", ".join(names[:4])
-                    raise ValueError(f"precision.{key}: {pattern!r} matches no layer; there are: {shown}, ...")  # fmt: skip
+                    raise ValueError(
+                        f"precision.{key}: {pattern!r} matches no layer; there are: {shown}, ..."
+                    )
 
     def _replace(
-        self, model: nn.Module, name: str, linear: nn.Linear, chosen: LinearConfig, index: int,
+        self,
+        model: nn.Module,
+        name: str,
+        linear: nn.Linear,
+        chosen: LinearConfig,
+        index: int,
         passed_over: str | None,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Put a quantised linear in the place of `linear`; return what computes it."""
         parent, _, last = name.rpartition(".")
         made = QuantisedLinear(linear, chosen, self.shared, index, name)

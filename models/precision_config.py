@@ -50,7 +50,9 @@ class OperandConfig:
             return
         _ = self.block_shape  # refuses what is none
         if self.scale_rule not in self._scales:
-            raise ValueError(f"scale={self.scale} is none of {', '.join(self._scales)} for {self.format}, block={self.block}")  # fmt: skip
+            raise ValueError(
+                f"scale={self.scale} is none of {', '.join(self._scales)} for {self.format}, block={self.block}"
+            )
         e2m1 = self.format in ("nvfp4", "mxfp4")
         if self.rounding == "stochastic" and not e2m1:
             raise ValueError(f"rounding=stochastic is for nvfp4 and mxfp4, not for {self.format}")
@@ -172,13 +174,22 @@ class LinearConfig:
     def operands(self) -> dict[str, OperandConfig]:
         """Return each operand by its name, in the order of `kernels.quantised_linear.OPERANDS`."""
         return {
-            "fprop.x": self.fprop.x, "fprop.w": self.fprop.w, "dgrad.g": self.dgrad.g,
-            "dgrad.w": self.dgrad.w, "wgrad.g": self.wgrad.g, "wgrad.x": self.wgrad.x,
-        }  # fmt: skip
+            "fprop.x": self.fprop.x,
+            "fprop.w": self.fprop.w,
+            "dgrad.g": self.dgrad.g,
+            "dgrad.w": self.dgrad.w,
+            "wgrad.g": self.wgrad.g,
+            "wgrad.x": self.wgrad.x,
+        }
 
     def couples_samples(self, sequence_length: int) -> bool:
         """Return whether a scale, or a group of the Hadamard transform, covers several samples."""
-        tokens = ((self.fprop.x, False), (self.dgrad.g, False), (self.wgrad.g, True), (self.wgrad.x, True))  # fmt: skip
+        tokens = (
+            (self.fprop.x, False),
+            (self.dgrad.g, False),
+            (self.wgrad.g, True),
+            (self.wgrad.x, True),
+        )
         mixed = self.wgrad.hadamard and not self.plain and sequence_length % self.wgrad.hadamard
         return bool(mixed) or any(o.couples(sequence_length, summed=s) for o, s in tokens)
 

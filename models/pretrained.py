@@ -24,9 +24,14 @@ _UNREAD = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # tables 
 
 
 def save_pretrained(
-    model: LanguageModel, folder: Path, *, layout: str | None = None, dtype: torch.dtype | None = None,
-    max_shard_size: str = "5GB", more: Mapping[str, Any] | None = None,
-) -> str:  # fmt: skip
+    model: LanguageModel,
+    folder: Path,
+    *,
+    layout: str | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str = "5GB",
+    more: Mapping[str, Any] | None = None,
+) -> str:
     """Write config.json and weights; return the architecture written.
 
     Args:
@@ -46,7 +51,9 @@ def save_pretrained(
     own = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if isinstance(chosen, Layout):
         sources = chosen.sources(cfg)
-        state = {n: t for name, tensor in own.items() for n, t in sources[name].split(tensor).items()}  # fmt: skip
+        state = {
+            n: t for name, tensor in own.items() for n, t in sources[name].split(tensor).items()
+        }
     else:
         state = own
     kept = {name: tensor.to(dtype) if dtype else tensor for name, tensor in state.items()}
@@ -72,12 +79,16 @@ def _choose(cfg: Any, vocab_size: int, layout: str | None) -> tuple[Layout | Non
                 return known, written
             reason = written
         if layout is not None:
-            raise ValueError(f"layout={layout} cannot hold this model ({reason}); leave the layout out, or take {OWN}")  # fmt: skip
+            raise ValueError(
+                f"layout={layout} cannot hold this model ({reason}); leave the layout out, or take {OWN}"
+            )
     architecture = type(cfg).__name__.removesuffix("Config")
     return None, {
-        "model_type": OWN, "architectures": [architecture], "vocab_size": vocab_size,
+        "model_type": OWN,
+        "architectures": [architecture],
+        "vocab_size": vocab_size,
         "config": plain(cfg, target=True),
-    }  # fmt: skip
+    }
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, int]:
@@ -88,7 +99,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
     """
     file = folder / "config.json"
     if not file.exists():
-        raise FileNotFoundError(f"{file} does not exist; a model folder holds config.json and *.safetensors")  # fmt: skip
+        raise FileNotFoundError(
+            f"{file} does not exist; a model folder holds config.json and *.safetensors"
+        )
     given = json.loads(file.read_text())
     if given.get("model_type") == OWN:
         own = dict(given["config"])
@@ -105,7 +118,9 @@ def _layout_of(given: Mapping[str, Any], file: Path) -> Layout:
         if layout.model_type == given.get("model_type"):
             return layout
     names = ", ".join(layout.model_type for layout in LAYOUTS)
-    raise ValueError(f"{file}: model_type={given.get('model_type')!r} is not read; read are: {names}, {OWN}")  # fmt: skip
+    raise ValueError(
+        f"{file}: model_type={given.get('model_type')!r} is not read; read are: {names}, {OWN}"
+    )
 
 
 def load_pretrained(folder: Path) -> LanguageModel:
@@ -138,7 +153,9 @@ def load_weights(
         for name, place in wanted.items():
             tensor = sources[name].join([shelf.take(theirs) for theirs in sources[name].names])
             if tensor.shape != place.shape:
-                raise ValueError(f"{folder}: {sources[name].names[0]} is {tuple(tensor.shape)}, {tuple(place.shape)} wanted")  # fmt: skip
+                raise ValueError(
+                    f"{folder}: {sources[name].names[0]} is {tuple(tensor.shape)}, {tuple(place.shape)} wanted"
+                )
             place.copy_(put(tensor, place) if put else tensor)
     shelf.refuse_leftovers()
 
@@ -162,7 +179,9 @@ class _Shelf:
 
     def take(self, name: str) -> Tensor:
         """Return a tensor; GPT-2's first checkpoints lack the prefix."""
-        found = next((n for n in (name, name.removeprefix("transformer.")) if n in self.places), None)  # fmt: skip
+        found = next(
+            (n for n in (name, name.removeprefix("transformer.")) if n in self.places), None
+        )
         if found is None:
             raise ValueError(f"{self.folder} lacks the tensor {name}")
         self.left.discard(found)
@@ -173,4 +192,6 @@ class _Shelf:
         """What nobody reads is a sign of another architecture; a tied head may stand there twice."""
         odd = sorted(n for n in self.left if not n.endswith(_UNREAD) and n != "lm_head.weight")
         if odd:
-            raise ValueError(f"{self.folder} holds tensors that its architecture does not have: {', '.join(odd[:3])}")  # fmt: skip
+            raise ValueError(
+                f"{self.folder} holds tensors that its architecture does not have: {', '.join(odd[:3])}"
+            )

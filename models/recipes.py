@@ -10,13 +10,19 @@ def operand_recipe(cfg: OperandConfig) -> OperandRecipe | None:
     if cfg.format == "compute":
         return None
     quantiser = Quantiser(
-        format=cfg.format, block=cfg.block_shape, scale=cfg.scale_rule, sr_headroom=cfg.sr_headroom,
-        four_over_six=cfg.four_over_six, row_scaled=cfg.row_scaled,
-    )  # fmt: skip
+        format=cfg.format,
+        block=cfg.block_shape,
+        scale=cfg.scale_rule,
+        sr_headroom=cfg.sr_headroom,
+        four_over_six=cfg.four_over_six,
+        row_scaled=cfg.row_scaled,
+    )
     return OperandRecipe(
-        quantiser=quantiser, stochastic=cfg.rounding == "stochastic",
-        quantile=cfg.quantile, delayed=cfg.scale_rule == "delayed",
-    )  # fmt: skip
+        quantiser=quantiser,
+        stochastic=cfg.rounding == "stochastic",
+        quantile=cfg.quantile,
+        delayed=cfg.scale_rule == "delayed",
+    )
 
 
 def linear_recipe(
@@ -34,6 +40,8 @@ def linear_recipe(
 def _gemm_recipe(gemm: GemmConfig, left: OperandConfig, right: OperandConfig) -> GemmRecipe:
     """Return one GEMM of them."""
     return GemmRecipe(
-        left=operand_recipe(left), right=operand_recipe(right), hadamard=gemm.hadamard,
+        left=operand_recipe(left),
+        right=operand_recipe(right),
+        hadamard=gemm.hadamard,
         signs=gemm.signs,
-    )  # fmt: skip
+    )

@@ -38,7 +38,9 @@ class RopeScaling:
         if self.kind != "linear" and self.original_context is None:
             raise ValueError(f"rope_scaling.kind={self.kind} needs original_context")
         if self.kind == "llama3" and self.low_freq >= self.high_freq:
-            raise ValueError(f"rope_scaling.low_freq={self.low_freq} must be below high_freq={self.high_freq}")  # fmt: skip
+            raise ValueError(
+                f"rope_scaling.low_freq={self.low_freq} must be below high_freq={self.high_freq}"
+            )
 
     @property
     def attention_gain(self) -> float:

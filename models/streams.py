@@ -66,7 +66,9 @@ class HyperConnection(nn.Module):
         super().__init__()
         self.cfg, n = cfg, cfg.num_streams
         wide = cfg.kind == "mhc"
-        self.weight = nn.Parameter(torch.zeros(n * (n + 2), n * width) if wide else torch.zeros(n + 2, width))  # fmt: skip
+        self.weight = nn.Parameter(
+            torch.zeros(n * (n + 2), n * width) if wide else torch.zeros(n + 2, width)
+        )
         self.alpha = nn.Parameter(torch.full((3,), cfg.alpha))  # of pre, post, res
         pre, diagonal = torch.zeros(n), torch.eye(n)
         pre[number % n] = 1.0
@@ -89,8 +91,11 @@ class HyperConnection(nn.Module):
         return given, (res, post)
 
     def write(
-        self, x: Float[Tensor, "batch seq streams dim"], out: Float[Tensor, "batch seq dim"], gates: Gates
-    ) -> Float[Tensor, "batch seq streams dim"]:  # fmt: skip
+        self,
+        x: Float[Tensor, "batch seq streams dim"],
+        out: Float[Tensor, "batch seq dim"],
+        gates: Gates,
+    ) -> Float[Tensor, "batch seq streams dim"]:
         """Return the streams after the branch."""
         res, post = gates
         with torch.autocast(x.device.type, enabled=False):
@@ -100,7 +105,9 @@ class HyperConnection(nn.Module):
     def _mhc(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n = self.cfg.num_streams
         flat = x.flatten(2)
-        pre, post, res = (F.rms_norm(flat, flat.shape[-1:]) @ self.weight.T).split((n, n, n * n), dim=-1)  # type: ignore[no-untyped-call]  # fmt: skip
+        pre, post, res = (F.rms_norm(flat, flat.shape[-1:]) @ self.weight.T).split(
+            (n, n, n * n), dim=-1
+        )  # type: ignore[no-untyped-call]
         b_pre, b_post, b_res = self.bias.split((n, n, n * n))  # type: ignore[no-untyped-call]
         pre = torch.sigmoid(self.alpha[0] * pre + b_pre)
         post = 2.0 * torch.sigmoid(self.alpha[1] * post + b_post)

@@ -45,7 +45,11 @@ class StreamsConfig:
     def forward_flops(self, host: Host, seq: int) -> int:
         """Return the FLOPs of one connection in one sequence."""
         n, width = self.num_streams, host.width
-        made = n * linear_flops(seq, width, n + 2) if self.kind == "hc" else linear_flops(seq, n * width, n * (n + 2))  # fmt: skip
+        made = (
+            n * linear_flops(seq, width, n + 2)
+            if self.kind == "hc"
+            else linear_flops(seq, n * width, n * (n + 2))
+        )
         return made + 2 * seq * n * width * (n + 1) + 2 * seq * n**3
 
     def build_ends(self) -> "Streams":

@@ -12,11 +12,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TINY = [
-    "data=text", "model=gpt_pico", "train.sequence_length=16", "train.batch_size=4",
-    "train.steps=12", "train.log_every=1", "eval.every=6", "eval.tokens=256", "eval.sample_tokens=4",
-    "track.uri=off", "data.split=tail",
+    "data=text",
+    "model=gpt_pico",
+    "train.sequence_length=16",
+    "train.batch_size=4",
+    "train.steps=12",
+    "train.log_every=1",
+    "eval.every=6",
+    "eval.tokens=256",
+    "eval.sample_tokens=4",
+    "track.uri=off",
+    "data.split=tail",
     "train.threads=1",  # bits depend on it; and two threads beside another test wait for each other
-]  # fmt: skip
+]
 
 
 def write_text(file: Path) -> Path:
@@ -59,8 +67,12 @@ def espalier(tmp_path: Path, text: Path) -> Callable[..., subprocess.CompletedPr
         overrides = [a for a in arguments if not a.startswith("-")]
         command = [sys.executable, "-m", "runner", *flags, *TINY, f"data.sources.0.path={text}"]
         return subprocess.run(
-            [*command, f"root={tmp_path}", *overrides], cwd=ROOT, capture_output=True, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
-        )  # fmt: skip
+            [*command, f"root={tmp_path}", *overrides],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=False,
+        )
 
     return inner

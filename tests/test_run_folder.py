@@ -99,25 +99,59 @@ FIRST = "".join(row(1, step, 5 - step / 10) for step in (10, 20, 30, 40))
 TAKEN_OVER = FIRST + restored(2, 20)
 LATE = row(1, 50, 99.0)
 TWO = {10: 4.0, 20: 3.0}
-LONG = "".join(row(2, step, 1 / step, val_loss=2.0) if step == 41 else row(2, step, 1 / step) for step in range(41, 400))  # fmt: skip
+LONG = "".join(
+    row(2, step, 1 / step, val_loss=2.0) if step == 41 else row(2, step, 1 / step)
+    for step in range(41, 400)
+)
 LINES = {
     "a worker taken for dead writes on": Case(TAKEN_OVER + LATE, TWO),
     "its successor too": Case(TAKEN_OVER + LATE + row(2, 30, 2.5) + LATE, TWO | {30: 2.5}),
-    "torn last line": Case(FIRST + restored(2, 30) + row(2, 40, 1.5) + '{"step": 50, "lo', {10: 4.0, 20: 3.0, 30: 2.0, 40: 1.5}),
-    "restored twice": Case(TAKEN_OVER + row(2, 30, 2.5) + row(2, 40, 2.4) + restored(3, 30) + row(2, 50, 99.0) + row(3, 40, 2.3), TWO | {30: 2.5, 40: 2.3}, (ENDED, ENDED, DONE)),
-    "restored to a step before that of the one before": Case(TAKEN_OVER + row(2, 30, 2.5) + restored(3, 10) + row(3, 20, 2.4), {10: 4.0, 20: 2.4}, (ENDED, ENDED, DONE)),
+    "torn last line": Case(
+        FIRST + restored(2, 30) + row(2, 40, 1.5) + '{"step": 50, "lo',
+        {10: 4.0, 20: 3.0, 30: 2.0, 40: 1.5},
+    ),
+    "restored twice": Case(
+        TAKEN_OVER
+        + row(2, 30, 2.5)
+        + row(2, 40, 2.4)
+        + restored(3, 30)
+        + row(2, 50, 99.0)
+        + row(3, 40, 2.3),
+        TWO | {30: 2.5, 40: 2.3},
+        (ENDED, ENDED, DONE),
+    ),
+    "restored to a step before that of the one before": Case(
+        TAKEN_OVER + row(2, 30, 2.5) + restored(3, 10) + row(3, 20, 2.4),
+        {10: 4.0, 20: 2.4},
+        (ENDED, ENDED, DONE),
+    ),
     "restored to 0": Case(FIRST + restored(2, 0) + row(2, 10, 9.0), {10: 9.0}),
     "restored to 0, nothing written since": Case(FIRST + restored(2, 0), {}),
-    "late lines before the first row of the successor": Case(FIRST + restored(2, 40) + LATE * 200 + row(2, 50, 1.0), {10: 4.0, 20: 3.0, 30: 2.0, 40: 1.0, 50: 1.0}),
+    "late lines before the first row of the successor": Case(
+        FIRST + restored(2, 40) + LATE * 200 + row(2, 50, 1.0),
+        {10: 4.0, 20: 3.0, 30: 2.0, 40: 1.0, 50: 1.0},
+    ),
     "late lines before its successor's first": Case(FIRST + LATE + restored(2, 20), TWO),
-    "late restored": Case(TAKEN_OVER + row(2, 30, 2.5) + restored(1, 0) + row(2, 40, 2.4), TWO | {30: 2.5, 40: 2.4}),
+    "late restored": Case(
+        TAKEN_OVER + row(2, 30, 2.5) + restored(1, 0) + row(2, 40, 2.4), TWO | {30: 2.5, 40: 2.4}
+    ),
     "an attempt that wrote nothing": Case(FIRST, TWO | {30: 2.0, 40: 1.0}),
-    "a step written twice": Case(FIRST + restored(2, 40) + row(2, 40, 1.5), TWO | {30: 2.0, 40: 1.5}),
-    "NaN and infinity": Case(row(1, 10, 4.0) + row(1, 20, INF) + row(1, 30, NAN), {10: 4.0, 20: INF, 30: NAN}, (Holder(("started", "diverged")),), "diverged"),
+    "a step written twice": Case(
+        FIRST + restored(2, 40) + row(2, 40, 1.5), TWO | {30: 2.0, 40: 1.5}
+    ),
+    "NaN and infinity": Case(
+        row(1, 10, 4.0) + row(1, 20, INF) + row(1, 30, NAN),
+        {10: 4.0, 20: INF, 30: NAN},
+        (Holder(("started", "diverged")),),
+        "diverged",
+    ),
     "one row": Case(row(1, 10, 4.0), {10: 4.0}, (DONE,)),
     "no file": Case("", {}, (DONE,)),
-    "longer than the tail": Case(FIRST + restored(2, 40) + LONG + LATE, TWO | {30: 2.0, 40: 1.0} | {step: 1 / step for step in range(41, 400)}),
-}  # fmt: skip
+    "longer than the tail": Case(
+        FIRST + restored(2, 40) + LONG + LATE,
+        TWO | {30: 2.0, 40: 1.0} | {step: 1 / step for step in range(41, 400)},
+    ),
+}
 HOLDERS = {
     "dead on this host": ((Holder(("started",)),), "interrupted"),
     "its pid is another's": ((Holder(("started",), process="later"),), "interrupted"),
@@ -133,7 +167,12 @@ HOLDERS = {
     "nobody": ((), "new"),
 }
 LAST_VAL = {"longer than the tail": ["2.000"]}
-CASES = LINES | {name: Case(FIRST if who else "", {10: 4.0, 20: 3.0, 30: 2.0, 40: 1.0} if who else {}, who, state) for name, (who, state) in HOLDERS.items()}  # fmt: skip
+CASES = LINES | {
+    name: Case(
+        FIRST if who else "", {10: 4.0, 20: 3.0, 30: 2.0, 40: 1.0} if who else {}, who, state
+    )
+    for name, (who, state) in HOLDERS.items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +240,9 @@ def test_the_runner_reads_what_counts(cell: Cell, case: Case) -> None:
 
 
 def test_analysis_reads_the_same(runs: Runs, cell: Cell, case: Case) -> None:
-    mine = runs.history[(runs.history["fingerprint"] == cell.fingerprint) & (runs.history["key"] == "loss")]  # fmt: skip
+    mine = runs.history[
+        (runs.history["fingerprint"] == cell.fingerprint) & (runs.history["key"] == "loss")
+    ]
     found = dict(zip(mine["step"].tolist(), mine["value"].tolist(), strict=True))
     assert same(found, case.losses)
 
@@ -230,7 +271,9 @@ def test_the_sparkline_goes_through_what_counts(cell: Cell, case: Case, tmp_path
     else:
         assert titles == [(f"{max(finite.values()):.3f}", f"{min(finite.values()):.3f}")]
     if 2 <= len(finite) < 60:
-        assert len(re.findall(r"[\d.]+,[\d.]+", re.findall(r'points="(.*?)"', page)[0])) == len(finite)  # fmt: skip
+        assert len(re.findall(r"[\d.]+,[\d.]+", re.findall(r'points="(.*?)"', page)[0])) == len(
+            finite
+        )
 
 
 def test_a_study_is_told_the_last_value_that_counts(cell: Cell, case: Case, tmp_path: Path) -> None:
@@ -305,9 +348,13 @@ def test_a_store_keeps_what_it_has_and_is_told_that_it_does_not_count(tmp_path: 
     points = feeder.client.get_metric_history(run.info.run_id, "loss")
     values = [(p.step, p.value, p.timestamp) for p in points]
     assert values == [
-        (10, 4.0, 110_000), (20, 3.0, 120_000), (30, 2.0, 130_000), (40, 1.0, 140_000),
-        (45, 0.4, 245_000), (50, 0.2, 250_000),
-    ]  # fmt: skip
+        (10, 4.0, 110_000),
+        (20, 3.0, 120_000),
+        (30, 2.0, 130_000),
+        (40, 1.0, 140_000),
+        (45, 0.4, 245_000),
+        (50, 0.2, 250_000),
+    ]
 
 
 class Pause(threading.Event):
@@ -325,7 +372,9 @@ class Pause(threading.Event):
         return ended
 
 
-def test_a_single_run_prints_rows_that_count_as_they_come(cells: dict[str, Cell], tmp_path: Path) -> None:  # fmt: skip
+def test_a_single_run_prints_rows_that_count_as_they_come(
+    cells: dict[str, Cell], tmp_path: Path
+) -> None:
     cell = cells["one row"]
     alone = replace(cell, config=replace(cell.config, root=str(tmp_path)))
     alone.folder.mkdir(parents=True)
@@ -372,9 +421,13 @@ def test_a_line_that_is_not_json_is_named(cells: dict[str, Cell], tmp_path: Path
 # Lines of up to three attempts in any order, each with one of two metrics or both.
 VALUES = st.sampled_from([0.5, -1.0, 2.0, NAN, INF])
 LINE = st.fixed_dictionaries({"attempt": st.integers(1, 3)}) | st.just({})
-ROW = st.fixed_dictionaries({"step": st.integers(0, 6), "time": st.just(1.5)}, optional={"a": VALUES, "b": VALUES})  # fmt: skip
+ROW = st.fixed_dictionaries(
+    {"step": st.integers(0, 6), "time": st.just(1.5)}, optional={"a": VALUES, "b": VALUES}
+)
 BACK = st.fixed_dictionaries({"restored": st.integers(0, 6)})
-FILES = st.lists(st.tuples(LINE, ROW | ROW | ROW | BACK).map(lambda pair: pair[1] | pair[0]), max_size=40)  # fmt: skip
+FILES = st.lists(
+    st.tuples(LINE, ROW | ROW | ROW | BACK).map(lambda pair: pair[1] | pair[0]), max_size=40
+)
 
 
 def oracle(lines: list[dict[str, Any]]) -> Points:
@@ -436,12 +489,18 @@ def test_both_readers_do_as_the_rules_say(folder: Path, lines: list[dict[str, An
 
 @settings(max_examples=300, deadline=None)
 @given(lines=FILES, cuts=st.lists(st.integers(0, 3000), max_size=6))
-def test_reading_as_a_file_grows_is_reading_it_at_once(folder: Path, lines: list[dict[str, Any]], cuts: list[int]) -> None:  # fmt: skip
+def test_reading_as_a_file_grows_is_reading_it_at_once(
+    folder: Path, lines: list[dict[str, Any]], cuts: list[int]
+) -> None:
     """Wherever the file is cut, in the middle of a line too: rows, latest values and the points of a store."""
     text = "".join(json.dumps(line) + "\n" for line in lines).encode()
     file = folder / "metrics.jsonl"
     file.write_bytes(b"")
-    reader, values, points = metrics.MetricsReader(folder), metrics.LatestValues(folder, "a", "b"), PointReader(folder)  # fmt: skip
+    reader, values, points = (
+        metrics.MetricsReader(folder),
+        metrics.LatestValues(folder, "a", "b"),
+        PointReader(folder),
+    )
     read: list[dict[str, Any]] = []
     stored: list[tuple[str, int]] = []
     for cut in [*sorted(min(cut, len(text)) for cut in cuts), len(text)]:

@@ -23,7 +23,12 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     scores = _scores(runs, done)
     last = scores[scores["step"] == scores["step"].max()]
     best = last.groupby("fingerprint")["prefix_matching"].max().rename("best_head")
-    table = over_seeds(done.merge(best, on="fingerprint"), ["model.depth"], "val_loss", facts=["repeat_gain", "best_head"])  # fmt: skip
+    table = over_seeds(
+        done.merge(best, on="fingerprint"),
+        ["model.depth"],
+        "val_loss",
+        facts=["repeat_gain", "best_head"],
+    )
     table.to_csv(folder.parent / "results.csv", index=False)
     lines = _references(done.iloc[0])
     print(table.to_string(index=False), lines, sep="\n")
@@ -39,7 +44,13 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     axes[1].set(xlabel="optimiser steps", ylabel="second time easier by (nats)")
     for (depth, seed, layer, _), part in scores.groupby(["model.depth", "seed", "layer", "head"]):
         later = depth == 2 and layer == 1
-        axes[2].plot(part["step"], part["prefix_matching"], color=f"C{2 + seed}" if later else "0.7", linewidth=0.9, zorder=3 if later else 1)  # fmt: skip
+        axes[2].plot(
+            part["step"],
+            part["prefix_matching"],
+            color=f"C{2 + seed}" if later else "0.7",
+            linewidth=0.9,
+            zorder=3 if later else 1,
+        )
     axes[2].axhline(_ideal(done.iloc[0]), color="0.5", linestyle="--", linewidth=0.9)
     for seed in sorted(done["seed"].unique()):
         axes[2].plot([], [], color=f"C{2 + seed}", label=f"second layer, seed {seed}")
@@ -55,7 +66,9 @@ def _scores(runs: Runs, done: pd.DataFrame) -> pd.DataFrame:
     rows = runs.history[runs.history["key"].str.startswith("prefix_matching/")]
     place = rows["key"].str.extract(r"/(\d+)\.(\d+)").astype(int)
     rows = rows.assign(layer=place[0], head=place[1]).rename(columns={"value": "prefix_matching"})
-    return rows.merge(done[["fingerprint", "model.depth", "seed"]], on="fingerprint").drop(columns="key")  # fmt: skip
+    return rows.merge(done[["fingerprint", "model.depth", "seed"]], on="fingerprint").drop(
+        columns="key"
+    )
 
 
 def _seeds(
@@ -65,7 +78,9 @@ def _seeds(
     curves = runs.curves(key, "step")
     for index, run in enumerate(part["fingerprint"]):
         one = curves[curves["fingerprint"] == run]
-        axis.plot(one["x"], one["value"], color=color, linewidth=0.9, label=label if not index else None)  # fmt: skip
+        axis.plot(
+            one["x"], one["value"], color=color, linewidth=0.9, label=label if not index else None
+        )
 
 
 def _references(run: "pd.Series[float]") -> dict[str, float]:

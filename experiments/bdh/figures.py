@@ -44,9 +44,13 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     facts = ["mflop_per_token", "tokens_per_s", "wall_s", "peak_memory_bytes"]
     table = over_seeds(done, by, "val_loss", facts=facts)
     fits = pd.DataFrame(
-        [(name, x, *power_law(done[done["series"] == name], x)) for name in SERIES for x in ("num_parameters", "mflop_per_token")],
+        [
+            (name, x, *power_law(done[done["series"] == name], x))
+            for name in SERIES
+            for x in ("num_parameters", "mflop_per_token")
+        ],
         columns=["series", "against", "exponent", "low", "high", "loss_at_1"],
-    )  # fmt: skip
+    )
     fits.to_csv(folder.parent / "exponents.csv", index=False)
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False), fits.to_string(index=False), sep="\n\n")
@@ -55,8 +59,19 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     for axis, (x, label) in zip(axes, labels.items(), strict=True):
         for index, name in enumerate(SERIES):
             part = table[table["series"] == name].sort_values(x)
-            _, _, slope, _, _, start = fits[(fits["series"] == name) & (fits["against"] == x)].iloc[0]  # fmt: skip
-            axis.errorbar(part[x], part["mean"], part["std"], marker="os^"[index], capsize=2, linestyle="", color=f"C{index}", label=f"{name}: {slope:.3f}")  # fmt: skip
+            _, _, slope, _, _, start = fits[(fits["series"] == name) & (fits["against"] == x)].iloc[
+                0
+            ]
+            axis.errorbar(
+                part[x],
+                part["mean"],
+                part["std"],
+                marker="os^"[index],
+                capsize=2,
+                linestyle="",
+                color=f"C{index}",
+                label=f"{name}: {slope:.3f}",
+            )
             axis.plot(part[x], start * part[x] ** slope, color=f"C{index}", linewidth=0.8)
         axis.set(xscale="log", yscale="log", xlabel=label)
         axis.legend(title="exponent")

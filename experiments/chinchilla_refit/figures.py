@@ -18,9 +18,12 @@ from analysis.runs import Runs
 
 HERE = Path(__file__).parent
 PUBLISHED = {  # arXiv 2404.10102: estimate and standard error
-    "A": (482.006, 124.522), "B": (2085.434, 1293.284), "E": (1.81686, 0.02566),
-    "alpha": (0.34781, 0.01540), "beta": (0.36585, 0.02060),
-}  # fmt: skip
+    "A": (482.006, 124.522),
+    "B": (2085.434, 1293.284),
+    "E": (1.81686, 0.02566),
+    "alpha": (0.34781, 0.01540),
+    "beta": (0.36585, 0.02060),
+}
 HOFFMANN = {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.3392, "beta": 0.2849}
 COLUMNS = {"n": "Model Size", "d": "tokens"}
 TARGET, BUDGET = 5.76e23, 1e21  # FLOPs of Chinchilla; what the proposed sweep may cost

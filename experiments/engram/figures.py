@@ -22,14 +22,21 @@ MOST_EXPERTS, TOP_K = 14, 2
 def entropy(toy: pd.DataFrame) -> float:
     """Return the least loss that the toy allows."""
     run = toy.iloc[0]
-    return markov.entropy(MarkovConfig(), int(run["vocab_size"]), int(run["train.sequence_length"]), int(run["eval.tokens"]))  # fmt: skip
+    return markov.entropy(
+        MarkovConfig(),
+        int(run["vocab_size"]),
+        int(run["train.sequence_length"]),
+        int(run["eval.tokens"]),
+    )
 
 
 def parts(runs: Runs) -> dict[str, pd.DataFrame]:
     """Return the mean over seeds of each of the three parts."""
     done = runs.finished.copy()
     pattern = done["model.pattern"].fillna("af")
-    toy, rows, split = (done[pattern.isin(names)].copy() for names in (TOY, ["naf af af"], ["nae ae ae"]))  # fmt: skip
+    toy, rows, split = (
+        done[pattern.isin(names)].copy() for names in (TOY, ["naf af af"], ["nae ae ae"])
+    )
     toy["mixer"] = toy["model.pattern"].fillna("af").map(TOY)
     split["share"] = (split["model.parts.e.num_experts"] - TOP_K) / (MOST_EXPERTS - TOP_K)
     return {
@@ -55,9 +62,19 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     axes[0].set_xticks(range(len(toy)), [name.replace(" and ", "\nand ") for name in toy.index])
     axes[0].set(title="tri-grams of 32 symbols")
     axes[0].legend()
-    for axis, name, x in ((axes[1], "rows", "model.parts.n.table_size"), (axes[2], "split", "share")):  # fmt: skip
+    for axis, name, x in (
+        (axes[1], "rows", "model.parts.n.table_size"),
+        (axes[2], "split", "share"),
+    ):
         part = found[name]
-        axis.errorbar(part[x], part["mean"], part["std"], marker="o", capsize=2, label=f"n={int(part['n'].min())}")  # fmt: skip
+        axis.errorbar(
+            part[x],
+            part["mean"],
+            part["std"],
+            marker="o",
+            capsize=2,
+            label=f"n={int(part['n'].min())}",
+        )
         axis.legend()
     axes[1].set(xscale="log", xlabel="rows of a table", title="size of the memory")
     axes[2].set(xlabel="share of idle parameters in experts", title="experts or memory")

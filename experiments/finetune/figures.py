@@ -25,11 +25,19 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
 
 def _draw(table: pd.DataFrame) -> plt.Figure:
     figure, axes = plt.subplots(1, 2, figsize=(8.0, 3.2), sharey=True)
-    texts = {"Shakespeare": ("scratch", "finetune"), "Python's standard library": ("pretrain", "forgotten")}  # fmt: skip
+    texts = {
+        "Shakespeare": ("scratch", "finetune"),
+        "Python's standard library": ("pretrain", "forgotten"),
+    }
     names = {"forgotten": "after fine-tuning", "pretrain": "before", "finetune": "fine-tuned"}
     for axis, (text, stages) in zip(axes, texts.items(), strict=True):
-        part = table[table["stage"].isin(stages)].sort_values(["stage", "optim.lr"], ascending=[False, True])  # fmt: skip
-        labels = [f"{names.get(s, s)}\nlr {lr:g}" for s, lr in zip(part["stage"], part["optim.lr"], strict=True)]  # fmt: skip
+        part = table[table["stage"].isin(stages)].sort_values(
+            ["stage", "optim.lr"], ascending=[False, True]
+        )
+        labels = [
+            f"{names.get(s, s)}\nlr {lr:g}"
+            for s, lr in zip(part["stage"], part["optim.lr"], strict=True)
+        ]
         axis.errorbar(labels, part["mean"], part["std"], fmt="o", capsize=3)
         axis.set(title=f"on {text}", xlim=(-0.5, len(part) - 0.5))
     axes[0].set_ylabel(plots.AXES["val_loss"])

@@ -17,7 +17,14 @@ KEY = "model.num_kv_heads"
 def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     done = runs.finished
-    table = beside_baseline(done, key=KEY, baseline=8, metric="val_loss", pair=["seed"], facts=["num_parameters", "state_bytes"])  # fmt: skip
+    table = beside_baseline(
+        done,
+        key=KEY,
+        baseline=8,
+        metric="val_loss",
+        pair=["seed"],
+        facts=["num_parameters", "state_bytes"],
+    )
     table["state_ratio"] = table["state_bytes"] / table["state_bytes"].max()
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False))
@@ -27,7 +34,13 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     axes[0].set(ylabel=plots.AXES["val_loss"])
     axes[0].legend()
     axes[1].plot(table[KEY], table["state_bytes"] / 1024, marker="o")
-    axes[1].plot(table[KEY], table["state_bytes"].max() / 1024 * table[KEY] / 8, color="0.6", linestyle="--", label="n_kv / n_h")  # fmt: skip
+    axes[1].plot(
+        table[KEY],
+        table["state_bytes"].max() / 1024 * table[KEY] / 8,
+        color="0.6",
+        linestyle="--",
+        label="n_kv / n_h",
+    )
     axes[1].set(ylabel="keys and values of 128 tokens (KiB)", ylim=(0, None))
     axes[1].legend()
     for axis in axes:

@@ -15,7 +15,18 @@ from analysis.runs import Runs, from_folders
 HERE = Path(__file__).parent
 NAME = "hybrid"
 WHOLE = "all three"
-ORDER = ("dense", "experts", "memory", "hc", "mHC", "memory + experts", "experts + mHC", "memory + mHC", WHOLE, f"{WHOLE}, nvfp4")  # fmt: skip
+ORDER = (
+    "dense",
+    "experts",
+    "memory",
+    "hc",
+    "mHC",
+    "memory + experts",
+    "experts + mHC",
+    "memory + mHC",
+    WHOLE,
+    f"{WHOLE}, nvfp4",
+)
 LEFT_OUT = {
     "all of it": "dense",
     "memory": "experts + mHC",
@@ -46,7 +57,9 @@ def parts_of(row: "pd.Series[Any]") -> str:
     """Name a cell by its components."""
     pattern = row["model.pattern"] if isinstance(row["model.pattern"], str) else "af"
     streams = {"hc": "hc", "mhc": "mHC"}.get(row.get("model.streams.kind"))
-    found = [name for name, there in (("memory", "n" in pattern), ("experts", "e" in pattern)) if there]  # fmt: skip
+    found = [
+        name for name, there in (("memory", "n" in pattern), ("experts", "e" in pattern)) if there
+    ]
     found += [streams] if streams else []
     name = WHOLE if len(found) == 3 else " + ".join(found) or "dense"
     return name if pd.isna(row.get("precision.fprop.x.format")) else f"{name}, nvfp4"
@@ -62,18 +75,29 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     )  # other work slows some steps, never speeds one
     whole = done["parts"].str.startswith(WHOLE)
     total = done.loc[whole, "num_parameters"].iloc[0]
-    done["equal"] = np.where(~whole & ((done["num_parameters"] / total - 1).abs() < 0.01), "total", "active")  # fmt: skip
+    done["equal"] = np.where(
+        ~whole & ((done["num_parameters"] / total - 1).abs() < 0.01), "total", "active"
+    )
     active = done[done["equal"] == "active"]
-    table = beside_baseline(active, key="parts", baseline="dense", metric="val_loss", pair=["seed"], facts=FACTS)  # fmt: skip
+    table = beside_baseline(
+        active, key="parts", baseline="dense", metric="val_loss", pair=["seed"], facts=FACTS
+    )
     table = table.set_index("parts").loc[list(ORDER)].reset_index()
-    without = pd.concat([_without(done[whole | (done["equal"] == kind)], kind) for kind in ("active", "total")])  # fmt: skip
+    without = pd.concat(
+        [_without(done[whole | (done["equal"] == kind)], kind) for kind in ("active", "total")]
+    )
     table.to_csv(folder.parent / "results.csv", index=False)
     without.to_csv(folder.parent / "left_out.csv", index=False)
     print(table.to_string(index=False), without.to_string(index=False), sep="\n\n")
     figure, axes = plt.subplots(2, 4, figsize=(13, 6.2), layout="constrained", dpi=300)
     _bars(axes[0][0], table, "difference", "loss minus dense (nats/byte, 95%)", error=True)
     _bars(axes[0][1], table, "tokens_per_s", "training, tokens/s of a core")
-    _bars(axes[0][2], table.assign(mb=table["peak_memory_bytes"] / 1e6), "mb", "peak memory of training (MB)")  # fmt: skip
+    _bars(
+        axes[0][2],
+        table.assign(mb=table["peak_memory_bytes"] / 1e6),
+        "mb",
+        "peak memory of training (MB)",
+    )
     for axis in axes[0][1:3]:
         axis.sharey(axes[0][0])
         axis.tick_params(labelleft=False)
@@ -93,7 +117,13 @@ def _bars(
 ) -> None:
     bars = [table["difference"] - table["low"], table["high"] - table["difference"]]
     colors = ["C1" if name.startswith(WHOLE) else "C0" for name in table["parts"]]
-    axis.barh(range(len(table)), table[column], xerr=bars if error else None, color=colors, error_kw={"linewidth": 0.8})  # fmt: skip
+    axis.barh(
+        range(len(table)),
+        table[column],
+        xerr=bars if error else None,
+        color=colors,
+        error_kw={"linewidth": 0.8},
+    )
     axis.set_yticks(range(len(table)), table["parts"])
     axis.set_ylim(len(table) - 0.4, -0.6)
     axis.axvline(0.0, color="0.4", linewidth=0.8)
@@ -102,9 +132,17 @@ def _bars(
 
 def _latency(axis: plt.Axes, latency: pd.DataFrame) -> None:
     for index, (name, part) in enumerate(latency.groupby("model", sort=False)):
-        axis.plot(part["context"], part["ms_per_token"], marker="os^vD<>pX*"[index], label=name, **_line(index))  # fmt: skip
+        axis.plot(
+            part["context"],
+            part["ms_per_token"],
+            marker="os^vD<>pX*"[index],
+            label=name,
+            **_line(index),
+        )
     contexts = sorted(latency["context"].unique())
-    axis.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel="decoding (ms per token)")  # fmt: skip
+    axis.set(
+        xscale="log", yscale="log", xlabel="context (tokens)", ylabel="decoding (ms per token)"
+    )
     axis.set_xticks(contexts, labels=[str(c) for c in contexts])
     axis.minorticks_off()
     ticks = [4, 8, 16, 32]
@@ -125,7 +163,14 @@ def _left_out(axis: plt.Axes, without: pd.DataFrame) -> None:
     for index, (kind, part) in enumerate(without.groupby("equal")):
         places = np.arange(len(part)) + 0.24 * (index - 0.5)
         bars = [part["difference"] - part["low"], part["high"] - part["difference"]]
-        axis.errorbar(part["difference"], places, xerr=bars, fmt="os"[index], capsize=2, label=f"equal {kind} parameters")  # fmt: skip
+        axis.errorbar(
+            part["difference"],
+            places,
+            xerr=bars,
+            fmt="os"[index],
+            capsize=2,
+            label=f"equal {kind} parameters",
+        )
     axis.set_yticks(range(len(LEFT_OUT)), LEFT_OUT)
     axis.set_ylim(len(LEFT_OUT) - 0.4, -0.6)
     axis.axvline(0.0, color="0.4", linewidth=0.8)

@@ -31,9 +31,13 @@ def _draw(table: pd.DataFrame, best: pd.DataFrame) -> Figure:
     for axis, (init, part) in zip(axes, table.groupby("model.init"), strict=True):
         for index, (width, curve) in enumerate(part.groupby("model.width")):
             axis.errorbar(
-                curve["optim.lr"], curve["mean"], curve["std"], marker="o", color=f"C{index}",
+                curve["optim.lr"],
+                curve["mean"],
+                curve["std"],
+                marker="o",
+                color=f"C{index}",
                 label=f"width {width} (n={int(curve['n'].max())})",
-            )  # fmt: skip
+            )
             low = best[(best["model.init"] == init) & (best["model.width"] == width)]
             axis.plot(low["optim.lr"], low["mean"], "*", markersize=15, color=f"C{index}")
         axis.set(xscale="log", xlabel="learning rate at base width", title=NAMES[str(init)])

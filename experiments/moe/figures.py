@@ -31,7 +31,9 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     for name in ("load_entropy", "max_violation"):
         keys = [f"layers.{layer}.moe.{name}" for layer in LAYERS]
         done[name] = done[keys].mean(axis=1)
-    table = beside_baseline(done, key="model", baseline="dense", metric="val_loss", pair=["seed"], facts=FACTS)  # fmt: skip
+    table = beside_baseline(
+        done, key="model", baseline="dense", metric="val_loss", pair=["seed"], facts=FACTS
+    )
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False))
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")

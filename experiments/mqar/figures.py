@@ -18,18 +18,30 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     done = runs.finished.copy()
     done["mixer"] = done["model.pattern"].map(NAMES)
-    table = done[[*BY, "optim.lr", "val_accuracy", "val_loss", "state_bytes", "num_parameters"]].sort_values([*BY, "optim.lr"])  # fmt: skip
+    table = done[
+        [*BY, "optim.lr", "val_accuracy", "val_loss", "state_bytes", "num_parameters"]
+    ].sort_values([*BY, "optim.lr"])
     table.to_csv(folder.parent / "results.csv", index=False)
     best = table.loc[table.groupby(BY)["val_accuracy"].idxmax()]
     print(best.to_string(index=False))
     lengths = list(best.groupby(["train.sequence_length", "data.num_pairs"]))
-    figure, axes = plt.subplots(1, len(lengths) + 1, figsize=(3.3 * (len(lengths) + 1), 2.9), layout="constrained", sharey=True, squeeze=False)  # fmt: skip
+    figure, axes = plt.subplots(
+        1,
+        len(lengths) + 1,
+        figsize=(3.3 * (len(lengths) + 1), 2.9),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
     for axis, ((length, pairs), part) in zip(axes[0], lengths, strict=False):
         for index, mixer in enumerate(NAMES.values()):
             one = part[part["mixer"] == mixer]
             axis.plot(one["model.width"], one["val_accuracy"], marker="os^v"[index], label=mixer)
         axis.set(xscale="log", xlabel="width", title=f"{length} tokens, {pairs} pairs")
-        axis.set_xticks(sorted(part["model.width"].unique()), labels=[str(w) for w in sorted(part["model.width"].unique())])  # fmt: skip
+        axis.set_xticks(
+            sorted(part["model.width"].unique()),
+            labels=[str(w) for w in sorted(part["model.width"].unique())],
+        )
         axis.minorticks_off()
     axes[0][0].set(ylabel="accuracy of recall", ylim=(-0.03, 1.03))
     axes[0][0].legend()

@@ -38,12 +38,22 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     figure, axes = plt.subplots(1, len(PANELS), figsize=(9, 2.8), layout="constrained")
     for axis, (metric, (label, name)) in zip(axes, PANELS.items(), strict=True):
         error = done.get(f"{metric}_stderr")
-        axis.errorbar(done["num_parameters"], done[metric], error, fmt="o", capsize=2, label="decoder, each seed")  # fmt: skip
+        axis.errorbar(
+            done["num_parameters"],
+            done[metric],
+            error,
+            fmt="o",
+            capsize=2,
+            label="decoder, each seed",
+        )
         axis.plot(done.groupby("num_parameters")[metric].mean(), color="C0", linewidth=0.8)
         value = baseline[name] if name in baseline else counted[name]["value"]
         axis.axhline(value, color="0.4", linestyle="--", label=f"{baseline['order']}-gram")
         axis.set(xscale="log", xlabel="parameters", ylabel=label)
-        axis.set_xticks(done["num_parameters"].unique(), labels=[plots.short(n) for n in done["num_parameters"].unique()])  # fmt: skip
+        axis.set_xticks(
+            done["num_parameters"].unique(),
+            labels=[plots.short(n) for n in done["num_parameters"].unique()],
+        )
         axis.minorticks_off()
         if "perplexity" in metric:
             axis.set_yscale("log")

@@ -13,9 +13,14 @@ NAME = "nvfp4_formats"
 def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     return ablate(
-        runs, choice=first_word, baseline="bf16", pair=["seed"], folder=folder, name=NAME,
+        runs,
+        choice=first_word,
+        baseline="bf16",
+        pair=["seed"],
+        folder=folder,
+        name=NAME,
         title="Each format beside bf16",
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -25,9 +25,14 @@ def choice(row: "pd.Series[Any]") -> str:
 def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     return ablate(
-        runs, choice=choice, baseline="none", pair=["seed"], folder=folder, name=NAME,
+        runs,
+        choice=choice,
+        baseline="none",
+        pair=["seed"],
+        folder=folder,
+        name=NAME,
         title="Hadamard transform in ...",
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -12,8 +12,11 @@ from analysis.runs import Runs, from_folders
 HERE = Path(__file__).parent
 NAME = "nvfp4_round_trip"
 RECIPES = {
-    "mxfp4": "mxfp4", "nvfp4_all_layers": "nvfp4", "fp8_current": "fp8, one scale", "mxfp8": "mxfp8",
-}  # fmt: skip
+    "mxfp4": "mxfp4",
+    "nvfp4_all_layers": "nvfp4",
+    "fp8_current": "fp8, one scale",
+    "mxfp8": "mxfp8",
+}
 OPERANDS = {"fprop.x": "activations", "fprop.w": "weights", "dgrad.g": "gradients"}
 
 

@@ -25,9 +25,14 @@ def _choice(row: "pd.Series[object]") -> str:
 def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     return ablate(
-        runs, choice=_choice, baseline="both square", pair=["seed"], folder=folder, name=NAME,
+        runs,
+        choice=_choice,
+        baseline="both square",
+        pair=["seed"],
+        folder=folder,
+        name=NAME,
         title="Blocks of weights beside the recipe",
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

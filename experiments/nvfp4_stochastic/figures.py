@@ -16,16 +16,23 @@ OPERANDS = {"gradients": "dgrad.g", "activations": "fprop.x", "weights": "fprop.
 
 def choice(row: "pd.Series[Any]") -> str:
     """Name the operands that are rounded stochastically."""
-    drawn = [name for name, key in OPERANDS.items() if row[f"precision.{key}.rounding"] == "stochastic"]  # fmt: skip
+    drawn = [
+        name for name, key in OPERANDS.items() if row[f"precision.{key}.rounding"] == "stochastic"
+    ]
     return {0: "nearest", len(OPERANDS): "all three"}.get(len(drawn), ", ".join(drawn))
 
 
 def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     return ablate(
-        runs, choice=choice, baseline="nearest", pair=["seed"], folder=folder, name=NAME,
+        runs,
+        choice=choice,
+        baseline="nearest",
+        pair=["seed"],
+        folder=folder,
+        name=NAME,
         title="Stochastic rounding of ...",
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,11 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     for key in list(PANELS)[:3]:
         done[f"most.{key}"] = done["fingerprint"].map(largest(runs, key))
     by = ["residual", "model.depth"]
-    columns = [f"most.{key}" for key in list(PANELS)[:3]] + ["grad_norm", "tokens_per_s", "num_parameters"]  # fmt: skip
+    columns = [f"most.{key}" for key in list(PANELS)[:3]] + [
+        "grad_norm",
+        "tokens_per_s",
+        "num_parameters",
+    ]
     table = over_seeds(done, by, "val_loss", facts=columns)
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False))
@@ -52,7 +56,9 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
             mean = part.groupby("model.depth")[metric].mean()
             axis.scatter(part["model.depth"], part[metric], s=8, color=f"C{index}", alpha=0.5)
             axis.plot(mean, marker="os^"[index], color=f"C{index}", label=NAMES[name])
-        axis.set(xscale="log", xlabel="layers", ylabel=label if key == "val_loss" else f"largest {label}")  # fmt: skip
+        axis.set(
+            xscale="log", xlabel="layers", ylabel=label if key == "val_loss" else f"largest {label}"
+        )
         if key.startswith("streams"):
             axis.set_yscale("log")
         axis.set_xticks([12, 24, 48], labels=["12", "24", "48"])

@@ -25,12 +25,22 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     for axis, x in zip(axes, ("model.depth", "kflop_per_token"), strict=True):
         for index, (heads, part) in enumerate(table.groupby("model.num_heads")):
             axis.errorbar(
-                part[x], part["mean"], part["std"], marker="os^"[index], capsize=2, color=f"C{index}",
+                part[x],
+                part["mean"],
+                part["std"],
+                marker="os^"[index],
+                capsize=2,
+                color=f"C{index}",
                 label=f"{heads} heads (n={int(part['n'].min())})",
-            )  # fmt: skip
+            )
     shapes = table.drop_duplicates("model.depth")
     axes[0].set(xscale="log", xlabel="layers (width)", ylabel=plots.AXES["val_loss"])
-    axes[0].set_xticks(shapes["model.depth"], labels=[f"{d}\n({w})" for d, w in zip(shapes["model.depth"], shapes["model.width"], strict=True)])  # fmt: skip
+    axes[0].set_xticks(
+        shapes["model.depth"],
+        labels=[
+            f"{d}\n({w})" for d, w in zip(shapes["model.depth"], shapes["model.width"], strict=True)
+        ],
+    )
     axes[0].minorticks_off()
     axes[0].legend()
     axes[1].set(xlabel="training kFLOP per token", ylabel=plots.AXES["val_loss"])

@@ -41,10 +41,19 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     places["beyond"] = np.where(places["position"] < TRAINED, "loss_within", "loss_beyond")
     means = places.groupby(["keys", "seed", "beyond"])["loss"].mean().unstack().reset_index()
     table = means.merge(done[["keys", "seed", "sample_repetition"]], on=["keys", "seed"])
-    table = table.groupby("keys").agg(
-        loss_within=("loss_within", "mean"), loss_beyond=("loss_beyond", "mean"), sd_beyond=("loss_beyond", "std"),
-        repetition=("sample_repetition", "mean"), sd_repetition=("sample_repetition", "std"), n=("seed", "count"),
-    ).reindex([name for name in NAMES.values() if name in set(done["keys"])]).reset_index()  # fmt: skip
+    table = (
+        table.groupby("keys")
+        .agg(
+            loss_within=("loss_within", "mean"),
+            loss_beyond=("loss_beyond", "mean"),
+            sd_beyond=("loss_beyond", "std"),
+            repetition=("sample_repetition", "mean"),
+            sd_repetition=("sample_repetition", "std"),
+            n=("seed", "count"),
+        )
+        .reindex([name for name in NAMES.values() if name in set(done["keys"])])
+        .reset_index()
+    )
     table["perplexity_beyond"] = np.exp(table["loss_beyond"])
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False))
@@ -52,15 +61,35 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     for index, keys in enumerate(NAMES.values()):
         part = places[places["keys"] == keys]
         curve = np.exp(part.groupby("position")["loss"].mean())
-        axes[0].plot(curve.index + BIN / 2, curve, color=f"C{index}", marker="os^vD"[index], markersize=3, label=keys)  # fmt: skip
+        axes[0].plot(
+            curve.index + BIN / 2,
+            curve,
+            color=f"C{index}",
+            marker="os^vD"[index],
+            markersize=3,
+            label=keys,
+        )
     axes[0].axvline(TRAINED, color="0.6", linewidth=0.8)
-    axes[0].set(xlabel="position (trained up to the line)", ylabel="perplexity of a token")  # fmt: skip
+    axes[0].set(xlabel="position (trained up to the line)", ylabel="perplexity of a token")
     axes[0].legend()
-    axes[1].barh(range(len(table)), table["repetition"], xerr=table["sd_repetition"], color=[f"C{i}" for i in range(len(table))])  # fmt: skip
+    axes[1].barh(
+        range(len(table)),
+        table["repetition"],
+        xerr=table["sd_repetition"],
+        color=[f"C{i}" for i in range(len(table))],
+    )
     axes[1].set_yticks(range(len(table)), table["keys"])
     axes[1].invert_yaxis()
     axes[1].set(xlabel="4-grams said before, of 768 tokens")
-    return [plots.save(folder, NAME, figure, places.groupby(["keys", "position"])["loss"].agg(["mean", "std"]).reset_index(), runs.count())]  # fmt: skip
+    return [
+        plots.save(
+            folder,
+            NAME,
+            figure,
+            places.groupby(["keys", "position"])["loss"].agg(["mean", "std"]).reset_index(),
+            runs.count(),
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -276,9 +276,14 @@ def paper(
         raise ConfigError(f"no figures of {name} yet: run `espalier plots {name}` first")
     facts = {"sweep": name, "command": f"espalier paper {name}"} | provenance(root, runs)
     main_tex = write_paper(
-        runs, name, out or root / "papers" / name, figures=figures, results=folder / "results.csv",
-        readme=folder / "README.md", provenance=facts,
-    )  # fmt: skip
+        runs,
+        name,
+        out or root / "papers" / name,
+        figures=figures,
+        results=folder / "results.csv",
+        readme=folder / "README.md",
+        provenance=facts,
+    )
     typer.echo(f"{main_tex}: latexmk -pdf -cd {main_tex}")
 
 
@@ -286,10 +291,15 @@ def paper(
 def look(
     run: Reference,
     text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
-    file: Annotated[Path | None, typer.Option(exists=True, help="... or the file it is in; only as much as the context holds.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, help="... or the file it is in; only as much as the context holds."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: looks/RUN.")] = None,
     root: Root = Path("."),
-) -> None:  # fmt: skip
+) -> None:
     """Look inside a trained cell: attention maps, logit lens, the loss of each token, as a page and PNGs."""
     from analysis.internals import draw  # noqa: PLC0415
     from runner.evaluate.internals import look_at  # noqa: PLC0415

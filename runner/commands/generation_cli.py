@@ -25,11 +25,21 @@ class Answers:
     """
 
     def __init__(
-        self, folder: Path, *, average: bool = False, dtype: str = "fp32", compiled: bool = False, n: int = 1, beams: int = 1,
-        slide: bool = False, **wishes: Any,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        *,
+        average: bool = False,
+        dtype: str = "fp32",
+        compiled: bool = False,
+        n: int = 1,
+        beams: int = 1,
+        slide: bool = False,
+        **wishes: Any,
+    ) -> None:
         if n < 1 or (beams > 1 and n > beams):
-            raise ConfigError(f"n={n} must be at least 1, and at most beams={beams} where there are several")  # fmt: skip
+            raise ConfigError(
+                f"n={n} must be at least 1, and at most beams={beams} where there are several"
+            )
         try:
             self.how = Sampling(**wishes)
         except ValueError as error:
@@ -44,16 +54,24 @@ class Answers:
                 for done in self.generator.beam_search(prompt, self.how, self.beams)[: self.n]:
                     yield prompt, done
             return
-        wanted = [(text, replace(self.how, seed=self.how.seed + i)) for text in prompts for i in range(self.n)]  # fmt: skip
+        wanted = [
+            (text, replace(self.how, seed=self.how.seed + i))
+            for text in prompts
+            for i in range(self.n)
+        ]
         for first in range(0, len(wanted), _AT_ONCE):
             part = wanted[first : first + _AT_ONCE]
-            done_ones = self.generator.generate([text for text, _ in part], [how for _, how in part], slide=self.slide)  # fmt: skip
+            done_ones = self.generator.generate(
+                [text for text, _ in part], [how for _, how in part], slide=self.slide
+            )
             yield from zip([text for text, _ in part], done_ones, strict=True)
 
     def stream(self, prompt: str, say: Callable[[str], None]) -> None:
         """Say the prompt and each piece of its continuation as soon as it is certain."""
         say(prompt)
-        self.generator.generate([prompt], self.how, slide=self.slide, on_text=lambda _, piece: say(piece))  # fmt: skip
+        self.generator.generate(
+            [prompt], self.how, slide=self.slide, on_text=lambda _, piece: say(piece)
+        )
 
     def talk(self, lines: Iterable[str], say: Callable[[str], None]) -> None:
         """Continue one line after the other, each for itself; a line that cannot be is told why."""
@@ -82,7 +100,13 @@ def read_prompts(file: Path) -> list[str]:
 
 def as_json(prompt: str, done: Completion, *, logprobs: bool) -> str:
     """Return a continuation as a line of JSON; with `logprobs` each id and its log-probability too."""
-    row = {"prompt": prompt, "text": done.text, "finish": done.finish, "tokens": len(done.ids), "logprob": sum(done.logprobs)}  # fmt: skip
+    row = {
+        "prompt": prompt,
+        "text": done.text,
+        "finish": done.finish,
+        "tokens": len(done.ids),
+        "logprob": sum(done.logprobs),
+    }
     if logprobs:
         row |= {"ids": done.ids, "logprobs": done.logprobs}
     return json.dumps(row, ensure_ascii=False)

@@ -135,7 +135,9 @@ class GridSweeper(CellSweeper):
         cells = self.cells(arguments)
         if self.adopt:
             cell, keys = adopt(cells, self.adopt["run"], self.adopt.get("reason", ""))
-            Console().print(f"{cell.label} is now {cell.state}: {cell.folder}, differing in {', '.join(keys) or 'nothing'}")  # fmt: skip
+            Console().print(
+                f"{cell.label} is now {cell.state}: {cell.folder}, differing in {', '.join(keys) or 'nothing'}"
+            )
             return None
         if self.dry_run:
             from runner.views.plan import plan  # noqa: PLC0415
@@ -235,7 +237,10 @@ class Composer:
         groups = tuple(str(o.input_line) for o in parsed if o not in values)
         if groups not in self._bases:
             composed = self.loader.load_sweep_config(self.config, list(groups))
-            self._bases[groups] = (None if _interpolates(composed) else user_part(composed), _choices(composed))  # fmt: skip
+            self._bases[groups] = (
+                None if _interpolates(composed) else user_part(composed),
+                _choices(composed),
+            )
         base, choices = self._bases[groups]
         if base is None:  # resolving comes after setting: an interpolation sees the point's values
             node = user_part(self.loader.load_sweep_config(self.config, point))

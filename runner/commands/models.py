@@ -19,27 +19,71 @@ _LONGEST = 1024  # tokens of a sequence that an imported model is measured on
 @app.command()
 def generate(
     run: Reference,
-    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; again for more.")] = None,
-    file: Annotated[Path | None, typer.Option(exists=True, help='JSON lines, {"prompt": ...} each; the answers are JSON lines too.')] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Text to continue; again for more.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, help='JSON lines, {"prompt": ...} each; the answers are JSON lines too.'
+        ),
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest of this probability.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Drop what is less likely than this share of the likeliest.")] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said is less likely.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this string; again for more.")] = None,
-    n: Annotated[int, typer.Option(help="Continuations of each prompt, seeds counting up; of a beam the best.")] = 1,
-    beams: Annotated[int, typer.Option(help="Above 1: search for the likeliest with so many beams.")] = 1,
-    logprobs: Annotated[bool, typer.Option(help="Print JSON lines with the log-probability of each token.")] = False,
-    stream: Annotated[bool, typer.Option(help="Print as it comes (one prompt, one sample).")] = False,
-    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Continue each line you type; the default at a terminal without --prompt.")] = False,
-    slide: Annotated[bool, typer.Option(help="Of a prompt beyond the context, read the end.")] = False,
-    average: Annotated[bool, typer.Option(help="Use the averaged weights (train.average).")] = False,
-    dtype: Annotated[str, typer.Option(help="Of the weights: fp32; bf16, twice as fast; fp16.")] = "fp32",
-    compiled: Annotated[bool, typer.Option("--compile", help="Decode by a compiled step: for long runs on a GPU; it costs a minute first.")] = False,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among the likeliest of this probability.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Drop what is less likely than this share of the likeliest."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: what was said is less likely.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this string; again for more.")
+    ] = None,
+    n: Annotated[
+        int,
+        typer.Option(help="Continuations of each prompt, seeds counting up; of a beam the best."),
+    ] = 1,
+    beams: Annotated[
+        int, typer.Option(help="Above 1: search for the likeliest with so many beams.")
+    ] = 1,
+    logprobs: Annotated[
+        bool, typer.Option(help="Print JSON lines with the log-probability of each token.")
+    ] = False,
+    stream: Annotated[
+        bool, typer.Option(help="Print as it comes (one prompt, one sample).")
+    ] = False,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive",
+            "-i",
+            help="Continue each line you type; the default at a terminal without --prompt.",
+        ),
+    ] = False,
+    slide: Annotated[
+        bool, typer.Option(help="Of a prompt beyond the context, read the end.")
+    ] = False,
+    average: Annotated[
+        bool, typer.Option(help="Use the averaged weights (train.average).")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: fp32; bf16, twice as fast; fp16.")
+    ] = "fp32",
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Decode by a compiled step: for long runs on a GPU; it costs a minute first.",
+        ),
+    ] = False,
     seed: int = 0,
     root: Root = Path("."),
-) -> None:  # fmt: skip
+) -> None:
     """Continue prompts with a trained cell."""
     from runner.commands.generation_cli import Answers, as_json, read_prompts  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
@@ -50,10 +94,22 @@ def generate(
             "--stream and --interactive take one prompt and one sample; leave --file, --n, --beams or them out"
         )
     answers = Answers(
-        find_cell(root, run).folder, average=average, dtype=dtype, compiled=compiled, n=n, beams=beams, slide=slide,
-        max_new_tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, stop=tuple(stop or ()), seed=seed,
-    )  # fmt: skip
+        find_cell(root, run).folder,
+        average=average,
+        dtype=dtype,
+        compiled=compiled,
+        n=n,
+        beams=beams,
+        slide=slide,
+        max_new_tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
     say = partial(typer.echo, nl=False)
     if talking:
         typer.echo("each line is continued for itself; Ctrl-D ends", err=True)
@@ -72,13 +128,23 @@ def generate(
 )
 def evaluate(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(help="A run (folder, fingerprint, MLflow run id), or a sweep: all its cells.")],
-    jobs: Annotated[int | None, typer.Option(help="Run them here, so many at a time; default: the launcher of the sweep's last start.")] = None,
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A run (folder, fingerprint, MLflow run id), or a sweep: all its cells."
+        ),
+    ],
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Run them here, so many at a time; default: the launcher of the sweep's last start."
+        ),
+    ] = None,
     average: Annotated[bool, typer.Option(help="Evaluate the averaged weights.")] = False,
     plan: Annotated[bool, typer.Option(help="Show the cells and run nothing.")] = False,
     retry_failed: Annotated[bool, typer.Option(help="Run evaluations again that failed.")] = False,
     root: Root = Path("."),
-) -> None:  # fmt: skip
+) -> None:
     """Ask benchmarks of trained cells, each evaluation a cell of the sweep NAME-eval.
 
     Keys of eval.harness follow by their last part: tasks=[lambada,arc_easy] data=DIR limit=500 follow=true;
@@ -138,14 +204,25 @@ def ngram(
 def export(
     run: Reference,
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
-    to: Annotated[str, typer.Option(help="hf: config.json, safetensors, tokenizer, model card.")] = "hf",
-    layout: Annotated[str | None, typer.Option(help="llama, qwen3, gpt2, or espalier: our own class; default: the first that can hold the model.")] = None,
+    to: Annotated[
+        str, typer.Option(help="hf: config.json, safetensors, tokenizer, model card.")
+    ] = "hf",
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="llama, qwen3, gpt2, or espalier: our own class; default: the first that can hold the model."
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16, fp16.")] = "fp32",
     shard: Annotated[str, typer.Option(help="Largest file.")] = "5GB",
-    license_name: Annotated[str | None, typer.Option("--license", help="For the model card: mit, apache-2.0, ...")] = None,
-    average: Annotated[bool, typer.Option(help="Use the averaged weights (train.average).")] = False,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="For the model card: mit, apache-2.0, ...")
+    ] = None,
+    average: Annotated[
+        bool, typer.Option(help="Use the averaged weights (train.average).")
+    ] = False,
     root: Root = Path("."),
-) -> None:  # fmt: skip
+) -> None:
     """Write a trained cell as a folder that transformers reads."""
     from runner.exchange.huggingface import export as write  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
@@ -153,9 +230,14 @@ def export(
     if to != "hf":
         raise ConfigError(f"--to {to!r} is not a format; there is: hf")
     architecture = write(
-        find_cell(root, run), folder, layout=layout, dtype=dtype, max_shard_size=shard,
-        license_name=license_name, average=average,
-    )  # fmt: skip
+        find_cell(root, run),
+        folder,
+        layout=layout,
+        dtype=dtype,
+        max_shard_size=shard,
+        license_name=license_name,
+        average=average,
+    )
     typer.echo(f"{folder}: {architecture}")
 
 
@@ -166,7 +248,7 @@ def import_model(
     context: typer.Context,
     kind: Annotated[str, typer.Argument(metavar="hf", help="What the folder is.")],
     folder: Annotated[str, typer.Argument(help="DIR, or ORG/NAME[@REVISION] on the hub.")],
-) -> None:  # fmt: skip
+) -> None:
     """Make a cell of a model made elsewhere: its loss on the data is measured, nothing is trained.
 
     It is measured, here and by `eval`, on sequences as long as its context, 1,024 tokens at most.

@@ -51,8 +51,17 @@ def inspect(
             if not isinstance(module, torch.nn.Linear):
                 continue
             weight = module.weight
-            facts = [f"{tuple(weight.shape)}", f"{float(weight.abs().amax()):.3g}", f"{float(kurtosis(weight)):.2f}"]  # fmt: skip
-            ratios = [sqnr_db(pad_to_blocks(weight, how.block), how) if how.block[0] else sqnr_db(weight, how) for how in formats.values()]  # fmt: skip
+            facts = [
+                f"{tuple(weight.shape)}",
+                f"{float(weight.abs().amax()):.3g}",
+                f"{float(kurtosis(weight)):.2f}",
+            ]
+            ratios = [
+                sqnr_db(pad_to_blocks(weight, how.block), how)
+                if how.block[0]
+                else sqnr_db(weight, how)
+                for how in formats.values()
+            ]
             table.add_row(name, *facts, *(f"{db:.1f}" for db in ratios))
     console = Console()
     Console(width=None if console.is_terminal else 200).print(table)

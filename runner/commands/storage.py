@@ -41,7 +41,9 @@ def du(root: Root = Path(".")) -> None:
 
     for name in sweeps(root):
         used = usage(root, name)
-        typer.echo(f"{name}: {used['checkpoints'] / 1e6:,.1f} MB checkpoints, {used['other'] / 1e6:,.1f} MB other")  # fmt: skip
+        typer.echo(
+            f"{name}: {used['checkpoints'] / 1e6:,.1f} MB checkpoints, {used['other'] / 1e6:,.1f} MB other"
+        )
     for folder in ("data_cache", "snapshots", "mlflow"):
         typer.echo(f"{folder}/: {size(root / folder) / 1e6:,.1f} MB")
 

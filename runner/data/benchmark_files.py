@@ -66,7 +66,9 @@ def specify(name: str, data: str | None, include: str | None) -> dict[str, Any] 
 def _on_the_hub(name: str, file: Path) -> str:
     """Return lm-eval's name of the same benchmark, which it fetches."""
     if file.parent != SHIPPED:
-        raise ConfigError(f"{file} reads local files; set eval.harness.data to the folder they are in")  # fmt: skip
+        raise ConfigError(
+            f"{file} reads local files; set eval.harness.data to the folder they are in"
+        )
     return {"lambada": "lambada_openai"}.get(name, name)
 
 
@@ -84,7 +86,9 @@ def file_of(name: str, include: str | None) -> Path | None:
     if name not in theirs:
         near = difflib.get_close_matches(name, [*own, *theirs], n=5, cutoff=0.5)
         hint = f"; near: {', '.join(near)}" if near else ""
-        raise ConfigError(f"eval.harness.tasks: no task {name!r}{hint}; shipped: {', '.join(sorted(own))}")  # fmt: skip
+        raise ConfigError(
+            f"eval.harness.tasks: no task {name!r}{hint}; shipped: {', '.join(sorted(own))}"
+        )
     return None
 
 
@@ -108,7 +112,10 @@ def _rows(files: list[Path], columns: list[str] | None) -> Any:
     """Return the rows of files of one kind."""
     from datasets import Dataset  # noqa: PLC0415
 
-    names, kind = [str(file) for file in files], files[0].name.removesuffix(".gz").rpartition(".")[2]  # fmt: skip
+    names, kind = (
+        [str(file) for file in files],
+        files[0].name.removesuffix(".gz").rpartition(".")[2],
+    )
     if kind == "parquet":
         return Dataset.from_parquet(names)
     if kind == "tsv":
@@ -142,7 +149,7 @@ def content_hash(tasks: tuple[str, ...], data: str | None, include: str | None) 
         digest.update(as_released(text).encode())
         spec = yaml.load(text, _Loader)
         for key in ("files", "fewshot_files"):
-            for found in _find(name, Path(data), spec[key]) if data and key in spec else []:  # fmt: skip
+            for found in _find(name, Path(data), spec[key]) if data and key in spec else []:
                 with open(found, "rb") as stream:
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:32]

@@ -39,7 +39,9 @@ class Chain:
         throws = rng.random(length)
         for place in range(self.order, length):
             context = _context(ids[place - self.order : place], vocab)
-            ids[place] = min(np.searchsorted(self._sums[context], throws[place], side="right"), vocab - 1)  # fmt: skip
+            ids[place] = min(
+                np.searchsorted(self._sums[context], throws[place], side="right"), vocab - 1
+            )
         return ids
 
     def nats(self, ids: np.ndarray) -> np.ndarray:
@@ -63,7 +65,11 @@ class MarkovSamples(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         rng = generator(*self.address, index)
-        chain = drawn(self.cfg, self.vocab_size, rng) if self.cfg.in_context else chain_of(self.cfg, self.vocab_size)  # fmt: skip
+        chain = (
+            drawn(self.cfg, self.vocab_size, rng)
+            if self.cfg.in_context
+            else chain_of(self.cfg, self.vocab_size)
+        )
         ids = chain.walk(self.seq + 1, rng)
         return to_sample(ids, np.zeros(self.seq + 1, dtype=np.int64), index)
 

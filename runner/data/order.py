@@ -105,9 +105,16 @@ class _Batches:
 
 
 def training_loader(
-    samples: Dataset[Sample], *, first_step: int, steps: int, batch: int, micro: int, rank: int,
-    world: int, num_workers: int,
-) -> DataLoader[Sample]:  # fmt: skip
+    samples: Dataset[Sample],
+    *,
+    first_step: int,
+    steps: int,
+    batch: int,
+    micro: int,
+    rank: int,
+    world: int,
+    num_workers: int,
+) -> DataLoader[Sample]:
     """Return micro-batches in order: batch / world / micro of them make one optimiser step."""
     order = _Batches(first_step, steps, batch, micro, rank, world)
     return DataLoader(samples, batch_sampler=order, num_workers=num_workers)  # type: ignore[arg-type]

@@ -35,7 +35,9 @@ def folder_of(init: str) -> Path:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=_FILES))
     except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"init={init}: no such folder, and the hub does not give it ({reason})") from None  # fmt: skip
+        raise ConfigError(
+            f"init={init}: no such folder, and the hub does not give it ({reason})"
+        ) from None
 
 
 def with_origin(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,9 +64,12 @@ def with_origin(node: Mapping[str, Any]) -> dict[str, Any]:
     given = node["tokenizer"] if node["tokenizer"].get("kind") == "folder" else {}
     eos = given.get("eos_token") or _eos_token(folder)
     tokenizer = {
-        "_target_": "runner.data.tokenizers_config.TokenizerConfig", "kind": "folder", "path": str(folder),
-        "eos_token": eos, "vocab_size": found[1],
-    }  # fmt: skip
+        "_target_": "runner.data.tokenizers_config.TokenizerConfig",
+        "kind": "folder",
+        "path": str(folder),
+        "eos_token": eos,
+        "vocab_size": found[1],
+    }
     return {**node, "init": f"hf:{folder}", "model": model, "tokenizer": tokenizer}
 
 
@@ -95,4 +100,6 @@ def _eos_token(folder: Path) -> str:
     for token in json.loads(file.read_text(encoding="utf-8")).get("added_tokens", []):
         if token["id"] == (eos[0] if isinstance(eos, list) else eos):
             return str(token["content"])
-    raise ConfigError(f"init: {folder} does not say which token ends a document; give tokenizer.kind=folder tokenizer.eos_token=...")  # fmt: skip
+    raise ConfigError(
+        f"init: {folder} does not say which token ends a document; give tokenizer.kind=folder tokenizer.eos_token=..."
+    )

@@ -51,7 +51,9 @@ class RecallSamples(Dataset[Sample]):
         tokens = rng.integers(0, self.vocab_size, self.seq)
         tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2] = keys, values
         targets = np.full(self.seq, -100)
-        asked = 2 * pairs + 2 * rng.choice(len(self._distances), pairs, replace=False, p=self._distances)  # fmt: skip
+        asked = 2 * pairs + 2 * rng.choice(
+            len(self._distances), pairs, replace=False, p=self._distances
+        )
         tokens[asked], targets[asked] = keys, values
         return {
             "tokens": torch.from_numpy(tokens.astype(np.int64)),

@@ -39,7 +39,9 @@ class RecallConfig(SyntheticConfig):
         """Raise ValueError on a tokenizer of text, too small a vocabulary or no room for the questions."""
         super().check(tokenizer, seq)
         if (tokenizer.vocab_size or 0) // 2 <= self.num_pairs:
-            raise ValueError(f"tokenizer.vocab_size={tokenizer.vocab_size} must exceed 2 x {self.num_pairs + 1}, keys and values of num_pairs={self.num_pairs}")  # fmt: skip
+            raise ValueError(
+                f"tokenizer.vocab_size={tokenizer.vocab_size} must exceed 2 x {self.num_pairs + 1}, keys and values of num_pairs={self.num_pairs}"
+            )
         if seq < 4 * self.num_pairs:
             raise ValueError(
                 f"train.sequence_length={seq} has no room for {self.num_pairs} pairs and as many questions "

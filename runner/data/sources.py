@@ -152,9 +152,12 @@ class SourceConfig:
             rows = datasets.load_from_disk(path)[self.hub_split]
         else:
             rows = datasets.load_dataset(
-                path, self.subset, split=self.hub_split, revision=self.revision,
+                path,
+                self.subset,
+                split=self.hub_split,
+                revision=self.revision,
                 streaming=self.streaming,
-            )  # fmt: skip
+            )
         for row in rows:
             if self.field not in row:
                 raise DataError(

@@ -98,9 +98,13 @@ class SymbolTokenizer(Tokenizer):
         try:
             ids = np.array([int(word) for word in text.split()], dtype=np.int64)
         except ValueError:
-            raise DataError(f"{text[:40]!r} is not a row of numbers, which tokenizer.kind=symbols reads") from None  # fmt: skip
+            raise DataError(
+                f"{text[:40]!r} is not a row of numbers, which tokenizer.kind=symbols reads"
+            ) from None
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            raise DataError(f"{text[:40]!r} has a number outside 0..{self.vocab_size - 1}; raise tokenizer.vocab_size")  # fmt: skip
+            raise DataError(
+                f"{text[:40]!r} has a number outside 0..{self.vocab_size - 1}; raise tokenizer.vocab_size"
+            )
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -156,7 +160,9 @@ class SubwordTokenizer(Tokenizer):
 
     def dumps(self) -> str:
         padded = {"padded": self._padded} if self._padded else {}
-        return json.dumps({"kind": "subword", "eos": self.eos_token, "json": self.serialised} | padded)  # fmt: skip
+        return json.dumps(
+            {"kind": "subword", "eos": self.eos_token, "json": self.serialised} | padded
+        )
 
 
 def _surface(token: str) -> str:

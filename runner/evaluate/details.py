@@ -35,7 +35,9 @@ def measure_details(trained: Trained) -> tuple[dict[str, float], list[dict[str, 
             logits = model(batch["tokens"].to(device), documents=documents)
         assert isinstance(logits, torch.Tensor)
         targets = batch["targets"].to(device)
-        losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")  # fmt: skip
+        losses = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
+        )
         length = targets.shape[1]
         nats[:length] += losses.view(targets.shape).double().sum(dim=0).cpu()
         count[:length] += (targets >= 0).sum(dim=0).cpu()

@@ -44,9 +44,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     """A model and its tokenizer as lm-eval wants them; texts beyond `context` lose their beginning."""
 
     def __init__(
-        self, model: LanguageModel, tokenizer: Tokenizer, *, context: int, batch_size: int = 16,
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        batch_size: int = 16,
         autocast: Context = nullcontext,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.model, self.text, self.context, self.batch = model, tokenizer, context, batch_size
         self.autocast, self.place = autocast, next(model.parameters()).device
@@ -57,7 +62,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """The end of a document, which also stands before an empty context."""
         return self.text.eos
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:  # fmt: skip
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
         """Return the ids of a text."""
         return [int(i) for i in self.text.encode(string)]
 
@@ -99,14 +106,18 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         assert isinstance(logits, Tensor)
         return logits.float()
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:  # fmt: skip
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
         """Return the log-likelihood of whole texts, in windows that do not overlap."""
         pairs, owners = [], []
         for number, request in enumerate(requests):
             windows = get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]), prefix_token=self.eot_token_id,
-                max_seq_len=self.context, context_len=1,
-            )  # fmt: skip
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.eot_token_id,
+                max_seq_len=self.context,
+                context_len=1,
+            )
             for window in map(make_disjoint_window, windows):
                 pairs.append(window)
                 owners.append(number)
@@ -130,9 +141,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 prompts.append(torch.tensor(ids[-room:], dtype=torch.int64))
             with self.autocast():
                 done = generate(
-                    self.model, prompts, wishes, context=self.context, decode=self.text.decode,
+                    self.model,
+                    prompts,
+                    wishes,
+                    context=self.context,
+                    decode=self.text.decode,
                     eos=self.text.eos,
-                )  # fmt: skip
+                )
             texts |= {i: completion.text for i, completion in zip(chosen, done, strict=True)}
         return [texts[i] for i in range(len(requests))]
 
@@ -143,9 +158,11 @@ def _sampling(wanted: dict[str, Any], seed: int) -> Sampling:
     return Sampling(
         max_new_tokens=int(wanted.get("max_gen_toks", 256)),
         temperature=float(wanted.get("temperature", 1.0)) if sampled else 0.0,
-        top_k=wanted.get("top_k") or None, top_p=wanted.get("top_p"),
-        stop=tuple([until] if isinstance(until, str) else until), seed=seed,
-    )  # fmt: skip
+        top_k=wanted.get("top_k") or None,
+        top_p=wanted.get("top_p"),
+        stop=tuple([until] if isinstance(until, str) else until),
+        seed=seed,
+    )
 
 
 @dataclass(frozen=True)
@@ -189,9 +206,12 @@ class Report:
 def ask_benchmarks(cfg: HarnessConfig, trained: Trained, step: int) -> dict[str, float]:
     """Run lm-eval on `cfg.tasks`, write the full report to evals/ and return the scores."""
     asked = HarnessModel(
-        trained.model, trained.corpus.tokenizer, context=trained.cfg.train.sequence_length,
-        batch_size=cfg.batch_size, autocast=trained.precision.autocast,
-    )  # fmt: skip
+        trained.model,
+        trained.corpus.tokenizer,
+        context=trained.cfg.train.sequence_length,
+        batch_size=cfg.batch_size,
+        autocast=trained.precision.autocast,
+    )
     report = evaluate(asked, cfg, suffix=trained.suffix)
     if trained.folder is not None:
         report.write(trained.folder, step)
@@ -214,12 +234,22 @@ def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Re
         _refuse_unwalled(unsafe, specs, cfg)
         samples = None
         if cfg.limit is not None:
-            samples = {name: _spread(len(task.eval_docs), cfg.limit) for name, task in tasks.items()}  # fmt: skip
+            samples = {
+                name: _spread(len(task.eval_docs), cfg.limit) for name, task in tasks.items()
+            }
         found = lm_eval.simple_evaluate(
-            model=model, tasks=list(tasks.values()), num_fewshot=cfg.num_fewshot, samples=samples,
-            bootstrap_iters=0, log_samples=True, confirm_run_unsafe_code=True, random_seed=None,
-            numpy_random_seed=None, torch_random_seed=None, fewshot_random_seed=cfg.fewshot_seed,
-        )  # fmt: skip
+            model=model,
+            tasks=list(tasks.values()),
+            num_fewshot=cfg.num_fewshot,
+            samples=samples,
+            bootstrap_iters=0,
+            log_samples=True,
+            confirm_run_unsafe_code=True,
+            random_seed=None,
+            numpy_random_seed=None,
+            torch_random_seed=None,
+            fewshot_random_seed=cfg.fewshot_seed,
+        )
     if found is None:
         raise ConfigError("lm-eval returned nothing")
     records = [_record(name, row) for name, rows in found["samples"].items() for row in rows]
@@ -261,9 +291,11 @@ def _scores(found: dict[str, Any], suffix: str) -> Iterator[dict[str, Any]]:
         rows = found["samples"][task]
         prompts = hashlib.sha256("".join(row["prompt_hash"] for row in rows).encode()).hexdigest()
         about = {
-            "version": found["versions"].get(task), "prompt_hash": prompts[:16],
-            "num_fewshot": found["n-shot"].get(task, 0), "lm_eval": version("lm_eval"),
-        }  # fmt: skip
+            "version": found["versions"].get(task),
+            "prompt_hash": prompts[:16],
+            "num_fewshot": found["n-shot"].get(task, 0),
+            "lm_eval": version("lm_eval"),
+        }
         identity = hashlib.sha256(json.dumps([task, about, suffix]).encode()).hexdigest()[:16]
         for key, value in values.items():
             metric, _, kind = key.partition(",")
@@ -273,10 +305,16 @@ def _scores(found: dict[str, Any], suffix: str) -> Iterator[dict[str, Any]]:
             stderr = _stderr(metric, float(value), [row.get(metric) for row in mine])
             name = f"{task}/{metric}" + (f".{kind}" if kind != "none" else "") + suffix
             yield {
-                "name": name, "task": task, "metric": metric, "filter": kind, "value": float(value),
-                "stderr": stderr, "n": len(mine), **about,
+                "name": name,
+                "task": task,
+                "metric": metric,
+                "filter": kind,
+                "value": float(value),
+                "stderr": stderr,
+                "n": len(mine),
+                **about,
                 "identity": identity,
-            }  # fmt: skip
+            }
 
 
 def _stderr(metric: str, value: float, each: list[Any]) -> float | None:

@@ -50,9 +50,17 @@ def watching(model: LanguageModel) -> Iterator[Watched]:
         handles.append(block.register_forward_hook(_stream_hook(seen, index)))
         for module in block.modules():
             if isinstance(module, Attention):
-                handles.append(module.register_forward_pre_hook(_input_hook(seen.attention, index, module.probabilities), with_kwargs=True))  # fmt: skip
+                handles.append(
+                    module.register_forward_pre_hook(
+                        _input_hook(seen.attention, index, module.probabilities), with_kwargs=True
+                    )
+                )
             if isinstance(module, Engram):
-                handles.append(module.register_forward_pre_hook(_input_hook(seen.gates, index, module.gates), with_kwargs=True))  # fmt: skip
+                handles.append(
+                    module.register_forward_pre_hook(
+                        _input_hook(seen.gates, index, module.gates), with_kwargs=True
+                    )
+                )
     try:
         yield seen
     finally:
@@ -131,16 +139,23 @@ def look(model: LanguageModel, ids: Int64[Tensor, " seq"], names: list[str]) -> 
     ranks = (own > -losses[:, None]).sum(dim=-1)
     layers = range(len(seen.streams))
     with torch.no_grad():
-        lens = [_lens(model.unembed(seen.streams[layer][0, :-1]), ids[1:], names) for layer in layers]  # fmt: skip
+        lens = [
+            _lens(model.unembed(seen.streams[layer][0, :-1]), ids[1:], names) for layer in layers
+        ]
     return Look(
-        [names[i] for i in ids.tolist()], losses.tolist(), ranks.tolist(),
+        [names[i] for i in ids.tolist()],
+        losses.tolist(),
+        ranks.tolist(),
         _stacked(seen.attention, len(layers), len(ids)),
-        {layer: gates[0].tolist() for layer, gates in seen.gates.items()}, lens,
+        {layer: gates[0].tolist() for layer, gates in seen.gates.items()},
+        lens,
         [seen.statistics[layer] for layer in layers],
-    )  # fmt: skip
+    )
 
 
-def _stacked(found: dict[int, Tensor], layers: int, seq: int) -> Float[Tensor, "layers heads seq seq"]:  # fmt: skip
+def _stacked(
+    found: dict[int, Tensor], layers: int, seq: int
+) -> Float[Tensor, "layers heads seq seq"]:
     """Return the maps of all layers, NaN where a layer has none."""
     heads = max((weights.shape[1] for weights in found.values()), default=1)
     whole = torch.full((layers, heads, seq, seq), torch.nan)

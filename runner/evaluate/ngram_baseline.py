@@ -34,15 +34,25 @@ def ngram_baseline(cell: Cell, order: int, harness: HarnessConfig) -> dict[str, 
     model.fit(np.concatenate([file.ids for file in corpus.train]))
     precision = PrecisionConfig().build(torch.device("cpu"))
     trained = Trained(
-        model=model, task=cfg.task.build(model, corpus.tokenizer, {}), corpus=corpus, cfg=cfg,
-        precision=precision, ranks=Ranks("cpu"), step=0, last=True, folder=None,
-    )  # fmt: skip
+        model=model,
+        task=cfg.task.build(model, corpus.tokenizer, {}),
+        corpus=corpus,
+        cfg=cfg,
+        precision=precision,
+        ranks=Ranks("cpu"),
+        step=0,
+        last=True,
+        folder=None,
+    )
     found: dict[str, Any] = {"order": order} | validate(trained)
     if harness.tasks:
         from runner.evaluate.harness import HarnessModel, evaluate  # noqa: PLC0415
 
         asked = HarnessModel(
-            model, corpus.tokenizer, context=cfg.train.sequence_length, batch_size=harness.batch_size
-        )  # fmt: skip
+            model,
+            corpus.tokenizer,
+            context=cfg.train.sequence_length,
+            batch_size=harness.batch_size,
+        )
         found["scores"] = evaluate(asked, harness).scores
     return found

@@ -17,9 +17,14 @@ def sample(cfg: SamplesConfig, trained: Trained, step: int) -> dict[str, float]:
     prompt = torch.from_numpy(tokenizer.encode(cfg.prompt).astype("int64"))
     how = Sampling(max_new_tokens=cfg.tokens, temperature=0.8, seed=run.seed)
     (done,) = generate(
-        trained.model, [prompt.to(trained.ranks.device)], how, context=run.train.sequence_length,
-        decode=tokenizer.decode, eos=None, slide=True,
-    )  # fmt: skip
+        trained.model,
+        [prompt.to(trained.ranks.device)],
+        how,
+        context=run.train.sequence_length,
+        decode=tokenizer.decode,
+        eos=None,
+        slide=True,
+    )
     if trained.folder is not None:
         with open(trained.folder / "samples.txt", "a", encoding="utf-8") as stream:
             text = tokenizer.decode([*prompt.tolist(), *done.ids])

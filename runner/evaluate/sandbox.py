@@ -86,7 +86,11 @@ def choose_wall(allow_unsafe: bool) -> Wall:
 
 @lru_cache
 def _works(wall: Wall) -> bool:
-    needed = {"bubblewrap": ["bwrap"], "namespaces": ["unshare", "setpriv", "pivot_root"], "none": []}  # fmt: skip
+    needed = {
+        "bubblewrap": ["bwrap"],
+        "namespaces": ["unshare", "setpriv", "pivot_root"],
+        "none": [],
+    }
     if not all(shutil.which(name) for name in [*needed[wall], "prlimit"]):
         return False
     return run("pass", wall=wall).passed
@@ -102,9 +106,14 @@ def run(program: str, *, wall: Wall, limits: Limits | None = None) -> Outcome:
         source.write_text(text, encoding="utf-8")
         with source.open("rb") as stdin, out.open("wb") as stdout, err.open("wb") as stderr:
             process = subprocess.Popen(
-                _command(wall, limits), stdin=stdin, stdout=stdout, stderr=stderr, cwd=place, env={},
+                _command(wall, limits),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=place,
+                env={},
                 start_new_session=True,
-            )  # fmt: skip
+            )
             try:
                 code = process.wait(limits.wall_s)
             except subprocess.TimeoutExpired:
@@ -126,21 +135,57 @@ def _end(file: Path) -> str:
 def _command(wall: Wall, limits: Limits) -> list[str]:
     python = [os.path.realpath(sys.executable), "-I", "-S", "-"]
     limited = [
-        str(shutil.which("prlimit")), f"--as={limits.memory_bytes}", f"--fsize={limits.file_bytes}", f"--nofile={limits.files}",
-        f"--nproc={limits.processes}", f"--cpu={int(limits.wall_s) + 1}", "--core=0", *python,
-    ]  # fmt: skip
+        str(shutil.which("prlimit")),
+        f"--as={limits.memory_bytes}",
+        f"--fsize={limits.file_bytes}",
+        f"--nofile={limits.files}",
+        f"--nproc={limits.processes}",
+        f"--cpu={int(limits.wall_s) + 1}",
+        "--core=0",
+        *python,
+    ]
     folders = [*_SYSTEM, sys.base_prefix] if sys.base_prefix != "/usr" else _SYSTEM
     if wall == "bubblewrap":
         views = [part for f in folders for part in ("--ro-bind", f, f)]
         return [
-            str(shutil.which("bwrap")), "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop",
-            "ALL", *views, "--proc", "/proc", "--dev", "/dev", "--size", str(1 << 26), "--tmpfs", "/tmp",
-            "--chdir", "/tmp", "--remount-ro", "/", *limited,
-        ]  # fmt: skip
+            str(shutil.which("bwrap")),
+            "--unshare-all",
+            "--die-with-parent",
+            "--new-session",
+            "--cap-drop",
+            "ALL",
+            *views,
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--size",
+            str(1 << 26),
+            "--tmpfs",
+            "/tmp",
+            "--chdir",
+            "/tmp",
+            "--remount-ro",
+            "/",
+            *limited,
+        ]
     if wall == "namespaces":
         script = "PATH=/usr/bin:/usr/sbin:/bin:/sbin" + _ENTER.format(folders=" ".join(folders))
         return [
-            str(shutil.which("unshare")), "--user", "--map-root-user", "--net", "--pid", "--mount", "--ipc",
-            "--uts", "--fork", "--kill-child", "/bin/sh", "-c", script, "sandbox", *limited,
-        ]  # fmt: skip
+            str(shutil.which("unshare")),
+            "--user",
+            "--map-root-user",
+            "--net",
+            "--pid",
+            "--mount",
+            "--ipc",
+            "--uts",
+            "--fork",
+            "--kill-child",
+            "/bin/sh",
+            "-c",
+            script,
+            "sandbox",
+            *limited,
+        ]
     return limited

@@ -62,7 +62,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
         ValueError: fewer samples than k.
     """
     if not 0 <= correct <= samples or not 1 <= k <= samples:
-        raise ValueError(f"pass@{k} needs at least {k} samples; there are {samples}, {correct} of them right")  # fmt: skip
+        raise ValueError(
+            f"pass@{k} needs at least {k} samples; there are {samples}, {correct} of them right"
+        )
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
@@ -77,7 +79,10 @@ def majority_at_k(answers: Sequence[str | None], truth: str, k: int, seed: int =
         chosen = list(combinations(answers, k))
     else:
         draw = np.random.default_rng(seed)
-        chosen = [tuple(answers[i] for i in draw.choice(len(answers), k, replace=False)) for _ in range(_SUBSETS)]  # fmt: skip
+        chosen = [
+            tuple(answers[i] for i in draw.choice(len(answers), k, replace=False))
+            for _ in range(_SUBSETS)
+        ]
     return sum(_majority(part, truth) for part in chosen) / len(chosen)
 
 

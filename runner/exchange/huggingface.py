@@ -15,9 +15,15 @@ from runner.records.trained_model import load_model
 
 
 def export(
-    cell: Cell, folder: Path, *, layout: str | None = None, dtype: str = "fp32",
-    max_shard_size: str = "5GB", license_name: str | None = None, average: bool = False,
-) -> str:  # fmt: skip
+    cell: Cell,
+    folder: Path,
+    *,
+    layout: str | None = None,
+    dtype: str = "fp32",
+    max_shard_size: str = "5GB",
+    license_name: str | None = None,
+    average: bool = False,
+) -> str:
     """Write the newest weights of `cell` into a new `folder`; return the architecture written.
 
     Raises:
@@ -33,9 +39,13 @@ def export(
     fresh = not folder.exists()
     try:
         architecture = save_pretrained(
-            model, folder, layout=layout, dtype=DTYPES[dtype], max_shard_size=max_shard_size,
+            model,
+            folder,
+            layout=layout,
+            dtype=DTYPES[dtype],
+            max_shard_size=max_shard_size,
             more={"eos_token_id": tokenizer.eos, "bos_token_id": None},
-        )  # fmt: skip
+        )
         write_tokenizer(tokenizer, folder, context)
         card = model_card(cell, architecture, dtype, license_name)
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -9,7 +9,16 @@ from runner.records.cells import Cell
 from runner.records.config import flatten
 from runner.records.metrics import latest
 
-_MEASURED = ("loss", "val_loss", "val_bits_per_byte", "val_loss_average", "step", "tokens", "flops", "wall_s")  # fmt: skip
+_MEASURED = (
+    "loss",
+    "val_loss",
+    "val_bits_per_byte",
+    "val_loss_average",
+    "step",
+    "tokens",
+    "flops",
+    "wall_s",
+)
 
 
 def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | None) -> str:
@@ -24,7 +33,12 @@ def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | No
             getattr(cfg.data, "sources", ()), cell.science["data.sources"], strict=True
         )
     ]
-    front = ["---", f"license: {license_name or 'unknown'}", "library_name: transformers", "tags: [espalier]"]  # fmt: skip
+    front = [
+        "---",
+        f"license: {license_name or 'unknown'}",
+        "library_name: transformers",
+        "tags: [espalier]",
+    ]
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         front.append("pipeline_tag: text-generation")
     parts = [
@@ -35,8 +49,9 @@ def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | No
         f"Tokenizer: {cfg.tokenizer.kind}; the end of a document is id "
         f"{_eos(folder)}; sequences of {cfg.train.sequence_length} tokens.",
         "## Training\n\n" + _table(["", ""], [[k, str(v)] for k, v in summary.items()]),
-        "## Losses\n\nNats per token at the end of training.\n\n" + _table(["measure", "value"], measured),
-    ]  # fmt: skip
+        "## Losses\n\nNats per token at the end of training.\n\n"
+        + _table(["measure", "value"], measured),
+    ]
     scores = [_read(file) for file in sorted(folder.glob("evals/*.json"))]
     rows = [
         [row["name"], f"{row['value']:.4f}", _number(row["stderr"]), str(row["n"])]
@@ -44,7 +59,7 @@ def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | No
         for row in (found or {}).get("scores", [])
     ]
     if rows:
-        parts.append("## Evaluations\n\n" + _table(["score", "value", "standard error", "n"], rows))  # fmt: skip
+        parts.append("## Evaluations\n\n" + _table(["score", "value", "standard error", "n"], rows))
     table = _read(folder / "precision.json")
     parts.append("## Precision\n\n" + _precision(table, cfg.precision.compute))
     science = [[k, json.dumps(v)] for k, v in flatten(cell.science).items() if k != "data.sources"]

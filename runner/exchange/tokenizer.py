@@ -20,9 +20,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         text, end = _units({c: i for i, c in enumerate(_printable())}, by_bytes=True), _END
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     about = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "model_max_length": context,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": end,
+        "model_max_length": context,
         "clean_up_tokenization_spaces": False,
-    }  # fmt: skip
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
 
 

@@ -23,9 +23,17 @@ class _Beam:
 
 @torch.no_grad()
 def beam_search(
-    model: LanguageModel, prompt: Tensor, *, beams: int, max_new_tokens: int, context: int,
-    decode: Decode, eos: int | None, length_penalty: float = 1.0, stop: Sequence[str] = (),
-) -> list[Completion]:  # fmt: skip
+    model: LanguageModel,
+    prompt: Tensor,
+    *,
+    beams: int,
+    max_new_tokens: int,
+    context: int,
+    decode: Decode,
+    eos: int | None,
+    length_penalty: float = 1.0,
+    stop: Sequence[str] = (),
+) -> list[Completion]:
     """Return `beams` continuations, the best first, by log-probability / length ** length_penalty.
 
     The end of the document counts as a token of a continuation's score, and is no part of its ids. Stop strings cut
@@ -54,7 +62,9 @@ def beam_search(
         going: list[_Beam] = []
         for place in best.indices.tolist():
             row, token = divmod(place, own.shape[1])
-            grown = _Beam((*running[row].ids, token), (*running[row].logprobs, float(own[row, token])))  # fmt: skip
+            grown = _Beam(
+                (*running[row].ids, token), (*running[row].logprobs, float(own[row, token]))
+            )
             if token == eos:
                 ended.append(grown)
             elif len(going) < beams:
@@ -63,7 +73,9 @@ def beam_search(
         ended = sorted(ended, key=lambda beam: -beam.score(length_penalty))[:beams]
         running = going
         ahead = max(beam.score(length_penalty) for beam in running)
-        if length + 1 == max_new_tokens or (len(ended) == beams and ahead <= ended[-1].score(length_penalty)):  # fmt: skip
+        if length + 1 == max_new_tokens or (
+            len(ended) == beams and ahead <= ended[-1].score(length_penalty)
+        ):
             break
         newest = torch.tensor([[beam.ids[-1]] for beam in running], device=device)
         if state is None:
@@ -87,4 +99,6 @@ def _completion(
             break
     stream.finish()
     finish = "stop" if complete or stream.stopped else "length"
-    return Completion(prompt, ids[: len(stream.ids)], list(beam.logprobs[: len(stream.ids)]), stream.text, finish)  # fmt: skip
+    return Completion(
+        prompt, ids[: len(stream.ids)], list(beam.logprobs[: len(stream.ids)]), stream.text, finish
+    )

@@ -38,10 +38,17 @@ class Completion:
 
 @torch.no_grad()
 def generate(
-    model: LanguageModel, prompts: Sequence[Tensor], how: Sampling | Sequence[Sampling], *, context: int,
-    decode: Decode, eos: int | None, on_text: Callable[[int, str], None] | None = None, slide: bool = False,
+    model: LanguageModel,
+    prompts: Sequence[Tensor],
+    how: Sampling | Sequence[Sampling],
+    *,
+    context: int,
+    decode: Decode,
+    eos: int | None,
+    on_text: Callable[[int, str], None] | None = None,
+    slide: bool = False,
     compiled: bool = False,
-) -> list[Completion]:  # fmt: skip
+) -> list[Completion]:
     """Return a completion of each prompt.
 
     Args:
@@ -99,7 +106,9 @@ class _Row:
         self.generator = torch.Generator().manual_seed(how.seed)
         self.done = Completion(prompt)
 
-    def take(self, logits: Tensor, eos: int | None, on_text: Callable[[int, str], None] | None) -> None:  # fmt: skip
+    def take(
+        self, logits: Tensor, eos: int | None, on_text: Callable[[int, str], None] | None
+    ) -> None:
         """Choose the next token and see whether it is the last."""
         seen = [*self.prompt, *self.done.ids]
         token, logprob = choose(logits, seen, self.how, self.generator)

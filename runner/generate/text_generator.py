@@ -46,9 +46,13 @@ class TextGenerator:
         """Return the continuations that beam search finds, the best first."""
         with _explained():
             return beam_search(
-                self.model, self._ids(prompt), beams=beams, max_new_tokens=how.max_new_tokens,
-                stop=how.stop, **self._about(),
-            )  # fmt: skip
+                self.model,
+                self._ids(prompt),
+                beams=beams,
+                max_new_tokens=how.max_new_tokens,
+                stop=how.stop,
+                **self._about(),
+            )
 
     def _ids(self, text: str) -> Tensor:
         return torch.from_numpy(self.tokenizer.encode(text).astype("int64"))

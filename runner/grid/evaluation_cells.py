@@ -39,11 +39,15 @@ def evaluation_cells(
     points, skipped = [], []
     for cell in sources:
         if not follow and not checkpoint.listing(cell.folder / "checkpoints"):
-            skipped.append(f"{cell.fingerprint} ({cell.label}) has no checkpoint ({cell.state}): left out")  # fmt: skip
+            skipped.append(
+                f"{cell.fingerprint} ({cell.label}) has no checkpoint ({cell.state}): left out"
+            )
         else:
             points.append((cell.label, _node(cell, name, changes, average=average)))
     if not points:
-        raise ConfigError("\n".join([*skipped, f"nothing of {target} can be evaluated; train it first"]))  # fmt: skip
+        raise ConfigError(
+            "\n".join([*skipped, f"nothing of {target} can be evaluated; train it first"])
+        )
     return make_cells(points), name, skipped
 
 

@@ -193,7 +193,10 @@ def _zipped(entry: dict[str, list[Any]], typed: set[str]) -> list[Point]:
         raise ConfigError(
             f"hydra.sweeper.zip: {', '.join(entry)} advance together; give all or none on the command line"
         )
-    return [list(p) for p in zip(*([_override(k, v) for v in vs] for k, vs in kept.items()), strict=True)] or [[]]  # fmt: skip
+    return [
+        list(p)
+        for p in zip(*([_override(k, v) for v in vs] for k, vs in kept.items()), strict=True)
+    ] or [[]]
 
 
 def _override(key: str, value: Any) -> str:

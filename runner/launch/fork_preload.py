@@ -28,9 +28,21 @@ from runner.views.mlflow_config import TrackConfig
 from runner.work.config import EvaluateWork, TrainWork
 
 for _config in (
-    RunConfig, DecoderConfig, PrecisionConfig, DataConfig, TokenizerConfig, LanguageModellingConfig,
-    AdamWConfig, MuonConfig, ScheduleConfig, TrainConfig, EvalConfig, TrackConfig, ResourcesConfig,
-    TrainWork, EvaluateWork,
-):  # fmt: skip
+    RunConfig,
+    DecoderConfig,
+    PrecisionConfig,
+    DataConfig,
+    TokenizerConfig,
+    LanguageModellingConfig,
+    AdamWConfig,
+    MuonConfig,
+    ScheduleConfig,
+    TrainConfig,
+    EvalConfig,
+    TrackConfig,
+    ResourcesConfig,
+    TrainWork,
+    EvaluateWork,
+):
     adapter(_config)
 versions()

@@ -87,7 +87,9 @@ class Pool:
         self._running: dict[BaseProcess, _Child] = {}
         self._free, self._looked = list(self.gpus or []), time.monotonic()
         self._more = self.source is not None
-        while self._running or (not self.stopping and (self._waiting or self._watched or self._more)):  # fmt: skip
+        while self._running or (
+            not self.stopping and (self._waiting or self._watched or self._more)
+        ):
             if not self.stopping:
                 self._fill()
             tick()

@@ -183,7 +183,9 @@ class Slurm:
                     count, job = self._as_many(root, name, code, tasks, jobs)
                     if job is None:
                         rest += [cell for task in tasks for cell in task]
-                        view.say(f"{len(rest)} cells wait for the submit limit and follow as jobs end")  # fmt: skip
+                        view.say(
+                            f"{len(rest)} cells wait for the submit limit and follow as jobs end"
+                        )
                         break
                     sent = [cell for task in tasks[:count] for cell in task]
                     jobs |= {cell.fingerprint: job for cell in sent}
@@ -212,9 +214,15 @@ class Slurm:
         return 0, None
 
     def _sbatch(
-        self, root: Path, name: str, code: Path, tasks: Sequence[Any], names: list[list[str]],
-        need: "ResourcesConfig", waits_for: Sequence[str],
-    ) -> str:  # fmt: skip
+        self,
+        root: Path,
+        name: str,
+        code: Path,
+        tasks: Sequence[Any],
+        names: list[list[str]],
+        need: "ResourcesConfig",
+        waits_for: Sequence[str],
+    ) -> str:
         """Submit one array and return its job id.
 
         Args:
@@ -231,11 +239,15 @@ class Slurm:
         script.write_text(
             _script(Path(stream.name), code, len(tasks), need, self.cfg, name, waits_for)
         )
-        done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            ["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False
+        )
         if done.returncode:
             for file in (script, Path(stream.name)):
                 file.unlink()
-            raise StorageError(f"sbatch refused: {done.stderr.strip()}; the cells are frozen, run the same command when that is mended")  # fmt: skip
+            raise StorageError(
+                f"sbatch refused: {done.stderr.strip()}; the cells are frozen, run the same command when that is mended"
+            )
         job = done.stdout.strip().partition(";")[0]
         record = {"job": job, "tasks": names}
         storage.write_whole(folder / f"{int(job):08d}.json", json.dumps(record))
@@ -260,15 +272,22 @@ def _comes(cell: Cell, jobs: Mapping[str, str]) -> bool:
 
 def _max_array_size() -> int:
     """Return how many tasks one array may have."""
-    done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["scontrol", "show", "config"], capture_output=True, text=True, check=False
+    )
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", done.stdout)
     return int(found[1]) if found else 1001
 
 
 def _script(
-    listing: Path, code: Path, count: int, need: "ResourcesConfig", cfg: SlurmConfig, name: str,
+    listing: Path,
+    code: Path,
+    count: int,
+    need: "ResourcesConfig",
+    cfg: SlurmConfig,
+    name: str,
     waits_for: Sequence[str],
-) -> str:  # fmt: skip
+) -> str:
     # submitit has no public name for this.
     from submitit.slurm.slurm import _make_sbatch_string  # noqa: PLC0415
 
@@ -280,7 +299,14 @@ def _script(
         f'cd "{code}"',
         "trap '' TERM  # the pool hears it; this shell waits for its exit code",
     ]
-    srun = ["srun", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cores}", "--unbuffered", *cfg.srun]  # fmt: skip
+    srun = [
+        "srun",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={cores}",
+        "--unbuffered",
+        *cfg.srun,
+    ]
     job = [
         sys.executable,
         "-m",
@@ -293,15 +319,30 @@ def _script(
         mail["dependency"] = f"afterany:{':'.join(waits_for)}"
     further = {key: value for key, value in mail.items() if value} | (cfg.sbatch or {})
     text: str = _make_sbatch_string(
-        command=" ".join([*srun, *job]), folder=listing.parent, job_name=name, time=need.timeout_min,
-        nodes=need.nodes, ntasks_per_node=need.per_node if need.num_processes > 1 else None,
+        command=" ".join([*srun, *job]),
+        folder=listing.parent,
+        job_name=name,
+        time=need.timeout_min,
+        nodes=need.nodes,
+        ntasks_per_node=need.per_node if need.num_processes > 1 else None,
         cpus_per_task=max(1, cores // need.per_node),
         mem=None if mem_gb is None else f"{round(mem_gb * cfg.at_once * 1024)}M",
-        gpus_per_node=need.gpus or None, gres=cfg.gres, partition=cfg.partition,
-        account=cfg.account, qos=cfg.qos, constraint=cfg.constraint, exclude=cfg.exclude,
-        signal_delay_s=cfg.warning_s, map_count=count, array_parallelism=cfg.max_running,
-        stderr_to_stdout=True, use_srun=False, setup=setup, teardown=_TEARDOWN.splitlines(),
-        additional_parameters=further or None, wckey="",
-    )  # fmt: skip
+        gpus_per_node=need.gpus or None,
+        gres=cfg.gres,
+        partition=cfg.partition,
+        account=cfg.account,
+        qos=cfg.qos,
+        constraint=cfg.constraint,
+        exclude=cfg.exclude,
+        signal_delay_s=cfg.warning_s,
+        map_count=count,
+        array_parallelism=cfg.max_running,
+        stderr_to_stdout=True,
+        use_srun=False,
+        setup=setup,
+        teardown=_TEARDOWN.splitlines(),
+        additional_parameters=further or None,
+        wckey="",
+    )
     # Flags without a value are beyond it, and it has an opinion on wckey.
     return text.replace("#SBATCH --wckey=''", "#SBATCH --requeue")

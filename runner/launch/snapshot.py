@@ -43,8 +43,10 @@ def snapshot(root: Path) -> Path:
 def _files() -> list[Path]:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_PACKAGES],
-        cwd=_CLONE, capture_output=True, check=False,
-    )  # fmt: skip
+        cwd=_CLONE,
+        capture_output=True,
+        check=False,
+    )
     if listed.returncode == 0:
         files = [_CLONE / name for name in listed.stdout.decode().split("\0") if name]
     else:  # not a clone: an unpacked archive

@@ -68,7 +68,9 @@ class Study:
         # A later process must not draw what an earlier one has drawn: it begins further on.
         name = folder.name
         known = [s.study_name for s in storage.get_all_studies()]
-        begun = len(optuna.load_study(study_name=name, storage=storage).trials) if name in known else 0  # fmt: skip
+        begun = (
+            len(optuna.load_study(study_name=name, storage=storage).trials) if name in known else 0
+        )
         seed = cfg.seed + begun + 10_000 * slot
         random = optuna.samplers.RandomSampler(seed=seed)
         tpe = optuna.samplers.TPESampler(
@@ -76,10 +78,13 @@ class Study:
         )
         median = optuna.pruners.MedianPruner(n_startup_trials=cfg.startup)
         self.study = optuna.create_study(
-            storage=storage, study_name=name, direction=cfg.direction, load_if_exists=True,
+            storage=storage,
+            study_name=name,
+            direction=cfg.direction,
+            load_if_exists=True,
             sampler=tpe if cfg.sampler == "tpe" else random,
             pruner=median if cfg.pruner == "median" else optuna.pruners.NopPruner(),
-        )  # fmt: skip
+        )
 
     def next_cell(self) -> Cell | None:
         """Return an interrupted trial's cell, else a new one, None once all trials are taken."""
@@ -168,7 +173,10 @@ class Study:
     def best(self) -> str:
         """Return one line about the study."""
         trials = self.study.get_trials(deepcopy=False)
-        counts = ", ".join(f"{sum(t.state.name == s for t in trials)} {s.lower()}" for s in sorted({t.state.name for t in trials}))  # fmt: skip
+        counts = ", ".join(
+            f"{sum(t.state.name == s for t in trials)} {s.lower()}"
+            for s in sorted({t.state.name for t in trials})
+        )
         try:
             best = self.study.best_trial
         except ValueError:
@@ -191,7 +199,9 @@ class Study:
         last = metrics.latest(cell.folder, self.cfg.metric)
         if self.cfg.metric not in last:
             known = sorted(metrics.merged(metrics.read(cell.folder)).keys() - metrics.NOT_METRICS)
-            raise ConfigError(f"hydra.sweeper.metric={self.cfg.metric} was never logged; there are: {', '.join(known)}")  # fmt: skip
+            raise ConfigError(
+                f"hydra.sweeper.metric={self.cfg.metric} was never logged; there are: {', '.join(known)}"
+            )
         return float(last[self.cfg.metric])
 
 

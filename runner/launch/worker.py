@@ -84,7 +84,9 @@ def _work(folder: Path, journal: Journal | None, stop: StopFlag) -> Outcome:
 
     cell = load_cell(folder)
     train = cell.config.train
-    wanted = (train.threads if train else None) or first_of(folder).get("threads", torch.get_num_threads())  # fmt: skip
+    wanted = (train.threads if train else None) or first_of(folder).get(
+        "threads", torch.get_num_threads()
+    )
     torch.set_num_threads(min(wanted, os.cpu_count() or 1))
     if train and train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -33,9 +33,16 @@ class Setup:
     def trained(self, step: int, folder: Path | None, *, last: bool) -> Trained:
         """Return the model as evaluations see it."""
         return Trained(
-            model=self.model, task=self.task, corpus=self.corpus, cfg=self.cfg,
-            precision=self.precision, ranks=self.ranks, step=step, last=last, folder=folder,
-        )  # fmt: skip
+            model=self.model,
+            task=self.task,
+            corpus=self.corpus,
+            cfg=self.cfg,
+            precision=self.precision,
+            ranks=self.ranks,
+            step=step,
+            last=last,
+            folder=folder,
+        )
 
 
 def set_up(cell: Cell, inputs: Inputs, ranks: Ranks, journal: Journal | None) -> Setup:

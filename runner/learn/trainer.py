@@ -249,11 +249,16 @@ class Trainer:
         samples = self.corpus.samples(cfg.train.sequence_length, cfg.seed)
         return iter(
             training_loader(
-                samples, first_step=self.progress.step, steps=self.steps,
-                batch=cfg.train.batch_size, micro=self.micro_batch, rank=self.ranks.rank,
-                world=self.ranks.world, num_workers=getattr(cfg.data, "num_workers", 0),
+                samples,
+                first_step=self.progress.step,
+                steps=self.steps,
+                batch=cfg.train.batch_size,
+                micro=self.micro_batch,
+                rank=self.ranks.rank,
+                world=self.ranks.world,
+                num_workers=getattr(cfg.data, "num_workers", 0),
             )
-        )  # fmt: skip
+        )
 
     def _restore(self) -> None:
         newest, start = checkpoint.newest(self.run / "checkpoints"), self.cfg.inputs.get("init")
@@ -300,9 +305,11 @@ class Trainer:
         folder, keep = self.run / "checkpoints", self.cfg.train.checkpoint
         checkpoint.save(folder, files, asdict(self.progress))
         checkpoint.prune(
-            folder, keep_last=keep.keep_last, keep_every=keep.keep_every,
+            folder,
+            keep_last=keep.keep_last,
+            keep_every=keep.keep_every,
             best=self.progress.best_step if keep.keep_best else None,
-        )  # fmt: skip
+        )
         kinds = sorted({str(t.dtype).removeprefix("torch.") for t in files["model"].values()})
         self.journal.event("checkpointed", step=self.progress.step, model=", ".join(kinds))
 

@@ -35,7 +35,9 @@ def adopt(cells: Sequence[Cell], reference: str, reason: str) -> tuple[Cell, dic
         raise ConfigError(f"no cell is new: there is nothing for {old.fingerprint} to be bound to")
     if len(found) > 1 and len(found[0][0]) == len(found[1][0]):
         tied = [c.label for keys, c in found if len(keys) == len(found[0][0])]
-        raise ConfigError(f"{', '.join(tied)} differ from {old.fingerprint} equally little; narrow the grid by overrides")  # fmt: skip
+        raise ConfigError(
+            f"{', '.join(tied)} differ from {old.fingerprint} equally little; narrow the grid by overrides"
+        )
     keys, cell = found[0]
     freeze_cell(cell)
     join_sweep(cell.config.name, [cell])

@@ -87,7 +87,12 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
             problems.append(f"{label}: {error}" if label else str(error))
             continue
         run = _with_whole_fingerprints(run)
-        read = json.dumps([plain(part, target=True) for part in (run.work, run.data, run.tokenizer, run.init, run.eval)])  # fmt: skip
+        read = json.dumps(
+            [
+                plain(part, target=True)
+                for part in (run.work, run.data, run.tokenizer, run.init, run.eval)
+            ]
+        )
         if read not in contents:
             contents[read] = contents_of(run)
         keys = science(run, contents[read])
@@ -100,7 +105,10 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
 
 def _check_references(run: RunConfig) -> None:
     """Refuse data that name an input which the run does not have."""
-    named = {f"data.sources.{i}.path": getattr(source, "path", None) for i, source in enumerate(getattr(run.data, "sources", ()))}  # fmt: skip
+    named = {
+        f"data.sources.{i}.path": getattr(source, "path", None)
+        for i, source in enumerate(getattr(run.data, "sources", ()))
+    }
     named["data.weights"] = getattr(run.data, "weights", None)
     for key, value in named.items():
         check_references(key, str(value or ""), run.inputs)
@@ -110,9 +118,14 @@ def _with_whole_fingerprints(run: RunConfig) -> RunConfig:
     """Return `run` with the beginnings of fingerprints in its inputs completed."""
     root = Path(run.root).resolve()
     whole = {
-        name: replace(given, runs=tuple(r if len(r) >= DIGITS else find_cell(root, r).fingerprint for r in given.runs))
+        name: replace(
+            given,
+            runs=tuple(
+                r if len(r) >= DIGITS else find_cell(root, r).fingerprint for r in given.runs
+            ),
+        )
         for name, given in run.inputs.items()
-    }  # fmt: skip
+    }
     return replace(run, inputs=whole) if whole else run
 
 
@@ -193,7 +206,11 @@ def find_cell(root: Path, reference: str) -> Cell:
     found = sorted((root / "runs").glob(f"{reference}*/cell.json")) if reference else []
     if not found and len(reference) == _RUN_ID:
         cursors = (root / "runs").glob("*/mlflow/*.json")
-        found = [c.parent.parent / "cell.json" for c in cursors if json.loads(c.read_text()).get("run_id") == reference]  # fmt: skip
+        found = [
+            c.parent.parent / "cell.json"
+            for c in cursors
+            if json.loads(c.read_text()).get("run_id") == reference
+        ]
     if len(found) != 1:
         what = f"{len(found)} cells begin with" if found else "no cell is"
         raise ConfigError(

@@ -30,8 +30,12 @@ Files = dict[str, dict[str, Tensor]]
 
 
 def gather(
-    model: nn.Module, optimizers: list[torch.optim.Optimizer], more: Files, *, keep: bool,
-) -> Files:  # fmt: skip
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    more: Files,
+    *,
+    keep: bool,
+) -> Files:
     """Return what `save` writes (`more`: further files), whole and on the CPU.
 
     Every rank calls it, `keep` only where it is wanted.

@@ -49,9 +49,13 @@ class Work(Protocol):
     """
 
     def run(
-        self, cell: "Cell", inputs: Inputs, journal: "Journal | None", ranks: "Ranks",
+        self,
+        cell: "Cell",
+        inputs: Inputs,
+        journal: "Journal | None",
+        ranks: "Ranks",
         stop: Callable[[], bool],
-    ) -> Outcome:  # fmt: skip
+    ) -> Outcome:
         """Do the work of `cell`: to its end, or until `stop` comes true.
 
         Every rank calls it; `journal` is None on all but the first. What is given up by `stop` is taken up by

@@ -58,7 +58,9 @@ def _left_silently(cell: Cell) -> bool:
     if cell.state == "running":
         return True
     tries = journal.attempts(cell.folder)
-    return bool(tries) and [e["event"] for e in journal.events(tries[-1])][-1:] == ["needs_resubmit"]  # fmt: skip
+    return bool(tries) and [e["event"] for e in journal.events(tries[-1])][-1:] == [
+        "needs_resubmit"
+    ]
 
 
 def _sacct(jobs: Sequence[str]) -> dict[str, str]:

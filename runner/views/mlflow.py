@@ -151,7 +151,9 @@ class Feeder:
         _write(file, cursor | now)
         return sent
 
-    def _batches(self, reader: PointReader, file: Path, cursor: dict[str, Any]) -> Iterator[list[Point]]:  # fmt: skip
+    def _batches(
+        self, reader: PointReader, file: Path, cursor: dict[str, Any]
+    ) -> Iterator[list[Point]]:
         """Yield what to deliver; a batch is noted in the cursor when the next one is asked for."""
         reader.note(cursor["sent"], indices(cursor.get("past", [])))
         while cursor["sent"] < len(reader.points):

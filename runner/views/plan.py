@@ -194,9 +194,13 @@ def plan(cells: Sequence[Cell]) -> list[Table | str]:
             counts = (*map(_short, numbers), f"{row.flops:.2e}")
         state = f"[red]{row.state}[/]" if row.state == "invalid" else row.state
         table.add_row(
-            row.cell.label, state, *counts, _bytes(row.memory_bytes), _bytes(row.disk_bytes),
+            row.cell.label,
+            state,
+            *counts,
+            _bytes(row.memory_bytes),
+            _bytes(row.disk_bytes),
             _range(row.seconds),
-        )  # fmt: skip
+        )
     return [table, "\n".join(_totals(rows)), *_precisions(rows)]
 
 
@@ -205,7 +209,9 @@ def _continued(cell: Cell, before: Sequence[Planned]) -> int:
     start = cell.config.inputs.get("init")
     if start is None or start.take != "everything":
         return 0
-    planned = [row.budget.flops for row in before if row.cell.fingerprint == start.run and row.budget]  # fmt: skip
+    planned = [
+        row.budget.flops for row in before if row.cell.fingerprint == start.run and row.budget
+    ]
     summary = cell.folder.parent / start.run / "summary.json"
     if not planned and summary.exists():
         planned = [int(json.loads(summary.read_text())["flops"])]
@@ -234,7 +240,10 @@ def _totals(rows: list[Planned]) -> list[str]:
     for unit, gpu in (("GPU-hours", True), ("hours of one place", False)):
         some = [(r, s) for r, s in known if bool(r.cell.config.resources.gpus) is gpu]
         if some:
-            total = [sum(s[i] * (r.cell.config.resources.num_processes if gpu else 1) for r, s in some) for i in (0, 1)]  # fmt: skip
+            total = [
+                sum(s[i] * (r.cell.config.resources.num_processes if gpu else 1) for r, s in some)
+                for i in (0, 1)
+            ]
             lines[0] += f", {_range((total[0], total[1]))} {unit}"
     if len(known) < len(todo):
         lines[0] += (
@@ -242,14 +251,18 @@ def _totals(rows: list[Planned]) -> list[str]:
         )
     longer = [r for r, s in known if s[1] > r.cell.config.resources.timeout_min * 60]
     if longer:
-        lines.append(f"{len(longer)} cells outlast resources.timeout_min and take several SLURM jobs each")  # fmt: skip
+        lines.append(
+            f"{len(longer)} cells outlast resources.timeout_min and take several SLURM jobs each"
+        )
     short = _short_of_disk(todo)
     if short:
         lines.append(f"[red]{short}[/]")
     lines += [f"[red]invalid[/] {row.cell.label}: {row.problem}" for row in rows if row.problem]
     drifted = [row for row in rows if row.state == "drifted"]
     if drifted:
-        lines.append(f"{len(drifted)} finished cells are kept but drifted, {drifted[0].cell.fingerprint[:6]}: {environment.drift(drifted[0].cell.folder)}")  # fmt: skip
+        lines.append(
+            f"{len(drifted)} finished cells are kept but drifted, {drifted[0].cell.fingerprint[:6]}: {environment.drift(drifted[0].cell.folder)}"
+        )
     return lines
 
 

@@ -33,9 +33,14 @@ _NUMBERS = (
 
 
 def write_report(
-    cells: Sequence[Cell], name: str, file: Path, mlflow: str, figures: Sequence[Path],
-    story: Mapping[str, str] | None = None, results: Path | None = None,
-) -> None:  # fmt: skip
+    cells: Sequence[Cell],
+    name: str,
+    file: Path,
+    mlflow: str,
+    figures: Sequence[Path],
+    story: Mapping[str, str] | None = None,
+    results: Path | None = None,
+) -> None:
     """Write the page of `cells` to `file`.
 
     Args:

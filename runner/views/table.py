@@ -47,10 +47,15 @@ class LiveTable:
                 state = "queued"
             left = _left(last) if state == "running" else ""
             table.add_row(
-                cell.label, cell.fingerprint[:6], f"[{_STYLES.get(state, 'dim')}]{state}[/]",
-                f"{last.get('step', 0)}/{last.get('steps', '?')}", _number(last.get("loss")),
-                _number(last.get("val_loss")), _number(last.get("tokens_per_s"), 0), left,
-            )  # fmt: skip
+                cell.label,
+                cell.fingerprint[:6],
+                f"[{_STYLES.get(state, 'dim')}]{state}[/]",
+                f"{last.get('step', 0)}/{last.get('steps', '?')}",
+                _number(last.get("loss")),
+                _number(last.get("val_loss")),
+                _number(last.get("tokens_per_s"), 0),
+                left,
+            )
         return Group(table, *map(Text, unreadable))
 
     def queue(self) -> Collection[str]:

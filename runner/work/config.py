@@ -27,9 +27,13 @@ class TrainWork:
         return None if vocab is None else budget(run, vocab)
 
     def run(
-        self, cell: "Cell", inputs: Inputs, journal: "Journal | None", ranks: "Ranks",
+        self,
+        cell: "Cell",
+        inputs: Inputs,
+        journal: "Journal | None",
+        ranks: "Ranks",
         stop: Callable[[], bool],
-    ) -> Outcome:  # fmt: skip
+    ) -> Outcome:
         """See `Work`."""
         from runner.work.train import train  # noqa: PLC0415
 
@@ -48,9 +52,13 @@ class EvaluateWork:
         return None if vocab is None else budget(run, vocab, steps=0)
 
     def run(
-        self, cell: "Cell", inputs: Inputs, journal: "Journal | None", ranks: "Ranks",
+        self,
+        cell: "Cell",
+        inputs: Inputs,
+        journal: "Journal | None",
+        ranks: "Ranks",
         stop: Callable[[], bool],
-    ) -> Outcome:  # fmt: skip
+    ) -> Outcome:
         """See `Work`."""
         from runner.work.evaluate import evaluate  # noqa: PLC0415
 
@@ -74,9 +82,13 @@ class MakeWork:
     prompt: str = "\n"
 
     def run(
-        self, cell: "Cell", inputs: Inputs, journal: "Journal | None", ranks: "Ranks",
+        self,
+        cell: "Cell",
+        inputs: Inputs,
+        journal: "Journal | None",
+        ranks: "Ranks",
         stop: Callable[[], bool],
-    ) -> Outcome:  # fmt: skip
+    ) -> Outcome:
         """See `Work`."""
         from runner.work.make import make  # noqa: PLC0415
 
@@ -112,9 +124,13 @@ class WeighWork:
             raise ValueError(f"concentration={self.concentration} must be positive")
 
     def run(
-        self, cell: "Cell", inputs: Inputs, journal: "Journal | None", ranks: "Ranks",
+        self,
+        cell: "Cell",
+        inputs: Inputs,
+        journal: "Journal | None",
+        ranks: "Ranks",
         stop: Callable[[], bool],
-    ) -> Outcome:  # fmt: skip
+    ) -> Outcome:
         """See `Work`."""
         from runner.work.weigh import weigh  # noqa: PLC0415
 

@@ -66,9 +66,14 @@ def _of_a_model_from_elsewhere(cell: Cell, setup: Setup, journal: Journal | None
 
 
 def _evaluate(
-    cell: Cell, setup: Setup, journal: Journal | None, step: int, scored: tuple[Path, int] | None, *,
+    cell: Cell,
+    setup: Setup,
+    journal: Journal | None,
+    step: int,
+    scored: tuple[Path, int] | None,
+    *,
     average: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Log all values at `step`; the run `scored`, at its step, gets the scores too."""
     started, evaluations = time.monotonic(), Evaluations(cell.config.eval, cell.fingerprint)
     folder = cell.folder if journal is not None else None

@@ -18,9 +18,13 @@ _AT_ONCE = 16
 
 
 def make(
-    cfg: MakeWork, cell: Cell, inputs: Inputs, journal: Journal | None, ranks: Ranks,
+    cfg: MakeWork,
+    cell: Cell,
+    inputs: Inputs,
+    journal: Journal | None,
+    ranks: Ranks,
     stop: Callable[[], bool],
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Write outputs/documents.jsonl, {"text": ...} a line; document i depends on (seed, i) alone.
 
     Raises:

@@ -23,9 +23,13 @@ Array = NDArray[np.float64]
 
 
 def weigh(
-    cfg: WeighWork, cell: Cell, inputs: Inputs, journal: Journal | None, ranks: Ranks,
+    cfg: WeighWork,
+    cell: Cell,
+    inputs: Inputs,
+    journal: Journal | None,
+    ranks: Ranks,
     stop: Callable[[], bool],
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Write outputs/weights.json, a weight for each source, and regression.json, what they rest on.
 
     Raises:
@@ -49,11 +53,16 @@ def weigh(
     best = drawn[np.argsort(predicted, kind="stable")[: cfg.keep]].mean(axis=0)
     expected = float(best @ found["coefficients"])
     record = {
-        "metric": cfg.metric, "log": cfg.log, "proxies": used, "left_out": len(inputs["proxies"]) - len(used),
-        "coefficients": found["coefficients"].tolist(), "residual_sd": found["residual_sd"],
-        "r_squared": found["r_squared"], "predicted": float(np.exp(expected)) if cfg.log else expected,
+        "metric": cfg.metric,
+        "log": cfg.log,
+        "proxies": used,
+        "left_out": len(inputs["proxies"]) - len(used),
+        "coefficients": found["coefficients"].tolist(),
+        "residual_sd": found["residual_sd"],
+        "r_squared": found["r_squared"],
+        "predicted": float(np.exp(expected)) if cfg.log else expected,
         "weights": best.tolist(),
-    }  # fmt: skip
+    }
     write_output(cell.folder, "regression.json", json.dumps(record, indent=1) + "\n", journal)
     write_output(cell.folder, "weights.json", json.dumps(best.tolist()) + "\n", journal)
     journal.metrics(len(used), {"predicted": record["predicted"], "r_squared": found["r_squared"]})

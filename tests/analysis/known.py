@@ -12,7 +12,12 @@ EXPONENT = TRUE["beta"] / (TRUE["alpha"] + TRUE["beta"])  # of the best n in C
 
 def grid(noise: float = 0.0, seeds: int = 1) -> pd.DataFrame:
     """Return 8 x 8 sizes and tokens: columns n, d, flops, seed, loss."""
-    n, d, seed = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e10, 8), np.geomspace(1e9, 1e12, 8), np.arange(seeds)))  # fmt: skip
+    n, d, seed = (
+        v.ravel()
+        for v in np.meshgrid(
+            np.geomspace(1e7, 1e10, 8), np.geomspace(1e9, 1e12, 8), np.arange(seeds)
+        )
+    )
     return _with_loss(pd.DataFrame({"n": n, "d": d, "flops": 6 * n * d, "seed": seed}), noise)
 
 
@@ -22,14 +27,19 @@ def budgets(noise: float = 0.0, sizes: int = 7, seeds: int = 2) -> pd.DataFrame:
     for flops in np.geomspace(1e18, 1e21, 4):
         a, b, alpha, beta = (TRUE[k] for k in ("A", "B", "alpha", "beta"))
         best = (alpha * a / (beta * b)) ** (1 / (alpha + beta)) * (flops / 6) ** EXPONENT
-        rows += [(flops, best * f, seed) for f in np.geomspace(0.2, 5.0, sizes) for seed in range(seeds)]  # fmt: skip
+        rows += [
+            (flops, best * f, seed) for f in np.geomspace(0.2, 5.0, sizes) for seed in range(seeds)
+        ]
     table = pd.DataFrame(rows, columns=["flops", "n", "seed"])
     return _with_loss(table.assign(d=table["flops"] / (6 * table["n"])), noise)
 
 
 def curves(sizes: int, points: int) -> pd.DataFrame:
     """Return training curves that follow the law: columns run, n, d, flops, loss."""
-    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e10, sizes), np.geomspace(1e8, 1e12, points)))  # fmt: skip
+    n, d = (
+        v.ravel()
+        for v in np.meshgrid(np.geomspace(1e7, 1e10, sizes), np.geomspace(1e8, 1e12, points))
+    )
     table = pd.DataFrame({"n": n, "d": d, "flops": 6 * n * d})
     return _with_loss(table.assign(run=table["n"].rank(method="dense")), 0.0)
 

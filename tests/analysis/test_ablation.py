@@ -15,9 +15,24 @@ EFFECTS = {"a": -0.3, "b": 0.1}
 def _runs() -> Runs:
     rows = []
     for a, b, seed in product((None, 16), ("x", "y"), (1, 2, 3)):
-        loss = 2.0 + 0.05 * seed + EFFECTS["a"] * (a == 16) + EFFECTS["b"] * (b == "y") + 0.001 * seed * (b == "y")  # fmt: skip
+        loss = (
+            2.0
+            + 0.05 * seed
+            + EFFECTS["a"] * (a == 16)
+            + EFFECTS["b"] * (b == "y")
+            + 0.001 * seed * (b == "y")
+        )
         label = f"{'on' if a else 'off'} b={b} seed={seed}"
-        rows.append({"label": label, "state": "finished", "part.a": a, "part.b": b, "seed": seed, "val_loss": loss})  # fmt: skip
+        rows.append(
+            {
+                "label": label,
+                "state": "finished",
+                "part.a": a,
+                "part.b": b,
+                "seed": seed,
+                "val_loss": loss,
+            }
+        )
     rows.append(rows[0] | {"state": "failed", "val_loss": 99.0, "seed": 4})
     return Runs(pd.DataFrame(rows), pd.DataFrame())
 
@@ -39,9 +54,14 @@ def test_main_effects_are_paired_in_all_other_factors(tmp_path: Path) -> None:
 
 def test_choices_are_compared_with_their_baseline(tmp_path: Path) -> None:
     ablate(
-        _runs(), choice=first_word, baseline="off", pair=["part.b", "seed"], folder=tmp_path / "f",
-        name="n", title="t",
-    )  # fmt: skip
+        _runs(),
+        choice=first_word,
+        baseline="off",
+        pair=["part.b", "seed"],
+        folder=tmp_path / "f",
+        name="n",
+        title="t",
+    )
     found = pd.read_csv(tmp_path / "results.csv").set_index("choice")
     assert found["difference"]["on"] == pytest.approx(-0.3)
     assert found["percent"]["on"] == pytest.approx(-30 / found["mean"]["off"])

@@ -19,10 +19,19 @@ from tests.conftest import ROOT
 @pytest.fixture(scope="module")
 def found() -> Fit:
     table = grid(5e-3)
-    return fit(table[table["flops"] < 1e19], CHINCHILLA, columns={"n": "n", "d": "d"}, loss="loss", bootstraps=200, starts=CHINCHILLA.start_grid()[::50])  # fmt: skip
+    return fit(
+        table[table["flops"] < 1e19],
+        CHINCHILLA,
+        columns={"n": "n", "d": "d"},
+        loss="loss",
+        bootstraps=200,
+        starts=CHINCHILLA.start_grid()[::50],
+    )
 
 
-SHAPES = pd.DataFrame({"n": [1e7, 1e8, 1e9], "model.width": [64, 96, 128], "model.depth": [2, 3, 4]})  # fmt: skip
+SHAPES = pd.DataFrame(
+    {"n": [1e7, 1e8, 1e9], "model.width": [64, 96, 128], "model.depth": [2, 3, 4]}
+)
 
 
 def test_the_uncertainty_after_the_sweep_is_that_of_bayes_rule(found: Fit) -> None:
@@ -33,12 +42,19 @@ def test_the_uncertainty_after_the_sweep_is_that_of_bayes_rule(found: Fit) -> No
 
     def slope(n: float, d: float) -> np.ndarray:
         at = found.law.bind({"n": np.array([n]), "d": np.array([d])})
-        return np.array([(at(found.theta[None] + e)[0][0, 0] - at(found.theta[None] - e)[0][0, 0]) / 2e-6 for e in 1e-6 * np.eye(5)])  # fmt: skip
+        return np.array(
+            [
+                (at(found.theta[None] + e)[0][0, 0] - at(found.theta[None] - e)[0][0, 0]) / 2e-6
+                for e in 1e-6 * np.eye(5)
+            ]
+        )
 
     rows = np.stack([slope(r.n, r.d) for r in chosen.runs.itertuples()])
     information = np.linalg.inv(np.cov(found.draws, rowvar=False)) + rows.T @ rows / found.noise**2
     wanted = slope(float(best["n"]), float(best["d"]))
-    assert chosen.after == pytest.approx(np.sqrt(wanted @ np.linalg.inv(information) @ wanted), rel=1e-2)  # fmt: skip
+    assert chosen.after == pytest.approx(
+        np.sqrt(wanted @ np.linalg.inv(information) @ wanted), rel=1e-2
+    )
 
 
 def test_what_cannot_help_is_refused(found: Fit) -> None:
@@ -47,16 +63,34 @@ def test_what_cannot_help_is_refused(found: Fit) -> None:
 
 
 def test_the_proposed_sweep_runs(found: Fit, tmp_path: Path) -> None:
-    runs = pd.DataFrame({
-        "n": [1e5, 1e5, 2e5], "model.width": [32, 32, 48], "model.num_heads": [2, 2, 3], "d": [1e4, 2e4, 1e4],
-        "flops": 1.0, "seed": [1, 1, 2], "se_after": 0.1,
-    })  # fmt: skip
+    runs = pd.DataFrame(
+        {
+            "n": [1e5, 1e5, 2e5],
+            "model.width": [32, 32, 48],
+            "model.num_heads": [2, 2, 3],
+            "d": [1e4, 2e4, 1e4],
+            "flops": 1.0,
+            "seed": [1, 1, 2],
+            "se_after": 0.1,
+        }
+    )
     text = as_sweep(Design(runs, 0.1, 0.05, {"flops": 1e12}), name="next")
     assert len(yaml.safe_load(text)["hydra"]["sweeper"]["blocks"]) == 2
     folder = tmp_path / "next"
     folder.mkdir()
     (folder / "sweep.yaml").write_text(text)
-    command = [sys.executable, "-m", "runner", "-m", "-cd", str(folder), "-cn", "sweep", f"root={tmp_path}", "hydra.sweeper.dry_run=true"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "runner",
+        "-m",
+        "-cd",
+        str(folder),
+        "-cn",
+        "sweep",
+        f"root={tmp_path}",
+        "hydra.sweeper.dry_run=true",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "4 cells (4 new)" in done.stdout  # 1 shape x 2 budgets, 1 shape x 1 budget x 2 seeds

@@ -31,13 +31,19 @@ def test_without_clusters_it_is_the_standard_error_of_the_mean() -> None:
 def test_pairing_by_question_takes_their_difficulty_out() -> None:
     rng = np.random.default_rng(1)
     hard = rng.normal(0.0, 1.0, 200)
-    rows = [(run, q, hard[q] + gain + rng.normal(0.0, 0.1)) for run, gain in (("a", 0.0), ("b", 0.1)) for q in range(200)]  # fmt: skip
+    rows = [
+        (run, q, hard[q] + gain + rng.normal(0.0, 0.1))
+        for run, gain in (("a", 0.0), ("b", 0.1))
+        for q in range(200)
+    ]
     scores = pd.DataFrame(rows, columns=["run", "question", "score"])
     alone = score_with_error(scores, score="score", by="run")["se"].max()
     row = paired_score(scores, score="score", by="run", baseline="a", question="question").iloc[0]
     assert row["difference"] == pytest.approx(0.1, abs=0.05)
     assert row["se"] < alone / 4
     with pytest.raises(ValueError, match="has a question twice"):
-        paired_score(pd.concat([scores, scores]), score="score", by="run", baseline="a", question="question")  # fmt: skip
+        paired_score(
+            pd.concat([scores, scores]), score="score", by="run", baseline="a", question="question"
+        )
     with pytest.raises(KeyError, match="no column q; there are: run, question, score"):
         paired_score(scores, score="score", by="run", baseline="a", question="q")

@@ -38,24 +38,56 @@ def _runs() -> Runs:
                 steps = np.arange(100, 1001, 100)
                 loss = level + 8.0 / np.sqrt(steps) + rng.normal(0.0, 0.005, len(steps))
                 flops = 6 * size * 2048.0 * steps
-                facts = {"num_parameters": size, "precision.compute": precision, "seed": seed, "optim.lr": 1e-3 * seed}  # fmt: skip
+                facts = {
+                    "num_parameters": size,
+                    "precision.compute": precision,
+                    "seed": seed,
+                    "optim.lr": 1e-3 * seed,
+                }
                 state = {"state": "failed" if failed else "finished"}
-                table.append({"fingerprint": name, "label": name, "val_loss": loss[-1], "flops": flops[-1]} | facts | state)  # fmt: skip
-                for key, values in (("val_loss", loss), ("flops", flops), ("tokens", 2048.0 * steps)):  # fmt: skip
-                    history.append(pd.DataFrame({"fingerprint": name, "step": steps, "key": key, "value": values}))  # fmt: skip
+                table.append(
+                    {"fingerprint": name, "label": name, "val_loss": loss[-1], "flops": flops[-1]}
+                    | facts
+                    | state
+                )
+                for key, values in (
+                    ("val_loss", loss),
+                    ("flops", flops),
+                    ("tokens", 2048.0 * steps),
+                ):
+                    history.append(
+                        pd.DataFrame(
+                            {"fingerprint": name, "step": steps, "key": key, "value": values}
+                        )
+                    )
     return Runs(pd.DataFrame(table), pd.concat(history, ignore_index=True))
 
 
 def _diagnostics() -> pd.DataFrame:
     rng = np.random.default_rng(0)
-    keys = [f"precision/layers.{i}.{part}/{gemm}/sqnr_db" for i in range(4) for part in ("attention.qkv", "feed_forward.down") for gemm in ("fprop.x", "fprop.w", "wgrad.g")]  # fmt: skip
-    return pd.DataFrame({"fingerprint": "a", "step": 100, "key": keys, "value": rng.normal(20, 3, len(keys))})  # fmt: skip
+    keys = [
+        f"precision/layers.{i}.{part}/{gemm}/sqnr_db"
+        for i in range(4)
+        for part in ("attention.qkv", "feed_forward.down")
+        for gemm in ("fprop.x", "fprop.w", "wgrad.g")
+    ]
+    return pd.DataFrame(
+        {"fingerprint": "a", "step": 100, "key": keys, "value": rng.normal(20, 3, len(keys))}
+    )
 
 
 @cache
 def _fit() -> Fit:
     table = grid(5e-3)
-    return fit(table, CHINCHILLA, columns={"n": "n", "d": "d"}, loss="loss", holdout="flops > 1e22", bootstraps=200, starts=CHINCHILLA.start_grid()[::50])  # fmt: skip
+    return fit(
+        table,
+        CHINCHILLA,
+        columns={"n": "n", "d": "d"},
+        loss="loss",
+        holdout="flops > 1e22",
+        bootstraps=200,
+        starts=CHINCHILLA.start_grid()[::50],
+    )
 
 
 def _envelope() -> Figure:
@@ -66,7 +98,9 @@ def _envelope() -> Figure:
 def _forest() -> Figure:
     done = _runs().finished
     pair = ["num_parameters", "seed"]
-    gap = paired_difference(done, key="precision.compute", baseline="bf16", metric="val_loss", pair=pair)  # fmt: skip
+    gap = paired_difference(
+        done, key="precision.compute", baseline="bf16", metric="val_loss", pair=pair
+    )
     return plots.forest(gap, baseline="bf16")[0]
 
 
@@ -85,12 +119,33 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "isoflop": lambda: _iso(law_plots.isoflop_curves),
     "best_size": lambda: _iso(law_plots.best_size),
     "envelope": _envelope,
-    "heat_map": lambda: run_plots.heat_map(_runs().finished.query("num_parameters < 1e7 or seed < 2"), x="optim.lr", y="num_parameters", title="Heat map")[0],
-    "pareto": lambda: run_plots.pareto(_runs().finished, cost="flops", by="precision.compute", title="Pareto")[0],
-    "gap": lambda: run_plots.gap_against_tokens(_runs(), by="precision.compute", baseline="bf16", pair=["num_parameters", "seed"], title="Gap")[0],
-    "waterfall": lambda: run_plots.waterfall(pd.DataFrame({"step": ["nothing", "+ rotation", "+ rounding", "+ head"], "mean": [2.1, 2.05, 2.06, 2.0]}), title="Waterfall")[0],
+    "heat_map": lambda: run_plots.heat_map(
+        _runs().finished.query("num_parameters < 1e7 or seed < 2"),
+        x="optim.lr",
+        y="num_parameters",
+        title="Heat map",
+    )[0],
+    "pareto": lambda: run_plots.pareto(
+        _runs().finished, cost="flops", by="precision.compute", title="Pareto"
+    )[0],
+    "gap": lambda: run_plots.gap_against_tokens(
+        _runs(),
+        by="precision.compute",
+        baseline="bf16",
+        pair=["num_parameters", "seed"],
+        title="Gap",
+    )[0],
+    "waterfall": lambda: run_plots.waterfall(
+        pd.DataFrame(
+            {
+                "step": ["nothing", "+ rotation", "+ rounding", "+ head"],
+                "mean": [2.1, 2.05, 2.06, 2.0],
+            }
+        ),
+        title="Waterfall",
+    )[0],
     "by_layer": lambda: run_plots.by_layer(_diagnostics(), statistic="sqnr_db", title="SQNR")[0],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -110,13 +165,25 @@ def test_the_default_figures_of_a_grid_follow_what_it_varies(tmp_path: Path) -> 
     runs = _runs()
     runs.table["model.width"] = runs.table["num_parameters"].map({1e5: 32, 1e6: 96, 1e7: 300})
     made = {file.stem for file in default_figures(runs, tmp_path)}
-    assert made == {"val_loss_by_step", "val_loss_by_tokens", "val_loss_by_flops", "val_loss_by_parameters", "pareto", "lr_by_width"}  # fmt: skip
+    assert made == {
+        "val_loss_by_step",
+        "val_loss_by_tokens",
+        "val_loss_by_flops",
+        "val_loss_by_parameters",
+        "pareto",
+        "lr_by_width",
+    }
     dated = [f.name for f in tmp_path.glob("*.pdf") if b"CreationDate" in f.read_bytes()]
     assert not dated, "drawn again it differs"
 
 
 def test_a_heat_map_shows_holes_and_the_best_of_each_row() -> None:
-    figure, shown = run_plots.heat_map(_runs().finished.query("num_parameters < 1e7 or seed < 2"), x="optim.lr", y="num_parameters", title="")  # fmt: skip
+    figure, shown = run_plots.heat_map(
+        _runs().finished.query("num_parameters < 1e7 or seed < 2"),
+        x="optim.lr",
+        y="num_parameters",
+        title="",
+    )
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts.count("x") == 1
     assert len(shown) == 5
@@ -124,7 +191,9 @@ def test_a_heat_map_shows_holes_and_the_best_of_each_row() -> None:
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    rows = pd.DataFrame({"kind": "a", "flops": [1.0, 2.0, 3.0, 4.0], "val_loss": [3.0, 3.5, 2.0, 2.0]})  # fmt: skip
+    rows = pd.DataFrame(
+        {"kind": "a", "flops": [1.0, 2.0, 3.0, 4.0], "val_loss": [3.0, 3.5, 2.0, 2.0]}
+    )
     _, shown = run_plots.pareto(rows, cost="flops", by="kind", title="")
     assert shown["front"].tolist() == [True, False, True, False]
 

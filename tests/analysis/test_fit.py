@@ -29,8 +29,12 @@ def runs() -> pd.DataFrame:
     return pd.concat([table, table.iloc[[9]]], ignore_index=True)
 
 
-def test_a_fit_covers_the_truth_predicts_what_it_has_not_seen_and_counts_all_rows(runs: pd.DataFrame) -> None:  # fmt: skip
-    found = fit(runs, CHINCHILLA, columns=COLUMNS, loss="val_loss", holdout="flops > 1e22", bootstraps=300)  # fmt: skip
+def test_a_fit_covers_the_truth_predicts_what_it_has_not_seen_and_counts_all_rows(
+    runs: pd.DataFrame,
+) -> None:
+    found = fit(
+        runs, CHINCHILLA, columns=COLUMNS, loss="val_loss", holdout="flops > 1e22", bootstraps=300
+    )
     assert found.left_out == {"a value is missing": 1, "the same point again": 1}
     assert len(found.used) + len(found.held_out) + 2 == len(runs)
     assert found.held_out["n"].size == (runs["flops"] > 1e22).sum()
@@ -90,15 +94,37 @@ def test_the_command_writes_report_and_figure(runs: pd.DataFrame, tmp_path: Path
     assert report["command"].startswith("python -m analysis fit")
     assert (tmp_path / "law.pdf").exists()
     assert len(pd.read_csv(tmp_path / "law.csv")) == len(runs) - 2
-    bad = subprocess.run([*command, "--loss", "nll"], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    bad = subprocess.run(
+        [*command, "--loss", "nll"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert bad.returncode == 1
     assert bad.stderr.startswith("no column nll; there are:")
 
 
 def test_the_command_compares_paired_runs(tmp_path: Path) -> None:
-    rows = [(p, s, 2.0 + 0.1 * s + 0.01 * (p == "nvfp4") * (1 + s)) for p in ("bf16", "nvfp4") for s in (1, 2, 3)]  # fmt: skip
-    pd.DataFrame(rows, columns=["precision", "seed", "val_loss"]).to_csv(tmp_path / "r.csv", index=False)  # fmt: skip
-    command = [sys.executable, "-m", "analysis", "ablate", str(tmp_path / "r.csv"), "--baseline", "precision=bf16"]  # fmt: skip
-    done = subprocess.run([*command, "--out", str(tmp_path / "a.json")], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    rows = [
+        (p, s, 2.0 + 0.1 * s + 0.01 * (p == "nvfp4") * (1 + s))
+        for p in ("bf16", "nvfp4")
+        for s in (1, 2, 3)
+    ]
+    pd.DataFrame(rows, columns=["precision", "seed", "val_loss"]).to_csv(
+        tmp_path / "r.csv", index=False
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "analysis",
+        "ablate",
+        str(tmp_path / "r.csv"),
+        "--baseline",
+        "precision=bf16",
+    ]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "a.json")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert pd.read_csv(tmp_path / "a.csv")["difference"][0] == pytest.approx(0.03)

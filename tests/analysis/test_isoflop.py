@@ -31,11 +31,25 @@ def test_budgets_without_a_minimum_are_rejected_with_the_reason() -> None:
     table = budgets(sizes=11)
     few = table[table["flops"] < 2e18].sort_values("n").iloc[:6]  # 3 sizes, 2 seeds
     below = table[np.isclose(table["flops"], 1e19)].sort_values("n").iloc[:8]
-    upside = pd.DataFrame({"flops": 1e22, "n": np.geomspace(1e8, 1e10, 6), "loss": 3 - np.linspace(-1, 1, 6) ** 2})  # fmt: skip
+    upside = pd.DataFrame(
+        {"flops": 1e22, "n": np.geomspace(1e8, 1e10, 6), "loss": 3 - np.linspace(-1, 1, 6) ** 2}
+    )
     rest = table[table["flops"] > 5e19]
     empty = rest.iloc[[0]].assign(loss=np.nan)
-    found = isoflop(pd.concat([few, below, upside, rest, empty]), flops="flops", n="n", loss="loss", bootstraps=20)  # fmt: skip
-    assert list(found.budgets["rejected"]) == ["3 sizes are fewer than 4", "the minimum lies outside the sizes", "", "", "the parabola opens downwards"]  # fmt: skip
+    found = isoflop(
+        pd.concat([few, below, upside, rest, empty]),
+        flops="flops",
+        n="n",
+        loss="loss",
+        bootstraps=20,
+    )
+    assert list(found.budgets["rejected"]) == [
+        "3 sizes are fewer than 4",
+        "the minimum lies outside the sizes",
+        "",
+        "",
+        "the parabola opens downwards",
+    ]
     assert "1 left out: a value is missing" in found.counts()
     with pytest.raises(
         ValueError, match=r"0 of 1 budgets have a minimum.*3 sizes are fewer than 4"
@@ -55,7 +69,7 @@ def test_one_bad_run_moves_a_robust_minimum_little() -> None:
 
 def test_the_envelope_of_curves_grows_with_the_exponent_of_the_law() -> None:
     table = curves(25, 120)
-    found = envelope(table, run="run", n="n", flops="flops", loss="loss", width=0.02, bootstraps=50)  # fmt: skip
+    found = envelope(table, run="run", n="n", flops="flops", loss="loss", width=0.02, bootstraps=50)
     row = found.exponents.set_index("quantity").loc["n"]
     assert row["exponent"] == pytest.approx(EXPONENT, abs=0.02)
     assert row["low"] < EXPONENT + 0.02

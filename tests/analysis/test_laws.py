@@ -15,23 +15,33 @@ from analysis.laws import CHINCHILLA, LAWS, Array, Data, Law, huber_objective
 from analysis.minimise import minimise
 from tests.conftest import ROOT
 
-EPOCH = Path(os.environ.get("ESPALIER_SHARED", Path(__file__).parents[3] / "shared")) / "scaling/chinchilla_epoch/svg_extracted_data.csv"  # fmt: skip
+EPOCH = (
+    Path(os.environ.get("ESPALIER_SHARED", Path(__file__).parents[3] / "shared"))
+    / "scaling/chinchilla_epoch/svg_extracted_data.csv"
+)
 needs_epoch = pytest.mark.skipif(
     not EPOCH.exists(), reason=f"needs {EPOCH}: Epoch's extracted data"
 )
 
 
 def _surface(theta: Array) -> tuple[Data, Array]:
-    n, d = (values.ravel() for values in np.meshgrid(np.geomspace(1e7, 1e10, 9), np.geomspace(1e9, 1e12, 9)))  # fmt: skip
+    n, d = (
+        values.ravel()
+        for values in np.meshgrid(np.geomspace(1e7, 1e10, 9), np.geomspace(1e9, 1e12, 9))
+    )
     data = {"n": n, "d": d}
     return data, np.log(CHINCHILLA.predict(theta, data))
 
 
-def _fit(law: Law, starts: Array, data: Data, log_loss: Array, weights: Array | None = None) -> tuple[Array, Array]:  # fmt: skip
+def _fit(
+    law: Law, starts: Array, data: Data, log_loss: Array, weights: Array | None = None
+) -> tuple[Array, Array]:
     at = law.bind(data)
 
     def objective(theta: Array, rows: np.ndarray) -> tuple[Array, Array]:
-        return huber_objective(at, theta, log_loss, None if weights is None else weights[rows], 1e-3)  # fmt: skip
+        return huber_objective(
+            at, theta, log_loss, None if weights is None else weights[rows], 1e-3
+        )
 
     x, value, done = minimise(objective, starts)
     assert done.all()
@@ -46,12 +56,18 @@ def test_the_gradient_is_that_of_the_objective(name: str) -> None:
     named = {p: rng.uniform(1.1, 2.0, 3) for p in law.parameters}
     theta = law.theta(named)
     assert law.named(theta).keys() == named.keys()
-    at, target, weights = law.bind(data), rng.uniform(0.0, 1.0, 20), rng.integers(0, 3, (3, 20)).astype(float)  # fmt: skip
+    at, target, weights = (
+        law.bind(data),
+        rng.uniform(0.0, 1.0, 20),
+        rng.integers(0, 3, (3, 20)).astype(float),
+    )
     _, gradient = huber_objective(at, theta, target, weights, 0.05)
     for p in range(theta.shape[1]):
         shift = np.zeros_like(theta)
         shift[:, p] = 1e-6
-        up, down = (huber_objective(at, theta + s, target, weights, 0.05)[0] for s in (shift, -shift))  # fmt: skip
+        up, down = (
+            huber_objective(at, theta + s, target, weights, 0.05)[0] for s in (shift, -shift)
+        )
         assert gradient[:, p] == pytest.approx((up - down) / 2e-6, rel=1e-5, abs=1e-8)
 
 
@@ -67,10 +83,26 @@ KNOWN = {
     "power": {"A": 30.0, "E": 1.7, "alpha": 0.2},
     "overtraining": {"a": 60.0, "b": 80.0, "E": 1.5, "eta": 0.12},
     "kaplan": {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.095},
-    "data_constrained": {"A": 521.0, "B": 1488.0, "E": 1.87, "alpha": 0.35, "beta": 0.35, "R_D": 15.4, "R_N": 5.3},
-    "precision": {"A": 400.0, "B": 500.0, "E": 1.7, "alpha": 0.33, "beta": 0.29, "gamma_w": 2.7, "gamma_a": 2.2},
+    "data_constrained": {
+        "A": 521.0,
+        "B": 1488.0,
+        "E": 1.87,
+        "alpha": 0.35,
+        "beta": 0.35,
+        "R_D": 15.4,
+        "R_N": 5.3,
+    },
+    "precision": {
+        "A": 400.0,
+        "B": 500.0,
+        "E": 1.7,
+        "alpha": 0.33,
+        "beta": 0.29,
+        "gamma_w": 2.7,
+        "gamma_a": 2.2,
+    },
     "sigmoid": {"floor": 0.25, "height": 0.7, "k": 6.0, "middle": 2.2},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -78,12 +110,24 @@ def test_every_law_is_recovered_from_its_own_points(name: str) -> None:
     """From the start grid, of which the truth is no member; what is predicted agrees to 1e-6."""
     law, rng = LAWS[name], np.random.default_rng(0)
     ranges = {"n": (1e7, 1e10), "d": (1e9, 1e12), "unique": (3e8, 1e11), "x": (1.5, 4.0)}
-    data = {c: np.exp(rng.uniform(*np.log(ranges[c]), 150)) if c in ranges else rng.choice([4.0, 5.0, 6.0, 8.0, 16.0], 150) for c in law.columns}  # fmt: skip
+    data = {
+        c: np.exp(rng.uniform(*np.log(ranges[c]), 150))
+        if c in ranges
+        else rng.choice([4.0, 5.0, 6.0, 8.0, 16.0], 150)
+        for c in law.columns
+    }
     truth = law.theta({p: np.array(v) for p, v in KNOWN[name].items()})
     response = law.predict(truth, data)
     table = pd.DataFrame(data | {"loss": response})
     columns = {c: c for c in law.columns}
-    found = fit(table, law, columns=columns, loss="loss", bootstraps=0, starts=law.start_grid()[:: max(1, len(law.start_grid()) // 60)])  # fmt: skip
+    found = fit(
+        table,
+        law,
+        columns=columns,
+        loss="loss",
+        bootstraps=0,
+        starts=law.start_grid()[:: max(1, len(law.start_grid()) // 60)],
+    )
     assert found.law.predict(found.theta, data) == pytest.approx(response, rel=1e-6)
     for parameter, value in KNOWN[name].items():
         assert float(law.named(found.theta)[parameter]) == pytest.approx(value, rel=1e-3), parameter
@@ -100,7 +144,15 @@ def test_a_law_of_ones_own_takes_ten_lines(tmp_path: Path) -> None:
     )
     n = np.geomspace(1e6, 1e9, 12)
     pd.DataFrame({"size": n, "val_loss": 1.8 + 50 / n**0.3}).to_csv(tmp_path / "r.csv", index=False)
-    command = [sys.executable, "-m", "analysis", "fit", str(tmp_path / "r.csv"), "--law", f"{tmp_path}/mine.py:LAW"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "analysis",
+        "fit",
+        str(tmp_path / "r.csv"),
+        "--law",
+        f"{tmp_path}/mine.py:LAW",
+    ]
     more = ["--n", "size", "--bootstrap", "20", "--no-check", "--out", str(tmp_path / "f.json")]
     done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -131,7 +183,9 @@ def test_epochs_grid_fit_is_reproduced(epoch: tuple[Data, Array]) -> None:
 def test_epochs_bootstrap_is_reproduced_with_its_own_draws(epoch: tuple[Data, Array]) -> None:
     data, log_loss = epoch
     draws, count = np.random.RandomState(42), len(log_loss)
-    weights = np.stack([np.bincount(draws.choice(count, count), minlength=count) for _ in range(4000)])  # fmt: skip
+    weights = np.stack(
+        [np.bincount(draws.choice(count, count), minlength=count) for _ in range(4000)]
+    )
     start = np.array([6.0073404, 6.0179186, 0.5267228, 0.33917084, 0.2849083])
     x, _ = _fit(CHINCHILLA, np.tile(start, (4000, 1)), data, log_loss, weights.astype(float))
     spread = {name: values.std(ddof=1) for name, values in CHINCHILLA.named(x).items()}

@@ -31,7 +31,9 @@ def test_paired_difference_is_the_paired_t_interval() -> None:
 
 def test_beside_the_baseline_stand_means_facts_and_differences() -> None:
     table = _table().assign(size=[1, 1, 1, 1, 2, 2, 2])
-    got = beside_baseline(table, key="kind", baseline="a", metric="loss", pair=["seed"], facts=["size"])  # fmt: skip
+    got = beside_baseline(
+        table, key="kind", baseline="a", metric="loss", pair=["seed"], facts=["size"]
+    )
     a, b = got.iloc[0], got.iloc[1]
     assert (a["kind"], a["mean"], a["n"], a["size"]) == ("a", 2.5, 4, 1)
     assert np.isnan(a["difference"])
@@ -51,7 +53,9 @@ def test_one_seed_has_no_spread_and_bad_columns_are_named() -> None:
 
 
 def test_holm_keeps_the_order_and_ignores_what_was_not_tested() -> None:
-    assert holm(np.array([0.01, 0.04, 0.03, np.nan])).tolist() == pytest.approx([0.03, 0.06, 0.06, np.nan], nan_ok=True)  # fmt: skip
+    assert holm(np.array([0.01, 0.04, 0.03, np.nan])).tolist() == pytest.approx(
+        [0.03, 0.06, 0.06, np.nan], nan_ok=True
+    )
     assert holm(np.array([0.6, 0.9])).tolist() == [1.0, 1.0]
 
 
@@ -72,10 +76,22 @@ def test_the_detectable_difference_is_detected_as_often_as_promised() -> None:
 
 def test_a_speed_up_is_how_much_sooner_a_loss_is_reached() -> None:
     x = np.geomspace(1, 1000, 40)
-    runs = pd.DataFrame([(f"{kind}{seed}", kind, seed) for kind in ("slow", "fast", "never") for seed in (1, 2)], columns=["fingerprint", "kind", "seed"])  # fmt: skip
+    runs = pd.DataFrame(
+        [(f"{kind}{seed}", kind, seed) for kind in ("slow", "fast", "never") for seed in (1, 2)],
+        columns=["fingerprint", "kind", "seed"],
+    )
     rate = {"slow": 1.0, "fast": 2.0, "never": 0.001}
-    curves = pd.concat([pd.DataFrame({"fingerprint": r.fingerprint, "x": x, "value": 5 - np.log(rate[r.kind] * x)}) for r in runs.itertuples()])  # fmt: skip
+    curves = pd.concat(
+        [
+            pd.DataFrame(
+                {"fingerprint": r.fingerprint, "x": x, "value": 5 - np.log(rate[r.kind] * x)}
+            )
+            for r in runs.itertuples()
+        ]
+    )
     assert reached(curves, 3.0)["slow1"] == pytest.approx(np.exp(2.0), rel=1e-6)
-    got = speed_up(runs, curves, key="kind", baseline="slow", pair=["seed"], target=3.0).set_index("value")  # fmt: skip
+    got = speed_up(runs, curves, key="kind", baseline="slow", pair=["seed"], target=3.0).set_index(
+        "value"
+    )
     assert got.loc["fast", "speed_up"] == pytest.approx(2.0, rel=1e-6)
     assert got.loc["never", ["n", "never"]].tolist() == [0, 2]

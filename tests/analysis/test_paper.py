@@ -20,23 +20,47 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def _write(folder: Path, mean: float) -> Path:
-    runs = Runs(pd.DataFrame({"fingerprint": ["a", "b"], "state": ["finished", "failed"]}), pd.DataFrame())  # fmt: skip
-    gap = pd.DataFrame({"value": ["nvfp4_no_sr", "mxfp8"], "difference": [0.01, mean], "low": [0.0, -0.1], "high": [0.02, 0.3], "n": [3, 3]})  # fmt: skip
+    runs = Runs(
+        pd.DataFrame({"fingerprint": ["a", "b"], "state": ["finished", "failed"]}), pd.DataFrame()
+    )
+    gap = pd.DataFrame(
+        {
+            "value": ["nvfp4_no_sr", "mxfp8"],
+            "difference": [0.01, mean],
+            "low": [0.0, -0.1],
+            "high": [0.02, 0.3],
+            "n": [3, 3],
+        }
+    )
     save(folder / "figures", "gap_50%", *forest(gap, baseline="bf16"))
     gap.to_csv(folder / "results.csv", index=False)
-    (folder / "README.md").write_text("# x\n\n**Question.** Does 50% of `nvfp4_no_sr`\nhelp & hurt?\n\n**Verdict.** No.\n")  # fmt: skip
+    (folder / "README.md").write_text(
+        "# x\n\n**Question.** Does 50% of `nvfp4_no_sr`\nhelp & hurt?\n\n**Verdict.** No.\n"
+    )
     return write_paper(
-        runs, "my_sweep", folder / "paper", figures=[folder / "figures" / "gap_50%.pdf"],
-        results=folder / "results.csv", readme=folder / "README.md", provenance={"commits": ["abc_1"], "command": "x"},
-    )  # fmt: skip
+        runs,
+        "my_sweep",
+        folder / "paper",
+        figures=[folder / "figures" / "gap_50%.pdf"],
+        results=folder / "results.csv",
+        readme=folder / "README.md",
+        provenance={"commits": ["abc_1"], "command": "x"},
+    )
 
 
 @pytest.mark.skipif(LATEX is None, reason="needs latexmk: make latex")
 def test_the_paper_compiles_and_its_numbers_follow_the_data(tmp_path: Path) -> None:
     main = _write(tmp_path, 0.005)
-    main.write_text(main.read_text().replace(r"\section*{Provenance}", r"Gap: \MxfpEightDifference. \section*{Provenance}"))  # fmt: skip
+    main.write_text(
+        main.read_text().replace(
+            r"\section*{Provenance}", r"Gap: \MxfpEightDifference. \section*{Provenance}"
+        )
+    )
     assert main == _write(tmp_path, 0.123456)
-    assert r"\newcommand{\MxfpEightDifference}{\ensuremath{0.1235}}" in (main.parent / "numbers.tex").read_text()  # fmt: skip
+    assert (
+        r"\newcommand{\MxfpEightDifference}{\ensuremath{0.1235}}"
+        in (main.parent / "numbers.tex").read_text()
+    )
     assert r"\MxfpEightDifference" in main.read_text(), "what was written by hand is lost"
     command = ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "-cd", str(main)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -52,7 +76,15 @@ def test_macros_have_letters_only_and_one_meaning(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "results.csv", index=False)
     runs = Runs(pd.DataFrame({"fingerprint": ["a"], "state": ["finished"]}), pd.DataFrame())
     with pytest.raises(ValueError, match="several numbers would be called AMean"):
-        write_paper(runs, "x", tmp_path / "p", figures=[], results=tmp_path / "results.csv", readme=None, provenance={})  # fmt: skip
+        write_paper(
+            runs,
+            "x",
+            tmp_path / "p",
+            figures=[],
+            results=tmp_path / "results.csv",
+            readme=None,
+            provenance={},
+        )
 
 
 def test_the_command_gathers_a_sweep(espalier: Run, tmp_path: Path) -> None:

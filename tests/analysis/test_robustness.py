@@ -19,7 +19,9 @@ COLUMNS = {"n": "n", "d": "d"}
 
 def _fit(table: pd.DataFrame, bootstraps: int = 100) -> Fit:
     starts = CHINCHILLA.start_grid()[::50]
-    return fit(table, CHINCHILLA, columns=COLUMNS, loss="loss", bootstraps=bootstraps, starts=starts)  # fmt: skip
+    return fit(
+        table, CHINCHILLA, columns=COLUMNS, loss="loss", bootstraps=bootstraps, starts=starts
+    )
 
 
 def test_the_profile_of_a_determined_parameter_closes_around_the_truth() -> None:
@@ -45,7 +47,9 @@ def test_a_parameter_that_the_data_do_not_determine_is_a_flat_valley() -> None:
 
 def test_sensitivity_names_each_choice_and_changes_little_on_clean_data() -> None:
     table = grid(1e-4).assign(n_all=lambda t: t["n"] * 1.2 + 1e6)
-    rows = sensitivity(table, _fit(table), columns=COLUMNS, loss="loss", also_n=["n_all"]).set_index("choice")  # fmt: skip
+    rows = sensitivity(
+        table, _fit(table), columns=COLUMNS, loss="loss", also_n=["n_all"]
+    ).set_index("choice")
     assert {"as fitted", "delta 1", "without the 3 highest losses", "n = n_all"} <= set(rows.index)
     assert rows.loc["delta 1", "alpha"] == pytest.approx(TRUE["alpha"], rel=0.01)
     assert rows.loc["without the 3 highest losses", "points"] == 61
@@ -54,7 +58,9 @@ def test_sensitivity_names_each_choice_and_changes_little_on_clean_data() -> Non
 
 def test_variable_projection_agrees_and_keeps_coefficients_from_turning_negative() -> None:
     table = grid(1e-3)
-    found = variable_projection(*(table[c].to_numpy() for c in ("n", "d", "loss")), bootstraps=20).set_index("parameter")  # fmt: skip
+    found = variable_projection(
+        *(table[c].to_numpy() for c in ("n", "d", "loss")), bootstraps=20
+    ).set_index("parameter")
     for name, value in TRUE.items():
         assert abs(found.loc[name, "estimate"] - value) < 5 * found.loc[name, "se"] + 1e-9, name
     exact = grid()

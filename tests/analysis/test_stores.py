@@ -38,8 +38,15 @@ def _fill(uri: str) -> None:
         if index == 3:
             loss = [float("nan"), float("inf"), 1.0]
         for first in range(0, points, 1000):
-            metrics = [Metric("loss", loss[s], s, s) for s in range(first, min(first + 1000, points))]  # fmt: skip
-            client.log_batch(run.info.run_id, metrics, [Param("lr", "0.001")] if not first else [], [RunTag("fingerprint", f"f{index}")])  # fmt: skip
+            metrics = [
+                Metric("loss", loss[s], s, s) for s in range(first, min(first + 1000, points))
+            ]
+            client.log_batch(
+                run.info.run_id,
+                metrics,
+                [Param("lr", "0.001")] if not first else [],
+                [RunTag("fingerprint", f"f{index}")],
+            )
         client.set_terminated(run.info.run_id, "FINISHED" if index else "KILLED")
 
 
@@ -69,7 +76,12 @@ def test_database_and_server_give_what_mlflows_client_gives(server: Server, tmp_
         pd.testing.assert_frame_equal(_plain(found.history), theirs, check_dtype=False)
         assert found.notes == ()
         table = found.table.set_index("fingerprint")
-        assert table["state"].to_dict() == {"f0": "interrupted", "f1": "finished", "f2": "finished", "f3": "finished"}  # fmt: skip
+        assert table["state"].to_dict() == {
+            "f0": "interrupted",
+            "f1": "finished",
+            "f2": "finished",
+            "f3": "finished",
+        }
         assert table.loc["f0", "lr"] == 0.001
         assert table.loc["f3", "loss"] == 1.0
         again = from_mlflow(uri, "foreign", cache=tmp_path / "cache")
@@ -95,7 +107,9 @@ def test_runs_of_one_fingerprint_keep_their_own_ids(tmp_path: Path) -> None:
         ids.append(run)
     found = from_mlflow(uri, "twice")
     assert set(found.table["fingerprint"]) == set(found.history["fingerprint"]) == set(ids)
-    assert found.table.set_index("fingerprint")["loss"].to_dict() == dict(zip(ids, (1.0, 2.0), strict=True))  # fmt: skip
+    assert found.table.set_index("fingerprint")["loss"].to_dict() == dict(
+        zip(ids, (1.0, 2.0), strict=True)
+    )
 
 
 def test_a_fact_stands_until_a_metric_of_its_name_is_there() -> None:
@@ -107,7 +121,9 @@ def test_a_fact_stands_until_a_metric_of_its_name_is_there() -> None:
     assert list(_with_last(table, assemble([])).columns) == ["fingerprint", "tokens"]
 
 
-def test_a_history_that_a_server_cuts_is_reported(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_history_that_a_server_cuts_is_reported(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server that gives fewer points than it says is made of the real one by dropping some."""
     whole = _Server._batch
 
@@ -123,13 +139,26 @@ def test_a_history_that_a_server_cuts_is_reported(server: Server, monkeypatch: p
 def test_the_fast_reader_of_folders_follows_the_rules(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     file = tmp_path / "metrics.jsonl"
-    lines = [{"step": s, "time": 1.0 * s, "attempt": 1, "loss": rng.normal(), **({"val_loss": 2.0} if s % 5 == 0 else {})} for s in range(50)]  # fmt: skip
+    lines = [
+        {
+            "step": s,
+            "time": 1.0 * s,
+            "attempt": 1,
+            "loss": rng.normal(),
+            **({"val_loss": 2.0} if s % 5 == 0 else {}),
+        }
+        for s in range(50)
+    ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 50, "lo')
     found = assemble(read_folder(file, "a"))
     assert len(found) == 60
     assert found[found["key"] == "loss"]["value"].tolist() == [line["loss"] for line in lines]
     lines[3]["loss"] = float("nan")
-    more = [{"restored": 40, "attempt": 2}, {"step": 41, "time": 0.0, "attempt": 2, "loss": 7.0}, {"step": 42, "time": 0.0, "attempt": 1, "loss": 8.0}]  # fmt: skip
+    more = [
+        {"restored": 40, "attempt": 2},
+        {"step": 41, "time": 0.0, "attempt": 2, "loss": 7.0},
+        {"step": 42, "time": 0.0, "attempt": 1, "loss": 8.0},
+    ]
     file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *more]))
     again = assemble(read_folder(file, "a"))
     loss = again[again["key"] == "loss"].set_index("step")["value"]

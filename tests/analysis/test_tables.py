@@ -7,7 +7,12 @@ from analysis.tables import cross_table, escape, latex, number
 
 
 def _runs() -> pd.DataFrame:
-    rows = [("bf16", "small", 2.10, 1), ("bf16", "small", 2.14, 2), ("nvfp4", "small", 2.15, 1), ("bf16", "large_1", 1.9, 1)]  # fmt: skip
+    rows = [
+        ("bf16", "small", 2.10, 1),
+        ("bf16", "small", 2.14, 2),
+        ("nvfp4", "small", 2.15, 1),
+        ("bf16", "large_1", 1.9, 1),
+    ]
     return pd.DataFrame(rows, columns=["precision", "model", "val_loss", "seed"])
 
 

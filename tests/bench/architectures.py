@@ -42,7 +42,9 @@ BASE = DecoderConfig(depth=6, width=192, num_heads=6)
 
 def mixer(part: Any, pattern: str = "xf", **more: Any) -> Callable[[int], ModelConfig]:
     """Return the decoder with `part` as letter x, by its feed-forward width."""
-    return lambda hidden: replace(BASE, hidden=8 * hidden, pattern=pattern, parts={"x": part}, **more)  # fmt: skip
+    return lambda hidden: replace(
+        BASE, hidden=8 * hidden, pattern=pattern, parts={"x": part}, **more
+    )
 
 
 def experts(hidden: int) -> ModelConfig:
@@ -60,7 +62,9 @@ MODELS: dict[str, Callable[[int], ModelConfig]] = {
     "learned sink": mixer(AttentionConfig(learned_sink=True)),
     "8 experts, top 2": experts,
     "Engram in 2 layers": mixer(EngramConfig(table_size=4096, slot_dim=8), "xaf af af"),
-    "hyper-connections": lambda hidden: replace(BASE, hidden=8 * hidden, streams=StreamsConfig(kind="hc")),
+    "hyper-connections": lambda hidden: replace(
+        BASE, hidden=8 * hidden, streams=StreamsConfig(kind="hc")
+    ),
     "mHC": lambda hidden: replace(BASE, hidden=8 * hidden, streams=StreamsConfig()),
     "GLA": mixer(LinearAttentionConfig(kind="gla")),
     "DeltaNet": mixer(LinearAttentionConfig(kind="delta")),
@@ -73,21 +77,35 @@ MODELS: dict[str, Callable[[int], ModelConfig]] = {
     "BDH, public code": lambda n: BDHConfig(width=192, num_heads=6, multiplier=n * 3),
     "BDH, in 4 chunks": lambda n: BDHConfig(width=192, num_heads=6, multiplier=n * 3, chunks=4),
     "BDH, the paper's": lambda n: BDHConfig(width=192, num_heads=6, multiplier=n * 3, form="paper"),
-}  # fmt: skip
+}
 
 
 DECODED: dict[str, Callable[[int], ModelConfig]] = {
     name: MODELS[name]
-    for name in ("dense", "GQA, 2 of 6", "MQA", "window 64", "8 experts, top 2", "Engram in 2 layers", "mHC", "gated DeltaNet", "Mamba-2")
+    for name in (
+        "dense",
+        "GQA, 2 of 6",
+        "MQA",
+        "window 64",
+        "8 experts, top 2",
+        "Engram in 2 layers",
+        "mHC",
+        "gated DeltaNet",
+        "Mamba-2",
+    )
 } | {
     "hybrid": lambda hidden: replace(
-        BASE, hidden=8 * hidden, pattern="ndf de af", streams=StreamsConfig(),
+        BASE,
+        hidden=8 * hidden,
+        pattern="ndf de af",
+        streams=StreamsConfig(),
         parts={
-            "n": EngramConfig(table_size=4096, slot_dim=8), "d": LinearAttentionConfig(kind="gated_delta"),
+            "n": EngramConfig(table_size=4096, slot_dim=8),
+            "d": LinearAttentionConfig(kind="gated_delta"),
             "e": ExpertsConfig(num_experts=8, hidden=4 * hidden),
         },
     )
-}  # fmt: skip
+}
 
 
 def fitted(make: Callable[[int], ModelConfig], active: float) -> ModelConfig:
@@ -120,7 +138,13 @@ def stepper(cfg: ModelConfig, batch: int, seq: int) -> Callable[[], None]:
 def peak_bytes(cfg: ModelConfig, batch: int, seq: int) -> int:
     """Return the peak of two steps in a process of its own, less what it had before the model."""
     given = json.dumps([plain(cfg, target=True), batch, seq])
-    done = subprocess.run([sys.executable, "-m", "tests.bench.architectures", "--child"], input=given, capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.architectures", "--child"],
+        input=given,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return int(done.stdout)
 
 
@@ -160,14 +184,21 @@ def decoding(active: float, contexts: tuple[int, ...], rounds: int) -> list[dict
             steps[name, context] = partial(model, text[:, :1], state=longer)
     best = interleaved(steps, rounds)
     return [
-        {"model": name, "context": context, "ms_per_token": 1e3 * best[name, context], "state_bytes": held}
+        {
+            "model": name,
+            "context": context,
+            "ms_per_token": 1e3 * best[name, context],
+            "state_bytes": held,
+        }
         for (name, context), held in remembered.items()
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--active", type=float, default=2e6)
     parser.add_argument("--seq", type=int)
     parser.add_argument("--batch", type=int, default=8)
@@ -190,23 +221,30 @@ def main() -> None:
         batch = 1
         shape = BDHConfig(depth=2)  # the public width; two of its six levels fit in memory directly
         cfgs: dict[str, ModelConfig] = {
-            f"BDH, {chunks} chunk{'s' * (chunks > 1)}": replace(shape, chunks=chunks) for chunks in (1, 2, 4, 8)
-        }  # fmt: skip
+            f"BDH, {chunks} chunk{'s' * (chunks > 1)}": replace(shape, chunks=chunks)
+            for chunks in (1, 2, 4, 8)
+        }
     else:
         names = given.only.split(",") if given.only else MODELS
         cfgs = {name: fitted(MODELS[name], given.active) for name in names}
     best = interleaved({name: stepper(cfg, batch, seq) for name, cfg in cfgs.items()}, given.rounds)
     first = next(iter(best.values()))
-    print("| model | parameters | active | tokens/s | relative time | peak MB | MFLOP/token | GFLOP/s |")  # fmt: skip
+    print(
+        "| model | parameters | active | tokens/s | relative time | peak MB | MFLOP/token | GFLOP/s |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, cfg in cfgs.items():
         flops = 3 * cfg.forward_flops_per_sequence(VOCAB, seq)[0]
         cells = [
-            name, f"{cfg.num_parameters(VOCAB) / 1e6:.2f}M", f"{cfg.num_active_parameters(VOCAB) / 1e6:.2f}M",
-            f"{batch * seq / best[name]:,.0f}", f"{best[name] / first:.2f}",
-            f"{peak_bytes(cfg, batch, seq) / 1e6:,.0f}", f"{flops / seq / 1e6:.1f}",
+            name,
+            f"{cfg.num_parameters(VOCAB) / 1e6:.2f}M",
+            f"{cfg.num_active_parameters(VOCAB) / 1e6:.2f}M",
+            f"{batch * seq / best[name]:,.0f}",
+            f"{best[name] / first:.2f}",
+            f"{peak_bytes(cfg, batch, seq) / 1e6:,.0f}",
+            f"{flops / seq / 1e6:.1f}",
             f"{flops * batch / best[name] / 1e9:.0f}",
-        ]  # fmt: skip
+        ]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -31,12 +31,19 @@ def main(file: str) -> None:
     kept = loss < np.sort(loss)[-5]
     at, target = CHINCHILLA.bind({"n": n[kept], "d": d[kept]}), np.log(loss[kept])
     count, draws = len(target), np.random.RandomState(42)
-    weights = np.stack([np.bincount(draws.choice(count, count), minlength=count) for _ in range(4000)]).astype(float)  # fmt: skip
+    weights = np.stack(
+        [np.bincount(draws.choice(count, count), minlength=count) for _ in range(4000)]
+    ).astype(float)
     ones = np.ones((1, count))
     tasks = {
         "4,500 starts": (CHINCHILLA.start_grid(), None, "L-BFGS-B", TIGHT),
-        "4,000 bootstraps": (np.tile([6.0073404, 6.0179186, 0.5267228, 0.33917084, 0.2849083], (4000, 1)), weights, "BFGS", {}),
-    }  # fmt: skip
+        "4,000 bootstraps": (
+            np.tile([6.0073404, 6.0179186, 0.5267228, 0.33917084, 0.2849083], (4000, 1)),
+            weights,
+            "BFGS",
+            {},
+        ),
+    }
     print(
         "| | ours | plain SciPy | | SciPy, our objective | |\n| --- | --- | --- | --- | --- | --- |"
     )
@@ -44,7 +51,12 @@ def main(file: str) -> None:
     total = np.zeros(3)
     for name, (starts, drawn, method, options) in tasks.items():
         begun = time.perf_counter()
-        minimise(lambda t, rows, w=drawn: huber_objective(at, t, target, None if w is None else w[rows], 1e-3), starts)  # type: ignore[misc]  # fmt: skip
+        minimise(
+            lambda t, rows, w=drawn: huber_objective(
+                at, t, target, None if w is None else w[rows], 1e-3
+            ),
+            starts,
+        )  # type: ignore[misc]
         seconds = [time.perf_counter() - begun]
         chosen = draws.choice(len(starts), len(starts) // EVERY, replace=False)
         for plain in (True, False):
@@ -64,18 +76,24 @@ def main(file: str) -> None:
     _print("together", *total)
 
 
-def _plain(theta: np.ndarray, n: np.ndarray, d: np.ndarray, target: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray]:  # fmt: skip
+def _plain(
+    theta: np.ndarray, n: np.ndarray, d: np.ndarray, target: np.ndarray, w: np.ndarray
+) -> tuple[float, np.ndarray]:
     a, b, e, alpha, beta = theta
     terms = np.stack([a - alpha * n, b - beta * d, np.full_like(n, e)])
     fitted = logsumexp(terms, axis=0)
     slope = w * np.clip(fitted - target, -1e-3, 1e-3)
     first, second, third = slope * np.exp(terms - fitted)
-    gradient = np.array([first.sum(), second.sum(), third.sum(), -(first * n).sum(), -(second * d).sum()])  # fmt: skip
+    gradient = np.array(
+        [first.sum(), second.sum(), third.sum(), -(first * n).sum(), -(second * d).sum()]
+    )
     return float((w * huber(1e-3, fitted - target)).sum()), gradient
 
 
 def _print(name: str, ours: float, plain: float, same: float) -> None:
-    print(f"| {name} | {ours:.1f} s | {plain:.0f} s | {plain / ours:.1f}x | {same:.0f} s | {same / ours:.1f}x |")  # fmt: skip
+    print(
+        f"| {name} | {ours:.1f} s | {plain:.0f} s | {plain / ours:.1f}x | {same:.0f} s | {same / ours:.1f}x |"
+    )
 
 
 if __name__ == "__main__":

@@ -77,9 +77,14 @@ def compare(ours: LanguageModel, theirs: Any, batch: int, given: argparse.Namesp
 
     def other(new: int) -> list[list[int]]:
         done = theirs.generate(
-            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new, min_new_tokens=new,
-            do_sample=False, pad_token_id=0, **fixed,
-        )  # fmt: skip
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            pad_token_id=0,
+            **fixed,
+        )
         found: list[list[int]] = done[:, PROMPT:].tolist()
         return found
 

@@ -19,9 +19,26 @@ from tests.bench.train import loop, our_loss
 
 SEQ, VOCAB, STEPS = 2048, 50304, 20
 SIZES = {  # conf/model/gpt2_124m.yaml and mobilellm_950m.yaml; batch of sequences
-    "124m": (DecoderConfig(depth=12, width=768, num_heads=12, context_length=SEQ, norm="layernorm", positions="learned", activation="gelu", bias=True), 16),
-    "950m": (DecoderConfig(depth=22, width=1536, num_heads=24, num_kv_heads=6, qk_norm=True, hidden=6144), 8),
-}  # fmt: skip
+    "124m": (
+        DecoderConfig(
+            depth=12,
+            width=768,
+            num_heads=12,
+            context_length=SEQ,
+            norm="layernorm",
+            positions="learned",
+            activation="gelu",
+            bias=True,
+        ),
+        16,
+    ),
+    "950m": (
+        DecoderConfig(
+            depth=22, width=1536, num_heads=24, num_kv_heads=6, qk_norm=True, hidden=6144
+        ),
+        8,
+    ),
+}
 
 
 def main(sizes: list[str]) -> None:

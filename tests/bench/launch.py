@@ -21,10 +21,17 @@ from runner.launch.pool import Pool
 from runner.records.cells import Cell, freeze_cell, make_cells
 
 TINY = [
-    "model=gpt_pico", "data=text", "data.split=tail", "train.steps=1", "train.sequence_length=16",
-    "train.batch_size=4", "eval.tokens=256", "eval.sample_tokens=0", "track.uri=off",
+    "model=gpt_pico",
+    "data=text",
+    "data.split=tail",
+    "train.steps=1",
+    "train.sequence_length=16",
+    "train.batch_size=4",
+    "eval.tokens=256",
+    "eval.sample_tokens=0",
+    "track.uri=off",
     "train.checkpoint.keep_best=false",
-]  # fmt: skip
+]
 
 
 def cells(count: int, text: Path) -> list[Cell]:

@@ -33,13 +33,49 @@ def _write_store(folder: Path) -> Path:
         for name, runs, steps in (("wide", WIDE, 1), ("long", LONG, STEPS)):
             experiment = client.create_experiment(name)
             ids = [f"{name}{i:028x}" for i in range(runs)]
-            made = [(run, f"run {run}", "FINISHED", 1, 2, "active", "u", "", "", "", "LOCAL", f"file:///{run}", experiment) for run in ids]  # fmt: skip
-            store.executemany("INSERT INTO runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, user_id, source_name, entry_point_name, source_version, source_type, artifact_uri, experiment_id) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", made)  # fmt: skip
-            store.executemany("INSERT INTO tags (key, value, run_uuid) VALUES ('fingerprint', ?, ?)", [(run[-16:], run) for run in ids])  # fmt: skip
-            store.executemany("INSERT INTO params (key, value, run_uuid) VALUES (?, ?, ?)", [(f"group.key_{k}", str(k), run) for run in ids for k in range(PARAMS)])  # fmt: skip
+            made = [
+                (
+                    run,
+                    f"run {run}",
+                    "FINISHED",
+                    1,
+                    2,
+                    "active",
+                    "u",
+                    "",
+                    "",
+                    "",
+                    "LOCAL",
+                    f"file:///{run}",
+                    experiment,
+                )
+                for run in ids
+            ]
+            store.executemany(
+                "INSERT INTO runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, user_id, source_name, entry_point_name, source_version, source_type, artifact_uri, experiment_id) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                made,
+            )
+            store.executemany(
+                "INSERT INTO tags (key, value, run_uuid) VALUES ('fingerprint', ?, ?)",
+                [(run[-16:], run) for run in ids],
+            )
+            store.executemany(
+                "INSERT INTO params (key, value, run_uuid) VALUES (?, ?, ?)",
+                [(f"group.key_{k}", str(k), run) for run in ids for k in range(PARAMS)],
+            )
             for k in range(METRICS if steps > 1 else 1):
-                store.executemany("INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan) VALUES (?, ?, ?, ?, ?, 0)", ((f"metric_{k}", 1.0 / (s + k + 1), s, run, s) for run in ids for s in range(steps)))  # fmt: skip
-                store.executemany("INSERT INTO latest_metrics (key, value, timestamp, run_uuid, step, is_nan) VALUES (?, ?, ?, ?, ?, 0)", [(f"metric_{k}", 1.0 / (steps + k), steps - 1, run, steps - 1) for run in ids])  # fmt: skip
+                store.executemany(
+                    "INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan) VALUES (?, ?, ?, ?, ?, 0)",
+                    (
+                        (f"metric_{k}", 1.0 / (s + k + 1), s, run, s)
+                        for run in ids
+                        for s in range(steps)
+                    ),
+                )
+                store.executemany(
+                    "INSERT INTO latest_metrics (key, value, timestamp, run_uuid, step, is_nan) VALUES (?, ?, ?, ?, ?, 0)",
+                    [(f"metric_{k}", 1.0 / (steps + k), steps - 1, run, steps - 1) for run in ids],
+                )
             store.commit()
     return file
 
@@ -47,19 +83,27 @@ def _write_store(folder: Path) -> Path:
 def _write_folders(folder: Path) -> None:
     for name, runs, steps in (("wide", WIDE, 1), ("long", LONG, STEPS)):
         metrics = METRICS if steps > 1 else 1
-        lines = [{"step": s, "time": float(s), "attempt": 1} | {f"metric_{k}": 1.0 / (s + k + 1) for k in range(metrics)} for s in range(steps)]  # fmt: skip
+        lines = [
+            {"step": s, "time": float(s), "attempt": 1}
+            | {f"metric_{k}": 1.0 / (s + k + 1) for k in range(metrics)}
+            for s in range(steps)
+        ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         ids = [f"{name}{i:012x}" for i in range(runs)]
         sweep = folder / "sweeps" / name
         sweep.mkdir(parents=True)
-        (sweep / "cells.jsonl").write_text("".join(json.dumps({"fingerprint": i, "label": i}) + "\n" for i in ids))  # fmt: skip
+        (sweep / "cells.jsonl").write_text(
+            "".join(json.dumps({"fingerprint": i, "label": i}) + "\n" for i in ids)
+        )
         for run in ids:
             attempt = folder / "runs" / run / "attempts" / "0001"
             attempt.mkdir(parents=True)
             (attempt / "lease.json").write_text("{}")
             (attempt / "events.jsonl").write_text('{"event": "started"}\n{"event": "finished"}\n')
             science = {f"group.key_{k}": k for k in range(PARAMS)}
-            (folder / "runs" / run / "cell.json").write_text(json.dumps({"schema": 1, "fingerprint": run, "config": {}, "science": science}))  # fmt: skip
+            (folder / "runs" / run / "cell.json").write_text(
+                json.dumps({"schema": 1, "fingerprint": run, "config": {}, "science": science})
+            )
             (folder / "runs" / run / "summary.json").write_text('{"num_parameters": 1000}')
             (folder / "runs" / run / "metrics.jsonl").write_text(text)
 
@@ -102,24 +146,46 @@ def main(folder: Path, kinds: list[str]) -> None:
     if {"sqlite", "folders"} & set(kinds):
         theirs = _theirs(uri)
     if "sqlite" in kinds:
-        rows.append(("SQLite", *theirs, *_ours(lambda name: from_mlflow(uri, name, histories=name == "long"))))  # fmt: skip
+        rows.append(
+            (
+                "SQLite",
+                *theirs,
+                *_ours(lambda name: from_mlflow(uri, name, histories=name == "long")),
+            )
+        )
     if "folders" in kinds:
         _write_folders(folder)
-        rows.append(("run folders (MLflow on SQLite)", *theirs, *_ours(lambda name: from_folders(folder, name, cache=False))))  # fmt: skip
+        rows.append(
+            (
+                "run folders (MLflow on SQLite)",
+                *theirs,
+                *_ours(lambda name: from_folders(folder, name, cache=False)),
+            )
+        )
         from_folders(folder, "long")
         from_folders(folder, "wide")
-        rows.append(("run folders, cached", *theirs, *_ours(lambda name: from_folders(folder, name))))  # fmt: skip
+        rows.append(
+            ("run folders, cached", *theirs, *_ours(lambda name: from_folders(folder, name)))
+        )
     if "server" in kinds:
         server = Server(folder, workers=4)  # MLflow's default
         server.start()
         try:
-            rows.append(("server", *_theirs(server.uri), *_ours(lambda name: from_mlflow(server.uri, name, histories=name == "long"))))  # fmt: skip
+            rows.append(
+                (
+                    "server",
+                    *_theirs(server.uri),
+                    *_ours(lambda name: from_mlflow(server.uri, name, histories=name == "long")),
+                )
+            )
         finally:
             server.kill()
     print("| | MLflow: runs | histories | ours: runs | histories | together |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, a, b, c, d in rows:
-        print(f"| {name} | {a:.1f} s | {b:.1f} s | {c:.2f} s | {d:.2f} s | {(a + b) / (c + d):.1f}x |")  # fmt: skip
+        print(
+            f"| {name} | {a:.1f} s | {b:.1f} s | {c:.2f} s | {d:.2f} s | {(a + b) / (c + d):.1f}x |"
+        )
 
 
 if __name__ == "__main__":

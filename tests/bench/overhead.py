@@ -20,10 +20,17 @@ from runner.records import journal
 from runner.records.cells import freeze_cell, join_sweep, make_cells
 
 SETTING = [
-    "model=gpt_10m", "data=stdlib", "train.steps=60", "train.sequence_length=256",
-    "train.batch_size=8", "eval.every=1000000", "eval.tokens=2048", "eval.sample_tokens=0",
-    "train.checkpoint.keep_best=false", "precision=bf16",
-]  # fmt: skip
+    "model=gpt_10m",
+    "data=stdlib",
+    "train.steps=60",
+    "train.sequence_length=256",
+    "train.batch_size=8",
+    "eval.every=1000000",
+    "eval.tokens=2048",
+    "eval.sample_tokens=0",
+    "train.checkpoint.keep_best=false",
+    "precision=bf16",
+]
 CHECKPOINT_EVERY_S = 300
 
 
@@ -68,8 +75,10 @@ def main() -> None:
     rows = {
         "metric lines, every 10 steps": spent["_log"] / training,
         f"a checkpoint ({spent['_save']:.2f} s) per 5 min": spent["_save"] / CHECKPOINT_EVERY_S,
-        f"MLflow feeder ({feeder_s:.1f} CPU s, {cores} cores) per 5 min": feeder_s / cores / CHECKPOINT_EVERY_S,
-    }  # fmt: skip
+        f"MLflow feeder ({feeder_s:.1f} CPU s, {cores} cores) per 5 min": feeder_s
+        / cores
+        / CHECKPOINT_EVERY_S,
+    }
     for name, share in rows.items():
         print(f"{name:55s} {share:7.3%}")
     print(f"{'all':55s} {sum(rows.values()):7.3%}")

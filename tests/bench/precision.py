@@ -73,12 +73,16 @@ def fused() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU here")
     device = torch.device("cuda")
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; Triton equals the reference: {triton_agrees(device)}")  # fmt: skip
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}; Triton equals the reference: {triton_agrees(device)}"
+    )
     matrix = hadamard_matrix(16, device=device)
     for rows, cols in ((4096, 4096), (16384, 4096), (16384, 2048)):
         x = torch.randn(rows, cols, device=device).bfloat16()
-        copy, ours = best_ms(lambda x=x: x.clone()), best_ms(lambda x=x: quantise_both(x, matrix))  # type: ignore[misc]  # fmt: skip
-        print(f"{rows} x {cols}: copy {copy:.3f} ms, fused {ours:.3f} ms, {2 * copy / ours:.0%} of the floor")  # fmt: skip
+        copy, ours = best_ms(lambda x=x: x.clone()), best_ms(lambda x=x: quantise_both(x, matrix))  # type: ignore[misc]
+        print(
+            f"{rows} x {cols}: copy {copy:.3f} ms, fused {ours:.3f} ms, {2 * copy / ours:.0%} of the floor"
+        )
 
 
 def steps(model_name: str, recipes: list[str], batch: int, seq: int, *, profile: bool) -> None:
@@ -130,9 +134,15 @@ def _trainer(model_name: str, recipe: str, batch: int, seq: int) -> Callable[[],
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--step", metavar="MODEL", help="time training steps of this size")
-    parser.add_argument("--recipes", nargs="+", default=["bf16", "nvfp4", "mxfp4", "mxfp8", "fp8_current", "nvfp4_all_layers"])  # fmt: skip
+    parser.add_argument(
+        "--recipes",
+        nargs="+",
+        default=["bf16", "nvfp4", "mxfp4", "mxfp8", "fp8_current", "nvfp4_all_layers"],
+    )
     parser.add_argument("--fused", action="store_true", help="the fused kernel on a GPU")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seq", type=int, default=256)

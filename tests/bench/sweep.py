@@ -55,12 +55,18 @@ def main(peers: Path, counts: list[int]) -> None:
     cluster.up()
     for count in counts:
         commands = _commands(folder, count)
-        base = {place: _seconds(commands[f"ours, {place}"], peers, folder) for place in ("local", "slurm")}  # fmt: skip
+        base = {
+            place: _seconds(commands[f"ours, {place}"], peers, folder)
+            for place in ("local", "slurm")
+        }
         print(f"{count} cells{'':23s} {'s':>8s} {'ms/cell':>8s} {'relative':>9s}")
         for name, command in commands.items():
             place = "slurm" if "slurm" in name else "local"
             wall = base[place] if "ours" in name else _seconds(command, peers, folder)
-            print(f"{name:32s} {wall:8.1f} {wall / count * 1000:8.0f} {wall / base[place]:8.1f}x", flush=True)  # fmt: skip
+            print(
+                f"{name:32s} {wall:8.1f} {wall / count * 1000:8.0f} {wall / base[place]:8.1f}x",
+                flush=True,
+            )
     print(f"\nsubmitting 1000 cells{'':11s} {'s':>8s}")
     for name, command in _submissions(folder, 1000).items():
         print(f"{name:32s} {_until_queued(command, peers, folder, 1000):8.1f}", flush=True)
@@ -78,7 +84,11 @@ def _hydra(folder: Path, count: int, launcher: str, *more: str) -> list[str]:
 
 def _commands(folder: Path, count: int) -> dict[str, list[str]]:
     ours, seeds = _ours(folder, f"n{count}"), f"seed=range({count})"
-    slurm = ["hydra/launcher=slurm", "hydra.launcher.max_running=2", f"hydra.launcher.cells_per_job={count // 2}"]  # fmt: skip
+    slurm = [
+        "hydra/launcher=slurm",
+        "hydra.launcher.max_running=2",
+        f"hydra.launcher.cells_per_job={count // 2}",
+    ]
     array = ["hydra.launcher.array_parallelism=2", "hydra.launcher.timeout_min=10"]
     return {
         "ours, local": [*ours, seeds, "hydra.launcher.jobs=2"],
@@ -87,8 +97,13 @@ def _commands(folder: Path, count: int) -> dict[str, list[str]]:
         "hydra submitit_local": _hydra(folder, count, "submitit_local"),
         "ours, slurm": [*_ours(folder, f"s{count}"), seeds, *slurm],
         "hydra submitit_slurm": _hydra(folder, count, "submitit_slurm", *array),
-        "submitit map_array, slurm": [sys.executable, str(folder / "map.py"), str(count), str(folder / f"map{count}")],
-    }  # fmt: skip
+        "submitit map_array, slurm": [
+            sys.executable,
+            str(folder / "map.py"),
+            str(count),
+            str(folder / f"map{count}"),
+        ],
+    }
 
 
 def _submissions(folder: Path, count: int) -> dict[str, list[str]]:
@@ -99,7 +114,7 @@ def _submissions(folder: Path, count: int) -> dict[str, list[str]]:
         "hydra submitit_slurm": _hydra(
             folder, count, "submitit_slurm", begin.format("additional_parameters")
         ),
-    }  # fmt: skip
+    }
 
 
 def _environment(peers: Path) -> dict[str, str]:
@@ -119,10 +134,15 @@ def _seconds(command: list[str], peers: Path, folder: Path) -> float:
 def _until_queued(command: list[str], peers: Path, folder: Path, count: int) -> float:
     start = time.perf_counter()
     with open(folder / "out.txt", "w") as out:
-        process = subprocess.Popen(command, cwd=folder, env=_environment(peers), stdout=out, stderr=out)  # fmt: skip
+        process = subprocess.Popen(
+            command, cwd=folder, env=_environment(peers), stdout=out, stderr=out
+        )
     while True:
         queue = ["squeue", "-h", "-r", "-o", "%i"]
-        if len(subprocess.run(queue, capture_output=True, text=True, check=True).stdout.split()) >= count:  # fmt: skip
+        if (
+            len(subprocess.run(queue, capture_output=True, text=True, check=True).stdout.split())
+            >= count
+        ):
             break
         if process.poll() not in (None, 0):
             raise RuntimeError((folder / "out.txt").read_text())

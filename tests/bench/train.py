@@ -69,7 +69,9 @@ def ours(given: argparse.Namespace) -> Step:
     """Return one training step of our decoder."""
     depth, width, heads, seq, _, vocab = SHAPES[given.shape]
     form = FORMS[given.peer]
-    model = DecoderConfig(depth=depth, width=width, num_heads=heads, context_length=seq, **form).build(vocab, 0)  # type: ignore[arg-type]  # fmt: skip
+    model = DecoderConfig(
+        depth=depth, width=width, num_heads=heads, context_length=seq, **form
+    ).build(vocab, 0)  # type: ignore[arg-type]
     forward = torch.compile(model) if given.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     return loop(model, optimizer, our_loss(forward, recipe(given.precision)))
@@ -81,11 +83,29 @@ def theirs(given: argparse.Namespace) -> Step:
 
     depth, width, heads, seq, _, vocab = SHAPES[given.shape]
     if given.peer == "gpt2":
-        config = hf.GPT2Config(vocab_size=vocab, n_positions=seq, n_embd=width, n_layer=depth, n_head=heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)  # fmt: skip
+        config = hf.GPT2Config(
+            vocab_size=vocab,
+            n_positions=seq,
+            n_embd=width,
+            n_layer=depth,
+            n_head=heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,
+        )
         model = hf.GPT2LMHeadModel(config)
     else:
         hidden = DecoderConfig(depth=1, width=width, num_heads=heads).hidden_dim
-        config = hf.LlamaConfig(vocab_size=vocab, hidden_size=width, intermediate_size=hidden, num_hidden_layers=depth, num_attention_heads=heads, max_position_embeddings=seq, use_cache=False)  # fmt: skip
+        config = hf.LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=width,
+            intermediate_size=hidden,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            max_position_embeddings=seq,
+            use_cache=False,
+        )
         model = hf.LlamaForCausalLM(config)
     precision = recipe(given.precision)
     forward = torch.compile(model) if given.compile else model

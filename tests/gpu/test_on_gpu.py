@@ -56,7 +56,11 @@ def test_a_training_step_agrees_with_the_cpu(precision: str, compiled: bool) -> 
     """fp32 to 1e-3 relative, bf16 to the 2**-7 of one rounding."""
     losses = []
     for device in ("cpu", "cuda"):
-        model = DecoderConfig(depth=2, width=64, num_heads=4, num_kv_heads=2, dropout=0.1).build(100, 0).to(device)  # fmt: skip
+        model = (
+            DecoderConfig(depth=2, width=64, num_heads=4, num_kv_heads=2, dropout=0.1)
+            .build(100, 0)
+            .to(device)
+        )
         recipe = PrecisionConfig(compute=precision).build(torch.device(device))  # type: ignore[arg-type]
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         forward = torch.compile(model) if compiled and device == "cuda" else model
@@ -90,8 +94,12 @@ def test_triton_nvfp4_is_the_reference_bit_for_bit() -> None:
             assert torch.equal(numerator, wanted.numerator)
 
 
-@pytest.mark.parametrize(("name", "arguments", "recipe"), published(), ids=lambda v: v if isinstance(v, str) else "")  # fmt: skip
-def test_native_gemms_agree_with_emulated_ones(name: str, arguments: dict[str, object], recipe: LinearRecipe) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "arguments", "recipe"), published(), ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_native_gemms_agree_with_emulated_ones(
+    name: str, arguments: dict[str, object], recipe: LinearRecipe
+) -> None:
     """Where this chip has the units: only the order of sums differs, bf16 gradients, and the dice."""
     device = torch.device("cuda")
     try:

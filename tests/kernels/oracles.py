@@ -30,10 +30,15 @@ def te_reference() -> Any:
     assert spec is not None
     assert spec.submodule_search_locations is not None
     root = Path(spec.submodule_search_locations[0])
-    names = {f"transformer_engine{tail}": root / path for tail, path in {
-        "": "", ".pytorch": "pytorch", ".pytorch.custom_recipes": "pytorch/custom_recipes",
-        ".pytorch.tensor": "pytorch/tensor",
-    }.items()}  # fmt: skip
+    names = {
+        f"transformer_engine{tail}": root / path
+        for tail, path in {
+            "": "",
+            ".pytorch": "pytorch",
+            ".pytorch.custom_recipes": "pytorch/custom_recipes",
+            ".pytorch.tensor": "pytorch/tensor",
+        }.items()
+    }
     before = {n: m for n, m in sys.modules.items() if n.startswith("transformer_engine")}
     for name, path in names.items():
         module = types.ModuleType(name)
@@ -71,7 +76,9 @@ def inputs(kind: str, rows: int = 128, cols: int = 256, seed: int = 0) -> torch.
         x = torch.where(torch.rand(rows, cols, generator=generator) < 0.9, 0.0, x)
         x[: rows // 2] = 0.0
     elif kind == "wide":  # block scales that underflow E4M3
-        x = x * 2.0 ** torch.randint(-30, 20, (rows, cols // 16), generator=generator).repeat_interleave(16, 1)  # fmt: skip
+        x = x * 2.0 ** torch.randint(
+            -30, 20, (rows, cols // 16), generator=generator
+        ).repeat_interleave(16, 1)
     elif kind == "outliers":
         x[:, ::61] *= 100.0
     return x.bfloat16()

@@ -41,7 +41,9 @@ def test_stochastic_rounding_has_no_bias_where_nearest_has() -> None:
     """Gradients of one sign near the underflow threshold: nearest loses them, the dice do not."""
     x = torch.full((64, 64), 0.02)
     x[:, ::16] = 1.0
-    bits = torch.randint(0, 256, x.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))  # fmt: skip
+    bits = torch.randint(
+        0, 256, x.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     nearest = statistics(x, quantise_nvfp4(x))["bias"]
     dice = statistics(x, quantise_nvfp4(x, bits=bits))["bias"]
     assert nearest < -0.1

@@ -48,7 +48,9 @@ def test_codes_decode_as_in_ml_dtypes_and_encode_back(name: str) -> None:
 def test_rounding_is_nearest_even_between_all_neighbours(name: str) -> None:
     values = decode(_finite_codes(name), FORMATS[name]).unique()
     middle = (values[1:].double() + values[:-1].double()).float() / 2
-    around = torch.cat([middle, torch.nextafter(middle, values[1:]), torch.nextafter(middle, values[:-1]), values])  # fmt: skip
+    around = torch.cat(
+        [middle, torch.nextafter(middle, values[1:]), torch.nextafter(middle, values[:-1]), values]
+    )
     oracle = torch.from_numpy(around.numpy().astype(DTYPES[name]).astype(np.float32))
     assert torch.equal(round_nearest(around, FORMATS[name]), oracle)
 

@@ -14,17 +14,30 @@ from tests.kernels.oracles import te_recipes
 
 Compose = Callable[..., dict[str, Any]]
 KNOWN = {
-    "fp8_delayed": ("DelayedScaling", {"amax_history_len": 1024, "amax_compute_algo": "max", "margin": 0}),
+    "fp8_delayed": (
+        "DelayedScaling",
+        {"amax_history_len": 1024, "amax_compute_algo": "max", "margin": 0},
+    ),
     "fp8_current": ("Float8CurrentScaling", {"use_power_2_scales": False}),
-    "fp8_block": ("Float8BlockScaling", {"x_block_scaling_dim": 1, "w_block_scaling_dim": 2, "use_f32_scales": False}),
+    "fp8_block": (
+        "Float8BlockScaling",
+        {"x_block_scaling_dim": 1, "w_block_scaling_dim": 2, "use_f32_scales": False},
+    ),
     "deepseek_fp8": ("Float8BlockScaling", {"grad_block_scaling_dim": 1, "use_f32_scales": True}),
     "mxfp8": ("MXFP8BlockScaling", {"enable_2d_quantization": False}),
-    "nvfp4": ("NVFP4BlockScaling", {"disable_rht": False, "disable_stochastic_rounding": False, "disable_2d_quantization": False}),
+    "nvfp4": (
+        "NVFP4BlockScaling",
+        {
+            "disable_rht": False,
+            "disable_stochastic_rounding": False,
+            "disable_2d_quantization": False,
+        },
+    ),
     "nvfp4_no_rht": ("NVFP4BlockScaling", {"disable_rht": True}),
     "nvfp4_no_sr": ("NVFP4BlockScaling", {"disable_stochastic_rounding": True}),
     "nvfp4_no_2d": ("NVFP4BlockScaling", {"disable_2d_quantization": True}),
     "nvfp4_forward": ("NVFP4BlockScaling", {"backward_override": "high_precision"}),
-}  # fmt: skip
+}
 
 
 def _linear(compose: Compose, *overrides: str) -> LinearRecipe:

@@ -11,10 +11,14 @@ from models.decoder_config import DecoderConfig
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1,), (1, 1), (3, 1), (2, 5), (4, 8)])
 @pytest.mark.parametrize("intel", [True, False])
-def test_packed_products_are_plain_products(monkeypatch: pytest.MonkeyPatch, intel: bool, dtype: torch.dtype, shape: tuple[int, ...]) -> None:  # fmt: skip
+def test_packed_products_are_plain_products(
+    monkeypatch: pytest.MonkeyPatch, intel: bool, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
     monkeypatch.setattr("kernels.packed._INTEL", intel)
     generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(*s, generator=generator).to(dtype) for s in ((*shape, 48), (80, 48), (80,)))  # fmt: skip
+    x, weight, bias = (
+        torch.randn(*s, generator=generator).to(dtype) for s in ((*shape, 48), (80, 48), (80,))
+    )
     assert can_pack(weight)
     for b in (bias, None):
         found = packed_linear(x, weight, pack(weight), b)

@@ -24,8 +24,12 @@ def test_words_depend_on_the_sample_not_on_its_batch() -> None:
     whole = random_words(NoiseKey(seed=1, step=5, samples=torch.arange(8)), 3, 10)
     part = random_words(NoiseKey(seed=1, step=5, samples=torch.tensor([6, 2])), 3, 10)
     assert torch.equal(part, whole[[6, 2]])
-    assert not torch.equal(whole, random_words(NoiseKey(seed=1, step=6, samples=torch.arange(8)), 3, 10))  # fmt: skip
-    assert not torch.equal(whole, random_words(NoiseKey(seed=1, step=5, samples=torch.arange(8)), 4, 10))  # fmt: skip
+    assert not torch.equal(
+        whole, random_words(NoiseKey(seed=1, step=6, samples=torch.arange(8)), 3, 10)
+    )
+    assert not torch.equal(
+        whole, random_words(NoiseKey(seed=1, step=5, samples=torch.arange(8)), 4, 10)
+    )
 
 
 def test_dropout_keeps_the_stated_share() -> None:

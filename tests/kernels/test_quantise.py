@@ -161,9 +161,13 @@ def test_stochastic_headroom_removes_the_clamp_of_gaussian_blocks() -> None:
     for headroom in (1.0, 17 / 16):
         total = torch.zeros_like(x)
         for seed in range(64):
-            bits = torch.randint(0, 256, x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)  # fmt: skip
+            bits = torch.randint(
+                0, 256, x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+            )
             total += quantise_nvfp4(x, bits=bits, sr_headroom=headroom).dequantise()
-        top = x.abs() >= x.view(512, 32, 16).abs().amax(-1, keepdim=True).expand(-1, -1, 16).reshape(x.shape)  # fmt: skip
+        top = x.abs() >= x.view(512, 32, 16).abs().amax(-1, keepdim=True).expand(
+            -1, -1, 16
+        ).reshape(x.shape)
         means.append(float(((total / 64 - x) * x.sign())[top].mean()))
     assert means[0] < -0.01  # block maxima are pulled down
     assert abs(means[1]) < 0.3 * abs(means[0])

@@ -89,8 +89,12 @@ def test_the_product_is_transformer_engines_qgemm() -> None:
     a, b = inputs("normal", 256, 4096), inputs("normal", 256, 4096, seed=1)
     quantiser = te.NVFP4QuantizerRef(dtype=None, columnwise=False)
     (qa, sa, *_, row_a, _), (qb, sb, *_, row_b, _) = quantiser._quantize(a), quantiser._quantize(b)
-    results = [type("Result", (), {"global_amax_row": r, "global_amax_col": r})() for r in (row_a, row_b)]  # fmt: skip
-    theirs = quantiser.qgemm(qa, qb, None, torch.bfloat16, sa, sb, qresult_x=results[0], qresult_w=results[1])  # fmt: skip
+    results = [
+        type("Result", (), {"global_amax_row": r, "global_amax_col": r})() for r in (row_a, row_b)
+    ]
+    theirs = quantiser.qgemm(
+        qa, qb, None, torch.bfloat16, sa, sb, qresult_x=results[0], qresult_w=results[1]
+    )
     how = FORMATS[0]
     ours = scaled_mm(emulate(a, how, 1), emulate(b, how, 1), sums=(1, 1), fp32=False)
     assert float((ours == theirs).float().mean()) > 0.999  # fp32 sums in another order

@@ -21,7 +21,15 @@ def _inputs(seq: int, wide: bool) -> dict[str, Any]:
     }
 
 
-def _by_token(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, beta: Tensor | None, documents: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _by_token(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    beta: Tensor | None,
+    documents: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """The definition, in fp64; the state belongs to the first token's document."""
     q, k, v, log_decay, state = (t.double() for t in (q, k, v, log_decay, state))
     out = torch.zeros_like(v)
@@ -48,7 +56,11 @@ def _by_token(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor,
 @pytest.mark.parametrize(("seq", "chunk"), [(1, 64), (23, 8), (40, 16), (40, 64)])
 def test_chunks_are_the_recurrence(kind: str, apart: bool, seq: int, chunk: int) -> None:
     given = _inputs(seq, wide=kind == "wide")
-    given["beta"] = torch.rand(2, 3, seq, generator=torch.Generator().manual_seed(1)) if kind == "delta" else None  # fmt: skip
+    given["beta"] = (
+        torch.rand(2, 3, seq, generator=torch.Generator().manual_seed(1))
+        if kind == "delta"
+        else None
+    )
     given["documents"] = None
     if apart:
         given["documents"] = torch.stack((torch.arange(seq) // 7, torch.arange(seq) // 18))
@@ -77,7 +89,15 @@ def test_the_gradient_is_that_of_the_recurrence(kind: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
-def _differentiable(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, beta: Tensor | None, documents: None) -> Tensor:  # fmt: skip
+def _differentiable(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    beta: Tensor | None,
+    documents: None,
+) -> Tensor:
     out, s = [], state
     for t in range(q.shape[2]):
         s = s * log_decay[:, :, t].exp()[..., None]

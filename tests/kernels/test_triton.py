@@ -52,5 +52,7 @@ for kind in KINDS:
 def test_triton_nvfp4_is_the_reference_bit_for_bit() -> None:
     pytest.importorskip("triton", reason="needs triton")
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -38,9 +38,14 @@ def text(*shape: int, seed: int = 1) -> Tensor:
 
 
 def is_a_whole_model(
-    cfg: ModelConfig, folder: Any, *, bound: float = 1e-5, causal: float = 1e-6,
-    flops: bool = True, in_halves: ModelConfig | None = None,
-) -> None:  # fmt: skip
+    cfg: ModelConfig,
+    folder: Any,
+    *,
+    bound: float = 1e-5,
+    causal: float = 1e-6,
+    flops: bool = True,
+    in_halves: ModelConfig | None = None,
+) -> None:
     """All claims but compilation and low precision, which cost more.
 
     Args:
@@ -103,7 +108,9 @@ def reads_piece_by_piece_what_it_reads_at_once(cfg: ModelConfig, bound: float = 
     size = float(whole.abs().max())
 
     def close(found: Tensor, expected: Tensor) -> None:
-        assert float((found - expected).abs().max()) < bound * max(1.0, size), float((found - expected).abs().max())  # fmt: skip
+        assert float((found - expected).abs().max()) < bound * max(1.0, size), float(
+            (found - expected).abs().max()
+        )
 
     for pieces in ([1] * 23, [10, 1, 1, 11], [23]):
         state, first = model.start(1, 4), 0
@@ -207,7 +214,14 @@ for given in json.loads(sys.stdin.read()):
 def compiles(*cfgs: ModelConfig, backend: str = "aot_eager") -> None:
     """Loss and gradients of the compiled model are the eager ones; in a process without the tests' type checks."""
     given = json.dumps([plain(cfg, target=True) for cfg in cfgs])
-    done = subprocess.run([sys.executable, "-c", _COMPILED, backend], input=given, cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPILED, backend],
+        input=given,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -106,7 +106,9 @@ def test_a_learned_sink_takes_attention_and_gives_nothing() -> None:
         plain = backbone.shaken(_cfg("learned sink"))
         for layer in plain.blocks():
             layer.attn.sink = None
-        torch.testing.assert_close(model(backbone.text(1, 9)), plain(backbone.text(1, 9)), rtol=1e-5, atol=1e-5)  # fmt: skip
+        torch.testing.assert_close(
+            model(backbone.text(1, 9)), plain(backbone.text(1, 9)), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,13 +137,17 @@ def test_without_causality_every_token_sees_every_other() -> None:
     other[:, 9] = (other[:, 9] + 1) % backbone.VOCAB
     with torch.no_grad():
         assert ((model(tokens) - model(other)).abs().amax(dim=-1) > 1e-6).all()
-    assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in DecoderConfig(**BASE).build(50, 0).named_parameters()}  # fmt: skip
+    assert {n: p.shape for n, p in model.named_parameters()} == {
+        n: p.shape for n, p in DecoderConfig(**BASE).build(50, 0).named_parameters()
+    }
     with pytest.raises(NotImplementedError, match="causal=false"):
         model.start(1, 8)
 
 
 def test_a_word_of_the_pattern_is_a_layer_and_words_go_round() -> None:
-    cfg = DecoderConfig(**BASE | {"depth": 3, "pattern": "af a", "parts": {"g": FeedForwardConfig(hidden=8)}})  # fmt: skip
+    cfg = DecoderConfig(
+        **BASE | {"depth": 3, "pattern": "af a", "parts": {"g": FeedForwardConfig(hidden=8)}}
+    )
     names = [[part.name for part in layer] for layer in cfg.branches()]
     assert names == [["attn", "mlp"], ["attn"], ["attn", "mlp"]]
     model = cfg.build(50, 0)
@@ -168,8 +174,12 @@ def test_impossible_patterns_are_refused(bad: dict[str, Any], match: str) -> Non
 
 @pytest.mark.parametrize(
     ("bad", "match"),
-    [({"window": 0}, "window=0"), ({"sinks": 2}, "sinks=2"), ({"window": 4, "reindex": True}, "reindex")],
-)  # fmt: skip
+    [
+        ({"window": 0}, "window=0"),
+        ({"sinks": 2}, "sinks=2"),
+        ({"window": 4, "reindex": True}, "reindex"),
+    ],
+)
 def test_impossible_attention_is_refused(bad: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         AttentionConfig(**bad)

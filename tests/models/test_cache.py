@@ -10,10 +10,23 @@ from models.precision_config import FpropConfig, OperandConfig, PrecisionConfig
 
 SHAPES = {
     "rope": DecoderConfig(depth=2, width=32, num_heads=4),
-    "grouped, qk norm, softcap": DecoderConfig(depth=2, width=32, num_heads=4, num_kv_heads=2, qk_norm=True, softcap=20.0),
-    "gpt2": DecoderConfig(depth=2, width=32, num_heads=4, positions="learned", norm="layernorm", activation="gelu", bias=True, context_length=64),
-    "mup, untied": DecoderConfig(depth=1, width=64, num_heads=2, init="mup", base_width=32, tied=False),
-}  # fmt: skip
+    "grouped, qk norm, softcap": DecoderConfig(
+        depth=2, width=32, num_heads=4, num_kv_heads=2, qk_norm=True, softcap=20.0
+    ),
+    "gpt2": DecoderConfig(
+        depth=2,
+        width=32,
+        num_heads=4,
+        positions="learned",
+        norm="layernorm",
+        activation="gelu",
+        bias=True,
+        context_length=64,
+    ),
+    "mup, untied": DecoderConfig(
+        depth=1, width=64, num_heads=2, init="mup", base_width=32, tied=False
+    ),
+}
 
 
 @pytest.fixture(params=SHAPES)
@@ -21,7 +34,12 @@ def model(request: pytest.FixtureRequest) -> Decoder:
     built = SHAPES[request.param].build(50, 0)
     with torch.no_grad():
         for parameter in built.parameters():  # far from the small numbers of an initialisation
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * 0.1)  # fmt: skip
+            parameter.add_(
+                torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+                )
+                * 0.1
+            )
     return built
 
 
@@ -61,7 +79,11 @@ def test_rows_of_different_lengths_do_not_see_each_other(model: Decoder) -> None
 def test_selected_rows_go_on_where_they_were(model: Decoder) -> None:
     rows = _rows(5, 8)
     state = model.start(2, 16)
-    model(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), state=state, counts=torch.tensor([5, 8]))  # fmt: skip
+    model(
+        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        state=state,
+        counts=torch.tensor([5, 8]),
+    )
     chosen = state.select(torch.tensor([1, 1, 0]))
     logits = model(torch.tensor([[1], [2], [3]]), state=chosen)
     for row, token, found in zip((1, 1, 0), (1, 2, 3), logits, strict=True):

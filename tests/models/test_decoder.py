@@ -87,25 +87,45 @@ def test_equals_transformers_gpt2() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     ours = DecoderConfig(
-        **BASE, norm="layernorm", positions="learned", activation="gelu", bias=True,
+        **BASE,
+        norm="layernorm",
+        positions="learned",
+        activation="gelu",
+        bias=True,
         context_length=16,
-    ).build(50, 3)  # fmt: skip
-    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=4)).eval()  # fmt: skip
-    names = {"attn_norm": "ln_1", "mlp_norm": "ln_2", "attn.qkv": "attn.c_attn", "attn.out": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}  # fmt: skip
+    ).build(50, 3)
+    theirs = GPT2LMHeadModel(
+        GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=4)
+    ).eval()
+    names = {
+        "attn_norm": "ln_1",
+        "mlp_norm": "ln_2",
+        "attn.qkv": "attn.c_attn",
+        "attn.out": "attn.c_proj",
+        "mlp.up": "mlp.c_fc",
+        "mlp.down": "mlp.c_proj",
+    }
     state = theirs.state_dict()
     with torch.no_grad():
         for name, value in ours.named_parameters():
             mapped = name.replace("layers.", "transformer.h.")
             for mine, hf in names.items():
                 mapped = mapped.replace(f".{mine}.", f".{hf}.")
-            mapped = {"embedding.weight": "transformer.wte.weight", "positions.weight": "transformer.wpe.weight", "norm.weight": "transformer.ln_f.weight", "norm.bias": "transformer.ln_f.bias"}.get(mapped, mapped)  # fmt: skip
+            mapped = {
+                "embedding.weight": "transformer.wte.weight",
+                "positions.weight": "transformer.wpe.weight",
+                "norm.weight": "transformer.ln_f.weight",
+                "norm.bias": "transformer.ln_f.bias",
+            }.get(mapped, mapped)
             matrix = value.ndim == 2 and ".h." in mapped
             state[mapped].copy_(value.T if matrix else value)
     tokens = torch.randint(0, 50, (2, 16))
     torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [{"num_heads": 5}, {"num_kv_heads": 3}, {"dropout": 1.0}, {"init": "mup"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad", [{"num_heads": 5}, {"num_kv_heads": 3}, {"dropout": 1.0}, {"init": "mup"}]
+)
 def test_impossible_shapes_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         DecoderConfig(**BASE | bad)
@@ -139,7 +159,16 @@ def test_mup_keeps_the_change_of_logits_flat_in_width() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("init", ["gpt2", "depth_scaled", "mup"])
 def test_initial_weights_depend_on_nothing_but_the_seed(bias: bool, init: str) -> None:
-    options = {"depth": 2, "width": 32, "num_heads": 2, "norm": "layernorm", "positions": "learned", "tied": False, "qk_norm": True, "bias": bias}  # fmt: skip
+    options = {
+        "depth": 2,
+        "width": 32,
+        "num_heads": 2,
+        "norm": "layernorm",
+        "positions": "learned",
+        "tied": False,
+        "qk_norm": True,
+        "bias": bias,
+    }
     cfg = DecoderConfig(**options, init=init, base_width=16 if init == "mup" else None)  # type: ignore[arg-type]
     weights = []
     for state in (1, 2):

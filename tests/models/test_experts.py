@@ -31,7 +31,9 @@ def _cfg(kind: str, **more: Any) -> DecoderConfig:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
     """Load is a figure of a micro-batch, so halves are compared without what is said of it."""
-    backbone.is_a_whole_model(_cfg(kind), tmp_path / "m", in_halves=_cfg(kind, balance="none", z_loss=0.0))  # fmt: skip
+    backbone.is_a_whole_model(
+        _cfg(kind), tmp_path / "m", in_halves=_cfg(kind, balance="none", z_loss=0.0)
+    )
 
 
 def test_all_compile() -> None:
@@ -164,7 +166,9 @@ def test_the_grouped_product_is_the_loop_over_experts() -> None:
     torch.testing.assert_close(found, torch.cat(parts), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("bad", "match"), [({"top_k": 6}, "top_k=6"), ({"capacity_factor": 0.0}, "capacity_factor")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bad", "match"), [({"top_k": 6}, "top_k=6"), ({"capacity_factor": 0.0}, "capacity_factor")]
+)
 def test_impossible_mixtures_are_refused(bad: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         ExpertsConfig(num_experts=5, **bad)

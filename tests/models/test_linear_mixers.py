@@ -69,12 +69,18 @@ def test_a_hybrid_keeps_a_window_and_states_together(tmp_path: Path) -> None:
     from models.streams_config import StreamsConfig
 
     cfg = _cfg(
-        "gated delta", depth=3, pattern="nxe wm af", streams=StreamsConfig(num_streams=2),
+        "gated delta",
+        depth=3,
+        pattern="nxe wm af",
+        streams=StreamsConfig(num_streams=2),
         parts={
-            "x": KINDS["gated delta"], "m": KINDS["mamba"], "w": AttentionConfig(window=6, sinks=1),
-            "n": EngramConfig(table_size=31, slot_dim=2), "e": ExpertsConfig(num_experts=4, hidden=16, balance="none", z_loss=0.0),
+            "x": KINDS["gated delta"],
+            "m": KINDS["mamba"],
+            "w": AttentionConfig(window=6, sinks=1),
+            "n": EngramConfig(table_size=31, slot_dim=2),
+            "e": ExpertsConfig(num_experts=4, hidden=16, balance="none", z_loss=0.0),
         },
-    )  # fmt: skip
+    )
     backbone.is_a_whole_model(cfg, tmp_path / "m", bound=1e-4)
     backbone.compiles(cfg, backend="inductor")
 
@@ -96,8 +102,11 @@ def test_a_long_convolution_is_the_short_one() -> None:
 
 @pytest.mark.parametrize(
     ("part", "match"),
-    [(LinearAttentionConfig(num_heads=5), "num_heads=5"), (MambaConfig(head_dim=48), "head_dim=48")],
-)  # fmt: skip
+    [
+        (LinearAttentionConfig(num_heads=5), "num_heads=5"),
+        (MambaConfig(head_dim=48), "head_dim=48"),
+    ],
+)
 def test_shapes_that_do_not_fit_are_refused(part: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         DecoderConfig(depth=1, width=32, num_heads=4, pattern="x", parts={"x": part}).build(50, 0)

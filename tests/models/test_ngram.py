@@ -12,7 +12,9 @@ from models.ngram_config import NgramConfig
 TEXT = np.random.default_rng(0).choice(6, 400, p=[0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
 
 
-def _by_hand(context: list[int], token: int, order: int, discount: float, vocab: int, *, top: bool = True) -> float:  # fmt: skip
+def _by_hand(
+    context: list[int], token: int, order: int, discount: float, vocab: int, *, top: bool = True
+) -> float:
     """The recursion of Chen & Goodman, from dictionaries."""
     n = order
     counts: dict[tuple[int, ...], float] = defaultdict(float)
@@ -26,7 +28,9 @@ def _by_hand(context: list[int], token: int, order: int, discount: float, vocab:
             counts[gram[1:]] += 1
     before = tuple(context[len(context) - n + 1 :])
     mine = {gram: c for gram, c in counts.items() if gram[:-1] == before}
-    lower = _by_hand(context[1:], token, n - 1, discount, vocab, top=False) if n > 1 else 1.0 / vocab  # fmt: skip
+    lower = (
+        _by_hand(context[1:], token, n - 1, discount, vocab, top=False) if n > 1 else 1.0 / vocab
+    )
     if not mine:
         return lower
     total = sum(mine.values())

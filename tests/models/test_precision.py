@@ -31,7 +31,9 @@ FORWARD = FpropConfig(x=OperandConfig(format="nvfp4"), w=OperandConfig(format="n
 Compose = Callable[..., dict[str, Any]]
 
 
-def _prepared(cfg: PrecisionConfig, model: DecoderConfig = MODEL) -> tuple[Precision, LanguageModel]:  # fmt: skip
+def _prepared(
+    cfg: PrecisionConfig, model: DecoderConfig = MODEL
+) -> tuple[Precision, LanguageModel]:
     built = model.build(256, 0)
     precision = cfg.build(torch.device("cpu"))
     precision.prepare(built)
@@ -52,7 +54,9 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _on_cpu.cache_clear()
 
 
-def _step(precision: Precision, model: LanguageModel, step: int = 0, steps: int = 10) -> list[torch.Tensor]:  # fmt: skip
+def _step(
+    precision: Precision, model: LanguageModel, step: int = 0, steps: int = 10
+) -> list[torch.Tensor]:
     tokens = torch.arange(2 * 24).view(2, 24) % 256
     precision.begin(step, steps)
     with precision.autocast(NoiseKey(seed=0, step=step, samples=torch.arange(2))):
@@ -67,7 +71,7 @@ def _step(precision: Precision, model: LanguageModel, step: int = 0, steps: int 
 def test_every_recipe_of_conf_trains_close_to_bf16(name: str, compose: Compose) -> None:
     """No gradient is lost, and the loss differs by less than a tenth: the formats' own error."""
     cfg = _config(compose, name)
-    low, high = (_step(*_prepared(c)) for c in (cfg, PrecisionConfig(compute="bf16")))  # fmt: skip
+    low, high = (_step(*_prepared(c)) for c in (cfg, PrecisionConfig(compute="bf16")))
     assert abs(float(low[0] - high[0])) < 0.1
     for a, b in zip(low[1:], high[1:], strict=True):
         assert a.isfinite().all()
@@ -97,10 +101,13 @@ def test_the_published_recipe_keeps_the_last_share_of_blocks(compose: Compose) -
     assert not isinstance(model.blocks()[19].attn.qkv, QuantisedLinear)  # type: ignore[union-attr]
     formats = {c.operand: c.format for c in precision.table if c.layer == "layers.0.mlp.up"}
     assert formats == {
-        "fprop.x": "nvfp4 1x16 te214 RNE", "fprop.w": "nvfp4 16x16 te214 RNE",
-        "dgrad.g": "nvfp4 1x16 te214 SR", "dgrad.w": "nvfp4 16x16 te214 RNE",
-        "wgrad.g": "nvfp4 1x16 te214 SR", "wgrad.x": "nvfp4 1x16 te214 RNE",
-    }  # fmt: skip
+        "fprop.x": "nvfp4 1x16 te214 RNE",
+        "fprop.w": "nvfp4 16x16 te214 RNE",
+        "dgrad.g": "nvfp4 1x16 te214 SR",
+        "dgrad.w": "nvfp4 16x16 te214 RNE",
+        "wgrad.g": "nvfp4 1x16 te214 SR",
+        "wgrad.x": "nvfp4 1x16 te214 RNE",
+    }
 
 
 def test_first_matching_rule_wins_and_says_so() -> None:
@@ -136,7 +143,9 @@ def test_a_recipe_that_reaches_nothing_is_refused(change: dict[str, Any], messag
 def test_a_width_that_fits_no_block_is_refused_or_padded() -> None:
     odd = replace(MODEL, hidden=200)
     cfg = PrecisionConfig(compute="bf16", fprop=FORWARD)
-    with pytest.raises(ValueError, match=r"layers.0.mlp.down: k=200 is not a multiple of 16 .*precision.pad=true"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"layers.0.mlp.down: k=200 is not a multiple of 16 .*precision.pad=true"
+    ):
         _prepared(cfg, odd)
     assert all(g.isfinite().all() for g in _step(*_prepared(replace(cfg, pad=True), odd)))
 
@@ -147,21 +156,28 @@ def test_a_width_that_fits_no_block_is_refused_or_padded() -> None:
         ("precision.fprop.x.format=fp5", "'nvfp4', 'mxfp4'"),
         ("precision.fprop.x.block='16'", "block=16 must be ROWSxCOLS, 1x16 for example"),
         ("precision.fprop.x.scale=floor", "scale=floor is none of te214, paper for nvfp4"),
-        ("precision.dgrad.g.row_scaled=true precision.dgrad.g.block=16x16", "row_scaled needs blocks of one row"),
+        (
+            "precision.dgrad.g.row_scaled=true precision.dgrad.g.block=16x16",
+            "row_scaled needs blocks of one row",
+        ),
         ("precision.wgrad.hadamard=24", "hadamard=24 is none of 0, 16, 32, 64, 128"),
         ("precision.compute=fp32", "quantised GEMMs need compute=bf16"),
         ("precision.keep_last=2.5", "keep_last=2.5 must be a number of blocks or a share"),
         ("precision.fprop.y=1", "fprop"),
     ],
-)  # fmt: skip
-def test_bad_recipes_are_refused_with_what_is_valid(override: str, message: str, compose: Compose) -> None:  # fmt: skip
+)
+def test_bad_recipes_are_refused_with_what_is_valid(
+    override: str, message: str, compose: Compose
+) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(compose("precision=nvfp4", *override.split()))
     assert message in str(caught.value)
 
 
 def test_stochastic_rounding_is_for_e2m1_only() -> None:
-    with pytest.raises(ValueError, match="rounding=stochastic is for nvfp4 and mxfp4, not for fp8_e4m3"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match="rounding=stochastic is for nvfp4 and mxfp4, not for fp8_e4m3"
+    ):
         OperandConfig(format="fp8_e4m3", rounding="stochastic")
 
 
@@ -202,7 +218,9 @@ def test_checked_mode_stops_at_what_is_not_finite(what: str) -> None:
         torch.nn.init.constant_(layer.weight, nan)
     else:
         layer.register_full_backward_pre_hook(lambda _, grads: (grads[0] * nan,))
-    with pytest.raises(ValueError, match=rf"precision.check_finite: the {what} of layers.0.attn.qkv has NaN"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=rf"precision.check_finite: the {what} of layers.0.attn.qkv has NaN"
+    ):
         _step(precision, model)
 
 

@@ -22,22 +22,58 @@ from models.decoder_config import DecoderConfig
 from models.pretrained import load_pretrained, save_pretrained
 from models.rope_config import RopeScaling
 
-LLAMA: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 99, "max_position_embeddings": 128}  # fmt: skip
-STRETCHED = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 5e3}  # fmt: skip
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}  # fmt: skip
+LLAMA: dict[str, Any] = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 99,
+    "max_position_embeddings": 128,
+}
+STRETCHED = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "rope_theta": 5e3,
+}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 1e4,
+}
 THEIRS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**LLAMA, rms_norm_eps=1e-5),
-    "llama, tied, biases, wide heads": LlamaConfig(**LLAMA, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, head_dim=16),
-    "llama, linear": LlamaConfig(**LLAMA, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}),
+    "llama, tied, biases, wide heads": LlamaConfig(
+        **LLAMA, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, head_dim=16
+    ),
+    "llama, linear": LlamaConfig(
+        **LLAMA, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+    ),
     "llama, llama3": LlamaConfig(**LLAMA, rope_parameters=STRETCHED),
     "llama, yarn": LlamaConfig(**LLAMA, rope_parameters=YARN),
-    "llama, yarn, mscale": LlamaConfig(**LLAMA, rope_parameters=YARN | {"mscale": 0.7, "mscale_all_dim": 1.3, "truncate": False, "beta_fast": 16.0}),
+    "llama, yarn, mscale": LlamaConfig(
+        **LLAMA,
+        rope_parameters=YARN
+        | {"mscale": 0.7, "mscale_all_dim": 1.3, "truncate": False, "beta_fast": 16.0},
+    ),
     "qwen3": Qwen3Config(**LLAMA, head_dim=16),
     "qwen3, tied": Qwen3Config(**LLAMA, head_dim=12, tie_word_embeddings=True),
     "mixtral": MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2),
     "gpt2": GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=128, vocab_size=99),
-    "gpt2, untied": GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=128, vocab_size=99, tie_word_embeddings=False, n_inner=64),
-}  # fmt: skip
+    "gpt2, untied": GPT2Config(
+        n_embd=48,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        vocab_size=99,
+        tie_word_embeddings=False,
+        n_inner=64,
+    ),
+}
 TOKENS = torch.randint(0, 99, (2, 60), generator=torch.Generator().manual_seed(0))
 
 
@@ -67,12 +103,19 @@ def test_their_logits_are_ours_in_both_directions(name: str, tmp_path: Path) -> 
     written = save_pretrained(ours, tmp_path / "ours", max_shard_size="20KB")
     assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 2
     assert written == type(theirs).__name__
-    back = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()  # fmt: skip
+    back = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", attn_implementation="eager"
+    ).eval()
     torch.testing.assert_close(_logits(back), _logits(theirs), rtol=1e-4, atol=1e-4)
-    assert AutoConfig.from_pretrained(tmp_path / "ours").tie_word_embeddings == theirs.config.tie_word_embeddings  # fmt: skip
+    assert (
+        AutoConfig.from_pretrained(tmp_path / "ours").tie_word_embeddings
+        == theirs.config.tie_word_embeddings
+    )
 
 
-def test_the_keys_of_transformers_4_and_a_checkpoint_without_prefix_are_read(tmp_path: Path) -> None:  # fmt: skip
+def test_the_keys_of_transformers_4_and_a_checkpoint_without_prefix_are_read(
+    tmp_path: Path,
+) -> None:
     from safetensors.torch import load_file, save_file
 
     for name in ("llama, llama3", "gpt2"):
@@ -94,8 +137,14 @@ def test_the_keys_of_transformers_4_and_a_checkpoint_without_prefix_are_read(tmp
 ODD = {
     "softcap": DecoderConfig(depth=2, width=32, num_heads=2, softcap=10.0),
     "mup": DecoderConfig(depth=2, width=64, num_heads=2, init="mup", base_width=32),
-    "relu2, stretched": DecoderConfig(depth=1, width=32, num_heads=2, activation="relu2", rope_scaling=RopeScaling(kind="yarn", factor=2.0, original_context=64)),
-}  # fmt: skip
+    "relu2, stretched": DecoderConfig(
+        depth=1,
+        width=32,
+        num_heads=2,
+        activation="relu2",
+        rope_scaling=RopeScaling(kind="yarn", factor=2.0, original_context=64),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -127,7 +176,9 @@ def test_folders_that_cannot_be_read_or_written_say_why(tmp_path: Path) -> None:
         "hidden_size": "wanted",
         "tie_word_embeddings": "lacks the tensor lm_head.weight",
     }.items():
-        odd = {"num_hidden_layers": 2, "hidden_size": 32, "tie_word_embeddings": False}.get(change, "relu")  # fmt: skip
+        odd = {"num_hidden_layers": 2, "hidden_size": 32, "tie_word_embeddings": False}.get(
+            change, "relu"
+        )
         (folder / "config.json").write_text(json.dumps(given | {change: odd}))
         with pytest.raises(ValueError, match=message):
             load_pretrained(folder)

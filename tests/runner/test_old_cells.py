@@ -82,7 +82,9 @@ def _asked_again(row: dict[str, Any], root: Path) -> Cell:
     if "eval" in row:
         asked = row["eval"]
         overrides = _overrides(asked["overrides"], root)
-        ((cell,), _, _) = evaluation_cells(root, asked["target"], overrides, average=asked["average"])  # fmt: skip
+        ((cell,), _, _) = evaluation_cells(
+            root, asked["target"], overrides, average=asked["average"]
+        )
         return cell
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -94,7 +96,9 @@ def _asked_again(row: dict[str, Any], root: Path) -> Cell:
 def _run(overrides: list[str], root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "runner", *flags, *_overrides(overrides, root)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:
@@ -173,7 +177,9 @@ def test_every_cell_of_an_old_sweep_is_shown(name: str, root: Path, tmp_path: Pa
         row = known[member["fingerprint"]]
         assert re.search(rf"{row['fingerprint'][:6]} +{row['state']}", status), status
         assert row["fingerprint"][:6] in page.read_text()
-        assert f"{row['fingerprint']} {row['state']}" in _cli("show", row["fingerprint"], "--root", str(root))  # fmt: skip
+        assert f"{row['fingerprint']} {row['state']}" in _cli(
+            "show", row["fingerprint"], "--root", str(root)
+        )
         assert table["state"][row["fingerprint"]] == row["state"]
         for key in ("val_loss", "val_loss_average"):
             if key in row.get("losses", {}) and row["state"] == "finished":
@@ -187,7 +193,9 @@ def _cli(*arguments: str) -> str:
 
 
 @_cases(row for row in CELLS if "uninterrupted" in row)
-def test_an_old_interrupted_run_ends_at_the_bits_of_an_uninterrupted_one(row: dict[str, Any], own_root: Path) -> None:  # fmt: skip
+def test_an_old_interrupted_run_ends_at_the_bits_of_an_uninterrupted_one(
+    row: dict[str, Any], own_root: Path
+) -> None:
     """On another processor, or with another torch, losses agree as far as the order of sums lets them: to 1e-3."""
     folder, whole = own_root / "runs" / row["fingerprint"], row["uninterrupted"]
     before = len(journal.attempts(folder))
@@ -195,7 +203,9 @@ def test_an_old_interrupted_run_ends_at_the_bits_of_an_uninterrupted_one(row: di
     assert done.returncode == 0, done.stderr
     assert journal.state(folder) == "finished"
     assert len(journal.attempts(folder)) == before + 1
-    first = min(line["restored"] for line in read_lines(folder / "metrics.jsonl") if "restored" in line)  # fmt: skip
+    first = min(
+        line["restored"] for line in read_lines(folder / "metrics.jsonl") if "restored" in line
+    )
     assert first == row["checkpoint"]
     losses = _last_losses(folder)
     assert losses == pytest.approx(whole["losses"], rel=1e-3)

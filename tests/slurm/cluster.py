@@ -198,7 +198,14 @@ def _environment() -> dict[str, str]:
 
 def _start(name: str, command: list[str]) -> None:
     with open(HOME / "log" / f"{name}.out", "ab") as log:
-        process = subprocess.Popen(command, env=_environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            env=_environment(),
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     _STARTED.append(process)
     file = HOME / "daemons.json"
     known = json.loads(file.read_text()) if file.exists() else {}
@@ -216,14 +223,29 @@ def _run(command: list[str]) -> str:
 
 def _retry(command: list[str]) -> None:
     def works() -> bool:
-        return subprocess.run(command, env=_environment(), capture_output=True, check=False).returncode == 0  # fmt: skip
+        return (
+            subprocess.run(command, env=_environment(), capture_output=True, check=False).returncode
+            == 0
+        )
 
     _wait(" ".join(command[:3]), works)
 
 
 def _idle() -> int:
-    done = subprocess.run(["sinfo", "-h", "-N", "-o", "%N %T"], env=_environment(), capture_output=True, text=True, check=False)  # fmt: skip
-    return len({line.split()[0] for line in done.stdout.splitlines() if line.endswith(("idle", "mixed", "allocated"))})  # fmt: skip
+    done = subprocess.run(
+        ["sinfo", "-h", "-N", "-o", "%N %T"],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return len(
+        {
+            line.split()[0]
+            for line in done.stdout.splitlines()
+            if line.endswith(("idle", "mixed", "allocated"))
+        }
+    )
 
 
 def _wait(what: str, condition) -> None:  # type: ignore[no-untyped-def]

@@ -42,13 +42,33 @@ def main() -> None:
                 ["preempted", "preempted", "requeued", "step killed", "slurmd restarted"]
             )
             _disturb(kind, task, node)
-            log.writerow([round(time.monotonic() - start), kind, node if "slurmd" in kind or kind == "preempted" else task])  # fmt: skip
+            log.writerow(
+                [
+                    round(time.monotonic() - start),
+                    kind,
+                    node if "slurmd" in kind or kind == "preempted" else task,
+                ]
+            )
             stream.flush()
 
 
 def _disturb(kind: str, task: str, node: str) -> None:
     if kind == "preempted":  # by a job of higher priority that needs the whole node
-        _ask("sbatch", "-p", "high", "-w", node, "-c", "8", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 2")  # fmt: skip
+        _ask(
+            "sbatch",
+            "-p",
+            "high",
+            "-w",
+            node,
+            "-c",
+            "8",
+            "-t",
+            "1",
+            "-o",
+            "/dev/null",
+            "--wrap",
+            "sleep 2",
+        )
     elif kind == "requeued":
         _ask("scontrol", "requeue", task)
     elif kind == "step killed":

@@ -41,7 +41,12 @@ def sacct(job: str) -> list[str]:
     states: list[str] = []
 
     def ended() -> bool:
-        out = subprocess.run(["sacct", "-X", "-n", "-P", "-j", job, "-o", "State"], capture_output=True, text=True, check=True).stdout  # fmt: skip
+        out = subprocess.run(
+            ["sacct", "-X", "-n", "-P", "-j", job, "-o", "State"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         states[:] = [line.split()[0] for line in out.splitlines()]
         return bool(states) and not {"PENDING", "RUNNING", "REQUEUED"} & set(states)
 

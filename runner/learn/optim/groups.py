@@ -37,9 +37,11 @@ def _adamw(cfg: AdamWConfig, groups: Groups) -> torch.optim.Optimizer:
 
 
 def _groups(
-    cfg: AdamWConfig, model: nn.Module, named: Iterable[tuple[str, nn.Parameter]],
+    cfg: AdamWConfig,
+    model: nn.Module,
+    named: Iterable[tuple[str, nn.Parameter]],
     lr: float | None = None,
-) -> Groups:  # fmt: skip
+) -> Groups:
     """Group by (decay, learning-rate scale); `base_lr` is what the schedule multiplies."""
     scales, tables, embedded = learning_rate_scales(model), lookups(model), embeddings(model)
     groups: dict[tuple[float, float], list[Tensor]] = {}

@@ -65,11 +65,23 @@ def test_failures_are_grouped_explained_and_retried(espalier: Run, tmp_path: Pat
 
 def test_failed_cells_share_the_keys_that_set_them_apart(espalier: Run, tmp_path: Path) -> None:
     assert espalier("-m", "train.sequence_length=16,70000", "seed=1,2", "name=k").returncode == 1
-    assert _cli(tmp_path, "failures", "k").startswith("2 of 4: data, all train.sequence_length=70000\n")  # fmt: skip
+    assert _cli(tmp_path, "failures", "k").startswith(
+        "2 of 4: data, all train.sequence_length=70000\n"
+    )
 
 
 def test_a_cancelled_sweep_stops_and_the_next_launch_goes_on(tmp_path: Path, text: Path) -> None:
-    grid = ["-m", *TINY, f"data.sources.0.path={text}", f"root={tmp_path}", "name=c", "seed=1,2,3", "train.steps=2000", "eval.every=200", "hydra.launcher.jobs=1"]  # fmt: skip
+    grid = [
+        "-m",
+        *TINY,
+        f"data.sources.0.path={text}",
+        f"root={tmp_path}",
+        "name=c",
+        "seed=1,2,3",
+        "train.steps=2000",
+        "eval.every=200",
+        "hydra.launcher.jobs=1",
+    ]
     command = [sys.executable, "-m", "runner", *grid]
     sweep = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -93,17 +105,28 @@ def test_a_cancelled_sweep_stops_and_the_next_launch_goes_on(tmp_path: Path, tex
 def test_diff_shows_execution_keys_too(espalier: Run, tmp_path: Path) -> None:
     assert espalier("seed=1").returncode == 0
     assert espalier("seed=2", "train.micro_batch=2").returncode == 0
-    one, two = sorted(tmp_path.glob("runs/*"), key=lambda f: json.loads((f / "cell.json").read_text())["config"]["seed"])  # fmt: skip
+    one, two = sorted(
+        tmp_path.glob("runs/*"),
+        key=lambda f: json.loads((f / "cell.json").read_text())["config"]["seed"],
+    )
     lines = _cli(tmp_path, "diff", one.name, two.name).splitlines()
     assert lines == ["seed: 1 | 2", "train.micro_batch: None | 2"]
 
 
 def test_plan_names_the_experiments(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "runner.commands.cli", "plan"]
-    unknown = subprocess.run([*command, "nowhere"], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    unknown = subprocess.run(
+        [*command, "nowhere"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert "there are: " in unknown.stderr
     assert "chinchilla_refit, demo, " in unknown.stderr
-    shown = subprocess.run([*command, "demo", f"root={tmp_path}", "seed=1"], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    shown = subprocess.run(
+        [*command, "demo", f"root={tmp_path}", "seed=1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "6 cells (6 new)" in shown.stdout, shown.stderr
     assert "467.9k" in shown.stdout
 

@@ -31,7 +31,13 @@ def sweep(espalier: Run, tmp_path: Path) -> list[Path]:
 
 def test_show_and_ls_tell_what_is_known(sweep: list[Path], tmp_path: Path) -> None:
     shown = _cli("show", sweep[0].name[:8], "--root", str(tmp_path))
-    for part in ("finished", "attempt 1 on", "checkpointed step=12", "val_loss=", "model.width: 24"):  # fmt: skip
+    for part in (
+        "finished",
+        "attempt 1 on",
+        "checkpointed step=12",
+        "val_loss=",
+        "model.width: 24",
+    ):
         assert part in shown
     assert _cli("ls", "--root", str(tmp_path)).startswith("s: 2 cells (2 finished), 20")
 
@@ -98,7 +104,11 @@ def test_a_renamed_run_is_adopted_with_its_reason(
 def test_inspect_prints_each_weight_under_each_format(sweep: list[Path], tmp_path: Path) -> None:
     shown = _cli("precision", "inspect", sweep[0].name, "--root", str(tmp_path))
     rows = {line.split()[0]: line.split() for line in shown.splitlines()[1:] if line}
-    assert set(rows) == {f"layers.{i}.{part}" for i in (0, 1) for part in ("attn.qkv", "attn.out", "mlp.up", "mlp.down")}  # fmt: skip
+    assert set(rows) == {
+        f"layers.{i}.{part}"
+        for i in (0, 1)
+        for part in ("attn.qkv", "attn.out", "mlp.up", "mlp.down")
+    }
     for name, row in rows.items():
         one, _, four_over_six, mxfp4, mxfp8, _ = map(float, row[-6:])
         assert mxfp8 > 28, name

@@ -36,10 +36,16 @@ def task(tmp_path: Path) -> Path:
     rows = [{"q": f"line {i}:", "a": [str(i * i), str(i * i + 1)], "gold": 0} for i in range(12)]
     (folder / "squares.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     spec = {
-        "task": "squares", "files": ["squares.jsonl"], "output_type": "multiple_choice", "test_split": "test",
-        "doc_to_text": "{{q}}", "doc_to_target": "gold", "doc_to_choice": "{{a}}", "metadata": {"version": 1},
+        "task": "squares",
+        "files": ["squares.jsonl"],
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "gold",
+        "doc_to_choice": "{{a}}",
+        "metadata": {"version": 1},
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }  # fmt: skip
+    }
     (folder / "squares.yaml").write_text(json.dumps(spec))
     return folder
 
@@ -88,7 +94,9 @@ def test_two_processes_ask_what_one_asks(espalier: Run, task: Path, tmp_path: Pa
     assert asked[0] == asked[1] == asked[2]
 
 
-def test_a_sweep_is_evaluated_as_cells_and_its_runs_get_the_scores(espalier: Run, task: Path, tmp_path: Path) -> None:  # fmt: skip
+def test_a_sweep_is_evaluated_as_cells_and_its_runs_get_the_scores(
+    espalier: Run, task: Path, tmp_path: Path
+) -> None:
     assert espalier("-m", "seed=1,2", "name=s", "track.uri=null").returncode == 0
     root = ["--root", str(tmp_path)]
     planned = _cli("eval", "s", *_keys(task), "--plan", *root)
@@ -114,27 +122,60 @@ def test_a_sweep_is_evaluated_as_cells_and_its_runs_get_the_scores(espalier: Run
         over_seeds(from_folders(tmp_path, "s").table, ["model.width"], "squares/acc")
 
 
-def test_averaged_weights_have_scores_of_their_own(espalier: Run, task: Path, tmp_path: Path) -> None:  # fmt: skip
-    assert espalier("-m", "name=s", "train.average.kind=ema", "train.average.decay=0.5").returncode == 0  # fmt: skip
+def test_averaged_weights_have_scores_of_their_own(
+    espalier: Run, task: Path, tmp_path: Path
+) -> None:
+    assert (
+        espalier("-m", "name=s", "train.average.kind=ema", "train.average.decay=0.5").returncode
+        == 0
+    )
     (cell,) = sweep_cells(tmp_path, "s")
     root = ["--root", str(tmp_path), "--jobs", "1"]
-    told = _cli("eval", "s", *_keys(task), *root) + _cli("eval", "s", *_keys(task), "--average", *root)  # fmt: skip
+    told = _cli("eval", "s", *_keys(task), *root) + _cli(
+        "eval", "s", *_keys(task), "--average", *root
+    )
     row = from_folders(tmp_path, "s").table.iloc[0]
-    assert {"squares/acc", "squares/acc_average", "squares/acc_average_stderr"} <= set(row.index), told  # fmt: skip
+    assert {"squares/acc", "squares/acc_average", "squares/acc_average_stderr"} <= set(row.index), (
+        told
+    )
     assert len(list(cell.folder.glob("evals/*.json"))) == 2
 
 
-def test_an_evaluation_follows_the_checkpoints_of_a_run(espalier: Run, text: Path, task: Path, tmp_path: Path) -> None:  # fmt: skip
-    slow = ["model._target_=tests.faults.FaultyConfig", "model.fault=slow", "train.steps=60", "train.checkpoint.every_steps=5", "eval.every=30"]  # fmt: skip
-    command = [sys.executable, "-m", "runner", "-m", *TINY, *slow, f"data.sources.0.path={text}", f"root={tmp_path}", "name=f"]  # fmt: skip
+def test_an_evaluation_follows_the_checkpoints_of_a_run(
+    espalier: Run, text: Path, task: Path, tmp_path: Path
+) -> None:
+    slow = [
+        "model._target_=tests.faults.FaultyConfig",
+        "model.fault=slow",
+        "train.steps=60",
+        "train.checkpoint.every_steps=5",
+        "eval.every=30",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "runner",
+        "-m",
+        *TINY,
+        *slow,
+        f"data.sources.0.path={text}",
+        f"root={tmp_path}",
+        "name=f",
+    ]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as training:
         while not list(tmp_path.glob("runs/*/cell.json")):
             assert training.poll() is None
-        told = _cli("eval", "f", *_keys(task), "follow=true", "--jobs", "1", "--root", str(tmp_path))  # fmt: skip
+        told = _cli(
+            "eval", "f", *_keys(task), "follow=true", "--jobs", "1", "--root", str(tmp_path)
+        )
         assert training.wait(timeout=120) == 0
     (cell,) = sweep_cells(tmp_path, "f-eval")
     assert cell.state == "finished", told
-    steps = [row["step"] for row in storage.read_lines(cell.folder / "metrics.jsonl") if "squares/acc" in row]  # fmt: skip
+    steps = [
+        row["step"]
+        for row in storage.read_lines(cell.folder / "metrics.jsonl")
+        if "squares/acc" in row
+    ]
     assert len(steps) >= 2, told
     assert steps[-1] == 60
     assert steps == sorted(set(steps))
@@ -175,20 +216,26 @@ def test_details_of_the_validation_loss(espalier: Run, tmp_path: Path) -> None:
     )  # keys and values, fp32
 
 
-def test_without_lm_eval_nothing_is_begun(compose: Compose, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_without_lm_eval_nothing_is_begun(
+    compose: Compose, task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[eval\]'"):
         make_cells([("", compose(*(f"eval.harness.{key}" for key in _keys(task))))])
 
 
-def test_what_cannot_be_evaluated_is_said(espalier: Run, compose: Compose, task: Path, tmp_path: Path) -> None:  # fmt: skip
+def test_what_cannot_be_evaluated_is_said(
+    espalier: Run, compose: Compose, task: Path, tmp_path: Path
+) -> None:
     assert espalier("name=x").returncode == 0
     (cell,) = sweep_cells(tmp_path, "x")
     root = ["--root", str(tmp_path)]
     assert "give tasks=[lambada,...]" in _cli("eval", "x", *root)
     assert "'tasks' is no override" in _cli("eval", "x", "tasks", *root)
     assert "eval.harness.taks is not a key" in _cli("eval", "x", "tasks=[squares]", "taks=3", *root)
-    assert "no task 'squars'; near: squares" in _cli("eval", "x", "tasks=[squars]", f"include={task}", *root)  # fmt: skip
+    assert "no task 'squars'; near: squares" in _cli(
+        "eval", "x", "tasks=[squars]", f"include={task}", *root
+    )
     assert "no cell is 'nothing'" in _cli("eval", "nothing", *_keys(task), *root)
     (other,) = make_cells([("", compose("seed=9", "name=x"))])
     from runner.records.cells import freeze_cell, join_sweep

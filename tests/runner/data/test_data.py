@@ -96,7 +96,9 @@ def test_too_little_text_for_one_sequence_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason=f"needs {SHAKESPEARE}")
 def test_shakespeare_has_65_characters(tmp_path: Path) -> None:
-    data = DataConfig(sources=(SourceConfig(path=str(SHAKESPEARE)),), split="tail", val_fraction=0.1)  # fmt: skip
+    data = DataConfig(
+        sources=(SourceConfig(path=str(SHAKESPEARE)),), split="tail", val_fraction=0.1
+    )
     corpus = prepare(data, TokenizerConfig(kind="char"), tmp_path)
     assert corpus.tokenizer.vocab_size == 66
     assert len(corpus.train[0].ids) == 1_003_855  # 90% of 1,115,394 characters, and eos
@@ -126,7 +128,9 @@ def test_a_hugging_face_folder_loads_and_a_missing_one_is_named(tmp_path: Path) 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "disk"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_hub_loader_reads_local_folders(form: str, streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_the_hub_loader_reads_local_folders(
+    form: str, streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -61,10 +61,16 @@ def test_in_context_the_least_loss_is_that_of_counting(order: int) -> None:
     cfg = _cfg(order=order, num_val=6, concentration=0.3, in_context=True)
     found = []
     for batch in _corpus(cfg).held_out(24, 4, 10**6):
-        for tokens, targets in zip(batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):  # fmt: skip
+        for tokens, targets in zip(
+            batch["tokens"].tolist(), batch["targets"].tolist(), strict=True
+        ):
             text = [*tokens, targets[-1]]
             for place in range(1, len(text)):
-                same = [i for i in range(order, place) if text[i - order : i] == text[place - order : place]]  # fmt: skip
+                same = [
+                    i
+                    for i in range(order, place)
+                    if text[i - order : i] == text[place - order : place]
+                ]
                 hits = sum(text[i] == text[place] for i in same)
                 p = (hits + 0.3) / (len(same) + 1.2) if place >= order else 0.25
                 found.append(-np.log(p))
@@ -79,12 +85,17 @@ def test_counting_tokens_is_worse_than_counting_pairs_where_pairs_tell() -> None
     text = np.array([0, 1, 1, 0])  # of four symbols the first 1 is new, the second is not, 0 is
     fixed = MarkovConfig(in_context=True)
     object.__setattr__(fixed, "_held_out", lambda *_: text[None])
-    assert counting(fixed, 4, 3, 3, order=0, start=0.5) == pytest.approx(-np.log([0.5 / 2, 1.5 / 3, 0.5 / 4]).mean())  # fmt: skip
+    assert counting(fixed, 4, 3, 3, order=0, start=0.5) == pytest.approx(
+        -np.log([0.5 / 2, 1.5 / 3, 0.5 / 4]).mean()
+    )
 
 
 def test_tables_of_sequences_differ_in_context() -> None:
     certain = _corpus(_cfg(order=1, concentration=0.001, in_context=True)).samples(64, 0)
-    follows = [dict(zip(s["tokens"].tolist()[-8:], s["targets"].tolist()[-8:], strict=True)) for s in (certain[i] for i in range(40))]  # fmt: skip
+    follows = [
+        dict(zip(s["tokens"].tolist()[-8:], s["targets"].tolist()[-8:], strict=True))
+        for s in (certain[i] for i in range(40))
+    ]
     seen = {(token, after) for pairs in follows for token, after in pairs.items()}
     assert len(seen) > 4  # one table of certain rows has one successor of each of four tokens
 
@@ -101,7 +112,9 @@ def test_samples_are_functions_of_seed_and_number_and_validation_is_apart() -> N
 
 
 def test_certain_rows_are_cheap() -> None:
-    assert entropy(_cfg(concentration=0.01), 4, 64, 10**6) < entropy(_cfg(concentration=1.0), 4, 64, 10**6)  # fmt: skip
+    assert entropy(_cfg(concentration=0.01), 4, 64, 10**6) < entropy(
+        _cfg(concentration=1.0), 4, 64, 10**6
+    )
 
 
 def test_what_does_not_fit_is_refused() -> None:

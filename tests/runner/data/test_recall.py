@@ -101,11 +101,27 @@ def test_recall_of_text_is_refused_before_any_run_starts() -> None:
 def test_attention_learns_to_recall_and_the_run_says_how_often(tmp_path: Path) -> None:
     """A convolution binds each value to its key; which of two values is meant, only attention can tell."""
     overrides = [
-        "model=gpt_pico", "model.depth=1", "model.width=64", "model.num_heads=1", "model.pattern=ca", "+model/part@model.parts.c=short_conv", "data=recall",
-        "data.num_pairs=2", "data.num_train=4000", "data.num_val=100", "tokenizer=symbols",
-        "tokenizer.vocab_size=32", "train.sequence_length=16", "train.batch_size=64", "train.steps=500",
-        "optim.lr=1e-2", "eval.details=true", "eval.sample_tokens=0", "track.uri=off", f"root={tmp_path}",
-    ]  # fmt: skip
+        "model=gpt_pico",
+        "model.depth=1",
+        "model.width=64",
+        "model.num_heads=1",
+        "model.pattern=ca",
+        "+model/part@model.parts.c=short_conv",
+        "data=recall",
+        "data.num_pairs=2",
+        "data.num_train=4000",
+        "data.num_val=100",
+        "tokenizer=symbols",
+        "tokenizer.vocab_size=32",
+        "train.sequence_length=16",
+        "train.batch_size=64",
+        "train.steps=500",
+        "optim.lr=1e-2",
+        "eval.details=true",
+        "eval.sample_tokens=0",
+        "track.uri=off",
+        f"root={tmp_path}",
+    ]
     subprocess.run(
         [sys.executable, "-m", "runner", *overrides],
         cwd=ROOT,

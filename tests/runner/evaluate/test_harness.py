@@ -64,7 +64,10 @@ ROWS = [
 @pytest.mark.parametrize("batch", [1, 2, 16])
 def test_log_likelihoods_are_those_of_a_direct_pass(model: Decoder, batch: int) -> None:
     asked = HarnessModel(model, BYTES, context=64, batch_size=batch)
-    expected = [_directly(model, context.rstrip(), context[len(context.rstrip()) :] + text) for context, text in ROWS]  # fmt: skip
+    expected = [
+        _directly(model, context.rstrip(), context[len(context.rstrip()) :] + text)
+        for context, text in ROWS
+    ]
     for found, (nats, greedy) in zip(_ask(asked, "loglikelihood", *ROWS), expected, strict=True):
         assert found == (pytest.approx(nats, abs=1e-4), greedy)
     likeliest = _ask(asked, "generate_until", ("abc", {"until": [], "max_gen_toks": 3}))[0]
@@ -111,23 +114,37 @@ def test_generation_is_that_of_the_engine_up_to_a_stop_string(model: Decoder) ->
         assert "e" not in text
 
 
-def test_a_task_of_ones_own_is_scored_with_standard_errors_and_records(model: Decoder, tmp_path: Path) -> None:  # fmt: skip
+def test_a_task_of_ones_own_is_scored_with_standard_errors_and_records(
+    model: Decoder, tmp_path: Path
+) -> None:
     rows = [{"q": f"question {i}", "a": ["yes", "no"], "gold": i % 2} for i in range(10)]
     (tmp_path / "mine.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     spec = {
-        "task": "mine", "files": ["mine.jsonl"], "output_type": "multiple_choice", "test_split": "test",
-        "doc_to_text": "{{q}}", "doc_to_target": "gold", "doc_to_choice": "{{a}}", "metadata": {"version": 7},
+        "task": "mine",
+        "files": ["mine.jsonl"],
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "gold",
+        "doc_to_choice": "{{a}}",
+        "metadata": {"version": 7},
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }  # fmt: skip
+    }
     (tmp_path / "mine.yaml").write_text(json.dumps(spec))
     cfg = HarnessConfig(tasks=("mine",), data=str(tmp_path), include=str(tmp_path))
     asked = HarnessModel(model, BYTES, context=64)
     report = evaluate(asked, cfg)
     (row,) = report.scores
     right = [
-        max((0, 1), key=lambda k, r=r: asked.score([(asked.tok_encode(r["q"]), asked.tok_encode(" " + r["a"][k]))])[0][0]) == r["gold"]  # type: ignore[misc]
+        max(
+            (0, 1),
+            key=lambda k, r=r: asked.score(
+                [(asked.tok_encode(r["q"]), asked.tok_encode(" " + r["a"][k]))]
+            )[0][0],
+        )
+        == r["gold"]  # type: ignore[misc]
         for r in rows
-    ]  # fmt: skip
+    ]
     mean = sum(right) / 10
     assert row["value"] == pytest.approx(mean)
     assert row["stderr"] == pytest.approx(math.sqrt(mean * (1 - mean) / 9))
@@ -138,8 +155,14 @@ def test_a_task_of_ones_own_is_scored_with_standard_errors_and_records(model: De
     records = pd.read_parquet(file.with_suffix(".parquet"))
     assert records["acc"].astype(bool).tolist() == right
     assert json.loads(records["doc"][3])["q"] == "question 3"
-    few = evaluate(asked, HarnessConfig(tasks=("mine",), data=str(tmp_path), include=str(tmp_path), limit=3))  # fmt: skip
-    assert [json.loads(r["doc"])["q"] for r in few.records] == ["question 0", "question 3", "question 6"]  # fmt: skip
+    few = evaluate(
+        asked, HarnessConfig(tasks=("mine",), data=str(tmp_path), include=str(tmp_path), limit=3)
+    )
+    assert [json.loads(r["doc"])["q"] for r in few.records] == [
+        "question 0",
+        "question 3",
+        "question 6",
+    ]
     assert few.scores[0]["identity"] != row["identity"]
     before = content(("mine",), cfg.data, cfg.include)
     (tmp_path / "mine.jsonl").write_text(json.dumps(rows[0]))
@@ -149,11 +172,17 @@ def test_a_task_of_ones_own_is_scored_with_standard_errors_and_records(model: De
 def test_programs_past_our_sandbox_need_leave(model: Decoder, tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(json.dumps({"q": "x"}))
     spec = {
-        "task": "mine", "files": ["mine.jsonl"], "output_type": "generate_until", "test_split": "test",
-        "doc_to_text": "{{q}}", "doc_to_target": "x", "unsafe_code": True, "metadata": {"version": 1},
+        "task": "mine",
+        "files": ["mine.jsonl"],
+        "output_type": "generate_until",
+        "test_split": "test",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "x",
+        "unsafe_code": True,
+        "metadata": {"version": 1},
         "generation_kwargs": {"until": ["y"], "max_gen_toks": 64},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    }  # fmt: skip
+    }
     (tmp_path / "mine.yaml").write_text(json.dumps(spec))
     cfg = HarnessConfig(tasks=("mine",), data=str(tmp_path), include=str(tmp_path))
     asked = HarnessModel(model, BYTES, context=32)
@@ -208,7 +237,14 @@ def test_the_hubs_form_of_rows_asks_the_same(model: Decoder, tmp_path: Path) -> 
         size = len([a for a, b in zip(one.split(), two.split(), strict=False) if a == b])
         words = (one.split()[size:], two.split()[size:])
         sentence = " ".join([*one.split()[:size], "_", row["continuation"]])
-        hub.append({"sentence": sentence, "option1": " ".join(words[0]), "option2": " ".join(words[1]), "answer": str(row["gold"] + 1)})  # fmt: skip
+        hub.append(
+            {
+                "sentence": sentence,
+                "option1": " ".join(words[0]),
+                "option2": " ".join(words[1]),
+                "answer": str(row["gold"] + 1),
+            }
+        )
     (tmp_path / "hub/winogrande_xl").mkdir(parents=True)
     Dataset.from_list(hub).to_parquet(tmp_path / "hub/winogrande_xl/validation-0.parquet")
     (tmp_path / "local").mkdir()

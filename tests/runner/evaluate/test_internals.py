@@ -22,9 +22,18 @@ from runner.evaluate.internals import induction, look, watching
 NAMES = [chr(97 + i % 26) for i in range(50)]
 SHAPES = {
     "rope, grouped": DecoderConfig(depth=2, width=32, num_heads=4, num_kv_heads=2, qk_norm=True),
-    "gpt2": DecoderConfig(depth=2, width=32, num_heads=2, positions="learned", norm="layernorm", activation="gelu", bias=True, context_length=64),
+    "gpt2": DecoderConfig(
+        depth=2,
+        width=32,
+        num_heads=2,
+        positions="learned",
+        norm="layernorm",
+        activation="gelu",
+        bias=True,
+        context_length=64,
+    ),
     "mup": DecoderConfig(depth=2, width=64, num_heads=2, init="mup", base_width=32),
-}  # fmt: skip
+}
 IDS = torch.randint(0, 50, (20,), generator=torch.Generator().manual_seed(0))
 
 
@@ -122,7 +131,16 @@ def test_a_run_logs_how_its_heads_match_prefixes(
 def test_prefix_matching_finds_a_head_that_copies() -> None:
     """A head made to look one step behind the last occurrence, by positions of learned embeddings."""
     length, width = 8, 64
-    cfg = DecoderConfig(depth=1, width=width, num_heads=1, positions="learned", norm="layernorm", activation="gelu", bias=True, context_length=16)  # fmt: skip
+    cfg = DecoderConfig(
+        depth=1,
+        width=width,
+        num_heads=1,
+        positions="learned",
+        norm="layernorm",
+        activation="gelu",
+        bias=True,
+        context_length=16,
+    )
     model = cfg.build(30, 0)
     with torch.no_grad():
         model.embedding.weight.zero_()
@@ -158,5 +176,7 @@ def test_the_command_draws_a_page_and_pictures(
     for name in ("attention.png", "attention.pdf", "losses.png"):
         assert (folder / name).stat().st_size > 3000
     assert len(json.loads((folder / "look.json").read_text())["losses"]) == len("line <b>1") - 1
-    assert "at least 2" in str(CliRunner().invoke(app, ["look", key, "--text", "a", *root]).exception)  # fmt: skip
+    assert "at least 2" in str(
+        CliRunner().invoke(app, ["look", key, "--text", "a", *root]).exception
+    )
     assert "one of them" in str(CliRunner().invoke(app, ["look", key, *root]).exception)

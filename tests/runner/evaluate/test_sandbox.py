@@ -51,11 +51,14 @@ def test_nothing_outside_can_be_read_written_or_reached(wall: Wall, tmp_path: Pa
             "see other processes": f"import os; os.kill({os.getpid()}, 0)",
             "see many processes": "import os; assert len([p for p in os.listdir('/proc') if p.isdigit()]) > 8",
             "know who started it": "import os; assert 'HOME' in os.environ or 'USER' in os.environ",
-        }  # fmt: skip
+        }
         for what, program in attempts.items():
             assert not run(program, wall=wall).passed, what
     mine = Path("/tmp", f"written_inside_{os.getpid()}")
-    assert run(f"open({str(mine)!r}, 'w').write('mine'); assert open({str(mine)!r}).read() == 'mine'", wall=wall).passed  # fmt: skip
+    assert run(
+        f"open({str(mine)!r}, 'w').write('mine'); assert open({str(mine)!r}).read() == 'mine'",
+        wall=wall,
+    ).passed
     assert not mine.exists()
 
 
@@ -76,7 +79,7 @@ def test_limits_hold(wall: Wall) -> None:
 def test_children_end_with_the_program(wall: Wall) -> None:
     mark = f"espalier-orphan-{os.getpid()}"
     command = f"sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)', {mark!r}]"
-    program = f"import os, sys, time\nif os.fork() == 0:\n    os.setsid(); os.execv({command})\ntime.sleep(0.5)"  # fmt: skip
+    program = f"import os, sys, time\nif os.fork() == 0:\n    os.setsid(); os.execv({command})\ntime.sleep(0.5)"
 
     def orphans() -> list[psutil.Process]:
         return [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]

@@ -49,32 +49,68 @@ def test_exported_tokenizers_give_the_same_ids(kind: str, tmp_path: Path) -> Non
     ids = ours.encode(TEXT).tolist()
     assert theirs(TEXT, add_special_tokens=False)["input_ids"] == ids
     assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
-    assert (theirs.eos_token_id, len(theirs), theirs.model_max_length) == (ours.eos, ours.vocab_size, 64)  # fmt: skip
+    assert (theirs.eos_token_id, len(theirs), theirs.model_max_length) == (
+        ours.eos,
+        ours.vocab_size,
+        64,
+    )
     back = TokenizerConfig(kind="folder", path=str(tmp_path), eos_token=theirs.eos_token).build([])
     assert back.encode(TEXT).tolist() == ids
     assert back.bytes_per_id().tolist() == ours.bytes_per_id().tolist()
 
 
-def test_a_cell_becomes_a_folder_that_transformers_continues_alike(espalier: Run, tmp_path: Path) -> None:  # fmt: skip
-    assert espalier("name=x", "tokenizer=bpe", "tokenizer.vocab_size=300", "track.uri=null").returncode == 0  # fmt: skip
+def test_a_cell_becomes_a_folder_that_transformers_continues_alike(
+    espalier: Run, tmp_path: Path
+) -> None:
+    assert (
+        espalier("name=x", "tokenizer=bpe", "tokenizer.vocab_size=300", "track.uri=null").returncode
+        == 0
+    )
     cell = find_cell(tmp_path, next((tmp_path / "runs").iterdir()).name)
     folder, root = tmp_path / "out", ["--root", str(tmp_path)]
     (cell.folder / "evals").mkdir()
     score = {"name": "t/bleu_average", "value": 0.25, "stderr": None, "n": 9}
     (cell.folder / "evals/0.json").write_text(json.dumps({"scores": [score]}))
-    told = _cli("export", cell.fingerprint[:6], str(folder), "--to", "hf", "--license", "mit", *root)  # fmt: skip
+    told = _cli(
+        "export", cell.fingerprint[:6], str(folder), "--to", "hf", "--license", "mit", *root
+    )
     assert "LlamaForCausalLM" in told
-    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)  # fmt: skip
+    theirs, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
     given = tokenizer("line", return_tensors="pt")
     done = theirs.generate(**given, max_new_tokens=9, do_sample=False, pad_token_id=0)
-    ours = _cli("generate", str(cell.folder), "--prompt", "line", "--tokens", "9", "--temperature", "0", *root)  # fmt: skip
+    ours = _cli(
+        "generate",
+        str(cell.folder),
+        "--prompt",
+        "line",
+        "--tokens",
+        "9",
+        "--temperature",
+        "0",
+        *root,
+    )
     assert ours == tokenizer.decode(done[0], skip_special_tokens=True) + "\n"
     card = (folder / "README.md").read_text()
-    for piece in ("license: mit", "pipeline_tag", "val_loss", "num_parameters", "bpe", "model.width", "| t/bleu_average | 0.2500 | not known | 9 |"):  # fmt: skip
+    for piece in (
+        "license: mit",
+        "pipeline_tag",
+        "val_loss",
+        "num_parameters",
+        "bpe",
+        "model.width",
+        "| t/bleu_average | 0.2500 | not known | 9 |",
+    ):
         assert piece in card
     assert "not empty" in _cli("export", cell.fingerprint, str(folder), *root)
-    assert "layout=gpt2 cannot hold this model" in _cli("export", cell.fingerprint, str(tmp_path / "n"), "--layout", "gpt2", *root)  # fmt: skip
-    assert "there is: hf" in _cli("export", cell.fingerprint, str(tmp_path / "n"), "--to", "gguf", *root)  # fmt: skip
+    assert "layout=gpt2 cannot hold this model" in _cli(
+        "export", cell.fingerprint, str(tmp_path / "n"), "--layout", "gpt2", *root
+    )
+    assert "there is: hf" in _cli(
+        "export", cell.fingerprint, str(tmp_path / "n"), "--to", "gguf", *root
+    )
     cursor = next(cell.folder.glob("mlflow/*.json"))
     assert find_cell(tmp_path, json.loads(cursor.read_text())["run_id"]).folder == cell.folder
     shutil.rmtree(cell.folder / "checkpoints")
@@ -86,16 +122,37 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with more rows than its tokenizer has ids, as transformers saves it."""
     folder = tmp_path_factory.mktemp("foreign")
     torch.manual_seed(1)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}  # fmt: skip
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     LlamaForCausalLM = AutoModelForCausalLM.from_config
-    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=320, max_position_embeddings=96)).save_pretrained(folder)  # fmt: skip
+    LlamaForCausalLM(
+        LlamaConfig(**shape, vocab_size=320, max_position_embeddings=96)
+    ).save_pretrained(folder)
     write_tokenizer(ByteTokenizer(), folder, 96)
     return folder
 
 
-def test_an_imported_model_is_measured_spoken_to_and_trained_on(foreign: Path, text: Path, tmp_path: Path) -> None:  # fmt: skip
-    common = [f"root={tmp_path}", "data=text", f"data.sources.0.path={text}", "eval.tokens=256", "data.split=tail"]  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", "runner.commands.cli", "import", "hf", str(foreign), *common], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+def test_an_imported_model_is_measured_spoken_to_and_trained_on(
+    foreign: Path, text: Path, tmp_path: Path
+) -> None:
+    common = [
+        f"root={tmp_path}",
+        "data=text",
+        f"data.sources.0.path={text}",
+        "eval.tokens=256",
+        "data.split=tail",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "runner.commands.cli", "import", "hf", str(foreign), *common],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     (cell,) = [find_cell(tmp_path, folder.name) for folder in (tmp_path / "runs").iterdir()]
     model, tokenizer, context = load_model(cell.folder)
@@ -105,7 +162,13 @@ def test_an_imported_model_is_measured_spoken_to_and_trained_on(foreign: Path, t
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
     assert any("val_loss" in row for row in storage.read_lines(cell.folder / "metrics.jsonl"))
-    train = ["train.steps=3", "train.batch_size=2", "train.sequence_length=32", "optim.lr=1e-9", "name=ft"]  # fmt: skip
+    train = [
+        "train.steps=3",
+        "train.batch_size=2",
+        "train.sequence_length=32",
+        "optim.lr=1e-9",
+        "name=ft",
+    ]
     command = [sys.executable, "-m", "runner", f"init=hf:{foreign}", *train, *common]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -122,7 +185,14 @@ def test_the_origin_counts_by_its_content(foreign: Path, compose: Compose, tmp_p
     assert a.fingerprint == b.fingerprint
     assert a.config.model.width == 32
     torch.manual_seed(2)
-    other = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=320, max_position_embeddings=96)  # fmt: skip
+    other = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=320,
+        max_position_embeddings=96,
+    )
     AutoModelForCausalLM.from_config(other).save_pretrained(moved)
     (c,) = make_cells([("", compose(f"init=hf:{moved}"))])
     assert c.fingerprint != a.fingerprint
@@ -130,7 +200,9 @@ def test_the_origin_counts_by_its_content(foreign: Path, compose: Compose, tmp_p
     assert kept["model"]["dropout"] == 0.25
 
 
-def test_origins_that_cannot_be_used_say_why(foreign: Path, compose: Compose, tmp_path: Path) -> None:  # fmt: skip
+def test_origins_that_cannot_be_used_say_why(
+    foreign: Path, compose: Compose, tmp_path: Path
+) -> None:
     odd = tmp_path / "odd"
     shutil.copytree(foreign, odd)
     (odd / "tokenizer_config.json").unlink()
@@ -150,7 +222,9 @@ def test_origins_that_cannot_be_used_say_why(foreign: Path, compose: Compose, tm
     with pytest.raises(ConfigError, match="leave one out"):
         validate(with_origin(compose(f"init=hf:{foreign}", "+upstream={run: abc}")))
     small = tmp_path / "small"
-    AutoModelForCausalLM.from_config(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99, n_positions=64)).save_pretrained(small)  # fmt: skip
+    AutoModelForCausalLM.from_config(
+        GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99, n_positions=64)
+    ).save_pretrained(small)
     write_tokenizer(ByteTokenizer(), small, 64)
     spec = validate(with_origin(compose(f"init=hf:{small}", "train.sequence_length=64"))).tokenizer
     with pytest.raises(ValueError, match="they do not belong together"):

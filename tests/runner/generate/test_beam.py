@@ -31,9 +31,15 @@ def model() -> Decoder:
     return built
 
 
-def _search(model: LanguageModel, beams: int, tokens: int, **more: object) -> list[tuple[list[int], float]]:  # fmt: skip
-    about = {"context": 32, "decode": lambda ids: "".join(chr(97 + i) for i in ids), "eos": 5} | more  # fmt: skip
-    found = beam_search(model, torch.tensor([1, 2, 0]), beams=beams, max_new_tokens=tokens, **about)  # type: ignore[arg-type]  # fmt: skip
+def _search(
+    model: LanguageModel, beams: int, tokens: int, **more: object
+) -> list[tuple[list[int], float]]:
+    about = {
+        "context": 32,
+        "decode": lambda ids: "".join(chr(97 + i) for i in ids),
+        "eos": 5,
+    } | more
+    found = beam_search(model, torch.tensor([1, 2, 0]), beams=beams, max_new_tokens=tokens, **about)  # type: ignore[arg-type]
     return [(one.ids, sum(one.logprobs)) for one in found]
 
 
@@ -79,15 +85,27 @@ class _Forgetful(LanguageModel):
 
 def test_beams_are_those_of_transformers(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    theirs = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, vocab_size=40)).eval()  # fmt: skip
+    theirs = GPT2LMHeadModel(
+        GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, vocab_size=40)
+    ).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
     theirs.save_pretrained(tmp_path)
     ours = load_pretrained(tmp_path)
     prompt = torch.tensor([[3, 9, 27]])
-    done = theirs.generate(prompt, num_beams=5, num_return_sequences=5, max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0)  # fmt: skip
-    found = beam_search(ours, prompt[0], beams=5, max_new_tokens=10, context=64, decode=str, eos=None)  # fmt: skip
+    done = theirs.generate(
+        prompt,
+        num_beams=5,
+        num_return_sequences=5,
+        max_new_tokens=10,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    found = beam_search(
+        ours, prompt[0], beams=5, max_new_tokens=10, context=64, decode=str, eos=None
+    )
     assert [one.ids for one in found] == done[:, 3:].tolist()
 
 
@@ -106,7 +124,20 @@ def _cli(*arguments: str, given: str | None = None) -> str:
 def test_generate_searches_prints_logprobs_and_talks(espalier: Run, tmp_path: Path) -> None:
     assert espalier("name=x").returncode == 0
     key, root = next((tmp_path / "runs").iterdir()).name, ["--root", str(tmp_path)]
-    told = _cli("generate", key, "--prompt", "li", "--tokens", "6", "--beams", "4", "--n", "3", "--logprobs", *root)  # fmt: skip
+    told = _cli(
+        "generate",
+        key,
+        "--prompt",
+        "li",
+        "--tokens",
+        "6",
+        "--beams",
+        "4",
+        "--n",
+        "3",
+        "--logprobs",
+        *root,
+    )
     rows = [json.loads(line) for line in told.splitlines()]
     assert len(rows) == 3
     scores = [row["logprob"] / max(1, row["tokens"]) for row in rows]
@@ -114,7 +145,17 @@ def test_generate_searches_prints_logprobs_and_talks(espalier: Run, tmp_path: Pa
     assert all(row["logprob"] == pytest.approx(sum(row["logprobs"])) for row in rows)
     assert "at most beams=2" in _cli("generate", key, "--beams", "2", "--n", "3", *root)
     assert "does not slide" in _cli("generate", key, "--prompt", "li", "--beams", "2", *root)
-    talk = _cli("generate", key, "-i", "--tokens", "3", "--temperature", "0", *root, given="line\n\nfar too long a line\n")  # fmt: skip
+    talk = _cli(
+        "generate",
+        key,
+        "-i",
+        "--tokens",
+        "3",
+        "--temperature",
+        "0",
+        *root,
+        given="line\n\nfar too long a line\n",
+    )
     alone = _cli("generate", key, "--prompt", "line", "--tokens", "3", "--temperature", "0", *root)
     assert talk.splitlines()[1] == alone.rstrip("\n")
     assert "the prompt is empty" in talk

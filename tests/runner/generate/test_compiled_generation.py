@@ -35,5 +35,7 @@ assert not counters["graph_break"], counters["graph_break"]
 
 
 def test_a_compiled_step_is_one_graph_and_says_the_same() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

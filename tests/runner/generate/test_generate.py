@@ -44,8 +44,12 @@ def _ids(text: str) -> Tensor:
 PROMPTS = [_ids(text) for text in ("a", "def f(x):", "the cat sat on the mat and")]
 
 
-def _call(model: Decoder, prompts: list[Tensor], how: Sampling | list[Sampling], **more: object) -> list[list[int]]:  # fmt: skip
-    done = generate(model, prompts, how, **{"context": 64, "decode": BYTES.decode, "eos": BYTES.eos} | more)  # type: ignore[arg-type]  # fmt: skip
+def _call(
+    model: Decoder, prompts: list[Tensor], how: Sampling | list[Sampling], **more: object
+) -> list[list[int]]:
+    done = generate(
+        model, prompts, how, **{"context": 64, "decode": BYTES.decode, "eos": BYTES.eos} | more
+    )  # type: ignore[arg-type]
     return [one.ids for one in done]
 
 
@@ -77,14 +81,23 @@ def test_prompts_that_cannot_be_read_are_refused(model: Decoder) -> None:
         _call(model, [_ids("")], Sampling())
     with pytest.raises(ValueError, match="the prompt has 26 tokens, more than the context of 20"):
         _call(model, [PROMPTS[2]], Sampling(), context=20)
-    assert len(_call(model, [PROMPTS[2]], Sampling(max_new_tokens=3), context=20, slide=True)[0]) == 3  # fmt: skip
+    assert (
+        len(_call(model, [PROMPTS[2]], Sampling(max_new_tokens=3), context=20, slide=True)[0]) == 3
+    )
     with pytest.raises(ValueError, match=r"top_p=1.5 must be in \(0, 1\]"):
         Sampling(top_p=1.5)
 
 
 def test_the_end_of_a_document_ends_the_text(model: Decoder) -> None:
     (ids,) = _call(model, [PROMPTS[1]], Sampling(max_new_tokens=20, temperature=0.0))
-    (cut,) = generate(model, [PROMPTS[1]], Sampling(max_new_tokens=20, temperature=0.0), context=64, decode=BYTES.decode, eos=ids[4])  # fmt: skip
+    (cut,) = generate(
+        model,
+        [PROMPTS[1]],
+        Sampling(max_new_tokens=20, temperature=0.0),
+        context=64,
+        decode=BYTES.decode,
+        eos=ids[4],
+    )
     assert cut.ids == ids[: ids.index(ids[4])]
     assert cut.finish == "stop"
     assert len(cut.logprobs) == len(cut.ids)
@@ -103,7 +116,7 @@ def test_cuts_keep_what_they_say() -> None:
 def test_draws_have_the_models_probabilities() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     generator, how = torch.Generator().manual_seed(0), Sampling(temperature=0.7)
-    drawn = torch.tensor([choose(logits, [0], how, generator)[0] for _ in range(4000)])  # fmt: skip
+    drawn = torch.tensor([choose(logits, [0], how, generator)[0] for _ in range(4000)])
     share = torch.bincount(drawn, minlength=4) / 4000
     torch.testing.assert_close(share, torch.softmax(logits / 0.7, 0), atol=0.02, rtol=0)
     _, logprob = choose(logits, [0], Sampling(temperature=0.0), generator)
@@ -115,7 +128,9 @@ def test_the_repetition_penalty_is_that_of_transformers() -> None:
 
     logits, seen = torch.tensor([2.0, 1.9, -1.0, 1.2]), torch.tensor([0, 2])
     theirs = RepetitionPenaltyLogitsProcessor(1.5)(seen[None], logits[None].clone())[0]
-    choice, _ = choose(logits, seen.tolist(), Sampling(temperature=0.0, repetition_penalty=1.5), torch.Generator())  # fmt: skip
+    choice, _ = choose(
+        logits, seen.tolist(), Sampling(temperature=0.0, repetition_penalty=1.5), torch.Generator()
+    )
     assert choice == int(theirs.argmax()) == 1
 
 
@@ -146,9 +161,20 @@ def test_a_stop_string_over_token_boundaries_ends_its_own_row_only(model: Decode
     (ids,) = _call(model, [PROMPTS[1]], Sampling(max_new_tokens=30, temperature=0.0))
     text = _letters(ids)
     stop = text[8:11]
-    how = [Sampling(max_new_tokens=30, temperature=0.0, stop=(stop,)), Sampling(max_new_tokens=30, temperature=0.0)]  # fmt: skip
+    how = [
+        Sampling(max_new_tokens=30, temperature=0.0, stop=(stop,)),
+        Sampling(max_new_tokens=30, temperature=0.0),
+    ]
     pieces: list[tuple[int, str]] = []
-    done = generate(model, [PROMPTS[1]] * 2, how, context=64, decode=_letters, eos=None, on_text=lambda i, p: pieces.append((i, p)))  # fmt: skip
+    done = generate(
+        model,
+        [PROMPTS[1]] * 2,
+        how,
+        context=64,
+        decode=_letters,
+        eos=None,
+        on_text=lambda i, p: pieces.append((i, p)),
+    )
     assert done[0].finish == "stop"
     assert stop not in done[0].text
     assert done[0].text == text[: text.index(stop)]
@@ -161,11 +187,13 @@ def test_the_command_takes_prompts_a_file_or_streams(espalier: Run, tmp_path: Pa
     assert espalier("seed=1").returncode == 0  # type: ignore[attr-defined]
     (run,) = tmp_path.glob("runs/*")
     call = lambda *more: CliRunner().invoke(app, ["generate", str(run), "--tokens", "9", *more])  # noqa: E731
-    several = call("--prompt", "line 1", "--prompt", "line 2", "--n", "2")  # fmt: skip
+    several = call("--prompt", "line 1", "--prompt", "line 2", "--n", "2")
     assert several.exit_code == 0, several.output
     assert several.output.count("line") >= 4
     streamed = call("--prompt", "line 1", "--stream", "--temperature", "0")
-    assert streamed.output.rstrip("\n") == call("--prompt", "line 1", "--temperature", "0").output.rstrip("\n")  # fmt: skip
+    assert streamed.output.rstrip("\n") == call(
+        "--prompt", "line 1", "--temperature", "0"
+    ).output.rstrip("\n")
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "line 1"}\n{"prompt": "x"}\n')
     rows = [json.loads(line) for line in call("--file", str(file)).output.splitlines()]
@@ -174,4 +202,6 @@ def test_the_command_takes_prompts_a_file_or_streams(espalier: Run, tmp_path: Pa
     assert "take one prompt" in str(call("--prompt", "a", "--prompt", "b", "--stream").exception)
     file.write_text('{"prompt": "line 1"}\n{"text": "x"}\n')
     assert "prompts.jsonl:2 is not a JSON object" in str(call("--file", str(file)).exception)
-    assert "the prompt has 17 tokens, more than the context of 16" in str(call("--prompt", "a" * 17).exception)  # fmt: skip
+    assert "the prompt has 17 tokens, more than the context of 16" in str(
+        call("--prompt", "a" * 17).exception
+    )

@@ -34,9 +34,10 @@ def _expand(node: dict[str, Any], *typed: str) -> list[Point]:
 def test_zip_advances_together_and_multiplies_the_rest() -> None:
     grid = {"params": {"seed": "1,2"}, "zip": [{"model.width": [64, 128], "optim.lr": [0.1, 0.01]}]}
     assert _expand(grid) == [
-        [f"seed={s}", *pair] for s in (1, 2)
+        [f"seed={s}", *pair]
+        for s in (1, 2)
         for pair in (["model.width=64", "optim.lr=0.1"], ["model.width=128", "optim.lr=0.01"])
-    ]  # fmt: skip
+    ]
     with pytest.raises(ConfigError, match="a has 1, b has 2"):
         _expand({"zip": [{"a": [1], "b": [1, 2]}]})
     with pytest.raises(ConfigError, match="give all or none"):
@@ -46,9 +47,13 @@ def test_zip_advances_together_and_multiplies_the_rest() -> None:
 def test_blocks_are_a_union_under_what_stands_above() -> None:
     grid = {"params": {"seed": "1,2"}, "blocks": [{"params": {"a": "1"}}, {"params": {"b": "1,2"}}]}
     assert _expand(grid) == [
-        ["seed=1", "a=1"], ["seed=2", "a=1"],
-        ["seed=1", "b=1"], ["seed=1", "b=2"], ["seed=2", "b=1"], ["seed=2", "b=2"],
-    ]  # fmt: skip
+        ["seed=1", "a=1"],
+        ["seed=2", "a=1"],
+        ["seed=1", "b=1"],
+        ["seed=1", "b=2"],
+        ["seed=2", "b=1"],
+        ["seed=2", "b=2"],
+    ]
 
 
 def test_the_command_line_wins_and_nothing_is_swept_twice() -> None:
@@ -62,8 +67,15 @@ def test_the_command_line_wins_and_nothing_is_swept_twice() -> None:
 
 @pytest.mark.parametrize("method", ["random", "sobol", "halton"])
 def test_draws_are_reproducible_prefixes_within_bounds(method: str) -> None:
-    space = {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "depth": {"low": 2, "high": 6, "integer": True}, "act": {"choices": ["gelu", "swiglu"]}}  # fmt: skip
-    draws = [_expand({"draw": {"count": n, "seed": 3, "method": method, "space": space}}) for n in (16, 16, 5)]  # fmt: skip
+    space = {
+        "lr": {"low": 1e-4, "high": 1e-1, "log": True},
+        "depth": {"low": 2, "high": 6, "integer": True},
+        "act": {"choices": ["gelu", "swiglu"]},
+    }
+    draws = [
+        _expand({"draw": {"count": n, "seed": 3, "method": method, "space": space}})
+        for n in (16, 16, 5)
+    ]
     assert draws[0] == draws[1]
     assert (
         draws[2] == draws[0][:5] or method == "sobol"
@@ -78,7 +90,13 @@ def test_draws_are_reproducible_prefixes_within_bounds(method: str) -> None:
     assert other != draws[0]
 
 
-KEYS = {"model.width": 64, "train.batch_size": 8, "precision": "fp32", "optim.lr": 1e-3, "model.softcap": None}  # fmt: skip
+KEYS = {
+    "model.width": 64,
+    "train.batch_size": 8,
+    "precision": "fp32",
+    "optim.lr": 1e-3,
+    "model.softcap": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -99,9 +117,22 @@ def test_expressions_have_python_values(text: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["__import__('os')", "model.width.__class__", "(lambda: 1)()", "[x for x in (1,)]", "model.width if 1 else 2",
-     "'a' * 10**9", "9**9**9", "1 +", "model.widht", "f'{precision}'", "optim[0]", "1/0", "model.width < 'a'"],
-)  # fmt: skip
+    [
+        "__import__('os')",
+        "model.width.__class__",
+        "(lambda: 1)()",
+        "[x for x in (1,)]",
+        "model.width if 1 else 2",
+        "'a' * 10**9",
+        "9**9**9",
+        "1 +",
+        "model.widht",
+        "f'{precision}'",
+        "optim[0]",
+        "1/0",
+        "model.width < 'a'",
+    ],
+)
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         evaluate(text, KEYS)
@@ -118,7 +149,13 @@ def test_no_text_does_more_than_fail(text: str) -> None:
 
 
 def test_dry_run_plans_and_runs_nothing(espalier: Run, tmp_path: Path) -> None:
-    grid = ["-m", "seed=1,2", "optim.lr=1e-3,1e-2", "hydra.sweeper.filter='seed * optim.lr < 0.015'", "name=p"]  # fmt: skip
+    grid = [
+        "-m",
+        "seed=1,2",
+        "optim.lr=1e-3,1e-2",
+        "hydra.sweeper.filter='seed * optim.lr < 0.015'",
+        "name=p",
+    ]
     done = espalier(*grid, "hydra.sweeper.dry_run=true")
     assert done.returncode == 0, done.stderr
     assert "3 cells (3 new)" in done.stdout
@@ -145,9 +182,12 @@ def test_an_experiment_with_zip_and_blocks_is_one_yaml(tmp_path: Path, text: Pat
     )
     command = [sys.executable, "-m", "runner", "-m", "-cd", str(folder), "-cn", "sweep", *TINY]
     done = subprocess.run(
-        [*command, f"data.sources.0.path={text}", f"root={tmp_path}"], cwd=ROOT,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [*command, f"data.sources.0.path={text}", f"root={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "10 cells (10 new)" in done.stdout
     assert done.stdout.count("width=48 lr=0.001") == 5

@@ -28,7 +28,9 @@ def _cells(root: Path) -> dict[str, Cell]:
     return {row["label"]: load_cell(root / "runs" / row["fingerprint"]) for row in rows}
 
 
-def test_three_stages_run_in_order_and_a_changed_evaluation_reruns_itself_only(tmp_path: Path, text: Path) -> None:  # fmt: skip
+def test_three_stages_run_in_order_and_a_changed_evaluation_reruns_itself_only(
+    tmp_path: Path, text: Path
+) -> None:
     # These belong to the stages here: a key of the command line would win over them.
     tiny = [a for a in TINY if not a.startswith(("train.steps", "eval.tokens"))]
     base = [*tiny, f"data.sources.0.path={text}", f"root={tmp_path}", "seed=1,2", "name=g"]
@@ -62,20 +64,37 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(espalier: Run, tmp_path: P
     (trunk,) = tmp_path.glob("runs/*")
     more = ["schedule.kind=constant", "schedule.warmup=0", "train.steps=20", "name=g"]
     goes_on = [f"upstream.run={trunk.name[:7]}", "upstream.take=everything"]
-    planned = [espalier("-m", *more, *start, "hydra.sweeper.dry_run=true") for start in (goes_on, [])]  # fmt: skip
+    planned = [
+        espalier("-m", *more, *start, "hydra.sweeper.dry_run=true") for start in (goes_on, [])
+    ]
     flops, all_flops = (float(re.search(r"to run: (\S+) FLOPs", p.stdout)[1]) for p in planned)  # type: ignore[index]
     assert flops == pytest.approx(all_flops * 8 / 20, rel=0.02)
     longer = espalier("-m", *more, *goes_on)
     assert longer.returncode == 0, longer.stderr
     assert espalier("-m", *more).returncode == 0
     extended, whole = (
-        next(f for f in tmp_path.glob("runs/*") if f != trunk and (load_cell(f).upstream is None) is alone)
+        next(
+            f
+            for f in tmp_path.glob("runs/*")
+            if f != trunk and (load_cell(f).upstream is None) is alone
+        )
         for alone in (False, True)
-    )  # fmt: skip
-    assert min(row["step"] for row in storage.read_lines(extended / "metrics.jsonl") if "loss" in row) == 13  # fmt: skip
+    )
+    assert (
+        min(row["step"] for row in storage.read_lines(extended / "metrics.jsonl") if "loss" in row)
+        == 13
+    )
     one, two = _weights(extended), _weights(whole)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    short = espalier("-m", "train.steps=12", "seed=0", "name=g", f"upstream.run={trunk.name}", "upstream.take=everything", "optim.lr=1e-5")  # fmt: skip
+    short = espalier(
+        "-m",
+        "train.steps=12",
+        "seed=0",
+        "name=g",
+        f"upstream.run={trunk.name}",
+        "upstream.take=everything",
+        "optim.lr=1e-5",
+    )
     assert short.returncode == 1
     log = next(load_cell(f).folder for f in tmp_path.glob("runs/*") if journal.state(f) == "failed")
     assert "must exceed the 12 steps" in (log / "log.txt").read_text()

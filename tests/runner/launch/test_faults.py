@@ -23,7 +23,13 @@ def _by_fault(root: Path) -> dict[str, Path]:
 
 
 def test_each_fault_ends_its_cell_alone_and_by_name(espalier: Run, tmp_path: Path) -> None:
-    done = espalier(*FAULTY, "model.fault=none,segfault,exit0,hang", "name=f", "resources.hang_min=0.1", "hydra.launcher.jobs=4")  # fmt: skip
+    done = espalier(
+        *FAULTY,
+        "model.fault=none,segfault,exit0,hang",
+        "name=f",
+        "resources.hang_min=0.1",
+        "hydra.launcher.jobs=4",
+    )
     assert done.returncode == 1, done.stderr
     cells = _by_fault(tmp_path)
     assert journal.state(cells.pop("none")) == "finished"
@@ -40,8 +46,12 @@ def test_each_fault_ends_its_cell_alone_and_by_name(espalier: Run, tmp_path: Pat
     assert causes == ["crash", "hang"]
 
 
-def test_out_of_memory_halves_the_micro_batch_at_equal_tokens(espalier: Run, tmp_path: Path) -> None:  # fmt: skip
-    done = espalier(*FAULTY, "model.fault=oom", "seed=1", "name=o", "eval.batch_size=1", "eval.tokens=32")  # fmt: skip
+def test_out_of_memory_halves_the_micro_batch_at_equal_tokens(
+    espalier: Run, tmp_path: Path
+) -> None:
+    done = espalier(
+        *FAULTY, "model.fault=oom", "seed=1", "name=o", "eval.batch_size=1", "eval.tokens=32"
+    )
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.glob("runs/*")
     cell = load_cell(folder)
@@ -56,9 +66,19 @@ def test_out_of_memory_halves_the_micro_batch_at_equal_tokens(espalier: Run, tmp
     assert "gpu memory" in str(clusters([load_cell(f) for f in tmp_path.glob("runs/*")])[0].cause)
 
 
-def test_failures_that_are_alike_stop_the_sweep_which_tells_once(espalier: Run, tmp_path: Path) -> None:  # fmt: skip
+def test_failures_that_are_alike_stop_the_sweep_which_tells_once(
+    espalier: Run, tmp_path: Path
+) -> None:
     told = tmp_path / "told.txt"
-    grid = [*FAULTY, "model.fault=raise", "seed=1,2,3,4", "name=a", "hydra.launcher.jobs=1", "hydra.sweeper.max_alike=2", f"hydra.sweeper.on_failure='echo $ESPALIER_SWEEP $ESPALIER_STATES >> {told}'"]  # fmt: skip
+    grid = [
+        *FAULTY,
+        "model.fault=raise",
+        "seed=1,2,3,4",
+        "name=a",
+        "hydra.launcher.jobs=1",
+        "hydra.sweeper.max_alike=2",
+        f"hydra.sweeper.on_failure='echo $ESPALIER_SWEEP $ESPALIER_STATES >> {told}'",
+    ]
     first = espalier(*grid)
     assert first.returncode == 1
     assert "2 cells failed alike" in first.stderr
@@ -111,7 +131,9 @@ def test_three_legs_without_a_checkpoint_are_enough(espalier: Run, tmp_path: Pat
 
 
 def test_resources_are_a_function_of_the_config(espalier: Run, tmp_path: Path) -> None:
-    classes = "resources.classes=[{when:'model.width >= 32',cpus:7,timeout_min:9},{when:'true',cpus:3}]".replace("true", "seed >= 0")  # fmt: skip
+    classes = "resources.classes=[{when:'model.width >= 32',cpus:7,timeout_min:9},{when:'true',cpus:3}]".replace(
+        "true", "seed >= 0"
+    )
     done = espalier("-m", "model.width=24,32", "seed=1", "name=r", classes)
     assert done.returncode == 0, done.stderr
     found = {
@@ -128,7 +150,9 @@ def test_execution_keys_of_the_last_launch_hold(espalier: Run, tmp_path: Path) -
     assert espalier("-m", "seed=1", "name=e", "train.clip=null", "data.split=tail").returncode == 0
     (folder,) = tmp_path.glob("runs/*")
     (folder / "attempts/0001/events.jsonl").unlink()  # as if it had been killed
-    assert espalier("-m", "seed=1", "name=e", "train.clip=null", "train.micro_batch=2").returncode == 0  # fmt: skip
+    assert (
+        espalier("-m", "seed=1", "name=e", "train.clip=null", "train.micro_batch=2").returncode == 0
+    )
     assert load_cell(folder).config.train.micro_batch == 2
     again = json.loads((journal.attempts(folder)[-1] / "environment.json").read_text())
     assert again["micro_batch"] == 2
@@ -148,5 +172,12 @@ def test_a_signal_within_the_handler_of_another_stops_the_run_and_not_the_proces
         "signal.raise_signal(signal.SIGUSR2)\n"
         "print(stop.is_set())\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.stdout == "True\n", done.stderr

@@ -39,7 +39,13 @@ from tests.slurm.watch import (
 )
 
 # Long by sleeping: a node of the test cluster has a fraction of a core.
-SLOW = ["model._target_=tests.faults.FaultyConfig", "model.fault=slow", "train.steps=200", "eval.every=100", "eval.tokens=32"]  # fmt: skip
+SLOW = [
+    "model._target_=tests.faults.FaultyConfig",
+    "model.fault=slow",
+    "train.steps=200",
+    "eval.every=100",
+    "eval.tokens=32",
+]
 DAEMONS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 MISSING = [name for name in DAEMONS if shutil.which(name) is None] + ["root"] * (os.geteuid() != 0)
 needs_slurm = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: make slurm-up")
@@ -105,7 +111,7 @@ class Disturbed:
 
     def command(self, root: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
         """The command of the cell; TINY's one thread in all: bits depend on it."""
-        return _command(self.text, root, "model.dropout=0.1", *SLOW, *arguments, launcher=launcher)  # fmt: skip
+        return _command(self.text, root, "model.dropout=0.1", *SLOW, *arguments, launcher=launcher)
 
     def reference(self) -> Path:
         """Wait for the run that nobody disturbed."""
@@ -120,7 +126,12 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
     folder = tmp_path_factory.mktemp("disturbed")
     text = write_text(folder / "text.txt")
     cell = Disturbed(text, folder / "alone", folder / "limit", [])
-    limit = ["name=limit", "resources.timeout_min=1", "hydra.launcher.warning_s=15", "hydra.launcher.sbatch={nodelist:n1}"]  # fmt: skip
+    limit = [
+        "name=limit",
+        "resources.timeout_min=1",
+        "hydra.launcher.warning_s=15",
+        "hydra.launcher.sbatch={nodelist:n1}",
+    ]
     for line in (cell.command(cell.alone, launcher="local"), cell.command(cell.limit, *limit)):
         cell.processes.append(subprocess.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL))
     yield cell
@@ -130,7 +141,9 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
 
 @needs_slurm
 @pytest.mark.usefixtures("disturbed")  # begun here
-def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(command: Command, tmp_path: Path) -> None:  # fmt: skip
+def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(
+    command: Command, tmp_path: Path
+) -> None:
     grid = command("name=s", "train.sequence_length=16,70000")
     done = run(grid)
     assert done.returncode == 1, done.stderr
@@ -138,7 +151,10 @@ def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(command
     assert sacct(job) == ["COMPLETED", "FAILED"]
     states = sorted(journal.state(f) for f in tmp_path.glob("runs/*"))
     assert states == ["failed", "finished"]
-    places = {json.loads(f.read_text())["code"] for f in tmp_path.glob("runs/*/attempts/*/environment.json")}  # fmt: skip
+    places = {
+        json.loads(f.read_text())["code"]
+        for f in tmp_path.glob("runs/*/attempts/*/environment.json")
+    }
     assert places == {str(next((tmp_path / "snapshots").iterdir()))}
     again = run(grid)
     assert again.returncode == 1  # the failed one is listed, not run again
@@ -148,14 +164,28 @@ def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(command
 
 
 @needs_slurm
-def test_preempted_and_requeued_runs_end_with_the_same_bits(disturbed: Disturbed, start: Start, tmp_path: Path) -> None:  # fmt: skip
+def test_preempted_and_requeued_runs_end_with_the_same_bits(
+    disturbed: Disturbed, start: Start, tmp_path: Path
+) -> None:
     """One cell, disturbed in many ways, each in a root of its own, against the same cell left alone."""
     kinds = {
         "requeue": ["hydra.launcher.sbatch={nodelist:n1}"],
-        "low": ["hydra.launcher.partition=low", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n4}"],
-        "cheap": ["hydra.launcher.partition=cheap", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n3}"],
-        "spot": ["hydra.launcher.partition=spot", "resources.cpus=8", "hydra.launcher.sbatch={nodelist:n2}"],
-    }  # fmt: skip
+        "low": [
+            "hydra.launcher.partition=low",
+            "resources.cpus=8",
+            "hydra.launcher.sbatch={nodelist:n4}",
+        ],
+        "cheap": [
+            "hydra.launcher.partition=cheap",
+            "resources.cpus=8",
+            "hydra.launcher.sbatch={nodelist:n3}",
+        ],
+        "spot": [
+            "hydra.launcher.partition=spot",
+            "resources.cpus=8",
+            "hydra.launcher.sbatch={nodelist:n2}",
+        ],
+    }
     nodes = {"low": "n4", "cheap": "n3", "spot": "n2"}
 
     def disturb(kind: str) -> None:
@@ -163,7 +193,21 @@ def test_preempted_and_requeued_runs_end_with_the_same_bits(disturbed: Disturbed
             (job,) = jobs_of(tmp_path / kind)
             subprocess.run(["scontrol", "requeue", f"{job}_0"], check=True)
             return
-        high = ["sbatch", "-p", "high", "-w", nodes[kind], "-c", "8", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]  # fmt: skip
+        high = [
+            "sbatch",
+            "-p",
+            "high",
+            "-w",
+            nodes[kind],
+            "-c",
+            "8",
+            "-t",
+            "1",
+            "-o",
+            "/dev/null",
+            "--wrap",
+            "sleep 3",
+        ]
         subprocess.run(high, check=True, capture_output=True)
 
     given = {k: disturbed.command(tmp_path / k, f"name={k}", *extra) for k, extra in kinds.items()}
@@ -174,7 +218,17 @@ def test_preempted_and_requeued_runs_end_with_the_same_bits(disturbed: Disturbed
     assert sacct(job) == ["PREEMPTED"]
     told = [e["event"] for a in attempts(tmp_path / "spot") for e in journal.events(a)]
     assert "needs_resubmit" in told
-    causes = run([sys.executable, "-m", "runner.commands.cli", "failures", "spot", "--root", str(tmp_path / "spot")])  # fmt: skip
+    causes = run(
+        [
+            sys.executable,
+            "-m",
+            "runner.commands.cli",
+            "failures",
+            "spot",
+            "--root",
+            str(tmp_path / "spot"),
+        ]
+    )
     assert causes.stdout.startswith("1 of 1: preemption"), causes.stdout
     running["spot"] = start(given["spot"])
     for kind, process in running.items():
@@ -190,7 +244,9 @@ def test_a_run_longer_than_its_time_limit_ends_with_the_same_bits(disturbed: Dis
 
 
 @needs_slurm
-def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, start: Start, tmp_path: Path) -> None:  # fmt: skip
+def test_killed_steps_daemons_and_nodes_lose_nothing(
+    command: Command, start: Start, tmp_path: Path
+) -> None:
     """A killed step, a slurmd that returns, one that does not, a controller away for 20 s, scancel."""
     slow = [*SLOW, "train.checkpoint.every_steps=10"]
     # No job may end while the controller is away: SLURM would tell it only 60 s later.
@@ -198,9 +254,16 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, start: St
         "step": ["hydra.launcher.sbatch={nodelist:n1}", "train.steps=90"],
         "returns": ["hydra.launcher.sbatch={nodelist:n2}", "train.steps=150"],
         "lost": ["hydra.launcher.exclude='n1,n2'", "train.steps=300"],
-        "cancelled": ["seed=1,2", "hydra.launcher.max_running=1", "hydra.launcher.sbatch={nodelist:n1}"],
-    }  # fmt: skip
-    given = {kind: command(f"name={kind}", *slow, *extra, root=tmp_path / kind) for kind, extra in kinds.items()}  # fmt: skip
+        "cancelled": [
+            "seed=1,2",
+            "hydra.launcher.max_running=1",
+            "hydra.launcher.sbatch={nodelist:n1}",
+        ],
+    }
+    given = {
+        kind: command(f"name={kind}", *slow, *extra, root=tmp_path / kind)
+        for kind, extra in kinds.items()
+    }
     running = {kind: start(line) for kind, line in given.items()}
     jobs, nodes = {}, {}
 
@@ -250,10 +313,21 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(command: Command, start: St
 
 
 @needs_slurm
-def test_every_fault_is_a_failed_job_and_packed_cells_have_their_own_end(command: Command, tmp_path: Path) -> None:  # fmt: skip
+def test_every_fault_is_a_failed_job_and_packed_cells_have_their_own_end(
+    command: Command, tmp_path: Path
+) -> None:
     faults = ["model._target_=tests.faults.FaultyConfig", "resources.hang_min=0.1"]
     alone = command("name=f", *faults, "model.fault=none,segfault,exit0,hang", root=tmp_path / "f")
-    packed = command("name=p", *faults, "model.fault=none,raise,oom", "eval.batch_size=1", "eval.tokens=32", "hydra.launcher.cells_per_job=3", "hydra.launcher.at_once=2", root=tmp_path / "p")  # fmt: skip
+    packed = command(
+        "name=p",
+        *faults,
+        "model.fault=none,raise,oom",
+        "eval.batch_size=1",
+        "eval.tokens=32",
+        "hydra.launcher.cells_per_job=3",
+        "hydra.launcher.at_once=2",
+        root=tmp_path / "p",
+    )
     both = [subprocess.Popen(c, cwd=ROOT, stderr=subprocess.DEVNULL) for c in (alone, packed)]
     assert [p.wait(timeout=200) for p in both] == [1, 1]
     assert sacct(jobs_of(tmp_path / "f")[0]) == ["COMPLETED", "FAILED", "FAILED", "FAILED"]
@@ -300,11 +374,15 @@ def test_a_stage_waits_for_the_jobs_it_starts_from(command: Command, tmp_path: P
 
 
 @needs_slurm
-def test_jobs_that_nobody_waits_for_feed_a_server_themselves(command: Command, tmp_path: Path) -> None:  # fmt: skip
+def test_jobs_that_nobody_waits_for_feed_a_server_themselves(
+    command: Command, tmp_path: Path
+) -> None:
     server = Server(tmp_path)
     server.start()
     try:
-        left = run(command("name=w", "seed=1,2", f"track.uri={server.uri}", "hydra.launcher.wait=false"))  # fmt: skip
+        left = run(
+            command("name=w", "seed=1,2", f"track.uri={server.uri}", "hydra.launcher.wait=false")
+        )
         assert left.returncode == 0, left.stderr
         assert sacct(jobs_of(tmp_path)[0]) == ["COMPLETED"] * 2
         assert_equal(from_folders(tmp_path, "w"), from_mlflow(server.uri, "w"))
@@ -315,7 +393,13 @@ def test_jobs_that_nobody_waits_for_feed_a_server_themselves(command: Command, t
 @needs_slurm
 def test_slots_of_a_study_share_its_trials(command: Command, tmp_path: Path) -> None:
     space = "hydra.sweeper.space={optim.lr:{low:1e-4,high:1e-1,log:true}}"
-    study = command("name=o", "hydra/sweeper=optuna", space, "hydra.sweeper.trials=5", "hydra.launcher.max_running=2")  # fmt: skip
+    study = command(
+        "name=o",
+        "hydra/sweeper=optuna",
+        space,
+        "hydra.sweeper.trials=5",
+        "hydra.launcher.max_running=2",
+    )
     done = run(study)
     assert done.returncode == 0, done.stderr
     assert "5 trials (5 complete)" in done.stderr
@@ -324,7 +408,9 @@ def test_slots_of_a_study_share_its_trials(command: Command, tmp_path: Path) -> 
 
 
 @needs_slurm
-def test_arrays_are_cut_at_slurms_limits_and_the_rest_follows(command: Command, tmp_path: Path) -> None:  # fmt: skip
+def test_arrays_are_cut_at_slurms_limits_and_the_rest_follows(
+    command: Command, tmp_path: Path
+) -> None:
     user = ["sacctmgr", "-i", "modify", "user", "root", "set"]
     cluster.configure(MaxArraySize=3)
     subprocess.run([*user, "MaxSubmitJobs=3"], check=True, capture_output=True)
@@ -336,7 +422,12 @@ def test_arrays_are_cut_at_slurms_limits_and_the_rest_follows(command: Command, 
     assert done.returncode == 0, done.stderr
     assert "3 cells submitted" in done.stderr
     assert "wait for the submit limit" in done.stderr
-    cells = [c for f in tmp_path.glob("sweeps/c/submissions/*.json") for t in json.loads(f.read_text())["tasks"] for c in t]  # fmt: skip
+    cells = [
+        c
+        for f in tmp_path.glob("sweeps/c/submissions/*.json")
+        for t in json.loads(f.read_text())["tasks"]
+        for c in t
+    ]
     assert len(cells) == len(set(cells)) == 5
 
 
@@ -361,12 +452,19 @@ def test_two_launches_at_once_submit_each_cell_once(command: Command, tmp_path: 
     grid = command("name=t", "seed=1,2,3")
     both = [subprocess.Popen(grid, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [p.wait(timeout=120) for p in both] == [0, 0]
-    cells = [c for f in tmp_path.glob("sweeps/t/submissions/*.json") for t in json.loads(f.read_text())["tasks"] for c in t]  # fmt: skip
+    cells = [
+        c
+        for f in tmp_path.glob("sweeps/t/submissions/*.json")
+        for t in json.loads(f.read_text())["tasks"]
+        for c in t
+    ]
     assert len(cells) == len(set(cells)) == 3
 
 
 @needs_slurm
-def test_a_cancelled_array_saves_what_runs_and_starts_no_more(command: Command, tmp_path: Path) -> None:  # fmt: skip
+def test_a_cancelled_array_saves_what_runs_and_starts_no_more(
+    command: Command, tmp_path: Path
+) -> None:
     grid = command("name=c", "seed=1,2", *SLOW, "hydra.launcher.max_running=1")
     sweep = subprocess.Popen(grid, cwd=ROOT, stderr=subprocess.DEVNULL)
     until(lambda: running_step(tmp_path, 5), "training")

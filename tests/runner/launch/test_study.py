@@ -44,8 +44,23 @@ def test_trials_are_cells_and_a_finished_study_runs_nothing(espalier: Run, tmp_p
 
 
 def test_a_stopped_study_goes_on_with_its_open_trials(tmp_path: Path, text: Path) -> None:
-    slow = ["model._target_=tests.faults.FaultyConfig", "model.fault=slow", "train.steps=30", "hydra.launcher.jobs=2"]  # fmt: skip
-    command = [sys.executable, "-m", "runner", *OPTUNA, *TINY, f"data.sources.0.path={text}", f"root={tmp_path}", *slow, "hydra.sweeper.trials=3"]  # fmt: skip
+    slow = [
+        "model._target_=tests.faults.FaultyConfig",
+        "model.fault=slow",
+        "train.steps=30",
+        "hydra.launcher.jobs=2",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "runner",
+        *OPTUNA,
+        *TINY,
+        f"data.sources.0.path={text}",
+        f"root={tmp_path}",
+        *slow,
+        "hydra.sweeper.trials=3",
+    ]
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len([f for f in tmp_path.glob("runs/*") if journal.state(f) == "running"]) < 2:
@@ -65,9 +80,26 @@ def test_a_stopped_study_goes_on_with_its_open_trials(tmp_path: Path, text: Path
 
 
 def test_a_bad_trial_is_pruned_while_it_runs(espalier: Run, tmp_path: Path) -> None:
-    bad = ["model._target_=tests.faults.FaultyConfig", "model.fault=slow", "train.steps=100", "eval.every=5", "hydra.launcher.jobs=1"]  # fmt: skip
+    bad = [
+        "model._target_=tests.faults.FaultyConfig",
+        "model.fault=slow",
+        "train.steps=100",
+        "eval.every=5",
+        "hydra.launcher.jobs=1",
+    ]
     space = "hydra.sweeper.space={optim.lr:{choices:[1e-9,1e-2]}}"
-    done = espalier(*OPTUNA[:2], space, "name=p", *bad, "hydra.sweeper.trials=8", "hydra.sweeper.pruner=median", "hydra.sweeper.startup=1", "hydra.sweeper.sampler=random", "hydra.sweeper.seed=3", "seed=1")  # fmt: skip
+    done = espalier(
+        *OPTUNA[:2],
+        space,
+        "name=p",
+        *bad,
+        "hydra.sweeper.trials=8",
+        "hydra.sweeper.pruner=median",
+        "hydra.sweeper.startup=1",
+        "hydra.sweeper.sampler=random",
+        "hydra.sweeper.seed=3",
+        "seed=1",
+    )
     assert done.returncode == 0, done.stderr
     study = load_study(tmp_path / "sweeps" / "p")
     by_rate = {t.params["optim.lr"]: t.state.name for t in study.study.get_trials()}

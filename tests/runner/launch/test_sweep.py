@@ -61,7 +61,16 @@ def test_a_dead_holder_does_not_keep_the_cell(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, text: Path) -> None:
-    grid = ["-m", *TINY, f"data.sources.0.path={text}", f"root={tmp_path}", "name=i", "seed=1,2", "train.steps=1500", "eval.every=500"]  # fmt: skip
+    grid = [
+        "-m",
+        *TINY,
+        f"data.sources.0.path={text}",
+        f"root={tmp_path}",
+        "name=i",
+        "seed=1,2",
+        "train.steps=1500",
+        "eval.every=500",
+    ]
     command = [sys.executable, "-m", "runner", *grid]
     first = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -76,7 +85,12 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, text: Path) -
     assert again.returncode == 0, again.stderr
     assert "2 to run" in again.stderr
     assert {journal.state(f) for f in folders} == {"finished"}
-    restored = [row for f in folders for row in storage.read_lines(f / "metrics.jsonl") if row.get("restored")]  # fmt: skip
+    restored = [
+        row
+        for f in folders
+        for row in storage.read_lines(f / "metrics.jsonl")
+        if row.get("restored")
+    ]
     assert restored
 
 
@@ -98,8 +112,20 @@ def test_a_holder_on_another_host_is_judged_by_its_heartbeat(tmp_path: Path) -> 
     assert first.superseded()
 
 
-def test_a_second_launcher_waits_for_the_first_and_takes_over_what_it_leaves(tmp_path: Path, text: Path) -> None:  # fmt: skip
-    grid = ["-m", *TINY, f"data.sources.0.path={text}", f"root={tmp_path}", "name=w", "seed=1,2", "train.steps=3000", "eval.every=1000", "train.checkpoint.every_steps=50"]  # fmt: skip
+def test_a_second_launcher_waits_for_the_first_and_takes_over_what_it_leaves(
+    tmp_path: Path, text: Path
+) -> None:
+    grid = [
+        "-m",
+        *TINY,
+        f"data.sources.0.path={text}",
+        f"root={tmp_path}",
+        "name=w",
+        "seed=1,2",
+        "train.steps=3000",
+        "eval.every=1000",
+        "train.checkpoint.every_steps=50",
+    ]
     command = [sys.executable, "-m", "runner", *grid]
     first = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -111,7 +137,9 @@ def test_a_second_launcher_waits_for_the_first_and_takes_over_what_it_leaves(tmp
     while "another launcher" not in (line := second.stderr.readline()):
         assert line, "the second launcher ended"
     one = next(f for f in tmp_path.glob("runs/*") if journal.state(f) == "running")
-    os.kill(json.loads((journal.attempts(one)[-1] / "lease.json").read_text())["pid"], signal.SIGKILL)  # fmt: skip
+    os.kill(
+        json.loads((journal.attempts(one)[-1] / "lease.json").read_text())["pid"], signal.SIGKILL
+    )
     os.killpg(first.pid, signal.SIGKILL)  # the launcher and its template die with it
     _, errors = second.communicate(timeout=120)
     first.wait()
@@ -123,9 +151,17 @@ def test_a_second_launcher_waits_for_the_first_and_takes_over_what_it_leaves(tmp
 
 def test_a_cell_of_two_processes_runs_under_the_launcher(espalier: Run, tmp_path: Path) -> None:
     for flag in (["-m"], []):
-        done = espalier(*flag, "resources.processes=2", "train.parallel=fsdp", f"name=p{len(flag)}", f"seed={len(flag)}")  # fmt: skip
+        done = espalier(
+            *flag,
+            "resources.processes=2",
+            "train.parallel=fsdp",
+            f"name=p{len(flag)}",
+            f"seed={len(flag)}",
+        )
         assert done.returncode == 0, done.stderr
-    facts = [json.loads(f.read_text()) for f in tmp_path.glob("runs/*/attempts/0001/environment.json")]  # fmt: skip
+    facts = [
+        json.loads(f.read_text()) for f in tmp_path.glob("runs/*/attempts/0001/environment.json")
+    ]
     assert [f["world"] for f in facts] == [2, 2]
 
 

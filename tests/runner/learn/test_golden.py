@@ -23,12 +23,37 @@ FILE = Path(__file__).parent / "golden_losses.json"
 CASES = {
     "gpt adamw": [],
     "gpt muon dropout": ["optim=muon", "model.dropout=0.1"],
-    "gpt2 layernorm bf16": ["model.norm=layernorm", "model.positions=learned", "model.activation=gelu", "model.bias=true", "precision=bf16"],
-    "untied qk-norm gqa relu2 softcap": ["model.tied=false", "model.qk_norm=true", "model.num_kv_heads=1", "model.activation=relu2", "model.softcap=20", "model.z_loss=1e-4"],
-    "bpe masked wsd ema": ["tokenizer=bpe", "tokenizer.vocab_size=300", "data.mask_documents=true", "schedule=wsd", "train.average.kind=ema"],
-    "hybrid": ["model=hybrid", "model.depth=3", "model.width=48", "model.parts.n.table_size=64", "data.mask_documents=true"],
+    "gpt2 layernorm bf16": [
+        "model.norm=layernorm",
+        "model.positions=learned",
+        "model.activation=gelu",
+        "model.bias=true",
+        "precision=bf16",
+    ],
+    "untied qk-norm gqa relu2 softcap": [
+        "model.tied=false",
+        "model.qk_norm=true",
+        "model.num_kv_heads=1",
+        "model.activation=relu2",
+        "model.softcap=20",
+        "model.z_loss=1e-4",
+    ],
+    "bpe masked wsd ema": [
+        "tokenizer=bpe",
+        "tokenizer.vocab_size=300",
+        "data.mask_documents=true",
+        "schedule=wsd",
+        "train.average.kind=ema",
+    ],
+    "hybrid": [
+        "model=hybrid",
+        "model.depth=3",
+        "model.width=48",
+        "model.parts.n.table_size=64",
+        "data.mask_documents=true",
+    ],
     "bdh": ["model=bdh", "model.width=32", "model.multiplier=4", "model.depth=2"],
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -43,13 +68,20 @@ def own_signals() -> Iterator[None]:
 
 @pytest.mark.usefixtures("own_signals")
 @pytest.mark.parametrize("case", CASES)
-def test_losses_change_only_with_a_revision(case: str, compose: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+def test_losses_change_only_with_a_revision(
+    case: str, compose: Callable[..., dict[str, Any]]
+) -> None:
     """CPUs differ in the order of their sums: fp32 losses agree to 1e-4, bf16 ones to 1e-2."""
     (cell,) = make_cells([("", compose("eval.sample_tokens=0", *CASES[case]))])
     freeze_cell(cell)
     assert run_cell(cell.folder) == 0
-    revisions = {k: v for k, v in cell.science.items() if k.endswith(".numerics")}  # fmt: skip
-    losses = [row[k] for row in storage.read_lines(cell.folder / "metrics.jsonl") for k in ("loss", "val_loss", "val_loss_average") if k in row]  # fmt: skip
+    revisions = {k: v for k, v in cell.science.items() if k.endswith(".numerics")}
+    losses = [
+        row[k]
+        for row in storage.read_lines(cell.folder / "metrics.jsonl")
+        for k in ("loss", "val_loss", "val_loss_average")
+        if k in row
+    ]
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
     if os.environ.get("ESPALIER_UPDATE_GOLDEN"):
         known[case] = {"revisions": revisions, "losses": losses}

@@ -49,8 +49,14 @@ def test_schedules_at_their_corners() -> None:
 
 @pytest.mark.parametrize(
     ("budget", "steps"),
-    [({"steps": 7}, 7), ({"tokens": 10_240}, 10), ({"flops": 3.2e5}, 20), ({"tokens_per_parameter": 2.0}, 2), ({}, 20)],
-)  # fmt: skip
+    [
+        ({"steps": 7}, 7),
+        ({"tokens": 10_240}, 10),
+        ({"flops": 3.2e5}, 20),
+        ({"tokens_per_parameter": 2.0}, 2),
+        ({}, 20),
+    ],
+)
 def test_budgets_buy_steps(budget: dict[str, float], steps: int) -> None:
     """1,024 tokens a step, 1,024 parameters, 1,000 FLOPs a sequence of 64 tokens."""
     cfg = TrainConfig(sequence_length=64, batch_size=16, **budget)  # type: ignore[arg-type]

@@ -25,15 +25,27 @@ from runner.records.cells import Cell, freeze_cell, make_cells
 
 ROOT = Path(__file__).parents[3]
 Compose = Callable[..., dict[str, Any]]
-HARD = ["model.dropout=0.1", "train.micro_batch=2", "train.checkpoint.every_steps=5", "train.steps=40"]  # fmt: skip
+HARD = [
+    "model.dropout=0.1",
+    "train.micro_batch=2",
+    "train.checkpoint.every_steps=5",
+    "train.steps=40",
+]
 
 # What balances experts sees a micro-batch, so one process takes as many samples at a time as each of two.
 HYBRID = ["model=hybrid", "model.depth=2", "model.width=48", "train.micro_batch=2"]
 BDH = ["model=bdh", "model.depth=2", "model.width=32", "model.num_heads=2", "model.multiplier=8"]
 PARTS = {"m": "mamba2", "r": "min_gru", "b": "based", "c": "short_conv", "w": "window_sinks"}
-MIXERS = [*(f"+model/part@model.parts.{letter}={name}" for letter, name in PARTS.items()), "model.depth=5", 'model.pattern="mf rf bf cf wf"', "+model/streams=hc"]  # fmt: skip
+MIXERS = [
+    *(f"+model/part@model.parts.{letter}={name}" for letter, name in PARTS.items()),
+    "model.depth=5",
+    'model.pattern="mf rf bf cf wf"',
+    "+model/streams=hc",
+]
 SPREAD = [["train.parallel=ddp"], ["train.parallel=fsdp"], ["train.parallel=fsdp", "optim=muon"]]
-SPREAD += [[*model, f"train.parallel={how}"] for model in (HYBRID, BDH, MIXERS) for how in ("ddp", "fsdp")]  # fmt: skip
+SPREAD += [
+    [*model, f"train.parallel={how}"] for model in (HYBRID, BDH, MIXERS) for how in ("ddp", "fsdp")
+]
 
 
 def _start(cell: Cell) -> subprocess.Popen[bytes]:
@@ -170,10 +182,19 @@ def test_torn_line_is_ignored_and_truncated(tmp_path: Path) -> None:
     assert journal.claim(tmp_path) is None  # this process holds it
 
 
-def test_a_later_leg_of_a_job_takes_over_and_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_later_leg_of_a_job_takes_over_and_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A node that SLURM lost may run on: its leg must not fight with the one that replaced it."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    for leg, claimed in (("0", True), ("2", True), ("0", False), ("1", False), ("10", True), ("2", False)):  # fmt: skip
+    for leg, claimed in (
+        ("0", True),
+        ("2", True),
+        ("0", False),
+        ("1", False),
+        ("10", True),
+        ("2", False),
+    ):
         monkeypatch.setenv("SLURM_RESTART_COUNT", leg)
         assert (journal.claim(tmp_path) is not None) == claimed, leg
     monkeypatch.setenv("SLURM_JOB_ID", "8")  # another job looks at the process: it is alive
@@ -184,13 +205,19 @@ def _torchrun(cell: Cell) -> subprocess.CompletedProcess[bytes]:
     freeze_cell(cell)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(
-        [*command, "-m", "runner.launch.worker", str(cell.folder)], cwd=ROOT, check=False,
-        capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
+        [*command, "-m", "runner.launch.worker", str(cell.folder)],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
 
 
 @pytest.mark.parametrize("overrides", SPREAD, ids=" ".join)
-def test_two_processes_lose_nothing_against_one(overrides: list[str], compose: Compose, tmp_path: Path) -> None:  # fmt: skip
+def test_two_processes_lose_nothing_against_one(
+    overrides: list[str], compose: Compose, tmp_path: Path
+) -> None:
     """Gradients are summed in another order, so losses agree to 1e-4, gradient norms (which see the
     differences that Muon's bf16 iteration amplifies) to 1e-3, not to the bit."""
     common = ["model.dropout=0.1", "train.average.kind=ema", *overrides]
@@ -206,8 +233,18 @@ def test_two_processes_lose_nothing_against_one(overrides: list[str], compose: C
         assert two[key] == pytest.approx(value, rel=tolerance), key
 
 
-@pytest.mark.parametrize("overrides", [["train.parallel=ddp", "precision=nvfp4"], ["train.parallel=fsdp", "precision=nvfp4"], ["train.parallel=fsdp", "precision=fp8_delayed"]], ids=" ".join)  # fmt: skip
-def test_quantised_layers_are_the_same_on_two_processes(overrides: list[str], compose: Compose, tmp_path: Path) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.parallel=ddp", "precision=nvfp4"],
+        ["train.parallel=fsdp", "precision=nvfp4"],
+        ["train.parallel=fsdp", "precision=fp8_delayed"],
+    ],
+    ids=" ".join,
+)
+def test_quantised_layers_are_the_same_on_two_processes(
+    overrides: list[str], compose: Compose, tmp_path: Path
+) -> None:
     """Scales are those of a micro-batch, so one process takes as many samples at a time as each of two. The
     sums of gradients in another order move a rounding here and there: 1e-3 on losses."""
     common = ["model.width=32", "model.hidden=64", "train.micro_batch=2", *overrides]
@@ -226,7 +263,12 @@ def test_quantised_layers_are_the_same_on_two_processes(overrides: list[str], co
 
 def test_a_sharded_run_resumes_in_one_process_and_back(compose: Compose, tmp_path: Path) -> None:
     """Two processes under FSDP2 save at step 5; one process goes on from there, and the other way."""
-    overrides = ["train.parallel=fsdp", "train.average.kind=last", "train.average.every=2", "optim=muon"]  # fmt: skip
+    overrides = [
+        "train.parallel=fsdp",
+        "train.average.kind=last",
+        "train.average.every=2",
+        "optim=muon",
+    ]
     (reference,) = make_cells([("", compose(*overrides, f"root={tmp_path / 'whole'}"))])
     assert _start(reference).wait() == 0
     for name, starts in (("2to1", [_torchrun, _start]), ("1to2", [_start, _torchrun])):
@@ -293,7 +335,11 @@ def test_compiled_and_recomputed_steps_match_eager_ones(compose: Compose, tmp_pa
         (cell,) = make_cells([("", compose("model.dropout=0.1", *flag, f"root={tmp_path / name}"))])
         assert _start(cell).wait() == 0
         metrics[name] = _metrics(cell)
-        seconds = [r["compile_s"] for r in storage.read_lines(cell.folder / "metrics.jsonl") if "compile_s" in r]  # fmt: skip
+        seconds = [
+            r["compile_s"]
+            for r in storage.read_lines(cell.folder / "metrics.jsonl")
+            if "compile_s" in r
+        ]
         assert bool(seconds) == (name == "compile")
         assert all(s > 0 for s in seconds)
     assert metrics["activation_checkpointing"] == metrics["eager"]

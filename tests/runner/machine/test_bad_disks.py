@@ -24,9 +24,13 @@ Compose = Callable[..., dict[str, Any]]
 def _private(script: str) -> subprocess.CompletedProcess[str]:
     """Run a shell script where mounts are allowed and vanish at its end."""
     return subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script], cwd=ROOT,
-        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 pytestmark = pytest.mark.skipif(
@@ -40,7 +44,9 @@ def _train(text: Path, root: Path, *overrides: str) -> str:
     return shlex.join([*command, f"root={root}", *overrides])
 
 
-def test_a_full_disk_ends_the_run_with_its_last_good_checkpoint(text: Path, tmp_path: Path, compose: Compose) -> None:  # fmt: skip
+def test_a_full_disk_ends_the_run_with_its_last_good_checkpoint(
+    text: Path, tmp_path: Path, compose: Compose
+) -> None:
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     size = ["model.width=48", "train.checkpoint.keep_last=100", "train.checkpoint.every_steps=1"]

@@ -76,9 +76,15 @@ def test_every_kind_of_streams_is_one_override(streams: str, compose: Compose) -
     assert validate(freeze(cfg)).model.streams == cfg.model.streams
 
 
-def test_a_decoder_without_parts_has_the_fingerprint_it_had_before_there_were_any(compose: Compose) -> None:  # fmt: skip
+def test_a_decoder_without_parts_has_the_fingerprint_it_had_before_there_were_any(
+    compose: Compose,
+) -> None:
     keys = _cell(compose()).science
-    assert not [key for key in keys if key.startswith(("model.parts", "model.pattern", "model.streams", "model.causal"))]  # fmt: skip
+    assert not [
+        key
+        for key in keys
+        if key.startswith(("model.parts", "model.pattern", "model.streams", "model.causal"))
+    ]
     letters = {"x": {"_target_": "models.attention_config.AttentionConfig", "window": 7}}
     plain = compose()
     plain["model"] |= {"parts": letters, "pattern": "xf"}
@@ -96,7 +102,9 @@ NEEDS = {
 }
 
 
-@pytest.mark.parametrize(("group", "node"), [(g, n) for g in (*NODES, *SETTINGS) for n in NODES_OF[g]])  # fmt: skip
+@pytest.mark.parametrize(
+    ("group", "node"), [(g, n) for g in (*NODES, *SETTINGS) for n in NODES_OF[g]]
+)
 def test_every_node_validates(group: str, node: str, compose: Compose) -> None:
     cfg = validate(compose(f"{group}={node}", *NEEDS.get(node, [])))
     assert getattr(cfg, group) is not None
@@ -129,7 +137,9 @@ def test_every_point_of_every_experiment_builds_on_meta(experiment: str, name: s
             assert cfg.train.num_steps(cfg.model.num_parameters(vocab), 10**9) >= 0
 
 
-def test_a_model_from_outside_the_clone_needs_no_registration(espalier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_model_from_outside_the_clone_needs_no_registration(
+    espalier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package, conf = tmp_path / "code" / "mylab", tmp_path / "conf" / "model"
     package.mkdir(parents=True)
     conf.mkdir(parents=True)
@@ -155,7 +165,9 @@ def test_a_model_from_outside_the_clone_needs_no_registration(espalier: Run, tmp
     assert "model.chram is not a key; did you mean charm?" in refused.stderr
 
 
-def test_renamed_and_later_fields_keep_old_fingerprints(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_renamed_and_later_fields_keep_old_fingerprints(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cell = _cell(compose())
     assert not any(k.startswith("train.average") for k in cell.science)  # neutral: added later
     changed = _cell(compose("train.average.kind=ema"))
@@ -183,7 +195,9 @@ def test_renamed_and_later_fields_keep_old_fingerprints(compose: Compose, monkey
         ("seed=one", ["seed='one'"]),
     ],
 )
-def test_mistakes_are_refused_with_key_value_and_choices(override: str, words: list[str], compose: Compose) -> None:  # fmt: skip
+def test_mistakes_are_refused_with_key_value_and_choices(
+    override: str, words: list[str], compose: Compose
+) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(compose(override))
     for word in words:
@@ -203,9 +217,20 @@ def test_one_value_spelt_twice_is_one_cell(compose: Compose) -> None:
 
 def test_execution_keys_do_not_count_and_science_keys_do(compose: Compose) -> None:
     base = _cell(compose()).fingerprint
-    for override in ("train.micro_batch=2", "data.num_workers=2", "name=x", "train.checkpoint.keep_last=5"):  # fmt: skip
+    for override in (
+        "train.micro_batch=2",
+        "data.num_workers=2",
+        "name=x",
+        "train.checkpoint.keep_last=5",
+    ):
         assert _cell(compose(override)).fingerprint == base
-    for override in ("seed=1", "optim.lr=1e-4", "model.dropout=0.1", "precision=bf16", "eval.every=5"):  # fmt: skip
+    for override in (
+        "seed=1",
+        "optim.lr=1e-4",
+        "model.dropout=0.1",
+        "precision=bf16",
+        "eval.every=5",
+    ):
         assert _cell(compose(override)).fingerprint != base
     half = execution_half(compose())
     assert not any(is_among(k, half) for k in _cell(compose()).science)
@@ -240,15 +265,23 @@ def test_every_field_is_one_of_the_two_halves(compose: Compose) -> None:
 
 
 COUPLED = [
-    "model.pattern=xm", "+model/part@model.parts.m=experts", "+model/part@model.parts.x=window",
-]  # fmt: skip
+    "model.pattern=xm",
+    "+model/part@model.parts.m=experts",
+    "+model/part@model.parts.x=window",
+]
 
 
 @pytest.mark.parametrize(
     ("model", "counts"),
-    [([], False), (["precision=mxfp8"], True), (["precision=fp8_current"], True), (["precision=nvfp4"], True),
-     (["precision=mxfp8", "train.sequence_length=32"], False), (COUPLED, True)],
-)  # fmt: skip
+    [
+        ([], False),
+        (["precision=mxfp8"], True),
+        (["precision=fp8_current"], True),
+        (["precision=nvfp4"], True),
+        (["precision=mxfp8", "train.sequence_length=32"], False),
+        (COUPLED, True),
+    ],
+)
 def test_samples_of_a_forward_pass_count_where_they_depend_on_each_other(
     model: list[str], counts: bool, compose: Compose
 ) -> None:

@@ -26,9 +26,13 @@ def composed(*overrides):
 def _run(code: str, *arguments: str) -> str:
     """Return what `code` prints in a fresh interpreter without torch."""
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED + code, *arguments], cwd=ROOT, capture_output=True,
-        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", BLOCKED + code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

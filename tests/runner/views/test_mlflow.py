@@ -165,9 +165,13 @@ class Server:
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         self.process = subprocess.Popen(
-            command, env=os.environ | quiet, start_new_session=True, cwd=self.folder,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            command,
+            env=os.environ | quiet,
+            start_new_session=True,
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         deadline = time.monotonic() + 90
         while True:
             with contextlib.suppress(OSError):
@@ -197,13 +201,25 @@ def _job(cell: Cell) -> subprocess.Popen[bytes]:
     """Start the cell as a cluster's job would: no launcher beside it."""
     freeze_cell(cell)
     join_sweep(cell.config.name, [cell])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # fmt: skip
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    }
     command = [sys.executable, "-m", "runner.launch.worker", str(cell.folder)]
     return subprocess.Popen(command, cwd=ROOT, env=environment)
 
 
-def test_a_server_killed_half_way_loses_nothing(server: Server, compose: Compose, tmp_path: Path) -> None:  # fmt: skip
-    overrides = ["name=k", f"track.uri={server.uri}", "train.steps=6000", "eval.every=3000", "train.log_every=20"]  # fmt: skip
+def test_a_server_killed_half_way_loses_nothing(
+    server: Server, compose: Compose, tmp_path: Path
+) -> None:
+    overrides = [
+        "name=k",
+        f"track.uri={server.uri}",
+        "train.steps=6000",
+        "eval.every=3000",
+        "train.log_every=20",
+    ]
     (cell,) = make_cells([("", compose(*overrides))])
     job = _job(cell)
     cursor = cell.folder / "mlflow"
@@ -271,7 +287,9 @@ def _write(cell: Cell) -> None:
     book.close()
 
 
-def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(tmp_path: Path, compose: Compose) -> None:  # fmt: skip
+def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(
+    tmp_path: Path, compose: Compose
+) -> None:
     """Three feeders start on an empty store while the cells write: one holds it, the others wait."""
     cells = _sixty_four(tmp_path, compose)
     command = [sys.executable, "-m", "runner.views.mlflow", "many", "--root", str(tmp_path)]

@@ -34,7 +34,9 @@ HELD_OUT = [
 ]
 
 
-def test_memory_is_predicted_where_shapes_depend_on_what_a_router_chooses(compose: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+def test_memory_is_predicted_where_shapes_depend_on_what_a_router_chooses(
+    compose: Callable[..., dict[str, Any]],
+) -> None:
     """For twice the sequence more of it, with a capacity too."""
     changes = ["model=hybrid", "model.width=48", "+model.parts.e.capacity_factor=1.25"]
     found = []
@@ -45,7 +47,9 @@ def test_memory_is_predicted_where_shapes_depend_on_what_a_router_chooses(compos
     assert found[1] > found[0] + 10e6  # type: ignore[operator]
 
 
-def test_a_cell_that_trains_no_step_takes_the_memory_of_reading(compose: Callable[..., dict[str, Any]]) -> None:  # fmt: skip
+def test_a_cell_that_trains_no_step_takes_the_memory_of_reading(
+    compose: Callable[..., dict[str, Any]],
+) -> None:
     common = ["train.sequence_length=512", "train.batch_size=32", "eval.batch_size=1"]
     found = []
     for steps in (0, 2):
@@ -55,7 +59,13 @@ def test_a_cell_that_trains_no_step_takes_the_memory_of_reading(compose: Callabl
 
 
 def test_memory_is_predicted_within_15_percent(espalier: Run, tmp_path: Path) -> None:
-    common = ["train.sequence_length=256", "train.steps=2", "eval.every=9", "eval.tokens=256", "eval.batch_size=1"]  # fmt: skip
+    common = [
+        "train.sequence_length=256",
+        "train.steps=2",
+        "eval.every=9",
+        "eval.tokens=256",
+        "eval.batch_size=1",
+    ]
     for index, changes in enumerate(HELD_OUT):
         done = espalier("-m", "hydra.launcher.jobs=1", *common, *changes, f"seed={index}")
         assert done.returncode == 0, done.stderr
@@ -80,13 +90,36 @@ def cell(compose: Callable[..., dict[str, Any]]) -> Callable[..., Cell]:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["resources.mem_gb=0.1"], "needs about 0.4 GB but resources.mem_gb=0.1 has 0.1; lower train.micro_batch"),
-        (["resources.gpu=H100", "resources.gpus=1", "precision=nvfp4", "precision.backend=native"], r"NVFP4BlockScaling needs compute capability 10\.0, not 9\.0; use precision\.backend=auto"),
+        (
+            ["resources.mem_gb=0.1"],
+            "needs about 0.4 GB but resources.mem_gb=0.1 has 0.1; lower train.micro_batch",
+        ),
+        (
+            [
+                "resources.gpu=H100",
+                "resources.gpus=1",
+                "precision=nvfp4",
+                "precision.backend=native",
+            ],
+            r"NVFP4BlockScaling needs compute capability 10\.0, not 9\.0; use precision\.backend=auto",
+        ),
         (["precision=mxfp8", "precision.backend=native", "train.device=cpu"], "only a GPU has"),
-        (["resources.gpu=V100", "precision=bf16"], "precision.compute=bf16 is not supported by resources.gpu=V100"),
-        (["resources.gpu=A100", "resources.gpus=1", "model=gpt2_124m", "train.batch_size=4096", "train.sequence_length=512"], "resources.gpu=A100 has 80"),
+        (
+            ["resources.gpu=V100", "precision=bf16"],
+            "precision.compute=bf16 is not supported by resources.gpu=V100",
+        ),
+        (
+            [
+                "resources.gpu=A100",
+                "resources.gpus=1",
+                "model=gpt2_124m",
+                "train.batch_size=4096",
+                "train.sequence_length=512",
+            ],
+            "resources.gpu=A100 has 80",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_run_is_refused_with_the_key(
     cell: Callable[..., Cell], overrides: list[str], message: str
 ) -> None:
@@ -114,9 +147,9 @@ def test_a_refused_cell_keeps_all_from_running(espalier: Run, tmp_path: Path) ->
 def _quotas(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a `quota` and an `lfs` on PATH that answer as the real ones do: kernels for tests have no quotas."""
     commands = {
-        "quota": 'Disk quotas for user ada (uid 1000):\n     Filesystem  blocks  quota  limit  grace\n$mount  9000  9500  9999  0  12  0  0  0',
-        "lfs": '$mount\n        1010*    1000    1020  6d23h59m59s  12  0  0  -',
-    }  # fmt: skip
+        "quota": "Disk quotas for user ada (uid 1000):\n     Filesystem  blocks  quota  limit  grace\n$mount  9000  9500  9999  0  12  0  0  0",
+        "lfs": "$mount\n        1010*    1000    1020  6d23h59m59s  12  0  0  -",
+    }
     (folder / "bin").mkdir()
     for name, answer in commands.items():
         file = folder / "bin" / name
@@ -156,7 +189,15 @@ def test_time_disk_and_drift_are_told(
 
 
 def test_a_named_gpu_without_runs_gets_a_range_of_time(cell: Callable[..., Cell]) -> None:
-    made = cell("resources.gpu=H100", "resources.gpus=2", "resources.processes=2", "model=gpt2_124m", "precision=bf16", "train.sequence_length=512", "train.steps=2000000")  # fmt: skip
+    made = cell(
+        "resources.gpu=H100",
+        "resources.gpus=2",
+        "resources.processes=2",
+        "model=gpt2_124m",
+        "precision=bf16",
+        "train.sequence_length=512",
+        "train.steps=2000000",
+    )
     seconds = Planned(made, {}).seconds
     assert seconds is not None
     assert seconds[1] / seconds[0] == pytest.approx(2.5)

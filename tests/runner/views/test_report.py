@@ -31,7 +31,9 @@ def test_the_page_of_an_experiment_has_its_verdict_and_a_table_that_sorts(tmp_pa
 
     (tmp_path / "results.csv").write_text("choice,mean\nb,2.5\na,1.5\nnone,\n")
     told = {"question": "Is a < b?", "verdict": "Yes."}
-    write_report([], "x", tmp_path / "x.html", "http://127.0.0.1:5000", [], told, tmp_path / "results.csv")  # fmt: skip
+    write_report(
+        [], "x", tmp_path / "x.html", "http://127.0.0.1:5000", [], told, tmp_path / "results.csv"
+    )
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
@@ -64,7 +66,13 @@ def test_a_browser_sorts_filters_and_fits_a_phone(page_file: Path, tmp_path: Pat
         rows = page.locator("tbody tr")
         assert rows.count() == 3
         page.get_by_role("columnheader", name="val loss").click()
-        values = [float(v) for v in page.locator("td[data-label='val loss']").evaluate_all("cells => cells.map(c => c.dataset.value)") if v]  # fmt: skip
+        values = [
+            float(v)
+            for v in page.locator("td[data-label='val loss']").evaluate_all(
+                "cells => cells.map(c => c.dataset.value)"
+            )
+            if v
+        ]
         assert len(values) == 2
         assert values == sorted(values)
         page.get_by_role("columnheader", name="val loss").click()
