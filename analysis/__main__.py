@@ -142,10 +142,10 @@ def isoflop(
         n=n,
         loss=loss,
         tokens=d,
-        method=method,
+        method=method,  # type: ignore[arg-type]
         bootstraps=bootstrap,
         seed=seed,
-    )  # type: ignore[arg-type]
+    )
     print(found.budgets.to_string(index=False), end="\n\n")
     print(found.exponents.to_string(index=False))
     note = found.counts()

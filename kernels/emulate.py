@@ -67,8 +67,8 @@ class Quantiser:
                 x,
                 block=self.block,
                 amax=amax,
-                order=self.scale,
-                bits=bits,  # type: ignore[arg-type]
+                order=self.scale,  # type: ignore[arg-type]
+                bits=bits,
                 sr_headroom=self.sr_headroom,
                 four_over_six=self.four_over_six,
                 row_scaled=self.row_scaled,
@@ -237,10 +237,10 @@ def _quantise(
     row_scaled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     how = Quantiser(
-        format=format,
+        format=format,  # type: ignore[arg-type]
         block=(block[0], block[1]),
         scale=scale,
-        sr_headroom=sr_headroom,  # type: ignore[arg-type]
+        sr_headroom=sr_headroom,
         four_over_six=four_over_six,
         row_scaled=row_scaled,
     )

@@ -124,7 +124,7 @@ def _numerator(largest: Tensor) -> Tensor:
 @triton.jit
 def _amax(
     x, matrix, tiles, rows, cols, stride_row, stride_col, ROWS: tl.constexpr, TURN: tl.constexpr
-):  # type: ignore[no-untyped-def]
+):
     value = _load(x, rows, cols, stride_row, stride_col, ROWS)
     index = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     tl.store(tiles + index, _largest(value))
@@ -134,7 +134,7 @@ def _amax(
 
 
 @triton.jit
-def _largest(value):  # type: ignore[no-untyped-def]
+def _largest(value):
     """The largest magnitude; NaN if there is one, which `tl.max` alone would pass over."""
     odd = tl.max(tl.max((value != value).to(tl.int32), axis=1), axis=0)
     most = tl.max(tl.max(tl.abs(value), axis=1), axis=0)
@@ -142,7 +142,7 @@ def _largest(value):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _load(x, rows, cols, stride_row, stride_col, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _load(x, rows, cols, stride_row, stride_col, ROWS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     inside = (row[:, None] < rows) & (col[None, :] < cols)
@@ -151,7 +151,7 @@ def _load(x, rows, cols, stride_row, stride_col, ROWS: tl.constexpr):  # type: i
 
 
 @triton.jit
-def _store(out, value, rows, cols, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _store(out, value, rows, cols, ROWS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     inside = (row[:, None] < rows) & (col[None, :] < cols)
@@ -159,7 +159,7 @@ def _store(out, value, rows, cols, ROWS: tl.constexpr):  # type: ignore[no-untyp
 
 
 @triton.jit
-def _turn(value, matrix, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _turn(value, matrix, ROWS: tl.constexpr):
     """matrix.T @ value in fp32, rounded to bf16."""
     line = tl.arange(0, ROWS)
     transposed = tl.load(matrix + line[None, :] * ROWS + line[:, None]).to(tl.float32)
@@ -170,7 +170,7 @@ def _turn(value, matrix, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _nearest(x, EMIN: tl.constexpr, MANTISSA: tl.constexpr):  # type: ignore[no-untyped-def]
+def _nearest(x, EMIN: tl.constexpr, MANTISSA: tl.constexpr):
     """Round to a format with this smallest exponent and mantissa, ties to even."""
     least: tl.constexpr = (127 + EMIN) << 23
     power = tl.maximum(x.to(tl.int32, bitcast=True) & 0x7F800000, least)
@@ -183,12 +183,12 @@ def _nearest(x, EMIN: tl.constexpr, MANTISSA: tl.constexpr):  # type: ignore[no-
 
 
 @triton.jit
-def _e2m1_step(magnitude):  # type: ignore[no-untyped-def]
+def _e2m1_step(magnitude):
     return tl.where(magnitude < 2.0, 0.5, tl.where(magnitude < 4.0, 1.0, 2.0))
 
 
 @triton.jit
-def _bf16(x):  # type: ignore[no-untyped-def]
+def _bf16(x):
     """The upper half of fp32 numbers that are exact in bf16, as int16."""
     return (x.to(tl.int32, bitcast=True) >> 16).to(tl.int16)
 
@@ -203,7 +203,7 @@ def _rounded(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     STOCHASTIC: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
     """Elements x block scales of a tile."""
     r: tl.constexpr = ROWS // BLOCK_ROWS
     c: tl.constexpr = COLS // BLOCK_COLS
@@ -231,7 +231,7 @@ def _rounded(
 
 
 @triton.jit
-def _quantise(  # type: ignore[no-untyped-def]
+def _quantise(
     x,
     bits,
     out,
@@ -253,7 +253,7 @@ def _quantise(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _quantise_both(  # type: ignore[no-untyped-def]
+def _quantise_both(
     x,
     matrix,
     bits,
@@ -280,7 +280,7 @@ def _quantise_both(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _dequantise(codes, scales, outer, out, rows, cols, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _dequantise(codes, scales, outer, out, rows, cols, ROWS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)[None, :]
     inside = (row < rows) & (col < cols)
