@@ -298,7 +298,7 @@ def test_an_evaluation_goes_on_after_the_last_row_that_counts(cell: Cell, case: 
 
 
 def test_show_prints_the_last_row_that_counts(cell: Cell, case: Case) -> None:
-    *_, line = describe(cell)
+    *_, line = describe(cell.folder)
     found = {key: float(value) for key, value in (part.split("=") for part in line.split())}
     found.pop("val_loss", None)
     expected = {key: float(f"{value:.6g}") for key, value in latest(case.losses).items()}
@@ -403,7 +403,7 @@ def test_a_line_that_is_not_json_is_named(cells: dict[str, Cell], tmp_path: Path
     readers: list[Callable[[], object]] = [
         lambda: metrics.read(both[0].folder),
         lambda: metrics.latest(both[0].folder, "loss"),
-        lambda: list(describe(both[0])),
+        lambda: list(describe(both[0].folder)),
         lambda: write_report(both, "s", tmp_path / "page.html", "", []),
         lambda: sync(tmp_path, ["s"], None),
     ]

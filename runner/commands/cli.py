@@ -74,11 +74,11 @@ def status(
     """Show the cells of a sweep: state, step, loss."""
     from rich.live import Live  # noqa: PLC0415
 
-    from runner.records.cells import sweep_cells  # noqa: PLC0415
+    from runner.records.cells import sweep_rows  # noqa: PLC0415
     from runner.records.slurm_queue import queued  # noqa: PLC0415
     from runner.views.table import LiveTable  # noqa: PLC0415
 
-    cells = sweep_cells(root, name)
+    cells = sweep_rows(root, name)
     table = LiveTable(cells)
     table.queued = lambda: queued(root, name)
     if not watch:
@@ -250,13 +250,13 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: verdict, figures, results, cells, curves, failures, links."""
     from analysis.readme import story  # noqa: PLC0415
-    from runner.records.cells import sweep_cells  # noqa: PLC0415
+    from runner.records.cells import sweep_rows  # noqa: PLC0415
     from runner.views.report import write_report  # noqa: PLC0415
 
     file, folder = out or root / "sweeps" / name / "report.html", _experiment(name)
     figures = _drawn(name, root, "png")
     told, results = story(folder / "README.md"), folder / "results.csv"
-    write_report(sweep_cells(root, name), name, file, mlflow, figures, told, results)
+    write_report(sweep_rows(root, name), name, file, mlflow, figures, told, results)
     typer.echo(file)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from runner.commands.arguments import Name, Reference, Root, chosen_cells
+from runner.machine.errors import ConfigError
 
 app = typer.Typer()
 
@@ -13,12 +14,18 @@ app = typer.Typer()
 @app.command()
 def show(cell: Reference, root: Root = Path(".")) -> None:
     """Print all that is known of a cell: state, sizes, attempts, latest metrics, config."""
-    from runner.records.cells import find_cell  # noqa: PLC0415
+    from runner.records.cells import find_cell, find_folder  # noqa: PLC0415
     from runner.records.config import flatten, freeze  # noqa: PLC0415
     from runner.views.describe import describe  # noqa: PLC0415
 
-    found = find_cell(root, cell)
-    for line in describe(found):
+    try:
+        found = find_cell(root, cell)
+    except ConfigError as error:
+        folder = find_folder(root, cell)  # it is there, and cannot be read
+        for line in describe(folder):
+            typer.echo(line)
+        raise error from None
+    for line in describe(found.folder):
         typer.echo(line)
     for key, value in flatten(freeze(found.config)).items():
         typer.echo(f"  {key}: {value}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runner.machine import storage
 from runner.machine.errors import ConfigError
-from runner.records.cells import Cell, find_cell, freeze_cell, join_sweep
+from runner.records.cells import Cell, find_folder, freeze_cell, join_sweep
 from runner.records.difference import difference
 
 _OWN = {"cell.json", "mlflow"}
@@ -26,22 +26,23 @@ def adopt(cells: Sequence[Cell], reference: str, reason: str) -> tuple[Cell, dic
     if not reason.strip():
         raise ConfigError("an adopted run needs a reason, --reason 'what was renamed'")
     root = Path(cells[0].config.root).resolve()
-    old = find_cell(root, reference)
+    folder = find_folder(root, reference)
+    old = json.loads((folder / "cell.json").read_text())  # its classes may be gone: that is why
     found = sorted(
-        ((difference(old.science, c.science), c) for c in cells if c.state == "new"),
+        ((difference(old["science"], c.science), c) for c in cells if c.state == "new"),
         key=lambda pair: len(pair[0]),
     )
     if not found:
-        raise ConfigError(f"no cell is new: there is nothing for {old.fingerprint} to be bound to")
+        raise ConfigError(f"no cell is new: there is nothing for {folder.name} to be bound to")
     if len(found) > 1 and len(found[0][0]) == len(found[1][0]):
         tied = [c.label for keys, c in found if len(keys) == len(found[0][0])]
         raise ConfigError(
-            f"{', '.join(tied)} differ from {old.fingerprint} equally little; narrow the grid by overrides"
+            f"{', '.join(tied)} differ from {folder.name} equally little; narrow the grid by overrides"
         )
     keys, cell = found[0]
     freeze_cell(cell)
     join_sweep(cell.config.name, [cell])
-    for source in old.folder.iterdir():
+    for source in folder.iterdir():
         if source.name in _OWN or source.name.startswith("."):
             continue
         target = cell.folder / source.name
@@ -51,6 +52,11 @@ def adopt(cells: Sequence[Cell], reference: str, reason: str) -> tuple[Cell, dic
         else:
             shutil.copy2(source, target)
     changed = {key: list(pair) for key, pair in keys.items()}
-    note = {"from": old.fingerprint, "reason": reason, "time": time.time(), "difference": changed}
+    note = {
+        "from": old["fingerprint"],
+        "reason": reason,
+        "time": time.time(),
+        "difference": changed,
+    }
     storage.write_whole(cell.folder / "adopted.json", json.dumps(note, indent=1))
     return cell, dict(keys)

@@ -6,6 +6,7 @@ sweeps/<name>/cells.jsonl       which cells a sweep consists of: holes are known
 """
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from models.config import plain
 from runner.data.pretrained import with_origin
 from runner.machine import storage
-from runner.machine.errors import ConfigError, StorageError
+from runner.machine.errors import ConfigError, EspalierError, StorageError
 from runner.records import journal
 from runner.records.config import RunConfig, freeze, validate
 from runner.records.fingerprint import DIGITS, Contents, contents_of, fingerprint, science
@@ -68,6 +69,21 @@ class Cell:
     def cancelled(self) -> Path:
         """Where this file exists, no launcher starts the cell."""
         return self.folder / "cancel"
+
+
+@dataclass(frozen=True)
+class UnreadableCell:
+    """A member of a sweep whose frozen config cannot be read, and why: a class that is gone, a damaged file."""
+
+    folder: Path
+    label: str
+    problem: str
+    state: str = "unreadable"
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
 
 
 def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
@@ -184,25 +200,54 @@ def members(root: Path, name: str) -> list[dict[str, Any]]:
     return list({row["fingerprint"]: row for row in rows}.values())
 
 
-def sweep_cells(root: Path, name: str) -> list[Cell]:
-    """Return the frozen cells of a sweep.
+def sweep_rows(root: Path, name: str) -> list[Cell | UnreadableCell]:
+    """Return the members of a sweep; one that cannot be read takes no other with it.
 
     Raises:
         ConfigError: there is no such sweep.
     """
     runs = root.resolve() / "runs"
-    rows = members(root, name)
-    return [replace(load_cell(runs / row["fingerprint"]), label=row["label"]) for row in rows]
+    return [_member(runs / row["fingerprint"], row["label"]) for row in members(root, name)]
+
+
+def sweep_cells(root: Path, name: str) -> list[Cell]:
+    """Return the members of a sweep that can be read; the others are named on stderr.
+
+    Raises:
+        ConfigError: there is no such sweep.
+    """
+    rows = sweep_rows(root, name)
+    for row in rows:
+        if isinstance(row, UnreadableCell):
+            print(f"{row.fingerprint} ({row.label}) is left out: {row.problem}", file=sys.stderr)
+    return [row for row in rows if isinstance(row, Cell)]
+
+
+def _member(folder: Path, label: str) -> Cell | UnreadableCell:
+    try:
+        return replace(load_cell(folder), label=label)
+    except (EspalierError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        return UnreadableCell(folder, label, f"{folder / 'cell.json'}: {reason}")
 
 
 def find_cell(root: Path, reference: str) -> Cell:
     """Return the cell named by its folder, its fingerprint or the beginning of one, or an MLflow run id.
 
     Raises:
-        ConfigError: no cell, or more than one, answers to it.
+        ConfigError: no cell, or more than one, answers to it, or it cannot be read.
+    """
+    return load_cell(find_folder(root, reference))
+
+
+def find_folder(root: Path, reference: str) -> Path:
+    """Return the run folder that `reference` names, see `find_cell`; its cell need not be readable.
+
+    Raises:
+        ConfigError: none, or more than one, answers to it.
     """
     if (Path(reference) / "cell.json").exists():
-        return load_cell(Path(reference))
+        return Path(reference)
     found = sorted((root / "runs").glob(f"{reference}*/cell.json")) if reference else []
     if not found and len(reference) == _RUN_ID:
         cursors = (root / "runs").glob("*/mlflow/*.json")
@@ -216,7 +261,7 @@ def find_cell(root: Path, reference: str) -> Cell:
         raise ConfigError(
             f"{what} {reference!r} under {(root / 'runs').resolve()}; give a run folder or more of a fingerprint (`espalier status NAME` lists them)"
         )
-    return load_cell(found[0].parent)
+    return found[0].parent
 
 
 def _make(folder: Path) -> None:

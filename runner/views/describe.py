@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runner.records import journal, metrics
-from runner.records.cells import Cell, members
+from runner.records.cells import members
 
 
-def describe(cell: Cell) -> Iterator[str]:
+def describe(folder: Path) -> Iterator[str]:
     """Yield what is known of a cell but for its config: one line a fact, attempt and metric."""
-    yield f"{cell.fingerprint} {cell.state}: {cell.folder}"
-    adopted = cell.folder / "adopted.json"
+    yield f"{folder.name} {journal.state(folder)}: {folder}"
+    adopted = folder / "adopted.json"
     if adopted.exists():
         note = json.loads(adopted.read_text())
         yield f"adopted from {note['from']}: {note['reason']}"
-    summary = cell.folder / "summary.json"
+    summary = folder / "summary.json"
     if summary.exists():
         yield " ".join(f"{key}={value}" for key, value in json.loads(summary.read_text()).items())
-    for attempt in journal.attempts(cell.folder):
+    for attempt in journal.attempts(folder):
         lease = journal.lease(attempt)
         place = f"{lease['host']} pid {lease['pid']}"
         place += f" job {lease['job']}" if "job" in lease else ""
@@ -29,7 +29,7 @@ def describe(cell: Cell) -> Iterator[str]:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
             what = {k: v for k, v in event.items() if k not in ("event", "time", "traceback")}
             yield f"  {when} {event['event']} " + " ".join(f"{k}={v}" for k, v in what.items())
-    last = metrics.merged(metrics.read(cell.folder))
+    last = metrics.merged(metrics.read(folder))
     yield " ".join(f"{k}={v:.6g}" for k, v in last.items() if k not in ("time", "attempt"))
 
 

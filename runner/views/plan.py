@@ -25,6 +25,7 @@ from runner.machine.hardware import gpu_named
 from runner.records import contracts, journal
 from runner.records.budget import Budget
 from runner.records.cells import Cell
+from runner.records.fingerprint import earlier_fingerprint
 from runner.records.metrics import latest
 from runner.views import disk
 from runner.views.precision_table import resolve, table_of
@@ -258,12 +259,24 @@ def _totals(rows: list[Planned]) -> list[str]:
     if short:
         lines.append(f"[red]{short}[/]")
     lines += [f"[red]invalid[/] {row.cell.label}: {row.problem}" for row in rows if row.problem]
+    lines += _runs_of_before(rows)
     drifted = [row for row in rows if row.state == "drifted"]
     if drifted:
         lines.append(
             f"{len(drifted)} finished cells are kept but drifted, {drifted[0].cell.fingerprint[:6]}: {environment.drift(drifted[0].cell.folder)}"
         )
     return lines
+
+
+def _runs_of_before(rows: list[Planned]) -> Iterator[str]:
+    """Yield a line for each new cell that ran before the samples of a forward pass counted for it."""
+    for row in rows:
+        earlier = earlier_fingerprint(row.cell.science) if row.state == "new" else None
+        if earlier and journal.attempts(row.cell.folder.parent / earlier):
+            yield (
+                f"{row.cell.label} ran as {earlier}, before the samples of a forward pass counted under "
+                f"such a model or precision; to keep it: espalier adopt {earlier} EXPERIMENT --reason '...'"
+            )
 
 
 def flops_per_s(root: Path) -> dict[tuple[str, str], float]:

@@ -14,9 +14,10 @@ from typing import Any
 
 from runner.machine import environment, storage
 from runner.records import journal, metrics
-from runner.records.cells import Cell
+from runner.records.cells import Cell, UnreadableCell
 from runner.records.failures import clusters
 
+Row = Cell | UnreadableCell
 _PAGE = Path(__file__).with_suffix(".html")
 _WIDTH, _HEIGHT, _POINTS = 120, 28, 60
 # (heading, key of the latest metrics, digits); the first three columns are text.
@@ -33,7 +34,7 @@ _NUMBERS = (
 
 
 def write_report(
-    cells: Sequence[Cell],
+    cells: Sequence[Row],
     name: str,
     file: Path,
     mlflow: str,
@@ -57,7 +58,7 @@ def write_report(
         commit=environment.revision()["git_sha"][:9] or "unknown",
         head="".join(_heads()),
         rows="\n".join(_row(cell, file.parent, mlflow) for cell in cells),
-        failures=_failures(cells),
+        failures=_failures([cell for cell in cells if isinstance(cell, Cell)]),
         figures=_figures(figures),
         story="".join(
             f"<p><b>{escape(k.capitalize())}.</b> {escape(v)}</p>" for k, v in (story or {}).items()
@@ -74,16 +75,19 @@ def _heads() -> list[str]:
     return [*text, *numbers, '<th class="text" scope="col">loss by step</th>']
 
 
-def _row(cell: Cell, page: Path, mlflow: str) -> str:
+def _row(cell: Row, page: Path, mlflow: str) -> str:
     state = cell.state
     rows = metrics.read(cell.folder)
     values = metrics.merged(rows)
     values["attempts"] = len(journal.attempts(cell.folder)) or None
     if values.get("wall_s") is not None:
         values["wall_s"] /= 3600
+    label = escape(cell.label)
+    if isinstance(cell, UnreadableCell):
+        label += f"<br><small>{escape(cell.problem)}</small>"
     badge = f'<span class="state {state}">{state}</span>'
     parts = [
-        _text("cell", escape(cell.label)),
+        _text("cell", label),
         _text("state", badge),
         _text("run", _links(cell, page, mlflow)),
     ]
@@ -100,7 +104,7 @@ def _text(heading: str, content: str) -> str:
     return f'<td class="text" data-label="{heading}">{content}</td>'
 
 
-def _links(cell: Cell, page: Path, mlflow: str) -> str:
+def _links(cell: Row, page: Path, mlflow: str) -> str:
     links = [cell.fingerprint[:6]]
     log = cell.folder / "log.txt"
     if log.exists():

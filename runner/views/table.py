@@ -1,6 +1,6 @@
 """The live table of a sweep: cell, state, step, loss, tokens/s, time left."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -9,9 +9,10 @@ from rich.text import Text
 
 from runner.machine.errors import DataError, StorageError
 from runner.records import journal
-from runner.records.cells import Cell
+from runner.records.cells import Cell, UnreadableCell
 from runner.records.metrics import LatestValues
 
+Row = Cell | UnreadableCell
 _KEYS = ("step", "loss", "val_loss", "tokens_per_s", "wall_s")
 _STYLES = {"finished": "green", "failed": "red", "diverged": "yellow", "running": "cyan"}
 
@@ -23,7 +24,7 @@ class LiveTable:
         cells: of the sweep, or a function that returns those that there are by now.
     """
 
-    def __init__(self, cells: list[Cell] | Callable[[], list[Cell]]) -> None:
+    def __init__(self, cells: Sequence[Row] | Callable[[], Sequence[Row]]) -> None:
         self.cells = cells if callable(cells) else lambda: cells
         self.queued: Callable[[], Collection[str]] = tuple  # the cells that wait in a queue
         self._ended: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -38,6 +39,8 @@ class LiveTable:
         queue = self.queue()
         unreadable: list[str] = []
         for cell in self.cells():
+            if isinstance(cell, UnreadableCell):
+                unreadable.append(f"{cell.fingerprint[:6]} {cell.problem}")
             try:
                 state, last = self._read(cell)
             except DataError as error:  # one damaged file hides no other cell and stops no launcher
@@ -65,12 +68,12 @@ class LiveTable:
         except StorageError:  # the scheduler does not answer: the journal is what is known
             return ()
 
-    def _read(self, cell: Cell) -> tuple[str, dict[str, Any]]:
+    def _read(self, cell: Row) -> tuple[str, dict[str, Any]]:
         if cell.fingerprint in self._ended:
             return self._ended[cell.fingerprint]
         state = cell.state
         last: dict[str, Any] = {}
-        if state != "new":
+        if state not in ("new", "unreadable"):
             reader = self._latest.setdefault(cell.fingerprint, LatestValues(cell.folder, *_KEYS))
             last = reader.read()
         if state in journal.ENDED:
