@@ -10,6 +10,10 @@ from runner.machine.errors import ConfigError
 if TYPE_CHECKING:
     from runner.records.cells import Cell
 
+# Groups of verbs in `espalier --help`, in order.
+RUN, RUNS, FIGURES = "Run", "Look at runs", "Figures and pages"
+MODELS, MLFLOW, DISK = "Trained models", "MLflow", "Disk"
+
 Root = Annotated[Path, typer.Option(help="Folder that holds runs/, sweeps/ and mlflow/.")]
 
 

@@ -14,7 +14,17 @@ from rich.console import Console
 from runner.commands import models as trained
 from runner.commands import precision as inspection
 from runner.commands import storage as housekeeping
-from runner.commands.arguments import Name, Reference, Root, chosen_cells
+from runner.commands.arguments import (
+    FIGURES,
+    MLFLOW,
+    MODELS,
+    RUN,
+    RUNS,
+    Name,
+    Reference,
+    Root,
+    chosen_cells,
+)
 from runner.machine.errors import ConfigError, EspalierError
 
 app = typer.Typer(
@@ -27,14 +37,17 @@ app = typer.Typer(
         "allow_extra_args": True,
         "ignore_unknown_options": True,
         "help_option_names": [],
-    }
+    },
+    rich_help_panel=RUN,
 )
 def run(context: typer.Context) -> None:
     """Train a cell or, with -m, a grid: the arguments of `python -m runner`."""
     os.execv(sys.executable, [sys.executable, "-m", "runner", *context.args])
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=RUN
+)
 def plan(
     context: typer.Context,
     experiment: Annotated[str, typer.Argument(help="Folder under experiments/, or a path.")],
@@ -43,7 +56,9 @@ def plan(
     _sweeper(experiment, "hydra.sweeper.dry_run=true", *context.args)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=RUN
+)
 def adopt(
     context: typer.Context,
     run: Reference,
@@ -65,7 +80,7 @@ def _sweeper(experiment: str, *overrides: str) -> None:
     os.execv(sys.executable, [sys.executable, *command, *overrides])
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def status(
     name: Name,
     root: Root = Path("."),
@@ -90,7 +105,7 @@ def status(
             live.update(table.render())
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def logs(
     cells: Annotated[
         list[str], typer.Argument(metavar="[NAME] CELL", help="The cell, after its sweep or alone.")
@@ -118,7 +133,7 @@ def logs(
             typer.echo(stream.read(), nl=False)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def why(cell: Reference, root: Root = Path(".")) -> None:
     """Say what sets a cell apart from the nearest finished one: why it is not that one."""
     from runner.records.cells import find_cell  # noqa: PLC0415
@@ -136,7 +151,7 @@ def why(cell: Reference, root: Root = Path(".")) -> None:
         typer.echo(f"  {key}: {ours} here, {theirs} there")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def diff(a: Reference, b: Reference, root: Root = Path(".")) -> None:
     """Show the keys in which two cells differ, execution keys too."""
     from runner.records.cells import find_cell  # noqa: PLC0415
@@ -148,7 +163,7 @@ def diff(a: Reference, b: Reference, root: Root = Path(".")) -> None:
         typer.echo(f"{key}: {left} | {right}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def failures(name: Name, root: Root = Path(".")) -> None:
     """Group the cells of a sweep that did not finish by cause, with the keys they share."""
     from runner.records.cells import sweep_cells  # noqa: PLC0415
@@ -163,7 +178,7 @@ def failures(name: Name, root: Root = Path(".")) -> None:
         typer.echo("  " + " ".join(cell.fingerprint[:6] for cell in cluster.cells))
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def retry(
     name: Name,
     cause: Annotated[
@@ -195,7 +210,7 @@ def retry(
     raise typer.Exit(launch(chosen, last_backend(folder, jobs), load(folder), retry_failed=True))
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def cancel(
     name: Name,
     cells: Annotated[list[str] | None, typer.Argument(help="Fingerprints; default: all.")] = None,
@@ -209,7 +224,7 @@ def cancel(
         typer.echo(line)
 
 
-@app.command()
+@app.command(rich_help_panel=FIGURES)
 def plots(
     name: Name,
     root: Root = Path("."),
@@ -239,7 +254,7 @@ def plots(
         typer.echo(path)
 
 
-@app.command()
+@app.command(rich_help_panel=FIGURES)
 def report(
     name: Name,
     root: Root = Path("."),
@@ -260,7 +275,7 @@ def report(
     typer.echo(file)
 
 
-@app.command()
+@app.command(rich_help_panel=FIGURES)
 def paper(
     name: Name,
     root: Root = Path("."),
@@ -287,7 +302,7 @@ def paper(
     typer.echo(f"{main_tex}: latexmk -pdf -cd {main_tex}")
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def look(
     run: Reference,
     text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
@@ -314,7 +329,7 @@ def look(
         typer.echo(path)
 
 
-@app.command()
+@app.command(rich_help_panel=MLFLOW)
 def sync(
     names: Annotated[list[str], typer.Argument(help="Sweeps.")],
     root: Root = Path("."),
@@ -331,7 +346,7 @@ def sync(
     typer.echo(f"{deliver(root, names, uri, rebuild=rebuild)} points delivered")
 
 
-@app.command()
+@app.command(rich_help_panel=MLFLOW)
 def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> None:
     """Serve the MLflow UI on the embedded store."""
     from runner.views.mlflow import embedded_uri  # noqa: PLC0415
@@ -361,7 +376,7 @@ def _experiment(name: str) -> Path:
 
 app.add_typer(housekeeping.app)
 app.add_typer(trained.app)
-app.add_typer(inspection.app, name="precision")
+app.add_typer(inspection.app, name="precision", rich_help_panel=MODELS)
 
 
 def main() -> None:

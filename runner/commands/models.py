@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from runner.commands.arguments import Reference, Root
+from runner.commands.arguments import MODELS, Reference, Root
 from runner.machine.errors import ConfigError
 
 app = typer.Typer()
 _LONGEST = 1024  # tokens of a sequence that an imported model is measured on
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def generate(
     run: Reference,
     prompt: Annotated[
@@ -124,7 +124,9 @@ def generate(
 
 
 @app.command(
-    name="eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    name="eval",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    rich_help_panel=MODELS,
 )
 def evaluate(
     context: typer.Context,
@@ -174,7 +176,10 @@ def evaluate(
     raise typer.Exit(code)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    rich_help_panel=MODELS,
+)
 def ngram(
     context: typer.Context,
     run: Reference,
@@ -200,7 +205,7 @@ def ngram(
         out.write_text(json.dumps(found, indent=1) + "\n")
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def export(
     run: Reference,
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
@@ -242,7 +247,9 @@ def export(
 
 
 @app.command(
-    name="import", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    name="import",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    rich_help_panel=MODELS,
 )
 def import_model(
     context: typer.Context,

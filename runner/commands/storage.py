@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from runner.commands.arguments import Name, Reference, Root, chosen_cells
+from runner.commands.arguments import DISK, RUNS, Name, Reference, Root, chosen_cells
 from runner.machine.errors import ConfigError
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS)
 def show(cell: Reference, root: Root = Path(".")) -> None:
     """Print all that is known of a cell: state, sizes, attempts, latest metrics, config."""
     from runner.records.cells import find_cell, find_folder  # noqa: PLC0415
@@ -31,7 +31,7 @@ def show(cell: Reference, root: Root = Path(".")) -> None:
         typer.echo(f"  {key}: {value}")
 
 
-@app.command(name="ls")
+@app.command(name="ls", rich_help_panel=RUNS)
 def list_sweeps(root: Root = Path(".")) -> None:
     """List the sweeps with the states of their cells."""
     from runner.views.describe import summary  # noqa: PLC0415
@@ -41,7 +41,7 @@ def list_sweeps(root: Root = Path(".")) -> None:
         typer.echo(f"{name}: {summary(root, name)}")
 
 
-@app.command()
+@app.command(rich_help_panel=DISK)
 def du(root: Root = Path(".")) -> None:
     """Show what the sweeps, caches and snapshots take on the disk."""
     from runner.views.disk import size, sweeps, usage  # noqa: PLC0415
@@ -55,7 +55,7 @@ def du(root: Root = Path(".")) -> None:
         typer.echo(f"{folder}/: {size(root / folder) / 1e6:,.1f} MB")
 
 
-@app.command()
+@app.command(rich_help_panel=DISK)
 def gc(
     root: Root = Path("."),
     delete: Annotated[bool, typer.Option(help="Delete it; without, only show.")] = False,
@@ -75,7 +75,7 @@ def gc(
     typer.echo(f"{total / 1e6:,.1f} MB {'deleted' if delete else 'could go: --delete'}")
 
 
-@app.command()
+@app.command(rich_help_panel=DISK)
 def pack(
     name: Name,
     cells: Annotated[list[str] | None, typer.Argument(help="Fingerprints; default: all.")] = None,
@@ -89,7 +89,7 @@ def pack(
     typer.echo(f"{file}: {write(chosen_cells(root, name, cells), name, file) / 1e6:,.1f} MB")
 
 
-@app.command()
+@app.command(rich_help_panel=DISK)
 def unpack(file: Path, root: Root = Path(".")) -> None:
     """Add the cells of a packed file; runs that have begun here stay as they are."""
     from runner.records.archive import unpack as read  # noqa: PLC0415

@@ -238,14 +238,14 @@ def _totals(rows: list[Planned]) -> list[str]:
     flops = sum(row.flops for row in todo if row.flops)
     known = [(row, row.seconds) for row in todo if row.seconds is not None]
     lines = [f"{len(rows)} cells ({counts}); to run: {flops:.2e} FLOPs"]
-    for unit, gpu in (("GPU-hours", True), ("hours of one place", False)):
+    for where, gpu in (("of GPU time", True), ("on one worker", False)):
         some = [(r, s) for r, s in known if bool(r.cell.config.resources.gpus) is gpu]
         if some:
             total = [
                 sum(s[i] * (r.cell.config.resources.num_processes if gpu else 1) for r, s in some)
                 for i in (0, 1)
             ]
-            lines[0] += f", {_range((total[0], total[1]))} {unit}"
+            lines[0] += f", about {_range((total[0], total[1]))} {where}"
     if len(known) < len(todo):
         lines[0] += (
             f"; {len(todo) - len(known)} cells of unknown time (no finished run on this hardware yet)"
@@ -326,9 +326,11 @@ def _range(seconds: tuple[float, float] | None) -> str:
     if seconds is None:
         return "?"
     low, high = map(_time, seconds)
-    return low if low == high else f"{low}-{high}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _time(seconds: float) -> str:
-    hours, rest = divmod(math.ceil(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+    """Return a duration as a person says it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
