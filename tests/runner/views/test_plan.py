@@ -202,5 +202,5 @@ def test_a_named_gpu_without_runs_gets_a_range_of_time(cell: Callable[..., Cell]
     assert seconds is not None
     assert seconds[1] / seconds[0] == pytest.approx(2.5)
     total = plan([made])[1]
-    assert "GPU-hours" in total
+    assert "of GPU time" in total
     assert "outlast resources.timeout_min" in total
