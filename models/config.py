@@ -1,7 +1,7 @@
 """What a config is: a frozen, keyword-only dataclass that refuses unknown keys.
 
 Beside its fields a config class may carry
-    numerics   an integer, raised when the numbers its class produces change: part of the fingerprint
+    numerics   an integer (default: 1), raised when the numbers its class produces change: part of the fingerprint
     neutral(v) a field added later: at `v` it does not count in the fingerprint
     execution(v)   a field that cannot change a result: it never counts
     any_config(), any_configs(), configs_of(cls)   fields that hold configs of any class
@@ -21,7 +21,10 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def config(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only dataclass that pydantic validates with extra keys forbidden."""
+    """Make `cls` a frozen, keyword-only dataclass that pydantic validates with extra keys forbidden.
+
+    `dataclass(frozen=True, kw_only=True)` serves as well at the top of a node.
+    """
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     if "numerics" not in cls.__dict__:
         cls.numerics = 1  # type: ignore[attr-defined]
@@ -159,6 +162,11 @@ def couples_samples(cfg: Any, sequence_length: int) -> bool:
     """
     says = getattr(cfg, "couples_samples", None)
     return bool(says(sequence_length)) if says is not None else False
+
+
+def numerics_of(cls: type) -> int:
+    """Return the revision of the numbers that config class `cls` produces; 1 where it does not say."""
+    return int(getattr(cls, "numerics", 1))
 
 
 def released_name(cls: type) -> str:

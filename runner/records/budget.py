@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from models import sizes
 from models.flops import training_flops
+from runner.machine.errors import ConfigError
 from runner.records.config import RunConfig
 
 
@@ -20,16 +22,25 @@ class Budget:
 
 
 def flops_per_sequence(run: RunConfig, vocab_size: int) -> tuple[int, int]:
-    """Return the FLOPs of training on one sequence: (full attention, its causal half)."""
-    full, causal = run.model.forward_flops_per_sequence(vocab_size, run.train.sequence_length)
+    """Return the FLOPs of training on one sequence: (full attention, its causal half).
+
+    Raises:
+        ConfigError: the model's config does not say, and they cannot be counted.
+    """
+    try:
+        full, causal = sizes.forward_flops_per_sequence(
+            run.model, vocab_size, run.train.sequence_length
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return training_flops(full), training_flops(causal)
 
 
 def budget(run: RunConfig, vocab_size: int, *, steps: int | None = None) -> Budget:
     """Return the sizes of `run` with a tokenizer of `vocab_size`; `steps` in the place of what the budget buys."""
     batch, flops = run.train.batch_size, flops_per_sequence(run, vocab_size)[0]
-    parameters = run.model.num_parameters(vocab_size)
-    active = run.model.num_active_parameters(vocab_size)
+    parameters = sizes.num_parameters(run.model, vocab_size)
+    active = sizes.num_active_parameters(run.model, vocab_size)
     if steps is None:
         steps = run.train.num_steps(active, flops)
     return Budget(
@@ -37,7 +48,7 @@ def budget(run: RunConfig, vocab_size: int, *, steps: int | None = None) -> Budg
         vocab_size=vocab_size,
         num_parameters=parameters,
         num_active_parameters=active,
-        num_embedding_parameters=run.model.num_embedding_parameters(vocab_size),
+        num_embedding_parameters=sizes.num_embedding_parameters(run.model, vocab_size),
         tokens=steps * batch * run.train.sequence_length,
         flops=steps * batch * flops,
     )

@@ -12,7 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from models.config import couples_samples, execution_keys, plain, released_name, with_inner
+from models.config import (
+    couples_samples,
+    execution_keys,
+    numerics_of,
+    plain,
+    released_name,
+    with_inner,
+)
 from runner.data import pretrained
 from runner.data.corpus import content_hash, weight_of
 from runner.records.config import NODES, RunConfig, execution_half, flatten, freeze, is_among
@@ -119,7 +126,7 @@ def science(run: RunConfig, contents: Contents) -> dict[str, Any]:
 def _numerics(cfg: Any, run: RunConfig) -> int:
     """Return the revision of the numbers that `cfg` produces; a class may tell it by the model (`numerics_with`)."""
     told = getattr(cfg, "numerics_with", None)
-    return int(told(run.model)) if told is not None else int(type(cfg).numerics)
+    return int(told(run.model)) if told is not None else numerics_of(type(cfg))
 
 
 def _as_first_released_eval(run: RunConfig, node: dict[str, Any]) -> None:
@@ -178,7 +185,7 @@ def evaluation_key(run: str, evaluation: Any) -> str:
     keys |= {
         "run": run,
         "_target_": released_name(type(evaluation)),
-        "numerics": type(evaluation).numerics,
+        "numerics": numerics_of(type(evaluation)),
     }
     return fingerprint(keys | {"content": content_hash(evaluation)})
 
