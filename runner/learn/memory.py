@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from kernels.philox import NoiseKey
 from runner.learn.optim.build import build_optimizers
 from runner.learn.setup import recompute_blocks
+from runner.records import contracts
 from runner.records.config import RunConfig, freeze
 
 # Resident size of a CPU process = _PROCESS (interpreter, torch, thread pools) + slack x tensors (holes
@@ -71,8 +72,10 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, steps: int) -> int:
             if not getattr(run.data, "mask_documents", False):
                 del batch["documents"]
             noise = NoiseKey(seed=0, step=0, samples=batch["index"])
+            with torch.no_grad(), precision.autocast():
+                (drawn,) = contracts.draw(task, model, [batch], noise)
             with precision.autocast(noise):
-                return task.loss(model, batch, noise)
+                return task.loss(model, drawn, noise)
 
         for step in range(steps):  # the second has the optimiser's state from the beginning
             for _ in range(min(2, share // micro)):
