@@ -14,9 +14,10 @@ from runner.launch import policy
 from runner.launch.backend import Backend, View
 from runner.launch.mlflow_process import finish_feeder, start_feeder
 from runner.launch.policy import PRUNED_TOO, Policy
-from runner.machine import environment, storage
+from runner.machine import storage
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep
+from runner.records.drift import drifted
 from runner.views.table import LiveTable
 
 if TYPE_CHECKING:
@@ -39,11 +40,8 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
     policy.start(sweep, policies, fresh=left_to_run > 0)
     storage.write_whole(sweep / "launcher.json", json.dumps(backend.record()))
     console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {left_to_run} to run")
-    drifted = [c for c in cells if c.state == "finished" and environment.drift(c.folder)]
-    if drifted:
-        console.print(
-            f"{len(drifted)} finished cells drifted and are kept ({environment.drift(drifted[0].folder)})"
-        )
+    for line in drifted(cells):
+        console.print(line)
     if states["failed"] and not retry_failed:
         console.print("failed cells are retried with hydra.sweeper.retry_failed=true")
     table = LiveTable(cells)

@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from runner.machine.errors import DataError
 from runner.records.config import RunConfig
 from runner.records.contracts import Inputs
-from runner.records.inputs import PREFIX, file_of, numbers_in, sha256
+from runner.records.inputs import PREFIX, file_of, numbers_in, read_files, sha256
 from runner.records.journal import Journal
 
 
@@ -17,7 +18,8 @@ def build_corpus(cfg: RunConfig, inputs: Inputs, hashes: list[str], journal: Jou
         hashes: of the sources, frozen with the cell; of a file of an input the content could not be frozen.
 
     Raises:
-        DataError: an input has no such output, or weights of another number than there are sources.
+        DataError: an input has no such output, one that an earlier attempt read is another file by now, or weights
+            are of another number than there are sources.
     """
     data = cfg.data
     sources = list(getattr(data, "sources", ()))
@@ -39,6 +41,12 @@ def build_corpus(cfg: RunConfig, inputs: Inputs, hashes: list[str], journal: Jou
 def _read(reference: str, inputs: Inputs, journal: Journal | None) -> Path:
     file = file_of(reference, inputs)
     if journal is not None:
-        run = file.parent.parent.name
-        journal.event("read", run=run, output=file.name, sha256=sha256(file))
+        run, digest = file.parent.parent.name, sha256(file)
+        before = read_files(journal.run).get((run, file.name), digest)
+        if before != digest:
+            raise DataError(
+                f"{file} is another file than an earlier attempt has read ({before[:8]}, now {digest[:8]}); put that "
+                f"one back, or delete {journal.run} to begin anew"
+            )
+        journal.event("read", run=run, output=file.name, sha256=digest)
     return file

@@ -9,6 +9,7 @@ it has read, and another one is drift.
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -89,29 +90,30 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def recorded_outputs(run: Path) -> dict[str, str]:
-    """Return the sha256 of each output of a run, as its journal has them."""
-    made: dict[str, str] = {}
-    for attempt in journal.attempts(run):
-        for event in journal.events(attempt):
-            if event["event"] == "wrote":
-                made[event["output"]] = event["sha256"]
-    return made
-
-
-def changed_inputs(run: Path) -> list[str]:
-    """Return which files that `run` has read from its inputs are other files by now: drift."""
-    read: dict[tuple[str, str], str] = {}
+def read_files(run: Path) -> dict[tuple[str, str], str]:
+    """Return the sha256 of each file that `run` has read from its inputs, by (run, output)."""
+    found: dict[tuple[str, str], str] = {}
     for attempt in journal.attempts(run):
         for event in journal.events(attempt):
             if event["event"] == "read":
-                read[event["run"], event["output"]] = event["sha256"]
-    found = []
-    for (source, output), digest in read.items():
-        now = recorded_outputs(run.parent / source).get(output)
-        if now != digest:
-            found.append(f"{source}/{output} was {digest[:8]}, is {(now or 'gone')[:8]}")
+                found[event["run"], event["output"]] = event["sha256"]
     return found
+
+
+def changed_inputs(run: Path) -> list[str]:
+    """Return which files that `run` has read from its inputs are other files, or gone, by now: drift."""
+    found = []
+    for (source, output), digest in read_files(run).items():
+        file = run.parent / source / "outputs" / output
+        now = _sha256_of(file, file.stat().st_mtime_ns) if file.exists() else "gone"
+        if now != digest:
+            found.append(f"{source}/{output} was {digest[:8]}, is {now[:8]}")
+    return found
+
+
+@lru_cache
+def _sha256_of(file: Path, _changed_ns: int) -> str:
+    return sha256(file)  # once for all that have read it
 
 
 def numbers_in(file: Path) -> list[float]:

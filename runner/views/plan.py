@@ -25,6 +25,7 @@ from runner.machine.hardware import gpu_named
 from runner.records import contracts, journal
 from runner.records.budget import Budget
 from runner.records.cells import Cell
+from runner.records.drift import drift, drifted
 from runner.records.fingerprint import earlier_fingerprint
 from runner.records.metrics import latest
 from runner.views import disk
@@ -52,9 +53,9 @@ class Planned:
 
     @cached_property
     def state(self) -> str:
-        """The cell's state; invalid where it cannot run, drifted where other code or torch finished it."""
+        """The cell's state; invalid where it cannot run, drifted where other code, torch or input files finished it."""
         state = self.cell.state
-        if state == "finished" and environment.drift(self.cell.folder):
+        if state == "finished" and drift(self.cell.folder):
             return "drifted"
         return "invalid" if state in _WILL_RUN and self.problem else state
 
@@ -95,7 +96,7 @@ class Planned:
     @cached_property
     def disk_bytes(self) -> int | None:
         """Checkpoints at their most, one being written beside those that are kept."""
-        if self.budget is None:
+        if self.budget is None or self.cell.config.train is None:
             return None
         keep = self.cell.config.train.checkpoint
         kept = keep.keep_last + keep.keep_best + 1
@@ -260,12 +261,7 @@ def _totals(rows: list[Planned]) -> list[str]:
         lines.append(f"[red]{short}[/]")
     lines += [f"[red]invalid[/] {row.cell.label}: {row.problem}" for row in rows if row.problem]
     lines += _runs_of_before(rows)
-    drifted = [row for row in rows if row.state == "drifted"]
-    if drifted:
-        lines.append(
-            f"{len(drifted)} finished cells are kept but drifted, {drifted[0].cell.fingerprint[:6]}: {environment.drift(drifted[0].cell.folder)}"
-        )
-    return lines
+    return lines + drifted([row.cell for row in rows])
 
 
 def _runs_of_before(rows: list[Planned]) -> Iterator[str]:
