@@ -38,7 +38,9 @@ def evaluation_cells(
     follow = bool(changes.get("eval.harness.follow"))
     points, skipped = [], []
     for cell in sources:
-        if not follow and not checkpoint.listing(cell.folder / "checkpoints"):
+        if cell.config.model is None or cell.config.train is None:
+            skipped.append(f"{cell.fingerprint} ({cell.label}) trains no model: left out")
+        elif not follow and not checkpoint.listing(cell.folder / "checkpoints"):
             skipped.append(
                 f"{cell.fingerprint} ({cell.label}) has no checkpoint ({cell.state}): left out"
             )

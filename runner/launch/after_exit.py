@@ -38,7 +38,7 @@ def try_smaller(cell: Cell) -> Cell | None:
     pointless or not wanted.
     """
     run = cell.config
-    if cell.state != "failed" or not run.resources.halve_on_oom:
+    if cell.state != "failed" or run.train is None or not run.resources.halve_on_oom:
         return None
     if cause_of(failure(cell)) not in MEMORY:
         return None

@@ -39,7 +39,9 @@ class Local:
             view.say(f"{len(elsewhere)} run under another launcher; waiting for them too")
         self.pool = self._pool(todo + elsewhere)
         device = "cuda" if self.pool.gpus else "cpu"
-        for line in {r.notice(device) for r in {c.config.precision for c in todo}} - {None}:
+        recipes = [c.config.precision for c in todo if hasattr(c.config.precision, "notice")]
+        each_once = {repr(recipe): recipe for recipe in recipes}.values()
+        for line in {recipe.notice(device) for recipe in each_once} - {None}:
             view.say(line)
         self.pool.run(todo, elsewhere, view.tick)
 
