@@ -103,7 +103,7 @@ class StageInput:
     Args:
         stage: the other one.
         match: the keys in which a cell and the one that it takes from agree.
-        take: see `runner/records/inputs.py`: InputConfig.
+        take, live: see `runner/records/inputs.py`: InputConfig.
         all: take all cells that match, as a set, instead of the one.
     """
 
@@ -111,6 +111,7 @@ class StageInput:
     match: tuple[str, ...] = ()
     take: Literal["weights", "average", "everything"] = "weights"
     all: bool = False
+    live: bool = False
 
 
 @config
@@ -140,10 +141,10 @@ def parse_grid(node: dict[str, Any]) -> Grid:
 
 
 def _stage(given: dict[str, Any]) -> dict[str, Any]:
-    """Return a stage with `inputs`; `from: NAME` with match and take beside it is short for one named init."""
+    """Return a stage with `inputs`; `from: NAME`, match, take and live beside it, is short for one named init."""
     stage = dict(given)
     if isinstance(stage.get("from"), str):
-        short = {key: stage.pop(key) for key in ("match", "take") if key in stage}
+        short = {key: stage.pop(key) for key in ("match", "take", "live") if key in stage}
         stage["inputs"] = {"init": {"stage": stage.pop("from"), **short}}
     elif "from" in stage:
         stage["inputs"] = stage.pop("from")

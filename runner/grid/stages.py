@@ -75,7 +75,8 @@ def link(
                     f"{given.stage}; it must be one: set its match to the keys that tell them apart, or all: true"
                 )
             runs = [cell.fingerprint for cell in found]
-            inputs[key] = {"runs": runs, "take": given.take, "all": given.all}
+            taken = {"runs": runs, "take": given.take, "all": given.all}
+            inputs[key] = taken | ({"live": True} if given.live else {})
         linked.append((label, {**node, "inputs": inputs}))
     return linked
 

@@ -31,5 +31,5 @@ def new_checkpoints(run: Path, after: int, stop: Callable[[], bool]) -> Iterator
 
 
 def last_evaluated(run: Path) -> int:
-    """Return the last step that an evaluating run has a loss for, 0 if none."""
-    return max((row["step"] for row in metrics.read(run) if "val_loss" in row), default=0)
+    """Return the last step that an evaluating run has validated, 0 if none."""
+    return max((row["step"] for row in metrics.read(run) if "val_tokens" in row), default=0)
