@@ -35,9 +35,12 @@ class TextGenerator:
         self.model = for_inference(model.to(device, DTYPES[dtype]), compiled=compiled)
 
     def generate(
-        self, prompts: Sequence[str], how: Sampling | Sequence[Sampling], **more: Any
+        self, prompts: Sequence[str | None], how: Sampling | Sequence[Sampling], **more: Any
     ) -> list[Completion]:
-        """Return a continuation of each prompt; further keyword arguments are those of `generate`."""
+        """Return a continuation of each prompt (None: the beginning of a document).
+
+        Further keyword arguments are those of `generate`.
+        """
         with _explained():
             ids = [self._ids(prompt) for prompt in prompts]
             return generate(self.model, ids, how, compiled=self.compiled, **self._about(), **more)
@@ -54,7 +57,9 @@ class TextGenerator:
                 **self._about(),
             )
 
-    def _ids(self, text: str) -> Tensor:
+    def _ids(self, text: str | None) -> Tensor:
+        if text is None:
+            return torch.tensor([self.tokenizer.eos])
         return torch.from_numpy(self.tokenizer.encode(text).astype("int64"))
 
     def _about(self) -> dict[str, Any]:

@@ -150,6 +150,7 @@ class Journal:
         self._metrics = open(self.metrics_file, "ab", buffering=0)  # noqa: SIM115
         self._one_writes = threading.Lock()
         self.step = 0  # of the last metrics: readings of the machine are filed under it
+        self._continues = self.number == 1  # nothing of an earlier attempt is left to be taken back
 
     def beat(self, stop: StopFlag) -> None:
         """Show from now on that this holder lives.
@@ -186,11 +187,14 @@ class Journal:
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Record `values` at `step`; non-finite floats are written as JSON's NaN and Infinity."""
+        if step > 0 and not self._continues:
+            self.restored(0)
         self.step = step
         self._write({"step": step, "time": time.time(), "attempt": self.number, **values})
 
     def restored(self, step: int) -> None:
-        """Record that this attempt continues from `step`."""
+        """Record that this attempt continues from `step`; work that does not say so begins anew."""
+        self._continues = True
         self._write({"restored": step, "time": time.time(), "attempt": self.number})
 
     def _write(self, line: dict[str, Any]) -> None:

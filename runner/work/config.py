@@ -70,7 +70,8 @@ class MakeWork:
     """Make data: documents that the model of the input named init writes, one JSON line each.
 
     Args:
-        documents: how many. tokens: of each at most. temperature: of sampling. prompt: what each continues.
+        documents: how many. tokens: of each at most. temperature: of sampling. prompt: what each continues
+            (nothing: the end of the document before).
     """
 
     reads: ClassVar[tuple[str, ...]] = ()

@@ -6,7 +6,7 @@ from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
 from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
-from runner.machine.storage import append_line, read_lines
+from runner.machine.storage import append_line, read_lines, truncate_torn_line
 from runner.records.cells import Cell
 from runner.records.contracts import Inputs, Outcome
 from runner.records.journal import Journal
@@ -43,11 +43,16 @@ def make(
     file = cell.folder / "outputs" / "documents.jsonl"
     partial = file.with_name(f".{file.name}")
     file.parent.mkdir(exist_ok=True)
+    truncate_torn_line(partial)
     done = len(read_lines(partial))
+    if journal.number > 1:
+        journal.restored(done)
     while done < cfg.documents:
         if stop():
+            journal.event("checkpointed", step=done)
             return "interrupted"
-        for text in _some(generator, cfg, cell.config.seed, done):
+        # Whole rounds, also where one was cut short: who is sampled beside whom changes last bits.
+        for text in _round(generator, cfg, cell.config.seed, done // _AT_ONCE)[done % _AT_ONCE :]:
             append_line(partial, {"text": text})
             done += 1
         journal.metrics(done, {"documents": done})
@@ -56,8 +61,9 @@ def make(
     return "finished"
 
 
-def _some(generator: TextGenerator, cfg: MakeWork, seed: int, first: int) -> list[str]:
-    """Return the documents from number `first` on, as many as are written at once."""
+def _round(generator: TextGenerator, cfg: MakeWork, seed: int, number: int) -> list[str]:
+    """Return the documents of round `number`: as many as are written at once."""
+    first = number * _AT_ONCE
     numbers = range(first, min(first + _AT_ONCE, cfg.documents))
     how = [
         Sampling(
@@ -65,4 +71,6 @@ def _some(generator: TextGenerator, cfg: MakeWork, seed: int, first: int) -> lis
         )
         for number in numbers
     ]
-    return [done.text for done in generator.generate([cfg.prompt] * len(how), how)]
+    # Of some prompts a tokenizer makes nothing: then a document begins.
+    prompt = cfg.prompt if len(generator.tokenizer.encode(cfg.prompt)) else None
+    return [done.text for done in generator.generate([prompt] * len(how), how)]
