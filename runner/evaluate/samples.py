@@ -12,9 +12,13 @@ from runner.records.contracts import Trained
 
 
 def sample(cfg: SamplesConfig, trained: Trained, step: int) -> dict[str, float]:
-    """Append a continuation of `cfg.prompt` to samples.txt; return its `sample_repetition` where it has one."""
+    """Append a continuation of `cfg.prompt` to samples.txt; return its `sample_repetition` where it has one.
+
+    Where the tokenizer makes nothing of the prompt, the sample follows the end of a document.
+    """
     tokenizer, run = trained.corpus.tokenizer, trained.cfg
-    prompt = torch.from_numpy(tokenizer.encode(cfg.prompt).astype("int64"))
+    ids = [int(index) for index in tokenizer.encode(cfg.prompt)] or [tokenizer.eos]
+    prompt = torch.tensor(ids)
     how = Sampling(max_new_tokens=cfg.tokens, temperature=0.8, seed=run.seed)
     (done,) = generate(
         trained.model,
@@ -27,7 +31,7 @@ def sample(cfg: SamplesConfig, trained: Trained, step: int) -> dict[str, float]:
     )
     if trained.folder is not None:
         with open(trained.folder / "samples.txt", "a", encoding="utf-8") as stream:
-            text = tokenizer.decode([*prompt.tolist(), *done.ids])
+            text = tokenizer.decode([*ids, *done.ids])
             stream.write(f"--- step {step}\n{text}\n")
     repeated = repetition(done.ids)
     return {"sample_repetition": repeated} if math.isfinite(repeated) else {}
