@@ -42,6 +42,18 @@ def token_loss(
     return out if isinstance(out, TokenLoss) else _loss_of(out, targets)
 
 
+def logits(model: Any, tokens: Tensor, *, documents: Tensor | None = None) -> Tensor:
+    """Return the logits of a batch, [batch, seq, vocab]; see `token_loss`."""
+    taken = _parameters(type(_unwrapped(model)).forward)
+    more = (
+        {}
+        if documents is None or (taken and "documents" not in taken)
+        else {"documents": documents}
+    )
+    found: Tensor = model(tokens, **more)
+    return found
+
+
 def _loss_of(logits: Tensor, targets: Tensor) -> TokenLoss:
     nll = nn.functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"

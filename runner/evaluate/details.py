@@ -4,7 +4,9 @@ import json
 
 import torch
 
+from models.contract import logits
 from runner.evaluate.scores import calibration_error, predictions
+from runner.evaluate.validation import to_device
 from runner.generate.generate import read
 from runner.machine.storage import write_whole
 from runner.records.contracts import Trained
@@ -30,19 +32,18 @@ def measure_details(trained: Trained) -> tuple[dict[str, float], list[dict[str, 
     nats, count = (torch.zeros(seq, dtype=torch.float64) for _ in range(2))
     predicted = []
     for batch in corpus.held_out(seq, cfg.eval.batch_size, cfg.eval.tokens):
-        documents = batch["documents"].to(device) if cfg.data.mask_documents else None
+        batch = to_device(batch, device, masked=getattr(cfg.data, "mask_documents", False))
         with precision.autocast():
-            logits = model(batch["tokens"].to(device), documents=documents)
-        assert isinstance(logits, torch.Tensor)
-        targets = batch["targets"].to(device)
+            scores = logits(model, batch["tokens"], documents=batch.get("documents"))
+        targets = batch["targets"]
         losses = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
+            scores.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
         )
         length = targets.shape[1]
         nats[:length] += losses.view(targets.shape).double().sum(dim=0).cpu()
         count[:length] += (targets >= 0).sum(dim=0).cpu()
         there = targets >= 0
-        predicted.append(predictions(logits[there], targets[there]))
+        predicted.append(predictions(scores[there], targets[there]))
     with precision.autocast():
         _, state = read(
             model, batch["tokens"][:1].tolist(), device, static=batch["tokens"].shape[1]
