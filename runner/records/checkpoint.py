@@ -26,6 +26,7 @@ from runner.machine.errors import CheckpointError
 from runner.machine.ranks import gather_full
 from runner.machine.storage import refused
 
+_NUMBER = "#number"  # ends the name of a slot that is no tensor but a Python number
 Files = dict[str, dict[str, Tensor]]
 
 
@@ -120,7 +121,10 @@ def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) 
         for parameter, name in names.items():
             prefix = f"{number}/{name}/"
             slots = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-            optimizer.state[parameter] = {k: like(v, parameter) for k, v in slots.items()}
+            optimizer.state[parameter] = {
+                k.removesuffix(_NUMBER): v.item() if k.endswith(_NUMBER) else like(v, parameter)
+                for k, v in slots.items()
+            }
     state: dict[str, Any] = json.loads((path / "state.json").read_text())
     return state
 
@@ -202,12 +206,29 @@ def _optimizer_tensors(
     model: nn.Module, optimizers: list[torch.optim.Optimizer]
 ) -> dict[str, Tensor]:
     return {
-        f"{number}/{name}/{slot}": value
+        f"{number}/{name}/{slot}{'' if isinstance(value, Tensor) else _NUMBER}": _as_tensor(value)
         for number, (optimizer, names) in enumerate(_named(model, optimizers))
         for parameter, name in names.items()
         for slot, value in optimizer.state[parameter].items()
-        if isinstance(value, Tensor)  # others (None, a count) are made anew
+        if value is not None  # what is None is made anew
     }
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """Return a tensor as it is, a Python number as one of 64 bits.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (bool, int)):
+        return torch.tensor(value)
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float64)
+    raise CheckpointError(
+        f"the state of an optimiser holds {value!r}; a checkpoint keeps tensors and numbers"
+    )
 
 
 def _sha256(file: Path) -> str:
