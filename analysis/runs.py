@@ -154,18 +154,19 @@ def _facts(folder: str) -> dict[str, Any]:
 
 
 def _scores(folder: str) -> dict[str, Any]:
-    """Return the benchmark scores of a run, `task/metric` with its standard error and how `task` was asked.
+    """Return what evaluations have found of a run: their values by name, and benchmark scores.
 
-    Where a task was asked twice the evaluation with more questions counts, of equals the later one.
+    Those are `task/metric`, with its standard error and how `task` was asked. Where a task was asked twice the evaluation with more questions counts, of equals the later one.
     """
     found: dict[str, tuple[tuple[int, float], dict[str, Any]]] = {}
-    for file in Path(folder).glob("evals/*.json"):
-        when = file.stat().st_mtime
-        for row in json.loads(file.read_bytes())["scores"]:
+    scores: dict[str, Any] = {}
+    for file in sorted(Path(folder).glob("evals/*.json"), key=os.path.getmtime):
+        when, record = file.stat().st_mtime, json.loads(file.read_bytes())
+        scores |= record.get("values", {})
+        for row in record["scores"]:
             rank = (row["n"], when)
             if row["name"] not in found or found[row["name"]][0] < rank:
                 found[row["name"]] = rank, row
-    scores: dict[str, Any] = {}
     for name, (_, row) in found.items():
         error = row["stderr"]
         scores |= {name: row["value"], f"{name}_stderr": float("nan") if error is None else error}

@@ -82,13 +82,14 @@ class PointReader:
         return pair[0] != pair[1] and not all(map(math.isnan, pair))
 
     def scores(self) -> Iterator[tuple[str, float, int, int]]:
-        """Yield (key, value, time, step) of benchmark scores that the run did not log itself."""
+        """Yield (key, value, time, step) of what evaluations have found that the run did not log itself."""
         for file in sorted(self.run.glob("evals/*.json")):
             found, time_ms = json.loads(file.read_text()), file.stat().st_mtime_ns // 1_000_000
-            for row in found["scores"]:
-                place = row["name"], found["step"]
+            scores = {row["name"]: row["value"] for row in found["scores"]}
+            for name, value in (scores | found.get("values", {})).items():
+                place = name, found["step"]
                 if place not in self._counting and place not in self._outdated:
-                    yield row["name"], row["value"], time_ms, found["step"]
+                    yield name, value, time_ms, found["step"]
 
 
 def ranges(ascending: Iterable[int]) -> list[list[int]]:
