@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.command_server import ROOT, run
+from tests.slurm import cluster
+
 TINY = [
     "data=text",
     "model=gpt_pico",
@@ -60,19 +62,55 @@ def compose(tmp_path: Path, text: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def espalier(tmp_path: Path, text: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `python -m runner` on the tiny cell with more overrides."""
+    """Run `python -m runner`, forked, on the tiny cell with more overrides."""
 
     def inner(*arguments: str) -> subprocess.CompletedProcess[str]:
         flags = [a for a in arguments if a.startswith("-")]
         overrides = [a for a in arguments if not a.startswith("-")]
-        command = [sys.executable, "-m", "runner", *flags, *TINY, f"data.sources.0.path={text}"]
-        return subprocess.run(
-            [*command, f"root={tmp_path}", *overrides],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            check=False,
-        )
+        base = [*flags, *TINY, f"data.sources.0.path={text}", f"root={tmp_path}"]
+        return run("runner", *base, *overrides)
 
     return inner
+
+
+# How the tests share a machine, and what `make test-quick` leaves out.
+
+_MOST_WORKERS = 8
+_LEFT_OUT: Counter[str] = Counter()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """A worker to a core, and one that waits for SLURM most of its time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, _MOST_WORKERS) + (not cluster.missing())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests: one that begins last would keep the other workers waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count what is left out, by file."""
+    _LEFT_OUT.update(item.location[0] for item in items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell a worker's count to the process that sums up."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(_LEFT_OUT)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the count of a worker: each has left out the same."""
+    _LEFT_OUT.clear()
+    _LEFT_OUT.update(node.workeroutput["left_out"])
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what was left out."""
+    if _LEFT_OUT:
+        files = ", ".join(f"{count} of {file}" for file, count in sorted(_LEFT_OUT.items()))
+        terminalreporter.line(f"left out: {files}")

@@ -1,7 +1,5 @@
 """The next sweep: its gain is the one of Bayes' rule, and its YAML runs."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from analysis.design import Design, as_sweep, design
 from analysis.fit import Fit, compute_optimal, fit
 from analysis.laws import CHINCHILLA
 from tests.analysis.known import grid
-from tests.conftest import ROOT
+from tests.command_server import run
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +77,7 @@ def test_the_proposed_sweep_runs(found: Fit, tmp_path: Path) -> None:
     folder = tmp_path / "next"
     folder.mkdir()
     (folder / "sweep.yaml").write_text(text)
-    command = [
-        sys.executable,
-        "-m",
+    done = run(
         "runner",
         "-m",
         "-cd",
@@ -90,7 +86,6 @@ def test_the_proposed_sweep_runs(found: Fit, tmp_path: Path) -> None:
         "sweep",
         f"root={tmp_path}",
         "hydra.sweeper.dry_run=true",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    )
     assert done.returncode == 0, done.stderr
     assert "4 cells (4 new)" in done.stdout  # 1 shape x 2 budgets, 1 shape x 1 budget x 2 seeds

@@ -9,6 +9,7 @@ installs them). No systemd: every daemon is started by hand, its pid kept in `da
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import psutil
 
 HOME = Path(os.environ.get("ESPALIER_SLURM", "/tmp/espalier-slurm"))
 NODES = ("n1", "n2", "n3", "n4")
+_DAEMONS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 _DB_PORT, _DBD_PORT = 16833, 16819
 _STARTED: list[subprocess.Popen[bytes]] = []  # they outlive this process: nobody waits for them
 
@@ -79,6 +81,12 @@ StorageUser=slurm
 StoragePass=lab
 StorageLoc=slurm
 """
+
+
+def missing() -> list[str]:
+    """Return what a cluster needs and this machine has not."""
+    absent = [name for name in _DAEMONS if shutil.which(name) is None]
+    return absent + ["root"] * (os.geteuid() != 0)
 
 
 def up() -> None:
@@ -163,8 +171,6 @@ def _daemons() -> dict[str, psutil.Process]:
 
 
 def _write_files() -> None:
-    import shutil
-
     shutil.rmtree(HOME, ignore_errors=True)
     for folder in ("run", "log", "state", "db", "dev", *(f"spool/{node}" for node in NODES)):
         (HOME / folder).mkdir(parents=True)

@@ -3,7 +3,6 @@
 import json
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,14 +12,12 @@ from safetensors.torch import load_file
 
 from runner.machine import storage
 from runner.records import checkpoint, journal, metrics
-from tests.conftest import ROOT
+from tests import command_server
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
-    )
+    """Run a module with its arguments to its end."""
+    return command_server.run(*command, timeout=300)
 
 
 def until(condition: Callable[[], object], what: str, within_s: float = 120) -> None:
@@ -95,7 +92,7 @@ def points(run: Path) -> dict[int, float]:
 
 def in_mlflow(root: Path, name: str) -> list[str]:
     """Return the states of a sweep's runs in the embedded store, after a sync."""
-    done = run([sys.executable, "-m", "runner.commands.cli", "sync", name, "--root", str(root)])
+    done = run(["runner.commands.cli", "sync", name, "--root", str(root)])
     assert done.returncode == 0, done.stderr
     with sqlite3.connect(root / "mlflow" / "mlflow.db") as store:
         return sorted(row[0] for row in store.execute("SELECT status FROM runs"))

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from models.precision_config import PrecisionConfig
 from runner.commands.cli import app
 from runner.records import journal
-from tests.conftest import ROOT, TINY
+from tests.command_server import ROOT, run, start
+from tests.conftest import TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -78,14 +79,11 @@ def test_a_cancelled_sweep_stops_and_the_next_launch_goes_on(tmp_path: Path, tex
         f"root={tmp_path}",
         "name=c",
         "seed=1,2,3",
-        "train.steps=2000",
+        "train.steps=800",
         "eval.every=200",
         "hydra.launcher.jobs=1",
     ]
-    command = [sys.executable, "-m", "runner", *grid]
-    sweep = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    sweep = start("runner", *grid)
     deadline = time.monotonic() + 120
     while not any(f.stat().st_size > 2000 for f in tmp_path.glob("runs/*/metrics.jsonl")):
         assert time.monotonic() < deadline
@@ -96,7 +94,7 @@ def test_a_cancelled_sweep_stops_and_the_next_launch_goes_on(tmp_path: Path, tex
     sweep.wait(timeout=60)
     folders = list(tmp_path.glob("runs/*"))
     assert sorted(journal.state(f) for f in folders) == ["interrupted", "new", "new"]
-    shorter = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    shorter = run("runner", *grid)
     assert shorter.returncode == 0, shorter.stderr
     assert {journal.state(f) for f in folders} == {"finished"}
     assert "left as it is" in _cli(tmp_path, "cancel", "c")
@@ -114,6 +112,7 @@ def test_diff_shows_execution_keys_too(espalier: Run, tmp_path: Path) -> None:
 
 
 def test_plan_names_the_experiments(tmp_path: Path) -> None:
+    # Real processes: the command becomes another one (os.execv).
     command = [sys.executable, "-m", "runner.commands.cli", "plan"]
     unknown = subprocess.run(
         [*command, "nowhere"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,14 +9,14 @@ import pytest
 
 from runner.records import journal
 from runner.records.cells import find_cell
-from tests.conftest import ROOT, TINY
+from tests.command_server import run
+from tests.conftest import TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def _cli(*arguments: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "runner.commands.cli", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run("runner.commands.cli", *arguments)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from runner.machine.errors import ConfigError
 from runner.records.cells import find_cell, load_cell, make_cells, sweep_cells
 from runner.records.new_checkpoints import new_checkpoints
 from runner.views.mlflow import embedded_uri
-from tests.conftest import ROOT, TINY
+from tests.command_server import start
+from tests.conftest import TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Compose = Callable[..., dict[str, Any]]
@@ -151,24 +152,14 @@ def test_an_evaluation_follows_the_checkpoints_of_a_run(
         "train.checkpoint.every_steps=5",
         "eval.every=30",
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "runner",
-        "-m",
-        *TINY,
-        *slow,
-        f"data.sources.0.path={text}",
-        f"root={tmp_path}",
-        "name=f",
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as training:
-        while not list(tmp_path.glob("runs/*/cell.json")):
-            assert training.poll() is None
-        told = _cli(
-            "eval", "f", *_keys(task), "follow=true", "--jobs", "1", "--root", str(tmp_path)
-        )
-        assert training.wait(timeout=120) == 0
+    training = start(
+        "runner", "-m", *TINY, *slow, f"data.sources.0.path={text}", f"root={tmp_path}", "name=f"
+    )
+    while not list(tmp_path.glob("runs/*/cell.json")):
+        assert training.poll() is None
+        time.sleep(0.02)
+    told = _cli("eval", "f", *_keys(task), "follow=true", "--jobs", "1", "--root", str(tmp_path))
+    assert training.wait(timeout=120) == 0
     (cell,) = sweep_cells(tmp_path, "f-eval")
     assert cell.state == "finished", told
     steps = [

@@ -1,9 +1,6 @@
 """Associative recall: what is asked has one answer, in the example itself, and nothing else is a target."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from runner.data.recall_config import RecallConfig
 from runner.data.tokenizers import SymbolTokenizer, loads
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.machine.errors import DataError
-from tests.conftest import ROOT
+from tests.command_server import run
 
 CFG = RecallConfig(num_pairs=4, num_train=50, num_val=20)
 
@@ -92,8 +89,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_recall_of_text_is_refused_before_any_run_starts() -> None:
-    command = [sys.executable, "-m", "runner", "-m", "data=recall", "seed=1,2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run("runner", "-m", "data=recall", "seed=1,2")
     assert done.returncode == 1
     assert "use tokenizer=symbols, not tokenizer.kind=bytes" in done.stderr
 
@@ -122,14 +118,10 @@ def test_attention_learns_to_recall_and_the_run_says_how_often(tmp_path: Path) -
         "track.uri=off",
         f"root={tmp_path}",
     ]
-    subprocess.run(
-        [sys.executable, "-m", "runner", *overrides],
-        cwd=ROOT,
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    (run,) = (tmp_path / "runs").iterdir()
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    done = run("runner", *overrides)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     accuracy = [row["val_accuracy"] for row in rows if "val_accuracy" in row]
     assert accuracy[-1] > 0.9
     assert torch.tensor(accuracy).isfinite().all()

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from runner.machine.errors import ConfigError
 from runner.records.cells import find_cell, make_cells
 from runner.records.config import validate
 from runner.records.trained_model import load_model
-from tests.conftest import ROOT
+from tests.command_server import run
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Compose = Callable[..., dict[str, Any]]
@@ -146,13 +145,7 @@ def test_an_imported_model_is_measured_spoken_to_and_trained_on(
         "eval.tokens=256",
         "data.split=tail",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "runner.commands.cli", "import", "hf", str(foreign), *common],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("runner.commands.cli", "import", "hf", str(foreign), *common)
     assert done.returncode == 0, done.stderr
     (cell,) = [find_cell(tmp_path, folder.name) for folder in (tmp_path / "runs").iterdir()]
     model, tokenizer, context = load_model(cell.folder)
@@ -169,8 +162,7 @@ def test_an_imported_model_is_measured_spoken_to_and_trained_on(
         "optim.lr=1e-9",
         "name=ft",
     ]
-    command = [sys.executable, "-m", "runner", f"init=hf:{foreign}", *train, *common]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run("runner", f"init=hf:{foreign}", *train, *common)
     assert done.returncode == 0, done.stderr
     (tuned,) = [f for f in (tmp_path / "runs").iterdir() if f != cell.folder]
     first, last = (load_model(folder)[0].state_dict() for folder in (cell.folder, tuned))

@@ -1,7 +1,6 @@
 """The grid language, its filter and the plan, through the command line where that matters."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 from runner.grid.expression import evaluate
 from runner.grid.language import Point, expand, parse_grid, unique
 from runner.machine.errors import ConfigError
-from tests.conftest import ROOT, TINY
+from tests.command_server import run
+from tests.conftest import TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -180,14 +180,8 @@ def test_an_experiment_with_zip_and_blocks_is_one_yaml(tmp_path: Path, text: Pat
         "    blocks:\n    - params: {seed: '1,2'}\n"
         "    - draw: {count: 3, space: {model.dropout: {low: 0.0, high: 0.5}}}\n"
     )
-    command = [sys.executable, "-m", "runner", "-m", "-cd", str(folder), "-cn", "sweep", *TINY]
-    done = subprocess.run(
-        [*command, f"data.sources.0.path={text}", f"root={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    base = [*TINY, f"data.sources.0.path={text}", f"root={tmp_path}"]
+    done = run("runner", "-m", "-cd", str(folder), "-cn", "sweep", *base)
     assert done.returncode == 0, done.stderr
     assert "10 cells (10 new)" in done.stdout
     assert done.stdout.count("width=48 lr=0.001") == 5

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from runner.machine import storage
 from runner.machine.errors import ConfigError
 from runner.records import checkpoint, journal
 from runner.records.cells import Cell, load_cell, make_cells
-from tests.conftest import ROOT, TINY
+from tests.command_server import run
+from tests.conftest import TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 STAGES = "hydra.sweeper.stages={pre:{params:{train.steps:12}},ft:{from:pre,match:[seed],params:{train.steps:6,eval.tokens:256,optim.lr:'1e-3,2e-3'}},ev:{from:ft,match:[seed,optim.lr],params:{train.steps:0,optim.lr:'1e-3,2e-3',eval.tokens:%d}}}"
@@ -36,8 +36,7 @@ def test_three_stages_run_in_order_and_a_changed_evaluation_reruns_itself_only(
     base = [*tiny, f"data.sources.0.path={text}", f"root={tmp_path}", "seed=1,2", "name=g"]
 
     def sweep(stages: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "runner", "-m", *base, stages]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        return run("runner", "-m", *base, stages)
 
     first = sweep(STAGES % 256)
     assert first.returncode == 0, first.stderr

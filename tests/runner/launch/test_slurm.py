@@ -2,10 +2,8 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +19,9 @@ from runner.launch.snapshot import snapshot
 from runner.records import checkpoint, journal
 from runner.records.cells import load_cell
 from runner.records.config import typed
-from tests.conftest import ROOT, TINY, write_text
+from tests import command_server
+from tests.command_server import ROOT, Command
+from tests.conftest import TINY, write_text
 from tests.runner.views.test_mlflow import Server, assert_equal
 from tests.slurm import cluster
 from tests.slurm.watch import (
@@ -46,9 +46,10 @@ SLOW = [
     "eval.every=100",
     "eval.tokens=32",
 ]
-DAEMONS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
-MISSING = [name for name in DAEMONS if shutil.which(name) is None] + ["root"] * (os.geteuid() != 0)
+MISSING = cluster.missing()
 needs_slurm = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: make slurm-up")
+# One worker has the cluster to itself: the tests kill its daemons and count its jobs.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,33 +67,32 @@ def slurm() -> Iterator[None]:
         cluster.down()
 
 
-Command = Callable[..., list[str]]
-Start = Callable[[list[str]], "subprocess.Popen[str]"]
+Line = Callable[..., list[str]]
+Start = Callable[[list[str]], Command]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start a command that ends with the test at the latest."""
-    begun: list[subprocess.Popen[str]] = []
+    begun: list[Command] = []
 
-    def inner(line: list[str]) -> "subprocess.Popen[str]":
-        begun.append(subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    def inner(line: list[str]) -> Command:
+        begun.append(command_server.start(*line, keep=True))
         return begun[-1]
 
     yield inner
     for process in begun:
         process.kill()
-        process.communicate()
 
 
 def _command(text: Path, root: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
-    base = [sys.executable, "-m", "runner", "-m", *TINY, f"data.sources.0.path={text}"]
+    base = ["runner", "-m", *TINY, f"data.sources.0.path={text}"]
     return [*base, f"root={root}", f"hydra/launcher={launcher}", *arguments]
 
 
 @pytest.fixture
-def command(tmp_path: Path, text: Path) -> Command:
-    """The command of a sweep on SLURM."""
+def command(tmp_path: Path, text: Path) -> Line:
+    """The command of a sweep on SLURM: module and arguments."""
 
     def inner(*arguments: str, launcher: str = "slurm", root: Path = tmp_path) -> list[str]:
         return _command(text, root, *arguments, launcher=launcher)
@@ -107,7 +107,7 @@ class Disturbed:
     text: Path
     alone: Path
     limit: Path
-    processes: "list[subprocess.Popen[bytes]]"
+    processes: list[Command]
 
     def command(self, root: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
         """The command of the cell; TINY's one thread in all: bits depend on it."""
@@ -133,7 +133,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
         "hydra.launcher.sbatch={nodelist:n1}",
     ]
     for line in (cell.command(cell.alone, launcher="local"), cell.command(cell.limit, *limit)):
-        cell.processes.append(subprocess.Popen(line, cwd=ROOT, stderr=subprocess.DEVNULL))
+        cell.processes.append(command_server.start(*line))
     yield cell
     for process in cell.processes:
         process.kill()
@@ -142,7 +142,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
 @needs_slurm
 @pytest.mark.usefixtures("disturbed")  # begun here
 def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(
-    command: Command, tmp_path: Path
+    command: Line, tmp_path: Path
 ) -> None:
     grid = command("name=s", "train.sequence_length=16,70000")
     done = run(grid)
@@ -218,17 +218,7 @@ def test_preempted_and_requeued_runs_end_with_the_same_bits(
     assert sacct(job) == ["PREEMPTED"]
     told = [e["event"] for a in attempts(tmp_path / "spot") for e in journal.events(a)]
     assert "needs_resubmit" in told
-    causes = run(
-        [
-            sys.executable,
-            "-m",
-            "runner.commands.cli",
-            "failures",
-            "spot",
-            "--root",
-            str(tmp_path / "spot"),
-        ]
-    )
+    causes = run(["runner.commands.cli", "failures", "spot", "--root", str(tmp_path / "spot")])
     assert causes.stdout.startswith("1 of 1: preemption"), causes.stdout
     running["spot"] = start(given["spot"])
     for kind, process in running.items():
@@ -245,7 +235,7 @@ def test_a_run_longer_than_its_time_limit_ends_with_the_same_bits(disturbed: Dis
 
 @needs_slurm
 def test_killed_steps_daemons_and_nodes_lose_nothing(
-    command: Command, start: Start, tmp_path: Path
+    command: Line, start: Start, tmp_path: Path
 ) -> None:
     """A killed step, a slurmd that returns, one that does not, a controller away for 20 s, scancel."""
     slow = [*SLOW, "train.checkpoint.every_steps=10"]
@@ -314,7 +304,7 @@ def test_killed_steps_daemons_and_nodes_lose_nothing(
 
 @needs_slurm
 def test_every_fault_is_a_failed_job_and_packed_cells_have_their_own_end(
-    command: Command, tmp_path: Path
+    command: Line, start: Start, tmp_path: Path
 ) -> None:
     faults = ["model._target_=tests.faults.FaultyConfig", "resources.hang_min=0.1"]
     alone = command("name=f", *faults, "model.fault=none,segfault,exit0,hang", root=tmp_path / "f")
@@ -328,7 +318,7 @@ def test_every_fault_is_a_failed_job_and_packed_cells_have_their_own_end(
         "hydra.launcher.at_once=2",
         root=tmp_path / "p",
     )
-    both = [subprocess.Popen(c, cwd=ROOT, stderr=subprocess.DEVNULL) for c in (alone, packed)]
+    both = [start(line) for line in (alone, packed)]
     assert [p.wait(timeout=200) for p in both] == [1, 1]
     assert sacct(jobs_of(tmp_path / "f")[0]) == ["COMPLETED", "FAILED", "FAILED", "FAILED"]
     assert sacct(jobs_of(tmp_path / "p")[0]) == ["FAILED"]
@@ -338,9 +328,7 @@ def test_every_fault_is_a_failed_job_and_packed_cells_have_their_own_end(
 
 
 @needs_slurm
-def test_a_cell_of_two_nodes_starts_its_ranks_through_srun(
-    command: Command, tmp_path: Path
-) -> None:
+def test_a_cell_of_two_nodes_starts_its_ranks_through_srun(command: Line, tmp_path: Path) -> None:
     shape = ["resources.nodes=2", "resources.processes=2", "resources.cpus=2"]
     left = run(command("name=n", *shape, "hydra.launcher.wait=false"))
     assert left.returncode == 0, left.stderr
@@ -358,7 +346,7 @@ def test_a_cell_of_two_nodes_starts_its_ranks_through_srun(
 
 
 @needs_slurm
-def test_a_stage_waits_for_the_jobs_it_starts_from(command: Command, tmp_path: Path) -> None:
+def test_a_stage_waits_for_the_jobs_it_starts_from(command: Line, tmp_path: Path) -> None:
     stages = "hydra.sweeper.stages={pre:{params:{optim.lr:1e-3}},ft:{from:pre,match:[seed],params:{optim.lr:'1e-4,2e-4'}}}"
     done = run(command("name=g", "seed=1,2", stages))
     assert done.returncode == 0, done.stderr
@@ -374,9 +362,7 @@ def test_a_stage_waits_for_the_jobs_it_starts_from(command: Command, tmp_path: P
 
 
 @needs_slurm
-def test_jobs_that_nobody_waits_for_feed_a_server_themselves(
-    command: Command, tmp_path: Path
-) -> None:
+def test_jobs_that_nobody_waits_for_feed_a_server_themselves(command: Line, tmp_path: Path) -> None:
     server = Server(tmp_path)
     server.start()
     try:
@@ -391,7 +377,7 @@ def test_jobs_that_nobody_waits_for_feed_a_server_themselves(
 
 
 @needs_slurm
-def test_slots_of_a_study_share_its_trials(command: Command, tmp_path: Path) -> None:
+def test_slots_of_a_study_share_its_trials(command: Line, tmp_path: Path) -> None:
     space = "hydra.sweeper.space={optim.lr:{low:1e-4,high:1e-1,log:true}}"
     study = command(
         "name=o",
@@ -409,7 +395,7 @@ def test_slots_of_a_study_share_its_trials(command: Command, tmp_path: Path) -> 
 
 @needs_slurm
 def test_arrays_are_cut_at_slurms_limits_and_the_rest_follows(
-    command: Command, tmp_path: Path
+    command: Line, tmp_path: Path
 ) -> None:
     user = ["sacctmgr", "-i", "modify", "user", "root", "set"]
     cluster.configure(MaxArraySize=3)
@@ -433,10 +419,10 @@ def test_arrays_are_cut_at_slurms_limits_and_the_rest_follows(
 
 @needs_slurm
 def test_a_killed_launcher_is_replaced_by_the_same_command(
-    command: Command, tmp_path: Path
+    command: Line, start: Start, tmp_path: Path
 ) -> None:
     grid = command("name=k", "seed=1,2", *SLOW, "train.steps=100")
-    first = subprocess.Popen(grid, cwd=ROOT, stderr=subprocess.DEVNULL)
+    first = start(grid)
     until(lambda: running_step(tmp_path, 1), "training")
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -448,9 +434,11 @@ def test_a_killed_launcher_is_replaced_by_the_same_command(
 
 
 @needs_slurm
-def test_two_launches_at_once_submit_each_cell_once(command: Command, tmp_path: Path) -> None:
+def test_two_launches_at_once_submit_each_cell_once(
+    command: Line, start: Start, tmp_path: Path
+) -> None:
     grid = command("name=t", "seed=1,2,3")
-    both = [subprocess.Popen(grid, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
+    both = [start(grid) for _ in range(2)]
     assert [p.wait(timeout=120) for p in both] == [0, 0]
     cells = [
         c
@@ -463,13 +451,12 @@ def test_two_launches_at_once_submit_each_cell_once(command: Command, tmp_path: 
 
 @needs_slurm
 def test_a_cancelled_array_saves_what_runs_and_starts_no_more(
-    command: Command, tmp_path: Path
+    command: Line, start: Start, tmp_path: Path
 ) -> None:
     grid = command("name=c", "seed=1,2", *SLOW, "hydra.launcher.max_running=1")
-    sweep = subprocess.Popen(grid, cwd=ROOT, stderr=subprocess.DEVNULL)
+    sweep = start(grid)
     until(lambda: running_step(tmp_path, 5), "training")
-    cancel = [sys.executable, "-m", "runner.commands.cli", "cancel", "c", "--root", str(tmp_path)]
-    told = run(cancel)
+    told = run(["runner.commands.cli", "cancel", "c", "--root", str(tmp_path)])
     assert told.stdout.count("sent") == 2, told.stdout + told.stderr
     assert sweep.wait(timeout=120) == 1
     assert sorted(journal.state(f) for f in tmp_path.glob("runs/*")) == ["interrupted", "new"]

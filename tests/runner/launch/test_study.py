@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 from runner.launch.study import Study, load_study
 from runner.machine import storage
 from runner.records import journal
-from tests.conftest import ROOT, TINY
+from tests.command_server import run, start
+from tests.conftest import TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SPACE = "hydra.sweeper.space={optim.lr:{low:1e-4,high:1e-1,log:true},model.depth:{low:1,high:3,integer:true}}"
@@ -51,8 +51,6 @@ def test_a_stopped_study_goes_on_with_its_open_trials(tmp_path: Path, text: Path
         "hydra.launcher.jobs=2",
     ]
     command = [
-        sys.executable,
-        "-m",
         "runner",
         *OPTUNA,
         *TINY,
@@ -61,7 +59,7 @@ def test_a_stopped_study_goes_on_with_its_open_trials(tmp_path: Path, text: Path
         *slow,
         "hydra.sweeper.trials=3",
     ]
-    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    first = start(*command)
     deadline = time.monotonic() + 60
     while len([f for f in tmp_path.glob("runs/*") if journal.state(f) == "running"]) < 2:
         assert time.monotonic() < deadline
@@ -73,7 +71,7 @@ def test_a_stopped_study_goes_on_with_its_open_trials(tmp_path: Path, text: Path
     assert _states(study) == ["RUNNING"] * 2
     for note in (tmp_path / "sweeps/o/slots").glob("[0-9]*"):
         note.unlink()  # as if a minute had passed
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    second = run(*command)
     assert second.returncode == 0, second.stderr
     assert _states(load_study(tmp_path / "sweeps" / "o")) == ["COMPLETE"] * 3
     assert sorted(len(journal.attempts(f)) for f in tmp_path.glob("runs/*")) == [1, 2, 2]

@@ -12,7 +12,8 @@ from pathlib import Path
 from analysis.runs import from_folders
 from runner.machine import storage
 from runner.records import journal
-from tests.conftest import ROOT, TINY
+from tests.command_server import ROOT, run, start
+from tests.conftest import TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -68,11 +69,16 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, text: Path) -
         f"root={tmp_path}",
         "name=i",
         "seed=1,2",
-        "train.steps=1500",
-        "eval.every=500",
+        "train.steps=600",
+        "eval.every=300",
     ]
-    command = [sys.executable, "-m", "runner", *grid]
-    first = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    # A real process: Ctrl-C goes to all processes of its group.
+    first = subprocess.Popen(
+        [sys.executable, "-m", "runner", *grid],
+        cwd=ROOT,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while not any(f.stat().st_size > 2000 for f in tmp_path.glob("runs/*/metrics.jsonl")):
         assert time.monotonic() < deadline
@@ -81,7 +87,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, text: Path) -
     assert first.wait(timeout=60) == 130
     folders = sorted(tmp_path.glob("runs/*"))
     assert all(journal.state(f) in ("new", "interrupted") for f in folders)
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    again = run("runner", *grid)
     assert again.returncode == 0, again.stderr
     assert "2 to run" in again.stderr
     assert {journal.state(f) for f in folders} == {"finished"}
@@ -122,20 +128,25 @@ def test_a_second_launcher_waits_for_the_first_and_takes_over_what_it_leaves(
         f"root={tmp_path}",
         "name=w",
         "seed=1,2",
-        "train.steps=3000",
-        "eval.every=1000",
+        "train.steps=1500",
+        "eval.every=750",
         "train.checkpoint.every_steps=50",
     ]
-    command = [sys.executable, "-m", "runner", *grid]
-    first = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    # A real process: its whole group is killed.
+    first = subprocess.Popen(
+        [sys.executable, "-m", "runner", *grid],
+        cwd=ROOT,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while len([f for f in tmp_path.glob("runs/*") if journal.state(f) == "running"]) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    second = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert second.stderr is not None
-    while "another launcher" not in (line := second.stderr.readline()):
-        assert line, "the second launcher ended"
+    second = start("runner", *grid, keep=True)
+    while "another launcher" not in second.written()[1]:
+        assert second.poll() is None, "the second launcher ended"
+        time.sleep(0.02)
     one = next(f for f in tmp_path.glob("runs/*") if journal.state(f) == "running")
     os.kill(
         json.loads((journal.attempts(one)[-1] / "lease.json").read_text())["pid"], signal.SIGKILL

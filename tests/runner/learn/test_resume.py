@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,8 +23,8 @@ from runner.machine.errors import CheckpointError
 from runner.machine.ranks import Ranks
 from runner.records import checkpoint, journal
 from runner.records.cells import Cell, freeze_cell, make_cells
+from tests.command_server import ROOT, Command, start
 
-ROOT = Path(__file__).parents[3]
 Compose = Callable[..., dict[str, Any]]
 HARD = [
     "model.dropout=0.1",
@@ -48,18 +49,12 @@ SPREAD += [
 ]
 
 
-def _start(cell: Cell) -> subprocess.Popen[bytes]:
+def _start(cell: Cell) -> Command:
     freeze_cell(cell)
-    command = [sys.executable, "-m", "runner.launch.worker", str(cell.folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-    )
+    return start("runner.launch.worker", str(cell.folder))
 
 
-def _wait_for_step(cell: Cell, step: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for_step(cell: Cell, step: int, process: "Command | subprocess.Popen[bytes]") -> None:
     while process.poll() is None:
         lines = storage.read_lines(cell.folder / "metrics.jsonl")
         if any(line.get("step", 0) >= step for line in lines):
@@ -122,7 +117,10 @@ def test_killed_run_resumes_bit_identically(
 
 def test_sigterm_saves_and_asks_to_be_resumed(compose: Compose) -> None:
     (cell,) = make_cells([("", compose("train.steps=100000", "train.checkpoint.keep_best=false"))])
-    process = _start(cell)
+    freeze_cell(cell)
+    # A real process: what a job's script starts.
+    command = [sys.executable, "-m", "runner.launch.worker", str(cell.folder)]
+    process = subprocess.Popen(command, cwd=ROOT)
     _wait_for_step(cell, 5, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75
@@ -201,17 +199,33 @@ def test_a_later_leg_of_a_job_takes_over_and_is_not_taken_over(
     assert journal.claim(tmp_path) is None
 
 
-def _torchrun(cell: Cell) -> subprocess.CompletedProcess[bytes]:
+def _on_two(cell: Cell) -> tuple[int, str]:
+    """Run a cell in two processes, told who they are as torchrun tells them; return exit code and stderr.
+
+    torchrun itself starts the cells of two processes in tests/runner/launch/test_sweep.py.
+    """
     freeze_cell(cell)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [*command, "-m", "runner.launch.worker", str(cell.folder)],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    given = os.environ | where | {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        start(
+            "runner.launch.worker",
+            str(cell.folder),
+            env=given | {"RANK": n, "LOCAL_RANK": n},
+            keep=True,
+        )
+        for n in "01"
+    ]
+    deadline = time.monotonic() + 300
+    while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    failed = next((rank for rank in ranks if rank.poll()), ranks[0])
+    for rank in ranks:
+        rank.kill()  # one that waits for the other for ever
+    return failed.wait(), failed.communicate()[1]
 
 
 @pytest.mark.parametrize("overrides", SPREAD, ids=" ".join)
@@ -223,8 +237,8 @@ def test_two_processes_lose_nothing_against_one(
     common = ["model.dropout=0.1", "train.average.kind=ema", *overrides]
     cells = [make_cells([("", compose(*common, f"root={tmp_path / n}"))])[0] for n in "ab"]
     assert _start(cells[0]).wait() == 0
-    done = _torchrun(cells[1])
-    assert done.returncode == 0, done.stderr.decode()
+    code, errors = _on_two(cells[1])
+    assert code == 0, errors
     one, two = _metrics(cells[0]), _metrics(cells[1])
     assert one.keys() == two.keys()
     assert (12, "val_loss_average") in one
@@ -250,8 +264,8 @@ def test_quantised_layers_are_the_same_on_two_processes(
     common = ["model.width=32", "model.hidden=64", "train.micro_batch=2", *overrides]
     cells = [make_cells([("", compose(*common, f"root={tmp_path / n}"))])[0] for n in "ab"]
     assert _start(cells[0]).wait() == 0
-    done = _torchrun(cells[1])
-    assert done.returncode == 0, done.stderr.decode()
+    code, errors = _on_two(cells[1])
+    assert code == 0, errors
     one, two = _metrics(cells[0]), _metrics(cells[1])
     assert one.keys() == two.keys()
     for key, value in one.items():
@@ -271,14 +285,14 @@ def test_a_sharded_run_resumes_in_one_process_and_back(compose: Compose, tmp_pat
     ]
     (reference,) = make_cells([("", compose(*overrides, f"root={tmp_path / 'whole'}"))])
     assert _start(reference).wait() == 0
-    for name, starts in (("2to1", [_torchrun, _start]), ("1to2", [_start, _torchrun])):
+    alone = lambda cell: _start(cell).wait()  # noqa: E731
+    on_two = lambda cell: _on_two(cell)[0]  # noqa: E731
+    for name, starts in (("2to1", [on_two, alone]), ("1to2", [alone, on_two])):
         keep = ["train.checkpoint.every_steps=5", "train.checkpoint.keep_last=9"]
         (cell,) = make_cells([("", compose(*overrides, *keep, f"root={tmp_path / name}"))])
         assert cell.fingerprint == reference.fingerprint
-        for index, start in enumerate(starts):
-            run = start(cell)
-            code = run.wait() if isinstance(run, subprocess.Popen) else run.returncode
-            assert code == 0
+        for index, train in enumerate(starts):
+            assert train(cell) == 0
             if index == 0:  # as if it had been killed after step 5
                 for path in checkpoint.listing(cell.folder / "checkpoints")[1:]:
                     shutil.rmtree(path)
@@ -292,9 +306,9 @@ def test_a_sharded_run_resumes_in_one_process_and_back(compose: Compose, tmp_pat
 
 def test_a_batch_that_ranks_cannot_share_is_refused(compose: Compose) -> None:
     (cell,) = make_cells([("", compose("train.batch_size=5"))])
-    done = _torchrun(cell)
-    assert done.returncode != 0
-    assert b"train.batch_size=5 over 2 processes" in done.stderr
+    code, errors = _on_two(cell)
+    assert code != 0
+    assert "train.batch_size=5 over 2 processes" in errors
 
 
 @pytest.mark.parametrize("kind", ["ema", "last"])

@@ -27,7 +27,7 @@ from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells
 from runner.views.mlflow import Feeder, embedded_uri, sync
 from runner.views.mlflow_points import PointReader
-from tests.conftest import ROOT
+from tests.command_server import Command, run, start
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Compose = Callable[..., dict[str, Any]]
@@ -100,17 +100,7 @@ def test_infinities_and_nans_survive_the_store(tmp_path: Path, compose: Compose)
 
 
 def _sync(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "runner.commands.cli",
-        "sync",
-        "s",
-        "--root",
-        str(root),
-        *arguments,
-    ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return run("runner.commands.cli", "sync", "s", "--root", str(root), *arguments)
 
 
 def test_a_store_of_another_schema_or_locked_is_named(espalier: Run, tmp_path: Path) -> None:
@@ -197,7 +187,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     made.kill()
 
 
-def _job(cell: Cell) -> subprocess.Popen[bytes]:
+def _job(cell: Cell) -> Command:
     """Start the cell as a cluster's job would: no launcher beside it."""
     freeze_cell(cell)
     join_sweep(cell.config.name, [cell])
@@ -206,8 +196,7 @@ def _job(cell: Cell) -> subprocess.Popen[bytes]:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     }
-    command = [sys.executable, "-m", "runner.launch.worker", str(cell.folder)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment)
+    return start("runner.launch.worker", str(cell.folder), env=environment)
 
 
 def test_a_server_killed_half_way_loses_nothing(
@@ -292,8 +281,9 @@ def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(
 ) -> None:
     """Three feeders start on an empty store while the cells write: one holds it, the others wait."""
     cells = _sixty_four(tmp_path, compose)
-    command = [sys.executable, "-m", "runner.views.mlflow", "many", "--root", str(tmp_path)]
-    feeders = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    feeders = [
+        start("runner.views.mlflow", "many", "--root", str(tmp_path), keep=True) for _ in range(3)
+    ]
     with ThreadPoolExecutor(64) as pool:
         list(pool.map(_write, cells))
     for feeder in feeders:
