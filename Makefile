@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXP ?= demo
 
-.PHONY: demo test check sweep plots ui clean test-gpu bench-gpu slurm-up slurm-down browser latex sandbox
+.PHONY: demo test test-quick check sweep plots ui clean test-gpu bench-gpu debian slurm-up slurm-down browser latex sandbox
 
 demo: .venv/ready  ## train a small grid and draw its figure
 	$(BIN)/python -m runner -m -cd experiments/demo -cn sweep
@@ -19,8 +19,13 @@ plots: .venv/ready  ## draw the figures of experiments/$(EXP)
 ui: .venv/ready  ## serve the MLflow UI
 	$(BIN)/espalier ui
 
-test: .venv/dev  ## run the tests, a file to a core at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+# Beside the workers of the cores one whose time goes into waiting for SLURM: tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadgroup
+test: .venv/dev  ## run the tests, the slow ones first
+	$(PYTEST) --durations=10
+
+test-quick: .venv/dev  ## run those that are not slow, in 3 minutes; says what it leaves out
+	$(PYTEST) -m "not slow"
 
 test-gpu:  ## run the GPU tests with this machine's own torch (PYTHON=...)
 	$(PYTHON) -m pytest -o addopts= -q -rs tests/gpu
@@ -29,23 +34,27 @@ bench-gpu:  ## tokens/s, MFU and quantising on this machine's GPU
 	$(PYTHON) -m tests.bench.gpu
 	$(PYTHON) -m tests.bench.precision --fused
 
+# $(1): commands that tell whether the packages $(2) are there.
+install = which $(1) > /dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) > /dev/null; }
+SLURM := slurmctld slurmdbd munged mariadbd
 SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge mariadb-server
+LATEX_PACKAGES := latexmk texlive-latex-recommended
+
+debian:  ## all that the tests use from Debian (root), at once
+	$(call install,$(SLURM) chromium latexmk bwrap,$(SLURM_PACKAGES) chromium $(LATEX_PACKAGES) bubblewrap)
+
 slurm-up: .venv/dev  ## a four-node SLURM on this Debian machine (root), for the tests
-	which slurmctld slurmdbd munged mariadbd > /dev/null || \
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SLURM_PACKAGES) > /dev/null; }
+	$(call install,$(SLURM),$(SLURM_PACKAGES))
 	$(BIN)/python tests/slurm/cluster.py up
 
 browser:  ## Chromium from Debian (root), for the tests of the status page
-	which chromium > /dev/null || \
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium > /dev/null; }
+	$(call install,chromium,chromium)
 
 latex:  ## LaTeX from Debian (root), for the test of papers
-	which latexmk > /dev/null || \
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends latexmk texlive-latex-recommended > /dev/null; }
+	$(call install,latexmk,$(LATEX_PACKAGES))
 
 sandbox:  ## bubblewrap from Debian (root), in which programs of models run
-	which bwrap > /dev/null || \
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq bubblewrap > /dev/null; }
+	$(call install,bwrap,bubblewrap)
 
 slurm-down:  ## end it
 	$(BIN)/python tests/slurm/cluster.py down
