@@ -1,4 +1,4 @@
-"""Operands of a GEMM as hardware would see them, in bf16: quantised, and ready for a bf16 product.
+"""Operands of a GEMM as low-precision hardware sees them, in bf16 and ready for a bf16 product.
 
 Every product of an E2M1 or FP8 element with an E4M3 or power-of-two scale is exact in bf16. So an
 operand is elements * scales in bf16 plus an fp32 factor for the epilogue: a bf16 GEMM with fp32
@@ -6,7 +6,7 @@ accumulation then gives what the low-precision tensor core gives (TransformerEng
 every bf16 output of 256 x 256 x 4096). FP8 with fp32 block scales is not exact that way: there the
 scales stay apart and the product is made block by block.
 
-Shape legend: rows, cols of the operand as it lies in memory; `dim` is the one that the GEMM sums over.
+Shape legend: rows, cols of the operand in memory; `dim` is the one that the GEMM sums over.
 """
 
 import os
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from kernels.compiled import Function, compiled
+from kernels.compilation import Compiler, Function, current_compiler
 from kernels.format_names import Format
 from kernels.formats import E2M1, E4M3, E5M2
 from kernels.quantise import (
@@ -43,11 +43,13 @@ _ELEMENTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Quantiser:
-    """How one operand becomes low precision; see `kernels/quantise.py` for what the numbers mean.
+    """A number format with its blocks and scales; calling it quantises.
 
     Args:
         block: (along the other dimension, along the summed one); (0, 0): one scale for the tensor.
-        scale: nvfp4: te214 or paper; mx: floor, rceil, ceil, even; fp8: power_of_two or fp32 for blocks.
+        scale: how scales are made. nvfp4: te214 or paper; mx: floor, rceil, ceil or even; fp8 in
+            blocks: power_of_two or fp32.
+        sr_headroom, four_over_six, row_scaled: see `kernels.quantise.quantise_nvfp4`.
     """
 
     format: Format
@@ -60,7 +62,12 @@ class Quantiser:
     def __call__(
         self, x: Float[Tensor, "rows cols"], bits: Tensor | None = None, amax: Tensor | None = None
     ) -> Quantised:
-        """Return `x`, whose columns are summed over, quantised: the reference."""
+        """Return `x` quantised by the eager reference, its columns being summed over.
+
+        Args:
+            bits: dice of stochastic rounding, None rounds to nearest.
+            amax: the magnitude that the scale of the tensor stands for, None that of `x`.
+        """
         fmt = _ELEMENTS[self.format]
         if self.format == "nvfp4":
             return quantise_nvfp4(
@@ -87,33 +94,33 @@ class Quantiser:
         )
 
     def along(self, dim: int) -> "Quantiser":
-        """Return the same quantiser for an operand whose dimension `dim` is summed over."""
+        """Return this quantiser for an operand whose dimension `dim` is summed over."""
         block = self.block if dim == 1 else self.block[::-1]
         return Quantiser(**{**self.__dict__, "block": block})
 
     @property
     def simple_nvfp4(self) -> bool:
-        """True for the NVFP4 that the Triton kernel computes."""
+        """True for the variants of NVFP4 that the Triton kernel computes."""
         options = self.four_over_six or self.row_scaled or self.scale != "te214"
         return self.format == "nvfp4" and not options and max(self.block) == 16
 
     @property
     def stacked(self) -> bool:
-        """True where scales cannot be folded into bf16 elements."""
+        """True where elements x scales are not exact in bf16, so that scales stay apart."""
         return self.format.startswith("fp8") and self.block != TENSOR and self.scale == "fp32"
 
     @property
     def denominator(self) -> float:
-        """Of the factor in the epilogue."""
+        """Denominator of the factor in the epilogue."""
         return 2688.0 if self.format == "nvfp4" else 1.0
 
 
 @dataclass(frozen=True)
 class Operand:
-    """An operand in bf16 and what its product is multiplied by: numerator / denominator.
+    """An operand in bf16 and the factor of its product: numerator / denominator.
 
     Args:
-        scales: of each block, where they are not folded into `values`; `block` is theirs.
+        scales: one for each `block`, where they are not folded into `values`.
     """
 
     values: Float[Tensor, "rows cols"]
@@ -125,61 +132,71 @@ class Operand:
 
 def emulate(
     x: Float[Tensor, "rows cols"],
-    how: Quantiser,
+    quantiser: Quantiser,
     dim: int,
     *,
     bits: UInt8[Tensor, "rows cols"] | None = None,
     amax: Float[Tensor, ""] | None = None,
 ) -> Operand:
-    """Return `x`, summed over `dim` in its GEMM, as `how` would have it.
+    """Return `x` quantised as an operand of a GEMM that sums over its dimension `dim`.
 
     Args:
-        bits: dice of stochastic rounding, None rounds to nearest; amax: of earlier steps or a quantile.
+        bits: dice of stochastic rounding, None rounds to nearest.
+        amax: the magnitude that the scale of the tensor stands for, None that of `x`.
 
     Raises:
         ValueError: a size is not a multiple of the block's.
     """
-    how = how.along(dim)
-    check_blocks(x, how.block)
+    quantiser = quantiser.along(dim)
+    check_blocks(x, quantiser.block)
     values, numerator, scales = torch.ops.espalier.quantise(
         x,
         bits,
         amax,
-        how.format,
-        list(how.block),
-        how.scale,
-        how.sr_headroom,
-        how.four_over_six,
-        how.row_scaled,
+        quantiser.format,
+        list(quantiser.block),
+        quantiser.scale,
+        quantiser.sr_headroom,
+        quantiser.four_over_six,
+        quantiser.row_scaled,
     )
-    apart = scales if how.stacked else None
-    return Operand(values, numerator, how.denominator, apart, how.block)
+    block_scales = scales if quantiser.stacked else None
+    return Operand(values, numerator, quantiser.denominator, block_scales, quantiser.block)
 
 
 def emulate_both(
     x: Float[Tensor, "rows cols"],
-    how: Quantiser,
+    quantiser: Quantiser,
     matrix: Float[Tensor, "d d"],
     bits: tuple[Tensor, Tensor] | None,
 ) -> tuple[Operand, Operand]:
-    """Return `x` summed over its columns, and its Hadamard transform summed over its rows, from one read.
+    """Return two operands from one read of `x`, bit for bit those of two calls of `emulate`.
 
-    Only where `fusible`; `emulate` of either is the same, bit for bit.
+    The first is `x`, summed over its columns; the second its Hadamard transform by `matrix`, summed
+    over its rows. Call it only where `fusible`.
     """
-    one, two = bits or (None, None)
-    found = torch.ops.espalier.quantise_both(x, matrix, one, two, how.sr_headroom)
-    rows, columns = (Operand(v, n, how.denominator) for v, n in (found[:2], found[2:]))
-    return rows, columns
+    bits_of_x, bits_turned = bits or (None, None)
+    values, numerator, values_turned, numerator_turned = torch.ops.espalier.quantise_both(
+        x, matrix, bits_of_x, bits_turned, quantiser.sr_headroom
+    )
+    denominator = quantiser.denominator
+    return (
+        Operand(values, numerator, denominator),
+        Operand(values_turned, numerator_turned, denominator),
+    )
 
 
-def fusible(x: Tensor, how: Quantiser) -> bool:
-    """Return whether `emulate_both` serves this quantiser on this device."""
-    return how.simple_nvfp4 and how.block == (1, 16) and triton_agrees(x.device)
+def fusible(x: Tensor, quantiser: Quantiser) -> bool:
+    """Return whether `emulate_both` computes this quantiser on the device of `x`."""
+    return quantiser.simple_nvfp4 and quantiser.block == (1, 16) and triton_agrees(x.device)
 
 
 @lru_cache
 def triton_agrees(device: torch.device) -> bool:
-    """Return whether the Triton kernels run on `device` and give the reference's bits there: looked at once."""
+    """Return whether the Triton kernels run on `device` and give the reference's bits; tested once.
+
+    Where they do not a warning says why, and the reference runs.
+    """
     if device.type != "cuda" or os.environ.get("ESPALIER_EAGER_KERNELS"):
         return False
     try:
@@ -190,10 +207,10 @@ def triton_agrees(device: torch.device) -> bool:
         bits = torch.randint(0, 256, x.shape, dtype=torch.uint8, generator=generator).to(device)
         for block in ((1, 16), (16, 1), (16, 16)):
             for dice in (None, bits):
-                wanted = Quantiser(format="nvfp4", block=block)(x, dice)
+                reference = Quantiser(format="nvfp4", block=block)(x, dice)
                 values, numerator = triton_nvfp4.quantise(x, block, dice)
-                same = torch.equal(values, wanted.scaled().bfloat16())
-                if not (same and torch.equal(numerator, wanted.numerator)):
+                same = torch.equal(values, reference.scaled().bfloat16())
+                if not (same and torch.equal(numerator, reference.numerator)):
                     raise ValueError(f"block {block} differs from the reference")
     except Exception as error:
         warnings.warn(
@@ -209,8 +226,8 @@ def _quantise_both(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from kernels import triton_nvfp4  # noqa: PLC0415
 
-    given = None if bits is None or bits_turned is None else (bits, bits_turned)
-    rows, columns = triton_nvfp4.quantise_both(x, matrix, given, headroom=sr_headroom)
+    both_bits = None if bits is None or bits_turned is None else (bits, bits_turned)
+    rows, columns = triton_nvfp4.quantise_both(x, matrix, both_bits, headroom=sr_headroom)
     return *rows, *columns
 
 
@@ -219,7 +236,8 @@ def _(
     x: Tensor, matrix: Tensor, bits: Tensor | None, bits_turned: Tensor | None, sr_headroom: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     values, factor = (
-        x.new_empty(s, dtype=d) for s, d in ((x.shape, torch.bfloat16), ((), torch.float32))
+        x.new_empty(x.shape, dtype=torch.bfloat16),
+        x.new_empty((), dtype=torch.float32),
     )
     return values, factor, torch.empty_like(values), torch.empty_like(factor)
 
@@ -236,7 +254,7 @@ def _quantise(
     four_over_six: bool,
     row_scaled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    how = Quantiser(
+    quantiser = Quantiser(
         format=format,  # type: ignore[arg-type]
         block=(block[0], block[1]),
         scale=scale,
@@ -245,16 +263,17 @@ def _quantise(
         row_scaled=row_scaled,
     )
     if x.device.type == "cpu":
-        given = [t for t in (bits, amax) if t is not None]
-        run = _on_cpu(how, x.dtype, bits is not None, amax is not None)
-        values, numerator, scales = run(x.contiguous(), *given)
+        has_bits, has_amax = bits is not None, amax is not None
+        run = _on_cpu(quantiser, x.dtype, has_bits, has_amax, current_compiler())
+        optional = [tensor for tensor in (bits, amax) if tensor is not None]
+        values, numerator, scales = run(x.contiguous(), *optional)
         return values, numerator, scales
-    if how.simple_nvfp4 and amax is None and triton_agrees(x.device):
+    if quantiser.simple_nvfp4 and amax is None and triton_agrees(x.device):
         from kernels import triton_nvfp4  # noqa: PLC0415
 
-        values, numerator = triton_nvfp4.quantise(x, how.block, bits, headroom=sr_headroom)
+        values, numerator = triton_nvfp4.quantise(x, quantiser.block, bits, headroom=sr_headroom)
         return values, numerator, x.new_empty(0, 0, dtype=torch.float32)
-    return _reference(how, x, bits, amax)
+    return _reference(quantiser, x, bits, amax)
 
 
 @_quantise.register_fake
@@ -281,22 +300,22 @@ def _(
 
 
 def _reference(
-    how: Quantiser, x: Tensor, bits: Tensor | None, amax: Tensor | None
+    quantiser: Quantiser, x: Tensor, bits: Tensor | None, amax: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found = how(x, bits, amax)
-    if how.stacked:
-        return found.elements.bfloat16(), found.numerator.clone(), found.scales.clone()
-    return (
-        found.scaled().bfloat16(),
-        found.numerator.clone(),
-        x.new_empty(0, 0, dtype=torch.float32),
-    )
+    """Return (values, numerator, block scales; [0, 0] where they are folded into the values)."""
+    quantised = quantiser(x, bits, amax)
+    numerator = quantised.numerator.clone()
+    if quantiser.stacked:
+        return quantised.elements.bfloat16(), numerator, quantised.scales.clone()
+    return quantised.scaled().bfloat16(), numerator, x.new_empty(0, 0, dtype=torch.float32)
 
 
 @lru_cache
-def _on_cpu(how: Quantiser, dtype: torch.dtype, has_bits: bool, has_amax: bool) -> Function:
-    """Return the compiled reference of `how` for inputs of `dtype`."""
-    rows, cols = (max(1, size) for size in how.block)
+def _on_cpu(
+    quantiser: Quantiser, dtype: torch.dtype, has_bits: bool, has_amax: bool, compiler: Compiler
+) -> Function:
+    """Return the reference of `quantiser` for inputs of `dtype`, compiled by `compiler`."""
+    rows, cols = (max(1, size) for size in quantiser.block)
     example = [torch.randn(4 * rows, 4 * cols).to(dtype)]
     free = [{0: f"{rows}*r" if rows > 1 else "r", 1: f"{cols}*c" if cols > 1 else "c"}]
     if has_bits:
@@ -306,22 +325,25 @@ def _on_cpu(how: Quantiser, dtype: torch.dtype, has_bits: bool, has_amax: bool) 
         example.append(torch.ones(()))
         free.append({})
     parts = (
-        how.format,
-        *how.block,
-        how.scale,
-        how.sr_headroom,
-        how.four_over_six,
-        how.row_scaled,
+        quantiser.format,
+        *quantiser.block,
+        quantiser.scale,
+        quantiser.sr_headroom,
+        quantiser.four_over_six,
+        quantiser.row_scaled,
         dtype,
         has_bits,
         has_amax,
     )
     name = "quantise-" + "-".join(str(part).removeprefix("torch.") for part in parts)
-    function = partial(_with_options, how, has_bits)
-    return compiled(function, name, tuple(example), tuple(free))
+    function = partial(_with_optional, quantiser, has_bits)
+    return compiler(function, name, tuple(example), tuple(free))
 
 
-def _with_options(how: Quantiser, has_bits: bool, x: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-    bits = given[0] if has_bits else None
-    amax = given[-1] if len(given) > has_bits else None
-    return _reference(how, x, bits, amax)
+def _with_optional(
+    quantiser: Quantiser, has_bits: bool, x: Tensor, *optional: Tensor
+) -> tuple[Tensor, ...]:
+    """Call the reference with those of (bits, amax) that there are."""
+    bits = optional[0] if has_bits else None
+    amax = optional[-1] if len(optional) > has_bits else None
+    return _reference(quantiser, x, bits, amax)

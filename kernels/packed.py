@@ -1,11 +1,11 @@
-"""A linear layer on a CPU for few rows at a time, its weight laid out as oneDNN reads it fastest; or compiled.
+"""A linear layer for few rows on a CPU, its weight in the layout that oneDNN reads fastest.
 
-Decoding multiplies a handful of rows with every weight: what counts is how fast weights come from memory. The plain
-layout reaches half of that in bf16, and in fp32 too where MKL multiplies on a CPU that is not Intel's.
+Decoding multiplies a handful of rows with every weight, so its speed is that of reading weights
+from memory. The plain layout reaches half of it in bf16, and in fp32 too where MKL multiplies on a
+CPU that is not Intel's.
+
 Shape legend: rows, n = outputs, k = inputs.
 """
-
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,25 +16,19 @@ from torch import Tensor
 _FEW, _MANY = 2, 16
 
 
-def _is_intel() -> bool:
-    try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
-    except OSError:  # no Linux
-        return True
-
-
-_INTEL = _is_intel()
+_CPU = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+_INTEL = str(_CPU.get("cpu_name", "Intel")).startswith("Intel")  # where unnamed: the plain layout
 
 
 def can_pack(weight: Tensor) -> bool:
-    """True where packing is known to work: bf16 or fp32 on a CPU with oneDNN."""
-    kind = weight.dtype in (torch.float32, torch.bfloat16)
-    known = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return weight.device.type == "cpu" and kind and known and torch._C._has_mkldnn
+    """Return whether `pack` takes `weight`: bf16 or fp32, on a CPU with oneDNN."""
+    supported = weight.dtype in (torch.float32, torch.bfloat16)
+    has_op = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    return weight.device.type == "cpu" and supported and has_op and torch._C._has_mkldnn
 
 
 def pack(weight: Float[Tensor, "n k"]) -> Tensor:
-    """Return an opaque tensor that `packed_linear` takes; a copy of the weight."""
+    """Return a copy of `weight` in oneDNN's layout, opaque: only `packed_linear` reads it."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     return packed
 
@@ -45,7 +39,11 @@ def packed_linear(
     packed: Tensor | None,
     bias: Float[Tensor, " n"] | None,
 ) -> Float[Tensor, "*rows n"]:
-    """Return x weight^T + bias by the faster of the two layouts, the plain one without `packed`; no gradient."""
+    """Return x weight^T + bias by the faster of the two layouts; it has no gradient.
+
+    Args:
+        packed: `pack(weight)`; None leaves the plain layout only.
+    """
     rows = x.numel() // x.shape[-1]
     if rows == 1 and torch.compiler.is_compiling():
         # Inductor's own loop reads weights as fast as memory gives them; an mm it would leave to MKL.

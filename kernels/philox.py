@@ -5,7 +5,7 @@ micro-batch or another number of processes changes the mask. Here every random w
 `philox(counter, key)`, so the mask of sample 17 in layer 3 at step 900 is the same wherever and
 whenever it is drawn. Triton's `tl.philox` is the same function.
 
-Shape legend: batch = samples, n = words asked for.
+Shape legend: batch = samples, n = words of a sample.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
-from kernels.compiled import Function, compiled
+from kernels.compilation import Compiler, Function, current_compiler
 
 _ROUNDS = 10
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -25,7 +25,7 @@ _MASK = 0xFFFFFFFF
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseKey:
-    """Where in training a random word is drawn: everything but the layer and the element.
+    """The address of random words but for their layer and element.
 
     Args:
         seed: the run's seed.
@@ -41,9 +41,9 @@ class NoiseKey:
 def philox(
     counter: tuple[Tensor, ...], key: tuple[int | Tensor, int | Tensor]
 ) -> tuple[Tensor, ...]:
-    """Return four words for each counter of four words: 32 bits each, held in int32 with their sign.
+    """Return four words for each counter of four words, each of 32 bits in an int32.
 
-    int32 products wrap, which is all that is needed, and compile to vector code.
+    Products of int32 wrap, as the algorithm wants them, and compile to vector code.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = (_signed(k) if isinstance(k, int) else k for k in key)
@@ -77,12 +77,12 @@ def _add(word: int | Tensor, step: int) -> int | Tensor:
 
 
 def random_words(key: NoiseKey, layer: int, n: int) -> Int64[Tensor, "batch n"]:
-    """Return `n` 32-bit words (as int64) for each sample: a pure function of the arguments."""
+    """Return `n` 32-bit words of each sample, as int64: a pure function of the arguments."""
     words: Tensor = _random_words(key.samples, key.seed, key.step, layer, n)
     return words
 
 
-# Opaque to torch.compile, which so draws the bits that eager draws.
+# An op is opaque to torch.compile: compiled code draws the bits that eager code draws.
 @torch.library.custom_op("espalier::random_words", mutates_args=())
 def _random_words(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
     # The step joins the seed in the key; 2**32 steps and seeds are more than anyone trains.
@@ -104,7 +104,7 @@ def _philox_words(samples: Tensor, key: Tensor, stream: int, n: int, make: Funct
 
 
 def keep_mask(key: NoiseKey, layer: int, n: int, drop: float) -> Bool[Tensor, "batch n"]:
-    """Return True with probability 1 - `drop` (to within 2**-32) for each element."""
+    """Return a mask, each element True with probability 1 - `drop` (to within 2**-32)."""
     return random_words(key, layer, n) >= round(drop * 2**32)
 
 
@@ -123,10 +123,11 @@ def dropout(
 
 @dataclass(frozen=True)
 class Dice:
-    """A NoiseKey as tensors: compiled code does not see a new constant at every step.
+    """A NoiseKey as tensors, so that compiled code does not see a new constant at every step.
 
     Args:
-        samples: global sample index of each row of the batch, int64; key: the words (seed, step), int32.
+        samples: global sample index of each row of the batch, int64.
+        key: the words (seed, step), int32.
     """
 
     samples: Int64[Tensor, " batch"]
@@ -140,11 +141,14 @@ class Dice:
 
 
 def rounding_bits(dice: Dice, stream: int, rows: int, cols: int) -> UInt8[Tensor, "rows cols"]:
-    """Return a random byte for each element of a matrix whose rows are the tokens of `dice.samples` in turn.
+    """Return a random byte for each element of a matrix whose rows are tokens.
 
-    Byte i of a word serves element i of its four, as Blackwell's stochastic cvt has it. `stream`
-    tells matrices of one step apart; dropout's layers are streams too. Rows that are other tokens
-    (those that came to an expert) take the bytes of their place among all.
+    Rows are the tokens of `dice.samples`, sample after sample; rows of other tokens (those sent to
+    an expert) take the bytes of their index among all rows. Byte i of a word serves element i of
+    its four, as in Blackwell's stochastic cvt.
+
+    Args:
+        stream: tells the matrices of one step apart; the layers of dropout are streams too.
     """
     per_sample = -(-rows // len(dice.samples)) * cols
     bits: Tensor = _rounding_bits(dice.samples, dice.key, stream, per_sample)
@@ -153,9 +157,10 @@ def rounding_bits(dice: Dice, stream: int, rows: int, cols: int) -> UInt8[Tensor
 
 @torch.library.custom_op("espalier::rounding_bits", mutates_args=())
 def _rounding_bits(samples: Tensor, key: Tensor, stream: int, count: int) -> Tensor:
-    make = _compiled_words() if samples.device.type == "cpu" else _words_of
-    drawn = _philox_words(samples, key, stream, -(-count // 4), make)
-    return drawn.view(torch.uint8)[:, :count].contiguous()
+    on_cpu = samples.device.type == "cpu"
+    make = _words_on_cpu(current_compiler()) if on_cpu else _words_of
+    words = _philox_words(samples, key, stream, -(-count // 4), make)
+    return words.view(torch.uint8)[:, :count].contiguous()
 
 
 @_rounding_bits.register_fake
@@ -164,12 +169,13 @@ def _(samples: Tensor, key: Tensor, stream: int, count: int) -> Tensor:
 
 
 @lru_cache
-def _compiled_words() -> Function:
+def _words_on_cpu(compiler: Compiler) -> Function:
     example = (torch.arange(3), torch.zeros(3, dtype=torch.int32), torch.arange(5).int())
-    return compiled(_words_of, "philox", example, ({0: "s"}, {}, {0: "b"}))
+    return compiler(_words_of, "philox", example, ({0: "s"}, {}, {0: "b"}))
 
 
 def _words_of(samples: Tensor, key: Tensor, blocks: Tensor) -> tuple[Tensor]:
+    """Return four words for each of `blocks` of each sample; `key` is (seed, step, stream)."""
     rows = samples[:, None]
     zeros = torch.zeros_like(rows + blocks, dtype=torch.int32)
     counter = (zeros + blocks, zeros + rows.int(), zeros + (rows >> 32).int(), zeros + key[2])

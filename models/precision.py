@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kernels import native
 from kernels.philox import Dice, NoiseKey
 from kernels.quantised_linear import OPERANDS
+from models.compiled_kernels import compile_kernels
 from models.contract import blocks
 from models.language_model import LanguageModel
 from models.precision_config import LinearConfig, PrecisionConfig
@@ -68,6 +69,7 @@ class Precision:
         """
         if not self.cfg.quantised:
             return
+        compile_kernels()
         layers = blocks(model)
         first, last = (
             _number(share, len(layers)) for share in (self.cfg.keep_first, self.cfg.keep_last)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from kernels.emulate import Quantiser, emulate
+from models.compiled_kernels import compile_kernels
 
 SIZE = 4096
 
@@ -36,6 +37,7 @@ def quantising() -> None:
     """Ours, torchao eager and torchao compiled, all to bf16 values."""
     from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
 
+    compile_kernels()
     x = torch.randn(SIZE, SIZE).bfloat16()
     how = Quantiser(format="nvfp4", block=(1, 16))
 

@@ -1,14 +1,15 @@
-"""The three GEMMs of a low-precision linear: against fp64, against TransformerEngine, and piece by piece."""
+"""A low-precision linear against fp64, against TransformerEngine, and GEMM by GEMM."""
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from kernels.compilation import eager, use_compiler
 from kernels.emulate import Quantiser, emulate
 from kernels.hadamard import hadamard, hadamard_matrix
 from kernels.philox import Dice, NoiseKey, rounding_bits
@@ -20,6 +21,7 @@ from kernels.quantised_linear import (
     quantised_linear,
 )
 from kernels.scaled_mm import scaled_mm
+from models.compiled_kernels import compile_for_cpu
 from tests.kernels.oracles import inputs, te_reference
 
 ONE = OperandRecipe(quantiser=Quantiser(format="nvfp4", block=(1, 16)))
@@ -46,39 +48,48 @@ FORMATS = [
 ]
 
 
-def _name(how: Quantiser) -> str:
-    extra = "-rows" if how.row_scaled else "-4over6" if how.four_over_six else ""
-    return f"{how.format}-{how.block[0]}x{how.block[1]}-{how.scale}{extra}"
+@pytest.fixture(autouse=True)
+def compiled() -> Iterator[None]:
+    """The references as training runs them, compiled."""
+    use_compiler(compile_for_cpu)
+    yield
+    use_compiler(eager)
+
+
+def _name(quantiser: Quantiser) -> str:
+    extra = "-rows" if quantiser.row_scaled else "-4over6" if quantiser.four_over_six else ""
+    rows, cols = quantiser.block
+    return f"{quantiser.format}-{rows}x{cols}-{quantiser.scale}{extra}"
 
 
 def _dice(samples: int = 4) -> Dice:
     return Dice.of(NoiseKey(seed=1, step=2, samples=torch.arange(samples) + 10))
 
 
-@pytest.mark.parametrize("how", FORMATS, ids=_name)
-def test_the_compiled_operand_is_the_reference_bit_for_bit(how: Quantiser) -> None:
+@pytest.mark.parametrize("quantiser", FORMATS, ids=_name)
+def test_the_compiled_operand_is_the_reference_bit_for_bit(quantiser: Quantiser) -> None:
     for kind in ("normal", "lognormal", "zeros", "ties"):
         x = inputs(kind, 128, 256)
-        for dim in (1, 0) if how == FORMATS[0] else (1,):
-            found, wanted = emulate(x, how, dim), how.along(dim)(x)
-            parts = wanted.elements if how.stacked else wanted.scaled()
-            assert torch.equal(found.values, parts.bfloat16())
-            assert found.numerator is not None
-            assert torch.equal(found.numerator, wanted.numerator)
-            assert torch.equal(parts.bfloat16().float(), parts), "not exact in bf16"
+        for dim in (1, 0) if quantiser == FORMATS[0] else (1,):
+            operand, reference = emulate(x, quantiser, dim), quantiser.along(dim)(x)
+            values = reference.elements if quantiser.stacked else reference.scaled()
+            assert torch.equal(operand.values, values.bfloat16())
+            assert operand.numerator is not None
+            assert torch.equal(operand.numerator, reference.numerator)
+            assert torch.equal(values.bfloat16().float(), values), "not exact in bf16"
             for _ in range(20):  # threads must not step on each other's scalars
-                again = emulate(x, how, dim)
-                assert torch.equal(again.values, found.values)
-                assert torch.equal(again.numerator, found.numerator)  # type: ignore[arg-type]
+                again = emulate(x, quantiser, dim)
+                assert torch.equal(again.values, operand.values)
+                assert torch.equal(again.numerator, operand.numerator)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("how", FORMATS, ids=_name)
+@pytest.mark.parametrize("quantiser", FORMATS, ids=_name)
 @pytest.mark.parametrize("fp32", [True, False])
-def test_products_are_those_of_the_dequantised_operands(how: Quantiser, fp32: bool) -> None:
-    """Bound: fp32 accumulation loses at most k * 2**-24 of the sum of magnitudes, a bf16 output 2**-8 more."""
+def test_products_are_those_of_the_dequantised_operands(quantiser: Quantiser, fp32: bool) -> None:
+    """Bound: fp32 sums lose at most k * 2**-24 of the sum of magnitudes, bf16 outputs 2**-8 more."""
     a, b = inputs("normal", 128, 512), inputs("lognormal", 256, 512, seed=1)
-    got = scaled_mm(emulate(a, how, 1), emulate(b, how, 1), sums=(1, 1), fp32=fp32)
-    left, right = how(a).dequantise().double(), how(b).dequantise().double()
+    got = scaled_mm(emulate(a, quantiser, 1), emulate(b, quantiser, 1), sums=(1, 1), fp32=fp32)
+    left, right = quantiser(a).dequantise().double(), quantiser(b).dequantise().double()
     exact, size = left @ right.T, left.abs() @ right.abs().T
     bound = size * 512 * 2.0**-23 + (0 if fp32 else 2.0**-8) * exact.abs()
     assert ((got.double() - exact).abs() <= bound).all()
@@ -95,8 +106,8 @@ def test_the_product_is_transformer_engines_qgemm() -> None:
     theirs = quantiser.qgemm(
         qa, qb, None, torch.bfloat16, sa, sb, qresult_x=results[0], qresult_w=results[1]
     )
-    how = FORMATS[0]
-    ours = scaled_mm(emulate(a, how, 1), emulate(b, how, 1), sums=(1, 1), fp32=False)
+    operands = (emulate(tensor, FORMATS[0], 1) for tensor in (a, b))
+    ours = scaled_mm(*operands, sums=(1, 1), fp32=False)
     assert float((ours == theirs).float().mean()) > 0.999  # fp32 sums in another order
 
 
@@ -107,16 +118,17 @@ def test_each_gemm_of_the_published_recipe_is_what_its_operands_give() -> None:
     y = quantised_linear(x.view(4, 16, 64), weight, NVFP4, layer=3, dice=key)
     grad = torch.randn(4, 16, 96).bfloat16()
     y.backward(grad)
-    how, square = ONE.quantiser, SQUARE.quantiser
+    rows = ONE.quantiser
     flat, g = x.detach().bfloat16(), grad.view(64, 96)
-    w = emulate(weight.detach(), square, 1)
-    assert torch.equal(y.view(64, 96), scaled_mm(emulate(flat, how, 1), w, sums=(1, 1), fp32=False))
+    w = emulate(weight.detach(), SQUARE.quantiser, 1)
+    product = scaled_mm(emulate(flat, rows, 1), w, sums=(1, 1), fp32=False)
+    assert torch.equal(y.view(64, 96), product)
     stream = (1 << 16) + 6 * 3
     dice = [rounding_bits(key, stream + i, 64, 96) for i in (2, 4)]
-    wanted = scaled_mm(emulate(g, how, 1, bits=dice[0]), w, sums=(1, 0), fp32=False)
+    wanted = scaled_mm(emulate(g, rows, 1, bits=dice[0]), w, sums=(1, 0), fp32=False)
     assert torch.equal(x.grad, wanted.float())
     turned = [hadamard(t, hadamard_matrix(16), 0) for t in (g, flat)]
-    left, right = emulate(turned[0], how, 0, bits=dice[1]), emulate(turned[1], how, 0)
+    left, right = emulate(turned[0], rows, 0, bits=dice[1]), emulate(turned[1], rows, 0)
     assert torch.equal(weight.grad, scaled_mm(left, right, sums=(0, 0), fp32=True))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels.emulate import _on_cpu
+from kernels.compilation import eager, use_compiler
 from kernels.philox import NoiseKey
 from models.decoder_config import DecoderConfig
 from models.language_model import LanguageModel
@@ -49,9 +49,8 @@ def _config(compose: Compose, name: str) -> PrecisionConfig:
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The eager references: compiling every variant of every recipe takes minutes."""
     monkeypatch.setenv("ESPALIER_EAGER_KERNELS", "1")
-    _on_cpu.cache_clear()
     yield
-    _on_cpu.cache_clear()
+    use_compiler(eager)
 
 
 def _step(

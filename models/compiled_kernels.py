@@ -1,9 +1,9 @@
-"""References compiled ahead of time for this CPU, once a machine: Inductor's vector code at 2 ms a load.
+"""References of `kernels` compiled ahead of time for this CPU, once a machine: 2 ms a load.
 
 `torch.compile` would trace and guard in every process, and a grid of small cells has thousands of
-them. Here a function is exported with free sizes, compiled to a shared library and kept in the
-temporary folder; a later process loads it in milliseconds. Results are those of the eager function
-bit for bit (tests hold every variant to that).
+them. Here a function is exported with free sizes, compiled by Inductor to a shared library and kept
+in the temporary folder; a later process loads it. Results are those of the eager function bit for
+bit (tests hold every variant to that).
 """
 
 import fcntl
@@ -13,7 +13,6 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,30 +20,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Function = Callable[..., tuple[Tensor, ...]]
-_MOST = 1 << 20  # larger sizes than anyone's rows or columns
+import kernels
+from kernels.compilation import Function, Sizes, eager, use_compiler
+
+_LARGEST = 1 << 20  # beyond any number of rows or columns
 _OPTIONS = {
     "cpp.dynamic_threads": True,
     "compile_threads": 1,
-    # Inductor 2.13 puts pointwise work on a scalar into the parallel region, where every thread does it:
-    # in place, two threads may apply it twice.
+    # Inductor 2.13 puts pointwise work on a scalar into the parallel region, where every thread
+    # does it: in place, two threads may apply it twice.
     "inplace_buffers": False,
 }
-_NEVER = "ESPALIER_EAGER_KERNELS"  # set: use the eager references
+_EAGER = "ESPALIER_EAGER_KERNELS"  # set: use the eager references
 
 
-def compiled(
-    function: Function, name: str, example: tuple[Tensor, ...], sizes: tuple[dict[int, str], ...]
+def compile_kernels() -> None:
+    """Let `kernels` compile its references for this CPU; ESPALIER_EAGER_KERNELS=1 keeps them eager."""
+    use_compiler(eager if os.environ.get(_EAGER) else compile_for_cpu)
+
+
+def compile_for_cpu(
+    function: Function, name: str, example: tuple[Tensor, ...], sizes: Sizes
 ) -> Function:
-    """Return `function` compiled for this CPU, or itself where that cannot be done (with a warning).
+    """Return `function` compiled for this CPU, or itself, with a warning, where that fails.
 
-    Args:
-        name: tells this function, with all that is bound to it, from every other one.
-        example: tensors of the right dtypes and of small sizes.
-        sizes: for each tensor the dimensions that are free, {dim: "16*r"}: a multiple of 16 called r.
+    The arguments are those of `kernels.compilation.Compiler`.
     """
-    if os.environ.get(_NEVER):
-        return function
     try:
         library = _library(function, name, example, sizes)
         return torch._inductor.aoti_load_package(str(library))  # type: ignore[no-any-return]
@@ -53,9 +54,7 @@ def compiled(
         return function
 
 
-def _library(
-    function: Function, name: str, example: tuple[Tensor, ...], sizes: tuple[dict[int, str], ...]
-) -> Path:
+def _library(function: Function, name: str, example: tuple[Tensor, ...], sizes: Sizes) -> Path:
     folder = Path(tempfile.gettempdir()) / f"espalier-kernels-{getpass.getuser()}"
     folder.mkdir(exist_ok=True, mode=0o700)
     file = folder / f"{name}-{_environment()}.pt2"
@@ -68,14 +67,12 @@ def _library(
     return file
 
 
-def _build(
-    function: Function, example: tuple[Tensor, ...], sizes: tuple[dict[int, str], ...], file: Path
-) -> None:
-    names: dict[str, Any] = {}
+def _build(function: Function, example: tuple[Tensor, ...], sizes: Sizes, file: Path) -> None:
+    symbols: dict[str, Any] = {}
 
     def dimension(size: str) -> Any:
         factor, _, symbol = size.rpartition("*")
-        root = names.setdefault(symbol, torch.export.Dim(symbol, min=1, max=_MOST))
+        root = symbols.setdefault(symbol, torch.export.Dim(symbol, min=1, max=_LARGEST))
         return int(factor) * root if factor else root
 
     shapes = tuple({dim: dimension(size) for dim, size in free.items()} for free in sizes)
@@ -83,17 +80,15 @@ def _build(
         warnings.simplefilter("ignore")
         program = torch.export.export(_Program(function), example, dynamic_shapes=(shapes,))
         torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(file),
-            inductor_configs=_OPTIONS,
+            program, package_path=str(file), inductor_configs=_OPTIONS
         )
 
 
 @lru_cache
 def _environment() -> str:
-    """Return a digest of what a library depends on: torch, the CPU, and the code it was made from."""
-    names = ("compiled", "emulate", "formats", "philox", "quantise")
-    sources = [Path(__file__).with_name(f"{name}.py") for name in names]
+    """Return a digest of what a library depends on: torch, the CPU, the code it is made from."""
+    names = ("emulate", "formats", "philox", "quantise")
+    sources = [Path(__file__), *(Path(kernels.__path__[0]) / f"{name}.py" for name in names)]
     parts = [torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), _cpu()]
     return hashlib.sha256(
         b"\0".join([*map(str.encode, parts), *(f.read_bytes() for f in sources)])
@@ -109,7 +104,7 @@ def _cpu() -> str:
 
 
 class _Program(nn.Module):
-    """What torch.export takes."""
+    """A function as the module that torch.export takes."""
 
     def __init__(self, function: Function) -> None:
         super().__init__()
