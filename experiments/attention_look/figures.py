@@ -1,4 +1,4 @@
-"""Loss and prefix matching of one and of two layers over training, beside what counting can reach."""
+"""Loss and prefix matching of one and two layers over training, beside what counting reaches."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,6 @@ import pandas as pd
 from analysis import plots
 from analysis.paired import over_seeds
 from analysis.runs import Runs, from_folders
-from runner.data.markov import counting, entropy
-from runner.data.markov_config import MarkovConfig
 
 HERE = Path(__file__).parent
 NAME = "attention_look"
@@ -30,15 +28,16 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         facts=["repeat_gain", "best_head"],
     )
     table.to_csv(folder.parent / "results.csv", index=False)
-    lines = _references(done.iloc[0])
-    print(table.to_string(index=False), lines, sep="\n")
+    references = pd.read_csv(HERE / "references.csv")
+    print(table.to_string(index=False), references.to_string(index=False), sep="\n")
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
     for index, depth in enumerate((1, 2)):
         label = f"{depth} layer{'s' * (depth > 1)} (n={len(done[done['model.depth'] == depth])})"
         for axis, key in ((axes[0], "val_loss"), (axes[1], "repeat_gain")):
             _seeds(axis, runs, done[done["model.depth"] == depth], key, f"C{index}", label)
-    for (name, level), style in zip(lines.items(), (":", "-.", "--"), strict=True):
-        axes[0].axhline(level, color="0.5", linestyle=style, linewidth=0.9, label=name)
+    for reference, style in zip(references.itertuples(), (":", "-.", "--"), strict=True):
+        line = {"color": "0.5", "linestyle": style, "linewidth": 0.9}
+        axes[0].axhline(reference.loss_nats, label=reference.rule, **line)
     axes[0].set(xlabel="optimiser steps", ylabel="validation loss (nats)")
     axes[0].legend()
     axes[1].set(xlabel="optimiser steps", ylabel="second time easier by (nats)")
@@ -64,50 +63,35 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
 def _scores(runs: Runs, done: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each evaluation and head."""
     rows = runs.history[runs.history["key"].str.startswith("prefix_matching/")]
-    place = rows["key"].str.extract(r"/(\d+)\.(\d+)").astype(int)
-    rows = rows.assign(layer=place[0], head=place[1]).rename(columns={"value": "prefix_matching"})
-    return rows.merge(done[["fingerprint", "model.depth", "seed"]], on="fingerprint").drop(
-        columns="key"
-    )
+    layer_head = rows["key"].str.extract(r"/(\d+)\.(\d+)").astype(int)
+    rows = rows.assign(layer=layer_head[0], head=layer_head[1]).drop(columns="key")
+    rows = rows.rename(columns={"value": "prefix_matching"})
+    return rows.merge(done[["fingerprint", "model.depth", "seed"]], on="fingerprint")
 
 
 def _seeds(
     axis: plt.Axes, runs: Runs, part: pd.DataFrame, key: str, color: str, label: str
 ) -> None:
-    """Draw each seed, the first with the label."""
+    """Draw the curve of each seed, the first with the label."""
     curves = runs.curves(key, "step")
     for index, run in enumerate(part["fingerprint"]):
-        one = curves[curves["fingerprint"] == run]
-        axis.plot(
-            one["x"], one["value"], color=color, linewidth=0.9, label=label if not index else None
-        )
-
-
-def _references(run: "pd.Series[float]") -> dict[str, float]:
-    """Return what simpler rules pay on the same validation sequences."""
-    given = (_vocab(run), int(run["train.sequence_length"]), int(run["eval.tokens"]))
-    data = MarkovConfig(order=1, in_context=True, concentration=run["data.concentration"])
-    starts = (0.25, 0.5, 1.0, 2.0, 4.0)
-    return {
-        "knowing nothing": float(np.log(_vocab(run))),
-        "counting tokens": min(counting(data, *given, order=0, start=start) for start in starts),
-        "counting pairs (the least)": entropy(data, *given),
-    }
+        curve = curves[curves["fingerprint"] == run]
+        shown = label if not index else None
+        axis.plot(curve["x"], curve["value"], color=color, linewidth=0.9, label=shown)
 
 
 def _ideal(run: "pd.Series[float]") -> float:
-    """Return the score of a head that attends evenly to what followed its token before, on random tokens said twice."""
-    length = int(run["train.sequence_length"]) // 2
-    half = np.random.default_rng(0).integers(0, _vocab(run), (2000, length))
+    """Return the score of a head that attends evenly to what followed its token before.
+
+    As in training it is measured on random tokens, each half of a sequence equal to the other.
+    """
+    length, vocab_size = int(run["train.sequence_length"]) // 2, int(run["tokenizer.vocab_size"])
+    half = np.random.default_rng(0).integers(0, vocab_size, (2000, length))
     tokens = np.concatenate((half, half), axis=1)
-    places = np.arange(length, 2 * length - 1)
-    same = tokens[:, :, None] == tokens[:, None, places]
-    before = (np.arange(2 * length)[:, None] < places[None]) & same
+    queries = np.arange(length, 2 * length - 1)
+    same = tokens[:, :, None] == tokens[:, None, queries]
+    before = (np.arange(2 * length)[:, None] < queries[None]) & same
     return float((1 / before.sum(axis=1)).mean())
-
-
-def _vocab(run: "pd.Series[float]") -> int:
-    return int(run["tokenizer.vocab_size"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The toy beside its entropy, loss by size of the tables, loss by the share of idle parameters in experts, gates."""
+"""The toy beside its entropy; loss by size of the tables and by share of experts; gates."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,6 @@ from analysis import plots
 from analysis.internals import gate_map
 from analysis.paired import over_seeds
 from analysis.runs import Runs, from_folders
-from runner.data import markov
-from runner.data.markov_config import MarkovConfig
 
 HERE = Path(__file__).parent
 NAME = "engram"
@@ -19,19 +17,8 @@ TOY = {"f": "feed-forward", "nf": "memory", "af": "attention", "naf": "memory an
 MOST_EXPERTS, TOP_K = 14, 2
 
 
-def entropy(toy: pd.DataFrame) -> float:
-    """Return the least loss that the toy allows."""
-    run = toy.iloc[0]
-    return markov.entropy(
-        MarkovConfig(),
-        int(run["vocab_size"]),
-        int(run["train.sequence_length"]),
-        int(run["eval.tokens"]),
-    )
-
-
 def parts(runs: Runs) -> dict[str, pd.DataFrame]:
-    """Return the mean over seeds of each of the three parts."""
+    """Return for each of the three parts of the grid its means over seeds."""
     done = runs.finished.copy()
     pattern = done["model.pattern"].fillna("af")
     toy, rows, split = (
@@ -50,13 +37,13 @@ def parts(runs: Runs) -> dict[str, pd.DataFrame]:
 
 def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     """Write figures and results.csv; return the figures."""
-    found = parts(runs)
-    least = entropy(runs.finished[runs.finished["tokenizer.kind"] == "symbols"])
-    table = pd.concat([part.assign(part=name) for name, part in found.items()], ignore_index=True)
+    means = parts(runs)
+    least = float(pd.read_csv(HERE / "entropy.csv")["entropy_nats"].iloc[0])
+    table = pd.concat([part.assign(part=name) for name, part in means.items()], ignore_index=True)
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False), f"entropy of the toy: {least:.4f}", sep="\n")
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
-    toy = found["toy"].set_index("mixer").loc[list(TOY.values())]
+    toy = means["toy"].set_index("mixer").loc[list(TOY.values())]
     axes[0].bar(range(len(toy)), toy["mean"], yerr=toy["std"], capsize=2, width=0.6)
     axes[0].axhline(least, color="#D55E00", linestyle="--", label=f"entropy {least:.2f}")
     axes[0].set_xticks(range(len(toy)), [name.replace(" and ", "\nand ") for name in toy.index])
@@ -66,15 +53,9 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         (axes[1], "rows", "model.parts.n.table_size"),
         (axes[2], "split", "share"),
     ):
-        part = found[name]
-        axis.errorbar(
-            part[x],
-            part["mean"],
-            part["std"],
-            marker="o",
-            capsize=2,
-            label=f"n={int(part['n'].min())}",
-        )
+        part = means[name]
+        label = f"n={int(part['n'].min())}"
+        axis.errorbar(part[x], part["mean"], part["std"], marker="o", capsize=2, label=label)
         axis.legend()
     axes[1].set(xscale="log", xlabel="rows of a table", title="size of the memory")
     axes[2].set(xlabel="share of idle parameters in experts", title="experts or memory")

@@ -1,4 +1,7 @@
-"""NVFP4 on drawn outliers by size of the transform, to drawn.csv: PYTHONPATH=. python experiments/nvfp4_outliers/drawn.py"""
+"""NVFP4 on drawn outliers by size of the Hadamard transform, to drawn.csv.
+
+PYTHONPATH=. python experiments/nvfp4_outliers/drawn.py
+"""
 
 from pathlib import Path
 
@@ -16,7 +19,10 @@ NVFP4 = Quantiser(format="nvfp4", block=(1, 16))
 
 
 def drawn() -> pd.DataFrame:
-    """Return the SQNR of bf16 normal numbers of which 1% are larger by a factor, by size of the transform."""
+    """Return SQNR (dB) and kurtosis of bf16 normal numbers of which 1% are larger by a factor.
+
+    Columns: factor, hadamard (size of the transform, 0: none), sqnr_db, kurtosis.
+    """
     torch.manual_seed(0)
     normal, chosen = torch.randn(1024, 1024), torch.rand(1024, 1024) < 0.01
     rows = []

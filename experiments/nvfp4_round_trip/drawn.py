@@ -1,4 +1,7 @@
-"""SQNR of each format on drawn distributions, to drawn.csv: PYTHONPATH=. python experiments/nvfp4_round_trip/drawn.py"""
+"""SQNR of each format on drawn distributions, to drawn.csv.
+
+PYTHONPATH=. python experiments/nvfp4_round_trip/drawn.py
+"""
 
 from pathlib import Path
 
@@ -23,8 +26,8 @@ FORMATS = {
 }
 
 
-def drawn() -> dict[str, Tensor]:
-    """Return 1024 x 1024 numbers of each distribution, fp32."""
+def samples() -> dict[str, Tensor]:
+    """Return 1024 x 1024 numbers of each distribution, fp32, by its name."""
     torch.manual_seed(0)
     shape = torch.Size((1024, 1024))
     normal = torch.randn(shape)
@@ -41,9 +44,9 @@ def drawn() -> dict[str, Tensor]:
 
 if __name__ == "__main__":
     rows = [
-        ("drawn", name, shape, sqnr_db(x, how))
-        for shape, x in drawn().items()
-        for name, how in FORMATS.items()
+        ("drawn", name, distribution, sqnr_db(x, quantiser))
+        for distribution, x in samples().items()
+        for name, quantiser in FORMATS.items()
     ]
     table = pd.DataFrame(rows, columns=["source", "format", "distribution", "sqnr_db"])
     table.to_csv(HERE / "drawn.csv", index=False)
