@@ -19,9 +19,9 @@ from kernels.attention import (
 from kernels.rotary import rotate
 from models.attention_config import AttentionConfig
 from models.branch import Context
+from models.branch_config import Host
 from models.cache import KeysValues, LastKeysValues
 from models.layers import RMSNorm
-from models.part import Host
 
 
 class Attention(nn.Module):

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from models.branch_config import Host
 from models.config import config
 from models.flops import attention_flops, linear_flops
-from models.part import Host
 
 if TYPE_CHECKING:
     from models.attention import Attention
@@ -49,7 +49,7 @@ class AttentionConfig:
         return host.kv_heads if self.num_kv_heads is None else self.num_kv_heads
 
     def build(self, host: Host, number: int, vocab_size: int) -> "Attention":
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         from models.attention import Attention  # noqa: PLC0415
 
         if host.num_heads % self.kv_heads(host):
@@ -63,18 +63,18 @@ class AttentionConfig:
         return Attention(self, host, number)
 
     def num_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         dim, bias = host.attention_dim, int(host.bias)
         q, kv = host.num_heads * dim, self.kv_heads(host) * dim
         found = host.width * (q + 2 * kv) + q * host.width + bias * (q + 2 * kv + host.width)
         return found + (2 * dim if host.qk_norm else 0) + host.num_heads * self.learned_sink
 
     def num_active_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         return self.num_parameters(host, number)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `PartConfig`; a window saves none of what is computed in training, where all pairs are masked.
+        """See `BranchConfig`; a window saves none of what is computed in training, where all pairs are masked.
 
         With `reindex` each key is there twice, by each of two queries.
         """

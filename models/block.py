@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from kernels.philox import dropout
 from models.branch import Context, Notes, split_notes
+from models.branch_config import BranchConfig
 from models.decoder_config import DecoderConfig
 from models.layers import make_norm
-from models.part import PartConfig
 
 
 class Block(nn.Module):
     """One layer: its branches, one after the other, each normed before and added after."""
 
     def __init__(
-        self, cfg: DecoderConfig, branches: list[PartConfig], first: int, vocab_size: int
+        self, cfg: DecoderConfig, branches: list[BranchConfig], first: int, vocab_size: int
     ) -> None:
         super().__init__()
         self.first, self.drop = first, cfg.dropout

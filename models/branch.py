@@ -1,4 +1,6 @@
-"""What a branch of a layer is handed beside its input, and what it may say beside its output; see `models/part.py`.
+"""What the module of a branch takes and returns: forward(x, context) -> output or (output, notes).
+
+Its config, which needs no torch, is a `BranchConfig` (`models/branch_config.py`).
 
 Shape legend: batch, seq.
 """
@@ -14,19 +16,24 @@ from kernels.philox import NoiseKey
 from models.cache import DecoderState
 
 Tables = tuple[Tensor, Tensor]  # cos and sin
-# What a branch has to say beside its output: `loss.NAME`, a mean to add to the training loss, or a figure for the log.
+# Scalars by name: `loss.NAME`, a mean over tokens, is added to the training loss; all are logged.
 Notes = dict[str, Tensor]
 
 
 @dataclass
 class Context:
-    """What a branch may know of a forward pass beside its input.
+    """A forward pass, as far as a branch may know it beside its input.
 
     Args:
-        tokens: ids read. positions: of them, from 0. documents: of each token (None: all are one).
-        rotary: tables of the positions, for q and k; rotary_at: those of other positions.
-        state: what was read before, where the pass continues a text.
-        mixing: of residual streams, the product of all mixing matrices so far; see `models/streams.py`.
+        tokens: the ids.
+        positions: of each token, from 0.
+        documents: index of each token's document (None: all tokens are of one).
+        rotary: tables that turn q and k, at `positions` (None: no rotary positions).
+        rotary_at: returns the tables at other positions.
+        noise: key of dropout's random bits (None: no dropout).
+        state: memory of earlier tokens, where the pass continues a text.
+        mixing: product of the mixing matrices so far, with several residual streams; see
+            `models/streams.py`.
     """
 
     tokens: Int64[Tensor, "batch seq"]
@@ -39,6 +46,6 @@ class Context:
     mixing: Tensor | None = None
 
 
-def split_notes(out: Any) -> tuple[Tensor, Notes]:
+def split_notes(returned: Any) -> tuple[Tensor, Notes]:
     """Return (output, notes) of what a branch returned."""
-    return out if isinstance(out, tuple) else (out, {})
+    return returned if isinstance(returned, tuple) else (returned, {})

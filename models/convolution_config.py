@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from models.branch_config import Host
 from models.config import config
 from models.flops import linear_flops
-from models.part import Host
 
 if TYPE_CHECKING:
     from models.convolution import Convolution
@@ -26,20 +26,20 @@ class ConvolutionConfig:
             raise ValueError(f"taps={self.taps} must be at least 1")
 
     def build(self, host: Host, number: int, vocab_size: int) -> "Convolution":
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         from models.convolution import Convolution  # noqa: PLC0415
 
         return Convolution(host.width, self.taps, number)
 
     def num_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         return host.width * (2 * host.width + self.taps + 2)
 
     def num_active_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         return self.num_parameters(host, number)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `PartConfig`; the convolution itself is left out."""
+        """See `BranchConfig`; the convolution itself is left out."""
         found = 2 * linear_flops(seq, host.width, host.width)
         return found, found

@@ -1,7 +1,7 @@
 """The decoder: GPT-2, Llama, what lies between, and every other stack of branches, by config.
 
 Layers of pre-norm branches, x + attn(norm(x)), x + mlp(norm(x)), as `pattern` says; a final norm; a linear head, tied
-or not. Which branches there are is a matter of config (`models/part.py`); this file knows none but by their letter.
+or not. Which branches there are is a matter of config (`models/branch_config.py`); this file knows none but by their letter.
 
 Shape legend: batch, seq, dim = width, vocab.
 """

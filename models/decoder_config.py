@@ -1,15 +1,15 @@
 """The shape of a decoder: GPT-2, Llama, what lies between, and every other stack of branches.
 
-Which branches there are is a matter of config (`models/part.py`); this file knows none but by their letter.
+Which branches there are is a matter of config (`models/branch_config.py`); this file knows none but by their letter.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from models.attention_config import AttentionConfig
+from models.branch_config import Activation, BranchConfig, Norm, Positions, Scheme, letters_by_layer
 from models.config import any_config, any_configs, config, couples_samples, neutral
 from models.flops import linear_flops
 from models.layers_config import FeedForwardConfig
-from models.part import Activation, Norm, PartConfig, Positions, Scheme, words
 from models.rope_config import RopeScaling
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class DecoderConfig:
         if (self.init == "mup") != (self.base_width is not None):
             raise ValueError("init=mup and base_width go together; give both or neither")
         for letter, part in self.parts.items():
-            if len(letter) != 1 or not isinstance(part, PartConfig):
+            if len(letter) != 1 or not isinstance(part, BranchConfig):
                 raise ValueError(
                     f"parts.{letter}={part!r} must be a letter and a part with its _target_: see conf/model/part"
                 )
@@ -98,7 +98,7 @@ class DecoderConfig:
             raise ValueError(
                 f"streams={self.streams!r} must be a config with its _target_: see conf/model/streams"
             )
-        for word in words(self.pattern, self.depth):
+        for word in letters_by_layer(self.pattern, self.depth):
             unknown = [letter for letter in word if letter not in self._known]
             if unknown:
                 raise ValueError(
@@ -116,14 +116,15 @@ class DecoderConfig:
                 )
 
     @property
-    def _known(self) -> dict[str, PartConfig]:
-        own: dict[str, PartConfig] = {"a": AttentionConfig(), "f": FeedForwardConfig()}
+    def _known(self) -> dict[str, BranchConfig]:
+        own: dict[str, BranchConfig] = {"a": AttentionConfig(), "f": FeedForwardConfig()}
         return own | self.parts
 
-    def branches(self) -> list[list[PartConfig]]:
+    def branches(self) -> list[list[BranchConfig]]:
         """Return the branches of each layer."""
         return [
-            [self._known[letter] for letter in word] for word in words(self.pattern, self.depth)
+            [self._known[letter] for letter in word]
+            for word in letters_by_layer(self.pattern, self.depth)
         ]
 
     def couples_samples(self, sequence_length: int) -> bool:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from kernels.short_conv import short_conv
 from models.branch import Context, Notes
+from models.branch_config import Host
 from models.cache import with_history
 from models.engram_config import EngramConfig
 from models.layers import RMSNorm
-from models.part import Host
 
 _NOTHING = -1  # before the text, and across the end of a document
 

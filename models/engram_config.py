@@ -4,9 +4,9 @@ from functools import lru_cache
 from itertools import compress, islice
 from typing import TYPE_CHECKING, ClassVar
 
+from models.branch_config import Host
 from models.config import config
 from models.flops import linear_flops
-from models.part import Host
 
 if TYPE_CHECKING:
     from models.engram import Engram
@@ -47,7 +47,7 @@ class EngramConfig:
             raise ValueError(f"orders={self.orders} must be lengths of n-grams, (2, 3) for example")
 
     def build(self, host: Host, number: int, vocab_size: int) -> "Engram":
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         from models.engram import Engram  # noqa: PLC0415
 
         return Engram(self, host, number, vocab_size)
@@ -64,18 +64,18 @@ class EngramConfig:
         return primes(self.table_size, (before + 1) * self.slots)[before * self.slots :]
 
     def num_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         return sum(self.sizes(host, number)) * self.slot_dim + self._dense(host)
 
     def num_active_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`: one row of each table."""
+        """See `BranchConfig`: one row of each table."""
         return self.slots * self.slot_dim + self._dense(host)
 
     def _dense(self, host: Host) -> int:
         return host.width * (2 * self.slots * self.slot_dim + self.kernel + 3)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         found = 2 * linear_flops(seq, self.slots * self.slot_dim, host.width)
         return found, found
 

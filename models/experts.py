@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from kernels.grouped import can_group, grouped_feed_forward
 from models.branch import Context, Notes
+from models.branch_config import Host
 from models.experts_config import ExpertsConfig
 from models.layers import FeedForward
-from models.part import Host
 
 _BIAS_GRADIENT = 1e-3  # small beside every other gradient: it must not count in the norm that clips
 

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from models.branch_config import Host
 from models.config import config
 from models.flops import linear_flops
 from models.layers_config import feed_forward_flops, feed_forward_parameters
-from models.part import Host
 
 if TYPE_CHECKING:
     from models.experts import Experts
@@ -57,7 +57,7 @@ class ExpertsConfig:
         return self.balance != "none" or self.capacity_factor is not None
 
     def build(self, host: Host, number: int, vocab_size: int) -> "Experts":
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         from models.experts import Experts  # noqa: PLC0415
 
         return Experts(self, host)
@@ -67,11 +67,11 @@ class ExpertsConfig:
         return host.hidden_dim if self.hidden is None else self.hidden
 
     def num_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         return self._parameters(host, self.num_experts)
 
     def num_active_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         return self._parameters(host, self.top_k)
 
     def _parameters(self, host: Host, experts: int) -> int:
@@ -83,7 +83,7 @@ class ExpertsConfig:
         return experts * one + router + (wide if self.shared else 0)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `PartConfig`; as if nothing was dropped."""
+        """See `BranchConfig`; as if nothing was dropped."""
         found = linear_flops(seq, host.width, self.num_experts)
         for hidden in (self.top_k * self.width(host), self.shared * self.width(host)):
             found += feed_forward_flops(seq, host.width, hidden, host.activation)

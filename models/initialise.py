@@ -13,7 +13,7 @@ import math
 import torch
 from torch import nn
 
-from models.part import Scheme
+from models.branch_config import Scheme
 
 _RESIDUAL_WRITERS = (".out.weight", ".down.weight")
 

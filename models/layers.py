@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels.packed import can_pack, pack, packed_linear
 from models.branch import Context
-from models.part import Activation, Norm
+from models.branch_config import Activation, Norm
 
 
 class RMSNorm(nn.Module):

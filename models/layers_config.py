@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from models.branch_config import Activation, Host
 from models.config import config
 from models.flops import linear_flops
-from models.part import Activation, Host
 
 if TYPE_CHECKING:
     from models.layers import FeedForward
@@ -25,21 +25,21 @@ class FeedForwardConfig:
     hidden: int | None = None
 
     def build(self, host: Host, number: int, vocab_size: int) -> "FeedForward":
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         from models.layers import FeedForward  # noqa: PLC0415
 
         return FeedForward(host.width, self._hidden(host), host.activation, bias=host.bias)
 
     def num_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         return feed_forward_parameters(host.width, self._hidden(host), host.activation, host.bias)
 
     def num_active_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         return self.num_parameters(host, number)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         found = feed_forward_flops(seq, host.width, self._hidden(host), host.activation)
         return found, found
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from kernels.recurrence import recurrence
 from kernels.short_conv import short_conv
 from models.branch import Context
+from models.branch_config import Host
 from models.cache import Memory, with_history
 from models.layers import RMSNorm
 from models.linear_attention_config import LOW_RANK, LinearAttentionConfig
-from models.part import Host
 
 _GATE_ROOT = 16.0  # GLA's gate is a sigmoid to the power 1/16
 

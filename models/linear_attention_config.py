@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from kernels.recurrence_flops import recurrence_flops
+from models.branch_config import Host
 from models.config import config
 from models.flops import linear_flops
-from models.part import Host
 
 if TYPE_CHECKING:
     from models.linear_attention import LinearAttention
@@ -62,13 +62,13 @@ class LinearAttentionConfig:
         return parts
 
     def build(self, host: Host, number: int, vocab_size: int) -> "LinearAttention":
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         from models.linear_attention import LinearAttention  # noqa: PLC0415
 
         return LinearAttention(self, host, number)
 
     def num_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         heads, k, v = self.shape(host)
         found = host.width * (sum(self.widths(host).values()) + heads * v)
         found += self.conv * heads * (2 * k + v) + (0 if self.kind == "based" else v)
@@ -76,11 +76,11 @@ class LinearAttentionConfig:
         return found + own.get(self.kind, 0)
 
     def num_active_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         return self.num_parameters(host, number)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `PartConfig`; as chunks are computed, all pairs of a chunk."""
+        """See `BranchConfig`; as chunks are computed, all pairs of a chunk."""
         heads, k, v = self.shape(host)
         found = linear_flops(seq, host.width, sum(self.widths(host).values()))
         found += linear_flops(seq, heads * v, host.width)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from kernels.short_conv import short_conv
 from models.branch import Context
+from models.branch_config import Host
 from models.cache import with_history
 from models.layers import RMSNorm
 from models.linear_attention import remember
 from models.mamba_config import MambaConfig
-from models.part import Host
 
 
 class Mamba(nn.Module):

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from kernels.recurrence_flops import recurrence_flops
+from models.branch_config import Host
 from models.config import config
 from models.flops import linear_flops
-from models.part import Host
 
 if TYPE_CHECKING:
     from models.mamba import Mamba
@@ -44,13 +44,13 @@ class MambaConfig:
         return inner, inner // head
 
     def build(self, host: Host, number: int, vocab_size: int) -> "Mamba":
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         from models.mamba import Mamba  # noqa: PLC0415
 
         return Mamba(self, host, number)
 
     def num_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         inner, heads = self.shape(host)
         mixed = inner + 2 * self.state_dim
         return (
@@ -62,11 +62,11 @@ class MambaConfig:
         )
 
     def num_active_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         return self.num_parameters(host, number)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `PartConfig`; as chunks are computed, all pairs of a chunk."""
+        """See `BranchConfig`; as chunks are computed, all pairs of a chunk."""
         inner, heads = self.shape(host)
         found = linear_flops(seq, host.width, 2 * inner + 2 * self.state_dim + heads)
         found += linear_flops(seq, inner, host.width)

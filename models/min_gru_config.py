@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from models.branch_config import Host
 from models.config import config
 from models.flops import linear_flops
-from models.part import Host
 
 if TYPE_CHECKING:
     from models.min_gru import MinGRU
@@ -25,20 +25,20 @@ class MinGRUConfig:
         return max(1, round(self.expand * host.width))
 
     def build(self, host: Host, number: int, vocab_size: int) -> "MinGRU":
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         from models.min_gru import MinGRU  # noqa: PLC0415
 
         return MinGRU(host.width, self.inner(host), number)
 
     def num_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         return 3 * host.width * self.inner(host)
 
     def num_active_parameters(self, host: Host, number: int) -> int:
-        """See `PartConfig`."""
+        """See `BranchConfig`."""
         return self.num_parameters(host, number)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `PartConfig`; the scan is element by element and counts nothing."""
+        """See `BranchConfig`; the scan is element by element and counts nothing."""
         found = 3 * linear_flops(seq, host.width, self.inner(host))
         return found, found

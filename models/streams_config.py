@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from models.branch_config import Host
 from models.config import config
 from models.flops import linear_flops
-from models.part import Host
 
 if TYPE_CHECKING:
     from models.streams import HyperConnection, Streams

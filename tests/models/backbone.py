@@ -152,7 +152,7 @@ def keeps_documents_apart(cfg: ModelConfig) -> None:
 
 def trains_alike_recomputed_and_in_halves(cfg: ModelConfig, bound: float = 1e-5) -> None:
     """Gradients with activation checkpointing, and of a batch in two micro-batches, are those of the plain pass."""
-    from runner.learn.trainer import recompute_blocks
+    from runner.learn.setup import recompute_blocks
 
     tokens = text(4, 25)
     grads: list[dict[str, Tensor]] = []

@@ -1,9 +1,10 @@
-"""What a layer is made of, as data: parts that read the residual stream and add to it, named by letters of a pattern.
+"""The branches of a layer as data, named by the letters of a pattern.
 
     pattern "af"            attention, then feed-forward, in every layer
     pattern "df df af"      DeltaNet instead of attention in two layers of three (a word is a layer)
 
-A part computes x + branch(norm(x)); `PartConfig` is its config, `Host` what it may read of the decoder around it.
+A branch adds branch(norm(x)) to the residual stream x. Its module is called as `models/branch.py`
+says; this file needs no torch, so that configs are checked and counted without it.
 """
 
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
@@ -19,7 +20,7 @@ Scheme = Literal["gpt2", "depth_scaled", "mup"]  # of initial weights, see `mode
 
 @runtime_checkable
 class Host(Protocol):
-    """What parts read of the decoder that they are built into; see `DecoderConfig` for what each means."""
+    """The decoder around a branch, as far as its branches read it; see `DecoderConfig`."""
 
     @property
     def width(self) -> int: ...
@@ -45,17 +46,17 @@ class Host(Protocol):
     def init(self) -> Scheme: ...
     @property
     def causal(self) -> bool: ...
-    def branches(self) -> "list[list[PartConfig]]": ...
+    def branches(self) -> "list[list[BranchConfig]]": ...
 
 
 @runtime_checkable
-class PartConfig(Protocol):
-    """The config of a branch.
+class BranchConfig(Protocol):
+    """The config of a branch: one file of conf/model/part.
 
     Args:
-        name: of its parameters in a layer: layers.3.NAME.weight.
+        name: prefix of its parameters in a layer: layers.3.NAME.weight.
         normed: it reads norm(x), by a norm of the decoder's kind; else x itself.
-        looks_back: it sees earlier tokens and no later ones, whatever the decoder's `causal` says.
+        looks_back: it is causal by construction, whatever the decoder's `causal` says.
     """
 
     name: ClassVar[str]
@@ -63,38 +64,42 @@ class PartConfig(Protocol):
     looks_back: ClassVar[bool]
 
     def build(self, host: Host, number: int, vocab_size: int) -> "nn.Module":
-        """Return the branch; forward(x, context) gives its output, or (output, notes): see `models/branch.py`.
+        """Return the branch: a module whose forward(x, context) returns its output.
 
-        `number` counts the branches of the whole decoder; a branch keeps its state under it. Buffers of the size of
-        the vocabulary are made here; what its ids say, `LanguageModel.read_vocabulary` tells.
+        It may return (output, notes) instead; see `models/branch.py`.
+
+        Args:
+            number: its index among the branches of the whole decoder; its state is kept under it.
+            vocab_size: size of buffers indexed by token id. What the ids stand for is handed to
+                a method `read_vocabulary` of the module later, where it has one.
         """
         ...
 
     def num_parameters(self, host: Host, number: int) -> int:
-        """Return the number of parameters of branch `number`, the norm before it not counted."""
+        """Return the number of parameters of branch `number`, without the norm before it."""
         ...
 
     def num_active_parameters(self, host: Host, number: int) -> int:
-        """Return how many of them one token is multiplied with."""
+        """Return how many of its parameters one token is multiplied with."""
         ...
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """Return forward FLOPs of one sequence: (as computed, causal half of attention counted)."""
+        """Return the forward FLOPs of one sequence: (all pairs, causal half of attention)."""
         ...
 
 
-def words(pattern: str, depth: int) -> list[str]:
-    """Return the letters of each layer: the words of `pattern`, over and over.
+def letters_by_layer(pattern: str, depth: int) -> list[str]:
+    """Return the letters of each of `depth` layers: the words of `pattern`, over and over.
 
     Raises:
-        ValueError: no word, or a letter twice in one.
+        ValueError: `pattern` has no word, or a letter twice in one word.
     """
-    given = pattern.split()
-    if not given:
+    words = pattern.split()
+    if not words:
         raise ValueError(f"pattern={pattern!r} has no layer; 'af' is attention and feed-forward")
-    for word in given:
+    for word in words:
         if len(set(word)) < len(word):
             raise ValueError(
                 f"pattern={pattern!r}: {word!r} has a letter twice; give the part a second letter"
             )
-    return [given[index % len(given)] for index in range(depth)]
+    return [words[index % len(words)] for index in range(depth)]
