@@ -16,9 +16,8 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
     from torch.utils.data import Dataset
 
@@ -75,8 +74,10 @@ def name_of(source: Any) -> str:
     return str(found or type(source).__name__)
 
 
-def bytes_per_id(tokenizer: Any) -> np.ndarray:
+def bytes_per_id(tokenizer: Any) -> "np.ndarray":
     """Return the UTF-8 length of what each id stands for, [vocab_size] int32; by default by decoding it alone."""
+    import numpy as np  # noqa: PLC0415
+
     says = getattr(tokenizer, "bytes_per_id", None)
     if says is not None:
         return np.asarray(says())

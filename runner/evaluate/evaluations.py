@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from runner.evaluate.config import EvalConfig
-from runner.evaluate.validation import validate
 from runner.machine.storage import write_whole
 from runner.records.contracts import Trained, cadence
 from runner.records.fingerprint import evaluation_key
@@ -29,6 +28,8 @@ class Evaluations:
 
     def validate(self, trained: Trained) -> dict[str, float]:
         """Return the values of validation."""
+        from runner.evaluate.validation import validate  # noqa: PLC0415
+
         return validate(trained)
 
     def further(self, trained: Trained) -> dict[str, float]:

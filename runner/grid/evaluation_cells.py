@@ -10,7 +10,7 @@ from models.config import plain
 from runner.evaluate.config import HarnessConfig
 from runner.evaluate.evaluations import file_of
 from runner.machine.errors import ConfigError
-from runner.records import checkpoint
+from runner.records import checkpoint_folder
 from runner.records.cells import Cell, find_cell, make_cells, sweep_cells
 from runner.records.config import freeze, set_key, typed
 from runner.records.earlier_configs import EVALUATE
@@ -40,7 +40,7 @@ def evaluation_cells(
     for cell in sources:
         if cell.config.model is None or cell.config.train is None:
             skipped.append(f"{cell.fingerprint} ({cell.label}) trains no model: left out")
-        elif not follow and not checkpoint.listing(cell.folder / "checkpoints"):
+        elif not follow and not checkpoint_folder.listing(cell.folder / "checkpoints"):
             skipped.append(
                 f"{cell.fingerprint} ({cell.label}) has no checkpoint ({cell.state}): left out"
             )
@@ -111,7 +111,7 @@ def missing_evaluations(cells: Sequence[Cell]) -> list[Cell]:
             if getattr(evaluation, "counts", True)
             and not file_of(cell.folder, evaluation_key(cell.fingerprint, evaluation)).exists()
         }
-        if missing and checkpoint.listing(cell.folder / "checkpoints"):
+        if missing and checkpoint_folder.listing(cell.folder / "checkpoints"):
             node = _evaluating(cell, str(cell.config.name), "weights")
             node["name"] = cell.config.name
             node["eval"]["harness"] = {}

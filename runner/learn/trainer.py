@@ -27,7 +27,7 @@ from runner.learn.profiler import StepProfiler
 from runner.learn.setup import Setup, set_up
 from runner.machine.errors import CheckpointError, ConfigError, LeaseLost
 from runner.machine.ranks import Ranks, gather_full
-from runner.records import checkpoint, contracts
+from runner.records import checkpoint, checkpoint_folder, contracts
 from runner.records.budget import budget, flops_per_sequence
 from runner.records.cells import Cell
 from runner.records.contracts import Batch, Inputs, Outcome
@@ -261,7 +261,10 @@ class Trainer:
         )
 
     def _restore(self) -> None:
-        newest, start = checkpoint.newest(self.run / "checkpoints"), self.cfg.inputs.get("init")
+        newest, start = (
+            checkpoint_folder.newest(self.run / "checkpoints"),
+            self.cfg.inputs.get("init"),
+        )
         if newest is not None:
             self._continue_from(newest)
             self._saved_step = self.progress.step
@@ -304,7 +307,7 @@ class Trainer:
             raise LeaseLost(f"{self.run} was taken over by another worker; nothing is written")
         folder, keep = self.run / "checkpoints", self.cfg.train.checkpoint
         checkpoint.save(folder, files, asdict(self.progress))
-        checkpoint.prune(
+        checkpoint_folder.prune(
             folder,
             keep_last=keep.keep_last,
             keep_every=keep.keep_every,
@@ -324,7 +327,7 @@ def newest_of(run: Path) -> Path:
     Raises:
         CheckpointError: it has none.
     """
-    saved = checkpoint.newest(run / "checkpoints")
+    saved = checkpoint_folder.newest(run / "checkpoints")
     if saved is None:
         raise CheckpointError(
             f"inputs.init.runs=[{run.name}] has no checkpoint in {run}; run it first"

@@ -8,11 +8,9 @@ shards one by one into the memory of the first process, and optimiser tensors ar
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from runner.machine.errors import CheckpointError
 from runner.machine.ranks import gather_full
 from runner.machine.storage import refused
+from runner.records.checkpoint_folder import sha256
 
 _NUMBER = "#number"  # ends the name of a slot that is no tensor but a Python number
 Files = dict[str, dict[str, Tensor]]
@@ -66,7 +65,7 @@ def save(folder: Path, files: Files, state: dict[str, Any]) -> Path:
         for name, tensors in files.items():
             save_file(tensors, partial / f"{name}.safetensors")
         (partial / "state.json").write_text(json.dumps(state))
-        sums = {f.name: _sha256(f) for f in sorted(partial.iterdir())}
+        sums = {f.name: sha256(f) for f in sorted(partial.iterdir())}
         (partial / "manifest.json").write_text(json.dumps(sums))
         for file in partial.iterdir():
             _sync(file)
@@ -78,35 +77,6 @@ def save(folder: Path, files: Files, state: dict[str, Any]) -> Path:
         full = "os error 28" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
         raise refused(final, OSError(errno.ENOSPC if full else errno.EIO, str(error))) from error
     return final
-
-
-def newest(folder: Path) -> Path | None:
-    """Return the newest undamaged checkpoint; a damaged one is named in a warning and passed over."""
-    for path in listing(folder)[::-1]:
-        problem = damage(path)
-        if problem is None:
-            return path
-        warnings.warn(
-            f"checkpoint {path} is damaged ({problem}); using an earlier one", stacklevel=2
-        )
-    return None
-
-
-def listing(folder: Path) -> list[Path]:
-    """Return the checkpoint folders, oldest first."""
-    return sorted(p for p in folder.glob("[0-9]*") if p.is_dir())
-
-
-def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, None if nothing is."""
-    try:
-        sums = json.loads((path / "manifest.json").read_text())
-        for name, expected in sums.items():
-            if _sha256(path / name) != expected:
-                return f"{name} does not match its checksum"
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None
 
 
 def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
@@ -185,14 +155,6 @@ def _averaged(path: Path) -> dict[str, Tensor]:
     return {name: torch.stack(tensors).mean(dim=0) for name, tensors in copies.items()}
 
 
-def prune(folder: Path, *, keep_last: int, keep_every: int | None, best: int | None) -> None:
-    """Delete what the retention policy does not name."""
-    for path in listing(folder)[: -max(1, keep_last)]:
-        step = int(path.name)
-        if step != best and not (keep_every and step % keep_every == 0):
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def _named(
     model: nn.Module, optimizers: list[torch.optim.Optimizer]
 ) -> list[tuple[torch.optim.Optimizer, dict[Tensor, str]]]:
@@ -229,11 +191,6 @@ def _as_tensor(value: Any) -> Tensor:
     raise CheckpointError(
         f"the state of an optimiser holds {value!r}; a checkpoint keeps tensors and numbers"
     )
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from runner.records import checkpoint, journal, metrics
+from runner.records import checkpoint_folder, journal, metrics
 
 _PAUSE_S = 2.0
 _OVER = ("finished", "diverged", "failed")
@@ -17,10 +17,10 @@ def new_checkpoints(run: Path, after: int, stop: Callable[[], bool]) -> Iterator
     """
     while not stop():
         over = journal.state(run) in _OVER  # asked before the folder is read
-        there = checkpoint.listing(run / "checkpoints")
+        there = checkpoint_folder.listing(run / "checkpoints")
         fresh = bool(there) and int(there[-1].name) > after
         # Its checksums are taken only where it is new.
-        found = checkpoint.newest(run / "checkpoints") if fresh else None
+        found = checkpoint_folder.newest(run / "checkpoints") if fresh else None
         if found is not None and int(found.name) > after:
             after = int(found.name)
             yield found

@@ -6,7 +6,7 @@ from models.language_model import LanguageModel
 from runner.data.corpus import loads
 from runner.data.tokenizers import Tokenizer
 from runner.machine.errors import CheckpointError
-from runner.records import checkpoint
+from runner.records import checkpoint, checkpoint_folder
 from runner.records.cells import load_cell
 
 
@@ -19,7 +19,7 @@ def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, T
         CheckpointError: the run has no checkpoint yet.
     """
     cell = load_cell(folder)
-    newest = checkpoint.newest(folder / "checkpoints")
+    newest = checkpoint_folder.newest(folder / "checkpoints")
     if newest is None:
         raise CheckpointError(
             f"{folder} has no checkpoint; train the cell first (state: {cell.state})"

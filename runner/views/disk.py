@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.machine.errors import StorageError
-from runner.records import checkpoint, journal
+from runner.records import checkpoint_folder, journal
 from runner.records.cells import members
 from runner.records.slurm_queue import queued
 
@@ -97,7 +97,7 @@ def waste(root: Path, *, checkpoints: bool = False) -> Iterator[Waste]:
         if folder.name not in kept and state != "running":
             yield Waste(folder, size(folder), f"a run of no sweep ({state})")
         elif checkpoints and state in ("finished", "diverged"):
-            newest = checkpoint.newest(folder / "checkpoints")
+            newest = checkpoint_folder.newest(folder / "checkpoints")
             for saved in sorted(folder.glob("checkpoints/[0-9]*")):
                 if saved != newest:
                     yield Waste(saved, size(saved), "an earlier checkpoint of an ended run")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from runner.machine import storage
-from runner.records import checkpoint, journal, metrics
+from runner.records import checkpoint_folder, journal, metrics
 from tests import command_server
 
 
@@ -100,7 +100,7 @@ def in_mlflow(root: Path, name: str) -> list[str]:
 
 def same_weights(a: Path, b: Path) -> bool:
     """True where the newest checkpoints of two runs hold the same bits."""
-    found = [checkpoint.newest(f / "checkpoints") for f in (a, b)]
+    found = [checkpoint_folder.newest(f / "checkpoints") for f in (a, b)]
     one, two = (load_file(f / "model.safetensors") for f in found if f is not None)
     return all(torch.equal(one[name], two[name]) for name in one)
 

@@ -14,7 +14,7 @@ from runner.grid.language import Stage
 from runner.grid.stages import in_order, link
 from runner.machine import storage
 from runner.machine.errors import ConfigError
-from runner.records import checkpoint, journal
+from runner.records import checkpoint_folder, journal
 from runner.records.cells import Cell, load_cell, make_cells
 from tests.command_server import run
 from tests.conftest import TINY
@@ -130,7 +130,7 @@ def test_stages_come_after_those_they_start_from() -> None:
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
-    saved = checkpoint.newest(run / "checkpoints")
+    saved = checkpoint_folder.newest(run / "checkpoints")
     assert saved is not None
     return load_file(saved / "model.safetensors")
 

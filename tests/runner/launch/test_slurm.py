@@ -16,7 +16,7 @@ from analysis.runs import from_folders
 from analysis.stores import from_mlflow
 from runner.launch.slurm import SlurmConfig
 from runner.launch.snapshot import snapshot
-from runner.records import checkpoint, journal
+from runner.records import checkpoint_folder, journal
 from runner.records.cells import load_cell
 from runner.records.config import typed
 from tests import command_server
@@ -463,7 +463,7 @@ def test_a_cancelled_array_saves_what_runs_and_starts_no_more(
     (job,) = jobs_of(tmp_path)
     assert sacct(job) == ["CANCELLED", "CANCELLED"]
     (saved,) = tmp_path.glob("runs/*/checkpoints")
-    assert checkpoint.newest(saved) is not None
+    assert checkpoint_folder.newest(saved) is not None
 
 
 def test_a_snapshot_holds_the_code_and_changes_with_it(tmp_path: Path) -> None:

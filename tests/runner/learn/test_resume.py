@@ -21,7 +21,7 @@ from runner.learn.trainer import Trainer
 from runner.machine import storage
 from runner.machine.errors import CheckpointError
 from runner.machine.ranks import Ranks
-from runner.records import checkpoint, journal
+from runner.records import checkpoint, checkpoint_folder, journal
 from runner.records.cells import Cell, freeze_cell, make_cells
 from tests.command_server import ROOT, Command, start
 
@@ -63,7 +63,7 @@ def _wait_for_step(cell: Cell, step: int, process: "Command | subprocess.Popen[b
 
 
 def _weights(cell: Cell) -> dict[str, torch.Tensor]:
-    newest = checkpoint.newest(cell.folder / "checkpoints")
+    newest = checkpoint_folder.newest(cell.folder / "checkpoints")
     assert newest is not None
     return load_file(newest / "model.safetensors")
 
@@ -125,7 +125,7 @@ def test_sigterm_saves_and_asks_to_be_resumed(compose: Compose) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75
     assert cell.state == "interrupted"
-    assert checkpoint.newest(cell.folder / "checkpoints") is not None
+    assert checkpoint_folder.newest(cell.folder / "checkpoints") is not None
 
 
 def test_a_run_stopped_before_its_first_step_goes_on(compose: Compose, tmp_path: Path) -> None:
@@ -148,13 +148,13 @@ def test_a_run_stopped_before_its_first_step_goes_on(compose: Compose, tmp_path:
 def test_a_damaged_checkpoint_is_passed_over(compose: Compose) -> None:
     (cell,) = make_cells([("", compose(*HARD))])
     assert _start(cell).wait() == 0
-    saved = checkpoint.listing(cell.folder / "checkpoints")
+    saved = checkpoint_folder.listing(cell.folder / "checkpoints")
     file = saved[-1] / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.warns(UserWarning, match="damaged"):
-        assert checkpoint.newest(cell.folder / "checkpoints") == saved[-2]
+        assert checkpoint_folder.newest(cell.folder / "checkpoints") == saved[-2]
     other = cell.config.model.__class__(depth=1, width=8, num_heads=1).build(257, 0)
     with pytest.raises(CheckpointError, match="another model"):
         checkpoint.load_weights(saved[-2], other)
@@ -294,7 +294,7 @@ def test_a_sharded_run_resumes_in_one_process_and_back(compose: Compose, tmp_pat
         for index, train in enumerate(starts):
             assert train(cell) == 0
             if index == 0:  # as if it had been killed after step 5
-                for path in checkpoint.listing(cell.folder / "checkpoints")[1:]:
+                for path in checkpoint_folder.listing(cell.folder / "checkpoints")[1:]:
                     shutil.rmtree(path)
                 (journal.attempts(cell.folder)[-1] / "events.jsonl").unlink()
         one, two = _metrics(reference), _metrics(cell)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from runner.machine import storage
-from runner.records import checkpoint
+from runner.records import checkpoint_folder
 from runner.records.cells import make_cells
 from tests.conftest import ROOT, TINY
 
@@ -59,7 +59,7 @@ def test_a_full_disk_ends_the_run_with_its_last_good_checkpoint(
     assert "run the same command again" in done.stderr
     assert "Traceback" not in done.stderr
     (run,) = (kept / "runs").iterdir()
-    saved = checkpoint.newest(run / "checkpoints")
+    saved = checkpoint_folder.newest(run / "checkpoints")
     assert saved is not None
     assert 0 < int(saved.name) < 12
     assert not list((run / "checkpoints").glob(".partial*"))

@@ -1,0 +1,53 @@
+"""Which checkpoints a run has, whether they are whole, and which of them stay: no torch is needed to ask.
+
+See `runner/records/checkpoint.py` for what is in one.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the newest undamaged checkpoint; a damaged one is named in a warning and passed over."""
+    for path in listing(folder)[::-1]:
+        problem = damage(path)
+        if problem is None:
+            return path
+        warnings.warn(
+            f"checkpoint {path} is damaged ({problem}); using an earlier one", stacklevel=2
+        )
+    return None
+
+
+def listing(folder: Path) -> list[Path]:
+    """Return the checkpoint folders, oldest first."""
+    return sorted(p for p in folder.glob("[0-9]*") if p.is_dir())
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint, None if nothing is."""
+    try:
+        sums = json.loads((path / "manifest.json").read_text())
+        for name, expected in sums.items():
+            if sha256(path / name) != expected:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def prune(folder: Path, *, keep_last: int, keep_every: int | None, best: int | None) -> None:
+    """Delete what the retention policy does not name."""
+    for path in listing(folder)[: -max(1, keep_last)]:
+        step = int(path.name)
+        if step != best and not (keep_every and step % keep_every == 0):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def sha256(file: Path) -> str:
+    """Return the hex digest of what a file holds."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
