@@ -3,14 +3,6 @@
 import os
 import sys
 
-from runner.launch.fork_server import sweeps_here, warm_up
-
-# Telemetry of the libraries beneath is off unless the user turns it on.
-for _name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
-    os.environ.setdefault(_name, "true")
-if __name__ == "__main__" and sweeps_here(sys.argv):
-    warm_up()  # before Hydra, whose imports take half a second
-
 import hydra
 from omegaconf import DictConfig
 
@@ -18,15 +10,19 @@ from runner.commands.hydra_plugin import open_keys, register, to_plain
 from runner.machine.errors import EspalierError
 from runner.records.cells import freeze_cell, join_sweep, make_cells
 
+# Telemetry of the libraries beneath is off unless the user turns it on.
+for _name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_name, "true")
+
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def run_one(composed: DictConfig) -> None:
     """Freeze one cell and train it in this process."""
-    from runner.launch.single import run_here  # noqa: PLC0415
-
     (cell,) = make_cells([("", to_plain(composed))])
     freeze_cell(cell)
     join_sweep(cell.config.name, [cell])
+    from runner.launch.single import run_here  # noqa: PLC0415
+
     code = run_here(cell)
     if code:
         raise SystemExit(code)

@@ -79,19 +79,3 @@ def test_no_other_distribution_owns_our_package_names() -> None:
 
 def test_transformers_is_not_confused_by_our_kernels_package() -> None:
     subprocess.run([sys.executable, "-c", "import transformers.integrations"], check=True)
-
-
-def test_help_answers_without_heavy_imports() -> None:
-    code = (
-        "import sys; from runner.commands.cli import app\n"
-        "try: app(['--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'mlflow', 'datasets', 'transformers', 'pandas'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-
-
-def test_the_launcher_starts_its_template_before_it_imports_torch() -> None:
-    code = "import sys, runner.commands.hydra_plugin; assert not {'torch', 'mlflow'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,7 @@
 """Hydra's side of a sweep: our sweeper turns overrides into cells, our launcher runs them.
 
 A launcher of Hydra's own or of somebody else's works too: it then gets each point as overrides.
+What runs cells is imported when there are cells: a key that is refused is refused at once.
 """
 
 import copy
@@ -10,7 +11,7 @@ import sys
 import types
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
@@ -23,23 +24,18 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from runner.grid.evaluation_cells import missing_evaluations
 from runner.grid.expression import evaluate
 from runner.grid.language import Grid, Point, expand, parse_grid, unique
 from runner.grid.resources import choose
 from runner.grid.stages import in_order, link
-from runner.launch.backend import Backend
-from runner.launch.fork_server import warm_up
-from runner.launch.launch import launch, launch_study
-from runner.launch.local import Local
-from runner.launch.policy import Policy
-from runner.launch.slurm import Slurm, SlurmConfig
 from runner.machine.errors import ConfigError
-from runner.records.adopt import adopt
 from runner.records.cells import Cell, make_cells
 from runner.records.config import NODES, execution_half, flatten, is_among, set_key, typed
+
+if TYPE_CHECKING:
+    from runner.launch.backend import Backend
 
 _FILE_WIDTH = 240
 _NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")
@@ -48,7 +44,9 @@ _NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")
 class CellLauncher(Launcher):
     """A launcher of ours: it runs frozen cells on its backend."""
 
-    backend: Backend
+    def backend(self) -> "Backend":
+        """Return where the cells run."""
+        raise NotImplementedError
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -66,26 +64,34 @@ class LocalLauncher(CellLauncher):
     """`hydra/launcher=local`: the fork-server pool on this machine."""
 
     def __init__(self, jobs: int | None = None) -> None:
-        self.backend = Local(jobs)
+        self.jobs = jobs
 
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Let the template of the workers import torch while the cells are composed."""
-        warm_up()
+    def backend(self) -> "Backend":
+        """See `CellLauncher`."""
+        from runner.launch.local import Local  # noqa: PLC0415
+
+        return Local(self.jobs)
 
 
 class SlurmLauncher(CellLauncher):
     """`hydra/launcher=slurm`: job arrays, see `runner/launch/slurm.py`."""
 
     def __init__(self, **keys: Any) -> None:
-        self.backend = Slurm(typed("hydra.launcher", SlurmConfig, _plain(keys)))
+        self.keys = _plain(keys)
+
+    def backend(self) -> "Backend":
+        """See `CellLauncher`."""
+        from runner.launch.slurm import Slurm, SlurmConfig  # noqa: PLC0415
+
+        return Slurm(typed("hydra.launcher", SlurmConfig, self.keys))
 
 
 class CellSweeper(Sweeper):
     """A sweeper of ours: it makes frozen cells, which a `CellLauncher` runs under a policy."""
 
     def __init__(self, keys: dict[str, Any]) -> None:
+        from runner.launch.policy import Policy  # noqa: PLC0415
+
         self.keys = _plain(keys)
         policies = {f.name: self.keys.pop(f.name) for f in fields(Policy) if f.name in self.keys}
         self.policy = typed("hydra.sweeper", Policy, policies)
@@ -133,7 +139,11 @@ class GridSweeper(CellSweeper):
                 raise ConfigError("hydra.sweeper.stages needs hydra/launcher=local or slurm")
             return self.launcher.launch(self.points(self.grid, arguments), initial_job_idx=0)
         cells = self.cells(arguments)
+        from rich.console import Console  # noqa: PLC0415
+
         if self.adopt:
+            from runner.records.adopt import adopt  # noqa: PLC0415
+
             cell, keys = adopt(cells, self.adopt["run"], self.adopt.get("reason", ""))
             Console().print(
                 f"{cell.label} is now {cell.state}: {cell.folder}, differing in {', '.join(keys) or 'nothing'}"
@@ -148,7 +158,9 @@ class GridSweeper(CellSweeper):
                 console = Console(width=_FILE_WIDTH)
             console.print(*plan(cells), sep="\n")
             return None
-        code = launch(cells, self.launcher.backend, self.policy, retry_failed=self.retry_failed)
+        from runner.launch.launch import launch  # noqa: PLC0415
+
+        code = launch(cells, self.launcher.backend(), self.policy, retry_failed=self.retry_failed)
         if code:
             raise SystemExit(code)
         return None
@@ -210,11 +222,12 @@ class OptunaSweeper(CellSweeper):
         """Run the study and exit with its code."""
         if not isinstance(self.launcher, CellLauncher):
             raise ConfigError("hydra/sweeper=optuna needs hydra/launcher=local or slurm")
+        from runner.launch.launch import launch_study  # noqa: PLC0415
         from runner.launch.study import load_study, save_study  # noqa: PLC0415
 
         (base,) = make_cells([("base", self.composer.compose(open_keys(arguments))[0])])
         save_study(base.sweep, self.study, base)
-        code = launch_study(load_study(base.sweep), base, self.launcher.backend, self.policy)
+        code = launch_study(load_study(base.sweep), base, self.launcher.backend(), self.policy)
         if code:
             raise SystemExit(code)
 

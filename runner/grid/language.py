@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import field
 from typing import Any, Literal
 
-import numpy as np
-
 from models.config import config
 from runner.machine.errors import ConfigError
 from runner.records.config import typed
@@ -51,6 +49,8 @@ class Axis:
         assert self.low is not None
         assert self.high is not None
         if self.log:
+            import numpy as np  # noqa: PLC0415
+
             value = float(np.exp(np.log(self.low) + u * (np.log(self.high) - np.log(self.low))))
         else:
             value = self.low + u * (self.high - self.low)
@@ -68,6 +68,7 @@ class Draw:
 
     def points(self) -> list[Point]:
         """Return `count` points."""
+        import numpy as np  # noqa: PLC0415
         from scipy.stats import qmc  # noqa: PLC0415
 
         size = len(self.space)

@@ -47,6 +47,9 @@ class Backend(Protocol):
     def record(self) -> dict[str, Any]:
         """Return what makes the same backend again: `espalier retry` uses the last one."""
 
+    def prepare(self) -> None:
+        """Begin what takes time before the first cell: called once it is known that one will run."""
+
     def run(self, cells: list[Cell], again: tuple[str, ...], view: "View") -> None:
         """Run those of `cells` whose state is in `again` and return when none runs any more."""
 

@@ -1,4 +1,4 @@
-"""Starts the fork server early: it imports torch while its caller still imports Hydra and composes cells."""
+"""Starts the fork server: it imports torch while its caller looks whether the cells fit this machine."""
 
 import multiprocessing
 import signal
@@ -24,9 +24,3 @@ def warm_up() -> None:
     forkserver.ensure_running()
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-def sweeps_here(arguments: list[str]) -> bool:
-    """Whether a command line looks like a sweep on this machine."""
-    launchers = [a.partition("=")[2] for a in arguments if a.startswith("hydra/launcher=")]
-    return bool({"-m", "--multirun"} & set(arguments)) and set(launchers) <= {"local"}

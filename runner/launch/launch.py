@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from runner.launch.policy import PRUNED_TOO, Policy
 from runner.machine import storage
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep
+from runner.records.config import RunConfig
 from runner.records.drift import drifted
+from runner.views.mlflow import delivered
 from runner.views.table import LiveTable
 
 if TYPE_CHECKING:
@@ -28,23 +31,30 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
     """Run what is left of `cells` and return the exit code of the sweep."""
     console = Console(stderr=True)
     again = ("new", "interrupted", *(["failed"] if retry_failed else []))
-    from runner.views.plan import check  # noqa: PLC0415  (torch, which the pool's template imports meanwhile)
+    todo = [cell for cell in cells if cell.state in again]
+    if todo:
+        backend.prepare()
+        from runner.views.plan import check  # noqa: PLC0415  (torch, which a local worker's template imports meanwhile)
 
-    check([cell for cell in cells if cell.state in again], backend.memory_gb)
+        check(todo, backend.memory_gb)
     for cell in cells:
         freeze_cell(cell)
     sweep = join_sweep(cells[0].config.name, cells)
     states = Counter(cell.state for cell in cells)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-    left_to_run = sum(states[state] for state in again)
-    policy.start(sweep, policies, fresh=left_to_run > 0)
+    policy.start(sweep, policies, fresh=bool(todo))
     storage.write_whole(sweep / "launcher.json", json.dumps(backend.record()))
-    console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {left_to_run} to run")
+    console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {len(todo)} to run")
     for line in drifted(cells):
         console.print(line)
     if states["failed"] and not retry_failed:
         console.print("failed cells are retried with hydra.sweeper.retry_failed=true")
     table = LiveTable(cells)
+    if not todo and not states["running"]:
+        console.print(table.render())
+        _deliver_rest(cells[0].config, sweep, console)
+        policy.tell(sweep)
+        return report(cells, sweep, console)
     if _attend(backend, cells[0], console, table, lambda view: backend.run(cells, again, view)):
         return 130
     if not backend.waits:
@@ -57,6 +67,8 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
 def launch_study(study: "Study", base: Cell, backend: Backend, policies: Policy) -> int:
     """Run what is left of a study's trials and return the exit code: 1 if one failed."""
     console = Console(stderr=True)
+    if not study.is_over():
+        backend.prepare()
     policy.start(study.folder, policies, fresh=not study.is_over())
     console.print(f"[bold]{study.folder.name}[/bold]: {study.best()}; {study.cfg.trials} in all")
     table = LiveTable(study.cells)
@@ -88,12 +100,21 @@ def _attend(
             live.update(table.render())
     finally:
         signal.signal(signal.SIGINT, before)
-        if not finish_feeder(feeder):
-            name = first.config.name
-            console.print(f"MLflow has not got everything; `espalier sync {name}` delivers it")
+        _finish(feeder, first.config.name, console)
     if left:
         console.print(left[0])
     return bool(left)
+
+
+def _deliver_rest(run: RunConfig, sweep: Path, console: Console) -> None:
+    """Give MLflow what an earlier launch could not deliver."""
+    if run.track.uri != "off" and not delivered(sweep, run.track.uri):
+        _finish(start_feeder(run), run.name, console)
+
+
+def _finish(feeder: subprocess.Popen[bytes] | None, name: str, console: Console) -> None:
+    if not finish_feeder(feeder):
+        console.print(f"MLflow has not got everything; `espalier sync {name}` delivers it")
 
 
 def report(cells: list[Cell], sweep: Path, console: Console) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from runner.launch.backend import View
+from runner.launch.fork_server import warm_up
 from runner.launch.pool import Pool, count_gpus, gpus_for
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell, freeze_cell
@@ -27,6 +28,10 @@ class Local:
     def record(self) -> dict[str, Any]:
         """Return the number of places."""
         return {"launcher": "local", "jobs": self.jobs}
+
+    def prepare(self) -> None:
+        """Let the template of the workers import torch."""
+        warm_up()
 
     def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
         """Run the cells here; those that run under another launcher are waited for."""

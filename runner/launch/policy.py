@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -94,6 +93,8 @@ def _call(target: str, name: str, states: Counter[str]) -> None:
     body = json.dumps({"sweep": name, "states": states})
     try:
         if target.startswith(("http://", "https://")):
+            import urllib.request  # noqa: PLC0415
+
             headers = {"Content-Type": "application/json"}
             request = urllib.request.Request(target, body.encode(), headers)
             urllib.request.urlopen(request, timeout=30).close()

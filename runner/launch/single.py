@@ -7,7 +7,6 @@ from rich.console import Console
 
 from runner.launch.mlflow_process import finish_feeder, start_feeder
 from runner.launch.pool import worker_command
-from runner.launch.worker import run_cell
 from runner.records.cells import Cell
 from runner.records.metrics import MetricsReader, standing
 
@@ -27,6 +26,8 @@ def run_here(cell: Cell) -> int:
         resources = cell.config.resources
         if resources.num_processes > 1:
             return _wait(subprocess.Popen(worker_command(cell.folder, resources)))
+        from runner.launch.worker import run_cell  # noqa: PLC0415  (torch: what is done needs none)
+
         return run_cell(cell.folder)
     finally:
         done.set()

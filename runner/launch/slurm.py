@@ -95,6 +95,9 @@ class Slurm:
         """Return the keys of the submission."""
         return {"launcher": "slurm", "keys": asdict(self.cfg)}
 
+    def prepare(self) -> None:
+        """Nothing: jobs bring their own workers."""
+
     def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
         """Submit, and wait for the end of all that is queued."""
         root = Path(cells[0].config.root).resolve()

@@ -49,9 +49,14 @@ def describe() -> dict[str, Any]:
 
 
 @lru_cache
+def _sha() -> str:
+    return git("rev-parse", "HEAD")
+
+
+@lru_cache
 def revision() -> dict[str, str]:
     """Return the commit of this clone and what differs from it."""
-    return {"git_sha": git("rev-parse", "HEAD"), "git_diff": git("diff", "HEAD")}
+    return {"git_sha": _sha(), "git_diff": git("diff", "HEAD")}
 
 
 def first_of(run: Path) -> dict[str, Any]:
@@ -70,12 +75,19 @@ def changes(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def drift(run: Path) -> str | None:
     """Return how the code or torch that finished `run` differs from what is here, None if not at all."""
     then = json.loads(last[-1].read_text()) if (last := _records(run)) else {}
-    torch, sha = versions().get("torch", ""), revision()["git_sha"]
+    torch, sha = _torch_version(), _sha()
     if str(then.get("torch", torch)).split(".")[:2] != torch.split(".")[:2]:
         return f"torch {then['torch']} then, {torch} now"
     if sha and then.get("git_sha") not in (None, "", sha):
         return f"commit {then['git_sha'][:9]} then, {sha[:9]} now"
     return None
+
+
+@lru_cache
+def _torch_version() -> str:
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("torch")
+    return ""
 
 
 def _records(run: Path) -> list[Path]:

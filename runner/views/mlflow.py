@@ -66,7 +66,6 @@ class Feeder:
         self.root, self.uri = root.resolve(), uri or embedded_uri(root)
         self.embedded = uri is None
         self._readers: dict[Path, PointReader] = {}  # by cursor
-        self._cursor = hashlib.sha256(self.uri.encode()).hexdigest()[:8]
         self._refusals = (MlflowException, SQLAlchemyError)
         try:
             self.client = MlflowClient(self.uri)
@@ -122,11 +121,10 @@ class Feeder:
     def _deliver_cell(self, experiment: str, sweep: str, folder: Path, label: str) -> int:
         from mlflow.entities import Metric  # noqa: PLC0415
 
-        file = folder / "mlflow" / f"{sweep}-{self._cursor}.json"
+        file = _cursor_file(folder, sweep, self.uri)
         cursor = json.loads(file.read_text()) if file.exists() else {}
-        state, size = journal.state(folder), _size(folder / FILE)
-        scored = max((f.stat().st_mtime_ns for f in folder.glob("evals/*.json")), default=0)
-        now = {"state": state, "size": size} | ({"scored": scored} if scored else {})
+        now = _now(folder)
+        state, scored = now["state"], now.get("scored", 0)
         if now.items() <= cursor.items():
             return 0
         if "run_id" not in cursor:
@@ -226,6 +224,30 @@ def _reason(error: Exception) -> str:
 
 def _param(value: Any) -> str:
     return (value if isinstance(value, str) else json.dumps(value))[:6000]
+
+
+def delivered(sweep: Path, uri: str | None) -> bool:
+    """Return whether a store has all of a sweep by what the run folders noted: nobody asks the store."""
+    root = sweep.parent.parent
+    for row in members(root, sweep.name):
+        folder = root / "runs" / row["fingerprint"]
+        file, now = _cursor_file(folder, sweep.name, uri or embedded_uri(root)), _now(folder)
+        cursor = json.loads(file.read_text()) if file.exists() else {}
+        if now["state"] != "new" and not now.items() <= cursor.items():
+            return False
+    return True
+
+
+def _cursor_file(folder: Path, sweep: str, uri: str) -> Path:
+    """Return the file that says how much of a run the store at `uri` has."""
+    return folder / "mlflow" / f"{sweep}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.json"
+
+
+def _now(folder: Path) -> dict[str, Any]:
+    """Return what tells whether a run has changed since it was delivered."""
+    scored = max((f.stat().st_mtime_ns for f in folder.glob("evals/*.json")), default=0)
+    found = {"state": journal.state(folder), "size": _size(folder / FILE)}
+    return found | ({"scored": scored} if scored else {})
 
 
 def _size(file: Path) -> int:

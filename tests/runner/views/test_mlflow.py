@@ -25,7 +25,7 @@ from analysis.stores import from_mlflow
 from runner.machine.errors import StorageError
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells
-from runner.views.mlflow import Feeder, embedded_uri, sync
+from runner.views.mlflow import Feeder, delivered, embedded_uri, sync
 from runner.views.mlflow_points import PointReader
 from tests.command_server import Command, run, start
 
@@ -49,9 +49,14 @@ def test_mlflow_gets_everything_once(espalier: Run, tmp_path: Path) -> None:
     done = espalier("-m", "seed=1,2", "name=m", "track.uri=null")
     assert done.returncode == 0, done.stderr
     assert sync(tmp_path, ["m"], None) == 0
+    assert delivered(tmp_path / "sweeps" / "m", None)
     for cursor in tmp_path.glob("runs/*/mlflow/*.json"):  # as if noting the delivery had failed
         cursor.write_text(json.dumps(json.loads(cursor.read_text()) | {"sent": 0, "size": -1}))
-    assert sync(tmp_path, ["m"], None) > 0
+    assert not delivered(tmp_path / "sweeps" / "m", None)
+    again = espalier("-m", "seed=1,2", "name=m", "track.uri=null")
+    assert "0 to run" in again.stderr  # ... but MLflow gets what it lacks
+    assert sync(tmp_path, ["m"], None) == 0
+    assert delivered(tmp_path / "sweeps" / "m", None)
     assert_equal(from_folders(tmp_path, "m"), from_mlflow(embedded_uri(tmp_path), "m"))
     run = Feeder(tmp_path, None).client.search_runs(["1"])[0]
     assert run.info.status == "FINISHED"

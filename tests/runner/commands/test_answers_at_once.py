@@ -1,0 +1,110 @@
+"""What is refused, done or only shown is answered at once: nothing heavy is imported for it, no worker started."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.records import journal
+from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells
+from tests.conftest import ROOT, TINY
+
+Compose = Callable[..., dict[str, Any]]
+HEAVY = (
+    "torch",
+    "transformers",
+    "mlflow",
+    "datasets",
+    "pandas",
+    "numpy",
+    "scipy",
+    "matplotlib",
+    "submitit",
+    "optuna",
+    "tokenizers",
+    "lm_eval",
+)
+COUNT = """
+import json, os, runpy, sys
+module, heavy = sys.argv[1], json.loads(sys.argv[2])
+sys.argv = [module, *sys.argv[3:]]
+try:
+    runpy.run_module(module, run_name="__main__")
+except SystemExit as ended:
+    if isinstance(ended.code, str):
+        print(ended.code, file=sys.stderr)
+server = sys.modules.get("multiprocessing.forkserver")
+started = server is not None and server._forkserver._forkserver_pid is not None
+print(json.dumps([[name for name in heavy if name in sys.modules], started]), file=sys.stderr)
+"""
+
+
+def _answer(module: str, *arguments: str) -> str:
+    """Return what a command says, having checked what it needed for that."""
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, module, json.dumps(HEAVY), *arguments],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    said, _, counted = done.stderr.rstrip().rpartition("\n")
+    imported, started = json.loads(counted)
+    assert not imported, f"{arguments} imports {imported}"
+    assert not started, f"{arguments} starts the template of the workers"
+    return said + done.stdout
+
+
+@pytest.fixture
+def finished(tmp_path: Path, compose: Compose) -> Cell:
+    """A cell that has ended, as its records have it."""
+    (cell,) = make_cells([("", compose())])
+    freeze_cell(cell)
+    join_sweep(cell.config.name, [cell])
+    attempt = journal.claim(cell.folder)
+    assert attempt is not None
+    book = journal.Journal(cell.folder, attempt)
+    book.event("finished")
+    book.close()
+    assert cell.state == "finished"
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("mdoel=x", "mdoel"),
+        ("model.widht=64", "did you mean width?"),
+        ("model.width=wide", "model.width='wide'"),
+        ("optim.lr=-1", "must be positive"),
+    ],
+)
+@pytest.mark.parametrize("flags", [["-m"], []], ids=["sweep", "cell"])
+def test_a_mistake_is_refused_at_once(override: str, says: str, flags: list[str]) -> None:
+    assert says in _answer("runner", *flags, override)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"), [(["-m"], "1 cells (1 finished); 0 to run"), ([], "nothing to do")]
+)
+def test_what_is_done_is_not_prepared(
+    finished: Cell, text: Path, tmp_path: Path, flags: list[str], says: str
+) -> None:
+    same = [*TINY, f"data.sources.0.path={text}", f"root={tmp_path}"]
+    assert says in _answer("runner", *flags, *same)
+
+
+@pytest.mark.parametrize(
+    "verb", [["--help"], ["ls"], ["status", "default"], ["failures", "default"]]
+)
+def test_what_is_shown_needs_the_records_only(
+    finished: Cell, tmp_path: Path, verb: list[str]
+) -> None:
+    root = [] if verb == ["--help"] else ["--root", str(tmp_path)]
+    assert _answer("runner.commands.cli", *verb, *root)
