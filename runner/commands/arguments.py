@@ -34,3 +34,10 @@ def chosen_cells(root: Path, name: str, prefixes: list[str] | None) -> "list[Cel
     if not chosen:
         raise ConfigError(f"no cell of {name} begins with {' or '.join(prefixes or [])}")
     return chosen
+
+
+def experiment_folder(name: str) -> Path:
+    """Return the folder of an experiment, given by name or by path."""
+    given = Path(name)
+    named = Path(__file__).parents[2] / "experiments" / name
+    return given.resolve() if (given / "sweep.yaml").exists() else named

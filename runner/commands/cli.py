@@ -1,6 +1,5 @@
 """`espalier`: the verbs around a run. Each imports what it needs when it is called."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,11 +10,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from runner.commands import figures
 from runner.commands import models as trained
 from runner.commands import precision as inspection
 from runner.commands import storage as housekeeping
 from runner.commands.arguments import (
-    FIGURES,
     MLFLOW,
     MODELS,
     RUN,
@@ -24,6 +23,7 @@ from runner.commands.arguments import (
     Reference,
     Root,
     chosen_cells,
+    experiment_folder,
 )
 from runner.machine.errors import ConfigError, EspalierError
 
@@ -72,7 +72,7 @@ def adopt(
 
 
 def _sweeper(experiment: str, *overrides: str) -> None:
-    folder = _experiment(experiment)
+    folder = experiment_folder(experiment)
     if not (folder / "sweep.yaml").exists():
         known = sorted(p.parent.name for p in folder.parent.glob("*/sweep.yaml"))
         raise ConfigError(f"{folder}/sweep.yaml does not exist; there are: {', '.join(known)}")
@@ -178,8 +178,11 @@ def failures(name: Name, root: Root = Path(".")) -> None:
         typer.echo("  " + " ".join(cell.fingerprint[:6] for cell in cluster.cells))
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=RUN
+)
 def retry(
+    context: typer.Context,
     name: Name,
     cause: Annotated[
         str | None,
@@ -187,27 +190,31 @@ def retry(
             "--class", help="Only failures of this cause (`failures`), or oom for both memories."
         ),
     ] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="All of them: the default.")] = False,
     jobs: Annotated[int | None, typer.Option(help="Run them here, so many at a time.")] = None,
     root: Root = Path("."),
 ) -> None:
-    """Run the failed cells of a sweep again, as they were frozen, by the launcher of its last start."""
+    """Run the failed cells of a sweep again, by the launcher of its last start.
+
+    Overrides may follow that change no result: resources.mem_gb=64 train.micro_batch=4.
+    """
     from runner.launch.backends import last_backend  # noqa: PLC0415
     from runner.launch.launch import launch  # noqa: PLC0415
     from runner.launch.policy import load  # noqa: PLC0415
-    from runner.records.cells import sweep_cells  # noqa: PLC0415
+    from runner.records.cells import sweep_cells, with_execution  # noqa: PLC0415
+    from runner.records.config import parse_overrides  # noqa: PLC0415
     from runner.records.failures import CLASSES, MEMORY, cause_of, failure  # noqa: PLC0415
 
     wanted = {"oom": MEMORY}.get(cause or "", (cause,))
     if cause is not None and not set(wanted) <= set(CLASSES):
         raise ConfigError(f"--class {cause!r} is none of: oom, {', '.join(CLASSES)}")
-    bad = [cell for cell in sweep_cells(root, name) if cell.state == "failed"]
-    chosen = [cell for cell in bad if cause is None or cause_of(failure(cell)) in wanted]
+    changes = parse_overrides(context.args)
+    failed = [cell for cell in sweep_cells(root, name) if cell.state == "failed"]
+    chosen = [cell for cell in failed if cause is None or cause_of(failure(cell)) in wanted]
     if not chosen:
-        typer.echo(f"nothing to retry: {len(bad)} cells of {name} failed, none of this class")
+        typer.echo(f"nothing to retry: {len(failed)} cells of {name} failed, none of this class")
         return
-    folder = root / "sweeps" / name
-    raise typer.Exit(launch(chosen, last_backend(folder, jobs), load(folder), retry_failed=True))
+    folder, cells = root / "sweeps" / name, [with_execution(cell, changes) for cell in chosen]
+    raise typer.Exit(launch(cells, last_backend(folder, jobs), load(folder), again=("failed",)))
 
 
 @app.command(rich_help_panel=RUN)
@@ -222,111 +229,6 @@ def cancel(
 
     for line in cancel_cells(chosen_cells(root, name, cells), queued(root, name)):
         typer.echo(line)
-
-
-@app.command(rich_help_panel=FIGURES)
-def plots(
-    name: Name,
-    root: Root = Path("."),
-    out: Annotated[
-        Path | None, typer.Option(help="Where to; default: the experiment's folder or plots/NAME.")
-    ] = None,
-) -> None:
-    """Draw the figures of a sweep: its experiment's figures.py if there is one, else the defaults."""
-    from analysis.runs import from_folders  # noqa: PLC0415
-
-    runs = from_folders(root, name)
-    script = _experiment(name) / "figures.py"
-    if script.exists():
-        typer.echo(f"figures of {script}")
-        spec = importlib.util.spec_from_file_location("figures", script)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        made = module.main(runs, out) if out else module.main(runs)
-    else:
-        from analysis.defaults import default_figures  # noqa: PLC0415
-
-        typer.echo(f"{script} does not exist: default figures")
-        made = default_figures(runs, out or root / "plots" / name)
-    for path in made:
-        typer.echo(path)
-
-
-@app.command(rich_help_panel=FIGURES)
-def report(
-    name: Name,
-    root: Root = Path("."),
-    out: Annotated[Path | None, typer.Option(help="Default: sweeps/NAME/report.html.")] = None,
-    mlflow: Annotated[
-        str, typer.Option(help="Address of the MLflow UI that links lead to.")
-    ] = "http://127.0.0.1:5000",
-) -> None:
-    """Write one self-contained HTML page: verdict, figures, results, cells, curves, failures, links."""
-    from analysis.readme import story  # noqa: PLC0415
-    from runner.records.cells import sweep_rows  # noqa: PLC0415
-    from runner.views.report import write_report  # noqa: PLC0415
-
-    file, folder = out or root / "sweeps" / name / "report.html", _experiment(name)
-    figures = _drawn(name, root, "png")
-    told, results = story(folder / "README.md"), folder / "results.csv"
-    write_report(sweep_rows(root, name), name, file, mlflow, figures, told, results)
-    typer.echo(file)
-
-
-@app.command(rich_help_panel=FIGURES)
-def paper(
-    name: Name,
-    root: Root = Path("."),
-    out: Annotated[Path | None, typer.Option(help="Folder; default: papers/NAME.")] = None,
-) -> None:
-    """Gather figures, tables and numbers of an experiment into a folder with a .tex that compiles."""
-    from analysis.paper import provenance, write_paper  # noqa: PLC0415
-    from analysis.runs import from_folders  # noqa: PLC0415
-
-    runs, folder = from_folders(root, name), _experiment(name)
-    figures = _drawn(name, root, "pdf")
-    if not figures:
-        raise ConfigError(f"no figures of {name} yet: run `espalier plots {name}` first")
-    facts = {"sweep": name, "command": f"espalier paper {name}"} | provenance(root, runs)
-    main_tex = write_paper(
-        runs,
-        name,
-        out or root / "papers" / name,
-        figures=figures,
-        results=folder / "results.csv",
-        readme=folder / "README.md",
-        provenance=facts,
-    )
-    typer.echo(f"{main_tex}: latexmk -pdf -cd {main_tex}")
-
-
-@app.command(rich_help_panel=MODELS)
-def look(
-    run: Reference,
-    text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, help="... or the file it is in; only as much as the context holds."
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default: looks/RUN.")] = None,
-    root: Root = Path("."),
-) -> None:
-    """Look inside a trained cell: attention maps, logit lens, the loss of each token, as a page and PNGs."""
-    from analysis.internals import draw  # noqa: PLC0415
-    from runner.evaluate.internals import look_at  # noqa: PLC0415
-    from runner.records.cells import find_cell  # noqa: PLC0415
-
-    if (text is None) == (file is None):
-        raise ConfigError("give --text or --file, one of them")
-    cell = find_cell(root, run)
-    seen = look_at(cell, text if text is not None else str(file and file.read_text()))
-    folder = out or root / "looks" / cell.fingerprint
-    for path in draw(seen, folder, f"{cell.config.name} {cell.fingerprint[:8]}"):
-        typer.echo(path)
 
 
 @app.command(rich_help_panel=MLFLOW)
@@ -361,20 +263,8 @@ def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> Non
     raise typer.Exit(subprocess.call(command, env=environment))
 
 
-def _drawn(name: str, root: Path, kind: str) -> list[Path]:
-    """Return the figures that `plots` has made, the experiment's own or the defaults."""
-    own = sorted((_experiment(name) / "figures").glob(f"*.{kind}"))
-    return own or sorted((root / "plots" / name).glob(f"*.{kind}"))
-
-
-def _experiment(name: str) -> Path:
-    """Return the folder of an experiment, given by name or by path."""
-    given = Path(name)
-    named = Path(__file__).parents[2] / "experiments" / name
-    return given.resolve() if (given / "sweep.yaml").exists() else named
-
-
 app.add_typer(housekeeping.app)
+app.add_typer(figures.app)
 app.add_typer(trained.app)
 app.add_typer(inspection.app, name="precision", rich_help_panel=MODELS)
 

@@ -37,7 +37,6 @@ from runner.records.config import NODES, execution_half, flatten, is_among, set_
 if TYPE_CHECKING:
     from runner.launch.backend import Backend
 
-_FILE_WIDTH = 240
 _NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")
 
 
@@ -112,9 +111,8 @@ class GridSweeper(CellSweeper):
     Args:
         params, zip, draw, blocks, stages: the grid, see `runner/grid/language.py`; the command line wins over it.
         filter: keep the points for which this holds, see `runner/grid/expression.py`.
-        dry_run: show the plan and run nothing.
-        adopt: {run, reason}: bind a finished run to a new cell, see `runner/records/adopt.py`; run nothing.
-        retry_failed: run failed cells again.
+        dry_run: show the plan and run nothing (`espalier plan`).
+        adopt: {run, reason}: bind a finished run to a new cell and run nothing (`espalier adopt`).
         max_alike, on_finish, on_failure: see `runner/launch/policy.py`.
     """
 
@@ -122,13 +120,12 @@ class GridSweeper(CellSweeper):
         self,
         filter: str | None = None,
         dry_run: bool = False,
-        retry_failed: bool = False,
         adopt: dict[str, str] | None = None,
         **grid: Any,
     ) -> None:
         super().__init__(grid)
         self.adopt = adopt
-        self.filter, self.dry_run, self.retry_failed = filter, dry_run, retry_failed
+        self.filter, self.dry_run = filter, dry_run
         self.grid = parse_grid(self.keys)
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -139,9 +136,9 @@ class GridSweeper(CellSweeper):
                 raise ConfigError("hydra.sweeper.stages needs hydra/launcher=local or slurm")
             return self.launcher.launch(self.points(self.grid, arguments), initial_job_idx=0)
         cells = self.cells(arguments)
-        from rich.console import Console  # noqa: PLC0415
-
         if self.adopt:
+            from rich.console import Console  # noqa: PLC0415
+
             from runner.records.adopt import adopt  # noqa: PLC0415
 
             cell, keys = adopt(cells, self.adopt["run"], self.adopt.get("reason", ""))
@@ -150,17 +147,13 @@ class GridSweeper(CellSweeper):
             )
             return None
         if self.dry_run:
-            from runner.views.plan import plan  # noqa: PLC0415
+            from runner.views.plan import show_plan  # noqa: PLC0415
 
-            console = Console()
-            # A file or a pipe has no width that lines must be folded to.
-            if not console.is_terminal:
-                console = Console(width=_FILE_WIDTH)
-            console.print(*plan(cells), sep="\n")
+            show_plan(cells)
             return None
         from runner.launch.launch import launch  # noqa: PLC0415
 
-        code = launch(cells, self.launcher.backend(), self.policy, retry_failed=self.retry_failed)
+        code = launch(cells, self.launcher.backend(), self.policy)
         if code:
             raise SystemExit(code)
         return None

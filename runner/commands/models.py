@@ -144,7 +144,6 @@ def evaluate(
     ] = None,
     average: Annotated[bool, typer.Option(help="Evaluate the averaged weights.")] = False,
     plan: Annotated[bool, typer.Option(help="Show the cells and run nothing.")] = False,
-    retry_failed: Annotated[bool, typer.Option(help="Run evaluations again that failed.")] = False,
     root: Root = Path("."),
 ) -> None:
     """Ask benchmarks of trained cells, each evaluation a cell of the sweep NAME-eval.
@@ -162,14 +161,12 @@ def evaluate(
     for line in skipped:
         typer.echo(line, err=True)
     if plan:
-        from rich.console import Console  # noqa: PLC0415
+        from runner.views.plan import show_plan  # noqa: PLC0415
 
-        from runner.views.plan import plan as table  # noqa: PLC0415
-
-        Console(width=None if sys.stdout.isatty() else 240).print(*table(cells), sep="\n")
+        show_plan(cells)
         return
     folder = root / "sweeps" / source
-    code = launch(cells, last_backend(folder, jobs), load(folder), retry_failed=retry_failed)
+    code = launch(cells, last_backend(folder, jobs), load(folder))
     uri = cells[0].config.track.uri
     if uri != "off":
         sync(root, [source], uri)  # the runs evaluated have new scores

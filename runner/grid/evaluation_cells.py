@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from models.config import plain
 from runner.evaluate.config import HarnessConfig
 from runner.evaluate.evaluations import file_of
 from runner.machine.errors import ConfigError
 from runner.records import checkpoint_folder
 from runner.records.cells import Cell, find_cell, make_cells, sweep_cells
-from runner.records.config import freeze, set_key, typed
+from runner.records.config import freeze, parse_overrides, set_key, typed
 from runner.records.earlier_configs import EVALUATE
 from runner.records.fingerprint import evaluation_key
 
@@ -55,7 +53,12 @@ def evaluation_cells(
 
 def parse(overrides: Sequence[str]) -> dict[str, Any]:
     """Return whole keys and values of overrides; those of eval.harness may be given by their last part."""
-    return dict(_parse(override) for override in overrides)
+    found = {
+        key if "." in key else f"eval.harness.{key}": value
+        for key, value in parse_overrides(overrides).items()
+    }
+    tasks = found.get("eval.harness.tasks")
+    return found | ({"eval.harness.tasks": [tasks]} if isinstance(tasks, str) else {})
 
 
 def harness_of(overrides: Sequence[str]) -> HarnessConfig:
@@ -66,17 +69,6 @@ def harness_of(overrides: Sequence[str]) -> HarnessConfig:
     """
     found = {key.removeprefix("eval.harness."): value for key, value in parse(overrides).items()}
     return typed("eval.harness", HarnessConfig, found)
-
-
-def _parse(override: str) -> tuple[str, Any]:
-    key, sign, text = override.partition("=")
-    if not sign or not key:
-        raise ConfigError(f"{override!r} is no override; give key=value, as tasks=[lambada]")
-    value = yaml.safe_load(text)
-    whole = key if "." in key else f"eval.harness.{key}"
-    if whole == "eval.harness.tasks" and isinstance(value, str):
-        value = [value]
-    return whole, value
 
 
 def _node(cell: Cell, name: str, changes: dict[str, Any], *, average: bool) -> dict[str, Any]:

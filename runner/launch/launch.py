@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     from runner.launch.study import Study
 
 
-def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_failed: bool) -> int:
-    """Run what is left of `cells` and return the exit code of the sweep."""
+_LEFT = ("new", "interrupted")
+
+
+def launch(
+    cells: list[Cell], backend: Backend, policies: Policy, *, again: tuple[str, ...] = _LEFT
+) -> int:
+    """Run the cells whose state is in `again` and return the exit code of the sweep."""
     console = Console(stderr=True)
-    again = ("new", "interrupted", *(["failed"] if retry_failed else []))
     todo = [cell for cell in cells if cell.state in again]
     if todo:
         backend.prepare()
@@ -47,8 +51,8 @@ def launch(cells: list[Cell], backend: Backend, policies: Policy, *, retry_faile
     console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {len(todo)} to run")
     for line in drifted(cells):
         console.print(line)
-    if states["failed"] and not retry_failed:
-        console.print("failed cells are retried with hydra.sweeper.retry_failed=true")
+    if states["failed"] and "failed" not in again:
+        console.print(f"failed cells run again with `espalier retry {sweep.name}`")
     table = LiveTable(cells)
     if not todo and not states["running"]:
         console.print(table.render())

@@ -7,7 +7,7 @@ sweeps/<name>/cells.jsonl       which cells a sweep consists of: holes are known
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from runner.data.pretrained import with_origin
 from runner.machine import storage
 from runner.machine.errors import ConfigError, EspalierError, StorageError
 from runner.records import journal
-from runner.records.config import RunConfig, freeze, validate
-from runner.records.fingerprint import DIGITS, Contents, contents_of, fingerprint, science
+from runner.records.config import RunConfig, execution_half, freeze, is_among, set_key, validate
+from runner.records.fingerprint import DIGITS, Contents, contents_of, derived, fingerprint, science
 from runner.records.inputs import check_references
 
 SCHEMA = 1
@@ -69,6 +69,27 @@ class Cell:
     def cancelled(self) -> Path:
         """Where this file exists, no launcher starts the cell."""
         return self.folder / "cancel"
+
+
+def with_execution(cell: Cell, changes: Mapping[str, Any]) -> Cell:
+    """Return `cell` with other values of keys that cannot change its result.
+
+    Raises:
+        ConfigError: a key is unknown, or its value counts for this cell: that is another cell.
+    """
+    node = freeze(cell.config)
+    for key, value in changes.items():
+        set_key(node, key, value)
+    changed = replace(validate(node), root=cell.config.root)
+    half = execution_half(node)
+    counting = [key for key in changes if not is_among(key, half)]
+    if counting or derived(changed) != derived(cell.config):
+        what = counting[0] if counting else next(iter(changes))
+        raise ConfigError(
+            f"{what}={changes[what]} changes the result of {cell.label}: with it, it is another cell; "
+            "give that to the sweep's own command"
+        )
+    return replace(cell, config=changed)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ config class. What passes is what is frozen and hashed, so `1e-3` and `0.001` ar
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -193,6 +193,23 @@ def freeze(run: RunConfig) -> dict[str, Any]:
         }
     except TypeError as error:
         raise ConfigError(str(error)) from None
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the keys and values of `key=value` arguments, values read as YAML.
+
+    Raises:
+        ConfigError: one is no override.
+    """
+    found = {}
+    for argument in arguments:
+        key, sign, text = argument.partition("=")
+        if not sign or not key or key.startswith("-"):
+            raise ConfigError(f"{argument!r} is no override; give key=value")
+        import yaml  # noqa: PLC0415
+
+        found[key] = yaml.safe_load(text)
+    return found
 
 
 def execution_half(node: Mapping[str, Any]) -> set[str]:

@@ -120,7 +120,7 @@ def science(run: RunConfig, contents: Contents) -> dict[str, Any]:
     if run.eval is not None and run.eval.harness.tasks:
         keys["eval.harness.data"] = contents.benchmarks
     keys |= {f"{path}.content": digest for path, digest in contents.others}
-    return {RENAMES.get(k, k): v for k, v in (keys | _derived(run)).items()}
+    return {RENAMES.get(k, k): v for k, v in (keys | derived(run)).items()}
 
 
 def _numerics(cfg: Any, run: RunConfig) -> int:
@@ -165,7 +165,7 @@ def samples_depend_on_each_other(run: RunConfig) -> bool:
     return any(couples_samples(part, length) for part in (run.model, run.precision))
 
 
-def _derived(run: RunConfig) -> dict[str, int]:
+def derived(run: RunConfig) -> dict[str, int]:
     """Return what counts where samples of one forward pass depend on each other, and differs from the neutral value."""
     if not samples_depend_on_each_other(run):
         return {}

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from models.precision import Choice
@@ -32,6 +33,7 @@ from runner.views import disk
 from runner.views.precision_table import resolve, table_of
 
 _WILL_RUN = ("new", "interrupted")
+_FILE_WIDTH = 240
 _MFU = (0.2, 0.5)  # of a GPU without a run of ours: what decoders of 0.1B to 7B reach in practice
 _BYTES_SAVED = 12  # a parameter in a checkpoint: weight and AdamW's two moments, fp32
 
@@ -175,6 +177,14 @@ def _short_of_disk(rows: Sequence[Planned]) -> str | None:
     if need <= free:
         return None
     return f"checkpoints may take {_bytes(need)} but {root} has {_bytes(free)} left for you; lower train.checkpoint.keep_last, or set root="
+
+
+def show_plan(cells: Sequence[Cell]) -> None:
+    """Print the plan of `cells`; in a file or a pipe lines are not folded."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
+    console.print(*plan(cells), sep="\n")
 
 
 def plan(cells: Sequence[Cell]) -> list[Table | str]:

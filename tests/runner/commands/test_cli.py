@@ -59,7 +59,11 @@ def test_failures_are_grouped_explained_and_retried(espalier: Run, tmp_path: Pat
     assert "seed" not in why  # the nearest finished cell has the same seed
     assert "none of: oom, gpu memory" in _cli(tmp_path, "retry", "f", "--class", "weather")
     assert "nothing to retry" in _cli(tmp_path, "retry", "f", "--class", "disk")
-    _cli(tmp_path, "retry", "f", "--class", "data", "--jobs", "2")
+    assert "is another cell" in _cli(tmp_path, "retry", "f", "train.sequence_length=16")
+    assert "is no override" in _cli(tmp_path, "retry", "f", "train.log_every")
+    _cli(tmp_path, "retry", "f", "--class", "data", "--jobs", "2", "train.log_every=3")
+    frozen = json.loads((failed[0] / "cell.json").read_text())
+    assert frozen["config"]["train"]["log_every"] == 3
     assert all(len(journal.attempts(f)) == 2 for f in failed)
     assert "no cell is 'zzz'" in _cli(tmp_path, "why", "zzz")
 

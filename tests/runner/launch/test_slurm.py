@@ -159,7 +159,9 @@ def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(
     again = run(grid)
     assert again.returncode == 1  # the failed one is listed, not run again
     assert jobs_of(tmp_path) == [job]
-    retried = run([*grid, "hydra.sweeper.retry_failed=true"])
+    retried = run(
+        [sys.executable, "-m", "runner.commands.cli", "retry", "s", "--root", str(tmp_path)]
+    )
     assert "1 cells submitted" in retried.stderr
 
 

@@ -1,0 +1,123 @@
+"""The verbs of `espalier` that draw: plots, report, paper, look. The only imports of analysis."""
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runner.commands.arguments import FIGURES, MODELS, Name, Reference, Root, experiment_folder
+from runner.machine.errors import ConfigError
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=FIGURES)
+def plots(
+    name: Name,
+    root: Root = Path("."),
+    out: Annotated[
+        Path | None, typer.Option(help="Where to; default: the experiment's folder or plots/NAME.")
+    ] = None,
+) -> None:
+    """Draw the figures of a sweep: its experiment's figures.py if there is one, else the defaults."""
+    from analysis.runs import from_folders  # noqa: PLC0415
+
+    runs = from_folders(root, name)
+    script = experiment_folder(name) / "figures.py"
+    if script.exists():
+        typer.echo(f"figures of {script}")
+        spec = importlib.util.spec_from_file_location("figures", script)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        made = module.main(runs, out) if out else module.main(runs)
+    else:
+        from analysis.defaults import default_figures  # noqa: PLC0415
+
+        typer.echo(f"{script} does not exist: default figures")
+        made = default_figures(runs, out or root / "plots" / name)
+    for path in made:
+        typer.echo(path)
+
+
+@app.command(rich_help_panel=FIGURES)
+def report(
+    name: Name,
+    root: Root = Path("."),
+    out: Annotated[Path | None, typer.Option(help="Default: sweeps/NAME/report.html.")] = None,
+    mlflow: Annotated[
+        str, typer.Option(help="Address of the MLflow UI that links lead to.")
+    ] = "http://127.0.0.1:5000",
+) -> None:
+    """Write one self-contained HTML page: verdict, figures, results, cells, curves, failures, links."""
+    from analysis.readme import story  # noqa: PLC0415
+    from runner.records.cells import sweep_rows  # noqa: PLC0415
+    from runner.views.report import write_report  # noqa: PLC0415
+
+    file, folder = out or root / "sweeps" / name / "report.html", experiment_folder(name)
+    figures = _drawn(name, root, "png")
+    told, results = story(folder / "README.md"), folder / "results.csv"
+    write_report(sweep_rows(root, name), name, file, mlflow, figures, told, results)
+    typer.echo(file)
+
+
+@app.command(rich_help_panel=FIGURES)
+def paper(
+    name: Name,
+    root: Root = Path("."),
+    out: Annotated[Path | None, typer.Option(help="Folder; default: papers/NAME.")] = None,
+) -> None:
+    """Gather figures, tables and numbers of an experiment into a folder with a .tex that compiles."""
+    from analysis.paper import provenance, write_paper  # noqa: PLC0415
+    from analysis.runs import from_folders  # noqa: PLC0415
+
+    runs, folder = from_folders(root, name), experiment_folder(name)
+    figures = _drawn(name, root, "pdf")
+    if not figures:
+        raise ConfigError(f"no figures of {name} yet: run `espalier plots {name}` first")
+    facts = {"sweep": name, "command": f"espalier paper {name}"} | provenance(root, runs)
+    main_tex = write_paper(
+        runs,
+        name,
+        out or root / "papers" / name,
+        figures=figures,
+        results=folder / "results.csv",
+        readme=folder / "README.md",
+        provenance=facts,
+    )
+    typer.echo(f"{main_tex}: latexmk -pdf -cd {main_tex}")
+
+
+@app.command(rich_help_panel=MODELS)
+def look(
+    run: Reference,
+    text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, help="... or the file it is in; only as much as the context holds."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: looks/RUN.")] = None,
+    root: Root = Path("."),
+) -> None:
+    """Look inside a trained cell: attention maps, logit lens, the loss of each token, as a page and PNGs."""
+    from analysis.internals import draw  # noqa: PLC0415
+    from runner.evaluate.internals import look_at  # noqa: PLC0415
+    from runner.records.cells import find_cell  # noqa: PLC0415
+
+    if (text is None) == (file is None):
+        raise ConfigError("give --text or --file, one of them")
+    cell = find_cell(root, run)
+    seen = look_at(cell, text if text is not None else str(file and file.read_text()))
+    folder = out or root / "looks" / cell.fingerprint
+    for path in draw(seen, folder, f"{cell.config.name} {cell.fingerprint[:8]}"):
+        typer.echo(path)
+
+
+def _drawn(name: str, root: Path, kind: str) -> list[Path]:
+    """Return the figures that `plots` has made, the experiment's own or the defaults."""
+    own = sorted((experiment_folder(name) / "figures").glob(f"*.{kind}"))
+    return own or sorted((root / "plots" / name).glob(f"*.{kind}"))
