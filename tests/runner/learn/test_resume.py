@@ -21,7 +21,7 @@ from runner.learn.trainer import Trainer
 from runner.machine import storage
 from runner.machine.errors import CheckpointError
 from runner.machine.ranks import Ranks
-from runner.records import checkpoint, checkpoint_folder, journal
+from runner.records import checkpoint, checkpoint_folder, journal, metrics
 from runner.records.cells import Cell, freeze_cell, make_cells
 from tests.command_server import ROOT, Command, start
 
@@ -245,6 +245,35 @@ def test_two_processes_lose_nothing_against_one(
     for key, value in one.items():
         tolerance = 1e-3 if key[1] == "grad_norm" else 1e-4
         assert two[key] == pytest.approx(value, rel=tolerance), key
+
+
+def test_a_mixture_of_experts_is_one_run_by_the_samples_of_a_forward_pass(
+    compose: Compose, tmp_path: Path
+) -> None:
+    """Two processes, or two micro-batches in one: the same name, losses, and statistics of the routers."""
+    experts = ["model.pattern=ae", "+model/part@model.parts.e=experts", "train.steps=3"]
+    spread = {"a": "train.micro_batch=2", "b": "resources.processes=2"}
+    cells = [
+        make_cells([("", compose(*experts, how, f"root={tmp_path / name}"))])[0]
+        for name, how in spread.items()
+    ]
+    assert cells[0].fingerprint == cells[1].fingerprint
+    assert _start(cells[0]).wait() == 0
+    code, errors = _on_two(cells[1])
+    assert code == 0, errors
+    one, two = (
+        {
+            (row["step"], k): v
+            for row in metrics.read(cell.folder)
+            for k, v in row.items()
+            if k == "loss" or ".moe." in k
+        }
+        for cell in cells
+    )
+    assert one.keys() == two.keys()
+    assert any(".moe." in key for _, key in one)
+    for key, value in one.items():
+        assert two[key] == pytest.approx(value, rel=1e-3), key
 
 
 @pytest.mark.parametrize(
