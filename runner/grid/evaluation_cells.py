@@ -83,8 +83,10 @@ def _node(cell: Cell, name: str, changes: dict[str, Any], *, average: bool) -> d
 def _evaluating(cell: Cell, name: str, take: str, *, live: bool = False) -> dict[str, Any]:
     """Return the node of a run that evaluates the model of `cell` in the sweep `name`-eval."""
     node = freeze(cell.config)
+    # Its other inputs stay: its data may be among them.
     taken = {"init": {"runs": [cell.fingerprint], "take": take, "live": live}}
-    node |= {"name": f"{name}-eval", "work": {"_target_": EVALUATE}, "inputs": taken}
+    inputs = {**node["inputs"], **taken}
+    node |= {"name": f"{name}-eval", "work": {"_target_": EVALUATE}, "inputs": inputs}
     node |= {"init": None, "root": cell.config.root}
     node["train"] |= {"steps": None, "compile": False} | dict.fromkeys(_BUDGETS)
     return node
