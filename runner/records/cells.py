@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.config import plain
 from runner.data.pretrained import with_origin
 from runner.machine import storage
 from runner.machine.errors import ConfigError, EspalierError, StorageError
 from runner.records import journal
 from runner.records.config import RunConfig, execution_half, freeze, is_among, set_key, validate
-from runner.records.fingerprint import DIGITS, Contents, contents_of, derived, fingerprint, science
+from runner.records.fingerprint import DIGITS, contents_of, derived, fingerprint, science
 from runner.records.inputs import check_references
 
 SCHEMA = 1
@@ -115,7 +114,7 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     """
     cells: dict[str, Cell] = {}
     problems = []
-    contents: dict[str, Contents] = {}  # the same text is read once, not once a cell
+    contents: dict[str, Any] = {}
     for label, node in points:
         try:
             run = validate(with_origin(node))
@@ -124,15 +123,7 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
             problems.append(f"{label}: {error}" if label else str(error))
             continue
         run = _with_whole_fingerprints(run)
-        read = json.dumps(
-            [
-                plain(part, target=True)
-                for part in (run.work, run.data, run.tokenizer, run.init, run.eval)
-            ]
-        )
-        if read not in contents:
-            contents[read] = contents_of(run)
-        keys = science(run, contents[read])
+        keys = science(run, contents_of(run, contents))
         key = fingerprint(keys)
         cells.setdefault(key, Cell(run, keys, key, label or run.name))
     if problems:

@@ -8,7 +8,7 @@ change a result says so where it is declared (`models.config.execution`); no key
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +51,28 @@ class Contents:
     others: tuple[tuple[str, str], ...] = ()
 
 
-def contents_of(run: RunConfig) -> Contents:
-    """Return the hashes of what `run` reads: this reads the files."""
+def contents_of(run: RunConfig, known: dict[str, Any] | None = None) -> Contents:
+    """Return the hashes of what `run` reads: this reads the files.
+
+    Args:
+        known: of runs before, by the config that reads; filled: the same text is read once, not once a run.
+    """
+    known = {} if known is None else known
+
+    def hashed(cfg: Any, read: Callable[[Any], Any] = content_hash) -> Any:
+        key = json.dumps(plain(cfg, target=True))
+        if key not in known:
+            known[key] = read(cfg)
+        return known[key]
+
     harness = getattr(run.eval, "harness", None)
     return Contents(
-        tokenizer=content_hash(run.tokenizer) or "",
-        init=pretrained.content_hash(run.init) if run.init else "",
-        benchmarks=harness.content_hash() if harness is not None and harness.tasks else "",
-        sources=tuple(content_hash(run.data) or ()),
+        tokenizer=hashed(run.tokenizer) or "",
+        init=hashed(run.init, pretrained.content_hash) if run.init else "",
+        benchmarks=hashed(harness) if harness is not None and harness.tasks else "",
+        sources=tuple(hashed(run.data) or ()),
         others=tuple(
-            (path, content_hash(cfg))
+            (path, hashed(cfg))
             for path, cfg in _configs(run)
             if path not in ("data", "tokenizer") and hasattr(cfg, "content_hash")
         ),
