@@ -32,7 +32,16 @@ from runner.grid.resources import choose
 from runner.grid.stages import in_order, link
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell, make_cells
-from runner.records.config import NODES, execution_half, flatten, is_among, set_key, typed
+from runner.records.config import (
+    NODES,
+    execution_half,
+    flatten,
+    is_among,
+    set_key,
+    target_class,
+    typed,
+)
+from runner.records.contracts import reads
 
 if TYPE_CHECKING:
     from runner.launch.backend import Backend
@@ -311,13 +320,14 @@ def _choices(composed: DictConfig) -> dict[str, str]:
 def _label(point: Point, points: list[Point], node: dict[str, Any]) -> str:
     """Name a point by what varies within the sweep, short enough for a table: `gpt_nano bf16 lr=1e-3`.
 
-    Of a single point all that can change its result is named, but for paths.
+    Of a single point all that can change its result is named, but for paths and nodes that its work does not read.
     """
     common = set(point).intersection(*map(set, points)) if len(points) > 1 else set()
     parts = [o.lstrip("+").partition("=") for o in point if o not in common]
     if len(points) == 1:
-        execution = execution_half(node)
-        parts = [p for p in parts if not is_among(p[0], execution) and "path" not in p[0]]
+        work = target_class("work", node["work"]["_target_"])
+        idle = execution_half(node) | set(NODES).difference(reads(work))
+        parts = [p for p in parts if not is_among(p[0], idle) and "path" not in p[0]]
     keys = [key.rpartition(".")[2] for key, _, _ in parts]
     return " ".join(
         value if key in ("work", *NODES) else f"{key if keys.count(last) > 1 else last}={value}"
