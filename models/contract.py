@@ -2,7 +2,8 @@
 
 `LanguageModel` is such a module with everything said. Of another one: `forward(tokens, targets=None, ...)` returns
 logits [batch, seq, vocab], or with targets a `TokenLoss`; it gets `documents`, `noise`, `weights` only if it takes them.
-Which of its parameters are embeddings, heads and filters is found by type.
+Which of its parameters are embeddings, heads and filters is found by type. Its config must have `build(vocab_size,
+seed)`; the sizes that it does not say are counted: `models/sizes.py`.
 """
 
 import inspect

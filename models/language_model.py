@@ -110,7 +110,10 @@ class LanguageModel(nn.Module):
 
 @runtime_checkable
 class ModelConfig(Protocol):
-    """What the rest of the house asks of a model's config; all of it without building the model."""
+    """What a model's config says, all of it without building the model.
+
+    Of somebody else's only `build` is asked; what it leaves out has a default in `models/sizes.py`.
+    """
 
     def build(self, vocab_size: int, seed: int) -> LanguageModel:
         """Return the initialised model; the same seed gives the same weights."""
