@@ -58,8 +58,8 @@ def _library(function: Function, name: str, example: tuple[Tensor, ...], sizes: 
     folder = Path(tempfile.gettempdir()) / f"espalier-kernels-{getpass.getuser()}"
     folder.mkdir(exist_ok=True, mode=0o700)
     file = folder / f"{name}-{_environment()}.pt2"
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of many cells that begin together one compiles
+    with open(file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of many cells that begin together one compiles it
         if not file.exists():
             partial = file.with_name(f"{os.getpid()}-{file.name}")
             _build(function, example, sizes, partial)

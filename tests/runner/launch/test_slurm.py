@@ -1,5 +1,6 @@
 """Sweeps on a real SLURM of four nodes (tests/slurm/cluster.py): states, legs, preemption, re-attaching."""
 
+import fcntl
 import json
 import os
 import signal
@@ -58,13 +59,16 @@ def slurm() -> Iterator[None]:
     if MISSING:
         yield
         return
-    was_up = cluster.is_up()
-    cluster.up()
-    os.environ["SLURM_CONF"] = str(cluster.HOME / "slurm.conf")
-    os.environ["PYTHONPATH"] = str(ROOT)  # jobs find tests.faults, which is no part of a snapshot
-    yield
-    if not was_up:
-        cluster.down()
+    with open(f"{cluster.HOME}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a machine has one: test runs take turns
+        was_up = cluster.is_up()
+        cluster.up()
+        os.environ["SLURM_CONF"] = str(cluster.HOME / "slurm.conf")
+        # Jobs find tests.faults, which is no part of a snapshot.
+        os.environ["PYTHONPATH"] = str(ROOT)
+        yield
+        if not was_up:
+            cluster.down()
 
 
 Line = Callable[..., list[str]]
