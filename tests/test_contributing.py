@@ -3,13 +3,12 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY, write_text
+from tests.command_server import ROOT, run
+from tests.conftest import TINY, write_text
 
 _PART = re.compile(
     r"`(?P<path>(?:mylab|conf)/[\w/]+\.(?:py|yaml))`|```(?:python|yaml)\n(?P<code>.*?)```",
@@ -36,18 +35,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(lab: Path, *overrides: str) -> dict[str, float]:
     """Run a cell with the lab's package at hand and return its last metrics."""
     flags = [f"root={lab}", f"hydra.searchpath=[file://{lab}/conf]"]
-    command = [sys.executable, "-m", "runner", *TINY]
     if "data=counting" not in overrides:
         flags.append(f"data.sources.0.path={lab}/text.txt")
     environment = os.environ | {"PYTHONPATH": str(lab), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *flags, *overrides],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("runner", *TINY, *flags, *overrides, env=environment)
     assert done.returncode == 0, done.stderr
     fingerprint = re.search(r"[0-9a-f]{16}", done.stderr)
     assert fingerprint is not None

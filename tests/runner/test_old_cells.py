@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from runner.records.fingerprint import (
     science,
 )
 from runner.records.trained_model import load_model
-from tests.conftest import ROOT
+from tests.command_server import ROOT, run
 
 FIXTURE = Path(__file__).parents[1] / "fixtures/runs_2026_11"
 MADE: dict[str, Any] = json.loads((FIXTURE / "cells.json").read_text())
@@ -94,11 +93,7 @@ def _asked_again(row: dict[str, Any], root: Path) -> Cell:
 
 
 def _run(overrides: list[str], root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runner", *flags, *_overrides(overrides, root)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    return run("runner", *flags, *_overrides(overrides, root))
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

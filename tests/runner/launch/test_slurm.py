@@ -163,9 +163,7 @@ def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(
     again = run(grid)
     assert again.returncode == 1  # the failed one is listed, not run again
     assert jobs_of(tmp_path) == [job]
-    retried = run(
-        [sys.executable, "-m", "runner.commands.cli", "retry", "s", "--root", str(tmp_path)]
-    )
+    retried = run(["runner.commands.cli", "retry", "s", "--root", str(tmp_path)])
     assert "1 cells submitted" in retried.stderr
 
 
