@@ -9,7 +9,7 @@ from rich.table import Table
 from analysis.fit import Fit
 
 
-def tell_fit(
+def print_fit(
     console: Console, found: Fit, body: dict[str, Any], budgets: dict[str, pd.DataFrame]
 ) -> None:
     """Print parameters with intervals, how the starts ended, and every reason not to trust them."""

@@ -1,0 +1,88 @@
+"""The commands that find the best size at each compute: by isoFLOP minima, by the lower envelope."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analysis import law_plots, plots
+from analysis.commands.options import (
+    Bootstrap,
+    Loss,
+    N,
+    RunsFile,
+    Seed,
+    Where,
+    finish,
+    read_table,
+)
+from analysis.envelope import envelope as lower_envelope
+from analysis.isoflop import METHODS
+from analysis.isoflop import isoflop as isoflop_minima
+
+
+def isoflop(
+    runs: RunsFile,
+    flops: Annotated[str, typer.Option(help="column of the training FLOPs")] = "flops",
+    n: N = "num_parameters",
+    loss: Loss = "val_loss",
+    d: Annotated[str | None, typer.Option(help="column of the tokens; default: flops / 6n")] = None,
+    where: Where = None,
+    method: Annotated[str, typer.Option(help="parabola or akima")] = "parabola",
+    bootstrap: Bootstrap = 1000,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="JSON; figures and CSVs go beside it")] = Path(
+        "isoflop.json"
+    ),
+) -> None:
+    """Find the best size at each budget and how it grows with compute (approach 2)."""
+    if method not in METHODS:
+        raise typer.BadParameter(f"{method} is none of {', '.join(METHODS)}", param_hint="--method")
+    minima = isoflop_minima(
+        read_table(runs, flops, n, loss, *([d] if d else []), where=where),
+        flops=flops,
+        n=n,
+        loss=loss,
+        tokens=d,
+        method=method,  # type: ignore[arg-type]
+        bootstraps=bootstrap,
+        seed=seed,
+    )
+    print(minima.budgets.to_string(index=False), end="\n\n")
+    print(minima.exponents.to_string(index=False))
+    note = minima.counts()
+    print(note)
+    exponent = minima.exponents.set_index("quantity").loc["n"]["exponent"]
+    figure, data = law_plots.isoflop_curves(minima, title=f"Best size grows as C^{exponent:.2f}")
+    figures = [plots.save(out.parent, out.stem, figure, data, note)]
+    figure, data = law_plots.best_size(minima, title="Compute-optimal size, isoFLOP minima")
+    figures.append(plots.save(out.parent, f"{out.stem}_best", figure, data, note))
+    finish(out, runs, minima.report(), figures)
+
+
+def envelope(
+    curves: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, metavar="CURVES", help="CSV or parquet, a row for each logged point"
+        ),
+    ],
+    run: Annotated[str, typer.Option(help="column that names the run")] = "fingerprint",
+    n: N = "num_parameters",
+    flops: Annotated[str, typer.Option(help="column of the FLOPs so far")] = "flops",
+    loss: Loss = "loss",
+    width: Annotated[float, typer.Option(help="of the smoothing, in natural log of FLOPs")] = 0.1,
+    out: Annotated[Path, typer.Option(help="JSON; figures and CSVs go beside it")] = Path(
+        "envelope.json"
+    ),
+) -> None:
+    """Find which size has the smallest loss after each number of FLOPs (approach 1)."""
+    hull = lower_envelope(read_table(curves), run=run, n=n, flops=flops, loss=loss, width=width)
+    print(hull.exponents.to_string(index=False))
+    note = (
+        f"{hull.curves['run'].nunique()} runs; {hull.unused:.0%} of the envelope lies at the "
+        "smallest or largest size"
+    )
+    print(note)
+    figure, data = law_plots.best_size(hull, title="Compute-optimal size, lower envelope")
+    finish(out, curves, hull.report(), [plots.save(out.parent, out.stem, figure, data, note)])
