@@ -1,12 +1,10 @@
-"""What a config is: a frozen, keyword-only dataclass that refuses unknown keys.
+"""Configs: frozen, keyword-only dataclasses that refuse unknown keys.
 
-Beside its fields a config class may carry
-    numerics   an integer (default: 1), raised when the numbers its class produces change: part of the fingerprint
-    neutral(v) a field added later: at `v` it does not count in the fingerprint
-    execution(v)   a field that cannot change a result: it never counts
-    any_config(), any_configs(), configs_of(cls)   fields that hold configs of any class
-    released_as   the import path under which it was first used, where a package of somebody else's has
-                  moved it (and left an import at the old path); ours stand in `models/moves.py`
+A class may have two attributes of its own:
+    numerics      integer (default: 1), raised when the numbers its class produces change; in the
+                  fingerprint
+    released_as   import path of its first release, where a foreign package has moved it since (and
+                  keeps an import at the old path); our own moves stand in `models/moves.py`
 """
 
 import importlib
@@ -14,16 +12,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
-from models.moves import released, today
+from models.moves import current_path, released_path
 
 T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def config(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only dataclass that pydantic validates with extra keys forbidden.
+    """Make `cls` a frozen, keyword-only dataclass; pydantic forbids keys that are no fields.
 
-    `dataclass(frozen=True, kw_only=True)` serves as well at the top of a node.
+    A class that is a node of its own may use `dataclass(frozen=True, kw_only=True)` instead.
     """
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     if "numerics" not in cls.__dict__:
@@ -32,45 +30,54 @@ def config(cls: type[T]) -> type[T]:
 
 
 def neutral(value: Any) -> Any:
-    """Declare a field added after its class was first used: default `value`, not hashed there."""
+    """Declare a field added after the first release; its default `value` is not hashed."""
     return field(default=value, metadata={"neutral": value})
 
 
 def execution(value: Any = MISSING) -> Any:
-    """Declare a field that cannot change a result, and if it holds a config nothing in it can."""
+    """Declare a field that cannot change a result, nor can a config in it: it is never hashed."""
     return field(default=value, metadata={"execution": True})
 
 
 def any_config() -> Any:
-    """Declare a field that is None or a config of any class, which its `_target_` names; None is neutral."""
+    """Declare a field that holds a config of any class, named by its `_target_`, or None.
+
+    None is the default and is not hashed.
+    """
     return field(default=None, metadata={"neutral": None, "configs": True})
 
 
 def any_configs() -> Any:
-    """Declare a field that is a dict of such configs; the empty one is neutral."""
+    """Declare a field that holds a dict of configs of any class, each named by its `_target_`.
+
+    The empty dict is the default and is not hashed.
+    """
     return field(default_factory=dict, hash=False, metadata={"neutral": {}, "configs": True})
 
 
 def configs_of(cls: type[Any]) -> Any:
-    """Declare a field that is a tuple of `cls` configs, or of any class that its `_target_` names."""
+    """Declare a field that holds a tuple of `cls` configs; others are named by `_target_`."""
     return field(metadata={"items": cls})
 
 
-def with_inner(path: str, cfg: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, config) of `cfg`, which stands at `path`, and of every config in its fields, at any depth."""
+def walk_configs(path: str, cfg: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, config): `cfg` at `path`, and the configs of any class inside it."""
     yield path, cfg
     for item in fields(cfg):
         if not item.metadata.get("configs"):
             continue
         value = getattr(cfg, item.name)
-        found = value.items() if isinstance(value, Mapping) else [("", value)]
-        for key, part in found:
+        members = value.items() if isinstance(value, Mapping) else [("", value)]
+        for key, part in members:
             if is_dataclass(part):
-                yield from with_inner(f"{path}.{item.name}.{key}".removesuffix("."), part)
+                yield from walk_configs(f"{path}.{item.name}.{key}".removesuffix("."), part)
 
 
 def execution_keys(cls: type[Any], node: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """Yield the dotted keys of the plain `node` of a `cls` that cannot change a result, nor can what is below them."""
+    """Yield the dotted keys of `node`, a `cls` as plain data, that cannot change a result.
+
+    A key stands for everything below it too.
+    """
     hints = get_type_hints(cls)
     for item in fields(cls):
         key, value = f"{path}{item.name}", node.get(item.name)
@@ -88,15 +95,18 @@ def execution_keys(cls: type[Any], node: Mapping[str, Any], path: str = "") -> I
 
 
 def _configs_in(hint: Any) -> list[type[Any]]:
-    """Return the config classes of a type, `X` or `X | None`."""
+    """Return the config classes of a type hint, `X` or `X | None`."""
     return [c for c in (hint, *get_args(hint)) if is_dataclass(c) and isinstance(c, type)]
 
 
 def plain(value: Any, *, target: bool = False) -> Any:
-    """Return a config as JSON-able data; what may be of any class (or all, with `target`) names it as `_target_`.
+    """Return a config as data that JSON can hold; `thaw` makes the config of it again.
+
+    Args:
+        target: name the class as `_target_`; configs in fields of any class always name theirs.
 
     Raises:
-        TypeError: it holds something else than numbers, strings, lists, mappings and configs.
+        TypeError: `value` holds something else than numbers, strings, lists, mappings and configs.
     """
     if is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
@@ -121,10 +131,10 @@ def _plain_field(item: Field[Any], value: Any) -> Any:
 
 
 def thaw(cls: type[T], given: Mapping[str, Any]) -> T:
-    """Return the config that `plain` made data of, JSON's lists as tuples.
+    """Return the `cls` config of the data that `plain` made of it; lists become tuples.
 
     Raises:
-        TypeError: a key that the class does not have.
+        TypeError: `cls` has no field of a key's name.
     """
     hints = get_type_hints(cls)
     values = {}
@@ -146,32 +156,35 @@ def _thaw_parts(value: Any) -> Any:
 
 
 def target_class(target: str) -> Any:
-    """Return what `target` names, `package.module.Class`; it may be a path of before a move.
+    """Return the class at import path `target`, which may be the path of an earlier release.
 
     Raises:
-        ImportError, AttributeError, ValueError: it cannot be imported.
+        ImportError: there is no such module.
+        AttributeError: the module has no such class.
+        ValueError: `target` has no dot.
     """
-    module, _, name = today(target).rpartition(".")
+    module, _, name = current_path(target).rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
 def couples_samples(cfg: Any, sequence_length: int) -> bool:
-    """Return whether, under a model, part or recipe, a sample's numbers depend on its company in a forward pass.
+    """Return whether a sample's numbers depend on the other samples of its forward pass.
 
-    Experts that are balanced over a batch do that, and scales of whole tensors. A class that says nothing does not.
+    Experts balanced over a batch couple samples, and so do scales of whole tensors. `cfg`, a model,
+    branch or recipe, says so by a method `couples_samples`; without one it couples none.
     """
-    says = getattr(cfg, "couples_samples", None)
-    return bool(says(sequence_length)) if says is not None else False
+    own = getattr(cfg, "couples_samples", None)
+    return bool(own(sequence_length)) if own is not None else False
 
 
 def numerics_of(cls: type) -> int:
-    """Return the revision of the numbers that config class `cls` produces; 1 where it does not say."""
+    """Return the `numerics` revision of config class `cls`, 1 if it has none."""
     return int(getattr(cls, "numerics", 1))
 
 
 def released_name(cls: type) -> str:
-    """Return the import path under which config class `cls` was first used: its name in fingerprints."""
-    return str(cls.__dict__.get("released_as") or released(_path(cls)))
+    """Return the import path of the first release of `cls`: its name in fingerprints."""
+    return str(cls.__dict__.get("released_as") or released_path(_path(cls)))
 
 
 def _path(cls: type) -> str:

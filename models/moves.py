@@ -1,15 +1,17 @@
-"""Where config classes lay before: the import path of first use -> the path of today.
+"""Import paths of classes and functions that have moved: path of the first release -> current path.
 
-Applied where a path is read (a `_target_`, a `!function` of a benchmark), and inverted where a
-fingerprint is taken, so that a run keeps its name when code moves. Entries stay for ever; what moves
-again changes its right side only.
+Applied where a path is read (a `_target_`, a `!function` of a benchmark) and inverted where a
+fingerprint is taken, so that a run keeps its name when code moves. Entries are never removed; when
+something moves again, only its right side changes.
 """
 
 MOVED: dict[str, str] = {
     "models.attention.AttentionConfig": "models.attention_config.AttentionConfig",
     "models.layers.FeedForwardConfig": "models.layers_config.FeedForwardConfig",
     "models.experts.ExpertsConfig": "models.experts_config.ExpertsConfig",
-    "models.linear_attention.LinearAttentionConfig": "models.linear_attention_config.LinearAttentionConfig",
+    "models.linear_attention.LinearAttentionConfig": (
+        "models.linear_attention_config.LinearAttentionConfig"
+    ),
     "models.mamba.MambaConfig": "models.mamba_config.MambaConfig",
     "models.min_gru.MinGRUConfig": "models.min_gru_config.MinGRUConfig",
     "models.convolution.ConvolutionConfig": "models.convolution_config.ConvolutionConfig",
@@ -30,30 +32,37 @@ MOVED: dict[str, str] = {
     "runner.settings.ResourcesConfig": "runner.grid.resources.ResourcesConfig",
     "runner.settings.TrackConfig": "runner.views.mlflow_config.TrackConfig",
     "runner.settings.TrainConfig": "runner.learn.config.TrainConfig",
-    "runner.tasks.language_modelling.LanguageModellingConfig": "runner.learn.tasks.language_modelling_config.LanguageModellingConfig",
+    "runner.tasks.language_modelling.LanguageModellingConfig": (
+        "runner.learn.tasks.language_modelling_config.LanguageModellingConfig"
+    ),
     "runner.evals.code.humaneval": "runner.evaluate.code_execution.humaneval",
     "runner.evals.code.mbpp": "runner.evaluate.code_execution.mbpp",
-    "runner.evals.prompts.hellaswag_endings": "runner.evaluate.benchmark_rows.hellaswag_endings",
-    "runner.evals.prompts.hellaswag_query": "runner.evaluate.benchmark_rows.hellaswag_query",
-    "runner.evals.prompts.mbpp_splits": "runner.evaluate.benchmark_rows.mbpp_splits",
-    "runner.evals.prompts.winogrande_answer": "runner.evaluate.benchmark_rows.winogrande_answer",
-    "runner.evals.prompts.winogrande_contexts": "runner.evaluate.benchmark_rows.winogrande_contexts",
-    "runner.evals.prompts.winogrande_continuation": "runner.evaluate.benchmark_rows.winogrande_continuation",
+    **{
+        f"runner.evals.prompts.{name}": f"runner.evaluate.benchmark_rows.{name}"
+        for name in (
+            "hellaswag_endings",
+            "hellaswag_query",
+            "mbpp_splits",
+            "winogrande_answer",
+            "winogrande_contexts",
+            "winogrande_continuation",
+        )
+    },
 }
 
 
-def today(path: str) -> str:
-    """Return where the class or function lies now that `path` has named at any time."""
+def current_path(path: str) -> str:
+    """Return the current import path of the class or function that `path` names or has named."""
     return MOVED.get(path, path)
 
 
-def released(path: str) -> str:
-    """Return the path under which the class or function at `path` was first used."""
+def released_path(path: str) -> str:
+    """Return the import path of the first release of the class or function now at `path`."""
     return next((old for old, new in MOVED.items() if new == path), path)
 
 
-def as_released(text: str) -> str:
-    """Return `text` with every moved path as it was first used."""
+def with_released_paths(text: str) -> str:
+    """Return `text` with every moved path replaced by that of its first release."""
     for old, new in MOVED.items():
         text = text.replace(new, old)
     return text

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from models.moves import as_released, today
+from models.moves import current_path, with_released_paths
 from runner.machine.errors import ConfigError, DataError
 
 SHIPPED = Path(__file__).parent / "benchmarks"
@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
 
 def _function(loader: yaml.SafeLoader, node: yaml.Node) -> Callable[..., Any]:
     assert isinstance(node, yaml.ScalarNode)
-    module, _, name = today(str(loader.construct_scalar(node))).rpartition(".")
+    module, _, name = current_path(str(loader.construct_scalar(node))).rpartition(".")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
 
@@ -146,7 +146,7 @@ def content_hash(tasks: tuple[str, ...], data: str | None, include: str | None) 
         if file is None:
             continue
         text = file.read_text(encoding="utf-8")
-        digest.update(as_released(text).encode())
+        digest.update(with_released_paths(text).encode())
         spec = yaml.load(text, _Loader)
         for key in ("files", "fewshot_files"):
             for found in _find(name, Path(data), spec[key]) if data and key in spec else []:

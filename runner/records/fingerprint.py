@@ -18,7 +18,7 @@ from models.config import (
     numerics_of,
     plain,
     released_name,
-    with_inner,
+    walk_configs,
 )
 from runner.data import pretrained
 from runner.data.corpus import content_hash, weight_of
@@ -82,7 +82,7 @@ def contents_of(run: RunConfig, known: dict[str, Any] | None = None) -> Contents
 def _configs(run: RunConfig) -> Iterator[tuple[str, Any]]:
     """Yield (dotted path, config) of all that counts in the fingerprint of `run`."""
     for node in ("work", *NODES):
-        for path, cfg in with_inner(node, getattr(run, node)) if getattr(run, node) else ():
+        for path, cfg in walk_configs(node, getattr(run, node)) if getattr(run, node) else ():
             if not path.startswith("eval.also.") or _counts(run, cfg):
                 yield path, cfg
 
