@@ -1,14 +1,15 @@
-"""BDH, the Baby Dragon Hatchling (arXiv 2509.26507; github.com/pathwaycom/bdh): linear attention among many sparse,
-positive neurons, one set of weights for all layers.
+"""BDH, the Baby Dragon Hatchling: linear attention among many sparse, positive neurons.
 
-A level of the public code, x being [seq, dim] and normed, LN a norm without gains:
+(arXiv 2509.26507; github.com/pathwaycom/bdh.) All levels share one set of weights. A level of the
+public code, x being [seq, dim] and normed, LN a norm without gains:
 
-    x_n = relu(x W_x)                      neurons of each head, mostly 0
-    a   = (rope(x_n) rope(x_n)^T).tril(-1) x           no softmax, no scale, itself left out
+    x_n = relu(x W_x)                           neurons of each head, mostly 0
+    a   = (rope(x_n) rope(x_n)^T).tril(-1) x    no softmax, no scale, the token itself left out
     y_n = relu(LN(a) W_y) * x_n
     x   = LN(x + LN(y_n W_out))
 
-The paper's own form keeps the residual among the neurons: x_n += relu(v W_x), v = LN(y_n W_out), and a sums v.
+The paper's form has its residual among the neurons: x_n += relu(v W_x), v = LN(y_n W_out), and a
+sums v instead of x.
 
 Shape legend: batch, heads, seq, dim = width, n = neurons of a head.
 """
@@ -30,7 +31,7 @@ from models.language_model import Give, LanguageModel, TokenLoss, flat_weights
 
 
 class Level(nn.Module):
-    """The weights that all levels share, and what one level does with them."""
+    """A level: the weights that all levels share, and the computation of one."""
 
     def __init__(self, cfg: BDHConfig) -> None:
         super().__init__()
@@ -51,20 +52,24 @@ class Level(nn.Module):
         index: int,
         context: Context,
     ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch heads seq n"] | None, Notes]:
-        """Return (x, neurons, notes) after level `index`; `neurons` is the residual of the paper's form."""
+        """Return (x, neurons, notes) after level `index`.
+
+        Args:
+            neurons: residual of the paper's form (None: form=repo, or before the first level).
+            phases: rotary angles of the neurons, in turns.
+            seen: True where a query (row) sees a key (column).
+        """
         if self.cfg.chunks > 1 and context.state is None:
             return self._in_chunks(x, phases, seen, index, context.noise), None, {}
-        fresh = F.relu(self._heads(self.encoder(x)))
-        neurons = fresh if neurons is None else neurons + fresh
+        added = F.relu(self._heads(self.encoder(x)))
+        neurons = added if neurons is None else neurons + added
         turned = _turn(neurons, phases)
         scores = (turned @ turned.mT).masked_fill(~seen, 0.0)
         a = scores @ x[:, None]
         if context.state is not None:
             a = a + self._recall(context.state, index, turned, x)
-        gate = torch.stack(
-            [w(h) for w, h in zip(self.encoder_v, _norm(a).unbind(1), strict=True)], dim=1
-        )
-        gate = F.relu(gate)
+        heads = zip(self.encoder_v, _norm(a).unbind(1), strict=True)
+        gate = F.relu(torch.stack([linear(head) for linear, head in heads], dim=1))
         both = self._drop(gate * neurons, index, context.noise)
         y = _norm(self.decoder(both.transpose(1, 2).flatten(2)))
         notes = {
@@ -79,7 +84,10 @@ class Level(nn.Module):
         return wide.view(*wide.shape[:2], self.cfg.num_heads, -1).transpose(1, 2)
 
     def _drop(self, both: Tensor, index: int, noise: NoiseKey | None, first: int = 0) -> Tensor:
-        """Dropout, part by part of all neurons: parts `first` and the ones after it."""
+        """Return `both` after dropout, which draws for each part of the neurons apart.
+
+        `first` is the number of the first part in `both`.
+        """
         if noise is None or not self.cfg.dropout:
             return both
         size = self.cfg.neurons // DROPOUT_PARTS
@@ -90,19 +98,22 @@ class Level(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def _recall(self, state: DecoderState, index: int, turned: Tensor, x: Tensor) -> Tensor:
-        """Return what the tokens read before add to the sum, and remember the new ones: S += k^T v, in fp32."""
+        """Return what earlier tokens add to the attention sum; add the new ones, S += k^T v.
+
+        S is kept in fp32.
+        """
         batch, heads, _, n = turned.shape
         if index not in state.memories:
-            made = torch.zeros(batch, heads, n, x.shape[-1], device=x.device)
-            state.memories[index] = Memory(sums=made)
-        kept = state.memories[index]
+            zeros = torch.zeros(batch, heads, n, x.shape[-1], device=x.device)
+            state.memories[index] = Memory(sums=zeros)
+        memory = state.memories[index]
         with torch.autocast(x.device.type, enabled=False):
-            found = turned.float() @ kept["sums"]
-            unread = state.unread()
-            if unread is not None:
-                turned = turned.masked_fill(unread[:, None, :, None], 0.0)
-            kept["sums"] = kept["sums"] + turned.float().mT @ x.float()[:, None]
-        return found.to(x.dtype)
+            recalled = turned.float() @ memory["sums"]
+            padding = state.padding()
+            if padding is not None:
+                turned = turned.masked_fill(padding[:, None, :, None], 0.0)
+            memory["sums"] = memory["sums"] + turned.float().mT @ x.float()[:, None]
+        return recalled.to(x.dtype)
 
     def _in_chunks(
         self,
@@ -112,10 +123,14 @@ class Level(nn.Module):
         index: int,
         noise: NoiseKey | None,
     ) -> Float[Tensor, "batch seq dim"]:
-        """The same, some neurons at a time: the scores are a sum over neurons, and so is what the decoder gives."""
+        """Return x after the level, computed some neurons at a time.
+
+        Scores and the output of the decoder are sums over neurons, so chunks add up.
+        """
         if type(self.encoder) is not nn.Linear:
             raise ValueError(
-                "model.chunks takes slices of the weights, which a quantised recipe does not; use chunks=1"
+                "model.chunks slices the weights, which a quantised layer does not allow; "
+                "use chunks=1"
             )
         cfg = self.cfg
         size, parts = cfg.neurons // cfg.chunks, DROPOUT_PARTS // cfg.chunks
@@ -135,32 +150,24 @@ class Level(nn.Module):
             return both.transpose(1, 2).flatten(2) @ w_out.flatten(1).mT
 
         scores: Tensor | None = None
-        for slot in range(cfg.chunks):
-            part = slice(slot * size, (slot + 1) * size)
+        for chunk in range(cfg.chunks):
+            part = slice(chunk * size, (chunk + 1) * size)
             more = recompute(score, x, w_x[:, part], phases[..., part], use_reentrant=False)
             scores = more if scores is None else scores + more
         assert scores is not None
         a = _norm(scores.masked_fill(~seen, 0.0) @ x[:, None])
         y: Tensor | None = None
-        for slot in range(cfg.chunks):
-            part = slice(slot * size, (slot + 1) * size)
-            more = recompute(
-                out,
-                x,
-                a,
-                w_x[:, part],
-                w_y[:, part],
-                w_out[..., part],
-                slot * parts,
-                use_reentrant=False,
-            )
+        for chunk in range(cfg.chunks):
+            part = slice(chunk * size, (chunk + 1) * size)
+            weights = w_x[:, part], w_y[:, part], w_out[..., part]
+            more = recompute(out, x, a, *weights, chunk * parts, use_reentrant=False)
             y = more if y is None else y + more
         assert y is not None
         return _norm(x + _norm(y))
 
 
 class BDH(LanguageModel):
-    """See `BDHConfig`."""
+    """The model of a `BDHConfig`."""
 
     cfg: BDHConfig
 
@@ -228,7 +235,10 @@ class BDH(LanguageModel):
         return x, notes
 
     def start(self, batch: int, capacity: int, *, static: bool = False) -> DecoderState:
-        """See `LanguageModel.start`: sums of [heads, n, dim] for each level, whatever the length."""
+        """See `LanguageModel.start`.
+
+        The state is a sum of [heads, n, dim] for each level, whatever the length of the text.
+        """
         return DecoderState(
             batch, capacity=capacity, device=self.embedding.weight.device, static=static
         )
@@ -238,7 +248,7 @@ class BDH(LanguageModel):
         return (x @ self.head.weight.to(x.dtype).T).float()
 
     def blocks(self) -> list[nn.Module]:
-        """Return the one set of weights."""
+        """Return the one level, whose weights all levels share."""
         return [self.level]
 
 
@@ -249,14 +259,14 @@ def _norm(x: Tensor) -> Tensor:
 def _phases(
     positions: Int64[Tensor, "*batch seq"], n: int, base: float
 ) -> Float[Tensor, "*batch seq n"]:
-    """Return the angle of each neuron at each position, in turns; two neighbours share a frequency."""
+    """Return the angle of each neuron at each position, in turns; a pair shares a frequency."""
     pairs = (torch.arange(n, device=positions.device, dtype=torch.float32) / 2).floor() * 2
     frequencies = 1.0 / (base ** (pairs / n)) / (2 * math.pi)
     return positions.to(torch.float32)[..., None] * frequencies
 
 
 def _turn(x: Tensor, phases: Tensor) -> Tensor:
-    """Return `x` with each pair of neighbours turned by its phase."""
+    """Return `x` with each pair of neighbouring neurons rotated by its phase."""
     angles = (phases % 1) * (2 * math.pi)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     other = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)

@@ -1,9 +1,10 @@
-"""What a model remembers of the tokens it has read, so that each further token costs one position.
+"""Decoding state: the memory of the tokens read so far, so that a new token costs one position.
 
-Rows are aligned at the left: row b holds positions 0..lengths[b]-1 and nothing else counts, so prompts
-of different lengths share a batch without padding that anyone could see.
+Rows are aligned at the left: row b holds positions 0..lengths[b]-1, so prompts of different
+lengths share a batch and no token sees padding.
 
-Shape legend: batch, kv = key/value heads, seq = new tokens, ctx = capacity, dim = head width, slots = window + sinks.
+Shape legend: batch, kv = key/value heads, seq = new tokens, ctx = capacity, dim = head width,
+slots = window + sinks.
 """
 
 from typing import Protocol, runtime_checkable
@@ -15,27 +16,27 @@ from torch import Tensor
 
 @runtime_checkable
 class State(Protocol):
-    """The memory of a model: keys and values, recurrent states, whatever its branches keep.
+    """The decoding state of a model: keys and values, recurrent states.
 
     Args:
-        lengths: tokens read, by row [batch].
+        lengths: number of tokens read in each row.
     """
 
     lengths: Int64[Tensor, " batch"]
 
     def select(self, rows: Int64[Tensor, " n"]) -> "State":
-        """Return the state of `rows`: some of them, in another order, or one of them several times."""
+        """Return the state of the rows with indices `rows`, in that order; rows may be repeated."""
         ...
 
     def num_bytes(self) -> int:
-        """Return what it holds, in bytes."""
+        """Return the size of its tensors in bytes."""
         ...
 
 
 class Memory:
-    """Named tensors of one branch, rows first: a recurrent state, the last inputs of a convolution.
+    """The tensors of one branch by name, rows first: a recurrent state, inputs of a convolution.
 
-    A branch makes it when it first reads, of the types that it computes in.
+    A branch makes it on its first forward pass, in the dtype that it computes in.
     """
 
     def __init__(self, **tensors: Tensor) -> None:
@@ -53,12 +54,13 @@ class Memory:
 
 
 class DecoderState:
-    """What each branch remembers, by its number; all read the same tokens.
+    """The memories of all branches, by number of the branch.
 
     Args:
-        batch: rows. capacity: positions to make room for at first.
-        static: never grow, and compute with the same shapes at every length, those of the capacity: what a
-            compiled step needs. The first call after `start` must not be compiled: it makes the tensors.
+        batch: rows.
+        capacity: positions to make room for at first.
+        static: never grow, and compute with the shapes of the capacity at every length, as a
+            compiled step needs. Do not compile the first call after `start`: it makes the tensors.
     """
 
     def __init__(
@@ -68,13 +70,18 @@ class DecoderState:
         self.memories: dict[int, Memory] = {}
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.mask: Bool[Tensor, "batch 1 seq ctx"] | None = None
-        self.reading: Int64[Tensor, " batch"] | None = None
+        self.counts: Int64[Tensor, " batch"] | None = None
 
     def begin(self, seq: int, counts: Int64[Tensor, " batch"] | None) -> Int64[Tensor, "batch seq"]:
-        """Make room for `seq` more tokens a row, of which the first `counts` count; return their positions."""
-        self.reading = counts
+        """Make room for `seq` more tokens in each row and return their positions.
+
+        Args:
+            counts: `counts[b]` is the number of real tokens of row b, the rest being padding (None:
+                all are real).
+        """
+        self.counts = counts
         self.positions = self.lengths[:, None] + torch.arange(seq, device=self.lengths.device)
-        self.mask = None  # each may look at everything
+        self.mask = None  # a single token per row of equal lengths sees all positions
         if self.static:
             ctx = torch.arange(self.capacity, device=self.lengths.device)
             self.mask = (ctx <= self.positions[..., None])[:, None]
@@ -89,22 +96,22 @@ class DecoderState:
             self.mask = (ctx <= self.positions[..., None])[:, None]
         return self.positions
 
-    def unread(self) -> Bool[Tensor, "batch seq"] | None:
-        """Return True where a new token is padding, None where none is."""
-        if self.reading is None:
+    def padding(self) -> Bool[Tensor, "batch seq"] | None:
+        """Return a mask, True where a new token is padding; None if there is no padding."""
+        if self.counts is None:
             return None
-        return self.positions - self.lengths[:, None] >= self.reading[:, None]
+        return self.positions - self.lengths[:, None] >= self.counts[:, None]
 
     def finish(self) -> Int64[Tensor, " batch"]:
-        """Count what was read; return how many tokens of each row that was."""
-        read = self.new_tokens()
-        self.lengths = self.lengths + read
-        return read
+        """Add the new tokens to `lengths` and return their number in each row."""
+        added = self.new_tokens()
+        self.lengths = self.lengths + added
+        return added
 
     def new_tokens(self) -> Int64[Tensor, " batch"]:
-        """Return how many tokens of each row are being read."""
-        if self.reading is not None:
-            return self.reading
+        """Return the number of real tokens of each row in this forward pass."""
+        if self.counts is not None:
+            return self.counts
         return torch.full_like(self.lengths, self.positions.shape[1])
 
     def select(self, rows: Int64[Tensor, " n"]) -> "DecoderState":
@@ -112,13 +119,13 @@ class DecoderState:
         chosen = DecoderState(
             len(rows), capacity=self.capacity, device=rows.device, static=self.static
         )
-        chosen.memories = {number: kept.select(rows) for number, kept in self.memories.items()}
+        chosen.memories = {n: memory.select(rows) for n, memory in self.memories.items()}
         chosen.lengths = self.lengths[rows]
         return chosen
 
     def num_bytes(self) -> int:
         """See `State`."""
-        return sum(t.nbytes for kept in self.memories.values() for t in kept.tensors.values())
+        return sum(t.nbytes for memory in self.memories.values() for t in memory.tensors.values())
 
 
 def with_history(
@@ -129,26 +136,26 @@ def with_history(
     size: int,
     fill: int = 0,
 ) -> Shaped[Tensor, "batch longer *rest"]:
-    """Return `x` behind the last `size` inputs of that name to branch `number` (`fill` where there were none).
+    """Return `x` with the `size` inputs before it in front, `fill` before the first token.
 
-    A state then remembers the last `size` of them all, those of each row that count.
+    `state`, if given, remembers the last `size` real inputs of each row under (`number`, `name`).
     """
     past = x.new_full((x.shape[0], size, *x.shape[2:]), fill)
     if state is None:
         return torch.cat((past, x), dim=1)
-    kept = state.memories.setdefault(number, Memory())
-    both = torch.cat((kept.tensors.get(name, past), x), dim=1)
-    if state.reading is None:
-        kept[name] = both[:, both.shape[1] - size :]
+    memory = state.memories.setdefault(number, Memory())
+    both = torch.cat((memory.tensors.get(name, past), x), dim=1)
+    if state.counts is None:
+        memory[name] = both[:, both.shape[1] - size :]
     else:
-        last = state.reading[:, None] + torch.arange(size, device=x.device)
+        last = state.counts[:, None] + torch.arange(size, device=x.device)
         rows = torch.arange(len(x), device=x.device)[:, None]
-        kept[name] = both[rows, last]
+        memory[name] = both[rows, last]
     return both
 
 
 class KeysValues(Memory):
-    """Keys and values of all tokens, [batch, kv, ctx, dim] each; they grow as they are read into."""
+    """Keys and values of all tokens, [batch, kv, ctx, dim] each; they grow with the text."""
 
     @staticmethod
     def of(
@@ -157,13 +164,13 @@ class KeysValues(Memory):
         k: Float[Tensor, "batch kv seq dim"],
         v: Float[Tensor, "batch kv seq dim"],
     ) -> "KeysValues":
-        """Return those of branch `number`, at first with room for what is like `k` and `v`."""
+        """Return those of branch `number`; the first call makes them, in the dtype of `k`, `v`."""
         if number not in state.memories:
             keys, values = (x.new_zeros(*x.shape[:2], state.capacity, x.shape[3]) for x in (k, v))
             state.memories[number] = KeysValues(keys=keys, values=values)
-        found = state.memories[number]
-        assert isinstance(found, KeysValues)
-        return found
+        memory = state.memories[number]
+        assert isinstance(memory, KeysValues)
+        return memory
 
     def write(
         self,
@@ -171,7 +178,7 @@ class KeysValues(Memory):
         k: Float[Tensor, "batch kv seq dim"],
         v: Float[Tensor, "batch kv seq dim"],
     ) -> tuple[Tensor, Tensor]:
-        """Put new keys and values behind those of each row; return all that any row may look at."""
+        """Append new keys and values to each row; return all that a row may attend to."""
         for name, new in (("keys", k), ("values", v)):
             missing = state.capacity - self[name].shape[2]
             if missing > 0:
@@ -187,8 +194,9 @@ class KeysValues(Memory):
 
 
 class LastKeysValues(Memory):
-    """Keys and values of the first `sinks` tokens and of the last `window`, [batch, kv, slots, dim] each, and the
-    position that each slot holds [batch, slots], -1 where it is empty.
+    """Keys and values of the first `sinks` and the last `window` tokens, [batch, kv, slots, dim].
+
+    `positions` [batch, slots] are those of the tokens in the slots, -1 in an empty slot.
     """
 
     @staticmethod
@@ -199,14 +207,14 @@ class LastKeysValues(Memory):
         v: Float[Tensor, "batch kv seq dim"],
         slots: int,
     ) -> "LastKeysValues":
-        """Return those of branch `number`, at first with room for what is like `k` and `v`."""
+        """Return those of branch `number`; the first call makes them, in the dtype of `k`, `v`."""
         if number not in state.memories:
             keys, values = (new.new_zeros(*new.shape[:2], slots, new.shape[3]) for new in (k, v))
-            held = torch.full((len(k), slots), -1, dtype=torch.int64, device=k.device)
-            state.memories[number] = LastKeysValues(keys=keys, values=values, held=held)
-        found = state.memories[number]
-        assert isinstance(found, LastKeysValues)
-        return found
+            empty = torch.full((len(k), slots), -1, dtype=torch.int64, device=k.device)
+            state.memories[number] = LastKeysValues(keys=keys, values=values, positions=empty)
+        memory = state.memories[number]
+        assert isinstance(memory, LastKeysValues)
+        return memory
 
     def write(
         self,
@@ -215,24 +223,25 @@ class LastKeysValues(Memory):
         v: Float[Tensor, "batch kv seq dim"],
         sinks: int,
     ) -> tuple[Tensor, Tensor, Int64[Tensor, "batch all"]]:
-        """Return keys and values, old and new, and their positions (-1: none); keep those that a later token needs."""
-        old = {name: self[name] for name in ("keys", "values", "held")}
+        """Return keys, values and positions, old and new; keep those that later tokens attend to.
+
+        A position is -1 where there is no token.
+        """
         together = {
-            "keys": torch.cat((old["keys"], k), dim=2),
-            "values": torch.cat((old["values"], v), dim=2),
+            "keys": torch.cat((self["keys"], k), dim=2),
+            "values": torch.cat((self["values"], v), dim=2),
         }
-        everywhere = torch.cat((old["held"], state.positions), dim=1)
-        slots = old["held"].shape[1]
+        positions = torch.cat((self["positions"], state.positions), dim=1)
+        slots = self["positions"].shape[1]
         window, slot = slots - sinks, torch.arange(slots, device=k.device)
         newest = (state.lengths + state.new_tokens() - 1)[:, None]
         # The last position that belongs in each slot: a sink's own, else the window goes round.
         wanted = torch.where(slot < sinks, slot, newest - (newest - slot) % window)
         wanted = torch.where((wanted > newest) | ((slot >= sinks) & (wanted < sinks)), -1, wanted)
-        place = torch.where(
-            wanted >= state.lengths[:, None], slots + wanted - state.lengths[:, None], slot
-        )
-        for name, new in together.items():
-            index = place[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
-            self[name] = new.gather(2, index)
-        self["held"] = wanted
-        return together["keys"], together["values"], everywhere
+        is_new = wanted >= state.lengths[:, None]
+        source = torch.where(is_new, slots + wanted - state.lengths[:, None], slot)
+        for name, tensor in together.items():
+            index = source[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
+            self[name] = tensor.gather(2, index)
+        self["positions"] = wanted
+        return together["keys"], together["values"], positions

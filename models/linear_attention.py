@@ -1,10 +1,10 @@
-"""Attention whose state does not grow: gated linear attention, DeltaNet with and without a gate, Based.
+"""Linear attention, whose state does not grow: GLA, DeltaNet with and without a gate, Based.
 
-    gla          S_t = diag(a_t) S + k v^T, a_t = sigmoid(x W1 W2 + b)^(1/16)      (arXiv 2312.06635)
-    delta        S_t = (I - b_t k k^T) S + b_t k v^T, |k| = 1, b_t = sigmoid(x W)  (arXiv 2406.06484)
-    gated_delta  the same with S faded by a_t = exp(-exp(A) softplus(x W + c))     (arXiv 2412.06464)
-    based        S_t = S + phi(k) v^T, phi the Taylor expansion of exp to the second order, normalised as softmax is
-                 (arXiv 2402.18668)
+    gla          S_t = diag(a_t) S + k v^T, a_t = sigmoid(x W1 W2 + b)^(1/16)   (arXiv 2312.06635)
+    delta        S_t = (I - b_t k k^T) S + b_t k v^T, |k| = 1, b_t = sigmoid(x W)     (2406.06484)
+    gated_delta  as delta, S first times a_t = exp(-exp(A) softplus(x W + c))         (2412.06464)
+    based        S_t = S + phi(k) v^T, phi the Taylor expansion of exp to the second order, outputs
+                 divided by the same sum over v = 1, as softmax is                    (2402.18668)
 
 All decode by their recurrence; `kernels/recurrence.py` trains them in chunks.
 
@@ -28,7 +28,7 @@ _GATE_ROOT = 16.0  # GLA's gate is a sigmoid to the power 1/16
 
 
 class LinearAttention(nn.Module):
-    """See `LinearAttentionConfig`."""
+    """The branch of a `LinearAttentionConfig`."""
 
     filters = ("conv",)
 
@@ -47,9 +47,8 @@ class LinearAttention(nn.Module):
             self.initial_std["conv"] = cfg.conv**-0.5
         if cfg.kind == "gla":
             self.up = nn.Linear(LOW_RANK, heads * k, bias=True)
-        if (
-            cfg.kind == "gated_delta"
-        ):  # decays of exp(-0.001) to exp(-0.1) a token, spread over heads
+        if cfg.kind == "gated_delta":
+            # Decays of exp(-0.001) to exp(-0.1) a token, spread over heads.
             spread = torch.logspace(-3, -1, heads)
             self.fade_rate = nn.Parameter(torch.zeros(heads))
             self.fade_bias = nn.Parameter(spread + torch.log(-torch.expm1(-spread)))
@@ -70,19 +69,19 @@ class LinearAttention(nn.Module):
             part.view(batch, seq, self.heads, -1).transpose(1, 2)
             for part in qkv.split(sizes, dim=-1)  # type: ignore[no-untyped-call]
         )  # type: ignore[no-untyped-call]
-        y = self._remember(q, k, v, parts, context)
+        y = self._recur(q, k, v, parts, context)
         if self.norm is not None:
             gate = parts["gate"].view(batch, seq, self.heads, self.v).transpose(1, 2)
             y = self.norm(y) * F.silu(gate)
         return self.out(y.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
 
-    def _remember(
+    def _recur(
         self, q: Tensor, k: Tensor, v: Tensor, parts: dict[str, Tensor], context: Context
     ) -> Float[Tensor, "batch heads seq v"]:
         kind, fade, beta = self.cfg.kind, None, None
         if kind == "based":
             q, k = taylor(q * self.k**-0.25), taylor(k * self.k**-0.25)
-            v = F.pad(v, (0, 1), value=1.0)  # its sum is what softmax divides by
+            v = F.pad(v, (0, 1), value=1.0)  # the sum that softmax would divide by
         elif kind == "gla":
             q = q * self.k**-0.5
             fade = F.logsigmoid(self.up(parts["low"]).float()) / _GATE_ROOT
@@ -93,11 +92,11 @@ class LinearAttention(nn.Module):
         if kind == "gated_delta":
             step = F.softplus(parts["fade"].float() + self.fade_bias)
             fade = (-self.fade_rate.exp() * step).transpose(1, 2)[..., None]
-        y = remember(context, self.number, q, k, v, fade, beta, self.cfg.chunk)
+        y = recurrence_with_state(context, self.number, q, k, v, fade, beta, self.cfg.chunk)
         return y if kind != "based" else y[..., :-1] / y[..., -1:]
 
 
-def remember(
+def recurrence_with_state(
     context: Context,
     number: int,
     q: Tensor,
@@ -107,24 +106,31 @@ def remember(
     beta: Tensor | None,
     chunk: int,
 ) -> Tensor:
-    """Return the outputs of a recurrence that goes on where the state of branch `number` left it."""
+    """Return the outputs of `kernels.recurrence`, continued from the state of branch `number`.
+
+    Args:
+        q, k, v: [batch, heads, seq, width].
+        fade: log decay [batch, heads, seq, key width or 1] (None: no decay).
+        beta: step size of the delta rule [batch, heads, seq] (None: no delta rule).
+        chunk: number of tokens computed at once.
+    """
     state = context.state
     if state is None:
         return recurrence(
             q, k, v, log_decay=fade, beta=beta, documents=context.documents, chunk=chunk
         )[0]
-    unread = state.unread()
-    if unread is not None:  # padding neither fades nor writes
-        k = k.masked_fill(unread[:, None, :, None], 0.0)
-        fade = None if fade is None else fade.masked_fill(unread[:, None, :, None], 0.0)
-    kept = state.memories.setdefault(number, Memory())
-    y, kept["sums"] = recurrence(
-        q, k, v, log_decay=fade, beta=beta, state=kept.tensors.get("sums"), chunk=chunk
+    padding = state.padding()
+    if padding is not None:  # padding neither fades nor writes
+        k = k.masked_fill(padding[:, None, :, None], 0.0)
+        fade = None if fade is None else fade.masked_fill(padding[:, None, :, None], 0.0)
+    memory = state.memories.setdefault(number, Memory())
+    y, memory["sums"] = recurrence(
+        q, k, v, log_decay=fade, beta=beta, state=memory.tensors.get("sums"), chunk=chunk
     )
     return y
 
 
 def taylor(x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows features"]:
-    """Return phi with phi(x) . phi(y) = 1 + x.y + (x.y)^2 / 2."""
+    """Return features phi(x) with phi(x) . phi(y) = 1 + x.y + (x.y)^2 / 2."""
     squares = (x[..., :, None] * x[..., None, :]).flatten(-2) * 2**-0.5
     return torch.cat((torch.ones_like(x[..., :1]), x, squares), dim=-1)

@@ -2,7 +2,7 @@
 
     dt = softplus(x W + c);   h_t = exp(-exp(A) dt) h_(t-1) + dt B_t x_t^T;   y_t = C_t h_t + D x_t
 
-B and C are shared by all heads; x, B and C pass a short convolution first, y a gated norm after.
+All heads share B and C. A short convolution precedes x, B and C; a gated norm follows y.
 
 Shape legend: batch, seq, dim = model width, inner = expand x dim, heads, n = state width.
 """
@@ -19,12 +19,12 @@ from models.branch import Context
 from models.branch_config import Host
 from models.cache import with_history
 from models.layers import RMSNorm
-from models.linear_attention import remember
+from models.linear_attention import recurrence_with_state
 from models.mamba_config import MambaConfig
 
 
 class Mamba(nn.Module):
-    """See `MambaConfig`."""
+    """The branch of a `MambaConfig`."""
 
     filters = ("conv",)
 
@@ -60,7 +60,7 @@ class Mamba(nn.Module):
         fade = -self.decay.exp()[:, None, None] * dt
         k = (write[:, None].float() * dt).expand(-1, self.heads, -1, -1)
         q = read[:, None].float().expand(-1, self.heads, -1, -1)
-        y = remember(context, self.number, q, k, value, fade, None, cfg.chunk)
+        y = recurrence_with_state(context, self.number, q, k, value, fade, None, cfg.chunk)
         y = y + self.skip.to(y.dtype)[:, None, None] * value
         y = y.transpose(1, 2).reshape(batch, seq, inner)
         return self.out(self.norm(y * F.silu(gate)))  # type: ignore[no-any-return]

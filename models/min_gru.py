@@ -1,6 +1,8 @@
-"""minGRU: a GRU whose gate and candidate see the input only, so that a sequence is one scan (arXiv 2410.01201).
+"""minGRU: a GRU whose gate and candidate depend on the input only, so a sequence is one scan.
 
-    z = sigmoid(x W_z);   c = g(x W_c), g(y) = y + 0.5 above 0 and sigmoid(y) below;   h_t = (1 - z) h_(t-1) + z c
+(arXiv 2410.01201.) With g(y) = y + 0.5 where y >= 0, else sigmoid(y):
+
+    z = sigmoid(x W_z);   c = g(x W_c);   h_t = (1 - z) h_(t-1) + z c
 
 Shape legend: batch, seq, dim = model width, inner = expand x dim.
 """
@@ -15,7 +17,7 @@ from models.cache import Memory
 
 
 class MinGRU(nn.Module):
-    """See `MinGRUConfig`."""
+    """The branch of a `MinGRUConfig`."""
 
     def __init__(self, width: int, inner: int, number: int) -> None:
         super().__init__()
@@ -30,18 +32,18 @@ class MinGRU(nn.Module):
         z = torch.sigmoid(gate)
         keep = 1.0 - z
         added = z * torch.where(candidate >= 0, candidate + 0.5, torch.sigmoid(candidate))
-        if context.documents is not None:  # a document begins with nothing to keep
+        if context.documents is not None:  # a document starts from a state of 0
             begins = context.documents[:, 1:] != context.documents[:, :-1]
             keep = torch.cat((keep[:, :1], keep[:, 1:].masked_fill(begins[..., None], 0.0)), dim=1)
         state = context.state
         if state is None:
             h = scan(keep, added)
         else:
-            unread = state.unread()
-            if unread is not None:
-                keep = keep.masked_fill(unread[..., None], 1.0)
-                added = added.masked_fill(unread[..., None], 0.0)
-            kept = state.memories.setdefault(self.number, Memory())
-            h = scan(keep, added, kept.tensors.get("h"))
-            kept["h"] = h[:, -1]
+            padding = state.padding()
+            if padding is not None:
+                keep = keep.masked_fill(padding[..., None], 1.0)
+                added = added.masked_fill(padding[..., None], 0.0)
+            memory = state.memories.setdefault(self.number, Memory())
+            h = scan(keep, added, memory.tensors.get("h"))
+            memory["h"] = h[:, -1]
         return self.out(h.to(x.dtype))  # type: ignore[no-any-return]
