@@ -1,9 +1,10 @@
-"""What the house asks of a model: `forward` and `vocab_size` of an nn.Module; all else has a default here.
+"""The least that a model must have: an nn.Module with `forward` and `vocab_size`.
 
-`LanguageModel` is such a module with everything said. Of another one: `forward(tokens, targets=None, ...)` returns
-logits [batch, seq, vocab], or with targets a `TokenLoss`; it gets `documents`, `noise`, `weights` only if it takes them.
-Which of its parameters are embeddings, heads and filters is found by type. Its config must have `build(vocab_size,
-seed)`; the sizes that it does not say are counted: `models/sizes.py`.
+`forward(tokens, targets=None, ...)` returns logits [batch, seq, vocab], or with targets a
+`TokenLoss`; it is passed `documents`, `noise` and `weights` only if it has such parameters.
+All else has a default in this file: embeddings, heads and filters are recognised by type.
+`LanguageModel` has the whole interface.
+Its config must have `build(vocab_size, seed)`; sizes that it does not say are counted (`models/sizes.py`).
 """
 
 import inspect
@@ -26,20 +27,27 @@ def token_loss(
     noise: Any = None,
     weights: Any = None,
 ) -> TokenLoss:
-    """Return the loss of a batch under `model`, which may be wrapped (DDP, FSDP, torch.compile) and is called once.
+    """Return the loss of a batch; `model` is called once, and may be wrapped (DDP, torch.compile).
+
+    Args:
+        tokens, targets, documents: ids [batch, seq]; targets of -100 do not count.
+        noise: `NoiseKey` of dropout (None: no dropout).
+        weights: of the targets; see `kernels.cross_entropy.Weights`.
 
     Raises:
-        ValueError: `weights` are given and the model takes none.
+        ValueError: `weights` are given and the model's forward has no such parameter.
     """
-    taken = _parameters(type(_unwrapped(model)).forward)
-    given = {"documents": documents, "noise": noise, "weights": weights}
-    more = {k: v for k, v in given.items() if v is not None and (taken is None or k in taken)}
-    if weights is not None and "weights" not in more:
+    names = _parameters(type(_unwrapped(model)).forward)
+    optional = {"documents": documents, "noise": noise, "weights": weights}
+    passed = {k: v for k, v in optional.items() if v is not None and (names is None or k in names)}
+    if weights is not None and "weights" not in passed:
         name = type(_unwrapped(model)).__name__
-        raise ValueError(f"{name}.forward takes no `weights` of tokens, which this task needs")
-    if taken is not None and "targets" not in taken:
-        return _loss_of(model(tokens, **more), targets)
-    out = model(tokens, targets, **more)
+        raise ValueError(
+            f"{name}.forward takes no `weights` of tokens, which this task needs; add the parameter"
+        )
+    if names is not None and "targets" not in names:
+        return _loss_of(model(tokens, **passed), targets)
+    out = model(tokens, targets, **passed)
     return out if isinstance(out, TokenLoss) else _loss_of(out, targets)
 
 
@@ -72,15 +80,18 @@ def _unwrapped(model: Any) -> Any:
 
 @lru_cache
 def _parameters(forward: Callable[..., Any]) -> frozenset[str] | None:
-    """Return the names of what `forward` takes, None where it takes any."""
-    found = inspect.signature(forward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in found.values()):
+    """Return the names of the parameters of `forward`, None where it takes any (**kwargs)."""
+    parameters = inspect.signature(forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
-    return frozenset(found)
+    return frozenset(parameters)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the layers in order, units of recomputation and sharding: by default those of the first nn.ModuleList."""
+    """Return the layers in order: the units of activation checkpointing and of sharding.
+
+    Default: the members of the first nn.ModuleList.
+    """
     own = getattr(model, "blocks", None)
     if callable(own):
         return list(own())
@@ -89,10 +100,10 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def start(model: Any, batch: int, capacity: int, *, static: bool = False) -> Any:
-    """Return the state of rows that have read nothing; see `LanguageModel.start`.
+    """Return the state before the first token; see `LanguageModel.start`.
 
     Raises:
-        NotImplementedError: the model keeps none; it is asked to read its text anew for each token.
+        NotImplementedError: the model has no state; each token takes a forward pass over all text.
     """
     if not hasattr(model, "start"):
         raise NotImplementedError(f"{type(model).__name__} keeps no state")
@@ -100,31 +111,33 @@ def start(model: Any, batch: int, capacity: int, *, static: bool = False) -> Any
 
 
 def for_inference(model: Any, *, compiled: bool = False) -> Any:
-    """Return the model laid out for decoding; by default as it is."""
+    """Return the model with its weights laid out for decoding. Default: unchanged."""
     prepare = getattr(model, "for_inference", None)
     return prepare(compiled=compiled) if prepare is not None else model
 
 
 def read_vocabulary(model: nn.Module, texts: Callable[[], Sequence[str]]) -> None:
-    """Tell the modules that have a `read_vocabulary` what text each id stands for."""
-    curious: list[Any] = [m for m in model.modules() if hasattr(m, "read_vocabulary")]
-    told = texts() if curious else ()
-    for module in curious:
-        module.read_vocabulary(told)
+    """Hand the text of each id to every module that has a method `read_vocabulary`.
+
+    `texts` is called only if there is such a module.
+    """
+    readers: list[Any] = [m for m in model.modules() if hasattr(m, "read_vocabulary")]
+    vocabulary = texts() if readers else ()
+    for module in readers:
+        module.read_vocabulary(vocabulary)
 
 
 def learning_rate_scales(model: nn.Module) -> dict[str, float]:
-    """Return the learning-rate factor of each parameter that is not 1, by name.
+    """Return the learning-rate factors other than 1, by name of the parameter.
 
-    A module says so of its own by an attribute `learning_rate_scale` (name -> factor), a model by a method
-    `learning_rate_scales`.
+    Default: `scales_of_modules`; a model may have a method `learning_rate_scales` instead.
     """
     own = getattr(model, "learning_rate_scales", None)
     return dict(own()) if own is not None else dict(scales_of_modules(model))
 
 
 def scales_of_modules(model: nn.Module) -> Iterator[tuple[str, float]]:
-    """Yield (name, factor) as the modules of `model` say."""
+    """Yield (name, factor) from the modules that have a dict `learning_rate_scale`."""
     for prefix, module in model.named_modules():
         scales: Mapping[str, float] = getattr(module, "learning_rate_scale", {})
         for name, factor in scales.items():
@@ -132,12 +145,16 @@ def scales_of_modules(model: nn.Module) -> Iterator[tuple[str, float]]:
 
 
 def lookups(model: nn.Module) -> set[str]:
-    """Return the parameters that modules list as `lookups`: tables that are read by row, never decayed, no matrices."""
+    """Return the names of lookup tables: the parameters that modules list as `lookups`.
+
+    They are read by row: no optimiser decays them or treats them as matrices. nn.Embedding is not
+    among them; see `embeddings`.
+    """
     return _listed(model, "lookups")
 
 
 def embeddings(model: nn.Module) -> set[str]:
-    """Return the weights of embeddings: those of nn.Embedding."""
+    """Return the names of the weights of nn.Embedding modules."""
     return {
         _joined(prefix, "weight")
         for prefix, module in model.named_modules()
@@ -146,7 +163,10 @@ def embeddings(model: nn.Module) -> set[str]:
 
 
 def heads(model: nn.Module) -> set[str]:
-    """Return the weights of output heads: of linear layers outside the blocks with a row for each id."""
+    """Return the names of the weights of output heads.
+
+    A head is a linear layer outside the blocks with `vocab_size` outputs.
+    """
     inside = {id(m) for block in blocks(model) for m in block.modules()}
     return {
         _joined(prefix, "weight")
@@ -158,14 +178,17 @@ def heads(model: nn.Module) -> set[str]:
 
 
 def filters(model: nn.Module) -> set[str]:
-    """Return the weights of depthwise convolutions, a filter a row: of nn.Conv*d, and what modules list as `filters`."""
+    """Return the names of the weights of depthwise convolutions, one filter a row.
+
+    They are those of depthwise nn.Conv1d, 2d and 3d, and what modules list as `filters`.
+    """
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    found = {
+    by_type = {
         _joined(prefix, "weight")
         for prefix, module in model.named_modules()
         if isinstance(module, convolutions) and module.groups == module.in_channels > 1
     }
-    return found | _listed(model, "filters")
+    return by_type | _listed(model, "filters")
 
 
 def _listed(model: nn.Module, attribute: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""The whole interface of a model of ours; what is asked of anybody's, `models/contract.py` says.
+"""The base class of our models; `models/contract.py` says how little a foreign model must have.
 
 Shape legend: batch, seq, vocab.
 """
@@ -19,13 +19,13 @@ Give = Literal["loss", "logits", "hidden"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLoss:
-    """What a model says of a batch with targets.
+    """The loss of a batch.
 
     Args:
-        total: differentiable sum over target tokens, nats; divide by their global count.
-        nll: negative log-likelihood of each target, nats, 0 where there is none, no gradient.
-        reported: the sum that is logged and that divergence is told by (None: that of `nll`).
-        statistics: named scalars for the log (auxiliary losses, router entropy, ...).
+        total: sum over target tokens, nats, with gradient; divide it by their global count.
+        nll: negative log-likelihood of each target, nats, without gradient; 0 where no target is.
+        reported: sum that is logged and watched for divergence, nats (None: the sum of `nll`).
+        statistics: scalars for the log, by name (auxiliary losses, router entropy, ...).
     """
 
     total: Float[Tensor, ""]
@@ -34,17 +34,20 @@ class TokenLoss:
     statistics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
-# FSDP and torch.compile look for the tensors of a module's output through pytree.
+# FSDP and torch.compile find the tensors in a module's output through pytree.
 pytree.register_dataclass(TokenLoss)
 
 
 def flat_weights(weights: Weights | None) -> Weights | None:
-    """Return weights of tokens, [batch, seq], as those of rows."""
+    """Return token weights [batch, seq] as [batch * seq]; None and functions are returned as is."""
     return weights.flatten() if isinstance(weights, Tensor) else weights
 
 
 class LanguageModel(nn.Module):
-    """Base of all models; `forward` serves both directions so that DDP and FSDP hooks always run."""
+    """Base of our models.
+
+    Training and decoding both go through `forward`, so that the hooks of DDP and FSDP always run.
+    """
 
     cfg: "ModelConfig"
     vocab_size: int
@@ -66,40 +69,50 @@ class LanguageModel(nn.Module):
         | Float[Tensor, "batch seq dim"]
         | TokenLoss
     ):
-        """Return fp32 logits, or with `targets` (-100 = no target) the loss, or what `give` names.
+        """Return fp32 logits [batch, seq, vocab], or with `targets` a `TokenLoss`.
 
-        `give` is "logits", "loss" or "hidden": the last hidden state, normed, which the head reads. `weights` are
-        those of the targets in the loss, in the order of `tokens.flatten()`: see `kernels.cross_entropy.Weights`.
+        With `state` the tokens continue the text that it has read, and the logits after the last
+        token of each row are returned, [batch, vocab].
 
-        `documents` keeps tokens within their document; `noise` turns dropout on. With `state` the tokens follow
-        what it has read: it reads the first `counts` of each row (None: all; the rest is padding), and the
-        logits of the token after them are returned, [batch, vocab].
+        Args:
+            targets: ids, -100 where there is no target.
+            documents: index of each token's document; tokens see their own document only.
+            noise: key of dropout's random bits (None: no dropout).
+            state: from `start`; it is updated.
+            counts: with `state`, number of real tokens in each row, the rest being padding (None:
+                all are real).
+            weights: of the targets in the loss; see `kernels.cross_entropy.Weights`.
+            give: "loss" or "logits" by name, or "hidden", the normed last hidden state that the
+                head reads [batch, seq, dim].
         """
         raise NotImplementedError
 
     def start(self, batch: int, capacity: int, *, static: bool = False) -> State:
-        """Return the state of `batch` rows that have read nothing, with room for `capacity` tokens.
+        """Return the state of `batch` rows before their first token.
 
-        A `static` one never grows, and has the same shapes at every length: for a compiled step.
+        Args:
+            capacity: tokens to make room for at first.
+            static: never grow, and keep the same shapes at every length: for a compiled step.
 
         Raises:
-            NotImplementedError: the model keeps none; it is asked to read its text anew for each token.
+            NotImplementedError: the model has no state; each token takes a forward pass over all
+                text.
         """
         raise NotImplementedError
 
     def unembed(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
-        """Return the logits that a residual stream would give if it ended here (the logit lens).
+        """Return the logits of a residual stream read in mid-model (the logit lens).
 
         Raises:
-            NotImplementedError: the model has no such stream.
+            NotImplementedError: the model has no residual stream.
         """
         raise NotImplementedError
 
     def for_inference(self, *, compiled: bool = False) -> "LanguageModel":
-        """Return self, its weights laid out for decoding on their device; it is not to be trained or saved after.
+        """Return self with its weights laid out for decoding; do not train or save it afterwards.
 
         Args:
-            compiled: a compiled step decodes: the weights stay as they lie.
+            compiled: the decoding step will be compiled, which leaves the layout as it is.
         """
         return self
 
@@ -110,31 +123,31 @@ class LanguageModel(nn.Module):
 
 @runtime_checkable
 class ModelConfig(Protocol):
-    """What a model's config says, all of it without building the model.
+    """The config of a model: it builds the model, and counts it without building it.
 
-    Of somebody else's only `build` is asked; what it leaves out has a default in `models/sizes.py`.
+    Of a class of somebody else's only `build` is required; `models/sizes.py` has defaults for the rest.
     """
 
     def build(self, vocab_size: int, seed: int) -> LanguageModel:
-        """Return the initialised model; the same seed gives the same weights."""
+        """Return the model, initialised; the same seed gives the same weights."""
         ...
 
     def num_parameters(self, vocab_size: int) -> int:
-        """Return the number of parameters, embeddings and tied head counted once."""
+        """Return the number of parameters; a tied head and its embedding count once."""
         ...
 
     def num_active_parameters(self, vocab_size: int) -> int:
-        """Return how many of them one token is multiplied with: all, but where experts or tables lie idle."""
+        """Return how many parameters one token is multiplied with: experts may be idle."""
         ...
 
     def num_embedding_parameters(self, vocab_size: int) -> int:
-        """Return the parameters of token and position embeddings that are not also the head."""
+        """Return the number of embedding parameters, token and position, not tied to the head."""
         ...
 
     def forward_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
-        """Return forward FLOPs of one sequence, (full attention, causal half counted)."""
+        """Return the forward FLOPs of one sequence: (all pairs, causal half of attention)."""
         ...
 
     def check(self, vocab_size: int, seq: int) -> None:
-        """Raise ValueError where this model cannot run on sequences of `seq` tokens."""
+        """Raise ValueError if the model cannot read sequences of `seq` tokens."""
         ...
