@@ -1,6 +1,6 @@
-"""Softmax attention as a branch: MHA, GQA, MQA; over everything before, or a sliding window with or without sinks.
+"""Softmax attention as a branch: MHA, GQA, MQA; over all tokens or in a sliding window, with sinks.
 
-Shape legend: batch, seq, dim = model width; kv = key/value heads.
+Shape legend: batch, seq, dim = model width; heads.
 """
 
 import torch
@@ -25,7 +25,7 @@ from models.layers import RMSNorm
 
 
 class Attention(nn.Module):
-    """See `AttentionConfig`; q, k and v are one GEMM."""
+    """Attention by `AttentionConfig`; q, k and v are one GEMM."""
 
     def __init__(self, cfg: AttentionConfig, host: Host, number: int) -> None:
         super().__init__()
@@ -47,53 +47,56 @@ class Attention(nn.Module):
         batch, seq, _ = x.shape
         q, k, v = self._heads(x)
         if self.cfg.window is not None:
-            y = self._near(q, k, v, context)
+            y = self._windowed(q, k, v, context)
         elif context.state is not None:
             q, k = _turn(q, k, context)
             k, v = KeysValues.of(context.state, self.number, k, v).write(context.state, k, v)
             y = masked_attention(q, k, v, context.state.mask, scale=self.scale, sink=self.sink)
         else:
             q, k = _turn(q, k, context)
-            y = self._everything(q, k, v, context)
+            y = self._unbounded(q, k, v, context)
         return self.out(y.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
 
-    def _everything(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+    def _unbounded(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         if self.sink is None:
             return attention(
                 q, k, v, scale=self.scale, documents=context.documents, causal=self.causal
             )
-        places = context.positions.view(-1, q.shape[2])
-        mask = self._shown(places, places, context)[:, None]
+        positions = context.positions.view(-1, q.shape[2])
+        mask = self._mask(positions, positions, context)[:, None]
         return masked_attention(q, k, v, mask, scale=self.scale, sink=self.sink)
 
-    def _near(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
-        """A window: what it does not show is masked; the cache holds no more than it shows."""
+    def _windowed(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """Attend inside the window; the cache keeps no more than window and sinks."""
         cfg, state = self.cfg, context.state
         assert cfg.window is not None
         turned, k = _turn(q, k, context)
         queries = keys = context.positions.view(-1, q.shape[2])
         if state is not None:
-            kept = LastKeysValues.of(state, self.number, k, v, cfg.window + cfg.sinks)
-            k, v, keys = kept.write(state, k, v, cfg.sinks)
-        mask = self._shown(queries, keys, context)
+            cache = LastKeysValues.of(state, self.number, k, v, cfg.window + cfg.sinks)
+            k, v, keys = cache.write(state, k, v, cfg.sinks)
+        mask = self._mask(queries, keys, context)
         if not cfg.reindex:
             return masked_attention(turned, k, v, mask[:, None], scale=self.scale, sink=self.sink)
-        q_sink, near, far = self._apart(q, mask, queries, keys, context)
+        q_sink, near, far = self._split_sinks(q, mask, queries, keys, context)
         return reindexed_attention(turned, q_sink, k, v, near, far, scale=self.scale)
 
-    def _shown(self, queries: Tensor, keys: Tensor, context: Context) -> Tensor:
-        """Return mask[b, i, j]: query i sees key j, by their positions and documents."""
+    def _mask(self, queries: Tensor, keys: Tensor, context: Context) -> Tensor:
+        """Return mask[b, i, j], True where query i sees key j, from their positions [b, ...]."""
         cfg, documents = self.cfg, context.documents
         if cfg.window is None:
-            one = torch.zeros_like(queries) if documents is None else documents
-            return document_mask(one, causal=self.causal)
+            of_one = torch.zeros_like(queries) if documents is None else documents
+            return document_mask(of_one, causal=self.causal)
         mask = window_mask(queries, keys, cfg.window, cfg.sinks)
         return mask if documents is None else mask & document_mask(documents)
 
-    def _apart(
+    def _split_sinks(
         self, q: Tensor, mask: Tensor, queries: Tensor, keys: Tensor, context: Context
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries as at the end of a full cache, where they meet sinks, and the masks: (q, window, sinks)."""
+        """Return (queries for the sinks, mask of the window, mask of the sinks).
+
+        Those queries are turned to their position inside the cache, at most window + sinks - 1.
+        """
         assert context.rotary_at is not None
         assert self.cfg.window is not None
         inside = queries.clamp(max=self.cfg.window + self.cfg.sinks - 1)
@@ -112,14 +115,14 @@ class Attention(nn.Module):
     def probabilities(
         self, x: Float[Tensor, "batch seq dim"], context: Context
     ) -> Float[Tensor, "batch heads seq seq"]:
-        """Return how much each token looks at each: what `forward` computes without writing it down."""
+        """Return the attention probabilities, which `forward` does not materialise."""
         q, k, _ = self._heads(x)
         turned, k = _turn(q, k, context)
-        places = context.positions.view(-1, x.shape[1])
-        mask = self._shown(places, places, context)
+        positions = context.positions.view(-1, x.shape[1])
+        mask = self._mask(positions, positions, context)
         if not self.cfg.reindex:
             return attention_weights(turned, k, mask[:, None], scale=self.scale, sink=self.sink)
-        q_sink, near, far = self._apart(q, mask, places, places, context)
+        q_sink, near, far = self._split_sinks(q, mask, positions, positions, context)
         return reindexed_weights(turned, q_sink, k, near, far, scale=self.scale)
 
 

@@ -1,4 +1,4 @@
-"""Softmax attention as data: which heads, and which tokens they see."""
+"""The config of softmax attention: its heads, and the tokens that they see."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,10 +16,12 @@ class AttentionConfig:
 
     Args:
         num_kv_heads: key/value heads (None: the decoder's).
-        window: tokens that a query sees, itself included (None: all); the cache keeps no more.
-        sinks: first tokens of the sequence that it sees as well (StreamingLLM, arXiv 2309.17453).
-        reindex: the distance to a sink is counted inside the cache: at most window + sinks - 1.
-        learned_sink: a logit of each head takes the attention that no token should get (gpt-oss, arXiv 2508.10925).
+        window: number of tokens that a query sees, itself included (None: all); the decoding state
+            keeps no more.
+        sinks: number of first tokens that it sees as well (StreamingLLM, arXiv 2309.17453).
+        reindex: count the distance to a sink inside the cache, at most window + sinks - 1.
+        learned_sink: a learned logit per head that takes attention away from all tokens (gpt-oss,
+            arXiv 2508.10925).
     """
 
     name: ClassVar[str] = "attn"
@@ -37,15 +39,16 @@ class AttentionConfig:
             raise ValueError(f"window={self.window} must be at least 1")
         if self.sinks < 0 or (self.sinks and self.window is None):
             raise ValueError(
-                f"sinks={self.sinks} goes with a window, and is not negative; give window"
+                f"sinks={self.sinks} must be at least 0, and needs a window; give window"
             )
         if self.reindex and (not self.sinks or self.learned_sink):
             raise ValueError(
-                "reindex is for sinks that are tokens; give window and sinks, and no learned_sink"
+                "reindex=true needs sinks that are tokens; give window and sinks, and leave "
+                "learned_sink out"
             )
 
     def kv_heads(self, host: Host) -> int:
-        """Return the key/value heads in `host`."""
+        """Return the number of key/value heads in `host`."""
         return host.kv_heads if self.num_kv_heads is None else self.num_kv_heads
 
     def build(self, host: Host, number: int, vocab_size: int) -> "Attention":
@@ -57,7 +60,7 @@ class AttentionConfig:
                 f"num_kv_heads={self.num_kv_heads} must divide num_heads={host.num_heads}"
             )
         if self.reindex and host.positions != "rope":
-            raise ValueError(f"reindex needs positions=rope, not {host.positions}")
+            raise ValueError(f"reindex=true needs positions=rope, not {host.positions}")
         if self.window is not None and not host.causal:
             raise ValueError(f"window={self.window} looks back only; use it with causal=true")
         return Attention(self, host, number)
@@ -66,21 +69,21 @@ class AttentionConfig:
         """See `BranchConfig`."""
         dim, bias = host.attention_dim, int(host.bias)
         q, kv = host.num_heads * dim, self.kv_heads(host) * dim
-        found = host.width * (q + 2 * kv) + q * host.width + bias * (q + 2 * kv + host.width)
-        return found + (2 * dim if host.qk_norm else 0) + host.num_heads * self.learned_sink
+        linears = host.width * (q + 2 * kv) + q * host.width + bias * (q + 2 * kv + host.width)
+        return linears + (2 * dim if host.qk_norm else 0) + host.num_heads * self.learned_sink
 
     def num_active_parameters(self, host: Host, number: int) -> int:
         """See `BranchConfig`."""
         return self.num_parameters(host, number)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `BranchConfig`; a window saves none of what is computed in training, where all pairs are masked.
+        """See `BranchConfig`.
 
-        With `reindex` each key is there twice, by each of two queries.
+        A window saves nothing in training: all pairs are computed, then masked. With `reindex`
+        queries and keys are twice as wide and keys twice as many: three times the products.
         """
         q, kv = host.num_heads * host.attention_dim, self.kv_heads(host) * host.attention_dim
         gemms = linear_flops(seq, host.width, q + 2 * kv) + linear_flops(seq, q, host.width)
-        scores = attention_flops(seq, host.num_heads, host.attention_dim) * (
-            3 if self.reindex else 1
-        )
+        times = 3 if self.reindex else 1
+        scores = times * attention_flops(seq, host.num_heads, host.attention_dim)
         return gemms + scores, gemms + (scores // 2 if host.causal else scores)

@@ -1,4 +1,4 @@
-"""A layer: its branches, on one residual stream or several.
+"""A layer of the decoder: its branches in turn, on one residual stream or several.
 
 Shape legend: batch, seq, dim = model width; streams where there are several.
 """
@@ -16,7 +16,7 @@ from models.layers import make_norm
 
 
 class Block(nn.Module):
-    """One layer: its branches, one after the other, each normed before and added after."""
+    """One layer: each branch reads the normed residual stream and adds its output to it."""
 
     def __init__(
         self, cfg: DecoderConfig, branches: list[BranchConfig], first: int, vocab_size: int
@@ -39,8 +39,8 @@ class Block(nn.Module):
         notes: Notes = {}
         for number, name in enumerate(self.names, self.first):
             norm, streams = modules.get(f"{name}_norm"), modules.get(f"{name}_streams")
-            given, gates = (x, None) if streams is None else streams.read(x, context)
-            out = modules[name](given if norm is None else norm(given), context)
+            stream, gates = (x, None) if streams is None else streams.read(x, context)
+            out = modules[name](stream if norm is None else norm(stream), context)
             out, more = split_notes(out)
             out = dropout(out, self.drop, context.noise, number + 1)
             x = x + out if streams is None else streams.write(x, out, gates)

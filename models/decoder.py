@@ -1,7 +1,7 @@
-"""The decoder: GPT-2, Llama, what lies between, and every other stack of branches, by config.
+"""The decoder: GPT-2, Llama, what lies between them, and any other stack of branches, by config.
 
-Layers of pre-norm branches, x + attn(norm(x)), x + mlp(norm(x)), as `pattern` says; a final norm; a linear head, tied
-or not. Which branches there are is a matter of config (`models/branch_config.py`); this file knows none but by their letter.
+Layers of pre-norm branches, x + attn(norm(x)), x + mlp(norm(x)), as `pattern` says; a final norm; a
+linear head, tied or not. The branches come from the config (`models/branch_config.py`).
 
 Shape legend: batch, seq, dim = width, vocab.
 """
@@ -113,7 +113,7 @@ class Decoder(LanguageModel):
         documents: Int64[Tensor, "batch seq"] | None,
         noise: NoiseKey | None,
     ) -> tuple[Float[Tensor, "batch seq dim"], Notes]:
-        """Return the normed last hidden state, which the head reads, and what the branches have to say."""
+        """Return (normed last hidden state, which the head reads; notes of the branches)."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.embedding(tokens)
         if self.positions is not None:
@@ -133,7 +133,7 @@ class Decoder(LanguageModel):
     def _through(
         self, x: Float[Tensor, "batch seq dim"], context: Context
     ) -> tuple[Float[Tensor, "batch seq dim"], Notes]:
-        """Pass the layers."""
+        """Return (`x` after all layers, notes of the branches)."""
         streams = self.streams
         notes: Notes = {}
         x = x if streams is None else streams.spread(x, context)
@@ -149,17 +149,17 @@ class Decoder(LanguageModel):
 
     def _rotary_at(self, positions: Int64[Tensor, "... seq"]) -> Tables:
         cfg = self.cfg
-        found = rotary_frequencies(cfg.attention_dim, cfg.rope_base, positions.device)
+        frequencies = rotary_frequencies(cfg.attention_dim, cfg.rope_base, positions.device)
         if cfg.rope_scaling is None:
-            return rotary_tables(positions, found)
-        slow = slowed(cfg.rope_scaling, found, cfg.rope_base)
+            return rotary_tables(positions, frequencies)
+        slow = slowed(cfg.rope_scaling, frequencies, cfg.rope_base)
         return rotary_tables(positions, slow, cfg.rope_scaling.attention_gain)
 
     def start(self, batch: int, capacity: int, *, static: bool = False) -> DecoderState:
         """See `LanguageModel.start`."""
         if not self.cfg.causal:
             raise NotImplementedError(
-                "causal=false: what was read depends on what follows; there is no cache"
+                "causal=false has no state: each token sees later ones; use causal=true to decode"
             )
         device = self.embedding.weight.device
         return DecoderState(batch, capacity=capacity, device=device, static=static)
@@ -170,7 +170,7 @@ class Decoder(LanguageModel):
         state: State,
         counts: Int64[Tensor, " batch"] | None,
     ) -> Float[Tensor, "batch dim"]:
-        """Read tokens into the state; return the hidden state after the last of each row."""
+        """Read tokens into the state; return each row's normed hidden state at its last token."""
         assert isinstance(state, DecoderState)
         positions = state.begin(tokens.shape[1], counts)
         x = self.embedding(tokens)
@@ -187,7 +187,10 @@ class Decoder(LanguageModel):
         return list(self.layers)
 
     def learning_rate_scales(self) -> dict[str, float]:
-        """Return 1/m for hidden matrices under muP with Adam (Yang et al., table 8), and what branches say."""
+        """Return the learning-rate factors: those of branches, and muP's for Adam.
+
+        muP divides the rate of hidden matrices by m = `width_multiplier` (Yang et al., table 8).
+        """
         own = dict(scales_of_modules(self))
         if self.cfg.init != "mup":
             return own
@@ -198,7 +201,7 @@ class Decoder(LanguageModel):
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """Return `x` in the type that autocast, where it is on, computes in."""
+    """Return `x` in autocast's dtype if autocast is on."""
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return x.to(torch.get_autocast_dtype(x.device.type))
     return x

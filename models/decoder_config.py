@@ -1,6 +1,7 @@
-"""The shape of a decoder: GPT-2, Llama, what lies between, and every other stack of branches.
+"""The shape of a decoder: GPT-2, Llama, what lies between them, and any other stack of branches.
 
-Which branches there are is a matter of config (`models/branch_config.py`); this file knows none but by their letter.
+Branches are named by letters (`models/branch_config.py`): `a` and `f` are known here, others are
+given as `parts`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,25 +22,27 @@ class DecoderConfig:
     """Shape and options of a decoder.
 
     Args:
-        depth, width: layers and residual width.
-        num_heads, num_kv_heads: query heads and key/value heads (None: as many).
+        depth, width: number of layers; width of the residual stream.
+        num_heads, num_kv_heads: query heads; key/value heads (None: as many).
         head_dim: width of a head (None: width / num_heads).
         hidden: feed-forward width (None: 4 x width, or for swiglu 8/3 x width to a multiple of 8).
         context_length: longest sequence; matters for learned positions only.
-        dropout: on the embedding and on what each branch adds to the residual stream.
-        rope_scaling: stretches rotary positions past the context they were trained at.
-        norm_eps: added to the mean square or variance (None: 1e-6 of RMSNorm, 1e-5 of LayerNorm).
+        dropout: probability, on the embedding and on the output of each branch.
+        rope_scaling: stretches rotary positions beyond the context that they were trained at.
+        norm_eps: added to the mean square or variance (None: 1e-6 for RMSNorm, 1e-5 for LayerNorm).
         softcap: logits become softcap * tanh(logits / softcap).
         z_loss: weight of logsumexp(logits)**2 in the training loss.
-        base_width: muP: the width at which learning rate and std were tuned (init=mup only).
-        pattern: a word for each layer, over and over; a letter for each of its branches. `a` is attention and `f`
-            feed-forward as the fields above say, the other letters are those of `parts`.
-        parts: further branches by their letter, each with its `_target_`: conf/model/part.
-        streams: residual streams instead of one residual: hyper-connections, `_target_` models.streams_config....
-        causal: False lets every token see all others: for masked diffusion. There is no cache then.
+        base_width: with init=mup, the width at which learning rate and init_std were tuned.
+        pattern: a word for each layer, repeated over the depth; a letter for each branch: `a`
+            attention and `f` feed-forward, both shaped by the fields above, or a key of `parts`.
+        parts: further branches by letter, each a config with its `_target_`: conf/model/part.
+        streams: hyper-connections (several residual streams), a config with its `_target_`:
+            conf/model/streams. None: the plain residual.
+        causal: False lets every token see all others, as masked diffusion does; there is no
+            decoding state then.
     """
 
-    numerics = 2  # 1 left biases at torch's default, drawn from the global generator
+    numerics = 2  # revision 1 drew biases from torch's global generator
 
     depth: int
     width: int
@@ -92,46 +95,52 @@ class DecoderConfig:
         for letter, part in self.parts.items():
             if len(letter) != 1 or not isinstance(part, BranchConfig):
                 raise ValueError(
-                    f"parts.{letter}={part!r} must be a letter and a part with its _target_: see conf/model/part"
+                    f"parts.{letter}={part!r} must be one letter and a config with its _target_; "
+                    "see conf/model/part"
                 )
         if self.streams is not None and not hasattr(self.streams, "build_ends"):
             raise ValueError(
-                f"streams={self.streams!r} must be a config with its _target_: see conf/model/streams"
+                f"streams={self.streams!r} must be a config with its _target_; "
+                "see conf/model/streams"
             )
         for word in letters_by_layer(self.pattern, self.depth):
-            unknown = [letter for letter in word if letter not in self._known]
-            if unknown:
-                raise ValueError(
-                    f"pattern={self.pattern!r}: {unknown[0]!r} is no part; there are: {', '.join(self._known)}"
-                )
-            names = [self._known[letter].name for letter in word]
-            if len(set(names)) < len(names):
-                raise ValueError(
-                    f"pattern={self.pattern!r}: {word!r} has two branches of one kind ({', '.join(names)})"
-                )
-            back = [letter for letter in word if self._known[letter].looks_back]
-            if back and not self.causal:
-                raise ValueError(
-                    f"pattern={self.pattern!r}: {back[0]!r} looks back only; use it with causal=true"
-                )
+            self._check_layer(word)
+
+    def _check_layer(self, word: str) -> None:
+        """Raise ValueError unless the letters of a layer are known and go together."""
+        by_letter = self._branches_by_letter
+        unknown = [letter for letter in word if letter not in by_letter]
+        if unknown:
+            raise ValueError(
+                f"pattern={self.pattern!r}: {unknown[0]!r} is no part; "
+                f"there are: {', '.join(by_letter)}"
+            )
+        names = [by_letter[letter].name for letter in word]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"pattern={self.pattern!r}: {word!r} has two branches of one kind "
+                f"({', '.join(names)}); put them in layers of their own"
+            )
+        back = [letter for letter in word if by_letter[letter].looks_back]
+        if back and not self.causal:
+            raise ValueError(
+                f"pattern={self.pattern!r}: {back[0]!r} looks back only; use it with causal=true"
+            )
 
     @property
-    def _known(self) -> dict[str, BranchConfig]:
+    def _branches_by_letter(self) -> dict[str, BranchConfig]:
         own: dict[str, BranchConfig] = {"a": AttentionConfig(), "f": FeedForwardConfig()}
         return own | self.parts
 
     def branches(self) -> list[list[BranchConfig]]:
         """Return the branches of each layer."""
-        return [
-            [self._known[letter] for letter in word]
-            for word in letters_by_layer(self.pattern, self.depth)
-        ]
+        by_letter = self._branches_by_letter
+        layers = letters_by_layer(self.pattern, self.depth)
+        return [[by_letter[letter] for letter in word] for word in layers]
 
     def couples_samples(self, sequence_length: int) -> bool:
         """Return whether a branch makes a sample depend on the others of its forward pass."""
-        return any(
-            couples_samples(part, sequence_length) for row in self.branches() for part in row
-        )
+        return any(couples_samples(b, sequence_length) for row in self.branches() for b in row)
 
     @property
     def has_filters(self) -> bool:
@@ -140,7 +149,7 @@ class DecoderConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Key/value heads, the default resolved."""
+        """Number of key/value heads, the default resolved."""
         return self.num_kv_heads if self.num_kv_heads is not None else self.num_heads
 
     @property
@@ -161,7 +170,7 @@ class DecoderConfig:
         return 1.0 if self.base_width is None else self.width / self.base_width
 
     def build(self, vocab_size: int, seed: int) -> "Decoder":
-        """Return the initialised decoder (on the meta device inside `torch.device('meta')`)."""
+        """Return the decoder, initialised; inside `torch.device("meta")` without values."""
         from models.decoder import Decoder  # noqa: PLC0415
         from models.initialise import initialise  # noqa: PLC0415
 
@@ -177,7 +186,7 @@ class DecoderConfig:
         return model
 
     def check(self, vocab_size: int, seq: int) -> None:
-        """Raise ValueError where learned positions end before the sequence does."""
+        """Raise ValueError if learned positions are fewer than `seq`."""
         if self.positions == "learned" and seq > self.context_length:
             raise ValueError(
                 f"sequence_length={seq} exceeds context_length={self.context_length} of learned "
@@ -185,13 +194,16 @@ class DecoderConfig:
             )
 
     def num_parameters(self, vocab_size: int) -> int:
-        """Return the parameter count by formula (a test holds it equal to numel)."""
+        """Return the number of parameters, by formula."""
         head = 0 if self.tied else vocab_size * self.width
         embedding = vocab_size * self.width + self._num_positions
         return embedding + head + self._norm_parameters + self._in_branches("num_parameters")
 
     def num_active_parameters(self, vocab_size: int) -> int:
-        """Return the parameters that one token is multiplied with: of experts and tables, those it meets."""
+        """Return the number of parameters that one token is multiplied with.
+
+        Of experts and lookup tables only the experts chosen and the rows read count.
+        """
         idle = self._in_branches("num_parameters") - self._in_branches("num_active_parameters")
         return self.num_parameters(vocab_size) - idle
 
@@ -212,11 +224,11 @@ class DecoderConfig:
         return self.context_length * self.width if self.positions == "learned" else 0
 
     def num_embedding_parameters(self, vocab_size: int) -> int:
-        """Return lookup-only parameters: positions, and token embeddings unless tied to the head."""
+        """Return the number of parameters of learned positions and of an untied embedding."""
         return self._num_positions + (0 if self.tied else vocab_size * self.width)
 
     def forward_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
-        """Return forward FLOPs of one sequence: (all pairs, causal half)."""
+        """Return the forward FLOPs of one sequence: (all pairs, causal half of attention)."""
         full = causal = linear_flops(seq, self.width, vocab_size)
         for part in (part for layer in self.branches() for part in layer):
             more = part.forward_flops(self, seq)
