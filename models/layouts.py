@@ -1,6 +1,7 @@
-"""The layouts of transformers that a decoder can be read from and written as: Llama, Qwen3, Mixtral, GPT-2.
+"""Checkpoint layouts of transformers that a decoder is read from and written as.
 
-A layout is a config.json in its own words and, for each tensor of ours, the tensors of theirs that it is made of.
+A layout maps a config.json to a `DecoderConfig` and back, and says for each of our tensors which
+tensors of the transformers checkpoint it is made of.
 """
 
 import math
@@ -17,7 +18,7 @@ from models.decoder_config import DecoderConfig
 from models.experts_config import ExpertsConfig
 from models.rope_config import RopeScaling
 
-_ROPE_KEYS = {  # theirs -> ours
+_ROPE_KEYS = {  # key of config.json -> field of RopeScaling
     "factor": "factor",
     "original_max_position_embeddings": "original_context",
     "low_freq_factor": "low_freq",
@@ -33,16 +34,18 @@ _ROPE_FIELDS = {
     "yarn": ("factor", "original_context", "beta_fast", "beta_slow", "truncate", "gain"),
 }
 
-# What its experts are, however they were trained.
+# Fields of ExpertsConfig that Mixtral fixes; those of training may differ.
 _MIXTRAL = {"shared": 0, "softmax": "before", "normalise": True}
 
 
 @dataclass(frozen=True)
-class Source:
-    """What one tensor of ours is in a layout: tensors joined along their rows, or one transposed.
+class TensorSource:
+    """The tensors of a transformers checkpoint that make one of ours, joined or transposed.
 
     Args:
-        names: theirs; rows: of each (only where there are several).
+        names: of their tensors, to be joined along the rows.
+        rows: number of rows of each (left out for a single tensor).
+        transposed: the single tensor is stored transposed.
     """
 
     names: tuple[str, ...]
@@ -50,41 +53,39 @@ class Source:
     transposed: bool = False
 
     def join(self, tensors: list[Tensor]) -> Tensor:
-        """Return our tensor."""
-        whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-        return whole.T.contiguous() if self.transposed else whole
+        """Return our tensor, made of `tensors` in the order of `names`."""
+        joined = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        return joined.T.contiguous() if self.transposed else joined
 
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Return theirs, by name."""
-        whole = tensor.T if self.transposed else tensor
-        parts = torch.split(whole, list(self.rows)) if self.rows else (whole,)
-        return {
-            n: part.clone(memory_format=torch.contiguous_format)
-            for n, part in zip(self.names, parts, strict=True)
-        }
+        """Return the tensors of the transformers checkpoint that our `tensor` becomes, by name."""
+        stored = tensor.T if self.transposed else tensor
+        parts = torch.split(stored, list(self.rows)) if self.rows else (stored,)
+        copies = [part.clone(memory_format=torch.contiguous_format) for part in parts]
+        return dict(zip(self.names, copies, strict=True))
 
 
 class Layout(ABC):
-    """One architecture of transformers."""
+    """An architecture of transformers: `model_type` and `architectures` of its config.json."""
 
     model_type: str
     architecture: str
 
     @abstractmethod
     def read(self, given: Mapping[str, Any]) -> DecoderConfig:
-        """Return the config of a config.json.
+        """Return the config of a decoder from the keys of a config.json.
 
         Raises:
-            ValueError: it asks for something that the decoder does not do.
+            ValueError: a key asks for something that the decoder cannot do.
         """
 
     @abstractmethod
     def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
-        """Return the config.json of a decoder, or why this layout cannot hold it."""
+        """Return the keys of config.json for `cfg`, or the reason why the layout cannot hold it."""
 
     @abstractmethod
-    def sources(self, cfg: DecoderConfig) -> dict[str, Source]:
-        """Return where each tensor of a decoder comes from."""
+    def sources(self, cfg: DecoderConfig) -> dict[str, TensorSource]:
+        """Return the source of each of our tensors, by name."""
 
 
 class Llama(Layout):
@@ -120,15 +121,14 @@ class Llama(Layout):
         )
 
     def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
-        wanted = {
+        required = {
             "norm": "rmsnorm",
             "positions": "rope",
             "activation": "swiglu",
             "qk_norm": self.qk_norm,
         }
-        odd = _differences(cfg, wanted)
-        if odd:
-            return odd
+        if differences := _differences(cfg, required):
+            return differences
         return _common(self, vocab_size, cfg) | {
             "hidden_size": cfg.width,
             "intermediate_size": cfg.hidden_dim,
@@ -145,32 +145,39 @@ class Llama(Layout):
             **_write_rope(cfg),
         }
 
-    def sources(self, cfg: DecoderConfig) -> dict[str, Source]:
+    def sources(self, cfg: DecoderConfig) -> dict[str, TensorSource]:
         q, kv = cfg.num_heads * cfg.attention_dim, cfg.kv_heads * cfg.attention_dim
-        found = {
-            "embedding.weight": Source(("model.embed_tokens.weight",)),
-            "norm.weight": Source(("model.norm.weight",)),
+        sources = {
+            "embedding.weight": TensorSource(("model.embed_tokens.weight",)),
+            "norm.weight": TensorSource(("model.norm.weight",)),
         }
         if not cfg.tied:
-            found["head.weight"] = Source(("lm_head.weight",))
+            sources["head.weight"] = TensorSource(("lm_head.weight",))
         for index in range(cfg.depth):
             ours, theirs = f"layers.{index}", f"model.layers.{index}"
             norms = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
             if cfg.qk_norm:
                 norms |= {f"attn.{n}_norm": f"self_attn.{n}_norm" for n in "qk"}
-            found |= {
-                f"{ours}.{a}.weight": Source((f"{theirs}.{b}.weight",)) for a, b in norms.items()
+            sources |= {
+                f"{ours}.{a}.weight": TensorSource((f"{theirs}.{b}.weight",))
+                for a, b in norms.items()
             }
             for kind in ("weight", "bias") if cfg.bias else ("weight",):
                 qkv = tuple(f"{theirs}.self_attn.{name}_proj.{kind}" for name in "qkv")
                 up = tuple(f"{theirs}.mlp.{name}_proj.{kind}" for name in ("gate", "up"))
-                found[f"{ours}.attn.qkv.{kind}"] = Source(qkv, (q, kv, kv))
-                found[f"{ours}.attn.out.{kind}"] = Source((f"{theirs}.self_attn.o_proj.{kind}",))
+                sources[f"{ours}.attn.qkv.{kind}"] = TensorSource(qkv, (q, kv, kv))
+                sources[f"{ours}.attn.out.{kind}"] = TensorSource(
+                    (f"{theirs}.self_attn.o_proj.{kind}",)
+                )
                 if not self.dense:
                     continue
-                found[f"{ours}.mlp.up.{kind}"] = Source(up, (cfg.hidden_dim, cfg.hidden_dim))
-                found[f"{ours}.mlp.down.{kind}"] = Source((f"{theirs}.mlp.down_proj.{kind}",))
-        return found
+                sources[f"{ours}.mlp.up.{kind}"] = TensorSource(
+                    up, (cfg.hidden_dim, cfg.hidden_dim)
+                )
+                sources[f"{ours}.mlp.down.{kind}"] = TensorSource(
+                    (f"{theirs}.mlp.down_proj.{kind}",)
+                )
+        return sources
 
 
 class Qwen3(Llama):
@@ -181,8 +188,8 @@ class Qwen3(Llama):
     def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
         if cfg.bias:
             return "bias=True"
-        found = super().write(cfg, vocab_size)
-        return found if isinstance(found, str) else found | {"use_sliding_window": False}
+        keys = super().write(cfg, vocab_size)
+        return keys if isinstance(keys, str) else keys | {"use_sliding_window": False}
 
 
 class Mixtral(Llama):
@@ -203,49 +210,38 @@ class Mixtral(Llama):
     def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
         layer = cfg.branches()[0]
         experts = layer[-1]
-        if (
-            not isinstance(experts, ExpertsConfig)
-            or layer != [AttentionConfig(), experts]
-            or " " in cfg.pattern
-        ):
+        alike = layer == [AttentionConfig(), experts] and " " not in cfg.pattern
+        if not isinstance(experts, ExpertsConfig) or not alike:
             return f"pattern={cfg.pattern}"
-        odd = {
-            name: getattr(experts, name)
-            for name, value in _MIXTRAL.items()
-            if getattr(experts, name) != value
+        values = {name: getattr(experts, name) for name in _MIXTRAL}
+        differences = {name: v for name, v in values.items() if v != _MIXTRAL[name]}
+        if differences or cfg.bias:
+            return ", ".join(f"{k}={v}" for k, v in {**differences, "bias": cfg.bias}.items())
+        keys = super().write(replace(cfg, pattern="af", parts={}), vocab_size)
+        if isinstance(keys, str):
+            return keys
+        return keys | {
+            "intermediate_size": experts.width(cfg),
+            "num_local_experts": experts.num_experts,
+            "num_experts_per_tok": experts.top_k,
+            "router_aux_loss_coef": experts.balance_weight,
+            "sliding_window": None,
         }
-        if odd or cfg.bias:
-            return ", ".join(f"{name}={value}" for name, value in {**odd, "bias": cfg.bias}.items())
-        found = super().write(replace(cfg, pattern="af", parts={}), vocab_size)
-        return (
-            found
-            if isinstance(found, str)
-            else found
-            | {
-                "intermediate_size": experts.width(cfg),
-                "num_local_experts": experts.num_experts,
-                "num_experts_per_tok": experts.top_k,
-                "router_aux_loss_coef": experts.balance_weight,
-                "sliding_window": None,
-            }
-        )
 
-    def sources(self, cfg: DecoderConfig) -> dict[str, Source]:
-        found = super().sources(cfg)
+    def sources(self, cfg: DecoderConfig) -> dict[str, TensorSource]:
+        sources = super().sources(cfg)
         for index, (_, experts) in enumerate(cfg.branches()):
             assert isinstance(experts, ExpertsConfig)
             ours, theirs = f"layers.{index}.moe", f"model.layers.{index}.block_sparse_moe"
-            norm = found.pop(f"layers.{index}.mlp_norm.weight")
-            found |= {
-                f"{ours}_norm.weight": norm,
-                f"{ours}.router": Source((f"{theirs}.gate.weight",)),
-            }
+            sources[f"{ours}_norm.weight"] = sources.pop(f"layers.{index}.mlp_norm.weight")
+            sources[f"{ours}.router"] = TensorSource((f"{theirs}.gate.weight",))
             rows = (experts.width(cfg),) * 2
             for number in range(experts.num_experts):
-                names = [f"{theirs}.experts.{number}.w{n}.weight" for n in (1, 3, 2)]
-                found[f"{ours}.experts.{number}.up.weight"] = Source((names[0], names[1]), rows)
-                found[f"{ours}.experts.{number}.down.weight"] = Source((names[2],))
-        return found
+                gate, up, down = (f"{theirs}.experts.{number}.w{n}.weight" for n in (1, 3, 2))
+                expert = f"{ours}.experts.{number}"
+                sources[f"{expert}.up.weight"] = TensorSource((gate, up), rows)
+                sources[f"{expert}.down.weight"] = TensorSource((down,))
+        return sources
 
 
 class GPT2(Layout):
@@ -276,7 +272,7 @@ class GPT2(Layout):
         )
 
     def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
-        wanted = {
+        required = {
             "norm": "layernorm",
             "positions": "learned",
             "activation": "gelu",
@@ -285,9 +281,8 @@ class GPT2(Layout):
             "kv_heads": cfg.num_heads,
             "attention_dim": cfg.width // cfg.num_heads,
         }
-        odd = _differences(cfg, wanted)
-        if odd:
-            return odd
+        if differences := _differences(cfg, required):
+            return differences
         return _common(self, vocab_size, cfg) | {
             "n_embd": cfg.width,
             "n_inner": cfg.hidden_dim,
@@ -302,13 +297,13 @@ class GPT2(Layout):
             "attn_pdrop": 0.0,
         }
 
-    def sources(self, cfg: DecoderConfig) -> dict[str, Source]:
-        found = {
-            "embedding.weight": Source(("transformer.wte.weight",)),
-            "positions.weight": Source(("transformer.wpe.weight",)),
+    def sources(self, cfg: DecoderConfig) -> dict[str, TensorSource]:
+        sources = {
+            "embedding.weight": TensorSource(("transformer.wte.weight",)),
+            "positions.weight": TensorSource(("transformer.wpe.weight",)),
         }
         if not cfg.tied:
-            found["head.weight"] = Source(("lm_head.weight",))
+            sources["head.weight"] = TensorSource(("lm_head.weight",))
         names = {
             "attn_norm": "ln_1",
             "attn.qkv": "attn.c_attn",
@@ -324,9 +319,9 @@ class GPT2(Layout):
         }
         for ours, theirs in pairs.items():
             matrix = "norm" not in ours
-            found[f"{ours}.weight"] = Source((f"{theirs}.weight",), transposed=matrix)
-            found[f"{ours}.bias"] = Source((f"{theirs}.bias",))
-        return found
+            sources[f"{ours}.weight"] = TensorSource((f"{theirs}.weight",), transposed=matrix)
+            sources[f"{ours}.bias"] = TensorSource((f"{theirs}.bias",))
+        return sources
 
 
 LAYOUTS: tuple[Layout, ...] = (Llama(), Qwen3(), Mixtral(), GPT2())
@@ -341,10 +336,10 @@ def _common(layout: Layout, vocab_size: int, cfg: DecoderConfig) -> dict[str, An
     }
 
 
-def _differences(cfg: DecoderConfig, wanted: Mapping[str, Any]) -> str:
-    """Return what a layout cannot hold, "" if it can hold everything."""
-    wanted = {
-        **wanted,
+def _differences(cfg: DecoderConfig, required: Mapping[str, Any]) -> str:
+    """Return the fields of `cfg` that a layout cannot hold, "" if it can hold all."""
+    required = {
+        **required,
         "softcap": None,
         "width_multiplier": 1.0,
         "pattern": "af",
@@ -352,47 +347,46 @@ def _differences(cfg: DecoderConfig, wanted: Mapping[str, Any]) -> str:
         "streams": None,
         "causal": True,
     }
-    odd = {
-        name: getattr(cfg, name) for name, value in wanted.items() if getattr(cfg, name) != value
-    }
-    return ", ".join(f"{name}={value}" for name, value in odd.items())
+    values = {name: getattr(cfg, name) for name in required}
+    return ", ".join(f"{name}={v}" for name, v in values.items() if v != required[name])
 
 
-def _refuse_other(given: Mapping[str, Any], **wanted: Any) -> None:
-    for key, value in wanted.items():
+def _refuse_other(given: Mapping[str, Any], **required: Any) -> None:
+    for key, value in required.items():
         if given.get(key, value) not in (value, None):
             raise ValueError(f"config.json has {key}={given[key]!r}; only {value!r} is read")
 
 
 def _read_rope(given: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Return (base, scaling) as transformers 5 writes them (`rope_parameters`) or as 4 did."""
-    found = {**(given.get("rope_scaling") or {}), **(given.get("rope_parameters") or {})}
-    base = float(found.get("rope_theta", given.get("rope_theta", 10000.0)))
-    kind = found.get("rope_type", found.get("type", "default"))
+    """Return (base, scaling) from `rope_parameters` of transformers 5 or the keys of 4."""
+    rope = {**(given.get("rope_scaling") or {}), **(given.get("rope_parameters") or {})}
+    base = float(rope.get("rope_theta", given.get("rope_theta", 10000.0)))
+    kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return base, None
     if kind not in _ROPE_FIELDS:
         raise ValueError(f"config.json has rope_type={kind!r}; read are: {', '.join(_ROPE_FIELDS)}")
     values = {
-        ours: found[theirs] for theirs, ours in _ROPE_KEYS.items() if found.get(theirs) is not None
+        field: rope[key]
+        for key, field in _ROPE_KEYS.items()
+        if field in _ROPE_FIELDS[kind] and rope.get(key) is not None
     }
-    values = {name: value for name, value in values.items() if name in _ROPE_FIELDS[kind]}
-    if kind == "yarn" and found.get("mscale") and found.get("mscale_all_dim"):
+    if kind == "yarn" and rope.get("mscale") and rope.get("mscale_all_dim"):
         log = 0.1 * math.log(values["factor"])
-        values.setdefault("gain", (log * found["mscale"] + 1) / (log * found["mscale_all_dim"] + 1))
+        values.setdefault("gain", (log * rope["mscale"] + 1) / (log * rope["mscale_all_dim"] + 1))
     values.setdefault("original_context", given.get("max_position_embeddings"))
     return base, RopeScaling(kind=kind, **values)
 
 
 def _write_rope(cfg: DecoderConfig) -> dict[str, Any]:
-    """Return the keys of transformers 4, which 5 and other readers know too."""
+    """Return the rope keys of transformers 4, which version 5 and other programs read too."""
     scaling = cfg.rope_scaling
     if scaling is None:
         return {"rope_theta": cfg.rope_base, "rope_scaling": None}
-    own = {ours: theirs for theirs, ours in _ROPE_KEYS.items()}
-    values = {own[name]: getattr(scaling, name) for name in _ROPE_FIELDS[scaling.kind]}
-    kept = {key: value for key, value in values.items() if value is not None}
+    keys = {field: key for key, field in _ROPE_KEYS.items()}
+    values = {keys[field]: getattr(scaling, field) for field in _ROPE_FIELDS[scaling.kind]}
+    given = {key: value for key, value in values.items() if value is not None}
     return {
         "rope_theta": cfg.rope_base,
-        "rope_scaling": {"rope_type": scaling.kind, "type": scaling.kind} | kept,
+        "rope_scaling": {"rope_type": scaling.kind, "type": scaling.kind} | given,
     }

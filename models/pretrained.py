@@ -1,9 +1,10 @@
-"""A model as a folder that others can read: config.json and safetensors, in transformers' layout where there is one.
+"""Models as folders that transformers can read, where it has the architecture.
 
-    DIR/config.json                                     the architecture
-    DIR/model.safetensors                               or shards and model.safetensors.index.json
+    DIR/config.json          the architecture
+    DIR/model.safetensors    the weights, or shards and model.safetensors.index.json
 
-What transformers does not know is written under its own class (`model_type: espalier`), and read back by it.
+Other models are written with `model_type: espalier` and the config of their class; only this module
+reads those.
 """
 
 import json
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from models.config import plain, target_class, thaw
 from models.decoder_config import DecoderConfig
 from models.language_model import LanguageModel, ModelConfig
-from models.layouts import LAYOUTS, Layout, Source
+from models.layouts import LAYOUTS, Layout, TensorSource
 
 OWN = "espalier"
-_UNREAD = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # tables that models compute
+_IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # computed by our models
 
 
 def save_pretrained(
@@ -32,40 +33,44 @@ def save_pretrained(
     max_shard_size: str = "5GB",
     more: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write config.json and weights; return the architecture written.
+    """Write config.json and weights; return the name of the architecture written.
 
     Args:
-        layout: llama, qwen3, gpt2 or espalier (None: the first that can hold the model).
-        dtype: of the weights (None: as they are); max_shard_size: of a file, "200MB".
+        layout: llama, qwen3, mixtral, gpt2 or espalier (None: the first that can hold the model).
+        dtype: of the weights (None: unchanged).
+        max_shard_size: of a file, "200MB" for example.
         more: further keys of config.json (ids of special tokens, ...).
 
     Raises:
-        FileExistsError: the folder holds something. ValueError: the layout cannot hold the model.
+        FileExistsError: the folder is not empty.
+        ValueError: the layout is unknown or cannot hold the model.
     """
     from huggingface_hub import save_torch_state_dict  # noqa: PLC0415
 
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; choose a new folder")
     cfg: Any = model.cfg
-    chosen, given = _choose(cfg, model.vocab_size, layout)
+    chosen, keys = _choose(cfg, model.vocab_size, layout)
     own = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    state: dict[str, Tensor] = {}
     if isinstance(chosen, Layout):
         sources = chosen.sources(cfg)
-        state = {
-            n: t for name, tensor in own.items() for n, t in sources[name].split(tensor).items()
-        }
+        for name, tensor in own.items():
+            state |= sources[name].split(tensor)
     else:
         state = own
-    kept = {name: tensor.to(dtype) if dtype else tensor for name, tensor in state.items()}
+    if dtype is not None:
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(kept, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
-    kind = str(next(iter(kept.values())).dtype).removeprefix("torch.")
-    whole = given | {"dtype": kind, "torch_dtype": kind} | dict(more or {})
-    (folder / "config.json").write_text(json.dumps(whole, indent=2) + "\n")
-    return str(given["architectures"][0])
+    save_torch_state_dict(state, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
+    kind = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    keys |= {"dtype": kind, "torch_dtype": kind, **(more or {})}
+    (folder / "config.json").write_text(json.dumps(keys, indent=2) + "\n")
+    return str(keys["architectures"][0])
 
 
 def _choose(cfg: Any, vocab_size: int, layout: str | None) -> tuple[Layout | None, dict[str, Any]]:
+    """Return (layout, keys of config.json); the layout is None for a model written as our own."""
     names = [known.model_type for known in LAYOUTS]
     if layout not in (None, OWN, *names):
         raise ValueError(f"layout={layout!r} is none of: {', '.join(names)}, {OWN}")
@@ -74,13 +79,14 @@ def _choose(cfg: Any, vocab_size: int, layout: str | None) -> tuple[Layout | Non
             continue
         reason = type(cfg).__name__
         if isinstance(cfg, DecoderConfig):
-            written = known.write(cfg, vocab_size)
-            if isinstance(written, dict):
-                return known, written
-            reason = written
+            keys = known.write(cfg, vocab_size)
+            if isinstance(keys, dict):
+                return known, keys
+            reason = keys
         if layout is not None:
             raise ValueError(
-                f"layout={layout} cannot hold this model ({reason}); leave the layout out, or take {OWN}"
+                f"layout={layout} cannot hold this model ({reason}); "
+                f"leave the layout out, or take {OWN}"
             )
     architecture = type(cfg).__name__.removesuffix("Config")
     return None, {
@@ -92,10 +98,11 @@ def _choose(cfg: Any, vocab_size: int, layout: str | None) -> tuple[Layout | Non
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, int]:
-    """Return (config, vocabulary size) of a folder.
+    """Return (config, vocabulary size) of the model in a folder.
 
     Raises:
-        FileNotFoundError: no config.json. ValueError: an architecture that is not read.
+        FileNotFoundError: there is no config.json.
+        ValueError: the architecture, or one of its options, is not supported.
     """
     file = folder / "config.json"
     if not file.exists():
@@ -124,7 +131,11 @@ def _layout_of(given: Mapping[str, Any], file: Path) -> Layout:
 
 
 def load_pretrained(folder: Path) -> LanguageModel:
-    """Return the model of a folder, its weights in fp32."""
+    """Return the model in a folder, its weights in fp32.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_config` and `load_weights`.
+    """
     cfg, vocab_size = read_config(folder)
     with torch.device("meta"):
         model = cfg.build(vocab_size, 0)
@@ -136,32 +147,39 @@ def load_pretrained(folder: Path) -> LanguageModel:
 def load_weights(
     folder: Path, model: nn.Module, *, put: Callable[[Tensor, Tensor], Tensor] | None = None
 ) -> None:
-    """Fill `model` in place from the folder's files, tensor by tensor; `put` (tensor, place) may shard one.
+    """Fill `model` in place from the files of a folder, one tensor at a time.
+
+    Args:
+        put: called with (tensor read, parameter), returns what is copied into the parameter: its
+            shard of the tensor, for example.
 
     Raises:
-        FileNotFoundError: no safetensors. ValueError: a tensor is missing, left over or of another shape.
+        FileNotFoundError: the folder has no safetensors.
+        ValueError: a tensor is missing, left over or of another shape.
     """
     given = json.loads((folder / "config.json").read_text())
-    wanted = model.state_dict()
+    parameters = model.state_dict()
     if given.get("model_type") == OWN:
-        sources = {name: Source((name,)) for name in wanted}
+        sources = {name: TensorSource((name,)) for name in parameters}
     else:
         layout = _layout_of(given, folder / "config.json")
         sources = layout.sources(model.cfg)  # type: ignore[arg-type]
-    shelf = _Shelf(folder)
+    files = _TensorFiles(folder)
     with torch.no_grad():
-        for name, place in wanted.items():
-            tensor = sources[name].join([shelf.take(theirs) for theirs in sources[name].names])
-            if tensor.shape != place.shape:
+        for name, parameter in parameters.items():
+            source = sources[name]
+            tensor = source.join([files.read(stored) for stored in source.names])
+            if tensor.shape != parameter.shape:
                 raise ValueError(
-                    f"{folder}: {sources[name].names[0]} is {tuple(tensor.shape)}, {tuple(place.shape)} wanted"
+                    f"{folder}: {source.names[0]} is {tuple(tensor.shape)}, "
+                    f"{tuple(parameter.shape)} wanted; config.json is of another model"
                 )
-            place.copy_(put(tensor, place) if put else tensor)
-    shelf.refuse_leftovers()
+            parameter.copy_(put(tensor, parameter) if put else tensor)
+    files.refuse_unread()
 
 
-class _Shelf:
-    """The tensors of a folder by name, read one at a time."""
+class _TensorFiles:
+    """The tensors of a folder's safetensors by name, read one at a time."""
 
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open  # noqa: PLC0415
@@ -173,25 +191,33 @@ class _Shelf:
                 f"{folder} holds no *.safetensors; transformers writes them: "
                 "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)"
             )
-        opened = [safe_open(file, framework="pt") for file in files]  # type: ignore[no-untyped-call]
-        self.places: dict[str, Any] = {name: file for file in opened for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
-        self.left = set(self.places)
+        self.file_of: dict[str, Any] = {}
+        for file in files:
+            opened = safe_open(file, framework="pt")  # type: ignore[no-untyped-call]
+            self.file_of |= dict.fromkeys(opened.keys(), opened)  # type: ignore[no-untyped-call]
+        self.unread = set(self.file_of)
 
-    def take(self, name: str) -> Tensor:
-        """Return a tensor; GPT-2's first checkpoints lack the prefix."""
-        found = next(
-            (n for n in (name, name.removeprefix("transformer.")) if n in self.places), None
-        )
-        if found is None:
-            raise ValueError(f"{self.folder} lacks the tensor {name}")
-        self.left.discard(found)
-        tensor: Tensor = self.places[found].get_tensor(found)
+    def read(self, name: str) -> Tensor:
+        """Return the tensor `name`, or, as in GPT-2's first checkpoints, the one without prefix."""
+        names = (name, name.removeprefix("transformer."))
+        stored = next((n for n in names if n in self.file_of), None)
+        if stored is None:
+            raise ValueError(
+                f"{self.folder} lacks the tensor {name}; config.json is of another model"
+            )
+        self.unread.discard(stored)
+        tensor: Tensor = self.file_of[stored].get_tensor(stored)
         return tensor
 
-    def refuse_leftovers(self) -> None:
-        """What nobody reads is a sign of another architecture; a tied head may stand there twice."""
-        odd = sorted(n for n in self.left if not n.endswith(_UNREAD) and n != "lm_head.weight")
-        if odd:
+    def refuse_unread(self) -> None:
+        """Raise ValueError if tensors were not read: the architecture is another one.
+
+        A head that is tied to the embedding may be stored too.
+        """
+        names = sorted(self.unread - {"lm_head.weight"})
+        others = [name for name in names if not name.endswith(_IGNORED)]
+        if others:
             raise ValueError(
-                f"{self.folder} holds tensors that its architecture does not have: {', '.join(odd[:3])}"
+                f"{self.folder} holds tensors that its architecture does not have: "
+                f"{', '.join(others[:3])}; config.json is of another model"
             )
