@@ -1,8 +1,8 @@
-"""The precision recipe of a run: the dtype of the forward pass, and which GEMMs are quantised.
+"""The precision recipe of a run: the dtype of the forward pass, and the GEMMs that are quantised.
 
-Master weights, optimiser states, the gradient of a weight and the loss are fp32 under every recipe;
-embeddings, norms, softmax, attention's products and the output head are in `compute`. Where the
-hardware has no unit for a format it is emulated to the last bit (`kernels/emulate.py`).
+Under every recipe master weights, optimiser states, weight gradients and the loss are fp32;
+embeddings, norms, softmax, attention's products and the output head are in `compute`. A format that
+the hardware does not have is emulated to the last bit (`kernels/emulate.py`).
 """
 
 import time
@@ -17,20 +17,27 @@ from torch import Tensor, nn
 
 from kernels import native
 from kernels.philox import Dice, NoiseKey
-from kernels.quantised_linear import OPERANDS
 from models.compiled_kernels import compile_kernels
 from models.contract import blocks
+from models.delayed_scaling import AmaxHistory
 from models.language_model import LanguageModel
 from models.precision_config import LinearConfig, PrecisionConfig
 from models.quantised_layer import QuantisedLinear, Shared
 from models.recipes import linear_recipe
 
-_HISTORY = 1024  # steps that delayed scaling looks back
-
 
 @dataclass(frozen=True)
 class Choice:
-    """One operand of one layer in the resolved table: what it is, and why."""
+    """A row of the resolved table: one operand of one linear layer.
+
+    Args:
+        layer: name of its module.
+        operand: one of `kernels.quantised_linear.OPERANDS`.
+        format: format, block, scale and rounding in words; the compute dtype if not quantised.
+        hadamard: size of the groups of the Hadamard transform, 0 for none.
+        backend: what computes the GEMM.
+        why: the rule or key of the recipe that decided.
+    """
 
     layer: str
     operand: str
@@ -41,7 +48,7 @@ class Choice:
 
 
 class Precision:
-    """A recipe bound to a device, and after `prepare` to a model."""
+    """A recipe on a device; `prepare` applies it to a model, `begin` and `autocast` to a step."""
 
     def __init__(
         self, cfg: PrecisionConfig, device: torch.device, *, planning: bool = False
@@ -50,41 +57,33 @@ class Precision:
         self.table: list[Choice] = []
         self.shared = Shared(device=device, check_finite=cfg.check_finite)
         self._linears: list[QuantisedLinear] = []
-        self._slot = 0
-        self._native: dict[
-            tuple[bool, bool], Any
-        ] = {}  # TransformerEngine's recipe by what is switched on
-        self._now: Any = None
+        self._history: AmaxHistory | None = None
+        # TransformerEngine's recipes by the directions (forward, backward) that are quantised.
+        self._native: dict[tuple[bool, bool], Any] = {}
+        self._native_now: Any = None
 
     @property
     def probing(self) -> bool:
-        """True in a step whose operands are looked at."""
+        """Whether statistics of the operands are recorded in this step."""
         return self.shared.probing
 
     def prepare(self, model: LanguageModel) -> None:
-        """Put quantised linears in the place of those that the recipe names; weights stay theirs.
+        """Replace the linear layers that the recipe names by quantised ones with the same weights.
 
         Raises:
-            ValueError: a pattern matches no layer, no layer is quantised, or a width does not fit a block.
+            ValueError: a pattern matches no layer, no layer is quantised, a width is not a multiple
+                of a block, or backend=native is not possible.
         """
         if not self.cfg.quantised:
             return
         compile_kernels()
-        layers = blocks(model)
-        first, last = (
-            _number(share, len(layers)) for share in (self.cfg.keep_first, self.cfg.keep_last)
-        )
-        high = {id(m): "keep_first" for block in layers[:first] for m in block.modules()}
-        high |= {
-            id(m): "keep_last" for block in layers[len(layers) - last :] for m in block.modules()
-        }
-        inside = {id(m) for block in layers for m in block.modules()}
+        unquantised = self._unquantised(model)
         linears = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-        self._refuse_idle_patterns([name for name, _ in linears])
-        passed_over = self._look_for_native()
+        _refuse_idle_patterns(self.cfg, [name for name, _ in linears])
+        passed_over = self._find_native()
         for index, (name, linear) in enumerate(linears):
-            why = "outside the blocks" if id(linear) not in inside else high.get(id(linear))
-            chosen, reason = self._choose(name)
+            why = unquantised.get(name)
+            chosen, reason = _choose(self.cfg, name)
             backend = "torch"
             if why is None and chosen is not None:
                 backend = self._replace(model, name, linear, chosen, index, passed_over)
@@ -93,11 +92,31 @@ class Precision:
             raise ValueError(
                 "precision quantises no layer: see precision.layers, keep, keep_first, keep_last"
             )
-        history = torch.zeros(len(self._linears), len(OPERANDS), _HISTORY, device=self.device)
-        self._history = history if self._delayed else history[..., :0]
+        if any(linear.delayed is not None for linear in self._linears):
+            self._history = AmaxHistory(self._linears, self.device)
+
+    def _unquantised(self, model: nn.Module) -> dict[str, str]:
+        """Return the linear layers that stay in `compute` for where they lie: name -> reason."""
+        layers = blocks(model)
+        first, last = (
+            _number(share, len(layers)) for share in (self.cfg.keep_first, self.cfg.keep_last)
+        )
+        ends = {"keep_first": layers[:first], "keep_last": layers[len(layers) - last :]}
+        reasons = {id(m): key for key, end in ends.items() for b in end for m in b.modules()}
+        inside = {id(m) for block in layers for m in block.modules()}
+        result = {}
+        for name, module in model.named_modules():
+            if id(module) not in inside:
+                result[name] = "outside the blocks"
+            elif id(module) in reasons:
+                result[name] = reasons[id(module)]
+        return result
 
     def begin(self, step: int, steps: int) -> None:
-        """Set what changes from step to step: the late switch, the scales of delayed scaling."""
+        """Set what depends on the step: the late switch, the scales of delayed scaling, probes.
+
+        Call it before the forward pass of `step`, 0 to `steps` - 1.
+        """
         if not self._linears:
             return
         at = self.cfg.switch_at
@@ -106,10 +125,10 @@ class Precision:
         for linear in self._linears:
             linear.select(forward=forward, backward=backward)
         if self._native:
-            self._now = self._native[forward, backward]
-            torch.cuda.manual_seed(step)  # its dice: a resumed run throws the same ones
-        if self._delayed:
-            self._roll(step)
+            self._native_now = self._native[forward, backward]
+            torch.cuda.manual_seed(step)  # its stochastic rounding: a resumed run draws the same
+        if self._history is not None:
+            self._history.begin(step)
         every = self.cfg.diagnostics_every
         self.shared.probing = every is not None and step % every == 0
         for linear in self._linears:
@@ -117,52 +136,55 @@ class Precision:
 
     @contextmanager
     def autocast(self, noise: NoiseKey | None = None) -> Iterator[None]:
-        """Enter the context of a forward pass; `noise` addresses the random bits of training."""
+        """Enter the context of a forward pass; `noise` is the key of stochastic rounding's bits."""
         self.shared.dice = Dice.of(noise) if noise is not None and self._linears else None
         if self.compute == "fp32":
             yield
             return
-        engine = native.native_autocast(self._now) if self._native else nullcontext()
+        engine = native.native_autocast(self._native_now) if self._native else nullcontext()
         with torch.autocast(self.device.type, dtype=torch.bfloat16), engine:
             yield
 
     def readings(self) -> dict[str, float]:
-        """Return precision/<layer>/<operand>/<statistic> of this step, {} where it was not looked at."""
+        """Return the statistics of this step by precision/<layer>/<operand>/<statistic>.
+
+        {} in a step that is not probed.
+        """
         return {
             f"precision/{linear.name}/{operand}/{key}": float(value)
             for linear in self._linears
-            for operand, found in linear.probe.items()
-            for key, value in found.items()
+            for operand, statistics in linear.probe.items()
+            for key, value in statistics.items()
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a resume needs: the magnitudes of earlier steps under delayed scaling."""
-        kept = {
+        """Return the tensors that a resume needs: the amax history of delayed scaling."""
+        native_states = {
             f"native.{n.name}": n.native[0].get_extra_state() for n in self._linears if n.native
         }
-        found = {name: tensor for name, tensor in kept.items() if tensor.numel()}
-        if self._delayed:
-            self._file()
-            found["amax_history"] = self._history
-        return found
+        state = {name: tensor for name, tensor in native_states.items() if tensor.numel()}
+        if self._history is not None:
+            self._history.record()
+            state["amax_history"] = self._history.amax
+        return state
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take up the state of an earlier attempt; one of another backend has nothing to give."""
-        if self._delayed and "amax_history" in state:
-            self._history.copy_(state["amax_history"])
+        """Restore the `state` of an earlier attempt; that of another backend is ignored."""
+        if self._history is not None and "amax_history" in state:
+            self._history.amax.copy_(state["amax_history"])
         for linear in self._linears:
             if linear.native and f"native.{linear.name}" in state:
                 linear.native[0].set_extra_state(state[f"native.{linear.name}"])
 
     def _switched(self) -> tuple[bool, bool]:
-        """Return whether (forward, backward) is quantised after the switch."""
+        """Return whether (forward, backward) is quantised after the late switch."""
         return self.cfg.switch == "backward", self.cfg.switch == "forward"
 
-    def _look_for_native(self) -> str | None:
-        """Find TransformerEngine's recipes; return why it is passed over.
+    def _find_native(self) -> str | None:
+        """Make TransformerEngine's recipes; return None, or why it cannot be used.
 
         Raises:
-            ValueError: and backend=native.
+            ValueError: it cannot be used, and backend=native.
         """
         try:
             if self.cfg.backend == "emulated":
@@ -171,16 +193,16 @@ class Precision:
                 return None
             if self.cfg.diagnostics_every or self.cfg.check_finite:
                 raise native.Unsupported("diagnostics and checks look at emulated operands")
-            states = {(True, True)} | (
-                {self._switched()} if self.cfg.switch_at is not None else set()
-            )
+            states = {(True, True)}
+            if self.cfg.switch_at is not None:
+                states.add(self._switched())
             for forward, backward in states:
-                made = None
+                engine = None
                 if forward or backward:
                     recipe = linear_recipe(self.cfg.default, forward=forward, backward=backward)
-                    made = native.native_recipe(recipe, self.device)
-                    native.self_test(made, self.device)
-                self._native[forward, backward] = made
+                    engine = native.native_recipe(recipe, self.device)
+                    native.self_test(engine, self.device)
+                self._native[forward, backward] = engine
         except native.Unsupported as error:
             self._native.clear()
             return self._passed_over(str(error))
@@ -191,31 +213,6 @@ class Precision:
             raise ValueError(f"precision.backend=native: {why}; use precision.backend=auto")
         return why
 
-    def _choose(self, name: str) -> tuple[LinearConfig | None, str]:
-        for rule in self.cfg.rules:
-            if fnmatchcase(name, rule.match):
-                return (None if rule.plain else rule), f"rule {rule.match}"
-        for pattern in self.cfg.keep:
-            if fnmatchcase(name, pattern):
-                return None, f"keep {pattern}"
-        if not any(fnmatchcase(name, pattern) for pattern in self.cfg.layers):
-            return None, "not in layers"
-        return (None if self.cfg.default.plain else self.cfg.default), "default"
-
-    def _refuse_idle_patterns(self, names: list[str]) -> None:
-        patterns = {
-            "layers": self.cfg.layers,
-            "keep": self.cfg.keep,
-            "rules": tuple(r.match for r in self.cfg.rules),
-        }
-        for key, group in patterns.items():
-            for pattern in group:
-                if not any(fnmatchcase(name, pattern) for name in names):
-                    shown = ", ".join(names[:4])
-                    raise ValueError(
-                        f"precision.{key}: {pattern!r} matches no layer; there are: {shown}, ..."
-                    )
-
     def _replace(
         self,
         model: nn.Module,
@@ -225,17 +222,17 @@ class Precision:
         index: int,
         passed_over: str | None,
     ) -> str:
-        """Put a quantised linear in the place of `linear`; return what computes it."""
-        parent, _, last = name.rpartition(".")
-        made = QuantisedLinear(linear, chosen, self.shared, index, name)
-        made.fit(pad=self.cfg.pad)
-        setattr(model.get_submodule(parent), last, made)
-        self._linears.append(made)
+        """Replace `linear` by a quantised layer; return the name of what computes it."""
+        parent, _, attribute = name.rpartition(".")
+        quantised = QuantisedLinear(linear, chosen, self.shared, index, name)
+        quantised.fit(pad=self.cfg.pad)
+        setattr(model.get_submodule(parent), attribute, quantised)
+        self._linears.append(quantised)
         if self.planning:
             return {"auto": "native or emulated"}.get(self.cfg.backend, self.cfg.backend)
         if passed_over is None:
             other = linear_recipe(chosen) != linear_recipe(self.cfg.default)
-            why = "a rule of its own" if other else made.go_native()
+            why = "a rule of its own" if other else quantised.go_native()
             if why is None:
                 return "TransformerEngine"
             passed_over = self._passed_over(f"{name}: {why}")
@@ -243,52 +240,57 @@ class Precision:
         return "emulated on cpu" if on_cpu else f"emulated: {passed_over}"
 
     def _describe(self, name: str, chosen: LinearConfig | None, why: str, backend: str) -> None:
-        for operand, how in (chosen or LinearConfig()).operands().items():
-            gemm = getattr(chosen or LinearConfig(), operand.partition(".")[0])
-            computes = "torch" if how.format == "compute" else backend
-            self.table.append(
-                Choice(name, operand, how.describe() or self.compute, gemm.hadamard, computes, why)
-            )
+        """Add the six operands of a layer to the table."""
+        linear = chosen or LinearConfig()
+        for operand, cfg in linear.operands().items():
+            hadamard = getattr(linear, operand.partition(".")[0]).hadamard
+            computes = "torch" if cfg.format == "compute" else backend
+            words = cfg.describe() or self.compute
+            self.table.append(Choice(name, operand, words, hadamard, computes, why))
 
-    @property
-    def _delayed(self) -> bool:
-        return any(linear.delayed is not None for linear in self._linears)
 
-    def _file(self) -> None:
-        """Enter the magnitudes seen since `begin` in the history, the largest of all ranks."""
-        together = torch.distributed.is_available() and torch.distributed.is_initialized()
-        for number, linear in enumerate(self._linears):
-            if linear.delayed is not None:
-                seen = linear.delayed.seen
-                if together:
-                    torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
-                slot = self._history[number, :, self._slot]
-                slot.copy_(torch.maximum(slot, seen))
+def _choose(cfg: PrecisionConfig, name: str) -> tuple[LinearConfig | None, str]:
+    """Return (formats of layer `name`, None for `compute`; the key or rule that decided)."""
+    for rule in cfg.rules:
+        if fnmatchcase(name, rule.match):
+            return (None if rule.plain else rule), f"rule {rule.match}"
+    for pattern in cfg.keep:
+        if fnmatchcase(name, pattern):
+            return None, f"keep {pattern}"
+    if not any(fnmatchcase(name, pattern) for pattern in cfg.layers):
+        return None, "not in layers"
+    return (None if cfg.default.plain else cfg.default), "default"
 
-    def _roll(self, step: int) -> None:
-        """Begin a new entry of the history and make scales of the largest in sight."""
-        self._file()
-        self._slot = step % _HISTORY
-        self._history[..., self._slot] = 0.0
-        for number, linear in enumerate(self._linears):
-            if linear.delayed is not None:
-                linear.delayed.seen.zero_()
-                linear.delayed.amax.copy_(self._history[number].amax(dim=-1))
+
+def _refuse_idle_patterns(cfg: PrecisionConfig, names: list[str]) -> None:
+    """Raise ValueError if a pattern of the recipe matches none of the layers `names`."""
+    patterns = {
+        "layers": cfg.layers,
+        "keep": cfg.keep,
+        "rules": tuple(rule.match for rule in cfg.rules),
+    }
+    for key, group in patterns.items():
+        for pattern in group:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                shown = ", ".join(names[:4])
+                raise ValueError(
+                    f"precision.{key}: {pattern!r} matches no layer; there are: {shown}, ..."
+                )
 
 
 def _number(share: float, blocks: int) -> int:
-    """Return how many of `blocks` are meant by a number of them or a share below 1."""
+    """Return the number of blocks meant by `share`, a number or, below 1, a share of `blocks`."""
     return min(blocks, round(share * blocks) if share < 1 else int(share))
 
 
 def bf16_slowdown() -> float:
-    """Return how many times as long as in fp32 a product takes in bf16 on this CPU, 1 where it is faster."""
+    """Return the time of a bf16 product on this CPU over that of an fp32 one, at least 1."""
     bf16, fp32 = (_product_s(dtype) for dtype in (torch.bfloat16, torch.float32))
     return max(1.0, bf16 / fp32)
 
 
 def _product_s(dtype: torch.dtype) -> float:
-    """Return the seconds of one 512 x 512 x 512 product, the best of three."""
+    """Return the seconds of a 512 x 512 x 512 product: the best of three, after one to warm up."""
     a = torch.ones(512, 512, dtype=dtype)
     best = float("inf")
     for _ in range(4):

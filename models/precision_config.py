@@ -1,7 +1,8 @@
-"""The precision of a run as data: which format each operand of each GEMM of each layer has.
+"""The config of a precision recipe: the format of each operand of each GEMM of each linear layer.
 
-A linear layer is three GEMMs (fprop x w, dgrad g w, wgrad g x). Each operand says its format, block,
-rounding and scale; what says nothing stays in `compute`. Defaults are the published ones of the format.
+A linear layer is three GEMMs (fprop x w, dgrad g w, wgrad g x). An operand has a format, block,
+rounding and scale, by default those published with the format; without a format it stays in
+`compute`.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -25,15 +26,17 @@ class OperandConfig:
     """One operand of a GEMM.
 
     Args:
-        format: `compute` leaves it as it is.
-        block: "1x16" is 1 by 16 along the summed dimension, "tensor" one scale for all (FP8 only). None:
-            1x16 for nvfp4, 1x32 for mx, tensor for fp8.
-        rounding: stochastic is for E2M1 elements (nvfp4, mxfp4).
-        scale: nvfp4: te214, paper (the order of its products); mx: rceil, floor, ceil, even; fp8 with
-            one scale: current, delayed; with blocks: power_of_two, fp32. None: the first of these.
+        format: number format; `compute` does not quantise.
+        block: elements that share a scale, ROWSxCOLS with COLS along the summed dimension, or
+            "tensor" (FP8 only). None: 1x16 for nvfp4, 1x32 for mx formats, tensor for fp8.
+        rounding: to nearest even, or stochastic (nvfp4 and mxfp4 only).
+        scale: rule that makes scales. nvfp4: te214, paper (two orders of its products); mx:
+            rceil, floor, ceil, even; fp8 with one scale: current, delayed; fp8 with blocks:
+            power_of_two, fp32. None: the first of these.
         sr_headroom: factor on block scales; 17/16 keeps stochastic rounding from saturating.
-        four_over_six, row_scaled: of nvfp4.
-        quantile: nvfp4's global scale is made of this quantile of |x| instead of its maximum.
+        four_over_six: nvfp4: a block maps its maximum to 4 instead of 6 where that errs less.
+        row_scaled: nvfp4: a global scale per row instead of one for the tensor.
+        quantile: nvfp4: make the global scale of this quantile of |x| instead of its maximum.
     """
 
     format: Format | Literal["compute"] = "compute"
@@ -48,10 +51,11 @@ class OperandConfig:
     def __post_init__(self) -> None:
         if self.format == "compute":
             return
-        _ = self.block_shape  # refuses what is none
+        _ = self.block_shape  # raises if `block` cannot be read
         if self.scale_rule not in self._scales:
             raise ValueError(
-                f"scale={self.scale} is none of {', '.join(self._scales)} for {self.format}, block={self.block}"
+                f"scale={self.scale} is none of {', '.join(self._scales)} "
+                f"for {self.format}, block={self.block}"
             )
         e2m1 = self.format in ("nvfp4", "mxfp4")
         if self.rounding == "stochastic" and not e2m1:
@@ -66,7 +70,7 @@ class OperandConfig:
 
     @property
     def block_shape(self) -> tuple[int, int]:
-        """Rows and columns of a block, (0, 0) for the whole tensor; the default resolved."""
+        """(rows, columns) of a block, (0, 0) for the whole tensor; the default resolved."""
         default = {"n": "1x16", "m": "1x32", "f": "tensor"}[self.format[0]]
         text = self.block or default
         if text == "tensor" and self.format.startswith("fp8"):
@@ -87,13 +91,14 @@ class OperandConfig:
 
     @property
     def scale_rule(self) -> str:
-        """How scales are made, the default resolved."""
+        """The rule that makes scales, the default resolved."""
         return self.scale or self._scales[0]
 
     def couples(self, sequence_length: int, *, summed: bool) -> bool:
-        """Return whether a scale of this operand, of activations or gradients, covers several samples.
+        """Return whether a scale of this operand, activations or gradients, spans samples.
 
         Args:
+            sequence_length: tokens of a sample.
             summed: the GEMM sums over tokens (wgrad), so that blocks lie along them.
         """
         if self.format == "compute":
@@ -101,18 +106,15 @@ class OperandConfig:
         if self.block_shape == (0, 0) or (
             self.format == "nvfp4" and (summed or not self.row_scaled)
         ):
-            return True  # one scale for the tensor; a row of wgrad's holds all tokens
+            return True  # one scale for the tensor; in wgrad a row holds all tokens
         return bool(sequence_length % self.block_shape[int(summed)])
 
     def describe(self) -> str:
-        """Return format, block, scale and rounding in a few words."""
+        """Return format, block, scale and rounding in a few words, "" if not quantised."""
         if self.format == "compute":
             return ""
-        block = (
-            "tensor"
-            if self.block_shape == (0, 0)
-            else f"{self.block_shape[0]}x{self.block_shape[1]}"
-        )
+        rows, cols = self.block_shape
+        block = f"{rows}x{cols}" if rows else "tensor"
         options = [f"quantile {self.quantile}"] * (self.quantile is not None)
         options += ["4over6"] * self.four_over_six + ["row-scaled"] * self.row_scaled
         options += [f"headroom {self.sr_headroom:g}"] * (self.sr_headroom != 1.0)
@@ -122,11 +124,11 @@ class OperandConfig:
 
 @config
 class GemmConfig:
-    """A GEMM's Hadamard transform: of both operands along the summed dimension, quantised or not.
+    """The Hadamard transform of both operands of a GEMM along the summed dimension.
 
     Args:
-        hadamard: size of its groups, 0 none; signs: fixed (TransformerEngine's), random (one draw for
-            each layer) or none.
+        hadamard: size of the transformed groups, 0 for no transform.
+        signs: fixed (TransformerEngine's), random (one draw per layer) or none.
     """
 
     hadamard: int = 0
@@ -172,7 +174,7 @@ class LinearConfig:
     wgrad: WgradConfig = WgradConfig()
 
     def operands(self) -> dict[str, OperandConfig]:
-        """Return each operand by its name, in the order of `kernels.quantised_linear.OPERANDS`."""
+        """Return the operands by name, in the order of `kernels.quantised_linear.OPERANDS`."""
         return {
             "fprop.x": self.fprop.x,
             "fprop.w": self.fprop.w,
@@ -183,7 +185,7 @@ class LinearConfig:
         }
 
     def couples_samples(self, sequence_length: int) -> bool:
-        """Return whether a scale, or a group of the Hadamard transform, covers several samples."""
+        """Return whether a scale or a group of the Hadamard transform spans several samples."""
         tokens = (
             (self.fprop.x, False),
             (self.dgrad.g, False),
@@ -195,35 +197,39 @@ class LinearConfig:
 
     @property
     def plain(self) -> bool:
-        """True where nothing is quantised."""
+        """Whether no operand is quantised."""
         return all(operand.format == "compute" for operand in self.operands().values())
 
 
 @config
 class RuleConfig(LinearConfig):
-    """Another choice for the layers whose name matches `match`, `layers.*.mlp.*` for example."""
+    """The formats of layers whose name matches `match`, `layers.*.mlp.*` for example."""
 
     match: str
 
 
 @config
 class PrecisionConfig:
-    """A compute dtype (`bf16` by autocast), and the low-precision GEMMs of the linear layers in blocks.
+    """A compute dtype, and the low-precision GEMMs of the linear layers inside the blocks.
 
     Args:
-        fprop, dgrad, wgrad: formats of every quantised layer but those of `rules`, first match first.
-        layers: patterns of the linears that are quantised; keep: of those that stay in `compute`.
-        keep_first, keep_last: blocks at either end that stay in `compute`: a number, or below 1 a share.
-        switch_at: step, or below 1 share of the run, from which `switch` (forward, backward, both) goes
-            on in `compute`.
-        pad: fill widths that are no multiple of a block up with zeros instead of refusing them.
+        compute: dtype of all that is not quantised; bf16 is by autocast.
+        fprop, dgrad, wgrad: formats of the quantised layers that no rule matches.
+        rules: formats of layers by name; the first match decides.
+        layers: patterns of the linear layers that are quantised.
+        keep: patterns of the linear layers that stay in `compute`.
+        keep_first, keep_last: blocks at either end that stay in `compute`: a number, or below 1 a
+            share.
+        switch_at: step from which `switch` is computed in `compute`; below 1, a share of the run.
+        switch: the directions that are switched.
+        pad: fill widths that are not multiples of a block up with zeros instead of refusing them.
         check_finite: stop at a NaN or inf operand instead of training on.
-        diagnostics_every: steps between looks at every quantised operand (None: never, at no cost).
-        backend: native computes with TransformerEngine and refuses to run where it cannot; auto takes it
-            where it can and emulates elsewhere, the table says why; emulated never takes it.
+        diagnostics_every: steps between statistics of every quantised operand (None: never).
+        backend: `native` is TransformerEngine, and an error where it cannot be used; `emulated` is
+            ours; `auto` is TransformerEngine where it can be used, and the table says why not.
     """
 
-    numerics = 2  # 1 went backward through short bf16 attention in bf16 on CPUs
+    numerics = 2  # revision 1 had the backward pass of short attention in bf16 on CPUs
 
     compute: Literal["fp32", "bf16"] = "fp32"
     fprop: FpropConfig = neutral(FpropConfig())
@@ -251,7 +257,7 @@ class PrecisionConfig:
 
     @property
     def quantised(self) -> bool:
-        """True where any GEMM is."""
+        """Whether any GEMM is quantised."""
         return not self.default.plain or any(not rule.plain for rule in self.rules)
 
     @property
@@ -260,16 +266,19 @@ class PrecisionConfig:
         return LinearConfig(fprop=self.fprop, dgrad=self.dgrad, wgrad=self.wgrad)
 
     def couples_samples(self, sequence_length: int) -> bool:
-        """Return whether a sample's numbers depend on which others are in its forward pass."""
+        """Return whether a sample's numbers depend on the others of its forward pass."""
         return any(
             linear.couples_samples(sequence_length) for linear in (self.default, *self.rules)
         )
 
     def build(self, device: "torch.device", *, planning: bool = False) -> "Precision":
-        """Return the recipe on `device`; `planning`: another machine will run it, this one is not asked.
+        """Return the recipe on `device`.
+
+        Args:
+            planning: the run will be on another machine, so do not test what this one can do.
 
         Raises:
-            ValueError: the device cannot compute in the dtype or format asked for.
+            ValueError: the device does not support `compute`.
         """
         import torch  # noqa: PLC0415
 
@@ -285,9 +294,9 @@ class PrecisionConfig:
         return Precision(self, device, planning=planning)
 
     def notice(self, device_type: str) -> str | None:
-        """Return what a user should know of this recipe on this machine, None if there is nothing.
+        """Return a warning if bf16 is slow on this machine's CPU, else None.
 
-        On a CPU one bf16 product is timed: without AMX or AVX512-BF16 it can be many times slower.
+        A bf16 product is timed: without AMX or AVX512-BF16 it can be many times slower than fp32.
         """
         if self.compute != "bf16" or device_type != "cpu":
             return None

@@ -1,4 +1,4 @@
-"""A linear layer under a recipe: what `Precision.prepare` puts in the place of `nn.Linear`."""
+"""A linear layer under a recipe, which `Precision.prepare` puts in the place of nn.Linear."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ from models.recipes import linear_recipe, operand_recipe
 
 @dataclass
 class Shared:
-    """What the quantised layers of a model have in common: a recipe's `Precision` sets it, they read it.
+    """The state that all quantised layers of a model share; `Precision` sets it, they read it.
 
     Args:
-        device: that they compute on; check_finite: look for NaN and inf in every operand.
-        dice: where random bits of this forward pass come from (None: no stochastic rounding).
-        probing: keep statistics of the operands in this step.
+        device: the device that they compute on.
+        check_finite: stop at NaN or inf in an operand.
+        dice: source of the random bits of this forward pass (None: no stochastic rounding).
+        probing: record statistics of the operands in this step.
     """
 
     device: torch.device
@@ -31,7 +32,10 @@ class Shared:
 
 
 class QuantisedLinear(nn.Linear):
-    """A linear whose GEMMs follow a recipe; it has the parameters of the one that it replaces."""
+    """A linear layer whose GEMMs follow a recipe.
+
+    Its weight and bias are the parameters of the nn.Linear that it replaces.
+    """
 
     def __init__(
         self, linear: nn.Linear, chosen: LinearConfig, shared: Shared, index: int, name: str
@@ -43,53 +47,58 @@ class QuantisedLinear(nn.Linear):
         self.probe: Probe = {}
         self.shared = shared
         self._recipes: dict[tuple[bool, bool], LinearRecipe] = {}
-        self.missing = {"k": 0, "n": 0}
+        self.padding = {"k": 0, "n": 0}  # columns and rows of zeros
         self.native: list[nn.Module] = []  # TransformerEngine's, no submodule: the weight is ours
         self.delayed: Delayed | None = None
-        if any(how.scale == "delayed" for how in chosen.operands().values()):
-            device = shared.device
-            self.delayed = Delayed(*(torch.zeros(len(OPERANDS), device=device) for _ in range(2)))
+        if any(operand.scale == "delayed" for operand in chosen.operands().values()):
+            amax, seen = (torch.zeros(len(OPERANDS), device=shared.device) for _ in range(2))
+            self.delayed = Delayed(amax, seen)
         self.select(forward=True, backward=True)
 
     def select(self, *, forward: bool, backward: bool) -> None:
-        """Choose which GEMMs are quantised from now on."""
+        """Quantise the GEMMs of these directions from now on, the others not."""
         key = (forward, backward)
         if key not in self._recipes:
             self._recipes[key] = linear_recipe(self.chosen, forward=forward, backward=backward)
         self.recipe = self._recipes[key]
 
     def go_native(self) -> str | None:
-        """Compute with TransformerEngine from now on; return why not where the layer does not allow it."""
-        if any(self.missing.values()):
+        """Compute with TransformerEngine from now on; return None, or why the layer cannot."""
+        if any(self.padding.values()):
             return "its width is filled up"
-        odd = [size for size in (self.in_features, self.out_features) if size % 16]
-        if odd:
-            return f"width {odd[0]} is not a multiple of 16"
+        for size in (self.in_features, self.out_features):
+            if size % 16:
+                return f"width {size} is not a multiple of 16"
         self.native = [native.native_linear(self.in_features, self.out_features)]
         self.delayed = None
         return None
 
     def fit(self, *, pad: bool) -> None:
-        """Check widths against blocks and Hadamard groups, all powers of two or multiples of each other.
+        """Check widths against blocks and Hadamard groups; with `pad` fill them up with zeros.
+
+        Blocks and groups are powers of two or multiples of each other, so that the widest padding
+        fits all.
 
         Raises:
-            ValueError: one does not fit and `pad` is not set.
+            ValueError: a width is not a multiple and `pad` is False.
         """
         sizes = {"k": self.in_features, "n": self.out_features}
-        for what, letter, part in self._parts():
-            missing = -sizes[letter] % part
+        for what, letter, divisor in self._divisors():
+            missing = -sizes[letter] % divisor
             if missing and not pad:
                 raise ValueError(
-                    f"{self.name}: {letter}={sizes[letter]} is not a multiple of {part} ({what}); change the "
-                    f"width or the block, set precision.pad=true, or precision.keep=['{self.name}']"
+                    f"{self.name}: {letter}={sizes[letter]} is not a multiple of {divisor} "
+                    f"({what}); change the width or the block, set precision.pad=true, or "
+                    f"precision.keep=['{self.name}']"
                 )
-            self.missing[letter] = max(self.missing[letter], missing)
+            self.padding[letter] = max(self.padding[letter], missing)
 
-    def _parts(self) -> Iterator[tuple[str, str, int]]:
+    def _divisors(self) -> Iterator[tuple[str, str, int]]:
+        """Yield (reason, dimension, divisor of its size); dimensions as in `quantised_linear`."""
         summed = {"fprop": "k", "dgrad": "n"}
-        for operand, how in self.chosen.operands().items():
+        for operand, cfg in self.chosen.operands().items():
             gemm, _, letter = operand.partition(".")
-            recipe = operand_recipe(how)
+            recipe = operand_recipe(cfg)
             if recipe is None:
                 continue
             across, along = (max(1, size) for size in recipe.quantiser.block)
@@ -104,7 +113,7 @@ class QuantisedLinear(nn.Linear):
                 yield f"hadamard of {gemm}", letter, getattr(self.chosen, gemm).hadamard
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return input W^T + b."""
+        """Return input @ weight.T + bias."""
         shared = self.shared
         if shared.check_finite:
             self._check(input, "input")
@@ -113,7 +122,7 @@ class QuantisedLinear(nn.Linear):
             y = native.apply(self.native[0], input, self.weight)
             return y if self.bias is None else y + self.bias.to(y.dtype)
         dice = shared.dice if torch.is_grad_enabled() else None
-        weight, (k, n) = self.weight, self.missing.values()
+        weight, (k, n) = self.weight, self.padding.values()
         if k or n:
             input, weight = F.pad(input, (0, k)), F.pad(weight, (0, k, 0, n))
         y = quantised_linear(
@@ -132,4 +141,7 @@ class QuantisedLinear(nn.Linear):
 
     def _check(self, tensor: Tensor, what: str) -> None:
         if not bool(tensor.isfinite().all()):
-            raise ValueError(f"precision.check_finite: the {what} of {self.name} has NaN or inf")
+            raise ValueError(
+                f"precision.check_finite: the {what} of {self.name} has NaN or inf; lower the "
+                f"learning rate, or keep the layer: precision.keep=['{self.name}']"
+            )

@@ -1,4 +1,4 @@
-"""From the precision config of a layer to the recipe that `kernels` takes."""
+"""From the precision config of a linear layer to the `LinearRecipe` of `kernels`."""
 
 from kernels.emulate import Quantiser
 from kernels.quantised_linear import GemmRecipe, LinearRecipe, OperandRecipe
@@ -6,7 +6,7 @@ from models.precision_config import GemmConfig, LinearConfig, OperandConfig
 
 
 def operand_recipe(cfg: OperandConfig) -> OperandRecipe | None:
-    """Return how `kernels` rounds an operand, None for `compute`."""
+    """Return the `OperandRecipe` of an operand, None if it stays in `compute`."""
     if cfg.format == "compute":
         return None
     quantiser = Quantiser(
@@ -28,7 +28,7 @@ def operand_recipe(cfg: OperandConfig) -> OperandRecipe | None:
 def linear_recipe(
     cfg: LinearConfig, *, forward: bool = True, backward: bool = True
 ) -> LinearRecipe:
-    """Return the three GEMMs of a linear layer; a direction that is switched off is in `compute`."""
+    """Return the `LinearRecipe` of a layer; a direction that is switched off uses `compute`."""
     fprop, dgrad, wgrad = cfg.fprop, cfg.dgrad, cfg.wgrad
     return LinearRecipe(
         fprop=_gemm_recipe(fprop, fprop.x, fprop.w) if forward else GemmRecipe(),
@@ -38,7 +38,7 @@ def linear_recipe(
 
 
 def _gemm_recipe(gemm: GemmConfig, left: OperandConfig, right: OperandConfig) -> GemmRecipe:
-    """Return one GEMM of them."""
+    """Return the `GemmRecipe` of one GEMM."""
     return GemmRecipe(
         left=operand_recipe(left),
         right=operand_recipe(right),
