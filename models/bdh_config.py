@@ -1,4 +1,4 @@
-"""BDH as data; `models/bdh.py` has its equations."""
+"""The config of BDH; `models/bdh.py` has its equations."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -8,7 +8,7 @@ from models.flops import linear_flops
 if TYPE_CHECKING:
     from models.bdh import BDH
 
-DROPOUT_PARTS = 8  # of the neurons: each has its own random numbers, whatever the chunks
+DROPOUT_PARTS = 8  # of the neurons, each with random bits of its own, so that chunks change none
 
 
 @config
@@ -16,11 +16,13 @@ class BDHConfig:
     """Shape of a BDH.
 
     Args:
-        depth: levels, all with the same weights. multiplier: neurons of all heads together, times the width.
-        form: `repo` is the public code, `paper` the paper's equations.
-        rope_base: of the rotation among a head's neurons, pairs next to each other.
-        chunks: 1, 2, 4 or 8: neurons are taken in so many parts, and computed again in the backward pass, so that
-            nothing as wide as all of them is kept (form=repo only).
+        depth: number of levels; all share one set of weights.
+        multiplier: neurons of all heads together, in multiples of the width.
+        dropout: probability, on the neurons.
+        form: `repo` follows the public code, `paper` the paper's equations.
+        rope_base: base of the rotary angles of a head's neurons, taken in neighbouring pairs.
+        chunks: 1, 2, 4 or 8: compute the neurons in this many parts, and again in the backward
+            pass, so that no activation as wide as all of them is kept (form=repo only).
     """
 
     depth: int = 6
@@ -46,11 +48,11 @@ class BDHConfig:
 
     @property
     def neurons(self) -> int:
-        """Neurons of a head."""
+        """Number of neurons of a head."""
         return self.width * self.multiplier // self.num_heads
 
     def build(self, vocab_size: int, seed: int) -> "BDH":
-        """Return the initialised model."""
+        """Return the model, initialised."""
         from models.bdh import BDH  # noqa: PLC0415
         from models.initialise import initialise  # noqa: PLC0415
 
@@ -66,22 +68,22 @@ class BDHConfig:
         return model
 
     def check(self, vocab_size: int, seq: int) -> None:
-        """Any length will do."""
+        """Accept any length."""
 
     def num_parameters(self, vocab_size: int) -> int:
-        """Return the parameter count by formula."""
+        """Return the number of parameters, by formula."""
         return 3 * self.num_heads * self.neurons * self.width + 2 * vocab_size * self.width
 
     def num_active_parameters(self, vocab_size: int) -> int:
-        """Return all of them, counted once though each level uses them."""
+        """Return the number of parameters, all of which a token meets, at every level."""
         return self.num_parameters(vocab_size)
 
     def num_embedding_parameters(self, vocab_size: int) -> int:
-        """Return those of the token embeddings."""
+        """Return the number of parameters of the token embedding."""
         return vocab_size * self.width
 
     def forward_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
-        """Return forward FLOPs of one sequence: (all pairs, causal half)."""
+        """Return the forward FLOPs of one sequence: (all pairs, causal half)."""
         wide = self.num_heads * self.neurons
         level = 3 * linear_flops(seq, self.width, wide)
         pairs = linear_flops(seq, wide, seq) + linear_flops(seq, seq, self.num_heads * self.width)

@@ -1,6 +1,6 @@
-"""A gated convolution as a mixer, short or as long as the context: Zoology's BaseConv (arXiv 2312.04927).
+"""A gated convolution, short or as long as the context: Zoology's BaseConv (arXiv 2312.04927).
 
-    y = (x W + b) * (conv(x) + c), then a linear layer; one filter for each channel.
+    y = ((x W + b) * (conv(x) + c)) W_out; conv has one filter for each channel.
 
 Shape legend: batch, seq, dim = model width.
 """
@@ -13,11 +13,11 @@ from kernels.short_conv import long_conv, short_conv
 from models.branch import Context
 from models.cache import with_history
 
-_SHORT = 8  # taps up to which the filter is applied one by one
+_SHORT = 8  # taps up to which shifted inputs are summed instead of an FFT
 
 
 class Convolution(nn.Module):
-    """See `ConvolutionConfig`."""
+    """The branch of a `ConvolutionConfig`."""
 
     filters = ("conv",)
 

@@ -1,4 +1,4 @@
-"""A gated convolution as data."""
+"""The config of a gated convolution."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 @config
 class ConvolutionConfig:
-    """A gated convolution; `taps`: length of its filters, the token itself included."""
+    """A gated convolution.
+
+    Args:
+        taps: length of its filters, the token itself included.
+    """
 
     name: ClassVar[str] = "conv"
     normed: ClassVar[bool] = True
@@ -40,6 +44,6 @@ class ConvolutionConfig:
         return self.num_parameters(host, number)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `BranchConfig`; the convolution itself is left out."""
-        found = 2 * linear_flops(seq, host.width, host.width)
-        return found, found
+        """See `BranchConfig`; the convolution itself counts nothing."""
+        flops = 2 * linear_flops(seq, host.width, host.width)
+        return flops, flops

@@ -1,9 +1,10 @@
-"""Engram: a memory that is looked up by the last two or three tokens (arXiv 2601.07372; deepseek-ai/Engram).
+"""Engram: a memory looked up by the last two or three tokens.
 
-Each n-gram that ends at a token is hashed to a row of a table, once for each of several heads; the rows together are
-what is remembered. How much of it enters the residual stream, its agreement with the stream decides:
+(arXiv 2601.07372; github.com/deepseek-ai/Engram.) Each n-gram that ends at a token is hashed to a
+row of a table, once for each of several heads; the rows together are the memory e. Its agreement
+with the residual stream h gates how much enters it:
 
-    e = rows of the tables;  k = W_K e;  v = W_V e
+    k = W_K e;  v = W_V e
     gate = sigmoid(rms(h) . rms(k) / sqrt(dim))
     h += silu(conv(rms(gate v))) + gate v
 
@@ -26,14 +27,13 @@ from models.cache import with_history
 from models.engram_config import EngramConfig
 from models.layers import RMSNorm
 
-_NOTHING = -1  # before the text, and across the end of a document
+_NOTHING = -1  # id before the text, and beyond the start of a document
 
 
 class Engram(nn.Module):
-    """See `EngramConfig`."""
+    """The branch of an `EngramConfig`."""
 
     lookups = ("table",)
-
     filters = ("conv",)
 
     def __init__(self, cfg: EngramConfig, host: Host, number: int, vocab_size: int) -> None:
@@ -50,7 +50,7 @@ class Engram(nn.Module):
         self.conv = nn.Parameter(torch.zeros(host.width, cfg.kernel))
         self.initial_std = {"conv": 0.0}
         self.learning_rate_scale = {"table": cfg.learning_rate_scale}
-        # Which token each counts as; until `read_vocabulary` each as itself.
+        # The id that each token counts as: until `read_vocabulary`, its own.
         self.canonical: Tensor
         self.register_buffer("canonical", torch.arange(vocab_size))
 
@@ -71,7 +71,7 @@ class Engram(nn.Module):
     def gates(
         self, x: Float[Tensor, "batch seq dim"], context: Context
     ) -> Float[Tensor, "batch seq"]:
-        """Return how much of what is remembered each token takes, between 0 and 1."""
+        """Return the gate of each token, between 0 and 1."""
         return self._gate(x, self._remembered(x, context))[..., 0]
 
     def _remembered(
@@ -86,30 +86,33 @@ class Engram(nn.Module):
         return torch.sigmoid(agreement.sum(dim=-1, keepdim=True) * x.shape[-1] ** -0.5)
 
     def rows(self, context: Context) -> Int64[Tensor, "batch seq slots"]:
-        """Return the row of the table that each head of each order looks up for each token."""
+        """Return the table row that each head of each order looks up for each token."""
         ids = self.canonical[context.tokens]
         longest = max(self.cfg.orders)
         past = with_history(context.state, self.number, "ids", ids, longest - 1, fill=_NOTHING)
         seq, first = ids.shape[1], 0
-        found: list[Tensor] = []
+        rows: list[Tensor] = []
         for order in self.cfg.orders:
             mixed = None
             for back in range(order):
                 earlier = past[:, longest - 1 - back : longest - 1 - back + seq]
                 if back and context.documents is not None:
-                    whose = F.pad(context.documents, (back, 0), value=_NOTHING)[:, :seq]
-                    earlier = earlier.masked_fill(whose != context.documents, _NOTHING)
-                product = (earlier + 1) * self.multipliers[back]  # `nothing` is 0
+                    document = F.pad(context.documents, (back, 0), value=_NOTHING)[:, :seq]
+                    earlier = earlier.masked_fill(document != context.documents, _NOTHING)
+                product = (earlier + 1) * self.multipliers[back]  # 0 for _NOTHING
                 mixed = product if mixed is None else mixed ^ product
             assert mixed is not None
             for _ in range(self.cfg.num_heads):
-                size = self.sizes[len(found)]
-                found.append(first + mixed % size)
+                size = self.sizes[len(rows)]
+                rows.append(first + mixed % size)
                 first += size
-        return torch.stack(found, dim=-1)
+        return torch.stack(rows, dim=-1)
 
     def read_vocabulary(self, texts: Sequence[str]) -> None:
-        """Let tokens count as one whose texts are equal but for case, accents and spaces."""
+        """Make tokens count as one whose texts differ only in case, accents and spaces.
+
+        `texts` are the texts of all ids, in order.
+        """
         if not self.cfg.compress:
             return
         first: dict[str, int] = {}
@@ -118,7 +121,10 @@ class Engram(nn.Module):
 
 
 def _compressed(text: str) -> str:
-    """NFKC, NFD, without accents, in lower case, runs of white space as one; what is only that stays as it is."""
+    """Return `text` in lower case without accents, runs of white space as one space.
+
+    Normal forms: NFKC, then NFD. Text of nothing but white space or accents stays as it is.
+    """
     plain = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
     plain = "".join(c for c in plain if not unicodedata.combining(c)).lower()
     plain = " ".join(plain.split()) if plain.strip() else plain
@@ -126,6 +132,9 @@ def _compressed(text: str) -> str:
 
 
 def _multipliers(cfg: EngramConfig, number: int) -> list[int]:
-    """Return an odd number for each place of an n-gram, so large that no product with an id below 2^22 overflows."""
+    """Return an odd number below 2^40 for each position in an n-gram.
+
+    Its product with an id below 2^22 does not overflow an int64.
+    """
     random = np.random.default_rng([cfg.hash_seed, number])
     return [int(m) * 2 + 1 for m in random.integers(2**38, 2**39, max(cfg.orders))]

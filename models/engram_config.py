@@ -1,4 +1,4 @@
-"""Engram as data: a memory that is looked up by the last two or three tokens."""
+"""The config of Engram: a memory looked up by the last two or three tokens."""
 
 from functools import lru_cache
 from itertools import compress, islice
@@ -17,12 +17,15 @@ class EngramConfig:
     """A memory of n-grams.
 
     Args:
-        table_size: rows of a head's table at least: each takes the next prime that no other has.
-        slot_dim: width of a row. orders: lengths of n-grams. num_heads: hashes of each.
-        kernel: taps of the convolution, spread by the longest order.
-        compress: tokens that differ in case, accents or spaces only count as one (needs a tokenizer).
-        learning_rate_scale: of the tables, beside the optimiser's rate; they never decay.
-        hash_seed: of the multipliers.
+        table_size: least number of rows of a table; each table takes the next prime not yet used.
+        slot_dim: width of a row.
+        orders: lengths of the n-grams.
+        num_heads: hashes, and so tables, of each order.
+        kernel: taps of the convolution; its dilation is the longest order.
+        compress: count tokens that differ only in case, accents or spaces as one (needs a
+            tokenizer).
+        learning_rate_scale: factor on the optimiser's learning rate for the tables.
+        hash_seed: seed of the hash multipliers.
     """
 
     name: ClassVar[str] = "engram"
@@ -54,11 +57,11 @@ class EngramConfig:
 
     @property
     def slots(self) -> int:
-        """Tables."""
+        """Number of tables."""
         return len(self.orders) * self.num_heads
 
     def sizes(self, host: Host, number: int) -> tuple[int, ...]:
-        """Return the rows of each table: primes that no other Engram of the decoder with this size uses."""
+        """Return the rows of each table: primes that no earlier Engram of the decoder uses."""
         parts = [part for layer in host.branches() for part in layer]
         before = sum(isinstance(part, EngramConfig) for part in parts[:number])
         return primes(self.table_size, (before + 1) * self.slots)[before * self.slots :]
@@ -68,7 +71,7 @@ class EngramConfig:
         return sum(self.sizes(host, number)) * self.slot_dim + self._dense(host)
 
     def num_active_parameters(self, host: Host, number: int) -> int:
-        """See `BranchConfig`: one row of each table."""
+        """See `BranchConfig`; of each table one row counts."""
         return self.slots * self.slot_dim + self._dense(host)
 
     def _dense(self, host: Host) -> int:
@@ -76,13 +79,13 @@ class EngramConfig:
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
         """See `BranchConfig`."""
-        found = 2 * linear_flops(seq, self.slots * self.slot_dim, host.width)
-        return found, found
+        flops = 2 * linear_flops(seq, self.slots * self.slot_dim, host.width)
+        return flops, flops
 
 
 @lru_cache
 def primes(least: int, count: int) -> tuple[int, ...]:
-    """Return the first `count` primes from `least` on."""
+    """Return the `count` smallest primes that are at least `least`."""
     top = max(64, least + 40 * count * max(1, least.bit_length()))
     sieve = bytearray(b"\1") * (top + 1)
     sieve[:2] = b"\0\0"

@@ -1,7 +1,8 @@
-"""A mixture of experts as a branch (Shazeer et al., arXiv 1701.06538; Switch, 2101.03961; Mixtral, 2401.04088).
+"""A mixture of experts (Shazeer et al., arXiv 1701.06538; Switch, 2101.03961; Mixtral, 2401.04088).
 
-Each token goes to the `top_k` of `num_experts` feed-forward networks that its router scores highest, and takes their
-outputs weighted by the router's probabilities. Tokens are sorted by expert, so that each expert is one product.
+The router scores `num_experts` feed-forward networks for each token; the output is the sum of the
+`top_k` best, weighted by the router's probabilities. Tokens are sorted by expert, so that each
+expert is one product.
 
 Shape legend: batch, seq, dim = model width; rows = tokens; k = experts of a token; experts.
 """
@@ -18,11 +19,11 @@ from models.branch_config import Host
 from models.experts_config import ExpertsConfig
 from models.layers import FeedForward
 
-_BIAS_GRADIENT = 1e-3  # small beside every other gradient: it must not count in the norm that clips
+_BIAS_GRADIENT = 1e-3  # small beside other gradients: clipping by the norm must not see it
 
 
 class Experts(nn.Module):
-    """See `ExpertsConfig`. The router is no linear layer to a precision recipe: it stays in fp32."""
+    """The branch of an `ExpertsConfig`; its router stays in fp32 under every precision recipe."""
 
     def __init__(self, cfg: ExpertsConfig, host: Host) -> None:
         super().__init__()
@@ -47,20 +48,21 @@ class Experts(nn.Module):
         counts = torch.zeros(self.cfg.num_experts, dtype=torch.int64, device=x.device)
         counts = counts.scatter_add(0, chosen.flatten(), torch.ones_like(chosen.flatten()))
         order = chosen.flatten().argsort(stable=True)  # by expert; within one, by token
-        kept = counts
-        if self.cfg.capacity_factor is not None and context.noise is not None and _known(counts):
-            order, kept = self._drop(order, chosen, counts)
+        taken = counts
+        in_training = context.noise is not None
+        if self.cfg.capacity_factor is not None and in_training and _has_values(counts):
+            order, taken = self._drop(order, chosen, counts)
         token = order // self.cfg.top_k
-        y = self._experts(rows[token], kept) * weights.flatten()[order, None].to(x.dtype)
+        y = self._experts(rows[token], taken) * weights.flatten()[order, None].to(x.dtype)
         out = torch.zeros_like(rows).index_add(0, token, y.to(rows.dtype))
         if self.shared is not None:
             out = out + self.shared(rows)
-        return out.view(x.shape), self._notes(scores, counts, kept)
+        return out.view(x.shape), self._notes(scores, counts, taken)
 
     def _choose(
         self, scores: Float[Tensor, "rows experts"]
     ) -> tuple[Float[Tensor, "rows k"], Int64[Tensor, "rows k"]]:
-        """Return the weights of each token's experts, and which they are."""
+        """Return (weights, indices) of each token's experts."""
         ranked = scores if self.balance is None else scores.softmax(dim=-1) + self.balance.detach()
         chosen = ranked.topk(self.cfg.top_k, dim=-1).indices
         if self.cfg.softmax == "after":
@@ -71,7 +73,7 @@ class Experts(nn.Module):
         return weights, chosen
 
     def _drop(self, order: Tensor, chosen: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is left of `order` and of the counts where an expert takes its capacity."""
+        """Return (`order`, `counts`) without the tokens beyond an expert's capacity."""
         assert self.cfg.capacity_factor is not None
         capacity = max(1, int(self.cfg.capacity_factor * len(order) / self.cfg.num_experts))
         first = counts.cumsum(0) - counts
@@ -81,27 +83,25 @@ class Experts(nn.Module):
     def _experts(
         self, x: Float[Tensor, "rows dim"], counts: Int64[Tensor, " experts"]
     ) -> Float[Tensor, "rows dim"]:
-        """Return the outputs of the first counts[0] rows by expert 0, of the next by expert 1, ..."""
+        """Return the outputs of the rows: expert 0 gets the first counts[0], and so on."""
         experts = [expert for expert in self.experts if isinstance(expert, FeedForward)]
         if can_group(x, experts[0].down.in_features) and all(_plain(e.up, e.down) for e in experts):
-            up, down = (
-                torch.stack([w.to(x.dtype) for w in ws])
-                for ws in zip(*((e.up.weight, e.down.weight) for e in experts), strict=True)
-            )
+            up = torch.stack([expert.up.weight.to(x.dtype) for expert in experts])
+            down = torch.stack([expert.down.weight.to(x.dtype) for expert in experts])
             return grouped_feed_forward(x, up, down, counts, experts[0].activate)
-        sizes = counts.tolist() if _known(counts) else _equal(len(x), len(experts))
+        sizes = counts.tolist() if _has_values(counts) else _equal_shares(len(x), len(experts))
         parts = torch.split(x, sizes)  # type: ignore[no-untyped-call]
-        # Also an expert without a token takes part: its gradient is zero, not missing.
+        # An expert without a token is called too: its gradient is zero, not missing.
         return torch.cat([expert(part) for expert, part in zip(experts, parts, strict=True)])
 
-    def _notes(self, scores: Tensor, counts: Tensor, kept: Tensor) -> Notes:
+    def _notes(self, scores: Tensor, counts: Tensor, taken: Tensor) -> Notes:
         cfg = self.cfg
         load = counts / counts.sum()
         equal = 1.0 / cfg.num_experts
+        most = torch.tensor(float(max(2, cfg.num_experts))).log()  # entropy of equal load, nats
         notes = {
-            "load_entropy": torch.special.entr(load).sum()
-            / torch.tensor(float(max(2, cfg.num_experts))).log(),
-            "drop_rate": 1.0 - kept.sum() / counts.sum(),
+            "load_entropy": torch.special.entr(load).sum() / most,
+            "drop_rate": 1.0 - taken.sum() / counts.sum(),
             "max_violation": load.max() / equal - 1.0,
         }
         if cfg.balance == "loss" and cfg.balance_weight:
@@ -111,21 +111,21 @@ class Experts(nn.Module):
             notes["loss.z"] = cfg.z_loss * scores.logsumexp(dim=-1).square().mean()
         if self.balance is not None:
             push = _BIAS_GRADIENT * (self.balance * (load - equal)).sum()
-            notes["loss.bias"] = push - push.detach()  # a gradient, no loss
+            notes["loss.bias"] = push - push.detach()  # value 0: only its gradient counts
         return notes
 
 
 def _plain(*linears: nn.Module) -> bool:
-    """True where these are products by a weight and nothing else: no recipe quantises them."""
+    """Return whether all are nn.Linear without bias, which no recipe quantises."""
     return all(type(linear) is nn.Linear and linear.bias is None for linear in linears)
 
 
-def _known(counts: Tensor) -> bool:
-    """False where tensors have shapes only: the plan asks what memory a step takes, for which equal shares will do."""
+def _has_values(counts: Tensor) -> bool:
+    """Return False for a meta or fake tensor, by which the plan predicts the memory of a step."""
     if torch.compiler.is_compiling():
         return True
     return not (counts.is_meta or isinstance(counts, FakeTensor))
 
 
-def _equal(rows: int, experts: int) -> list[int]:
+def _equal_shares(rows: int, experts: int) -> list[int]:
     return [rows // experts + (number < rows % experts) for number in range(experts)]

@@ -1,4 +1,4 @@
-"""A mixture of experts as data."""
+"""The config of a mixture of experts."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -16,15 +16,19 @@ class ExpertsConfig:
     """A mixture of experts in the place of the feed-forward network.
 
     Args:
-        hidden: width of an expert (None: the decoder's). shared: experts that every token goes to, unweighted.
-        softmax: of all scores, `before` the choice, or of those chosen, `after` it.
-        normalise: the weights of a token's experts sum to 1 (with softmax=before).
-        capacity_factor: in training an expert takes at most this times an equal share of the tokens of a
-            micro-batch, the first ones; the others pass it by (None: as many as come). Evaluation drops nothing.
-        balance: `loss`, experts x sum of (share of tokens x mean probability), weighed by `balance_weight`; `bias`,
-            a number added to an expert's score for the choice only, moved by the optimiser against its overload
-            (Wang et al., arXiv 2408.15664, there by the sign of it); or `none`.
-        z_loss: weight of the mean logsumexp(scores)^2 (ST-MoE, arXiv 2202.08906).
+        top_k: experts of each token.
+        hidden: width of an expert (None: the decoder's).
+        shared: number of experts that every token goes to, with weight 1.
+        softmax: over all scores, `before` the choice, or over those of the chosen, `after` it.
+        normalise: with softmax=before, make the weights of a token's experts sum to 1.
+        capacity_factor: in training an expert takes at most this times an equal share of a
+            micro-batch's tokens, the first ones, and drops the rest (None: none are dropped).
+            Evaluation drops none.
+        balance: `loss`: num_experts * sum over experts of (share of tokens * mean probability),
+            times `balance_weight`. `bias`: a bias on an expert's probability, for the choice only,
+            which the optimiser moves against overload (Wang et al., arXiv 2408.15664, move it by
+            the sign of the overload). `none`.
+        z_loss: weight of the mean of logsumexp(scores)^2 (ST-MoE, arXiv 2202.08906).
     """
 
     name: ClassVar[str] = "moe"
@@ -53,7 +57,7 @@ class ExpertsConfig:
             )
 
     def couples_samples(self, sequence_length: int) -> bool:
-        """Return whether a token's loss or gradient depends on the other samples of its micro-batch."""
+        """Return whether a sample's loss or gradient depends on the others of its micro-batch."""
         return self.balance != "none" or self.capacity_factor is not None
 
     def build(self, host: Host, number: int, vocab_size: int) -> "Experts":
@@ -83,8 +87,8 @@ class ExpertsConfig:
         return experts * one + router + (wide if self.shared else 0)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `BranchConfig`; as if nothing was dropped."""
-        found = linear_flops(seq, host.width, self.num_experts)
+        """See `BranchConfig`; counted as if no token was dropped."""
+        flops = linear_flops(seq, host.width, self.num_experts)
         for hidden in (self.top_k * self.width(host), self.shared * self.width(host)):
-            found += feed_forward_flops(seq, host.width, hidden, host.activation)
-        return found, found
+            flops += feed_forward_flops(seq, host.width, hidden, host.activation)
+        return flops, flops

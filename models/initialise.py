@@ -1,10 +1,11 @@
-"""Initial weights as a function of (seed, parameter name): no order of construction matters.
+"""Initial weights, a function of (seed, parameter name): the order of construction does not matter.
 
 Schemes:
-    gpt2          N(0, std); matrices that write to the residual stream divided by sqrt(2 * depth)
-    depth_scaled  N(0, 1/sqrt(fan_in)); writers divided by sqrt(2 * depth)
-    mup           N(0, std) * sqrt(1/m) for hidden matrices at width multiplier m, embeddings at std
-                  (Yang et al., arXiv 2203.03466; writers also divided by sqrt(2 * depth))
+    gpt2          N(0, std)
+    depth_scaled  N(0, 1/sqrt(fan_in)); embeddings and heads N(0, std)
+    mup           N(0, std/sqrt(m)) at width multiplier m (Yang et al., arXiv 2203.03466);
+                  embeddings and heads N(0, std)
+In all of them the std of matrices that write to the residual stream is divided by sqrt(2 * depth).
 """
 
 import hashlib
@@ -21,9 +22,10 @@ _RESIDUAL_WRITERS = (".out.weight", ".down.weight")
 def initialise(
     model: nn.Module, *, scheme: Scheme, std: float, depth: int, width_multiplier: float, seed: int
 ) -> None:
-    """Fill all matrices of `model` in place; biases become 0, gains keep their 1.
+    """Fill all matrices of `model` in place; biases become 0, gains stay 1.
 
-    A module with an attribute `initial_std` (parameter name -> std) says otherwise of its own; 0 keeps what it has.
+    A module overrides the std of its own parameters by a dict `initial_std` (name -> std); 0 leaves
+    a parameter as it is.
     """
     own = {
         f"{prefix}.{name}": spread

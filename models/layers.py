@@ -1,4 +1,4 @@
-"""Parts that many models share: norms, the feed-forward network, linear layers packed for decoding.
+"""Layers that many models share: norms, the feed-forward network, linears packed for decoding.
 
 Shape legend: batch, seq, dim = model width.
 """
@@ -40,12 +40,20 @@ class LayerNorm(nn.Module):
 
 
 def make_norm(kind: Norm, dim: int, bias: bool, eps: float | None) -> RMSNorm | LayerNorm:
-    """Return the norm named `kind`; `bias` applies to LayerNorm only, `eps` None is the kind's default."""
+    """Return the norm named `kind`.
+
+    Args:
+        bias: LayerNorm has a bias; RMSNorm never has one.
+        eps: None is the default of the kind.
+    """
     return RMSNorm(dim, eps) if kind == "rmsnorm" else LayerNorm(dim, bias, eps)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference on a CPU; see `kernels.packed`. It holds its weight twice, or is `compiled`."""
+    """A linear layer for inference on a CPU; see `kernels.packed`.
+
+    It holds a second, packed copy of its weight, unless it is to be `compiled`.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, compiled: bool) -> None:
         super().__init__()
@@ -56,7 +64,7 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(module: nn.Module, *, compiled: bool) -> None:
-    """Replace every plain linear layer below `module` by its packed form where that works."""
+    """Replace every nn.Linear below `module` that can be packed by a `PackedLinear`."""
     for name, child in module.named_children():
         if type(child) is nn.Linear and can_pack(child.weight):
             setattr(module, name, PackedLinear(child.weight, child.bias, compiled=compiled))
@@ -79,7 +87,7 @@ class FeedForward(nn.Module):
         return self.down(self.activate(self.up(x)))  # type: ignore[no-any-return]
 
     def activate(self, h: Float[Tensor, "*rows up"]) -> Float[Tensor, "*rows hidden"]:
-        """Return what lies between the two linears."""
+        """Return the activations between the two linears, from the output of the first."""
         if self.activation == "swiglu":
             gate, value = h.chunk(2, dim=-1)
             return F.silu(gate) * value

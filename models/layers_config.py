@@ -1,4 +1,4 @@
-"""The feed-forward network as data, and its formulas."""
+"""The config of the feed-forward network, and its formulas."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,7 +15,7 @@ class FeedForwardConfig:
     """The decoder's feed-forward network, or one of another width.
 
     Args:
-        hidden: its width (None: the decoder's).
+        hidden: its inner width (None: the decoder's).
     """
 
     name: ClassVar[str] = "mlp"
@@ -40,15 +40,15 @@ class FeedForwardConfig:
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
         """See `BranchConfig`."""
-        found = feed_forward_flops(seq, host.width, self._hidden(host), host.activation)
-        return found, found
+        flops = feed_forward_flops(seq, host.width, self._hidden(host), host.activation)
+        return flops, flops
 
     def _hidden(self, host: Host) -> int:
         return host.hidden_dim if self.hidden is None else self.hidden
 
 
 def feed_forward_parameters(dim: int, hidden: int, activation: Activation, bias: bool) -> int:
-    """Return the parameters of a `FeedForward`."""
+    """Return the number of parameters of a `FeedForward`."""
     up = hidden * (2 if activation == "swiglu" else 1)
     return dim * up + hidden * dim + int(bias) * (up + dim)
 

@@ -1,4 +1,4 @@
-"""Attention whose state does not grow, as data; `models/linear_attention.py` has its equations."""
+"""The config of linear attention; `models/linear_attention.py` has its equations."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -10,7 +10,7 @@ from models.flops import linear_flops
 if TYPE_CHECKING:
     from models.linear_attention import LinearAttention
 
-LOW_RANK = 16  # of GLA's gate
+LOW_RANK = 16  # rank of GLA's gate
 
 
 @config
@@ -18,10 +18,11 @@ class LinearAttentionConfig:
     """Attention with a state of [heads, key width, value width].
 
     Args:
-        num_heads: None: the decoder's. key_dim: width of a head's keys (None: of the decoder's heads; of `based`
-            it should be 8 to 24: phi makes 1 + d + d^2 of it). Values have width / num_heads.
-        conv: taps of a short convolution of q, k and v before all else (0: none).
-        chunk: tokens computed at once.
+        num_heads: None: the decoder's.
+        key_dim: width of a head's keys (None: that of the decoder's heads). For `based` take 8 to
+            24, which its features turn into 1 + d + d^2. Values have width / num_heads.
+        conv: taps of a short convolution on q, k and v (0: none).
+        chunk: number of tokens computed at once in training.
     """
 
     name: ClassVar[str] = "linear"
@@ -48,7 +49,7 @@ class LinearAttentionConfig:
         return heads, self.key_dim or host.attention_dim, host.width // heads
 
     def widths(self, host: Host) -> dict[str, int]:
-        """Return the parts of the one input projection."""
+        """Return the widths of the parts of the input projection, by name."""
         heads, k, v = self.shape(host)
         parts = {"q": heads * k, "k": heads * k, "v": heads * v}
         if self.kind != "based":
@@ -70,24 +71,24 @@ class LinearAttentionConfig:
     def num_parameters(self, host: Host, number: int) -> int:
         """See `BranchConfig`."""
         heads, k, v = self.shape(host)
-        found = host.width * (sum(self.widths(host).values()) + heads * v)
-        found += self.conv * heads * (2 * k + v) + (0 if self.kind == "based" else v)
+        shared = host.width * (sum(self.widths(host).values()) + heads * v)
+        shared += self.conv * heads * (2 * k + v) + (0 if self.kind == "based" else v)
         own = {"gla": heads * k * (LOW_RANK + 1), "gated_delta": 2 * heads}
-        return found + own.get(self.kind, 0)
+        return shared + own.get(self.kind, 0)
 
     def num_active_parameters(self, host: Host, number: int) -> int:
         """See `BranchConfig`."""
         return self.num_parameters(host, number)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `BranchConfig`; as chunks are computed, all pairs of a chunk."""
+        """See `BranchConfig`; counted as chunks are computed, with all pairs of a chunk."""
         heads, k, v = self.shape(host)
-        found = linear_flops(seq, host.width, sum(self.widths(host).values()))
-        found += linear_flops(seq, heads * v, host.width)
-        found += linear_flops(seq, LOW_RANK, heads * k) if self.kind == "gla" else 0
+        flops = linear_flops(seq, host.width, sum(self.widths(host).values()))
+        flops += linear_flops(seq, heads * v, host.width)
+        flops += linear_flops(seq, LOW_RANK, heads * k) if self.kind == "gla" else 0
         if self.kind == "based":
             k, v = 1 + k + k * k, v + 1
-        found += recurrence_flops(
+        flops += recurrence_flops(
             seq, heads, k, v, chunk=self.chunk, delta="delta" in self.kind, wide=self.kind == "gla"
         )
-        return found, found
+        return flops, flops

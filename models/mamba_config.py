@@ -1,4 +1,4 @@
-"""Mamba-2 as data."""
+"""The config of Mamba-2."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 
 @config
 class MambaConfig:
-    """A Mamba-2 mixer.
+    """A Mamba-2 layer.
 
     Args:
-        state_dim: n. head_dim: width of a head (None: of the decoder's heads). expand: inner width over the model's. conv: taps.
-        chunk: tokens computed at once.
+        state_dim: width n of the state.
+        head_dim: width of a head (None: that of the decoder's heads).
+        expand: inner width in multiples of the model's width.
+        conv: taps of the short convolution.
+        chunk: number of tokens computed at once in training.
     """
 
     name: ClassVar[str] = "mamba"
@@ -53,24 +56,19 @@ class MambaConfig:
         """See `BranchConfig`."""
         inner, heads = self.shape(host)
         mixed = inner + 2 * self.state_dim
-        return (
-            host.width * (2 * inner + 2 * self.state_dim + heads)
-            + (self.conv + 1) * mixed
-            + 3 * heads
-            + inner
-            + inner * host.width
-        )
+        linears = host.width * (inner + mixed + heads) + inner * host.width
+        return linears + (self.conv + 1) * mixed + 3 * heads + inner
 
     def num_active_parameters(self, host: Host, number: int) -> int:
         """See `BranchConfig`."""
         return self.num_parameters(host, number)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `BranchConfig`; as chunks are computed, all pairs of a chunk."""
+        """See `BranchConfig`; counted as chunks are computed, with all pairs of a chunk."""
         inner, heads = self.shape(host)
-        found = linear_flops(seq, host.width, 2 * inner + 2 * self.state_dim + heads)
-        found += linear_flops(seq, inner, host.width)
-        found += recurrence_flops(
+        flops = linear_flops(seq, host.width, 2 * inner + 2 * self.state_dim + heads)
+        flops += linear_flops(seq, inner, host.width)
+        flops += recurrence_flops(
             seq, heads, self.state_dim, inner // heads, chunk=self.chunk, delta=False, wide=False
         )
-        return found, found
+        return flops, flops

@@ -1,4 +1,4 @@
-"""minGRU as data."""
+"""The config of minGRU."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 @config
 class MinGRUConfig:
-    """A minGRU mixer; `expand`: inner width over the model's."""
+    """A minGRU layer.
+
+    Args:
+        expand: inner width in multiples of the model's width.
+    """
 
     name: ClassVar[str] = "gru"
     normed: ClassVar[bool] = True
@@ -39,6 +43,6 @@ class MinGRUConfig:
         return self.num_parameters(host, number)
 
     def forward_flops(self, host: Host, seq: int) -> tuple[int, int]:
-        """See `BranchConfig`; the scan is element by element and counts nothing."""
-        found = 3 * linear_flops(seq, host.width, self.inner(host))
-        return found, found
+        """See `BranchConfig`; the scan, elementwise, counts nothing."""
+        flops = 3 * linear_flops(seq, host.width, self.inner(host))
+        return flops, flops

@@ -1,6 +1,7 @@
-"""An n-gram model: what counting alone achieves. Interpolated Kneser-Ney (Chen & Goodman 1998), exact counts.
+"""An n-gram model, the baseline of counting alone: interpolated Kneser-Ney (Chen & Goodman 1998).
 
-Counts lie in sorted arrays; an n-gram is one int64, its ids as digits to the base of the vocabulary.
+Counts are exact and lie in sorted arrays; an n-gram is one int64 whose digits to the base of the
+vocabulary's size are its ids.
 
 Shape legend: batch, seq, vocab.
 """
@@ -20,11 +21,14 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class _Level:
-    """The n-grams of one length: what follows each context.
+    """The n-grams of one length: the tokens that follow each context.
 
     Args:
-        keys: contexts, sorted; starts: where the followers of each begin (one more at the end).
-        followers, counts: of every context; total: of each context's counts; discount: taken from each.
+        keys: contexts, sorted.
+        starts: index of each context's first follower, and at the end the number of followers.
+        followers, counts: ids after the contexts, and their counts.
+        total: sum of each context's counts.
+        discount: subtracted from each count.
     """
 
     keys: Array
@@ -36,16 +40,17 @@ class _Level:
 
 
 class Ngram(LanguageModel):
-    """See `NgramConfig`; it is fitted to ids, not trained, and its logits are log-probabilities."""
+    """The model of an `NgramConfig`: it is fitted to ids, and its logits are log-probabilities."""
 
     def __init__(self, cfg: NgramConfig, vocab_size: int) -> None:
         super().__init__()
         if vocab_size**cfg.order >= 2**63:
             raise ValueError(
-                f"order={cfg.order} of a vocabulary of {vocab_size} does not fit 64 bits; lower it"
+                f"order={cfg.order} of a vocabulary of {vocab_size} does not fit 64 bits; "
+                "lower the order"
             )
         self.order, self.discount, self.vocab_size = cfg.order, cfg.discount, vocab_size
-        self.place = nn.Parameter(torch.zeros(0))  # says which device the model is on
+        self.on_device = nn.Parameter(torch.zeros(0))  # shows which device the model is on
         self.levels: list[_Level] = []
 
     def fit(self, ids: Array) -> "Ngram":
@@ -53,7 +58,7 @@ class Ngram(LanguageModel):
         text, order = ids.astype(np.int64), self.order
         keys = text.copy()
         powers = [keys]
-        for n in range(2, order + 1):  # the n tokens that end at each place from n-1 on
+        for n in range(2, order + 1):  # the n tokens that end at each position from n-1 on
             keys = powers[-1][:-1] * self.vocab_size + text[n - 1 :]
             powers.append(keys)
         grams, counts = np.unique(powers[-1], return_counts=True)
@@ -75,9 +80,13 @@ class Ngram(LanguageModel):
         return _Level(keys, np.append(starts, len(grams)), followers, counts, total, discount)
 
     def probabilities(self, contexts: Array) -> Float[Tensor, "rows vocab"]:
-        """Return P(next | the last order-1 ids) in fp64 for each row of contexts [rows, any], -1 before the start."""
+        """Return P(next | the last order-1 ids) in fp64.
+
+        Args:
+            contexts: ids [rows, at least order-1], -1 before the start of the text.
+        """
         rows = len(contexts)
-        found = np.full((rows, self.vocab_size), 1.0 / self.vocab_size)
+        result = np.full((rows, self.vocab_size), 1.0 / self.vocab_size)
         for n, level in enumerate(self.levels):  # n ids of context
             context = contexts[:, contexts.shape[1] - n :]
             known = (context >= 0).all(axis=1)
@@ -88,11 +97,10 @@ class Ngram(LanguageModel):
             for row in np.flatnonzero(known):
                 first, last = level.starts[at[row]], level.starts[at[row] + 1]
                 total = level.total[at[row]]
-                found[row] *= level.discount * (last - first) / total
-                found[row, level.followers[first:last]] += (
-                    level.counts[first:last] - level.discount
-                ) / total
-        return torch.from_numpy(found)
+                share = (level.counts[first:last] - level.discount) / total
+                result[row] *= level.discount * (last - first) / total
+                result[row, level.followers[first:last]] += share
+        return torch.from_numpy(result)
 
     def forward(
         self,
@@ -100,7 +108,7 @@ class Ngram(LanguageModel):
         targets: Int64[Tensor, "batch seq"] | None = None,
         **_: object,
     ) -> Float[Tensor, "batch seq vocab"] | TokenLoss:
-        """See `LanguageModel.forward`; a state is not kept."""
+        """Return log-probabilities, or with `targets` the loss; see `LanguageModel.forward`."""
         width = self.order - 1
         padded = torch.nn.functional.pad(tokens, (width, 0), value=-1).cpu().numpy()
         windows = np.lib.stride_tricks.sliding_window_view(padded, width + 1, axis=1)[:, :, 1:]

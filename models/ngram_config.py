@@ -1,11 +1,17 @@
-"""An n-gram model as data."""
+"""The config of an n-gram model."""
 
 from models.config import config
 
 
 @config
 class NgramConfig:
-    """An n-gram of `order` tokens; `discount` is taken from every count (None: n1 / (n1 + 2 n2) of each order)."""
+    """An n-gram model.
+
+    Args:
+        order: length of its n-grams in tokens.
+        discount: subtracted from every count (None: for each order n1 / (n1 + 2 n2), n1 and n2
+            being the numbers of n-grams seen once and twice).
+    """
 
     order: int = 4
     discount: float | None = None

@@ -1,4 +1,4 @@
-"""Stretching rotary positions beyond the context a model was trained at: linear, Llama 3, YaRN.
+"""Rotary positions beyond the context that a model was trained at: linear, Llama 3, YaRN.
 
 Shape legend: pairs = half the width of a head.
 """
@@ -15,21 +15,26 @@ from models.rope_config import RopeScaling
 def slowed(
     cfg: RopeScaling, inverse: Float[Tensor, " pairs"], base: float
 ) -> Float[Tensor, " pairs"]:
-    """Return the angle per position of each pair, from the unscaled ones."""
+    """Return the stretched angle per position of each pair, in radians.
+
+    Args:
+        inverse: the angles before stretching, base^(-2i/dim).
+        base: base of the rotary positions.
+    """
     slow = inverse / cfg.factor
     if cfg.kind == "linear":
         return slow
     context = float(cfg.original_context or 0)
     if cfg.kind == "llama3":
         turns = context * inverse / (2 * math.pi)
-        kept = ((turns - cfg.low_freq) / (cfg.high_freq - cfg.low_freq)).clamp(0.0, 1.0)
+        fast = ((turns - cfg.low_freq) / (cfg.high_freq - cfg.low_freq)).clamp(0.0, 1.0)
     else:
-        kept = 1.0 - _ramp(cfg, len(inverse), base, context).to(inverse)
-    return slow * (1.0 - kept) + inverse * kept
+        fast = 1.0 - _ramp(cfg, len(inverse), base, context).to(inverse)
+    return slow * (1.0 - fast) + inverse * fast
 
 
 def _ramp(cfg: RopeScaling, pairs: int, base: float, context: float) -> Float[Tensor, " pairs"]:
-    """Return 0 for pairs that turn often, 1 for those that hardly turn, a line between them."""
+    """Return YaRN's ramp: 0 for pairs that turn often, 1 for those that turn rarely."""
     low, high = (
         pairs * math.log(context / (turns * 2 * math.pi)) / math.log(base)
         for turns in (cfg.beta_fast, cfg.beta_slow)

@@ -1,4 +1,4 @@
-"""How rotary positions are stretched, as data."""
+"""The config of stretched rotary positions."""
 
 import math
 from typing import Literal
@@ -8,18 +8,19 @@ from models.config import config
 
 @config
 class RopeScaling:
-    """How the angles of rotary positions are slowed down.
+    """Rotary positions stretched to a longer context: their angles grow more slowly.
 
     Args:
-        kind: linear (all by `factor`: Chen et al., arXiv 2306.15595), llama3 (the slow ones, with a ramp
-            between two wavelengths: Llama 3.1's), yarn (a ramp over the pairs, and larger scores: Peng et al.,
-            arXiv 2309.00071).
-        factor: how much longer the context becomes.
-        original_context: context before the stretching (llama3, yarn).
-        low_freq, high_freq: of llama3: pairs that turn less than `low_freq` times in the original context
-            are slowed by the whole factor, those that turn more than `high_freq` times not at all.
-        beta_fast, beta_slow: the same of yarn, in turns; truncate: to whole pairs.
-        gain: of yarn: factor on queries and keys (None: 0.1 ln(factor) + 1).
+        kind: linear slows all pairs by `factor` (Chen et al., arXiv 2306.15595). llama3 slows the
+            slow pairs, with a ramp between two wavelengths (Llama 3.1). yarn has a ramp over the
+            pairs, and scales attention up (Peng et al., arXiv 2309.00071).
+        factor: ratio of the new context to the original one.
+        original_context: context before the stretching, in tokens (llama3, yarn).
+        low_freq, high_freq: llama3: pairs with fewer turns than `low_freq` in the original context
+            are slowed by the full factor, pairs with more than `high_freq` not at all.
+        beta_fast, beta_slow: yarn: the same bounds, in turns.
+        truncate: yarn: round the ends of the ramp outwards to whole pairs.
+        gain: yarn: factor on queries and keys (None: 0.1 ln(factor) + 1).
     """
 
     kind: Literal["linear", "llama3", "yarn"]
@@ -44,7 +45,7 @@ class RopeScaling:
 
     @property
     def attention_gain(self) -> float:
-        """Factor on cosines and sines, the default resolved."""
+        """Factor on the cosine and sine tables, the default resolved."""
         if self.kind != "yarn":
             return 1.0
         return self.gain if self.gain is not None else 0.1 * math.log(self.factor) + 1.0

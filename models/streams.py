@@ -1,14 +1,15 @@
-"""Several residual streams instead of one: hyper-connections (arXiv 2409.19606) and mHC (arXiv 2512.24880).
+"""Several residual streams: hyper-connections (arXiv 2409.19606) and mHC (arXiv 2512.24880).
 
 Around each branch F, for every token, x being [streams, dim]:
 
     x_i  <-  sum_j res_ij x_j  +  post_i F(sum_j pre_j x_j)
 
-`hc`   pre, post, res = alpha tanh(theta rms(x)) + b: unconstrained, so that a product of many `res` may grow.
-`mhc`  x' = rms(vec x); pre = sigmoid(.), post = 2 sigmoid(.), res = Sinkhorn(exp(.)) of alpha phi x' + b: doubly
-       stochastic, so that the product neither grows nor dies out.
+`hc`   pre, post, res = alpha tanh(theta rms(x)) + b: unconstrained; a product of `res` may grow.
+`mhc`  pre = sigmoid(z), post = 2 sigmoid(z), res = Sinkhorn(exp(z)), z = alpha phi rms(vec x) + b:
+       `res` is doubly stochastic, so that the product neither grows nor vanishes.
 
-At the start each branch reads one stream, writes to all, and streams do not mix: the plain residual.
+At initialisation each branch reads one stream and writes to all, and streams do not mix, which is
+the plain residual.
 
 Shape legend: batch, seq, streams, dim = model width.
 """
@@ -23,11 +24,11 @@ from models.streams_config import StreamsConfig
 
 Gates = tuple[Float[Tensor, "batch seq streams streams"], Float[Tensor, "batch seq streams"]]
 _OPEN = 4.0  # sigmoid(4) = 0.98
-_DIAGONAL = 8.0  # exp(8) = 2981 beside 1: twelve layers later the streams are still themselves
+_DIAGONAL = 8.0  # exp(8) = 2981 to 1: streams are still distinct twelve layers later
 
 
 class Streams:
-    """Both ends of the streams of a decoder: from one residual to several, and back."""
+    """Both ends of the streams: one residual stream becomes several, and in the end one again."""
 
     def __init__(self, num_streams: int) -> None:
         self.num_streams = num_streams
@@ -41,14 +42,17 @@ class Streams:
         return x[:, :, None].expand(-1, -1, n, -1)
 
     def gather(self, x: Float[Tensor, "batch seq streams dim"]) -> Float[Tensor, "batch seq dim"]:
-        """Return what the last norm reads: the mean of the streams (a norm makes it the published sum)."""
+        """Return the mean of the streams, for the last norm.
+
+        The papers take the sum, which is the same after a norm.
+        """
         return x.mean(dim=2)
 
     def notes(self, context: Context) -> Notes:
-        """Return the gains of the product of all mixing matrices, over all tokens.
+        """Return the gains of the product of all mixing matrices, the extremes over all tokens.
 
-        `amax_forward` and `amax_backward`: largest magnitude of a sum over a row or a column, 1 where nothing grows;
-        `min_column_sum`: the smallest, 0 where a stream is forgotten.
+        `amax_forward` and `amax_backward` are the largest magnitudes of a row's and a column's sum,
+        1 if nothing grows; `min_column_sum` is the smallest column sum, 0 if a stream is lost.
         """
         assert context.mixing is not None
         rows, columns = context.mixing.sum(dim=-1), context.mixing.sum(dim=-2)
@@ -60,7 +64,7 @@ class Streams:
 
 
 class HyperConnection(nn.Module):
-    """See `StreamsConfig`: what a branch reads of the streams, and how they take its output."""
+    """The connection of one branch: it mixes the streams for the branch and adds its output."""
 
     def __init__(self, cfg: StreamsConfig, width: int, number: int) -> None:
         super().__init__()
@@ -82,13 +86,13 @@ class HyperConnection(nn.Module):
     def read(
         self, x: Float[Tensor, "batch seq streams dim"], context: Context
     ) -> tuple[Float[Tensor, "batch seq dim"], Gates]:
-        """Return what the branch reads, and how its output will be taken."""
+        """Return (input of the branch, gates for `write`)."""
         with torch.autocast(x.device.type, enabled=False):
             pre, post, res = self._mhc(x.float()) if self.cfg.kind == "mhc" else self._hc(x.float())
             if context.mixing is not None:
                 context.mixing = res.detach() @ context.mixing
-            given = (pre.to(x.dtype)[:, :, None] @ x)[:, :, 0]
-        return given, (res, post)
+            mixed = (pre.to(x.dtype)[:, :, None] @ x)[:, :, 0]
+        return mixed, (res, post)
 
     def write(
         self,
@@ -96,7 +100,7 @@ class HyperConnection(nn.Module):
         out: Float[Tensor, "batch seq dim"],
         gates: Gates,
     ) -> Float[Tensor, "batch seq streams dim"]:
-        """Return the streams after the branch."""
+        """Return the streams after the branch, whose output is `out`."""
         res, post = gates
         with torch.autocast(x.device.type, enabled=False):
             mixed = res.to(x.dtype) @ x
@@ -105,9 +109,8 @@ class HyperConnection(nn.Module):
     def _mhc(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n = self.cfg.num_streams
         flat = x.flatten(2)
-        pre, post, res = (F.rms_norm(flat, flat.shape[-1:]) @ self.weight.T).split(
-            (n, n, n * n), dim=-1
-        )  # type: ignore[no-untyped-call]
+        raw = F.rms_norm(flat, flat.shape[-1:]) @ self.weight.T
+        pre, post, res = raw.split((n, n, n * n), dim=-1)  # type: ignore[no-untyped-call]
         b_pre, b_post, b_res = self.bias.split((n, n, n * n))  # type: ignore[no-untyped-call]
         pre = torch.sigmoid(self.alpha[0] * pre + b_pre)
         post = 2.0 * torch.sigmoid(self.alpha[1] * post + b_post)
@@ -116,17 +119,19 @@ class HyperConnection(nn.Module):
 
     def _hc(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n = self.cfg.num_streams
-        turned = torch.tanh(
-            F.rms_norm(x, x.shape[-1:]) @ self.weight.T
-        )  # [batch, seq, streams, n + 2]
+        # [batch, seq, streams, n + 2]
+        raw = torch.tanh(F.rms_norm(x, x.shape[-1:]) @ self.weight.T)
         b_pre, b_post, b_res = self.bias.split((n, n, n * n))  # type: ignore[no-untyped-call]
-        pre = self.alpha[0] * turned[..., 0] + b_pre
-        post = self.alpha[1] * turned[..., 1] + b_post
-        return pre, post, self.alpha[2] * turned[..., 2:] + b_res.view(n, n)
+        pre = self.alpha[0] * raw[..., 0] + b_pre
+        post = self.alpha[1] * raw[..., 1] + b_post
+        return pre, post, self.alpha[2] * raw[..., 2:] + b_res.view(n, n)
 
 
 def sinkhorn(logits: Float[Tensor, "*rows n n"], iterations: int) -> Float[Tensor, "*rows n n"]:
-    """Return exp(logits) scaled to columns and rows that sum to 1 (Sinkhorn & Knopp 1967), rows exactly."""
+    """Return exp(logits) normalised to columns and rows that sum to 1 (Sinkhorn & Knopp 1967).
+
+    Rows are normalised last, so their sums are exact; those of columns converge.
+    """
     logits = logits.float()
     for _ in range(iterations):
         logits = logits - logits.logsumexp(dim=-2, keepdim=True)

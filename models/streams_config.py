@@ -1,4 +1,4 @@
-"""Several residual streams instead of one, as data."""
+"""The config of hyper-connections: several residual streams instead of one."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -15,8 +15,9 @@ class StreamsConfig:
     """Residual streams around every branch.
 
     Args:
-        kind: mhc or hc. alpha: initial weight of what depends on the token.
-        iterations: of Sinkhorn and Knopp's normalisation of columns and rows, rows last.
+        kind: hc, unconstrained, or mhc, whose mixing is doubly stochastic; see `models/streams.py`.
+        alpha: initial weight of the terms that depend on the token.
+        iterations: rounds of Sinkhorn and Knopp's normalisation of columns, then rows (mhc).
     """
 
     kind: Literal["hc", "mhc"] = "mhc"
@@ -36,24 +37,23 @@ class StreamsConfig:
         return HyperConnection(self, host.width, number)
 
     def num_parameters(self, host: Host) -> int:
-        """Return the parameters of one connection."""
+        """Return the number of parameters of one connection."""
         n = self.num_streams
         if self.kind == "hc":
             return host.width * (n + 2) + n * (n + 2) + 3
         return (n * host.width + 1) * n * (n + 2) + 3
 
     def forward_flops(self, host: Host, seq: int) -> int:
-        """Return the FLOPs of one connection in one sequence."""
+        """Return the forward FLOPs of one connection for one sequence."""
         n, width = self.num_streams, host.width
-        made = (
-            n * linear_flops(seq, width, n + 2)
-            if self.kind == "hc"
-            else linear_flops(seq, n * width, n * (n + 2))
-        )
-        return made + 2 * seq * n * width * (n + 1) + 2 * seq * n**3
+        if self.kind == "hc":
+            gates = n * linear_flops(seq, width, n + 2)
+        else:
+            gates = linear_flops(seq, n * width, n * (n + 2))
+        return gates + 2 * seq * n * width * (n + 1) + 2 * seq * n**3
 
     def build_ends(self) -> "Streams":
-        """Return how the streams begin before the first layer and end after the last."""
+        """Return the two ends of the streams, before the first layer and after the last."""
         from models.streams import Streams  # noqa: PLC0415
 
         return Streams(self.num_streams)
