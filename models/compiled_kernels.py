@@ -1,8 +1,8 @@
-"""References of `kernels` compiled ahead of time for this CPU, once a machine: 2 ms a load.
+"""The references of `kernels` compiled ahead of time for this CPU: a load takes 2 ms.
 
 `torch.compile` would trace and guard in every process, and a grid of small cells has thousands of
-them. Here a function is exported with free sizes, compiled by Inductor to a shared library and kept
-in the temporary folder; a later process loads it. Results are those of the eager function bit for
+processes. Here a function is exported with free sizes, compiled by Inductor to a shared library and
+stored in the temporary folder; later processes load it. Results equal the eager function's bit for
 bit (tests hold every variant to that).
 """
 
@@ -35,16 +35,16 @@ _EAGER = "ESPALIER_EAGER_KERNELS"  # set: use the eager references
 
 
 def compile_kernels() -> None:
-    """Let `kernels` compile its references for this CPU; ESPALIER_EAGER_KERNELS=1 keeps them eager."""
+    """Make `kernels` compile its references, unless ESPALIER_EAGER_KERNELS is set."""
     use_compiler(eager if os.environ.get(_EAGER) else compile_for_cpu)
 
 
 def compile_for_cpu(
     function: Function, name: str, example: tuple[Tensor, ...], sizes: Sizes
 ) -> Function:
-    """Return `function` compiled for this CPU, or itself, with a warning, where that fails.
+    """Return `function` compiled for this CPU; if that fails, warn and return `function` itself.
 
-    The arguments are those of `kernels.compilation.Compiler`.
+    For the arguments see `kernels.compilation.Compiler`.
     """
     try:
         library = _library(function, name, example, sizes)
@@ -59,7 +59,7 @@ def _library(function: Function, name: str, example: tuple[Tensor, ...], sizes: 
     folder.mkdir(exist_ok=True, mode=0o700)
     file = folder / f"{name}-{_environment()}.pt2"
     with open(file.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of many cells that begin together one compiles it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of many cells that start together one compiles
         if not file.exists():
             partial = file.with_name(f"{os.getpid()}-{file.name}")
             _build(function, example, sizes, partial)
@@ -86,7 +86,7 @@ def _build(function: Function, example: tuple[Tensor, ...], sizes: Sizes, file: 
 
 @lru_cache
 def _environment() -> str:
-    """Return a digest of what a library depends on: torch, the CPU, the code it is made from."""
+    """Return a digest of all that a library depends on: torch, the CPU and the source code."""
     names = ("emulate", "formats", "philox", "quantise")
     sources = [Path(__file__), *(Path(kernels.__path__[0]) / f"{name}.py" for name in names)]
     parts = [torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), _cpu()]

@@ -52,15 +52,12 @@ def token_loss(
 
 
 def logits(model: Any, tokens: Tensor, *, documents: Tensor | None = None) -> Tensor:
-    """Return the logits of a batch, [batch, seq, vocab]; see `token_loss`."""
-    taken = _parameters(type(_unwrapped(model)).forward)
-    more = (
-        {}
-        if documents is None or (taken and "documents" not in taken)
-        else {"documents": documents}
-    )
-    found: Tensor = model(tokens, **more)
-    return found
+    """Return the logits of a batch, [batch, seq, vocab]; for the arguments see `token_loss`."""
+    names = _parameters(type(_unwrapped(model)).forward)
+    takes_documents = names is None or "documents" in names
+    passed = {"documents": documents} if documents is not None and takes_documents else {}
+    result: Tensor = model(tokens, **passed)
+    return result
 
 
 def _loss_of(logits: Tensor, targets: Tensor) -> TokenLoss:

@@ -1,24 +1,27 @@
-"""Sizes of a model's config: by its own formulas, else counted on a model that holds no numbers (the meta device)."""
+"""Parameters and FLOPs of a model's config, by its own formulas or counted on the meta device."""
 
 from typing import Any
 
 
 def num_parameters(cfg: Any, vocab_size: int) -> int:
-    """Return the number of parameters; by default those of the built model, each counted once."""
+    """Return the number of parameters. Default: those of the built model, each counted once."""
     if hasattr(cfg, "num_parameters"):
         return int(cfg.num_parameters(vocab_size))
     return sum(p.numel() for p in _on_meta(cfg, vocab_size).parameters())
 
 
 def num_active_parameters(cfg: Any, vocab_size: int) -> int:
-    """Return how many of them one token is multiplied with; all, if the config does not say."""
+    """Return how many parameters one token is multiplied with. Default: all."""
     if hasattr(cfg, "num_active_parameters"):
         return int(cfg.num_active_parameters(vocab_size))
     return num_parameters(cfg, vocab_size)
 
 
 def num_embedding_parameters(cfg: Any, vocab_size: int) -> int:
-    """Return the parameters of embeddings that are not also the head; by default those of nn.Embedding."""
+    """Return the number of embedding parameters not tied to a head.
+
+    Default: the weights of nn.Embedding that no nn.Linear shares.
+    """
     if hasattr(cfg, "num_embedding_parameters"):
         return int(cfg.num_embedding_parameters(vocab_size))
     from torch import nn  # noqa: PLC0415
@@ -30,13 +33,13 @@ def num_embedding_parameters(cfg: Any, vocab_size: int) -> int:
 
 
 def forward_flops_per_sequence(cfg: Any, vocab_size: int, seq: int) -> tuple[int, int]:
-    """Return forward FLOPs of one sequence, (full attention, causal half counted).
+    """Return the forward FLOPs of one sequence: (all pairs, causal half of attention).
 
-    By default what torch's FlopCounterMode counts of one forward pass, twice the same: it knows products and
-    convolutions, nothing of kernels that a model brings with it, nor which of the products are causal.
+    Default: for both the count of torch's FlopCounterMode, which knows matrix products and
+    convolutions, but neither a model's own kernels nor which products are causal.
 
     Raises:
-        ValueError: the config does not say, and the model cannot run without numbers.
+        ValueError: the config has no formula, and the model cannot run on the meta device.
     """
     if hasattr(cfg, "forward_flops_per_sequence"):
         full, causal = cfg.forward_flops_per_sequence(vocab_size, seq)
@@ -51,8 +54,9 @@ def forward_flops_per_sequence(cfg: Any, vocab_size: int, seq: int) -> tuple[int
             model(torch.zeros(1, seq, dtype=torch.long))
     except Exception as error:
         raise ValueError(
-            f"{type(cfg).__name__} has no forward_flops_per_sequence(vocab_size, seq), and its FLOPs cannot be "
-            f"counted on the meta device ({type(error).__name__}: {error}); give it that method"
+            f"{type(cfg).__name__} has no forward_flops_per_sequence(vocab_size, seq), and its "
+            f"FLOPs cannot be counted on the meta device ({type(error).__name__}: {error}); "
+            "give it that method"
         ) from error
     return counter.get_total_flops(), counter.get_total_flops()
 
