@@ -1,12 +1,13 @@
-"""Every architecture at equal active parameters: tokens/s, peak memory, FLOPs; and BDH with and without chunks.
+"""All architectures at equal active parameters: tokens/s, peak memory, FLOPs, decoding.
 
-    python -m tests.bench.architectures [--active 2e6] [--seq 256] [--batch 8] [--rounds 10] [--only gpt,moe]
-    python -m tests.bench.architectures --bdh [--seq 2048]       time and peak memory, direct and in chunks
-    python -m tests.bench.architectures --decode FILE            ms per token and bytes of state by context length, as CSV
+    python -m tests.bench.architectures [--active 2e6] [--seq 256] [--batch 8] [--rounds 10]
+                                        [--only dense,MQA]
+    python -m tests.bench.architectures --bdh [--seq 2048]    BDH direct and in chunks
+    python -m tests.bench.architectures --decode FILE         decoding by context length, as CSV
 
-Steps (forward, backward, AdamW) are interleaved, minima over the rounds; memory is the peak of a process each, less
-what torch takes for itself. The feed-forward width (of BDH the neurons, of Mamba-2 the depth) is fitted to the active
-parameters, so equal compute is not equal time: the last column says what a FLOP costs.
+Steps (forward, backward, AdamW) are interleaved, minima over the rounds; memory is the peak of a
+process each, less what torch takes for itself. The feed-forward width (of BDH the neurons, of
+Mamba-2 the depth) is fitted to the active parameters; the last column is the speed of a FLOP.
 """
 
 import argparse
@@ -41,14 +42,14 @@ BASE = DecoderConfig(depth=6, width=192, num_heads=6)
 
 
 def mixer(part: Any, pattern: str = "xf", **more: Any) -> Callable[[int], ModelConfig]:
-    """Return the decoder with `part` as letter x, by its feed-forward width."""
+    """Return a function of the feed-forward width, in eights: the decoder with `part` as x."""
     return lambda hidden: replace(
         BASE, hidden=8 * hidden, pattern=pattern, parts={"x": part}, **more
     )
 
 
 def experts(hidden: int) -> ModelConfig:
-    """Return a decoder with eight experts, two of them active, each of half the width."""
+    """Return a decoder with eight experts of half the width each, two of them active."""
     part = ExpertsConfig(num_experts=8, hidden=4 * hidden)
     return replace(BASE, pattern="ax", parts={"x": part})
 
@@ -109,7 +110,7 @@ DECODED: dict[str, Callable[[int], ModelConfig]] = {
 
 
 def fitted(make: Callable[[int], ModelConfig], active: float) -> ModelConfig:
-    """Return the config whose active parameters come closest."""
+    """Return the config whose active parameters are closest to `active`."""
     sizes = []
     for number in range(1, 200):
         try:
@@ -136,7 +137,7 @@ def stepper(cfg: ModelConfig, batch: int, seq: int) -> Callable[[], None]:
 
 
 def peak_bytes(cfg: ModelConfig, batch: int, seq: int) -> int:
-    """Return the peak of two steps in a process of its own, less what it had before the model."""
+    """Return the peak memory of two steps in a process of its own, without torch's own."""
     given = json.dumps([plain(cfg, target=True), batch, seq])
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.architectures", "--child"],
@@ -149,7 +150,7 @@ def peak_bytes(cfg: ModelConfig, batch: int, seq: int) -> int:
 
 
 def child() -> None:
-    """Print the peak of what standard input describes."""
+    """Print the peak memory of the model that standard input describes."""
     given, batch, seq = json.loads(sys.stdin.read())
     torch.ones(512, 512) @ torch.ones(512, 512)
     before = resident_bytes("VmRSS")
@@ -160,7 +161,7 @@ def child() -> None:
 
 
 def resident_bytes(what: str) -> int:
-    """Return a size of this process (`resource` would count what its parent held before it)."""
+    """Return a memory size of this process (`resource` would count that of its parent too)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(what):
             return int(line.split()[1]) * 1024
@@ -169,16 +170,16 @@ def resident_bytes(what: str) -> int:
 
 @torch.no_grad()
 def decoding(active: float, contexts: tuple[int, ...], rounds: int) -> list[dict[str, object]]:
-    """Return, for each model and context, the fastest step of one token behind it, and the bytes remembered."""
+    """Return ms per token and bytes of state of each model after each context length."""
     models = {name: fitted(make, active).build(VOCAB, 0) for name, make in DECODED.items()}
     text = torch.randint(0, VOCAB, (1, max(contexts)), generator=torch.Generator().manual_seed(0))
     steps: dict[tuple[str, int], Callable[[], None]] = {}
-    remembered = {}
+    state_bytes = {}
     for context in contexts:
         for name, model in models.items():
             state = model.start(1, context)
             model(text[:, :context], state=state)
-            remembered[name, context] = state.num_bytes()
+            state_bytes[name, context] = state.num_bytes()
             longer = model.start(1, context + rounds + 1)
             model(text[:, :context], state=longer)
             steps[name, context] = partial(model, text[:, :1], state=longer)
@@ -188,9 +189,9 @@ def decoding(active: float, contexts: tuple[int, ...], rounds: int) -> list[dict
             "model": name,
             "context": context,
             "ms_per_token": 1e3 * best[name, context],
-            "state_bytes": held,
+            "state_bytes": num_bytes,
         }
-        for (name, context), held in remembered.items()
+        for (name, context), num_bytes in state_bytes.items()
     ]
 
 
@@ -229,9 +230,8 @@ def main() -> None:
         cfgs = {name: fitted(MODELS[name], given.active) for name in names}
     best = interleaved({name: stepper(cfg, batch, seq) for name, cfg in cfgs.items()}, given.rounds)
     first = next(iter(best.values()))
-    print(
-        "| model | parameters | active | tokens/s | relative time | peak MB | MFLOP/token | GFLOP/s |"
-    )
+    columns = ["model", "parameters", "active", "tokens/s", "relative time", "peak MB"]
+    print(f"| {' | '.join([*columns, 'MFLOP/token', 'GFLOP/s'])} |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, cfg in cfgs.items():
         flops = 3 * cfg.forward_flops_per_sequence(VOCAB, seq)[0]

@@ -1,11 +1,12 @@
-"""Fitting the Chinchilla law to Epoch's points: all starts and bootstraps, ours beside a plain SciPy loop.
+"""Fitting the Chinchilla law to Epoch's points, all starts and bootstraps, against a SciPy loop.
 
-    python -m tests.bench.fit EPOCH.csv      svg_extracted_data.csv of epoch-research/analyzing-chinchilla
+    python -m tests.bench.fit EPOCH.csv    svg_extracted_data.csv of
+                                           epoch-research/analyzing-chinchilla
 
-SciPy runs a random fiftieth of the starts and of the bootstraps, scaled up: L-BFGS-B to tolerances at which as
-many starts arrive as ours (by default it stops early at a sum this small), BFGS from the published start with its
-defaults, as the published procedure has it. Once as anyone writes it, with logsumexp and huber of SciPy and the
-analytic gradient; once with our objective, so that only the loop is SciPy's.
+SciPy runs a random fiftieth of the starts and of the bootstraps, scaled up: L-BFGS-B with
+tolerances at which as many starts arrive as ours (its defaults stop early at a sum this small), and
+BFGS from the published start with its defaults, as in the published procedure. It runs once with
+logsumexp and huber of SciPy and the analytic gradient, and once with our objective.
 """
 
 import sys
@@ -28,8 +29,8 @@ def main(file: str) -> None:
     table = pd.read_csv(file)
     n, loss = table["Model Size"].to_numpy(), table["loss"].to_numpy()
     d = table["Training FLOP"].to_numpy() / (6 * n)
-    kept = loss < np.sort(loss)[-5]
-    at, target = CHINCHILLA.bind({"n": n[kept], "d": d[kept]}), np.log(loss[kept])
+    fitted = loss < np.sort(loss)[-5]  # as published: without the five largest losses
+    at, target = CHINCHILLA.bind({"n": n[fitted], "d": d[fitted]}), np.log(loss[fitted])
     count, draws = len(target), np.random.RandomState(42)
     weights = np.stack(
         [np.bincount(draws.choice(count, count), minlength=count) for _ in range(4000)]
@@ -47,7 +48,7 @@ def main(file: str) -> None:
     print(
         "| | ours | plain SciPy | | SciPy, our objective | |\n| --- | --- | --- | --- | --- | --- |"
     )
-    logs = np.log(n[kept]), np.log(d[kept])
+    logs = np.log(n[fitted]), np.log(d[fitted])
     total = np.zeros(3)
     for name, (starts, drawn, method, options) in tasks.items():
         begun = time.perf_counter()
@@ -92,7 +93,8 @@ def _plain(
 
 def _print(name: str, ours: float, plain: float, same: float) -> None:
     print(
-        f"| {name} | {ours:.1f} s | {plain:.0f} s | {plain / ours:.1f}x | {same:.0f} s | {same / ours:.1f}x |"
+        f"| {name} | {ours:.1f} s | {plain:.0f} s | {plain / ours:.1f}x "
+        f"| {same:.0f} s | {same / ours:.1f}x |"
     )
 
 

@@ -1,7 +1,10 @@
-"""Tokens/s of generation, ours against transformers' `generate`: python -m tests.bench.generate [--size 124M]
+"""Tokens/s of generation, ours against transformers' `generate`.
 
-The same weights, greedy, the same prompts; decode and prefill apart, interleaved, minima over rounds. In fp32 and
-in bf16 (weights too) on both sides; both texts are compared. With --compile the steps are compiled on both sides.
+    python -m tests.bench.generate [--size 124M] [--compile]
+
+Same weights, same prompts, greedy; decode and prefill apart, interleaved, minima over rounds; in
+fp32 and in bf16 (weights too); the two texts are compared. --compile compiles the steps on both
+sides.
 """
 
 import argparse
@@ -46,9 +49,8 @@ def main() -> None:
     if given.compile:
         theirs.forward = torch.compile(theirs.forward)
     print(f"{given.size}, {NEW} new tokens after {PROMPT}, {torch.get_num_threads()} threads")
-    print(
-        "| dtype | batch | decode, ours | theirs | ratio | prefill, ours | theirs | ratio | same text |"
-    )
+    sides = "ours | theirs | ratio"
+    print(f"| dtype | batch | decode, {sides} | prefill, {sides} | same text |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for dtype in (torch.float32, torch.bfloat16):
         for batch in (1, 8):
@@ -63,11 +65,11 @@ def compare(ours: LanguageModel, theirs: Any, batch: int, given: argparse.Namesp
     prompts = torch.randint(0, 50257, (batch, PROMPT))
 
     def mine(new: int) -> list[list[int]]:
-        how = Sampling(max_new_tokens=new, temperature=0.0)
+        sampling = Sampling(max_new_tokens=new, temperature=0.0)
         done = generate(
             ours,
             list(prompts),
-            how,
+            sampling,
             context=context,
             decode=lambda _: "",
             eos=None,
@@ -85,17 +87,18 @@ def compare(ours: LanguageModel, theirs: Any, batch: int, given: argparse.Namesp
             pad_token_id=0,
             **fixed,
         )
-        found: list[list[int]] = done[:, PROMPT:].tolist()
-        return found
+        ids: list[list[int]] = done[:, PROMPT:].tolist()
+        return ids
 
     both = (mine, other)
     fills = interleaved({call: partial(call, 1) for call in both}, rounds).values()
-    wholes = interleaved({call: partial(call, NEW) for call in both}, rounds).values()
-    a, b = (batch * (NEW - 1) / (whole - fill) for whole, fill in zip(wholes, fills, strict=True))
+    totals = interleaved({call: partial(call, NEW) for call in both}, rounds).values()
+    a, b = (batch * (NEW - 1) / (total - fill) for total, fill in zip(totals, fills, strict=True))
     c, d = (batch * PROMPT / fill for fill in fills)
     kind = str(next(ours.parameters()).dtype).removeprefix("torch.")
-    same = mine(NEW) == other(NEW)
-    return f"| {kind} | {batch} | {a:.1f} | {b:.1f} | {a / b:.2f} | {c:.0f} | {d:.0f} | {c / d:.2f} | {same} |"
+    decode = f"{a:.1f} | {b:.1f} | {a / b:.2f}"
+    prefill = f"{c:.0f} | {d:.0f} | {c / d:.2f}"
+    return f"| {kind} | {batch} | {decode} | {prefill} | {mine(NEW) == other(NEW)} |"
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     make bench-gpu           or: python -m tests.bench.gpu [124m|950m] ...
 
-Needs torch and jaxtyping only. FLOPs by models/flops.py (3 x forward, full attention); the peak is the
-vendor's dense bf16 figure.
+Needs torch and jaxtyping only. FLOPs by models/flops.py (3 x forward, full attention); the peak is
+the vendor's dense bf16 figure.
 """
 
 import sys

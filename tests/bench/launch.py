@@ -1,12 +1,13 @@
-"""What launching costs: our pool beside joblib and submitit_local, on the same trivial cells.
+"""The overhead of launching: our pool against joblib and submitit_local on the same tiny cells.
 
     python -m tests.bench.launch [cells]      one run, one machine, two cells at a time
 
-Every peer runs `runner.launch.worker.run_cell` on cells of its own that train one step of a tiny model.
-The time runs from the first override to the last cell's end, less what composing the cells with
-Hydra takes: our fork server starts meanwhile, as it does in a sweep. `work` is what those cells take
-one after the other in a warm process; the overhead of a cell is its share of the wall time beyond
-half of that, there being two places. submitit_local has no cap: it starts all interpreters at once.
+Every peer runs `runner.launch.worker.run_cell` on cells of its own that train one step of a tiny
+model. The clock runs from the first override to the end of the last cell, without the composition
+of the cells by Hydra, during which our fork server starts, as it does in a sweep. `work` is the
+time of these cells one after the other in a warm process; the overhead of a cell is its wall time
+minus half of that, as two run at a time. submitit_local has no limit: it starts all interpreters at
+once.
 """
 
 import os
@@ -53,7 +54,7 @@ def cells(count: int, text: Path) -> list[Cell]:
 
 
 def train(folder: str) -> None:
-    """What every peer runs."""
+    """Run one cell: the job of every peer."""
     import torch
 
     from runner.launch.worker import run_cell
@@ -63,19 +64,19 @@ def train(folder: str) -> None:
 
 
 def ours(todo: list[Cell]) -> None:
-    """Our fork server."""
+    """Run the cells on our fork server."""
     Pool(jobs=2, threads=1).run(todo, [], lambda: None)
 
 
 def with_joblib(todo: list[Cell]) -> None:
-    """joblib's loky: two workers, reused, so torch is imported twice in all."""
+    """Run the cells on joblib's loky: two workers, reused, so torch is imported twice in all."""
     import joblib
 
     joblib.Parallel(n_jobs=2)(joblib.delayed(train)(str(cell.folder)) for cell in todo)
 
 
 def with_submitit(todo: list[Cell]) -> None:
-    """submitit's local executor: an interpreter per cell."""
+    """Run the cells on submitit's local executor: an interpreter per cell."""
     import submitit
 
     executor = submitit.LocalExecutor(tempfile.mkdtemp())
@@ -84,7 +85,7 @@ def with_submitit(todo: list[Cell]) -> None:
 
 
 def in_turn(todo: list[Cell]) -> None:
-    """One after the other in this process, after a first one that warms it up."""
+    """Run the cells one after the other in this process."""
     for cell in todo:
         train(str(cell.folder))
 
@@ -119,7 +120,8 @@ def main(count: int) -> None:
     for name, value in seconds.items():
         over = value - work / 2
         print(
-            f"{name:18s} {value * 1000:8.1f} ms/cell  overhead {over * 1000:8.1f} ms  {over / base:5.1f}x ours"
+            f"{name:18s} {value * 1000:8.1f} ms/cell  "
+            f"overhead {over * 1000:8.1f} ms  {over / base:5.1f}x ours"
         )
 
 

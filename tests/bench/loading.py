@@ -1,10 +1,11 @@
-"""Loading runs: ours beside `mlflow.search_runs` and `get_metric_history`, on SQLite, run folders and a server.
+"""Loading runs, ours against `mlflow.search_runs` and `get_metric_history`.
 
     python -m tests.bench.loading [sqlite] [folders] [server]
 
-10,000 runs of 20 parameters and one metric, and 1,000 runs of 5 metrics over 1,000 steps, are written to a store
-with MLflow's own schema and to run folders. MLflow's client reads all runs and the histories of every 50th run,
-scaled up; ours reads everything, first without a cache, then with the one it left.
+10,000 runs of 20 parameters and one metric, and 1,000 runs of 5 metrics over 1,000 steps, are
+written to a store with MLflow's own schema and to run folders. MLflow's client reads all runs and
+the histories of every 50th run, scaled up; ours reads everything, first without a cache, then with
+it.
 """
 
 import json
@@ -22,6 +23,11 @@ from tests.runner.views.test_mlflow import Server
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 WIDE, LONG, STEPS, METRICS, PARAMS, EVERY = 10_000, 1_000, 1_000, 5, 20, 50
+_RUN_COLUMNS = (
+    "run_uuid, name, status, start_time, end_time, lifecycle_stage, user_id, source_name, "
+    "entry_point_name, source_version, source_type, artifact_uri, experiment_id"
+)
+_METRIC_COLUMNS = "key, value, timestamp, run_uuid, step, is_nan"
 
 
 def _write_store(folder: Path) -> Path:
@@ -33,28 +39,10 @@ def _write_store(folder: Path) -> Path:
         for name, runs, steps in (("wide", WIDE, 1), ("long", LONG, STEPS)):
             experiment = client.create_experiment(name)
             ids = [f"{name}{i:028x}" for i in range(runs)]
-            made = [
-                (
-                    run,
-                    f"run {run}",
-                    "FINISHED",
-                    1,
-                    2,
-                    "active",
-                    "u",
-                    "",
-                    "",
-                    "",
-                    "LOCAL",
-                    f"file:///{run}",
-                    experiment,
-                )
-                for run in ids
-            ]
-            store.executemany(
-                "INSERT INTO runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, user_id, source_name, entry_point_name, source_version, source_type, artifact_uri, experiment_id) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                made,
-            )
+            state = ("FINISHED", 1, 2, "active", "u", "", "", "", "LOCAL")
+            rows = [(run, f"run {run}", *state, f"file:///{run}", experiment) for run in ids]
+            marks = ", ".join("?" * len(rows[0]))
+            store.executemany(f"INSERT INTO runs ({_RUN_COLUMNS}) VALUES ({marks})", rows)
             store.executemany(
                 "INSERT INTO tags (key, value, run_uuid) VALUES ('fingerprint', ?, ?)",
                 [(run[-16:], run) for run in ids],
@@ -65,7 +53,7 @@ def _write_store(folder: Path) -> Path:
             )
             for k in range(METRICS if steps > 1 else 1):
                 store.executemany(
-                    "INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan) VALUES (?, ?, ?, ?, ?, 0)",
+                    f"INSERT INTO metrics ({_METRIC_COLUMNS}) VALUES (?, ?, ?, ?, ?, 0)",
                     (
                         (f"metric_{k}", 1.0 / (s + k + 1), s, run, s)
                         for run in ids
@@ -73,7 +61,7 @@ def _write_store(folder: Path) -> Path:
                     ),
                 )
                 store.executemany(
-                    "INSERT INTO latest_metrics (key, value, timestamp, run_uuid, step, is_nan) VALUES (?, ?, ?, ?, ?, 0)",
+                    f"INSERT INTO latest_metrics ({_METRIC_COLUMNS}) VALUES (?, ?, ?, ?, ?, 0)",
                     [(f"metric_{k}", 1.0 / (steps + k), steps - 1, run, steps - 1) for run in ids],
                 )
             store.commit()
@@ -122,12 +110,12 @@ def _theirs(uri: str) -> tuple[float, float]:
     client = MlflowClient(uri)
     wide = _seconds(lambda: mlflow.search_runs(experiment_names=["wide"]))
     runs = mlflow.search_runs(experiment_names=["long"])["run_id"]
-    part = runs[::EVERY]
+    sample = runs[::EVERY]
     begun = time.perf_counter()
-    for run in part:
+    for run in sample:
         for k in range(METRICS):
             client.get_metric_history(run, f"metric_{k}")
-    return wide, (time.perf_counter() - begun) * len(runs) / len(part)
+    return wide, (time.perf_counter() - begun) * len(runs) / len(sample)
 
 
 def _ours(load: Callable[[str], Runs]) -> tuple[float, float]:
@@ -146,48 +134,32 @@ def main(folder: Path, kinds: list[str]) -> None:
     if {"sqlite", "folders"} & set(kinds):
         theirs = _theirs(uri)
     if "sqlite" in kinds:
-        rows.append(
-            (
-                "SQLite",
-                *theirs,
-                *_ours(lambda name: from_mlflow(uri, name, histories=name == "long")),
-            )
-        )
+        ours = _ours(lambda name: from_mlflow(uri, name, histories=name == "long"))
+        rows.append(("SQLite", *theirs, *ours))
     if "folders" in kinds:
         _write_folders(folder)
-        rows.append(
-            (
-                "run folders (MLflow on SQLite)",
-                *theirs,
-                *_ours(lambda name: from_folders(folder, name, cache=False)),
-            )
-        )
+        ours = _ours(lambda name: from_folders(folder, name, cache=False))
+        rows.append(("run folders (MLflow on SQLite)", *theirs, *ours))
         from_folders(folder, "long")
         from_folders(folder, "wide")
-        rows.append(
-            ("run folders, cached", *theirs, *_ours(lambda name: from_folders(folder, name)))
-        )
+        ours = _ours(lambda name: from_folders(folder, name))
+        rows.append(("run folders, cached", *theirs, *ours))
     if "server" in kinds:
         server = Server(folder, workers=4)  # MLflow's default
         server.start()
         try:
-            rows.append(
-                (
-                    "server",
-                    *_theirs(server.uri),
-                    *_ours(lambda name: from_mlflow(server.uri, name, histories=name == "long")),
-                )
-            )
+            theirs = _theirs(server.uri)
+            ours = _ours(lambda name: from_mlflow(server.uri, name, histories=name == "long"))
+            rows.append(("server", *theirs, *ours))
         finally:
             server.kill()
     print("| | MLflow: runs | histories | ours: runs | histories | together |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, a, b, c, d in rows:
-        print(
-            f"| {name} | {a:.1f} s | {b:.1f} s | {c:.2f} s | {d:.2f} s | {(a + b) / (c + d):.1f}x |"
-        )
+        ratio = (a + b) / (c + d)
+        print(f"| {name} | {a:.1f} s | {b:.1f} s | {c:.2f} s | {d:.2f} s | {ratio:.1f}x |")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as made:
-        main(Path(made), sys.argv[1:] or ["sqlite", "folders", "server"])
+    with tempfile.TemporaryDirectory() as folder:
+        main(Path(folder), sys.argv[1:] or ["sqlite", "folders", "server"])

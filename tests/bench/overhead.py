@@ -1,10 +1,10 @@
-"""What keeping a run's records costs: metric lines, the MLflow feeder and a checkpoint per 5 minutes.
+"""The cost of a run's records: metric lines, the upload to MLflow, a checkpoint per 5 minutes.
 
     python -m tests.bench.overhead
 
-One run of 10M parameters through the trainer as it is, its records timed from within: lines every
-10 steps, a checkpoint of weights and optimiser, and the CPU time of the feeder process that delivers to
-MLflow beside it, spread over five minutes of training.
+One run of 10M parameters through the trainer, whose recording is timed: lines every 10 steps, a
+checkpoint of weights and optimiser, and the CPU time of the process that uploads to MLflow, the
+latter two spread over five minutes of training.
 """
 
 import os
@@ -35,7 +35,7 @@ CHECKPOINT_EVERY_S = 300
 
 
 def main() -> None:
-    """Train once and print the shares."""
+    """Train once and print the shares of the training time."""
     register()
     with initialize_config_module("conf", version_base="1.3"):
         root = f"root={tempfile.mkdtemp()}"

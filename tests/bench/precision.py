@@ -1,8 +1,8 @@
 """Emulated low precision: quantising against torchao, a training step against bf16.
 
-python -m tests.bench.precision                     quantise-dequantise of a 4096 x 4096 bf16 tensor
-python -m tests.bench.precision --step gpt_10m      training steps under each recipe, and a profile
-python -m tests.bench.precision --fused             on a GPU: both operands of a gradient against a copy
+python -m tests.bench.precision                   quantise and dequantise 4096 x 4096 in bf16
+python -m tests.bench.precision --step gpt_10m    training steps under each recipe
+python -m tests.bench.precision --fused           on a GPU: the fused kernel against a copy
 """
 
 import argparse
@@ -34,17 +34,17 @@ def best_ms(run: Callable[[], Any], repeats: int = 15) -> float:
 
 
 def quantising() -> None:
-    """Ours, torchao eager and torchao compiled, all to bf16 values."""
+    """Print the times of ours, torchao eager and torchao compiled, all to bf16 values."""
     from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
 
     compile_kernels()
     x = torch.randn(SIZE, SIZE).bfloat16()
-    how = Quantiser(format="nvfp4", block=(1, 16))
+    quantiser = Quantiser(format="nvfp4", block=(1, 16))
 
     def ours(dim: int = 1) -> torch.Tensor:
-        found = emulate(x, how, dim)
-        assert found.numerator is not None
-        return found.values * (found.numerator / found.denominator).bfloat16()
+        operand = emulate(x, quantiser, dim)
+        assert operand.numerator is not None
+        return operand.values * (operand.numerator / operand.denominator).bfloat16()
 
     def theirs(tensor: torch.Tensor) -> torch.Tensor:
         scale = per_tensor_amax_to_scale(tensor.abs().max().float())
@@ -63,10 +63,10 @@ def quantising() -> None:
 
 
 def fused() -> None:
-    """Quantise a gradient along its rows and, transformed, down its columns: share of a copy's bandwidth.
+    """Print the bandwidth of quantising a gradient along rows and columns, against a copy's.
 
-    Bytes that must move for n bf16 elements: 2n read for the magnitudes, 2n read and 2 x 2n written for
-    the values, 8n; a copy moves 4n.
+    n bf16 elements must move 8n bytes: 2n are read for the magnitudes, 2n read and 2 x 2n written
+    for the values. A copy moves 4n.
     """
     from kernels.emulate import triton_agrees
     from kernels.hadamard import hadamard_matrix
@@ -75,20 +75,18 @@ def fused() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA GPU here")
     device = torch.device("cuda")
-    print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}; Triton equals the reference: {triton_agrees(device)}"
-    )
+    agrees = f"Triton equals the reference: {triton_agrees(device)}"
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {agrees}")
     matrix = hadamard_matrix(16, device=device)
     for rows, cols in ((4096, 4096), (16384, 4096), (16384, 2048)):
         x = torch.randn(rows, cols, device=device).bfloat16()
         copy, ours = best_ms(lambda x=x: x.clone()), best_ms(lambda x=x: quantise_both(x, matrix))  # type: ignore[misc]
-        print(
-            f"{rows} x {cols}: copy {copy:.3f} ms, fused {ours:.3f} ms, {2 * copy / ours:.0%} of the floor"
-        )
+        share = f"{2 * copy / ours:.0%} of the floor"
+        print(f"{rows} x {cols}: copy {copy:.3f} ms, fused {ours:.3f} ms, {share}")
 
 
 def steps(model_name: str, recipes: list[str], batch: int, seq: int, *, profile: bool) -> None:
-    """Forward, backward and update under each recipe, in turns."""
+    """Print the time of forward, backward and update under each recipe, taken in turns."""
     runs = {name: _trainer(model_name, name, batch, seq) for name in recipes}
     for run in runs.values():
         run()

@@ -1,11 +1,12 @@
-"""A whole sweep command, ours beside Hydra's launchers: local, SLURM, and submitting 1,000 cells.
+"""Whole sweeps, ours against Hydra's launchers: local, SLURM, and submitting 1,000 cells.
 
     pip install --no-deps --target PEERS hydra-submitit-launcher hydra-joblib-launcher
     make slurm-up; python -m tests.bench.sweep PEERS [50 200]
 
-Every command is timed from its start to its end, interpreter included. A peer's job imports torch and adds
-two numbers; ours trains and saves a model of one step, keeps its records and feeds no MLflow. Two cells
-run at a time everywhere (submitit_local knows no cap). Submitting: until squeue shows all tasks.
+Every command is timed from its start to its end, interpreter included. A peer's job imports torch
+and adds two numbers; ours trains and saves a model of one step and keeps its records, without
+MLflow. Two cells run at a time everywhere (submitit_local has no limit). Submitting: until squeue
+shows all tasks.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What benchmarks share: calls timed in turns, so that a noisy moment of the machine strikes all of them."""
+"""Calls timed in turns, so that a noisy moment of the machine strikes all of them."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -1,9 +1,9 @@
-"""What a logged step costs the training process: our line in metrics.jsonl against mlflow.log_metrics.
+"""The cost of a logged step to the training process: metrics.jsonl against mlflow.log_metrics.
 
     python -m tests.bench.tracking
 
-The same ten values a step, to local disk and to MLflow's own SQLite store and a local `mlflow server`,
-interleaved in one run; medians and the slowest of each.
+Ten values a step, to metrics.jsonl on local disk, to MLflow's SQLite store and to a local `mlflow
+server`, interleaved in one run; the median and the slowest of each.
 """
 
 import os
@@ -30,11 +30,11 @@ def main() -> None:
     (folder / "run").mkdir()
     attempt = journal.claim(folder / "run")
     assert attempt is not None
-    book = journal.Journal(folder / "run", attempt)
+    run_journal = journal.Journal(folder / "run", attempt)
     server = Server(folder)
     server.start()
     writers: dict[str, Callable[[int], None]] = {
-        "metrics.jsonl (ours)": lambda step: book.metrics(step, VALUES)
+        "metrics.jsonl (ours)": lambda step: run_journal.metrics(step, VALUES)
     }
     for name, uri in {"sqlite": f"sqlite:///{folder}/plain.db", "server": server.uri}.items():
         client = mlflow.MlflowClient(uri)

@@ -1,10 +1,10 @@
-"""Training speed and memory beside a plain loop over transformers' models: same shape, batch, dtype.
+"""Training speed and memory against a plain loop over transformers' models of the same shape.
 
     python -m tests.bench.train 10m --precision fp32 --peer gpt2 [--compile] [--rounds 10]
     python -m tests.bench.train 124m --memory        peak resident memory, a process each
 
-Eager against eager, compiled against compiled; steps are interleaved and the minimum over the rounds
-of each is taken. Both loops clip and use torch's AdamW, ours the fused one (as our runs do), the
+Same batch and dtype, eager against eager, compiled against compiled; steps are interleaved, minima
+over the rounds. Both loops clip and use torch's AdamW, ours the fused one (as our runs do), the
 peer's the default.
 """
 
@@ -42,7 +42,7 @@ def recipe(precision: str) -> Precision:
 def loop(
     model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[Tensor], Tensor]
 ) -> Step:
-    """Return one training step: the loop that both run."""
+    """Return one training step, the same for both."""
 
     def step(tokens: Tensor) -> None:
         loss(tokens).backward()
