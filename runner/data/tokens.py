@@ -37,7 +37,7 @@ from runner.data.tokenizers import Tokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.data.tokens_config import DataConfig
 from runner.machine.errors import DataError, EspalierError
-from runner.machine.storage import refused
+from runner.machine.storage import storage_error
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _once(folder: Path, make: Callable[[Path], None]) -> Path:
         if isinstance(error, EspalierError):
             raise
         if not folder.exists():
-            raise refused(folder, error) from error
+            raise storage_error(folder, error) from error
     finally:
         if unfinished is not None:
             shutil.rmtree(unfinished, ignore_errors=True)

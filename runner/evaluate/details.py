@@ -8,7 +8,7 @@ from models.contract import logits
 from runner.evaluate.scores import calibration_error, predictions
 from runner.evaluate.validation import to_device
 from runner.generate.generate import read
-from runner.machine.storage import write_whole
+from runner.machine.storage import write_atomically
 from runner.records.contracts import Trained
 
 
@@ -16,7 +16,7 @@ def write_details(trained: Trained) -> dict[str, float]:
     """Write positions.json; return the values of `measure_details`."""
     values, positions = measure_details(trained)
     if trained.folder is not None:
-        write_whole(trained.folder / "positions.json", json.dumps(positions))
+        write_atomically(trained.folder / "positions.json", json.dumps(positions))
     return values
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.evaluate.config import EvalConfig
-from runner.machine.storage import write_whole
+from runner.machine.storage import write_atomically
 from runner.records.contracts import Trained, cadence
 from runner.records.fingerprint import evaluation_key
 
@@ -71,4 +71,4 @@ def write_values(run: Path, name: str, key: str, step: int, values: dict[str, fl
     file = file_of(run, key)
     file.parent.mkdir(exist_ok=True)
     record = {"schema": SCHEMA, "evaluation": name, "step": step, "values": values, "scores": []}
-    write_whole(file, json.dumps(record, indent=1))
+    write_atomically(file, json.dumps(record, indent=1))

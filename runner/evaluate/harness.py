@@ -200,7 +200,7 @@ class Report:
         pd.DataFrame(self.records).to_parquet(partial)
         os.replace(partial, place / f"{name}.parquet")
         text = json.dumps({"schema": _SCHEMA, "step": step, "scores": self.scores}, indent=1)
-        storage.write_whole(place / f"{name}.json", text)
+        storage.write_atomically(place / f"{name}.json", text)
 
 
 def ask_benchmarks(cfg: HarnessConfig, trained: Trained, step: int) -> dict[str, float]:

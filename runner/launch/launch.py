@@ -47,7 +47,7 @@ def launch(
     states = Counter(cell.state for cell in cells)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
     policy.start(sweep, policies, fresh=bool(todo))
-    storage.write_whole(sweep / "launcher.json", json.dumps(backend.record()))
+    storage.write_atomically(sweep / "launcher.json", json.dumps(backend.record()))
     console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {len(todo)} to run")
     for line in drifted(cells):
         console.print(line)

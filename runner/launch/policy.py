@@ -46,7 +46,7 @@ def start(folder: Path, policy: Policy, *, fresh: bool = True) -> None:
     if fresh:
         shutil.rmtree(folder / "alike", ignore_errors=True)
         (folder / "told").unlink(missing_ok=True)
-    storage.write_whole(folder / "policy.json", json.dumps(asdict(policy)))
+    storage.write_atomically(folder / "policy.json", json.dumps(asdict(policy)))
 
 
 def note_failure(cell: Cell) -> None:

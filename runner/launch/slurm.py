@@ -253,7 +253,7 @@ class Slurm:
             )
         job = done.stdout.strip().partition(";")[0]
         record = {"job": job, "tasks": names}
-        storage.write_whole(folder / f"{int(job):08d}.json", json.dumps(record))
+        storage.write_atomically(folder / f"{int(job):08d}.json", json.dumps(record))
         return job
 
 

@@ -229,4 +229,4 @@ def save_study(folder: Path, cfg: StudyConfig, base: Cell) -> None:
     """Write what a job needs to take part: study.json."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {"study": asdict(cfg), "base": freeze(base.config)}
-    storage.write_whole(folder / "study.json", json.dumps(record))
+    storage.write_atomically(folder / "study.json", json.dumps(record))

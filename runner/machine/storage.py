@@ -25,7 +25,7 @@ def append_line(file: Path, record: dict[str, Any]) -> None:
         with open(file, "ab", buffering=0) as stream:
             write_line(stream, file, record)
     except OSError as error:
-        raise refused(file, error) from error
+        raise storage_error(file, error) from error
 
 
 def write_line(stream: FileIO, file: Path, record: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ def write_line(stream: FileIO, file: Path, record: dict[str, Any]) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_atomically(file: Path, text: str) -> None:
     """Write `file` so that a reader sees all of it or what was there before.
 
     Raises:
@@ -48,10 +48,10 @@ def write_whole(file: Path, text: str) -> None:
             stream.write(text)
         os.replace(name, file)
     except OSError as error:
-        raise refused(file, error) from error
+        raise storage_error(file, error) from error
 
 
-def refused(file: Path, error: OSError) -> StorageError:
+def storage_error(file: Path, error: OSError) -> StorageError:
     """Return the message for a write that the disk did not take."""
     reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
     return StorageError(
@@ -66,10 +66,10 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: a line is not a JSON object; the message names file and line.
     """
-    return read_further(file, 0)[0]
+    return read_lines_after(file, 0)[0]
 
 
-def read_further(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+def read_lines_after(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     """Return the whole lines that follow `offset`, and the offset after them.
 
     Raises:
@@ -145,7 +145,7 @@ def _lockable(file: Path) -> TextIOWrapper:
         file.parent.mkdir(parents=True, exist_ok=True)
         return open(file, "w")
     except OSError as error:
-        raise refused(file, error) from error
+        raise storage_error(file, error) from error
 
 
 def truncate_torn_line(file: Path) -> None:

@@ -58,5 +58,5 @@ def adopt(cells: Sequence[Cell], reference: str, reason: str) -> tuple[Cell, dic
         "time": time.time(),
         "difference": changed,
     }
-    storage.write_whole(cell.folder / "adopted.json", json.dumps(note, indent=1))
+    storage.write_atomically(cell.folder / "adopted.json", json.dumps(note, indent=1))
     return cell, dict(keys)

@@ -169,7 +169,7 @@ def freeze_cell(cell: Cell, *, anew: bool = False) -> None:
         "science": cell.science,
     }
     _make(file.parent)
-    storage.write_whole(file, json.dumps(record, indent=1))
+    storage.write_atomically(file, json.dumps(record, indent=1))
 
 
 def load_cell(folder: Path) -> Cell:

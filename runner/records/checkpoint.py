@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from runner.machine.errors import CheckpointError
 from runner.machine.ranks import gather_full
-from runner.machine.storage import refused
+from runner.machine.storage import storage_error
 from runner.records.checkpoint_folder import sha256
 
 _NUMBER = "#number"  # ends the name of a slot that is no tensor but a Python number
@@ -75,7 +75,9 @@ def save(folder: Path, files: Files, state: dict[str, Any]) -> Path:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         full = "os error 28" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
-        raise refused(final, OSError(errno.ENOSPC if full else errno.EIO, str(error))) from error
+        raise storage_error(
+            final, OSError(errno.ENOSPC if full else errno.EIO, str(error))
+        ) from error
     return final
 
 

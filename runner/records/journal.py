@@ -21,7 +21,13 @@ from typing import Any
 
 import psutil
 
-from runner.machine.storage import append_line, read_lines, refused, truncate_torn_line, write_line
+from runner.machine.storage import (
+    append_line,
+    read_lines,
+    storage_error,
+    truncate_torn_line,
+    write_line,
+)
 
 ENDED = ("finished", "diverged", "failed")  # states that no launch changes of itself
 TERMINAL = (*ENDED, "interrupted")
@@ -202,4 +208,4 @@ class Journal:
             with self._one_writes:  # the training thread, or that of the system's metrics
                 write_line(self._metrics, self.metrics_file, line)
         except OSError as error:
-            raise refused(self.metrics_file, error) from error
+            raise storage_error(self.metrics_file, error) from error

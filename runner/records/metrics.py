@@ -41,7 +41,7 @@ class MetricsReader:
         Raises:
             DataError: a line is not JSON; the message names file and line.
         """
-        lines, self._offset = storage.read_further(self._file, self._offset)
+        lines, self._offset = storage.read_lines_after(self._file, self._offset)
         counting = []
         for line in lines:
             attempt = line.get("attempt", self._newest)

@@ -256,7 +256,7 @@ def _size(file: Path) -> int:
 
 def _write(file: Path, cursor: dict[str, Any]) -> None:
     file.parent.mkdir(exist_ok=True)
-    storage.write_whole(file, json.dumps(cursor))
+    storage.write_atomically(file, json.dumps(cursor))
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def write_report(
         results=_results(results),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_whole(file, text)
+    storage.write_atomically(file, text)
 
 
 def _heads() -> list[str]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from runner.machine.storage import write_whole
+from runner.machine.storage import write_atomically
 from runner.records.inputs import sha256
 from runner.records.journal import Journal
 
@@ -11,7 +11,7 @@ def write_output(run: Path, name: str, text: str, journal: Journal) -> Path:
     """Write `text` to outputs/`name` of a run and its sha256 to the journal; return the file."""
     file = run / "outputs" / name
     file.parent.mkdir(exist_ok=True)
-    write_whole(file, text)
+    write_atomically(file, text)
     note_output(file, journal)
     return file
 
