@@ -28,7 +28,7 @@ def record_crash(cell: Cell, exitcode: int, hung: str | None) -> None:
     name = signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"
     message = f"the process ended with {name}" + (" and had not finished" if not exitcode else "")
     error = "Hang" if hung else "Crash"
-    journal.settle(cell.folder, "failed", error=error, message=hung or message)
+    journal.record_end(cell.folder, "failed", error=error, message=hung or message)
 
 
 def try_smaller(cell: Cell) -> Cell | None:
@@ -50,7 +50,7 @@ def try_smaller(cell: Cell) -> Cell | None:
         _explain_no_halving(cell, half)
         return None
     smaller = replace(cell, config=replace(run, train=replace(run.train, micro_batch=half)))
-    freeze_cell(smaller, anew=True)
+    freeze_cell(smaller, overwrite=True)
     return smaller
 
 
@@ -61,7 +61,7 @@ def _explain_no_halving(cell: Cell, half: int) -> None:
         f"its micro-batch; give more memory, or train.micro_batch={half}, which makes a new cell"
     )
     kept = {k: event[k] for k in ("error", "traceback") if k in event}
-    journal.settle(cell.folder, "failed", message=f"{event.get('message', '')}\n{why}", **kept)
+    journal.record_end(cell.folder, "failed", message=f"{event.get('message', '')}\n{why}", **kept)
 
 
 def give_up(cell: Cell) -> bool:
@@ -71,5 +71,5 @@ def give_up(cell: Cell) -> bool:
     if len(last) < _LEGS or saved or cell.state != "interrupted":
         return False
     message = f"{_LEGS} attempts ended without a new checkpoint; give it a longer resources.timeout_min, or a smaller train.checkpoint.every_s"
-    journal.settle(cell.folder, "failed", error="NoProgress", message=message)
+    journal.record_end(cell.folder, "failed", error="NoProgress", message=message)
     return True

@@ -39,7 +39,7 @@ class Local:
         elsewhere = [cell for cell in cells if cell.state == "running"]
         for cell in todo:
             cell.cancelled.unlink(missing_ok=True)
-            freeze_cell(cell, anew=True)
+            freeze_cell(cell, overwrite=True)
         if elsewhere:
             view.say(f"{len(elsewhere)} run under another launcher; waiting for them too")
         self.pool = self._pool(todo + elsewhere)

@@ -28,7 +28,7 @@ from runner.machine.errors import StorageError
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell
 from runner.records.config import validate
-from runner.records.slurm_queue import queued, settle_dead
+from runner.records.slurm_queue import queued, record_lost_cells
 
 if TYPE_CHECKING:
     from runner.grid.resources import ResourcesConfig  # torch: seconds
@@ -134,7 +134,7 @@ class Slurm:
             while not self._left and time.monotonic() < end:
                 time.sleep(0.1)
             shown = cells()
-            waiting = settle_dead(root, name, shown)
+            waiting = record_lost_cells(root, name, shown)
             if waiting is not None:
                 view.table.queued = lambda waiting=waiting: waiting  # type: ignore[misc]
             view.tick()
@@ -153,7 +153,7 @@ class Slurm:
     ) -> list[Cell]:
         """Submit each cell that waits for it once, also where others launch too; return what was refused."""
         with storage.locked(root / "sweeps" / name / "submit.lock"):
-            waiting = settle_dead(root, name, cells)
+            waiting = record_lost_cells(root, name, cells)
             if waiting is None:
                 raise StorageError(
                     "squeue does not answer; nothing was submitted, try again when it does"
@@ -162,7 +162,7 @@ class Slurm:
             todo = [c for c in cells if c.state in again and c.fingerprint not in waiting]
             for cell in todo:
                 cell.cancelled.unlink(missing_ok=True)
-                freeze_cell(cell, anew=True)
+                freeze_cell(cell, overwrite=True)
             if known:
                 view.say(f"{len(known)} cells are in the queue already")
             return self._arrays(root, name, todo, dict(waiting), view) if todo else []

@@ -97,7 +97,7 @@ def _requeue(cells: list[Cell]) -> None:
         time.sleep(5.0)
     for cell in cells:
         if _waits(cell) and journal.attempts(cell.folder):
-            journal.settle(cell.folder, "needs_resubmit")
+            journal.record_end(cell.folder, "needs_resubmit")
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:

@@ -78,13 +78,13 @@ def _work(folder: Path, journal: Journal | None, stop: StopFlag) -> Outcome:
     """Do the cell's work, in a process set up as its config says."""
     import torch  # noqa: PLC0415
 
-    from runner.machine.environment import first_of  # noqa: PLC0415
+    from runner.machine.environment import first_record  # noqa: PLC0415
     from runner.machine.ranks import Ranks  # noqa: PLC0415
     from runner.records.cells import load_cell  # noqa: PLC0415
 
     cell = load_cell(folder)
     train = cell.config.train
-    wanted = (train.threads if train else None) or first_of(folder).get(
+    wanted = (train.threads if train else None) or first_record(folder).get(
         "threads", torch.get_num_threads()
     )
     torch.set_num_threads(min(wanted, os.cpu_count() or 1))

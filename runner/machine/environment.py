@@ -59,7 +59,7 @@ def revision() -> dict[str, str]:
     return {"git_sha": _sha(), "git_diff": git("diff", "HEAD")}
 
 
-def first_of(run: Path) -> dict[str, Any]:
+def first_record(run: Path) -> dict[str, Any]:
     """Return what the first attempt of `run` recorded, {} if there was none."""
     files = _records(run)
     found: dict[str, Any] = json.loads(files[0].read_text()) if files else {}

@@ -157,10 +157,10 @@ def _with_whole_fingerprints(run: RunConfig) -> RunConfig:
     return replace(run, inputs=whole) if whole else run
 
 
-def freeze_cell(cell: Cell, *, anew: bool = False) -> None:
+def freeze_cell(cell: Cell, *, overwrite: bool = False) -> None:
     """Write cell.json if it is not there, or `anew`: its science half is the same then as before."""
     file = cell.folder / "cell.json"
-    if file.exists() and not anew:
+    if file.exists() and not overwrite:
         return
     record = {
         "schema": SCHEMA,

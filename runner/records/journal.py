@@ -96,7 +96,7 @@ def _heartbeat_age_s(attempt: Path) -> float:
     return now - (beat if beat.exists() else attempt / "lease.json").stat().st_mtime
 
 
-def settle(run: Path, event: str, **details: Any) -> None:
+def record_end(run: Path, event: str, **details: Any) -> None:
     """Record the end of the newest attempt, whose process can no longer do so."""
     record = {"event": event, "time": time.time(), **details}
     append_line(attempts(run)[-1] / "events.jsonl", record)

@@ -33,7 +33,7 @@ def queued(root: Path, name: str) -> dict[str, str]:
     return found
 
 
-def settle_dead(root: Path, name: str, cells: list[Cell]) -> dict[str, str] | None:
+def record_lost_cells(root: Path, name: str, cells: list[Cell]) -> dict[str, str] | None:
     """Record what SLURM ended without a word (a lost node, a kill); None where it does not answer.
 
     A cell in no queue that still counts as running has lost its process: the heartbeat would show
@@ -49,7 +49,7 @@ def settle_dead(root: Path, name: str, cells: list[Cell]) -> dict[str, str] | No
     for cell in silent:
         state = ended.get(jobs[cell.fingerprint] or "", "")
         if state and state not in ("RUNNING", "PENDING", "REQUEUED", "COMPLETING"):
-            journal.settle(cell.folder, "interrupted", slurm=state)
+            journal.record_end(cell.folder, "interrupted", slurm=state)
     return waiting
 
 

@@ -292,7 +292,7 @@ def flops_per_s(root: Path) -> dict[tuple[str, str], float]:
         if journal.state(folder) != "finished":
             continue
         speed = latest(folder, "flops_per_s").get("flops_per_s")
-        place = environment.first_of(folder)
+        place = environment.first_record(folder)
         if speed and place:
             science = json.loads((folder / "cell.json").read_text())["science"]
             hardware = place["gpus"][0] if place["gpus"] else place["cpu"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.precision import Precision
-from runner.machine.environment import changes, describe, first_of
+from runner.machine.environment import changes, describe, first_record
 from runner.machine.ranks import Ranks
 from runner.records.budget import Budget
 from runner.records.cells import Cell
@@ -16,7 +16,7 @@ from runner.records.journal import Journal
 
 def note_environment(journal: Journal, cell: Cell, ranks: Ranks, **facts: Any) -> None:
     """Write environment.json of this attempt; say where bits will differ from those of the first one."""
-    train, first = cell.config.train, first_of(cell.folder)
+    train, first = cell.config.train, first_record(cell.folder)
     known = describe() | {"world": ranks.world, "device": str(ranks.device)} | facts
     if train is not None:
         known |= {"parallel": train.parallel, "compile": train.compile}
