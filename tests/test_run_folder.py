@@ -31,7 +31,7 @@ from runner.records import metrics
 from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells, sweep_cells
 from runner.records.new_checkpoints import last_evaluated
 from runner.views.describe import describe
-from runner.views.mlflow import Feeder, embedded_uri, sync
+from runner.views.mlflow import Uploader, embedded_uri, sync
 from runner.views.mlflow_points import PointReader
 from runner.views.report import write_report
 from runner.views.table import LiveTable
@@ -341,11 +341,11 @@ def test_a_store_keeps_what_it_has_and_is_told_that_it_does_not_count(tmp_path: 
     for text, sent, superseded in parts:
         with open(cell.folder / "metrics.jsonl", "a") as stream:
             stream.write(text)
-        feeder = Feeder(tmp_path, None)
-        assert feeder.deliver("s") == sent
-        (run,) = feeder.client.search_runs(["1"])
+        uploader = Uploader(tmp_path, None)
+        assert uploader.deliver("s") == sent
+        (run,) = uploader.client.search_runs(["1"])
         assert run.data.tags.get("superseded_points") == superseded
-    points = feeder.client.get_metric_history(run.info.run_id, "loss")
+    points = uploader.client.get_metric_history(run.info.run_id, "loss")
     values = [(p.step, p.value, p.timestamp) for p in points]
     assert values == [
         (10, 4.0, 110_000),

@@ -13,7 +13,7 @@ from rich.live import Live
 
 from runner.launch import policy
 from runner.launch.backend import Backend, View
-from runner.launch.mlflow_process import finish_feeder, start_feeder
+from runner.launch.mlflow_process import finish_uploader, start_uploader
 from runner.launch.policy import PRUNED_TOO, Policy
 from runner.machine import storage
 from runner.records import journal
@@ -91,7 +91,7 @@ def _attend(
 ) -> bool:
     """Let the backend run with the table shown and MLflow fed; True where the user left early."""
     # Without anybody here to feed a server, each job of the cluster does so itself.
-    feeder = start_feeder(first.config) if backend.waits else None
+    uploader = start_uploader(first.config) if backend.waits else None
     left: list[str] = []
 
     def leave(*_: Any) -> None:
@@ -104,7 +104,7 @@ def _attend(
             live.update(table.render())
     finally:
         signal.signal(signal.SIGINT, before)
-        _finish(feeder, first.config.name, console)
+        _finish(uploader, first.config.name, console)
     if left:
         console.print(left[0])
     return bool(left)
@@ -113,11 +113,11 @@ def _attend(
 def _deliver_rest(run: RunConfig, sweep: Path, console: Console) -> None:
     """Give MLflow what an earlier launch could not deliver."""
     if run.track.uri != "off" and not delivered(sweep, run.track.uri):
-        _finish(start_feeder(run), run.name, console)
+        _finish(start_uploader(run), run.name, console)
 
 
-def _finish(feeder: subprocess.Popen[bytes] | None, name: str, console: Console) -> None:
-    if not finish_feeder(feeder):
+def _finish(uploader: subprocess.Popen[bytes] | None, name: str, console: Console) -> None:
+    if not finish_uploader(uploader):
         console.print(f"MLflow has not got everything; `espalier sync {name}` delivers it")
 
 

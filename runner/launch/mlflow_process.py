@@ -1,4 +1,4 @@
-"""The feeder beside a launcher or a job: a process of its own, since importing MLflow takes seconds."""
+"""The uploader beside a launcher or a job: a process of its own, since importing MLflow takes seconds."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ FED = "ESPALIER_FED"
 _LAST_DELIVERY_S = 120
 
 
-def start_feeder(run: RunConfig, only: str | None = None) -> subprocess.Popen[bytes] | None:
+def start_uploader(run: RunConfig, only: str | None = None) -> subprocess.Popen[bytes] | None:
     """Feed the sweep of `run`, or `only` one of its fingerprints; None where tracking is off."""
     if run.track.uri == "off":
         return None
@@ -37,16 +37,16 @@ def start_feeder(run: RunConfig, only: str | None = None) -> subprocess.Popen[by
         )
 
 
-def finish_feeder(
-    feeder: subprocess.Popen[bytes] | None, timeout_s: float = _LAST_DELIVERY_S
+def finish_uploader(
+    uploader: subprocess.Popen[bytes] | None, timeout_s: float = _LAST_DELIVERY_S
 ) -> bool:
     """Close its input, which tells it to deliver the rest and end; True where it could in time."""
-    if feeder is None or feeder.stdin is None:
+    if uploader is None or uploader.stdin is None:
         return True
     os.environ.pop(FED, None)  # what this process starts from now on feeds itself again
-    feeder.stdin.close()
+    uploader.stdin.close()
     try:
-        return feeder.wait(timeout=timeout_s) == 0
+        return uploader.wait(timeout=timeout_s) == 0
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        feeder.kill()
+        uploader.kill()
         return False

@@ -5,7 +5,7 @@ import threading
 
 from rich.console import Console
 
-from runner.launch.mlflow_process import finish_feeder, start_feeder
+from runner.launch.mlflow_process import finish_uploader, start_uploader
 from runner.launch.pool import worker_command
 from runner.records.cells import Cell
 from runner.records.metrics import MetricsReader, standing
@@ -18,7 +18,7 @@ def run_here(cell: Cell) -> int:
     if cell.state in ("finished", "diverged"):
         console.print("nothing to do; change a key, or delete the folder to run it again")
         return 0
-    feeder = start_feeder(cell.config)
+    uploader = start_uploader(cell.config)
     done = threading.Event()
     printer = threading.Thread(target=_print_metrics, args=(cell, console, done), daemon=True)
     printer.start()
@@ -32,7 +32,7 @@ def run_here(cell: Cell) -> int:
     finally:
         done.set()
         printer.join()
-        if not finish_feeder(feeder):
+        if not finish_uploader(uploader):
             console.print(
                 f"MLflow has not got everything; `espalier sync {cell.config.name}` delivers it"
             )

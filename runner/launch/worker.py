@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from runner.launch.mlflow_process import FED, finish_feeder, start_feeder
+from runner.launch.mlflow_process import FED, finish_uploader, start_uploader
 from runner.machine.errors import EspalierError, LeaseLost
 from runner.records import journal as records
 from runner.records.contracts import Outcome
@@ -35,7 +35,7 @@ def run_cell(folder: Path) -> int:
         return HELD
     journal = Journal(folder, attempt) if attempt is not None else None
     stop = _stop_on_signals()
-    feeder, patience_s = _feed_server(folder) if first else None, 120.0
+    uploader, patience_s = _feed_server(folder) if first else None, 120.0
     if journal is not None:
         journal.event("started", pid=os.getpid())
         journal.beat(stop)
@@ -59,7 +59,7 @@ def run_cell(folder: Path) -> int:
         print(str(error) if isinstance(error, EspalierError) else text, file=sys.stderr)
         return FAILED
     finally:
-        finish_feeder(feeder, patience_s)
+        finish_uploader(uploader, patience_s)
 
 
 def _feed_server(folder: Path) -> subprocess.Popen[bytes] | None:
@@ -71,7 +71,7 @@ def _feed_server(folder: Path) -> subprocess.Popen[bytes] | None:
     cell = load_cell(folder)
     if cell.config.track.uri in (None, "off"):
         return None
-    return start_feeder(cell.config, only=cell.fingerprint)
+    return start_uploader(cell.config, only=cell.fingerprint)
 
 
 def _work(folder: Path, journal: Journal | None, stop: StopFlag) -> Outcome:

@@ -29,7 +29,7 @@ from runner.records.config import execution_half, flatten, is_among
 from runner.records.metrics import FILE
 from runner.views.mlflow_points import Point, PointReader, indices, ranges
 
-_SENDERS = 8  # feeders of one root that talk to a server at the same moment
+_SENDERS = 8  # uploaders of one root that talk to a server at the same moment
 _EVERY_S, _LONGEST_PAUSE_S = 2.0, 60.0
 _CLIENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -50,7 +50,7 @@ def embedded_uri(root: Path) -> str:
     return f"sqlite:///{root.resolve() / 'mlflow' / 'mlflow.db'}"
 
 
-class Feeder:
+class Uploader:
     """Delivers the cells of sweeps to one MLflow store."""
 
     def __init__(self, root: Path, uri: str | None) -> None:
@@ -116,7 +116,7 @@ class Feeder:
             found = self.client.get_experiment_by_name(sweep)
             if found is None:
                 raise
-            return str(found.experiment_id)  # another feeder was faster
+            return str(found.experiment_id)  # another uploader was faster
 
     def _deliver_cell(self, experiment: str, sweep: str, folder: Path, label: str) -> int:
         from mlflow.entities import Metric  # noqa: PLC0415
@@ -276,11 +276,13 @@ def sync(root: Path, sweeps: list[str], uri: str | None, *, rebuild: bool = Fals
             (root / "mlflow" / "mlflow.db").unlink(missing_ok=True)
             for cursor in root.glob("runs/*/mlflow/*.json"):
                 cursor.unlink()
-        feeder = Feeder(root, uri)
-        return sum(feeder.deliver(sweep) for sweep in sweeps)
+        uploader = Uploader(root, uri)
+        return sum(uploader.deliver(sweep) for sweep in sweeps)
 
 
-def follow(root: Path, sweeps: list[str], uri: str | None, only: str | None = None) -> None:
+def upload_until_closed(
+    root: Path, sweeps: list[str], uri: str | None, only: str | None = None
+) -> None:
     """Deliver until standard input closes, then once more; an unreachable server is tried again."""
     done = threading.Event()
 
@@ -290,23 +292,23 @@ def follow(root: Path, sweeps: list[str], uri: str | None, only: str | None = No
 
     threading.Thread(target=wait_for_end, daemon=True).start()
     with one_writer(root, uri):
-        feeder = Feeder(root, uri)
+        uploader = Uploader(root, uri)
         pause_s = _EVERY_S
         while not done.wait(pause_s):
             try:
                 for sweep in sweeps:
-                    feeder.deliver(sweep, only)
+                    uploader.deliver(sweep, only)
                 pause_s = _EVERY_S
             except Exception as error:  # whatever the server did, training goes on
                 print(f"not delivered, trying again: {error}", file=sys.stderr, flush=True)
-                # Many feeders of one slow server must not come back all at once.
+                # Many uploaders of one slow server must not come back all at once.
                 pause_s = min(_LONGEST_PAUSE_S, pause_s * random.uniform(1.0, 3.0))
         for sweep in sweeps:
-            feeder.deliver(sweep, only)
+            uploader.deliver(sweep, only)
 
 
 def main() -> None:
-    """Command line of the feeder process."""
+    """Command line of the uploader process."""
     parser = argparse.ArgumentParser(prog="python -m runner.views.mlflow", description=__doc__)
     parser.add_argument("sweeps", nargs="+")
     parser.add_argument("--root", type=Path, default=Path("."))
@@ -316,7 +318,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         if given.follow:
-            follow(given.root, given.sweeps, given.uri, given.only)
+            upload_until_closed(given.root, given.sweeps, given.uri, given.only)
         else:
             print(sync(given.root, given.sweeps, given.uri))
     except EspalierError as error:

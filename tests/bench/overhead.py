@@ -15,7 +15,7 @@ import time
 from hydra import compose, initialize_config_module
 
 from runner.commands.hydra_plugin import open_keys, register, to_plain
-from runner.launch.mlflow_process import finish_feeder, start_feeder
+from runner.launch.mlflow_process import finish_uploader, start_uploader
 from runner.records import journal
 from runner.records.cells import freeze_cell, join_sweep, make_cells
 
@@ -48,7 +48,7 @@ def main() -> None:
 
     attempt = journal.claim(cell.folder)
     assert attempt is not None
-    feeder = start_feeder(cell.config)
+    uploader = start_uploader(cell.config)
     trainer = Trainer(cell, journal.Journal(cell.folder, attempt), Ranks("cpu"))
     spent = {"_log": 0.0, "_save": 0.0}
 
@@ -67,15 +67,15 @@ def main() -> None:
     start = time.perf_counter()
     trainer.fit(lambda: False)
     total = time.perf_counter() - start
-    assert finish_feeder(feeder)
+    assert finish_uploader(uploader)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    feeder_s = used.ru_utime + used.ru_stime
+    uploader_s = used.ru_utime + used.ru_stime
     training = total - sum(spent.values())
     cores = len(os.sched_getaffinity(0))
     rows = {
         "metric lines, every 10 steps": spent["_log"] / training,
         f"a checkpoint ({spent['_save']:.2f} s) per 5 min": spent["_save"] / CHECKPOINT_EVERY_S,
-        f"MLflow feeder ({feeder_s:.1f} CPU s, {cores} cores) per 5 min": feeder_s
+        f"MLflow uploader ({uploader_s:.1f} CPU s, {cores} cores) per 5 min": uploader_s
         / cores
         / CHECKPOINT_EVERY_S,
     }

@@ -103,7 +103,7 @@ def test_a_sweep_is_evaluated_as_cells_and_its_runs_get_the_scores(
     planned = _cli("eval", "s", *_keys(task), "--plan", *root)
     assert planned.count("new") >= 2, planned
     told = _cli("eval", "s", *_keys(task), "--jobs", "1", *root)
-    assert FED not in os.environ  # its feeder has ended: what is started next feeds itself
+    assert FED not in os.environ  # its uploader has ended: what is started next feeds itself
     runs = from_folders(tmp_path, "s").table
     assert runs["squares/acc"].notna().all(), told
     assert {cell.state for cell in sweep_cells(tmp_path, "s-eval")} == {"finished"}

@@ -25,7 +25,7 @@ from analysis.stores import from_mlflow
 from runner.machine.errors import StorageError
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells
-from runner.views.mlflow import Feeder, delivered, embedded_uri, sync
+from runner.views.mlflow import Uploader, delivered, embedded_uri, sync
 from runner.views.mlflow_points import PointReader
 from tests.command_server import Command, run, start
 
@@ -58,7 +58,7 @@ def test_mlflow_gets_everything_once(espalier: Run, tmp_path: Path) -> None:
     assert sync(tmp_path, ["m"], None) == 0
     assert delivered(tmp_path / "sweeps" / "m", None)
     assert_equal(from_folders(tmp_path, "m"), from_mlflow(embedded_uri(tmp_path), "m"))
-    run = Feeder(tmp_path, None).client.search_runs(["1"])[0]
+    run = Uploader(tmp_path, None).client.search_runs(["1"])[0]
     assert run.info.status == "FINISHED"
     assert run.data.params["model.width"] == "24"
 
@@ -100,7 +100,7 @@ def test_infinities_and_nans_survive_the_store(tmp_path: Path, compose: Compose)
     assert_equal(from_folders(tmp_path, "n"), store)
     assert math.isinf(store.history["value"].max())
     assert store.history["value"].isna().sum() == 1
-    run = Feeder(tmp_path, None).client.search_runs(["1"])[0]
+    run = Uploader(tmp_path, None).client.search_runs(["1"])[0]
     assert (run.info.status, run.data.tags["diverged"]) == ("FAILED", "true")
 
 
@@ -231,7 +231,7 @@ def test_a_server_killed_half_way_loses_nothing(
     assert sync(tmp_path, ["k"], server.uri) > 0
     assert sync(tmp_path, ["k"], server.uri) == 0
     assert_equal(from_folders(tmp_path, "k"), from_mlflow(server.uri, "k"))
-    client = Feeder(tmp_path, server.uri).client
+    client = Uploader(tmp_path, server.uri).client
     (run,) = client.search_runs([client.get_experiment_by_name("k").experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.tags["fingerprint"] == cell.fingerprint
@@ -284,22 +284,22 @@ def _write(cell: Cell) -> None:
 def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(
     tmp_path: Path, compose: Compose
 ) -> None:
-    """Three feeders start on an empty store while the cells write: one holds it, the others wait."""
+    """Three uploaders start on an empty store while the cells write: one holds it, the others wait."""
     cells = _sixty_four(tmp_path, compose)
-    feeders = [
+    uploaders = [
         start("runner.views.mlflow", "many", "--root", str(tmp_path), keep=True) for _ in range(3)
     ]
     with ThreadPoolExecutor(64) as pool:
         list(pool.map(_write, cells))
-    for feeder in feeders:
-        _, errors = feeder.communicate(timeout=120)
-        assert feeder.returncode == 0, errors
+    for uploader in uploaders:
+        _, errors = uploader.communicate(timeout=120)
+        assert uploader.returncode == 0, errors
     sync(tmp_path, ["many"], None)
     assert_equal(from_folders(tmp_path, "many"), from_mlflow(embedded_uri(tmp_path), "many"))
 
 
 def test_64_cells_feed_a_server_at_once(tmp_path: Path, compose: Compose) -> None:
-    """Every cell has a feeder of its own; all begin together on a server that knows no experiment."""
+    """Every cell has an uploader of its own; all begin together on a server that knows no experiment."""
     cells = _sixty_four(tmp_path, compose)
     server = Server(tmp_path)
     server.start()
@@ -308,10 +308,12 @@ def test_64_cells_feed_a_server_at_once(tmp_path: Path, compose: Compose) -> Non
 
         def run(cell: Cell) -> None:
             _write(cell)
-            feeder = Feeder(tmp_path, server.uri)
-            for _ in range(5):  # as `follow` does: what a slow server did not take is sent again
+            uploader = Uploader(tmp_path, server.uri)
+            for _ in range(
+                5
+            ):  # as `upload_until_closed` does: what a slow server did not take is sent again
                 try:
-                    feeder.deliver("many", only=cell.fingerprint)
+                    uploader.deliver("many", only=cell.fingerprint)
                     return
                 except StorageError as error:
                     refusals.append(str(error))
@@ -321,7 +323,7 @@ def test_64_cells_feed_a_server_at_once(tmp_path: Path, compose: Compose) -> Non
             list(pool.map(run, cells))
         assert not [r for r in refusals if "locked" in r or "exists" in r]
         assert_equal(from_folders(tmp_path, "many"), from_mlflow(server.uri, "many"))
-        client = Feeder(tmp_path, server.uri).client
+        client = Uploader(tmp_path, server.uri).client
         runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
         assert len(runs) == 64
         assert {run.info.status for run in runs} == {"FINISHED"}
