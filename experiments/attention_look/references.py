@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from runner.data.markov import counting, entropy
+from runner.data.markov import counting_loss, entropy
 from runner.data.markov_config import MarkovConfig
 
 HERE = Path(__file__).parent
@@ -29,7 +29,9 @@ def references(*grids: Path) -> pd.DataFrame:
     data = MarkovConfig(**config["data"])
     losses = {
         "knowing nothing": float(np.log(vocab_size)),
-        "counting tokens": min(counting(data, *sizes, order=0, start=start) for start in STARTS),
+        "counting tokens": min(
+            counting_loss(data, *sizes, order=0, start=start) for start in STARTS
+        ),
         "counting pairs (the least)": entropy(data, *sizes),
     }
     return pd.DataFrame(losses.items(), columns=["rule", "loss_nats"])

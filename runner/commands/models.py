@@ -261,9 +261,9 @@ def import_model(
     if kind != "hf":
         raise ConfigError(f"{kind!r} is not a format; there is: hf")
     from models.pretrained import read_config  # noqa: PLC0415
-    from runner.data.pretrained import folder_of  # noqa: PLC0415
+    from runner.data.pretrained import pretrained_folder  # noqa: PLC0415
 
-    place = folder_of(f"hf:{folder}")
+    place = pretrained_folder(f"hf:{folder}")
     try:
         length = getattr(read_config(place)[0], "context_length", _LONGEST)
     except (ValueError, TypeError, ImportError) as error:

@@ -42,7 +42,7 @@ def specify(name: str, data: str | None, include: str | None) -> dict[str, Any] 
     Raises:
         ConfigError: no such task (near names are listed). DataError: its file is not under `data`.
     """
-    file = file_of(name, include)
+    file = task_file(name, include)
     if file is None:
         return name
     spec = yaml.load(file.read_text(encoding="utf-8"), _Loader)
@@ -51,9 +51,9 @@ def specify(name: str, data: str | None, include: str | None) -> dict[str, Any] 
     if data is None:
         return _on_the_hub(name, file)
     columns, splits = spec.pop("columns", None), spec.pop("splits", None)
-    questions = _find(name, Path(data), spec.pop("files"))
+    questions = _matching_files(name, Path(data), spec.pop("files"))
     patterns = spec.pop("fewshot_files", None)
-    examples = _find(name, Path(data), patterns) if patterns else None
+    examples = _matching_files(name, Path(data), patterns) if patterns else None
 
     def read(**_: Any) -> Mapping[str, Any]:
         rows = _rows(questions, columns)
@@ -72,7 +72,7 @@ def _on_the_hub(name: str, file: Path) -> str:
     return {"lambada": "lambada_openai"}.get(name, name)
 
 
-def file_of(name: str, include: str | None) -> Path | None:
+def task_file(name: str, include: str | None) -> Path | None:
     """Return the YAML of a task, None if it is one of lm-eval's.
 
     Raises:
@@ -82,7 +82,7 @@ def file_of(name: str, include: str | None) -> Path | None:
     own = {file.stem: file for folder in [SHIPPED, *folders] for file in folder.glob("*.yaml")}
     if name in own:
         return own[name]
-    theirs = _of_lm_eval()
+    theirs = _lm_eval_tasks()
     if name not in theirs:
         near = difflib.get_close_matches(name, [*own, *theirs], n=5, cutoff=0.5)
         hint = f"; near: {', '.join(near)}" if near else ""
@@ -92,13 +92,13 @@ def file_of(name: str, include: str | None) -> Path | None:
     return None
 
 
-def _of_lm_eval() -> set[str]:
+def _lm_eval_tasks() -> set[str]:
     from lm_eval.tasks import TaskManager  # noqa: PLC0415
 
     return set(TaskManager().all_tasks)
 
 
-def _find(name: str, folder: Path, patterns: list[str]) -> list[Path]:
+def _matching_files(name: str, folder: Path, patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         found = sorted(folder.glob(f"**/{pattern}"))
         if found:
@@ -141,7 +141,7 @@ def content_hash(tasks: tuple[str, ...], data: str | None, include: str | None) 
         raise ConfigError("eval.harness.tasks needs lm-eval: pip install -e '.[eval]'")
     digest = hashlib.sha256()
     for name in tasks:
-        file = file_of(name, include)
+        file = task_file(name, include)
         digest.update(name.encode())
         if file is None:
             continue
@@ -149,7 +149,9 @@ def content_hash(tasks: tuple[str, ...], data: str | None, include: str | None) 
         digest.update(with_released_paths(text).encode())
         spec = yaml.load(text, _Loader)
         for key in ("files", "fewshot_files"):
-            for found in _find(name, Path(data), spec[key]) if data and key in spec else []:
+            for found in (
+                _matching_files(name, Path(data), spec[key]) if data and key in spec else []
+            ):
                 with open(found, "rb") as stream:
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:32]

@@ -63,12 +63,12 @@ def content_hash(cfg: Any) -> Any:
     return says() if says is not None else None
 
 
-def weight_of(source: Any) -> float:
+def source_weight(source: Any) -> float:
     """Return a source's share of the training samples, relative to the others; 1 where it does not say."""
     return float(getattr(source, "weight", 1.0))
 
 
-def name_of(source: Any) -> str:
+def source_name(source: Any) -> str:
     """Return what a person calls a source: its path, else its format or class."""
     found = getattr(source, "path", None) or getattr(source, "format", None)
     return str(found or type(source).__name__)
@@ -86,13 +86,13 @@ def bytes_per_id(tokenizer: Any) -> "np.ndarray":
     return np.array(lengths, dtype=np.int32)
 
 
-def texts(tokenizer: Any) -> list[str]:
+def token_texts(tokenizer: Any) -> list[str]:
     """Return what each id stands for; `<id>` where that is nothing, or a part of a character."""
     found = [tokenizer.decode([index]) for index in range(tokenizer.vocab_size)]
     return [t if t and "\ufffd" not in t else f"<{index}>" for index, t in enumerate(found)]
 
 
-def identity(tokenizer: Any) -> str:
+def tokenizer_hash(tokenizer: Any) -> str:
     """Return a hash that differs where the tokenizer differs."""
     return hashlib.sha256(tokenizer.dumps().encode()).hexdigest()[:32]
 

@@ -66,21 +66,21 @@ class MarkovSamples(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         rng = generator(*self.address, index)
         chain = (
-            drawn(self.cfg, self.vocab_size, rng)
+            draw_chain(self.cfg, self.vocab_size, rng)
             if self.cfg.in_context
-            else chain_of(self.cfg, self.vocab_size)
+            else shared_chain(self.cfg, self.vocab_size)
         )
         ids = chain.walk(self.seq + 1, rng)
         return to_sample(ids, np.zeros(self.seq + 1, dtype=np.int64), index)
 
 
 @lru_cache(maxsize=1)
-def chain_of(cfg: MarkovConfig, vocab_size: int) -> Chain:
+def shared_chain(cfg: MarkovConfig, vocab_size: int) -> Chain:
     """Return the one chain of a config, drawn once."""
-    return drawn(cfg, vocab_size, generator(cfg.data_seed, 0))
+    return draw_chain(cfg, vocab_size, generator(cfg.data_seed, 0))
 
 
-def drawn(cfg: MarkovConfig, vocab_size: int, rng: np.random.Generator) -> Chain:
+def draw_chain(cfg: MarkovConfig, vocab_size: int, rng: np.random.Generator) -> Chain:
     """Return a chain whose rows are drawn by `rng`."""
     alphas = np.full(vocab_size, cfg.concentration)
     return Chain(cfg.order, rng.dirichlet(alphas, vocab_size**cfg.order))
@@ -101,12 +101,12 @@ def entropy(cfg: MarkovConfig, vocab_size: int, seq: int, max_tokens: int) -> fl
     sequence so far (the posterior mean).
     """
     if cfg.in_context:
-        return counting(cfg, vocab_size, seq, max_tokens, order=cfg.order)
+        return counting_loss(cfg, vocab_size, seq, max_tokens, order=cfg.order)
     ids = _held_out(cfg, vocab_size, seq, max_tokens)
-    return float(chain_of(cfg, vocab_size).nats(ids).mean())
+    return float(shared_chain(cfg, vocab_size).nats(ids).mean())
 
 
-def counting(
+def counting_loss(
     cfg: MarkovConfig,
     vocab_size: int,
     seq: int,

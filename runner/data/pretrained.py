@@ -15,7 +15,7 @@ from runner.machine.errors import ConfigError
 _FILES = ["*.json", "*.safetensors"]
 
 
-def folder_of(init: str) -> Path:
+def pretrained_folder(init: str) -> Path:
     """Return the folder that `init` names, fetched from the hub if it is none here.
 
     Raises:
@@ -40,7 +40,7 @@ def folder_of(init: str) -> Path:
         ) from None
 
 
-def with_origin(node: Mapping[str, Any]) -> dict[str, Any]:
+def with_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return a composed node with model and tokenizer as its `init` has them, if it has one.
 
     What a layout does not settle (dropout, z-loss) stays as composed; `tokenizer.eos_token` may be given.
@@ -52,7 +52,7 @@ def with_origin(node: Mapping[str, Any]) -> dict[str, Any]:
         return dict(node)
     from models.pretrained import read_config  # noqa: PLC0415
 
-    folder = folder_of(str(node["init"]))
+    folder = pretrained_folder(str(node["init"]))
     try:
         found = read_config(folder)
     except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
@@ -76,7 +76,7 @@ def with_origin(node: Mapping[str, Any]) -> dict[str, Any]:
 def content_hash(init: str) -> str:
     """Return the hash of the weights that `init` names: this reads them."""
     digest = hashlib.sha256()
-    for file in sorted(folder_of(init).glob("*.safetensors")):
+    for file in sorted(pretrained_folder(init).glob("*.safetensors")):
         with open(file, "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:32]

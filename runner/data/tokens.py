@@ -26,11 +26,11 @@ from runner.data.corpus import (
     Sample,
     bytes_per_id,
     content_hash,
-    identity,
     loads,
-    name_of,
     needs_text,
-    weight_of,
+    source_name,
+    source_weight,
+    tokenizer_hash,
 )
 from runner.data.order import TrainingSamples, validation_batches
 from runner.data.tokenizers import Tokenizer
@@ -99,19 +99,19 @@ def prepare(
     model: Tokenizer = loads((chosen / "tokenizer.json").read_text(encoding="utf-8"))
     train, val = [], []
     for source, content in zip(data.sources, hashes, strict=True):
-        key = f"2{content}{identity(model)}{_split(data)}"
+        key = f"2{content}{tokenizer_hash(model)}{_split(data)}"
         place = cache / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         job = partial(_tokenise, source=source, content=content, data=data, model=model)
         folder = _once(place, job)
         train.append(_open(folder, "train", model))
         val.append(_open(folder, "val", model))
-    return TextCorpus(model, train, val, [weight_of(source) for source in data.sources])
+    return TextCorpus(model, train, val, [source_weight(source) for source in data.sources])
 
 
 def _unchanged(source: Any, frozen: str) -> None:
     if (content_hash(source) or "") != frozen:
         raise DataError(
-            f"{name_of(source)} has changed since the cell was frozen; put the text back, or "
+            f"{source_name(source)} has changed since the cell was frozen; put the text back, or "
             "run the sweep again: the new text makes a new cell"
         )
 
@@ -191,7 +191,7 @@ def _tokenise(folder: Path, source: Any, content: str, data: DataConfig, model: 
     for half, count in length.items():
         if not count:
             raise DataError(
-                f"{name_of(source)}: the {half} split is empty ({len(starts['train'])} "
+                f"{source_name(source)}: the {half} split is empty ({len(starts['train'])} "
                 "training documents); use data.split=tail or another data.val_fraction"
             )
         np.save(folder / f"{half}.offsets.npy", np.array(starts[half], dtype=np.int64))

@@ -46,7 +46,7 @@ class DataConfig:
         if self.split not in ("documents", "tail"):
             raise ValueError(f"split={self.split!r} must be documents or tail")
 
-    def weighed(self, weights: Sequence[float]) -> list[Any]:
+    def with_weights(self, weights: Sequence[float]) -> list[Any]:
         """Return the sources with other weights.
 
         Raises:

@@ -18,7 +18,7 @@ from models.branch import split_notes
 from models.contract import blocks
 from models.engram import Engram
 from models.language_model import LanguageModel, TokenLoss
-from runner.data.corpus import texts
+from runner.data.corpus import token_texts
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell
 from runner.records.trained_model import load_model
@@ -173,7 +173,7 @@ def look_at(cell: Cell, text: str) -> dict[str, Any]:
     model, tokenizer, context = load_model(cell.folder)
     ids = torch.from_numpy(tokenizer.encode(text).astype("int64"))[:context]
     try:
-        found = look(model, ids, texts(tokenizer))
+        found = look(model, ids, token_texts(tokenizer))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return vars(found) | {"attention": found.attention.tolist()}

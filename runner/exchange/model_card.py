@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runner.data.corpus import loads, name_of, weight_of
+from runner.data.corpus import loads, source_name, source_weight
 from runner.records.cells import Cell
 from runner.records.config import flatten
 from runner.records.metrics import latest
@@ -28,7 +28,7 @@ def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | No
     found = latest(folder, *_MEASURED)
     measured = [[name, f"{found[name]:.6g}"] for name in _MEASURED if name in found]
     sources = [
-        [name_of(source), f"{weight_of(source):g}", content["content"]]
+        [source_name(source), f"{source_weight(source):g}", content["content"]]
         for source, content in zip(
             getattr(cfg.data, "sources", ()), cell.science["data.sources"], strict=True
         )

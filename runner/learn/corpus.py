@@ -7,7 +7,7 @@ from typing import Any
 from runner.machine.errors import DataError
 from runner.records.config import RunConfig
 from runner.records.contracts import Inputs
-from runner.records.inputs import PREFIX, file_of, numbers_in, read_files, sha256
+from runner.records.inputs import PREFIX, output_file, read_files, read_numbers, sha256
 from runner.records.journal import Journal
 
 
@@ -31,7 +31,7 @@ def build_corpus(cfg: RunConfig, inputs: Inputs, hashes: list[str], journal: Jou
             hashes = [*hashes[:index], sources[index].content_hash(), *hashes[index + 1 :]]
     weights = getattr(data, "weights", None)
     if weights is not None:
-        sources = data.weighed(numbers_in(_read(weights, inputs, journal)))
+        sources = data.with_weights(read_numbers(_read(weights, inputs, journal)))
         data = replace(data, weights=None)
     if sources:
         data = replace(data, sources=tuple(sources))
@@ -39,7 +39,7 @@ def build_corpus(cfg: RunConfig, inputs: Inputs, hashes: list[str], journal: Jou
 
 
 def _read(reference: str, inputs: Inputs, journal: Journal | None) -> Path:
-    file = file_of(reference, inputs)
+    file = output_file(reference, inputs)
     if journal is not None:
         run, digest = file.parent.parent.name, sha256(file)
         before = read_files(journal.run).get((run, file.name), digest)

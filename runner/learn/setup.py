@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from models.contract import blocks, read_vocabulary
 from models.precision import Precision
-from runner.data.corpus import texts
+from runner.data.corpus import token_texts
 from runner.learn.corpus import build_corpus
 from runner.machine.ranks import Ranks
 from runner.records import contracts
@@ -53,7 +53,7 @@ def set_up(cell: Cell, inputs: Inputs, ranks: Ranks, journal: Journal | None) ->
     vocab = corpus.tokenizer.vocab_size
     contracts.check(cfg.model, vocab, cfg.train.sequence_length)
     model = cfg.model.build(vocab, cfg.seed).to(ranks.device)
-    read_vocabulary(model, lambda: texts(corpus.tokenizer))
+    read_vocabulary(model, lambda: token_texts(corpus.tokenizer))
     precision = cfg.precision.build(ranks.device)
     precision.prepare(model)
     cfg.train.check(ranks.world)

@@ -19,7 +19,7 @@ from torch import Tensor
 from kernels.philox import NoiseKey
 from models.pretrained import load_weights
 from runner.data.order import training_loader
-from runner.data.pretrained import folder_of
+from runner.data.pretrained import pretrained_folder
 from runner.evaluate.evaluations import Evaluations
 from runner.evaluate.validation import to_device
 from runner.learn.optim.build import build_optimizers
@@ -271,7 +271,7 @@ class Trainer:
         elif start is not None:
             self._start_from(self.inputs["init"][0], start.take)
         elif self.cfg.init is not None:
-            load_weights(folder_of(self.cfg.init), self.model, put=checkpoint.like)
+            load_weights(pretrained_folder(self.cfg.init), self.model, put=checkpoint.like)
         if self.journal is not None and self.journal.number > 1:
             self.journal.restored(self.progress.step)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runner.data.pretrained import with_origin
+from runner.data.pretrained import with_pretrained
 from runner.machine import storage
 from runner.machine.errors import ConfigError, EspalierError, StorageError
 from runner.records import journal
@@ -117,7 +117,7 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     contents: dict[str, Any] = {}
     for label, node in points:
         try:
-            run = validate(with_origin(node))
+            run = validate(with_pretrained(node))
             _check_references(run)
         except ConfigError as error:
             problems.append(f"{label}: {error}" if label else str(error))

@@ -21,7 +21,7 @@ from models.config import (
     walk_configs,
 )
 from runner.data import pretrained
-from runner.data.corpus import content_hash, weight_of
+from runner.data.corpus import content_hash, source_weight
 from runner.records.config import NODES, RunConfig, execution_half, flatten, freeze, is_among
 from runner.records.earlier_configs import EVALUATE, TRAIN
 
@@ -104,7 +104,7 @@ def science(run: RunConfig, contents: Contents) -> dict[str, Any]:
     node = freeze(run)
     execution = execution_half(node)
     if run.data is not None:
-        weights = [weight_of(source) for source in getattr(run.data, "sources", ())]
+        weights = [source_weight(source) for source in getattr(run.data, "sources", ())]
         weights += [1.0] * (len(contents.sources) - len(weights))
         node["data"]["sources"] = [
             {"content": digest, "weight": weight}

@@ -66,7 +66,7 @@ def check_references(path: str, text: str, inputs: Mapping[str, InputConfig]) ->
         )
 
 
-def file_of(reference: str, inputs: Mapping[str, tuple[Path, ...]]) -> Path:
+def output_file(reference: str, inputs: Mapping[str, tuple[Path, ...]]) -> Path:
     """Return the file that `input:NAME` or `input:NAME/FILE` names, among `outputs/` of the run.
 
     Raises:
@@ -116,7 +116,7 @@ def _sha256_of(file: Path, _changed_ns: int) -> str:
     return sha256(file)  # once for all that have read it
 
 
-def numbers_in(file: Path) -> list[float]:
+def read_numbers(file: Path) -> list[float]:
     """Return the list of numbers that a JSON file holds.
 
     Raises:

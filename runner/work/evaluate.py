@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.pretrained import load_weights
-from runner.data.pretrained import folder_of
+from runner.data.pretrained import pretrained_folder
 from runner.evaluate.evaluations import Evaluations
 from runner.learn.setup import Setup, set_up
 from runner.learn.trainer import newest_of
@@ -56,7 +56,7 @@ def evaluate(
 def _of_a_model_from_elsewhere(cell: Cell, setup: Setup, journal: Journal | None) -> Outcome:
     """Evaluate the model of `init`, and keep it as a checkpoint: other runs start from this one."""
     if cell.config.init is not None:
-        load_weights(folder_of(cell.config.init), setup.model, put=checkpoint.like)
+        load_weights(pretrained_folder(cell.config.init), setup.model, put=checkpoint.like)
     _evaluate(cell, setup, journal, 0, None)
     files = checkpoint.gather(setup.model, [], {}, keep=journal is not None)
     if journal is not None and cell.config.init is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.data.corpus import weight_of
+from runner.data.corpus import source_weight
 from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
 from runner.records import metrics
@@ -95,7 +95,7 @@ def _measured(metric: str, runs: tuple[Path, ...]) -> tuple[Array, Array, list[d
     rows = []
     for run in runs:
         sources = load_cell(run).config.data.sources
-        weights = np.array([weight_of(source) for source in sources], dtype=np.float64)
+        weights = np.array([source_weight(source) for source in sources], dtype=np.float64)
         value = metrics.latest(run).get(metric)
         if value is not None and np.isfinite(value):
             rows.append((run.name, weights / weights.sum(), float(value)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from runner.data.markov import Chain, chain_of, counting, entropy
+from runner.data.markov import Chain, counting_loss, entropy, shared_chain
 from runner.data.markov_config import MarkovConfig
 from runner.data.synthetic import SyntheticCorpus
 from runner.data.tokenizers_config import TokenizerConfig
@@ -23,7 +23,7 @@ def _corpus(cfg: MarkovConfig) -> SyntheticCorpus:
 
 
 def test_text_follows_the_table() -> None:
-    chain = chain_of(_cfg(order=2, concentration=0.5), 4)
+    chain = shared_chain(_cfg(order=2, concentration=0.5), 4)
     ids = chain.walk(60000, np.random.default_rng(0))
     context = ids[:-2] * 4 + ids[1:-1]
     for place in range(16):
@@ -49,7 +49,7 @@ def test_entropy_is_what_a_model_that_knows_the_table_pays(order: int) -> None:
                 for token in text[max(0, place - order) : place]:
                     row = row * 4 + token
                 known = place >= order
-                total -= np.log(chain_of(cfg, 4).table[row, text[place]] if known else 0.25)
+                total -= np.log(shared_chain(cfg, 4).table[row, text[place]] if known else 0.25)
                 count += 1
     assert count == 8 * 32
     assert entropy(cfg, 4, 32, 10**6) == pytest.approx(total / count)
@@ -80,12 +80,12 @@ def test_in_context_the_least_loss_is_that_of_counting(order: int) -> None:
 
 def test_counting_tokens_is_worse_than_counting_pairs_where_pairs_tell() -> None:
     cfg = _cfg(order=1, num_val=32, concentration=0.05, in_context=True)
-    alone = counting(cfg, 4, 48, 10**6, order=0)
+    alone = counting_loss(cfg, 4, 48, 10**6, order=0)
     assert entropy(cfg, 4, 48, 10**6) < alone < np.log(4)
     text = np.array([0, 1, 1, 0])  # of four symbols the first 1 is new, the second is not, 0 is
     fixed = MarkovConfig(in_context=True)
     object.__setattr__(fixed, "_held_out", lambda *_: text[None])
-    assert counting(fixed, 4, 3, 3, order=0, start=0.5) == pytest.approx(
+    assert counting_loss(fixed, 4, 3, 3, order=0, start=0.5) == pytest.approx(
         -np.log([0.5 / 2, 1.5 / 3, 0.5 / 4]).mean()
     )
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 from typer.testing import CliRunner
 
 from runner.commands.cli import app
-from runner.data.pretrained import folder_of, with_origin
+from runner.data.pretrained import pretrained_folder, with_pretrained
 from runner.data.tokenizers import ByteTokenizer, CharTokenizer, loads
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.exchange.tokenizer import write_tokenizer
@@ -188,7 +188,7 @@ def test_the_origin_counts_by_its_content(foreign: Path, compose: Compose, tmp_p
     AutoModelForCausalLM.from_config(other).save_pretrained(moved)
     (c,) = make_cells([("", compose(f"init=hf:{moved}"))])
     assert c.fingerprint != a.fingerprint
-    kept = with_origin(compose(f"init=hf:{foreign}", "model.dropout=0.25"))
+    kept = with_pretrained(compose(f"init=hf:{foreign}", "model.dropout=0.25"))
     assert kept["model"]["dropout"] == 0.25
 
 
@@ -199,26 +199,28 @@ def test_origins_that_cannot_be_used_say_why(
     shutil.copytree(foreign, odd)
     (odd / "tokenizer_config.json").unlink()
     with pytest.raises(ConfigError, match=r"tokenizer.eos_token"):
-        with_origin(compose(f"init=hf:{odd}"))
+        with_pretrained(compose(f"init=hf:{odd}"))
     given = json.loads((odd / "config.json").read_text())
     (odd / "config.json").write_text(json.dumps(given | {"eos_token_id": 256}))
-    assert with_origin(compose(f"init=hf:{odd}"))["tokenizer"]["eos_token"] == "<|endoftext|>"
+    assert with_pretrained(compose(f"init=hf:{odd}"))["tokenizer"]["eos_token"] == "<|endoftext|>"
     (odd / "tokenizer.json").unlink()
     (odd / "config.json").write_text(json.dumps(given))
     with pytest.raises(ConfigError, match=r"no tokenizer.json"):
-        with_origin(compose(f"init=hf:{odd}"))
+        with_pretrained(compose(f"init=hf:{odd}"))
     with pytest.raises(ConfigError, match="must be hf:DIR"):
-        folder_of("gguf:x")
+        pretrained_folder("gguf:x")
     with pytest.raises(ConfigError, match="no such folder"):
-        folder_of(f"hf:{tmp_path / 'nowhere'}")
+        pretrained_folder(f"hf:{tmp_path / 'nowhere'}")
     with pytest.raises(ConfigError, match="leave one out"):
-        validate(with_origin(compose(f"init=hf:{foreign}", "+upstream={run: abc}")))
+        validate(with_pretrained(compose(f"init=hf:{foreign}", "+upstream={run: abc}")))
     small = tmp_path / "small"
     AutoModelForCausalLM.from_config(
         GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99, n_positions=64)
     ).save_pretrained(small)
     write_tokenizer(ByteTokenizer(), small, 64)
-    spec = validate(with_origin(compose(f"init=hf:{small}", "train.sequence_length=64"))).tokenizer
+    spec = validate(
+        with_pretrained(compose(f"init=hf:{small}", "train.sequence_length=64"))
+    ).tokenizer
     with pytest.raises(ValueError, match="they do not belong together"):
         spec.build([])
 
