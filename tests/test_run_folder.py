@@ -33,7 +33,7 @@ from runner.records.new_checkpoints import last_evaluated
 from runner.views.describe import describe
 from runner.views.mlflow import Uploader, embedded_uri, sync
 from runner.views.mlflow_points import PointReader
-from runner.views.report import write_report
+from runner.views.report import write_status_page
 from runner.views.table import LiveTable
 from tests.conftest import compose_tiny, write_text
 
@@ -262,7 +262,7 @@ def test_the_table_shows_the_last_row_that_counts(cell: Cell, case: Case) -> Non
 
 
 def test_the_sparkline_goes_through_what_counts(cell: Cell, case: Case, tmp_path: Path) -> None:
-    write_report([cell], "s", tmp_path / "page.html", "http://127.0.0.1:5000", [])
+    write_status_page([cell], "s", tmp_path / "page.html", "http://127.0.0.1:5000", [])
     page = (tmp_path / "page.html").read_text()
     finite = {step: loss for step, loss in case.losses.items() if math.isfinite(loss)}
     titles = re.findall(r"<title>(\S+) to (\S+)</title>", page)
@@ -404,7 +404,7 @@ def test_a_line_that_is_not_json_is_named(cells: dict[str, Cell], tmp_path: Path
         lambda: metrics.read(both[0].folder),
         lambda: metrics.latest(both[0].folder, "loss"),
         lambda: list(describe(both[0].folder)),
-        lambda: write_report(both, "s", tmp_path / "page.html", "", []),
+        lambda: write_status_page(both, "s", tmp_path / "page.html", "", []),
         lambda: sync(tmp_path, ["s"], None),
     ]
     for reader in readers:
@@ -507,7 +507,7 @@ def test_reading_as_a_file_grows_is_reading_it_at_once(
         file.write_bytes(text[:cut])
         expected = oracle(lines[: text[:cut].count(b"\n")])
         read += reader.read()
-        assert series(of_rows(metrics.standing(read))) == series(expected)
+        assert series(of_rows(metrics.valid_rows(read))) == series(expected)
         last = values.read()
         assert repr([last.get(key) for key in ("a", "b")]) == last_of(expected)
         points.read()

@@ -202,14 +202,14 @@ def retry(
     from runner.launch.policy import load  # noqa: PLC0415
     from runner.records.cells import sweep_cells, with_execution  # noqa: PLC0415
     from runner.records.config import parse_overrides  # noqa: PLC0415
-    from runner.records.failures import CLASSES, MEMORY, cause_of, failure  # noqa: PLC0415
+    from runner.records.failures import CLASSES, MEMORY, cause_of, last_failure  # noqa: PLC0415
 
     wanted = {"oom": MEMORY}.get(cause or "", (cause,))
     if cause is not None and not set(wanted) <= set(CLASSES):
         raise ConfigError(f"--class {cause!r} is none of: oom, {', '.join(CLASSES)}")
     changes = parse_overrides(context.args)
     failed = [cell for cell in sweep_cells(root, name) if cell.state == "failed"]
-    chosen = [cell for cell in failed if cause is None or cause_of(failure(cell)) in wanted]
+    chosen = [cell for cell in failed if cause is None or cause_of(last_failure(cell)) in wanted]
     if not chosen:
         typer.echo(f"nothing to retry: {len(failed)} cells of {name} failed, none of this class")
         return

@@ -54,12 +54,12 @@ def report(
     """Write one self-contained HTML page: verdict, figures, results, cells, curves, failures, links."""
     from analysis.readme import story  # noqa: PLC0415
     from runner.records.cells import sweep_rows  # noqa: PLC0415
-    from runner.views.report import write_report  # noqa: PLC0415
+    from runner.views.report import write_status_page  # noqa: PLC0415
 
     file, folder = out or root / "sweeps" / name / "report.html", experiment_folder(name)
     figures = _drawn(name, root, "png")
     told, results = story(folder / "README.md"), folder / "results.csv"
-    write_report(sweep_rows(root, name), name, file, mlflow, figures, told, results)
+    write_status_page(sweep_rows(root, name), name, file, mlflow, figures, told, results)
     typer.echo(file)
 
 

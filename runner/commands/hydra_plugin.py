@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.grid.evaluation_cells import missing_evaluations
 from runner.grid.expression import evaluate
 from runner.grid.language import Grid, Point, expand, parse_grid, unique
-from runner.grid.resources import choose
+from runner.grid.resources import resolve_classes
 from runner.grid.stages import in_order, link
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell, make_cells
@@ -264,7 +264,7 @@ class Composer:
             for override in values:
                 set_key(node, override.key_or_group, override.value())
         keys = flatten(node) | choices
-        choose(node, keys)
+        resolve_classes(node, keys)
         return node, keys
 
     def _is_plain_value(self, override: Override) -> bool:
@@ -290,7 +290,7 @@ def open_keys(arguments: list[str]) -> list[str]:
 def to_plain(composed: DictConfig) -> dict[str, Any]:
     """Return the node of a composed config, its resources chosen, as plain data."""
     node = user_part(composed)
-    choose(node, flatten(node) | _choices(composed))
+    resolve_classes(node, flatten(node) | _choices(composed))
     return node
 
 

@@ -189,10 +189,10 @@ def ngram(
     Benchmarks follow as for `eval`: tasks=[lambada,blimp] data=DIR.
     """
     from runner.evaluate.ngram_baseline import ngram_baseline  # noqa: PLC0415
-    from runner.grid.evaluation_cells import harness_of  # noqa: PLC0415
+    from runner.grid.evaluation_cells import harness_config  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
 
-    found = ngram_baseline(find_cell(root, run), order, harness_of(context.args))
+    found = ngram_baseline(find_cell(root, run), order, harness_config(context.args))
     for name in ("val_loss", "val_bits_per_byte"):
         typer.echo(f"{name}: {found[name]:.4f}")
     for row in found.get("scores", []):

@@ -44,15 +44,15 @@ def list_sweeps(root: Root = Path(".")) -> None:
 @app.command(rich_help_panel=DISK)
 def du(root: Root = Path(".")) -> None:
     """Show what the sweeps, caches and snapshots take on the disk."""
-    from runner.views.disk import size, sweeps, usage  # noqa: PLC0415
+    from runner.views.disk import size_bytes, sweeps, usage_bytes  # noqa: PLC0415
 
     for name in sweeps(root):
-        used = usage(root, name)
+        used = usage_bytes(root, name)
         typer.echo(
             f"{name}: {used['checkpoints'] / 1e6:,.1f} MB checkpoints, {used['other'] / 1e6:,.1f} MB other"
         )
     for folder in ("data_cache", "snapshots", "mlflow"):
-        typer.echo(f"{folder}/: {size(root / folder) / 1e6:,.1f} MB")
+        typer.echo(f"{folder}/: {size_bytes(root / folder) / 1e6:,.1f} MB")
 
 
 @app.command(rich_help_panel=DISK)

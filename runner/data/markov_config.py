@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from models.config import config, execution
-from runner.data.synthetic_config import Half, SyntheticConfig
+from runner.data.synthetic_config import Split, SyntheticConfig
 from runner.data.tokenizers_config import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ class MarkovConfig(SyntheticConfig):
                 f"entries{' for each sequence' * self.in_context}, more than {most:.1e}; lower one"
             )
 
-    def examples(self, vocab_size: int, seq: int, seed: int, half: Half) -> "MarkovSamples":
+    def examples(self, vocab_size: int, seq: int, seed: int, split: Split) -> "MarkovSamples":
         """See `SyntheticConfig`."""
         from runner.data.markov import MarkovSamples  # noqa: PLC0415
 
-        address = (seed, 1) if half == "train" else (self.data_seed, 2)
+        address = (seed, 1) if split == "train" else (self.data_seed, 2)
         return MarkovSamples(self, vocab_size, seq, address)

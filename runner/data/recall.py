@@ -15,20 +15,26 @@ from torch.utils.data import Dataset
 from runner.data.corpus import Sample
 from runner.data.recall_config import RecallConfig
 from runner.data.synthetic import generator
-from runner.data.synthetic_config import Half
+from runner.data.synthetic_config import Split
 
 
 class RecallSamples(Dataset[Sample]):
     """Example i is a function of (data_seed, half, i); which one is sample i, of (seed, i)."""
 
     def __init__(
-        self, cfg: RecallConfig, vocab_size: int, seq: int, seed: int, half: Half = "train"
+        self, cfg: RecallConfig, vocab_size: int, seq: int, seed: int, split: Split = "train"
     ) -> None:
-        self.cfg, self.vocab_size, self.seq, self.seed, self.half = cfg, vocab_size, seq, seed, half
+        self.cfg, self.vocab_size, self.seq, self.seed, self.split = (
+            cfg,
+            vocab_size,
+            seq,
+            seed,
+            half,
+        )
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, index: int) -> Sample:
-        if self.half == "val":
+        if self.split == "val":
             return self.example(index, index)
         epoch, place = divmod(index, self.cfg.num_train)
         if self._order is None or self._order[0] != epoch:
@@ -45,7 +51,7 @@ class RecallSamples(Dataset[Sample]):
     def example(self, number: int, index: int) -> Sample:
         """Return one example as a sample."""
         pairs, half = self.cfg.num_pairs, self.vocab_size // 2
-        rng = generator(self.cfg.data_seed, 1 + (self.half == "val"), number)
+        rng = generator(self.cfg.data_seed, 1 + (self.split == "val"), number)
         keys = 1 + rng.choice(half - 1, pairs, replace=False)
         values = half + rng.choice(self.vocab_size - half, pairs, replace=False)
         tokens = rng.integers(0, self.vocab_size, self.seq)

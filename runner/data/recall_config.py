@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from models.config import config, execution
-from runner.data.synthetic_config import Half, SyntheticConfig
+from runner.data.synthetic_config import Split, SyntheticConfig
 from runner.data.tokenizers_config import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class RecallConfig(SyntheticConfig):
                 f"two apart; raise it to {4 * self.num_pairs} or lower data.num_pairs"
             )
 
-    def examples(self, vocab_size: int, seq: int, seed: int, half: Half) -> "RecallSamples":
+    def examples(self, vocab_size: int, seq: int, seed: int, split: Split) -> "RecallSamples":
         """See `SyntheticConfig`."""
         from runner.data.recall import RecallSamples  # noqa: PLC0415
 
-        return RecallSamples(self, vocab_size, seq, seed, half)
+        return RecallSamples(self, vocab_size, seq, seed, split)

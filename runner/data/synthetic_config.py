@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from runner.data.corpus import Sample
     from runner.data.synthetic import SyntheticCorpus
 
-Half = Literal["train", "val"]
+Split = Literal["train", "val"]
 
 
 class SyntheticConfig:
@@ -47,6 +47,6 @@ class SyntheticConfig:
 
         return SyntheticCorpus(self, tokenizer.build(()))
 
-    def examples(self, vocab_size: int, seq: int, seed: int, half: Half) -> "Dataset[Sample]":
+    def examples(self, vocab_size: int, seq: int, seed: int, split: Split) -> "Dataset[Sample]":
         """Return the dataset whose item i is example i: of training in the order of `seed`, of validation always the same."""
         raise NotImplementedError

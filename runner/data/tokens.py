@@ -4,7 +4,7 @@ A cache folder is named by content and tokenizer hash and appears by one rename,
 may start together: each writes its own temporary folder and the first rename wins.
 
 Folder: train.bin, val.bin (ids, uint16 or uint32), *.offsets.npy (document starts), bytes.json (bytes
-of text in each half, and as the tokenizer counts them).
+of text in each split, and as the tokenizer counts them).
 """
 
 import hashlib
@@ -93,22 +93,26 @@ def prepare(
     """
     hashes = hashes if hashes is not None else data.content_hash()
     trained_on = hashes if needs_text(tokenizer) else []
-    stamp = json.dumps([_spec(tokenizer), content_hash(tokenizer) or "", trained_on, _split(data)])
+    stamp = json.dumps(
+        [_tokenizer_key(tokenizer), content_hash(tokenizer) or "", trained_on, _split_key(data)]
+    )
     name = hashlib.sha256(stamp.encode()).hexdigest()[:16]
-    chosen = _once(cache / f"tokenizer-{name}", lambda f: _train(f, data, hashes, tokenizer))
-    model: Tokenizer = loads((chosen / "tokenizer.json").read_text(encoding="utf-8"))
+    folder = _cached_folder(
+        cache / f"tokenizer-{name}", lambda f: _train_tokenizer(f, data, hashes, tokenizer)
+    )
+    model: Tokenizer = loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     train, val = [], []
     for source, content in zip(data.sources, hashes, strict=True):
-        key = f"2{content}{tokenizer_hash(model)}{_split(data)}"
-        place = cache / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        job = partial(_tokenise, source=source, content=content, data=data, model=model)
-        folder = _once(place, job)
-        train.append(_open(folder, "train", model))
-        val.append(_open(folder, "val", model))
+        key = f"2{content}{tokenizer_hash(model)}{_split_key(data)}"
+        cached = cache / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        make = partial(_tokenise, source=source, content=content, data=data, model=model)
+        folder = _cached_folder(cached, make)
+        train.append(_open_split(folder, "train", model))
+        val.append(_open_split(folder, "val", model))
     return TextCorpus(model, train, val, [source_weight(source) for source in data.sources])
 
 
-def _unchanged(source: Any, frozen: str) -> None:
+def _refuse_changed(source: Any, frozen: str) -> None:
     if (content_hash(source) or "") != frozen:
         raise DataError(
             f"{source_name(source)} has changed since the cell was frozen; put the text back, or "
@@ -116,17 +120,17 @@ def _unchanged(source: Any, frozen: str) -> None:
         )
 
 
-def _spec(tokenizer: Any) -> list[object]:
+def _tokenizer_key(tokenizer: Any) -> list[object]:
     if not isinstance(tokenizer, TokenizerConfig):
         return [plain(tokenizer, target=True)]
     return [tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_token, tokenizer.train_documents]
 
 
-def _split(data: DataConfig) -> str:
+def _split_key(data: DataConfig) -> str:
     return f"{data.split}:{data.val_fraction}"
 
 
-def _once(folder: Path, make: Callable[[Path], None]) -> Path:
+def _cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
     if folder.exists():
         return folder
     unfinished = None
@@ -146,13 +150,15 @@ def _once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _train(folder: Path, data: DataConfig, hashes: list[str], tokenizer: TokenizerConfig) -> None:
+def _train_tokenizer(
+    folder: Path, data: DataConfig, hashes: list[str], tokenizer: TokenizerConfig
+) -> None:
     def documents() -> Iterator[str]:
         left = getattr(tokenizer, "train_documents", None)
         for source, content in zip(data.sources, hashes, strict=True):
-            _unchanged(source, content)
+            _refuse_changed(source, content)
             for text in source.documents():
-                head, _ = _halves(text, data)
+                head, _ = _split_document(text, data)
                 if head and left != 0:
                     left = None if left is None else left - 1
                     yield head
@@ -161,7 +167,7 @@ def _train(folder: Path, data: DataConfig, hashes: list[str], tokenizer: Tokeniz
     (folder / "tokenizer.json").write_text(built.dumps(), encoding="utf-8")
 
 
-def _halves(text: str, data: DataConfig) -> tuple[str, str]:
+def _split_document(text: str, data: DataConfig) -> tuple[str, str]:
     """Return the (training, validation) text of one document."""
     if data.split == "tail":
         cut = int(len(text) * (1.0 - data.val_fraction))
@@ -171,7 +177,7 @@ def _halves(text: str, data: DataConfig) -> tuple[str, str]:
 
 
 def _tokenise(folder: Path, source: Any, content: str, data: DataConfig, model: Tokenizer) -> None:
-    _unchanged(source, content)
+    _refuse_changed(source, content)
     dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
     starts: dict[str, list[int]] = {"train": [], "val": []}
     length, size, counted = ({"train": 0, "val": 0} for _ in range(3))
@@ -179,27 +185,27 @@ def _tokenise(folder: Path, source: Any, content: str, data: DataConfig, model: 
     with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
         files = {"train": train, "val": val}
         for text in source.documents():
-            for half, part in zip(("train", "val"), _halves(text, data), strict=True):
+            for split, part in zip(("train", "val"), _split_document(text, data), strict=True):
                 if part:
                     ids = np.append(model.encode(part).astype(dtype), np.array(model.eos, dtype))
-                    starts[half].append(length[half])
-                    length[half] += len(ids)
-                    size[half] += len(part.encode())
-                    counted[half] += int(lengths[ids].sum())
-                    ids.tofile(files[half])
+                    starts[split].append(length[split])
+                    length[split] += len(ids)
+                    size[split] += len(part.encode())
+                    counted[split] += int(lengths[ids].sum())
+                    ids.tofile(files[split])
     (folder / "bytes.json").write_text(json.dumps({"text": size, "counted": counted}))
-    for half, count in length.items():
+    for split, count in length.items():
         if not count:
             raise DataError(
-                f"{source_name(source)}: the {half} split is empty ({len(starts['train'])} "
+                f"{source_name(source)}: the {split} split is empty ({len(starts['train'])} "
                 "training documents); use data.split=tail or another data.val_fraction"
             )
-        np.save(folder / f"{half}.offsets.npy", np.array(starts[half], dtype=np.int64))
+        np.save(folder / f"{split}.offsets.npy", np.array(starts[split], dtype=np.int64))
 
 
-def _open(folder: Path, half: str, model: Tokenizer) -> TokenFile:
+def _open_split(folder: Path, split: str, model: Tokenizer) -> TokenFile:
     dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
-    ids = np.memmap(folder / f"{half}.bin", dtype=dtype, mode="r")
+    ids = np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r")
     known = json.loads((folder / "bytes.json").read_text())
-    starts = np.load(folder / f"{half}.offsets.npy")
-    return TokenFile(ids, starts, known["text"][half], known["counted"][half])
+    starts = np.load(folder / f"{split}.offsets.npy")
+    return TokenFile(ids, starts, known["text"][split], known["counted"][split])

@@ -30,7 +30,7 @@ def evaluation_cells(
     else:
         found = find_cell(root, target)
         sources, name = [found], str(found.config.name)
-    changes = parse(overrides)
+    changes = parse_overrides(overrides)
     if not changes.get("eval.harness.tasks"):
         raise ConfigError("no benchmark is named; give tasks=[lambada,...]")
     follow = bool(changes.get("eval.harness.follow"))
@@ -51,7 +51,7 @@ def evaluation_cells(
     return make_cells(points), name, skipped
 
 
-def parse(overrides: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """Return whole keys and values of overrides; those of eval.harness may be given by their last part."""
     found = {
         key if "." in key else f"eval.harness.{key}": value
@@ -61,13 +61,16 @@ def parse(overrides: Sequence[str]) -> dict[str, Any]:
     return found | ({"eval.harness.tasks": [tasks]} if isinstance(tasks, str) else {})
 
 
-def harness_of(overrides: Sequence[str]) -> HarnessConfig:
+def harness_config(overrides: Sequence[str]) -> HarnessConfig:
     """Return the settings that overrides make.
 
     Raises:
         ConfigError: one is no key of eval.harness.
     """
-    found = {key.removeprefix("eval.harness."): value for key, value in parse(overrides).items()}
+    found = {
+        key.removeprefix("eval.harness."): value
+        for key, value in parse_overrides(overrides).items()
+    }
     return typed("eval.harness", HarnessConfig, found)
 
 

@@ -61,7 +61,7 @@ class ResourcesConfig:
         return self.nodes * self.per_node
 
 
-def choose(node: dict[str, Any], keys: Mapping[str, Any]) -> None:
+def resolve_classes(node: dict[str, Any], keys: Mapping[str, Any]) -> None:
     """Replace `resources.classes` of a composed node by what they say for it.
 
     Args:
@@ -81,7 +81,7 @@ def choose(node: dict[str, Any], keys: Mapping[str, Any]) -> None:
             return
 
 
-def by_class(cells: Iterable[Cell]) -> dict[ResourcesConfig, list[Cell]]:
+def group_by_resources(cells: Iterable[Cell]) -> dict[ResourcesConfig, list[Cell]]:
     """Return the cells grouped by what they need."""
     groups: dict[ResourcesConfig, list[Cell]] = {}
     for cell in cells:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell
-from runner.records.failures import MEMORY, cause_of, failure
+from runner.records.failures import MEMORY, cause_of, last_failure
 from runner.records.fingerprint import samples_depend_on_each_other
 
 _LEGS = 3
@@ -40,7 +40,7 @@ def try_smaller(cell: Cell) -> Cell | None:
     run = cell.config
     if cell.state != "failed" or run.train is None or not run.resources.halve_on_oom:
         return None
-    if cause_of(failure(cell)) not in MEMORY:
+    if cause_of(last_failure(cell)) not in MEMORY:
         return None
     share = run.train.batch_size // run.resources.num_processes
     half, odd = divmod(min(share, run.train.micro_batch or share), 2)
@@ -55,7 +55,7 @@ def try_smaller(cell: Cell) -> Cell | None:
 
 
 def _explain_no_halving(cell: Cell, half: int) -> None:
-    event = failure(cell)
+    event = last_failure(cell)
     why = (
         "train.micro_batch is not halved: under this model or precision a sample's numbers depend on "
         f"its micro-batch; give more memory, or train.micro_batch={half}, which makes a new cell"

@@ -20,7 +20,7 @@ from runner.machine import storage
 from runner.records import journal
 from runner.records.cells import Cell, members
 from runner.records.config import typed
-from runner.records.failures import failure, signature
+from runner.records.failures import last_failure, signature
 
 PRUNED_TOO = (*journal.ENDED, "interrupted")  # how the trials of a study end
 
@@ -51,7 +51,7 @@ def start(folder: Path, policy: Policy, *, fresh: bool = True) -> None:
 
 def note_failure(cell: Cell) -> None:
     """Count a failed cell among those that failed alike."""
-    digest = hashlib.sha256("\0".join(signature(failure(cell))).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join(signature(last_failure(cell))).encode()).hexdigest()[:16]
     place = cell.sweep / "alike" / digest
     place.mkdir(parents=True, exist_ok=True)
     (place / cell.fingerprint).touch()

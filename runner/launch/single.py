@@ -8,7 +8,7 @@ from rich.console import Console
 from runner.launch.mlflow_process import finish_uploader, start_uploader
 from runner.launch.pool import worker_command
 from runner.records.cells import Cell
-from runner.records.metrics import MetricsReader, standing
+from runner.records.metrics import MetricsReader, valid_rows
 
 
 def run_here(cell: Cell) -> int:
@@ -51,7 +51,7 @@ def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:
     reader.read()  # earlier attempts' rows were printed then
     while True:
         last = done.wait(1.0)
-        for row in standing(reader.read()):
+        for row in valid_rows(reader.read()):
             parts = [f"{k} {row[k]:.4f}" for k in ("loss", "val_loss") if k in row]
             if "tokens_per_s" in row:
                 parts.append(f"{row['tokens_per_s']:,.0f} tokens/s")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.config import config
-from runner.grid.resources import by_class
+from runner.grid.resources import group_by_resources
 from runner.launch.backend import View
 from runner.launch.snapshot import snapshot
 from runner.machine import storage
@@ -179,7 +179,7 @@ class Slurm:
             ready = [c for c in stage if _comes(c, jobs)]
             refused = {cell.fingerprint for cell in rest}
             rest += [c for c in stage if refused.intersection(c.waits_for())]
-            for group in by_class(ready).values():
+            for group in group_by_resources(ready).values():
                 size = self.cfg.cells_per_job
                 tasks = [group[i : i + size] for i in range(0, len(group), size)]
                 while tasks:

@@ -21,7 +21,7 @@ from runner.launch.pool import Pool
 from runner.launch.worker import RESUME
 from runner.records import journal
 from runner.records.cells import Cell, load_cell
-from runner.records.failures import failure
+from runner.records.failures import last_failure
 
 _REFUSED_AFTER_S = 300
 
@@ -71,7 +71,7 @@ def _starts(cell: Cell) -> bool:
     if cell.state in ("finished", "diverged") or give_up(cell):
         return False
     if cell.state == "failed" and int(os.environ.get("SLURM_RESTART_COUNT", "0")):
-        return "SIGKILL" in str(failure(cell).get("message"))
+        return "SIGKILL" in str(last_failure(cell).get("message"))
     return True
 
 

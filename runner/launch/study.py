@@ -149,7 +149,7 @@ class Study:
     def look(self, cell: Cell) -> bool:
         """Report the newest value of a running cell; True where the study wants it stopped."""
         known = self._readers.setdefault(cell.fingerprint, metrics.MetricsReader(cell.folder))
-        rows = metrics.standing(known.read())
+        rows = metrics.valid_rows(known.read())
         values = {r["step"]: float(r[self.cfg.metric]) for r in rows if self.cfg.metric in r}
         for frozen in self._running(cell):
             trial = Trial(self.study, frozen._trial_id)
@@ -198,7 +198,9 @@ class Study:
     def _last(self, cell: Cell) -> float:
         last = metrics.latest(cell.folder, self.cfg.metric)
         if self.cfg.metric not in last:
-            known = sorted(metrics.merged(metrics.read(cell.folder)).keys() - metrics.NOT_METRICS)
+            known = sorted(
+                metrics.last_values(metrics.read(cell.folder)).keys() - metrics.NOT_METRICS
+            )
             raise ConfigError(
                 f"hydra.sweeper.metric={self.cfg.metric} was never logged; there are: {', '.join(known)}"
             )

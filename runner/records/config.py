@@ -18,7 +18,7 @@ from models.config import target_class as named_class
 from runner.data.corpus import planned_vocab_size
 from runner.machine.errors import ConfigError
 from runner.records.contracts import check, reads
-from runner.records.earlier_configs import as_of_today
+from runner.records.earlier_configs import upgrade_config
 from runner.records.inputs import InputConfig
 
 # Groups whose YAML node names its class by `_target_`; a kind of work says which of them it reads.
@@ -65,7 +65,7 @@ def validate(node: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: with the key, the value and the valid choices.
     """
-    node = as_of_today(node)
+    node = upgrade_config(node)
     _refuse_unknown("", node, [f.name for f in dataclasses.fields(RunConfig)])
     values: dict[str, Any] = {"work": _build_node("work", node["work"])}
     read = reads(values["work"])

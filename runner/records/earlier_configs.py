@@ -15,7 +15,7 @@ EVALUATE = "runner.work.config.EvaluateWork"
 _EVALUATIONS = "runner.evaluate.config"
 
 
-def as_of_today(node: Mapping[str, Any]) -> dict[str, Any]:
+def upgrade_config(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plain node of a run of any release with the keys of this one."""
     node = dict(node)
     inputs = {name: _input(given) for name, given in (node.get("inputs") or {}).items()}

@@ -68,7 +68,7 @@ def signature(event: dict[str, Any]) -> tuple[str, str, str]:
     return cause_of(event), event.get("error", ""), _frame(event.get("traceback", ""))
 
 
-def failure(cell: Cell) -> dict[str, Any]:
+def last_failure(cell: Cell) -> dict[str, Any]:
     """Return the last `failed` event of a cell."""
     tries = journal.attempts(cell.folder)
     return next(e for e in reversed(journal.events(tries[-1])) if e["event"] == "failed")
@@ -97,7 +97,7 @@ def clusters(cells: Sequence[Cell]) -> list[Cluster]:
 def _cause(cell: Cell) -> tuple[tuple[str, str, str], str] | None:
     state = cell.state
     if state == "failed":
-        event = failure(cell)
+        event = last_failure(cell)
         return signature(event), str(event.get("message", "")).strip().partition("\n")[0]
     if state == "diverged":
         return ("divergence", "", ""), "a result, not retried: see train.diverged_nats"

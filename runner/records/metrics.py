@@ -51,7 +51,7 @@ class MetricsReader:
         return counting
 
 
-def standing(lines: Iterable[Line]) -> list[Line]:
+def valid_rows(lines: Iterable[Line]) -> list[Line]:
     """Return the rows among the `lines` of a `MetricsReader` that no later `restored` takes back."""
     rows: list[Line] = []
     for line in lines:
@@ -62,7 +62,7 @@ def standing(lines: Iterable[Line]) -> list[Line]:
     return rows
 
 
-def merged(rows: Iterable[Line]) -> Line:
+def last_values(rows: Iterable[Line]) -> Line:
     """Return the last value of each key."""
     return {key: value for row in rows for key, value in row.items()}
 
@@ -75,7 +75,7 @@ def read(run: Path) -> list[Line]:
     Raises:
         DataError: a line is not JSON; the message names file and line.
     """
-    return standing(MetricsReader(run).read())
+    return valid_rows(MetricsReader(run).read())
 
 
 def latest(run: Path, *keys: str) -> Line:
@@ -104,7 +104,7 @@ class LatestValues:
         if self._reader is None or any("restored" in line for line in added):
             self._reader, self._values = self._look_back()
         else:
-            self._values |= merged(added)
+            self._values |= last_values(added)
         summary = self._run / "summary.json"
         planned = {"steps": json.loads(summary.read_text())["steps"]} if summary.exists() else {}
         named = self._keys or self._values
@@ -124,7 +124,7 @@ class LatestValues:
             reader = MetricsReader(self._run, offset)
             lines = reader.read()
             unsure = itertools.takewhile(lambda line: line.get("attempt", 0) < newest, lines)
-            values = merged(standing(lines[len(list(unsure)) if offset else 0 :]))
+            values = last_values(valid_rows(lines[len(list(unsure)) if offset else 0 :]))
             if not offset or (self._keys and values.keys() >= set(self._keys)):
                 return reader, values
             span *= _FURTHER

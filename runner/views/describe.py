@@ -29,7 +29,7 @@ def describe(folder: Path) -> Iterator[str]:
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
             what = {k: v for k, v in event.items() if k not in ("event", "time", "traceback")}
             yield f"  {when} {event['event']} " + " ".join(f"{k}={v}" for k, v in what.items())
-    last = metrics.merged(metrics.read(folder))
+    last = metrics.last_values(metrics.read(folder))
     yield " ".join(f"{k}={v:.6g}" for k, v in last.items() if k not in ("time", "attempt"))
 
 

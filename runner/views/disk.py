@@ -32,20 +32,20 @@ def sweeps(root: Path) -> list[str]:
     return sorted(file.parent.name for file in root.glob("sweeps/*/cells.jsonl"))
 
 
-def size(path: Path) -> int:
+def size_bytes(path: Path) -> int:
     """Return the bytes of a file or of all files below a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(f.lstat().st_size for f in files if f.is_file() and not f.is_symlink())
 
 
-def usage(root: Path, name: str) -> dict[str, int]:
+def usage_bytes(root: Path, name: str) -> dict[str, int]:
     """Return the bytes of a sweep: its checkpoints and all else in its run folders."""
     folders = [root / "runs" / row["fingerprint"] for row in members(root, name)]
-    saved = sum(size(f / "checkpoints") for f in folders)
-    return {"checkpoints": saved, "other": sum(size(f) for f in folders) - saved}
+    saved = sum(size_bytes(f / "checkpoints") for f in folders)
+    return {"checkpoints": saved, "other": sum(size_bytes(f) for f in folders) - saved}
 
 
-def free(path: Path) -> int:
+def free_bytes(path: Path) -> int:
     """Return the bytes this user may still write below `path`: free space, or less by a quota.
 
     Quotas are those that `quota` (local and NFS disks) and `lfs quota` (Lustre) tell of the user and
@@ -95,12 +95,12 @@ def waste(root: Path, *, checkpoints: bool = False) -> Iterator[Waste]:
     for folder in sorted(root.glob("runs/*")):
         state = journal.state(folder)
         if folder.name not in kept and state != "running":
-            yield Waste(folder, size(folder), f"a run of no sweep ({state})")
+            yield Waste(folder, size_bytes(folder), f"a run of no sweep ({state})")
         elif checkpoints and state in ("finished", "diverged"):
             newest = checkpoint_folder.newest(folder / "checkpoints")
             for saved in sorted(folder.glob("checkpoints/[0-9]*")):
                 if saved != newest:
-                    yield Waste(saved, size(saved), "an earlier checkpoint of an ended run")
+                    yield Waste(saved, size_bytes(saved), "an earlier checkpoint of an ended run")
     try:
         busy = any(queued(root, name) for name in names)
     except FileNotFoundError:  # no SLURM on this machine, or no longer
@@ -110,8 +110,8 @@ def waste(root: Path, *, checkpoints: bool = False) -> Iterator[Waste]:
     running = any(journal.state(f) == "running" for f in root.glob("runs/*"))
     if not busy and not running:
         for folder in sorted(root.glob("snapshots/*")):
-            yield Waste(folder, size(folder), "code of jobs that have ended")
+            yield Waste(folder, size_bytes(folder), "code of jobs that have ended")
     for folder in sorted(root.glob("runs/*")):
         if journal.state(folder) != "running":
             for partial in sorted((*folder.glob(".*-*"), *folder.glob("checkpoints/.*"))):
-                yield Waste(partial, size(partial), "half written")
+                yield Waste(partial, size_bytes(partial), "half written")

@@ -30,7 +30,7 @@ from runner.records.drift import drift, drifted
 from runner.records.fingerprint import earlier_fingerprint
 from runner.records.metrics import latest
 from runner.views import disk
-from runner.views.precision_table import resolve, table_of
+from runner.views.precision_table import choices_table, resolve
 
 _WILL_RUN = ("new", "interrupted")
 _FILE_WIDTH = 240
@@ -173,7 +173,7 @@ def _short_of_disk(rows: Sequence[Planned]) -> str | None:
     if not rows:
         return None
     root = Path(rows[0].cell.config.root).resolve()
-    need, free = sum(row.disk_bytes or 0 for row in rows), disk.free(root)
+    need, free = sum(row.disk_bytes or 0 for row in rows), disk.free_bytes(root)
     if need <= free:
         return None
     return f"checkpoints may take {_bytes(need)} but {root} has {_bytes(free)} left for you; lower train.checkpoint.keep_last, or set root="
@@ -239,7 +239,7 @@ def _precisions(rows: list[Planned]) -> Iterator[Table | str]:
     for choices, labels in recipes.items():
         more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
         yield f"\nprecision of {labels[0]}{more}:"
-        yield table_of(choices)
+        yield choices_table(choices)
 
 
 def _totals(rows: list[Planned]) -> list[str]:

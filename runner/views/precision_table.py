@@ -47,7 +47,7 @@ def _resolve(precision: Any, model: Any, vocab_size: int) -> tuple[Choice, ...]:
     return tuple(bound.table)
 
 
-def table_of(choices: Sequence[Choice]) -> Table:
+def choices_table(choices: Sequence[Choice]) -> Table:
     """Return a table in which layers that are alike share their rows: `layers.{0,1,2}.attn.qkv`."""
     layers: dict[str, list[Choice]] = {}
     for choice in choices:

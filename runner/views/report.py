@@ -33,7 +33,7 @@ _NUMBERS = (
 )
 
 
-def write_report(
+def write_status_page(
     cells: Sequence[Row],
     name: str,
     file: Path,
@@ -78,7 +78,7 @@ def _heads() -> list[str]:
 def _row(cell: Row, page: Path, mlflow: str) -> str:
     state = cell.state
     rows = metrics.read(cell.folder)
-    values = metrics.merged(rows)
+    values = metrics.last_values(rows)
     values["attempts"] = len(journal.attempts(cell.folder)) or None
     if values.get("wall_s") is not None:
         values["wall_s"] /= 3600

@@ -184,7 +184,7 @@ def test_time_disk_and_drift_are_told(
     again = espalier("-m", "seed=1", "name=d")
     assert "1 finished cells drifted and are kept (torch 2.11.0 then" in again.stderr
     _quotas(tmp_path, monkeypatch)
-    assert disk.free(tmp_path) == 10 * 1024
+    assert disk.free_bytes(tmp_path) == 10 * 1024
     record.unlink()
     (folder / "attempts/0001/events.jsonl").unlink()
     assert "checkpoints may take" in plan([done])[1]

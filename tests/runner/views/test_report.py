@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from runner.commands.cli import app
-from runner.views.report import write_report
+from runner.views.report import write_status_page
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CHROMIUM = shutil.which("chromium")
@@ -31,7 +31,7 @@ def test_the_page_of_an_experiment_has_its_verdict_and_a_table_that_sorts(tmp_pa
 
     (tmp_path / "results.csv").write_text("choice,mean\nb,2.5\na,1.5\nnone,\n")
     told = {"question": "Is a < b?", "verdict": "Yes."}
-    write_report(
+    write_status_page(
         [], "x", tmp_path / "x.html", "http://127.0.0.1:5000", [], told, tmp_path / "results.csv"
     )
     with sync_playwright() as play:
