@@ -1,4 +1,4 @@
-"""Where and with what an attempt ran: git state, packages, hardware."""
+"""The environment of an attempt: code revision, package versions, hardware."""
 
 import importlib.metadata
 import json
@@ -12,8 +12,9 @@ from typing import Any
 import psutil
 
 _CODE = Path(__file__).resolve().parents[2]
-_FROZEN = _CODE / "revision.json"  # in a snapshot of the code, which is no clone
-# A run computes the same bits only where these are the same (on a GPU: with train.deterministic=true).
+_SNAPSHOT_REVISION = _CODE / "revision.json"  # in a snapshot of the code, which is no clone
+# A run computes the same bits only where these are equal; on a GPU it takes
+# train.deterministic=true as well.
 _DECIDES_BITS = (
     "cpu",
     "gpus",
@@ -29,13 +30,13 @@ _PACKAGES = ("torch", "numpy", "hydra-core", "mlflow", "tokenizers", "datasets",
 
 
 def describe() -> dict[str, Any]:
-    """Return what may explain a difference between two attempts; the git diff is kept whole."""
+    """Return code revision and diff, package versions, host, CPU, GPUs and threads."""
     import torch  # noqa: PLC0415
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "code": str(_CODE),
-        **(json.loads(_FROZEN.read_text()) if _FROZEN.exists() else revision()),
+        **(_snapshot_revision() or revision()),
         "python": platform.python_version(),
         "packages": versions(),
         "torch": torch.__version__,
@@ -53,27 +54,34 @@ def _sha() -> str:
     return git("rev-parse", "HEAD")
 
 
+def _snapshot_revision() -> dict[str, str] | None:
+    if not _SNAPSHOT_REVISION.exists():
+        return None
+    revision: dict[str, str] = json.loads(_SNAPSHOT_REVISION.read_text())
+    return revision
+
+
 @lru_cache
 def revision() -> dict[str, str]:
-    """Return the commit of this clone and what differs from it."""
+    """Return the commit of this clone and the diff of its working tree against it."""
     return {"git_sha": _sha(), "git_diff": git("diff", "HEAD")}
 
 
 def first_record(run: Path) -> dict[str, Any]:
-    """Return what the first attempt of `run` recorded, {} if there was none."""
+    """Return the environment that the first attempt of `run` recorded, {} before any attempt."""
     files = _records(run)
-    found: dict[str, Any] = json.loads(files[0].read_text()) if files else {}
-    return found
+    record: dict[str, Any] = json.loads(files[0].read_text()) if files else {}
+    return record
 
 
 def changes(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return what keeps a resumed run from being bit-identical to an uninterrupted one."""
+    """Return the settings whose change makes a resume differ in bits from an uninterrupted run."""
     keys = [k for k in _DECIDES_BITS if k in first and first[k] != now.get(k)]
     return [f"{key}: {first[key]} at first, {now.get(key)} now" for key in keys]
 
 
 def drift(run: Path) -> str | None:
-    """Return how the code or torch that finished `run` differs from what is here, None if not at all."""
+    """Return how the commit or torch that finished `run` differs from today's, None if neither."""
     then = json.loads(last[-1].read_text()) if (last := _records(run)) else {}
     torch, sha = _torch_version(), _sha()
     if str(then.get("torch", torch)).split(".")[:2] != torch.split(".")[:2]:
@@ -96,16 +104,16 @@ def _records(run: Path) -> list[Path]:
 
 @lru_cache
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that matter, of those that are installed."""
-    found = {}
+    """Return the installed versions of the packages that can change a result."""
+    installed = {}
     for name in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def git(*arguments: str) -> str:
-    """Return git's answer about this clone, "" where it is none."""
+    """Return the output of a git command on this code, "" where it is no clone."""
     try:
         result = subprocess.run(
             ["git", *arguments], cwd=_CODE, capture_output=True, text=True, check=True

@@ -5,12 +5,12 @@ EspalierError
 ├── DataError         a file is missing, empty or unreadable
 ├── CheckpointError   a checkpoint is damaged or belongs to another model
 ├── StorageError      a disk is full, a folder read-only, a store locked or too old
-└── LeaseLost         another worker took the cell over: this one must not write any more
+└── LeaseLost         another worker took the cell over: this one must stop writing
 """
 
 
 class EspalierError(Exception):
-    """Base: the message says requirement, value and way out; no traceback is shown for it."""
+    """Base class. The message says requirement, value and way out; no traceback is shown."""
 
 
 class ConfigError(EspalierError, ValueError):
@@ -26,7 +26,7 @@ class CheckpointError(EspalierError):
 
 
 class StorageError(EspalierError, OSError):
-    """The disk or a store refused."""
+    """A disk or a metrics store refused a read or a write."""
 
 
 class LeaseLost(EspalierError):

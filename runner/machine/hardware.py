@@ -1,4 +1,4 @@
-"""What is known of a GPU by its name: peak speed, memory and the formats its tensor cores compute.
+"""GPUs by name: peak speed, memory and the formats that their tensor cores compute.
 
 Sources: vendor datasheets, dense peaks without sparsity.
 """
@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peaks in FLOP/s (fp32 as TF32 where there is TF32), memory in GB (1e9 bytes), CUDA compute capability."""
+    """Peak speeds and memory of a GPU.
+
+    Args:
+        fp32: FLOP/s; those of TF32 where the GPU has it.
+        bf16: FLOP/s; None where it is not supported.
+        memory_gb: in units of 1e9 bytes.
+        capability: the CUDA compute capability, (major, minor).
+    """
 
     fp32: float
     bf16: float | None
@@ -16,11 +23,11 @@ class Gpu:
     capability: tuple[int, int]
 
     def peak(self, compute: str) -> float | None:
-        """Return the peak for a `precision.compute`, None where the format is not supported."""
+        """Return the FLOP/s for a `precision.compute`, None where the format is not supported."""
         return self.bf16 if compute == "bf16" else self.fp32
 
 
-# The first name that a device's own name contains counts.
+# A device is the first entry whose key its own name contains.
 GPUS = {
     "V100": Gpu(15.7e12, None, 32, (7, 0)),
     "A100-SXM4-40GB": Gpu(156e12, 312e12, 40, (8, 0)),
@@ -33,6 +40,6 @@ GPUS = {
 
 
 def gpu_named(name: str) -> Gpu | None:
-    """Return what is known of the device called `name`, "NVIDIA H200" or just "h200"."""
+    """Return the table's entry for a device name ("NVIDIA H200" or "h200"), None if unlisted."""
     upper = name.upper()
     return next((gpu for key, gpu in GPUS.items() if key in upper), None)

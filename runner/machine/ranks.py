@@ -1,7 +1,7 @@
-"""One process or several (torchrun): who am I, and the few collectives that training needs.
+"""The ranks of a run, one process or several (torchrun), and the collectives that training needs.
 
-Several processes train under DDP (`train.parallel=ddp`: each holds the whole model) or FSDP2 (`fsdp`:
-each holds its share of every parameter, gradient and optimiser state).
+Several processes train under DDP (`train.parallel=ddp`: each holds the full model) or FSDP2
+(`fsdp`: each holds its shard of every parameter, gradient and optimiser state).
 """
 
 import os
@@ -22,9 +22,9 @@ from models.contract import blocks
 from runner.machine.errors import ConfigError
 from runner.machine.hardware import gpu_named
 
-# What refers to the process group stays until the process ends, by os._exit: the group's destructor,
-# holding the GIL, joins a thread that may be waiting for it (torch 2.13, gloo).
-_KEPT: list[nn.Module] = []
+# Wrapped models refer to the process group, so they live until os._exit ends the process: the
+# group's destructor holds the GIL while it joins a thread that may wait for it (torch 2.13, gloo).
+_WRAPPED: list[nn.Module] = []
 
 
 class Ranks:
@@ -43,15 +43,15 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """True in the process that writes."""
+        """True on rank 0, the only one that writes files."""
         return self.rank == 0
 
     def shard(self, model: nn.Module) -> None:
-        """Turn every parameter into this rank's share of it (FSDP2): one unit a block, one the rest."""
+        """Shard every parameter in place (FSDP2): each block is a unit, the rest is another."""
         mesh = init_device_mesh(self.device.type, (self.world,))
         for block in blocks(model):
             fully_shard(block, mesh=mesh)
-        # Also the root lets go after its forward pass: evaluation has no backward pass to do it.
+        # The root reshards after its forward pass too: evaluation has no backward pass to do it.
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -59,12 +59,12 @@ class Ranks:
         if self.world == 1:
             return model
         wrapped = model if isinstance(model, FSDPModule) else DistributedDataParallel(model)
-        _KEPT.append(wrapped)
+        _WRAPPED.append(wrapped)
         return wrapped
 
     @contextmanager
     def sync_if(self, model: nn.Module, last: bool) -> Iterator[None]:
-        """Exchange gradients only with the last micro-batch of a step."""
+        """Average gradients over ranks only with the `last` micro-batch of a step."""
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(last)
             yield
@@ -75,7 +75,7 @@ class Ranks:
             yield
 
     def leave(self) -> None:
-        """Wait for the others; the process group ends with the process, see `_KEPT`."""
+        """Wait for the other ranks; the process group ends with the process, see `_WRAPPED`."""
         if self.world > 1:
             dist.barrier()
 
@@ -88,7 +88,7 @@ class Ranks:
         return float(tensor)
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the mean over ranks of scalars that each has under the same names (all must call)."""
+        """Return the mean over ranks of each scalar; all ranks call it with the same names."""
         if self.world == 1 or not values:
             return {name: float(value) for name, value in values.items()}
         stacked = torch.stack([values[name].double() for name in sorted(values)])
@@ -96,11 +96,11 @@ class Ranks:
         return dict(zip(sorted(values), (stacked / self.world).tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """True where any rank says so."""
+        """Return whether `flag` is true on any rank; all ranks call it."""
         return self.sum(float(flag)) > 0
 
     def peak_flops(self, compute: str) -> float | None:
-        """Return the peak of all devices together, None where the device is not in the table."""
+        """Return the peak FLOP/s of all ranks together, None for CPUs and unlisted GPUs."""
         if self.device.type != "cuda":
             return None
         gpu = gpu_named(torch.cuda.get_device_name(self.device))
@@ -108,7 +108,7 @@ class Ranks:
         return None if peak is None else self.world * peak
 
     def peak_memory(self) -> int:
-        """Return the most bytes this rank has held: on its GPU, else resident in memory."""
+        """Return this rank's peak memory in bytes: of its GPU, else of the process (resident)."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -116,5 +116,5 @@ class Ranks:
 
 
 def gather_full(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor gathered from all ranks (all must call), any other as it is."""
+    """Return the full tensor of a sharded one (all ranks must call), any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

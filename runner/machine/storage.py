@@ -1,4 +1,4 @@
-"""Files that several processes and machines share: whole writes, appended lines, locks, clear refusals."""
+"""Files that processes and machines share: atomic writes, appended JSON lines, locks."""
 
 import errno
 import fcntl
@@ -29,7 +29,11 @@ def append_line(file: Path, record: dict[str, Any]) -> None:
 
 
 def write_line(stream: FileIO, file: Path, record: dict[str, Any]) -> None:
-    """Append one JSON line to the open `stream` of `file`; OSError where it does not fit whole."""
+    """Append one JSON line to the open `stream` of `file`.
+
+    Raises:
+        OSError: the line did not fit; what was written of it is removed.
+    """
     line = (json.dumps(record) + "\n").encode()
     if stream.write(line) != len(line):
         truncate_torn_line(file)  # the next line would become one with it
@@ -37,7 +41,7 @@ def write_line(stream: FileIO, file: Path, record: dict[str, Any]) -> None:
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Write `file` so that a reader sees all of it or what was there before.
+    """Write `file` so that a reader sees either the new text or the old, never a part.
 
     Raises:
         StorageError: the disk is full or read-only.
@@ -52,16 +56,16 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def storage_error(file: Path, error: OSError) -> StorageError:
-    """Return the message for a write that the disk did not take."""
+    """Return the exception for a failed write, with the file, the reason and the way out."""
     reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
     return StorageError(
-        f"{file} cannot be written: {reason}; free space or set root= to a folder you can write, then "
-        "run the same command again"
+        f"{file} cannot be written: {reason}; free space or set root= to a folder you can write, "
+        "then run the same command again"
     )
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a .jsonl file; a torn last line is left out.
+    """Return the lines of a .jsonl file; a torn last line is left out.
 
     Raises:
         DataError: a line is not a JSON object; the message names file and line.
@@ -70,7 +74,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def read_lines_after(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the whole lines that follow `offset`, and the offset after them.
+    """Return the complete lines after the byte `offset`, and the offset after the last of them.
 
     Raises:
         DataError: a line is not a JSON object; the message names file and line.
@@ -79,16 +83,16 @@ def read_lines_after(file: Path, offset: int) -> tuple[list[dict[str, Any]], int
         return [], offset
     with open(file, "rb") as stream:
         stream.seek(offset)
-        whole, newline, _ = stream.read().rpartition(b"\n")
+        complete, newline, _ = stream.read().rpartition(b"\n")
     lines = []
-    for index, text in enumerate(whole.splitlines()):
+    for index, text in enumerate(complete.splitlines()):
         if not text:
             continue
         line = _parsed(text)
         if line is None:
             raise _unreadable(file, offset, index, text)
         lines.append(line)
-    return lines, offset + len(whole) + len(newline)
+    return lines, offset + len(complete) + len(newline)
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
@@ -103,14 +107,15 @@ def _unreadable(file: Path, offset: int, index: int, text: bytes) -> DataError:
     with open(file, "rb") as stream:
         number = stream.read(offset).count(b"\n") + index + 1
     return DataError(
-        f"{file}, line {number}: {text[:40]!r} is not a JSON object, as each line must be that ends in a "
-        "newline; a failing disk or another program wrote it: delete the line, the others stand"
+        f"{file}, line {number}: {text[:40]!r} is not a JSON object, as each line must be that "
+        "ends in a newline; a failing disk or another program wrote it: delete the line, the "
+        "others stand"
     )
 
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold `file` against other processes, waiting for them.
+    """Hold an exclusive lock on `file`, waiting for other processes to release it.
 
     Raises:
         StorageError: the file cannot be made.
@@ -149,10 +154,10 @@ def _lockable(file: Path) -> TextIOWrapper:
 
 
 def truncate_torn_line(file: Path) -> None:
-    """Cut off a last line without its newline."""
+    """Cut off a last line that has no newline."""
     if not file.exists():
         return
     content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        os.truncate(file, whole)
+    complete = content.rfind(b"\n") + 1
+    if complete != len(content):
+        os.truncate(file, complete)

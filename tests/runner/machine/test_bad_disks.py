@@ -1,4 +1,4 @@
-"""A full disk and a read-only folder: a message that names the way out, and nothing finished is lost.
+"""A full disk and a read-only folder: the message names the way out, no finished work is lost.
 
 Each test has a file system of its own, mounted in a private namespace by `unshare`.
 """
@@ -47,26 +47,26 @@ def _train(text: Path, root: Path, *overrides: str) -> str:
 def test_a_full_disk_ends_the_run_with_its_last_good_checkpoint(
     text: Path, tmp_path: Path, compose: Compose
 ) -> None:
-    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
     disk.mkdir()
     size = ["model.width=48", "train.checkpoint.keep_last=100", "train.checkpoint.every_steps=1"]
     done = _private(
         f"mount -t tmpfs -o size=3m tmpfs {disk}; {_train(text, disk, *size)}; code=$?;"
-        f"cp -r {disk} {kept}; exit $code"
+        f"cp -r {disk} {copy}; exit $code"
     )
     assert done.returncode != 0
     assert "the disk is full" in done.stderr
     assert "run the same command again" in done.stderr
     assert "Traceback" not in done.stderr
-    (run,) = (kept / "runs").iterdir()
+    (run,) = (copy / "runs").iterdir()
     saved = checkpoint_folder.newest(run / "checkpoints")
     assert saved is not None
     assert 0 < int(saved.name) < 12
     assert not list((run / "checkpoints").glob(".partial*"))
     # With room again, the same command goes on from there.
-    (cell,) = make_cells([("", compose(*size, f"root={kept}"))])
+    (cell,) = make_cells([("", compose(*size, f"root={copy}"))])
     assert cell.folder == run
-    again = _private(_train(text, kept, *size))
+    again = _private(_train(text, copy, *size))
     assert again.returncode == 0, again.stderr
     assert cell.state == "finished"
     lines = storage.read_lines(run / "metrics.jsonl")
@@ -80,17 +80,17 @@ from runner.records import journal, metrics
 from runner.machine.errors import StorageError
 
 run = Path(sys.argv[1])
-book = journal.Journal(run, journal.claim(run))
+writer = journal.Journal(run, journal.claim(run))
 (run / "ballast").write_bytes(bytes(60_000))
 written = 0
 try:
     while True:
-        book.metrics(written, {"loss": 1.0 / (written + 1)})
+        writer.metrics(written, {"loss": 1.0 / (written + 1)})
         written += 1
 except StorageError as error:
     assert "the disk is full" in str(error)
 (run / "ballast").unlink()
-book.metrics(written, {"loss": 0.0})
+writer.metrics(written, {"loss": 0.0})
 assert [row["step"] for row in metrics.read(run)] == list(range(written + 1)), written
 """
 

@@ -90,11 +90,11 @@ def test_infinities_and_nans_survive_the_store(tmp_path: Path, compose: Compose)
     join_sweep("n", [cell])
     attempt = journal.claim(cell.folder)
     assert attempt is not None
-    book = journal.Journal(cell.folder, attempt)
+    writer = journal.Journal(cell.folder, attempt)
     for step, value in enumerate((1.0, math.inf, -math.inf, math.nan)):
-        book.metrics(step, {"loss": value})
-    book.event("diverged")
-    book.close()
+        writer.metrics(step, {"loss": value})
+    writer.event("diverged")
+    writer.close()
     assert sync(tmp_path, ["n"], None) == 4
     store = from_mlflow(embedded_uri(tmp_path), "n")
     assert_equal(from_folders(tmp_path, "n"), store)
@@ -274,11 +274,11 @@ def _sixty_four(tmp_path: Path, compose: Compose) -> list[Cell]:
 def _write(cell: Cell) -> None:
     attempt = journal.claim(cell.folder)
     assert attempt is not None
-    book = journal.Journal(cell.folder, attempt)
+    writer = journal.Journal(cell.folder, attempt)
     for step in range(50):
-        book.metrics(step, {"loss": 5.0 / (step + 1), "lr": 1e-3, "tokens": step * 64})
-    book.event("finished")
-    book.close()
+        writer.metrics(step, {"loss": 5.0 / (step + 1), "lr": 1e-3, "tokens": step * 64})
+    writer.event("finished")
+    writer.close()
 
 
 def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(
