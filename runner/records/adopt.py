@@ -1,4 +1,4 @@
-"""Binding an existing run to a cell whose fingerprint changed though the experiment did not (a rename)."""
+"""Adopt an existing run for a cell whose fingerprint changed by a rename, not by its content."""
 
 import json
 import os
@@ -12,38 +12,40 @@ from runner.machine.errors import ConfigError
 from runner.records.cells import Cell, find_folder, freeze_cell, join_sweep
 from runner.records.difference import difference
 
-_OWN = {"cell.json", "mlflow"}
+_NOT_COPIED = {"cell.json", "mlflow"}
 
 
 def adopt(cells: Sequence[Cell], reference: str, reason: str) -> tuple[Cell, dict[str, object]]:
-    """Give the run `reference` to the one new cell that differs from it least; return it and how it differs.
+    """Copy the run `reference` into the new cell nearest to it; return (cell, changed keys).
 
-    The run is copied (its checkpoints linked), with adopted.json saying from where and why.
+    Nearest is the cell whose science differs in the fewest keys. Checkpoints are hard-linked;
+    adopted.json records the source, the reason and the difference.
 
     Raises:
-        ConfigError: no reason, no new cell, or several that differ equally little.
+        ConfigError: the reason is empty, no cell is new, or several are equally near.
     """
     if not reason.strip():
         raise ConfigError("an adopted run needs a reason, --reason 'what was renamed'")
     root = Path(cells[0].config.root).resolve()
     folder = find_folder(root, reference)
-    old = json.loads((folder / "cell.json").read_text())  # its classes may be gone: that is why
-    found = sorted(
+    old = json.loads((folder / "cell.json").read_text())  # not load_cell: its classes may be gone
+    candidates = sorted(
         ((difference(old["science"], c.science), c) for c in cells if c.state == "new"),
         key=lambda pair: len(pair[0]),
     )
-    if not found:
+    if not candidates:
         raise ConfigError(f"no cell is new: there is nothing for {folder.name} to be bound to")
-    if len(found) > 1 and len(found[0][0]) == len(found[1][0]):
-        tied = [c.label for keys, c in found if len(keys) == len(found[0][0])]
+    keys, cell = candidates[0]
+    tied = [c.label for other, c in candidates if len(other) == len(keys)]
+    if len(tied) > 1:
         raise ConfigError(
-            f"{', '.join(tied)} differ from {folder.name} equally little; narrow the grid by overrides"
+            f"{', '.join(tied)} differ from {folder.name} equally little; "
+            "narrow the grid by overrides"
         )
-    keys, cell = found[0]
     freeze_cell(cell)
     join_sweep(cell.config.name, [cell])
     for source in folder.iterdir():
-        if source.name in _OWN or source.name.startswith("."):
+        if source.name in _NOT_COPIED or source.name.startswith("."):
             continue
         target = cell.folder / source.name
         if source.is_dir():

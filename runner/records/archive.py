@@ -1,6 +1,6 @@
-"""Moving cells between clusters: one tar file with the run folders of a sweep and its list of members.
+"""Cells moved between clusters: a tar file of a sweep's run folders and its list of members.
 
-What belongs to a machine stays behind: MLflow cursors, queue records, code snapshots.
+What belongs to one machine is left out: MLflow cursors, queue records, code snapshots.
 """
 
 import json
@@ -14,19 +14,19 @@ from runner.records import journal
 from runner.records.cells import Cell, add_members
 
 _MEMBERS = "members.json"
-_STAYS = {"mlflow", "cancel"}
+_LEFT_OUT = {"mlflow", "cancel"}
 
 
 def pack(cells: Sequence[Cell], name: str, file: Path) -> int:
-    """Write `cells` of sweep `name` to `file`; return its size in bytes.
+    """Write the `cells` of sweep `name` to the tar `file`; return its size in bytes.
 
     Raises:
-        ConfigError: a cell runs, or the file exists.
+        ConfigError: a cell is running, or the file exists.
     """
     running = [cell.label for cell in cells if cell.state == "running"]
     if running:
         raise ConfigError(
-            f"{len(running)} cells run ({running[0]}); `espalier cancel {name}` or wait"
+            f"{len(running)} cells are running ({running[0]}); `espalier cancel {name}` or wait"
         )
     if file.exists():
         raise ConfigError(f"{file} exists; name another file with --out")
@@ -36,14 +36,14 @@ def pack(cells: Sequence[Cell], name: str, file: Path) -> int:
         listing.write_text(json.dumps({"schema": 1, "name": name, "cells": rows}))
         tar.add(listing, _MEMBERS)
         for cell in cells:
-            tar.add(cell.folder, f"runs/{cell.fingerprint}", filter=_moves)
+            tar.add(cell.folder, f"runs/{cell.fingerprint}", filter=_portable)
     return file.stat().st_size
 
 
 def unpack(file: Path, root: Path) -> tuple[str, int, int]:
-    """Add what `file` holds to `root`; return the sweep's name, cells added and cells left as they were.
+    """Add the cells of `file` to `root`; return (sweep, cells added, cells left alone).
 
-    A run that has begun here is not overwritten.
+    A run that has begun under `root` is left alone.
 
     Raises:
         ConfigError: `file` was not made by `pack`.
@@ -70,6 +70,6 @@ def unpack(file: Path, root: Path) -> tuple[str, int, int]:
     return record["name"], added, len(record["cells"]) - added
 
 
-def _moves(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+def _portable(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     parts = entry.name.split("/")
-    return None if len(parts) > 2 and parts[2] in _STAYS else entry
+    return None if len(parts) > 2 and parts[2] in _LEFT_OUT else entry

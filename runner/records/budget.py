@@ -1,4 +1,4 @@
-"""What a run knows of itself before it starts; analysis and the plan read it, nobody counts again."""
+"""The sizes of a run, known before it starts; the plan and analysis read them, none recounts."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,10 @@ from runner.records.config import RunConfig
 
 @dataclass(frozen=True)
 class Budget:
-    """Sizes of a run, as they stand in summary.json; `flops` counts the full attention matrix."""
+    """The sizes of a run, as in summary.json.
+
+    `tokens` and `flops` are those of all steps; `flops` counts the full attention matrix.
+    """
 
     steps: int
     vocab_size: int
@@ -25,7 +28,7 @@ def flops_per_sequence(run: RunConfig, vocab_size: int) -> tuple[int, int]:
     """Return the FLOPs of training on one sequence: (full attention, its causal half).
 
     Raises:
-        ConfigError: the model's config does not say, and they cannot be counted.
+        ConfigError: the model's config has no formula for them and they cannot be counted.
     """
     try:
         full, causal = sizes.forward_flops_per_sequence(
@@ -37,7 +40,10 @@ def flops_per_sequence(run: RunConfig, vocab_size: int) -> tuple[int, int]:
 
 
 def budget(run: RunConfig, vocab_size: int, *, steps: int | None = None) -> Budget:
-    """Return the sizes of `run` with a tokenizer of `vocab_size`; `steps` in the place of what the budget buys."""
+    """Return the sizes of `run` with a tokenizer of `vocab_size` ids.
+
+    `steps` replaces the number of steps that the run's budget amounts to.
+    """
     batch, flops = run.train.batch_size, flops_per_sequence(run, vocab_size)[0]
     parameters = sizes.num_parameters(run.model, vocab_size)
     active = sizes.num_active_parameters(run.model, vocab_size)

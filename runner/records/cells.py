@@ -1,8 +1,8 @@
 """A cell: one grid point, fully resolved and frozen to disk before it runs.
 
 runs/<fingerprint>/cell.json    the config: all that a worker reads; between attempts its execution
-                                half may be written anew (more memory, another partition)
-sweeps/<name>/cells.jsonl       which cells a sweep consists of: holes are known
+                                half may be rewritten (more memory, another partition)
+sweeps/<name>/cells.jsonl       the members of a sweep, so that missing cells are known
 """
 
 import json
@@ -29,8 +29,8 @@ class Cell:
     """A frozen config and its folder.
 
     Args:
-        science: the dotted keys that the fingerprint is made of.
-        label: what sets the cell apart within its sweep.
+        science: the dotted keys and values that the fingerprint is made of.
+        label: the overrides that set the cell apart within its sweep.
     """
 
     config: RunConfig
@@ -50,23 +50,23 @@ class Cell:
 
     @property
     def state(self) -> str:
-        """new, running, interrupted, failed, diverged or finished."""
+        """The cell's state: new, running, interrupted, failed, diverged or finished."""
         return journal.state(self.folder)
 
     @property
     def inputs(self) -> dict[str, tuple[Path, ...]]:
-        """Folders of the runs that it takes something from, by the name of the input."""
+        """The run folders of each input, by the input's name."""
         given = self.config.inputs.items()
         return {name: tuple(self.folder.parent / run for run in of.runs) for name, of in given}
 
     def waits_for(self) -> list[str]:
-        """Return the fingerprints of the runs that must end before it starts."""
+        """Return the fingerprints of the runs that must end before this cell starts."""
         runs = self.folder.parent
         return [run for given in self.config.inputs.values() for run in given.pending(runs)]
 
     @property
     def cancelled(self) -> Path:
-        """Where this file exists, no launcher starts the cell."""
+        """The file whose existence keeps launchers from starting the cell."""
         return self.folder / "cancel"
 
 
@@ -93,7 +93,10 @@ def with_execution(cell: Cell, changes: Mapping[str, Any]) -> Cell:
 
 @dataclass(frozen=True)
 class UnreadableCell:
-    """A member of a sweep whose frozen config cannot be read, and why: a class that is gone, a damaged file."""
+    """A member of a sweep whose frozen config cannot be read; `problem` says why.
+
+    Its file is damaged, for example, or a class that it names is gone.
+    """
 
     folder: Path
     label: str
@@ -107,10 +110,10 @@ class UnreadableCell:
 
 
 def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
-    """Validate every (label, composed node); repeated points become one cell.
+    """Return the cells of (label, composed node) points; repeated points become one cell.
 
     Raises:
-        ConfigError: naming every bad point, before anything is written.
+        ConfigError: some points are invalid; each is named. Nothing has been written.
     """
     cells: dict[str, Cell] = {}
     problems = []
@@ -122,7 +125,7 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
         except ConfigError as error:
             problems.append(f"{label}: {error}" if label else str(error))
             continue
-        run = _with_whole_fingerprints(run)
+        run = _with_full_fingerprints(run)
         keys = science(run, contents_of(run, contents))
         key = fingerprint(keys)
         cells.setdefault(key, Cell(run, keys, key, label or run.name))
@@ -132,7 +135,7 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
 
 
 def _check_references(run: RunConfig) -> None:
-    """Refuse data that name an input which the run does not have."""
+    """Raise ConfigError where the data name an input that the run does not have."""
     named = {
         f"data.sources.{i}.path": getattr(source, "path", None)
         for i, source in enumerate(getattr(run.data, "sources", ()))
@@ -142,10 +145,10 @@ def _check_references(run: RunConfig) -> None:
         check_references(key, str(value or ""), run.inputs)
 
 
-def _with_whole_fingerprints(run: RunConfig) -> RunConfig:
-    """Return `run` with the beginnings of fingerprints in its inputs completed."""
+def _with_full_fingerprints(run: RunConfig) -> RunConfig:
+    """Return `run` with the abbreviated fingerprints of its inputs completed."""
     root = Path(run.root).resolve()
-    whole = {
+    inputs = {
         name: replace(
             given,
             runs=tuple(
@@ -154,11 +157,11 @@ def _with_whole_fingerprints(run: RunConfig) -> RunConfig:
         )
         for name, given in run.inputs.items()
     }
-    return replace(run, inputs=whole) if whole else run
+    return replace(run, inputs=inputs) if inputs else run
 
 
 def freeze_cell(cell: Cell, *, overwrite: bool = False) -> None:
-    """Write cell.json if it is not there, or `anew`: its science half is the same then as before."""
+    """Write cell.json unless it exists; `overwrite` renews its execution half in any case."""
     file = cell.folder / "cell.json"
     if file.exists() and not overwrite:
         return
@@ -173,7 +176,7 @@ def freeze_cell(cell: Cell, *, overwrite: bool = False) -> None:
 
 
 def load_cell(folder: Path) -> Cell:
-    """Return the cell frozen in `folder`; its root is where the folder lies now."""
+    """Return the cell frozen in `folder`; its root is derived from where the folder lies now."""
     record = json.loads((folder / "cell.json").read_text())
     root = folder.resolve().parent.parent
     config = replace(validate(record["config"]), root=str(root))
@@ -188,7 +191,7 @@ def join_sweep(name: str, cells: list[Cell]) -> Path:
 
 
 def add_members(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add to the members of the sweep in `folder` those that it does not have."""
+    """Append to the sweep in `folder` those of `rows` that are not members yet."""
     _make(folder)
     known = {row["fingerprint"] for row in storage.read_lines(folder / "cells.jsonl")}
     for row in rows:
@@ -197,7 +200,7 @@ def add_members(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def members(root: Path, name: str) -> list[dict[str, Any]]:
-    """Return the rows (`fingerprint`, `label`) of a sweep, each cell once.
+    """Return the members of a sweep, a row (`fingerprint`, `label`) for each cell.
 
     Raises:
         ConfigError: there is no such sweep; the existing ones are named.
@@ -213,7 +216,7 @@ def members(root: Path, name: str) -> list[dict[str, Any]]:
 
 
 def sweep_rows(root: Path, name: str) -> list[Cell | UnreadableCell]:
-    """Return the members of a sweep; one that cannot be read takes no other with it.
+    """Return the members of a sweep; those that cannot be read as `UnreadableCell`.
 
     Raises:
         ConfigError: there is no such sweep.
@@ -244,36 +247,37 @@ def _member(folder: Path, label: str) -> Cell | UnreadableCell:
 
 
 def find_cell(root: Path, reference: str) -> Cell:
-    """Return the cell named by its folder, its fingerprint or the beginning of one, or an MLflow run id.
+    """Return the cell with this run folder, fingerprint, beginning of one, or MLflow run id.
 
     Raises:
-        ConfigError: no cell, or more than one, answers to it, or it cannot be read.
+        ConfigError: no cell or more than one matches, or it cannot be read.
     """
     return load_cell(find_folder(root, reference))
 
 
 def find_folder(root: Path, reference: str) -> Path:
-    """Return the run folder that `reference` names, see `find_cell`; its cell need not be readable.
+    """Return the run folder that `reference` names as in `find_cell`; it need not be readable.
 
     Raises:
-        ConfigError: none, or more than one, answers to it.
+        ConfigError: no cell or more than one matches.
     """
     if (Path(reference) / "cell.json").exists():
         return Path(reference)
-    found = sorted((root / "runs").glob(f"{reference}*/cell.json")) if reference else []
-    if not found and len(reference) == _RUN_ID:
+    files = sorted((root / "runs").glob(f"{reference}*/cell.json")) if reference else []
+    if not files and len(reference) == _RUN_ID:
         cursors = (root / "runs").glob("*/mlflow/*.json")
-        found = [
+        files = [
             c.parent.parent / "cell.json"
             for c in cursors
             if json.loads(c.read_text()).get("run_id") == reference
         ]
-    if len(found) != 1:
-        what = f"{len(found)} cells begin with" if found else "no cell is"
+    if len(files) != 1:
+        problem = f"{len(files)} cells begin with" if files else "no cell is"
         raise ConfigError(
-            f"{what} {reference!r} under {(root / 'runs').resolve()}; give a run folder or more of a fingerprint (`espalier status NAME` lists them)"
+            f"{problem} {reference!r} under {(root / 'runs').resolve()}; give a run folder or more "
+            "of a fingerprint (`espalier status NAME` lists them)"
         )
-    return found[0].parent
+    return files[0].parent
 
 
 def _make(folder: Path) -> None:

@@ -1,10 +1,10 @@
-"""Checkpoints: a folder that appears whole or not at all, with a checksum for each file.
+"""Checkpoints: folders that appear in one rename, with a checksum for each file.
 
-    checkpoints/00000200/{model, optimizer, average, precision}.safetensors, state.json, manifest.json
+    checkpoints/00000200/{model,optimizer,average,precision}.safetensors, {state,manifest}.json
 
-No pickles: tensors are safetensors, the rest is JSON. Every tensor is saved whole, gathered from its
-shards one by one into the memory of the first process, and optimiser tensors are named
-`<optimiser>/<parameter>/<slot>`: a checkpoint does not depend on how many processes wrote it.
+Tensors are safetensors, the rest is JSON; nothing is pickled. Rank 0 gathers each tensor from its
+shards, one by one, and names optimiser tensors `<optimiser>/<parameter>/<slot>`: a checkpoint does
+not depend on how many processes wrote it.
 """
 
 import errno
@@ -36,9 +36,11 @@ def gather(
     *,
     keep: bool,
 ) -> Files:
-    """Return what `save` writes (`more`: further files), whole and on the CPU.
+    """Return the files that `save` writes, with full tensors on the CPU; all ranks must call it.
 
-    Every rank calls it, `keep` only where it is wanted.
+    Args:
+        more: tensors of further files, by the files' names.
+        keep: false on ranks that only take part in gathering; they return files without tensors.
     """
     files = {"model": model.state_dict(), "optimizer": _optimizer_tensors(model, optimizers)}
     files |= {name: tensors for name, tensors in more.items() if tensors}
@@ -52,7 +54,7 @@ def gather(
 
 
 def save(folder: Path, files: Files, state: dict[str, Any]) -> Path:
-    """Write the checkpoint of `state["step"]` under `folder` and return its path.
+    """Write the checkpoint of step `state["step"]` under `folder` and return its path.
 
     Raises:
         StorageError: the disk is full or read-only; earlier checkpoints are untouched.
@@ -82,10 +84,10 @@ def save(folder: Path, files: Files, state: dict[str, Any]) -> Path:
 
 
 def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Fill `model` and `optimizers` in place and return the saved state.
+    """Load into `model` and `optimizers` in place and return the saved state.
 
     Raises:
-        CheckpointError: the checkpoint's tensors are not this model's.
+        CheckpointError: names or shapes of the tensors are not this model's.
     """
     load_weights(path, model)
     saved = load_file(path / "optimizer.safetensors")
@@ -102,20 +104,20 @@ def load(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) 
 
 
 def load_average(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of the weight average as `WeightAverage.load` takes them, {} if none."""
+    """Return the tensors that `WeightAverage.load` takes, {} if no average was saved."""
     parameters = dict(model.named_parameters())
     saved = load_tensors(path, "average")
     return {k: like(v, parameters[k.partition("/")[2]]) for k, v in saved.items()}
 
 
 def load_tensors(path: Path, name: str) -> dict[str, Tensor]:
-    """Return the tensors of one file of a checkpoint, {} where it has none of that name."""
+    """Return the tensors of a checkpoint's file `name`.safetensors, {} if there is no such file."""
     file = path / f"{name}.safetensors"
     return load_file(file) if file.exists() else {}
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Return `value` on the device, and in the shards, of `parameter`; scalars are never sharded."""
+    """Return `value` on the device and in the shards of `parameter`; scalars are not sharded."""
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         value = value.to(parameter.device)
         return distribute_tensor(value, parameter.device_mesh, parameter.placements)
@@ -123,25 +125,26 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def load_weights(path: Path, model: nn.Module, *, average: bool = False) -> None:
-    """Fill the weights of `model` in place, with the averaged ones if asked; see `load`.
+    """Load the weights of `model` in place; `average` takes the averaged ones.
 
     Raises:
-        CheckpointError: the checkpoint is another model's, or holds no average.
+        CheckpointError: names or shapes are not this model's, or no average was saved.
     """
     saved = load_file(path / "model.safetensors")
     if average:
         saved |= _averaged(path)
-    wanted = model.state_dict()
-    own = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    weights = model.state_dict()
+    own = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     if own != theirs:
-        odd = sorted(n for n in own.keys() | theirs.keys() if own.get(n) != theirs.get(n))[:3]
-        parts = [f"{n}: {theirs.get(n)} saved, {own.get(n)} wanted" for n in odd]
+        differing = sorted(n for n in own.keys() | theirs.keys() if own.get(n) != theirs.get(n))
+        parts = [f"{n}: {theirs.get(n)} saved, {own.get(n)} wanted" for n in differing[:3]]
         raise CheckpointError(
-            f"{path} is a checkpoint of another model ({'; '.join(parts)}); load it with the config in its cell.json"
+            f"{path} is a checkpoint of another model ({'; '.join(parts)}); load it with the "
+            "config in its cell.json"
         )
     with torch.no_grad():
-        for name, tensor in wanted.items():
+        for name, tensor in weights.items():
             tensor.copy_(like(saved[name], tensor))
 
 
@@ -174,15 +177,15 @@ def _optimizer_tensors(
         for number, (optimizer, names) in enumerate(_named(model, optimizers))
         for parameter, name in names.items()
         for slot, value in optimizer.state[parameter].items()
-        if value is not None  # what is None is made anew
+        if value is not None  # the optimiser makes such a slot again
     }
 
 
 def _as_tensor(value: Any) -> Tensor:
-    """Return a tensor as it is, a Python number as one of 64 bits.
+    """Return a tensor as it is, a Python number as a tensor of 64 bits.
 
     Raises:
-        CheckpointError: it is something else.
+        CheckpointError: `value` is neither.
     """
     if isinstance(value, Tensor):
         return value
@@ -191,7 +194,7 @@ def _as_tensor(value: Any) -> Tensor:
     if isinstance(value, float):
         return torch.tensor(value, dtype=torch.float64)
     raise CheckpointError(
-        f"the state of an optimiser holds {value!r}; a checkpoint keeps tensors and numbers"
+        f"the state of an optimiser holds {value!r}; a checkpoint stores tensors and numbers only"
     )
 
 

@@ -1,6 +1,6 @@
-"""Which checkpoints a run has, whether they are whole, and which of them stay: no torch is needed to ask.
+"""The checkpoint folders of a run: listing, checking and pruning them, without importing torch.
 
-See `runner/records/checkpoint.py` for what is in one.
+`runner/records/checkpoint.py` reads and writes what is in one.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest undamaged checkpoint; a damaged one is named in a warning and passed over."""
+    """Return the newest undamaged checkpoint, None if there is none; warn of damaged ones."""
     for path in listing(folder)[::-1]:
         problem = damage(path)
         if problem is None:
@@ -28,7 +28,7 @@ def listing(folder: Path) -> list[Path]:
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, None if nothing is."""
+    """Return the damage found by comparing files with their checksums, None if there is none."""
     try:
         sums = json.loads((path / "manifest.json").read_text())
         for name, expected in sums.items():
@@ -40,7 +40,12 @@ def damage(path: Path) -> str | None:
 
 
 def prune(folder: Path, *, keep_last: int, keep_every: int | None, best: int | None) -> None:
-    """Delete what the retention policy does not name."""
+    """Delete all checkpoints but the last `keep_last`, those at multiples of `keep_every`, `best`.
+
+    Args:
+        keep_last: number of checkpoints; at least one stays.
+        keep_every, best: steps; None keeps none for this reason.
+    """
     for path in listing(folder)[: -max(1, keep_last)]:
         step = int(path.name)
         if step != best and not (keep_every and step % keep_every == 0):
@@ -48,6 +53,6 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None, best: int | N
 
 
 def sha256(file: Path) -> str:
-    """Return the hex digest of what a file holds."""
+    """Return the SHA-256 of a file's content, in hex."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """From a composed YAML node to a typed, frozen RunConfig, and from there to JSON and back.
 
-`validate` is the one gate: every key is known, every value has its type, every `_target_` names a
-config class. What passes is what is frozen and hashed, so `1e-3` and `0.001` are one value.
+`validate` checks that every key is known, every value has its type and every `_target_` names a
+config class. What it returns is frozen and hashed, so `1e-3` and `0.001` are one value.
 """
 
 import dataclasses
@@ -29,15 +29,16 @@ T = TypeVar("T")
 
 @config
 class RunConfig:
-    """One fully resolved run. Each node is the config object its `_target_` names.
+    """One fully resolved run. Each node is the config object that its `_target_` names.
 
     Args:
-        work: what the run does; the nodes that it does not read are None.
-        inputs: what it takes of other runs, by name; a model to start from is named `init`.
-        name: the sweep (and MLflow experiment) the run belongs to.
-        root: folder that holds runs/, sweeps/, mlflow/ and the token cache.
+        work: the kind of work; nodes that it does not read are None.
+        inputs: other runs that this one reads, by name; the model to start from is named `init`.
+        name: the sweep (and MLflow experiment) that the run belongs to.
+        root: the folder of runs/, sweeps/, mlflow/ and the token cache.
         seed: of initialisation, data order and dropout.
-        init: a model made elsewhere to start from, hf:DIR or hf:ORG/NAME; it settles model and tokenizer.
+        init: a pretrained model to start from, hf:DIR or hf:ORG/NAME; it fixes model and
+            tokenizer.
     """
 
     work: Any
@@ -60,10 +61,10 @@ class RunConfig:
 
 
 def validate(node: Mapping[str, Any]) -> RunConfig:
-    """Return the typed config of a composed plain node (strings, numbers, lists, dicts) of any release.
+    """Return the typed config of a composed node (strings, numbers, lists, dicts) of any release.
 
     Raises:
-        ConfigError: with the key, the value and the valid choices.
+        ConfigError: a key or a value is invalid; the message names it and the valid choices.
     """
     node = upgrade_config(node)
     _refuse_unknown("", node, [f.name for f in dataclasses.fields(RunConfig)])
@@ -99,7 +100,7 @@ def _build_node(path: str, node: Any) -> Any:
 
 
 def _inner(path: str, value: Any) -> Any:
-    """Build the nodes that stand inside a node."""
+    """Return `value` with the nodes inside it built."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             return _build_node(path, value)
@@ -110,10 +111,10 @@ def _inner(path: str, value: Any) -> Any:
 
 
 def typed(path: str, cls: type[T], node: Mapping[str, Any]) -> T:
-    """Return the plain `node` as a `cls`; `path` is where its keys stand.
+    """Return the plain `node` as a `cls`; `path`, its dotted path in the config, is for messages.
 
     Raises:
-        ConfigError: a key is unknown (the valid ones are named) or of the wrong type.
+        ConfigError: a key is unknown (the valid ones are listed) or a value has the wrong type.
     """
     _refuse_unknown(path, node, [f.name for f in dataclasses.fields(cls)])  # type: ignore[arg-type]
     try:
@@ -130,7 +131,11 @@ def adapter(cls: type) -> TypeAdapter[Any]:
 
 
 def target_class(path: str, target: str) -> Any:
-    """Return the config dataclass that `target` names, `package.module.Class`."""
+    """Return the config dataclass that `target`, a `package.module.Class`, names.
+
+    Raises:
+        ConfigError: it cannot be imported or is no dataclass.
+    """
     try:
         cls = named_class(target)
     except (ImportError, AttributeError, ValueError) as error:
@@ -166,11 +171,11 @@ def _explain(path: str, error: ValidationError) -> str:
 
 
 def _cross_check(run: RunConfig) -> None:
-    """Refuse combinations that no single node can see."""
+    """Raise ConfigError for combinations of nodes that no single node can check."""
     if run.init and "init" in run.inputs:
         raise ConfigError(
-            f"init={run.init} and inputs.init.runs={list(run.inputs['init'].runs)}: a run starts from one; "
-            "leave one out"
+            f"init={run.init} and inputs.init.runs={list(run.inputs['init'].runs)}: a run starts "
+            "from one; leave one out"
         )
     try:
         if run.train is not None:
@@ -184,7 +189,11 @@ def _cross_check(run: RunConfig) -> None:
 
 
 def freeze(run: RunConfig) -> dict[str, Any]:
-    """Return `run` as plain JSON-able data, each node with its `_target_`."""
+    """Return `run` as JSON data, each node with its `_target_`.
+
+    Raises:
+        ConfigError: a value has no JSON form.
+    """
     try:
         return {
             f.name: plain(getattr(run, f.name), target=f.name in ("work", *NODES, *SETTINGS))
@@ -213,7 +222,10 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def execution_half(node: Mapping[str, Any]) -> set[str]:
-    """Return the dotted keys of a composed or frozen node that cannot change a result, nor can what is below them."""
+    """Return the dotted keys of a composed or frozen node that cannot change a result.
+
+    Nor can the keys below them.
+    """
     keys = set(execution_keys(RunConfig, node))
     for name in ("work", *NODES):
         part = node.get(name)
@@ -229,12 +241,12 @@ def is_among(key: str, keys: Collection[str]) -> bool:
 
 
 def set_key(node: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of a nested mapping; the part of a key that is a list's takes an index."""
+    """Set a dotted key of a nested mapping in place; below a list a key's part is an index."""
     *path, last = key.split(".")
-    place: Any = node
+    parent: Any = node
     for part in path:
-        place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
-    place[int(last) if isinstance(place, list) else last] = value
+        parent = parent[int(part)] if isinstance(parent, list) else parent.setdefault(part, {})
+    parent[int(last) if isinstance(parent, list) else last] = value
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""What a class of anybody's must have to take part; nothing is to be subclassed, no attribute is required
-that has a default here.
+"""The protocols that user classes implement, without subclassing: Work, Task, Evaluation.
 
-Work (what a run does), Task (what is learnt), Evaluation (what is measured): a YAML node in conf/ names the
-config class of each by its `_target_`. Models: `models/language_model.py`; data sets, tokenizers and sources:
-`runner/data/corpus.py`; inputs, the fourth contract: `runner/records/inputs.py`.
+A YAML node in conf/ names each config class by its `_target_`. Attributes under "Optional" have a
+default: the function of the same name below. Models: `models/contract.py`; data sets, tokenizers
+and sources: `runner/data/corpus.py`; inputs of a run: `runner/records/inputs.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,11 +39,11 @@ _ALL_NODES = (
 
 
 class Work(Protocol):
-    """A kind of work, `conf/work/x.yaml`.
+    """What a run does, `conf/work/x.yaml`.
 
     Optional:
-        reads: the nodes of the config that it needs (default: all); others are neither validated nor hashed.
-        outputs: names of the files that it writes below outputs/.
+        reads: nodes of the config that it needs (default: all); no other is validated or hashed.
+        outputs: names of the files that it writes to outputs/ (default: none).
         plan: see `plan`.
     """
 
@@ -56,49 +55,51 @@ class Work(Protocol):
         ranks: "Ranks",
         stop: Callable[[], bool],
     ) -> Outcome:
-        """Do the work of `cell`: to its end, or until `stop` comes true.
+        """Do the work of `cell` until it is done or `stop` returns true; return how it ended.
 
-        Every rank calls it; `journal` is None on all but the first. What is given up by `stop` is taken up by
-        the next attempt.
+        All ranks call it; `journal` is None on all but the first. The next attempt continues what
+        `stop` interrupted.
         """
 
 
 class TaskConfig(Protocol):
-    """What is learnt, `conf/task/x.yaml`."""
+    """The config of a Task, `conf/task/x.yaml`."""
 
     def build(self, model: Any, tokenizer: Any, inputs: Inputs) -> "Task":
-        """Return the task for `model` (not wrapped for several processes, not compiled)."""
+        """Return the task for `model`, which is neither wrapped (DDP, FSDP) nor compiled."""
 
 
 class Task(Protocol):
-    """A batch's loss and what a model is judged by.
+    """The training loss and the validation values.
 
     Optional:
-        measure: (name, "min" or "max"): the value that chooses the best checkpoint (default: val_loss, min).
-        draw: see `draw`. count: see `count`.
+        measure: (name, "min" or "max"), the value that chooses the best checkpoint (default:
+            val_loss, min).
+        draw, count: see the functions `draw` and `count`.
     """
 
     def loss(self, model: Any, batch: Batch, noise: "NoiseKey | None") -> "TokenLoss":
-        """Return the loss of a micro-batch; `model` (it may be wrapped) is called once."""
+        """Return the loss of a micro-batch; call `model`, which may be wrapped, exactly once."""
 
     def validate(self, model: Any, batch: Batch) -> Mapping[str, tuple[float, float]]:
-        """Return name: (sum, count) of a batch; the values logged are sums over sums of all batches.
+        """Return {name: (sum, count)} of a batch; the run logs total sum / total count per name.
 
-        Of a name that ends with `bits_per_byte` the sum is in nats and the count in bytes.
+        Where a name ends with `bits_per_byte`, sums are in nats and counts in bytes.
         """
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model as evaluations find it.
+    """A trained model and its run, handed to evaluations.
 
     Args:
         model: neither wrapped nor compiled; `autocast` enters the precision that it trains in.
-        task, corpus, cfg, ranks: of its run.
-        step: of training; last: whether it is the last one.
-        folder: where files go, None in all processes but the first.
+        task, corpus, cfg, ranks: those of its run.
+        step: the training step.
+        last: whether it is the last step of training.
+        folder: where files go; None on all ranks but the first.
         scored: (folder, step) of the run whose evals/ get the scores.
-        suffix: ends the names of values, "_average" of averaged weights.
+        suffix: ends the names of values; "_average" for averaged weights.
     """
 
     model: Any
@@ -115,63 +116,77 @@ class Trained:
 
 
 class Evaluation(Protocol):
-    """Something measured of a model, `conf/eval/also/x.yaml`; the config class itself.
+    """A measurement of a trained model, `conf/eval/also/x.yaml`; the config class itself.
 
     Optional:
-        every: steps between (None: at the end only), or "validation": with each of these. Default: None.
+        every: steps between two runs, "validation" (with each validation) or None (at the end
+            only). Default: None.
     """
 
     def run(self, trained: Trained, step: int) -> Mapping[str, float]:
-        """Return the values by the names under which they are logged. Every rank calls it."""
+        """Return {name: value} to log; all ranks call it."""
 
 
 def reads(work: Any) -> tuple[str, ...]:
-    """Return the nodes that a kind of work needs."""
+    """Return the nodes of the config that `work` needs."""
     return tuple(getattr(work, "reads", _ALL_NODES))
 
 
 def outputs(work: Any) -> tuple[str, ...]:
-    """Return the names of the files that a kind of work leaves in outputs/."""
+    """Return the names of the files that `work` writes to outputs/."""
     return tuple(getattr(work, "outputs", ()))
 
 
 def plan(work: Any, run: "RunConfig") -> "Budget | None":
-    """Return the sizes of a run; None where they are not known before it (an untrained tokenizer), or there are none."""
+    """Return the sizes of `run`; None if `work` has none or they are unknown yet.
+
+    They are unknown while the tokenizer is untrained, for example.
+    """
     planned = getattr(work, "plan", None)
     return planned(run) if planned is not None else None
 
 
 def measure(task: Any) -> Measure:
-    """Return the value that chooses the best checkpoint, and which way."""
-    found: Measure = getattr(task, "measure", ("val_loss", "min"))
-    return found
+    """Return (name, "min" or "max") of the value that chooses the best checkpoint."""
+    value: Measure = getattr(task, "measure", ("val_loss", "min"))
+    return value
 
 
 def draw(task: Any, model: Any, batches: Sequence[Batch], noise: "NoiseKey") -> Sequence[Batch]:
-    """Return the micro-batches of a step with what the task draws itself (rollouts, masks); by default as they are.
+    """Return the micro-batches of a step with the task's own samples added (rollouts, masks).
 
-    Once a step, before `count`, without gradient, by the model that is not wrapped; all ranks make equally many
-    forward passes. A resume does it again.
+    By default they are returned as they are. Called once a step, before `count`, without gradient,
+    with the model not wrapped; all ranks must make equally many forward passes. A resumed step
+    draws again, with the same `noise`.
     """
     drawn = getattr(task, "draw", None)
     return drawn(model, batches, noise) if drawn is not None else batches
 
 
 def count(task: Any, batch: Batch) -> "Tensor":
-    """Return what a batch's loss is divided by, summed over the step and all ranks; by default its targets."""
-    counted = getattr(task, "count", None)
-    found: Tensor = counted(batch) if counted is not None else (batch["targets"] >= 0).sum()
-    return found
+    """Return a batch's share of the loss's divisor, a scalar; by default its number of targets.
+
+    The divisor is the sum over all micro-batches of the step and all ranks.
+    """
+    own_count = getattr(task, "count", None)
+    if own_count is None:
+        return (batch["targets"] >= 0).sum()
+    share: Tensor = own_count(batch)
+    return share
 
 
 def cadence(evaluation: Any) -> int | Literal["validation"] | None:
-    """Return the steps between two runs of an evaluation; "validation": with each of these; None: at the end only."""
-    found: int | Literal["validation"] | None = getattr(evaluation, "every", None)
-    return found
+    """Return the steps between two runs of `evaluation`, "validation" or None; see `Evaluation`."""
+    every: int | Literal["validation"] | None = getattr(evaluation, "every", None)
+    return every
 
 
 def check(cfg: Any, *given: Any) -> None:
-    """Let a config that has a `check` refuse what it is to work with; ValueError says what."""
-    refuse = getattr(cfg, "check", None)
-    if refuse is not None:
-        refuse(*given)
+    """Call `cfg.check(*given)` if the config has a `check`.
+
+    Raises:
+        ValueError: `cfg` does not fit what is `given`; the message says why.
+    """
+    own_check = getattr(cfg, "check", None)
+    if own_check is not None:
+        own_check(*given)

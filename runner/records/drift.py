@@ -1,4 +1,4 @@
-"""Drift: a finished run that would come out otherwise today, of the same config."""
+"""Drift: a finished run of the same config might come out differently today."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ from runner.records.inputs import changed_inputs
 
 
 def drift(run: Path) -> str | None:
-    """Return how what `run` has read of its inputs, or the code or torch it finished with, has changed; None: not."""
+    """Return what changed since `run` finished (input files, commit, torch), None if nothing."""
     changed = changed_inputs(run)
     return f"input {'; '.join(changed)}" if changed else environment.drift(run)
 
 
 def drifted(cells: Sequence[Cell]) -> list[str]:
-    """Return a line for each reason for which finished cells of `cells` have drifted."""
+    """Return a line for each reason of drift among the finished cells of `cells`."""
     reasons: dict[str, list[Cell]] = {}
     for cell in cells:
         reason = drift(cell.folder) if cell.state == "finished" else None

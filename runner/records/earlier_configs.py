@@ -1,4 +1,4 @@
-"""Keys of earlier releases, still accepted on the command line and read in frozen cells, in today's words.
+"""Keys of earlier releases, on the command line and in frozen cells, and what replaces them.
 
 upstream: {run: R, take: T}           inputs: {init: {runs: [R], take: T}}
 train.steps=0                         work=evaluate
@@ -16,7 +16,7 @@ _EVALUATIONS = "runner.evaluate.config"
 
 
 def upgrade_config(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plain node of a run of any release with the keys of this one."""
+    """Return the node of a run of any release with its keys renamed to those of this release."""
     node = dict(node)
     inputs = {name: _input(given) for name, given in (node.get("inputs") or {}).items()}
     upstream = node.pop("upstream", None)
@@ -37,7 +37,7 @@ def upgrade_config(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _input(given: Any) -> Any:
-    """Return an input with `runs`, of which `run` is short for one."""
+    """Return an input with `runs`; a single `run` becomes a list of one."""
     if not isinstance(given, Mapping) or "run" not in given:
         return given
     rest = {key: value for key, value in given.items() if key != "run"}
@@ -45,18 +45,17 @@ def _input(given: Any) -> Any:
 
 
 def _eval(given: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(given)
-    also = dict(found.get("also") or {})
-    tokens, prompt = found.pop("sample_tokens", None), found.pop("prompt", None)
+    node = dict(given)
+    also = dict(node.get("also") or {})
+    tokens, prompt = node.pop("sample_tokens", None), node.pop("prompt", None)
     if tokens == 0:
         also.pop("samples", None)
     else:
-        said = {k: v for k, v in (("tokens", tokens), ("prompt", prompt)) if v is not None}
-        if tokens is not None or (said and "samples" in also):
+        samples = {k: v for k, v in (("tokens", tokens), ("prompt", prompt)) if v is not None}
+        if tokens is not None or (samples and "samples" in also):
             base = also.get("samples") or {"_target_": f"{_EVALUATIONS}.SamplesConfig"}
-            also["samples"] = {**base, **said}
+            also["samples"] = {**base, **samples}
     for name in ("details", "induction"):
-        wanted = found.pop(name, None)
-        if wanted:
+        if node.pop(name, None):
             also.setdefault(name, {"_target_": f"{_EVALUATIONS}.{name.capitalize()}Config"})
-    return found | {"also": also}
+    return node | {"also": also}

@@ -1,4 +1,7 @@
-"""Failed cells sorted by cause: "14 of 60: CUDA out of memory, all model.width=1024 precision.compute=bf16"."""
+"""Failed cells grouped by cause, with the keys that a group has in common.
+
+For example: "14 of 60: gpu memory, all model.width=1024 precision.compute=bf16".
+"""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ _CLASSES = (
 )
 MEMORY = ("gpu memory", "host memory")
 CLASSES = (*(name for name, _ in _CLASSES), "code")
-# What SLURM says of a job whose cell neither finished nor waits in the queue.
+# The cause for each SLURM state of a job whose cell neither finished nor waits in the queue.
 _ENDED_BY_SLURM = {
     "TIMEOUT": "time limit",
     "NODE_FAIL": "node",
@@ -38,9 +41,11 @@ class Cluster:
     """Failed cells with one cause.
 
     Args:
-        cause: one of CLASSES.
-        where: the innermost frame outside installed packages, "" where there is none.
-        shared: keys that these cells have in common and not all cells of the sweep have.
+        cause: one of CLASSES, "divergence", or the cause of a SLURM state.
+        message: the error's first line.
+        where: the innermost traceback frame outside installed packages, "" if there is none.
+        cells: the cells of the group.
+        shared: keys and values that all these cells have and not all cells of the sweep.
     """
 
     cause: str
@@ -50,7 +55,7 @@ class Cluster:
     shared: dict[str, Any]
 
     def describe(self, of: int) -> str:
-        """Return the line for a sweep of `of` cells."""
+        """Return two lines, cause and message, for a sweep of `of` cells."""
         common = " ".join(f"{key}={value}" for key, value in self.shared.items())
         tail = f", all {common}" if common else ""
         where = f" ({self.where})" if self.where else ""
@@ -58,40 +63,40 @@ class Cluster:
 
 
 def cause_of(event: dict[str, Any]) -> str:
-    """Return the class of a `failed` event."""
+    """Return the cause of a `failed` event, one of CLASSES."""
     text = f"{event.get('error', '')}: {event.get('message', '')}"
     return next((name for name, pattern in _CLASSES if pattern.search(text)), "code")
 
 
 def signature(event: dict[str, Any]) -> tuple[str, str, str]:
-    """Return what failures that are alike have in common: class, exception type and place."""
+    """Return (cause, exception type, innermost frame); equal for failures that count as alike."""
     return cause_of(event), event.get("error", ""), _frame(event.get("traceback", ""))
 
 
 def last_failure(cell: Cell) -> dict[str, Any]:
-    """Return the last `failed` event of a cell."""
+    """Return the last `failed` event of a cell whose newest attempt failed."""
     tries = journal.attempts(cell.folder)
     return next(e for e in reversed(journal.events(tries[-1])) if e["event"] == "failed")
 
 
 def clusters(cells: Sequence[Cell]) -> list[Cluster]:
-    """Return the cells that did not finish grouped by cause and place, the largest group first.
+    """Return the failed, diverged and SLURM-ended cells, grouped by `signature`, largest first.
 
-    These are the failed and diverged ones and those that SLURM ended without another leg.
+    SLURM-ended are those whose job ended without being submitted again.
     """
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     messages: dict[tuple[str, str, str], str] = {}
     for cell in cells:
-        found = _cause(cell)
-        if found is not None:
-            key, message = found
+        cause = _cause(cell)
+        if cause is not None:
+            key, message = cause
             groups.setdefault(key, []).append(cell)
             messages.setdefault(key, message)
-    made = [
+    unsorted = [
         Cluster(key[0], messages[key], key[2], tuple(group), _shared(group, cells))
         for key, group in groups.items()
     ]
-    return sorted(made, key=lambda c: -len(c.cells))
+    return sorted(unsorted, key=lambda c: -len(c.cells))
 
 
 def _cause(cell: Cell) -> tuple[tuple[str, str, str], str] | None:
@@ -103,11 +108,12 @@ def _cause(cell: Cell) -> tuple[tuple[str, str, str], str] | None:
         return ("divergence", "", ""), "a result, not retried: see train.diverged_nats"
     if state != "interrupted":
         return None
-    said = [e["slurm"] for e in journal.events(journal.attempts(cell.folder)[-1]) if "slurm" in e]
-    if not said:
+    events = journal.events(journal.attempts(cell.folder)[-1])
+    states = [event["slurm"] for event in events if "slurm" in event]
+    if not states:
         return None
-    cause = _ENDED_BY_SLURM.get(said[-1], "unknown")
-    return (cause, said[-1], ""), f"SLURM: {said[-1]}; the same command submits it again"
+    cause = _ENDED_BY_SLURM.get(states[-1], "unknown")
+    return (cause, states[-1], ""), f"SLURM: {states[-1]}; the same command submits it again"
 
 
 def _frame(traceback: str) -> str:

@@ -1,8 +1,8 @@
-"""What makes two runs the same run: the science half of the config, hashed.
+"""The fingerprint of a run, a hash of the science half of its config: equal for equal runs.
 
-A fingerprint covers the validated science keys, the content (never the path) of data, tokenizer,
-benchmarks and imported weights, and the `numerics` revision of each config class. A field that cannot
-change a result says so where it is declared (`models.config.execution`); no key is in both halves.
+It covers the validated science keys, the content (never the path) of data, tokenizer, benchmarks
+and imported weights, and the `numerics` revision of each config class. A field that cannot change
+a result is declared so (`models.config.execution`); no key is in both halves.
 """
 
 import dataclasses
@@ -27,21 +27,21 @@ from runner.records.earlier_configs import EVALUATE, TRAIN
 
 DIGITS = 16
 
-# new path -> old path: applied backwards before hashing, so that a rename keeps old cells.
+# New path -> old path: keys are hashed under their old paths, so that a rename keeps old cells.
 RENAMES: dict[str, str] = {}
 
 _SAMPLES, _EVAL_BATCH = "train.samples_per_forward", "eval.batch_size"
-_EVAL_BATCH_NEUTRAL = 16  # what it was everywhere before it counted
+_EVAL_BATCH_NEUTRAL = 16  # the value of all runs made before it was hashed
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The hashes of what a run reads.
+    """The hashes of the content that a run reads.
 
     Args:
-        tokenizer, init, benchmarks: "" where there is none.
-        sources: of the data, in order.
-        others: (dotted path of a config, hash) of whatever else has a `content_hash`.
+        tokenizer, init, benchmarks: "" if the run reads none.
+        sources: those of the data sources, in order.
+        others: (dotted path, hash) of each further config that has a `content_hash`.
     """
 
     tokenizer: str = ""
@@ -80,7 +80,7 @@ def contents_of(run: RunConfig, known: dict[str, Any] | None = None) -> Contents
 
 
 def _configs(run: RunConfig) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, config) of all that counts in the fingerprint of `run`."""
+    """Yield (dotted path, config) of each config that is part of the fingerprint of `run`."""
     for node in ("work", *NODES):
         for path, cfg in walk_configs(node, getattr(run, node)) if getattr(run, node) else ():
             if not path.startswith("eval.also.") or _counts(run, cfg):
@@ -88,7 +88,7 @@ def _configs(run: RunConfig) -> Iterator[tuple[str, Any]]:
 
 
 def _counts(run: RunConfig, evaluation: Any) -> bool:
-    """Return whether an evaluation of `eval.also` is part of a run: of one that evaluates, never of a training."""
+    """Return whether an evaluation of `eval.also` is hashed: by evaluating runs only."""
     return _is(run.work, EVALUATE) and getattr(evaluation, "counts", True)
 
 
@@ -97,9 +97,9 @@ def _is(work: Any, target: str) -> bool:
 
 
 def science(run: RunConfig, contents: Contents) -> dict[str, Any]:
-    """Return the dotted science keys of `run` and their values, paths replaced by `contents`.
+    """Return the dotted science keys of `run` and their values, with `contents` for paths.
 
-    What has been renamed stands as it was first: runs keep their names.
+    Renamed keys and classes have their first names, so that runs keep their fingerprints.
     """
     node = freeze(run)
     execution = execution_half(node)
@@ -136,13 +136,13 @@ def science(run: RunConfig, contents: Contents) -> dict[str, Any]:
 
 
 def _numerics(cfg: Any, run: RunConfig) -> int:
-    """Return the revision of the numbers that `cfg` produces; a class may tell it by the model (`numerics_with`)."""
-    told = getattr(cfg, "numerics_with", None)
-    return int(told(run.model)) if told is not None else numerics_of(type(cfg))
+    """Return the `numerics` revision of `cfg`; `numerics_with` lets it depend on the model."""
+    numerics_with = getattr(cfg, "numerics_with", None)
+    return int(numerics_with(run.model)) if numerics_with is not None else numerics_of(type(cfg))
 
 
 def _as_first_released_eval(run: RunConfig, node: dict[str, Any]) -> None:
-    """Leave out of `node`, the node eval, what is no part of the run."""
+    """Remove from `node`, the node eval, the benchmarks and evaluations that are not hashed."""
     if not run.eval.harness.tasks:
         del node["harness"]
     counted = {k: v for k, v in node.pop("also").items() if _counts(run, run.eval.also[k])}
@@ -151,7 +151,11 @@ def _as_first_released_eval(run: RunConfig, node: dict[str, Any]) -> None:
 
 
 def _as_first_released_work(run: RunConfig, node: dict[str, Any]) -> None:
-    """Write training without a word of it, evaluation as train.steps=0, and a single input `init` as upstream."""
+    """Rewrite `node` in the keys of the first release, so that old runs keep their fingerprints.
+
+    Work that trains has no key, work that evaluates is train.steps=0, a single input `init` is
+    upstream.
+    """
     if _is(run.work, TRAIN):
         del node["work"]
     elif _is(run.work, EVALUATE):
@@ -170,7 +174,7 @@ def _as_first_released_work(run: RunConfig, node: dict[str, Any]) -> None:
 
 
 def samples_depend_on_each_other(run: RunConfig) -> bool:
-    """Return whether the model or the precision of `run` makes a sample's numbers depend on its micro-batch."""
+    """Return whether a sample's loss depends on its micro-batch, by the model or the precision."""
     if run.train is None:
         return False
     length = run.train.sequence_length
@@ -191,7 +195,7 @@ def derived(run: RunConfig) -> dict[str, int]:
 
 
 def evaluation_key(run: str, evaluation: Any) -> str:
-    """Return the name of evals/<name>.json for an evaluation of the finished run with fingerprint `run`."""
+    """Return <key> of evals/<key>.json, for an evaluation of the run with fingerprint `run`."""
     half = set(execution_keys(type(evaluation), plain(evaluation)))
     keys = {k: v for k, v in flatten(plain(evaluation)).items() if not is_among(k, half)}
     keys |= {
@@ -203,9 +207,9 @@ def evaluation_key(run: str, evaluation: Any) -> str:
 
 
 def earlier_fingerprint(keys: Mapping[str, Any]) -> str | None:
-    """Return the fingerprint that a run had before derived keys counted, None where it has none of them."""
-    kept = {k: v for k, v in keys.items() if k not in (_SAMPLES, _EVAL_BATCH)}
-    return fingerprint(kept) if len(kept) < len(keys) else None
+    """Return the fingerprint without derived keys, as of earlier releases; None if none is set."""
+    earlier = {k: v for k, v in keys.items() if k not in (_SAMPLES, _EVAL_BATCH)}
+    return fingerprint(earlier) if len(earlier) < len(keys) else None
 
 
 def _without(keys: dict[str, Any], path: str) -> dict[str, Any]:
@@ -213,6 +217,6 @@ def _without(keys: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def fingerprint(keys: Mapping[str, Any]) -> str:
-    """Return the hex digits that name the folder of a run with these science keys."""
+    """Return the fingerprint of a run with these science keys, 16 hex digits."""
     text = json.dumps(keys, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]

@@ -1,9 +1,9 @@
-"""What a run takes from other runs: a model to start from, files that they made, all runs of a stage.
+"""The inputs of a run, taken from other runs: a model to start from, output files, a set of runs.
 
-A run waits for a single input until it is finished, for a set until each of it has finished or diverged;
-a `live` input is followed while it runs. The fingerprints of the runs enter the fingerprint of the one
-that takes them; the content of a file does not exist yet when that is made: the consumer notes the sha256
-it has read, and another one is drift.
+A run waits until a single input has finished, and until each of a set has finished or diverged; it
+does not wait for a `live` one. The fingerprints of its inputs enter its own. An output file may not
+exist yet when the fingerprint is made, so the consumer records the sha256 that it reads; a file
+that changes later is drift.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ from models.config import config, execution
 from runner.machine.errors import ConfigError, DataError
 from runner.records import journal
 
-PREFIX = "input:"  # of a path: input:NAME is the only output of input NAME, input:NAME/FILE one of several
+# Of a path: input:NAME is the only output file of input NAME, input:NAME/FILE one of several.
+PREFIX = "input:"
 
 
 @config
@@ -25,11 +26,11 @@ class InputConfig:
     """One named input.
 
     Args:
-        runs: their fingerprints; a single one where not `all`.
-        take: of a model: its weights, its averaged weights, or everything: optimiser and step too, so that
-            training goes on where it ended (a longer run, a cool-down from a trunk).
-        all: a set of runs, however many.
-        live: follow the run while it still trains.
+        runs: fingerprints; exactly one unless `all`.
+        take: of a model, its weights, its averaged weights, or everything: with optimiser and
+            step, so that training continues (a longer run, a cool-down from a trunk).
+        all: whether the input is a set of runs.
+        live: read the run's checkpoints while it still trains.
     """
 
     runs: tuple[str, ...]
@@ -44,20 +45,20 @@ class InputConfig:
 
     @property
     def run(self) -> str:
-        """The run of a single input."""
+        """The fingerprint of a single input."""
         return self.runs[0]
 
     def pending(self, folder: Path) -> list[str]:
-        """Return the runs in `folder` (runs/) that this input still waits for."""
+        """Return the fingerprints that this input still waits for; `folder` is runs/."""
         ended = ("finished", "diverged") if self.all else ("finished",)
         return [] if self.live else [r for r in self.runs if journal.state(folder / r) not in ended]
 
 
 def check_references(path: str, text: str, inputs: Mapping[str, InputConfig]) -> None:
-    """Refuse `text`, the value of key `path`, where it names an input that is not there.
+    """Check that `text`, the value of the key `path`, names one of `inputs` if it names any.
 
     Raises:
-        ConfigError: naming the inputs that there are.
+        ConfigError: it names another; the message lists the inputs.
     """
     name = text.removeprefix(PREFIX).partition("/")[0]
     if text.startswith(PREFIX) and name not in inputs:
@@ -67,21 +68,21 @@ def check_references(path: str, text: str, inputs: Mapping[str, InputConfig]) ->
 
 
 def output_file(reference: str, inputs: Mapping[str, tuple[Path, ...]]) -> Path:
-    """Return the file that `input:NAME` or `input:NAME/FILE` names, among `outputs/` of the run.
+    """Return the file in the input's outputs/ that `input:NAME` or `input:NAME/FILE` names.
 
     Raises:
-        DataError: the run has no such output; those that it has are named.
+        DataError: the run has no such output, or several for NAME alone; they are listed.
     """
     name, _, output = reference.removeprefix(PREFIX).partition("/")
     (run,) = inputs[name]
-    found = sorted(f for f in (run / "outputs").glob("*") if not f.name.startswith("."))
-    chosen = [file for file in found if output in ("", file.name)]
-    if len(chosen) != 1:
-        there = ", ".join(file.name for file in found) or "none"
+    outputs = sorted(f for f in (run / "outputs").glob("*") if not f.name.startswith("."))
+    matches = [file for file in outputs if output in ("", file.name)]
+    if len(matches) != 1:
+        names = ", ".join(file.name for file in outputs) or "none"
         raise DataError(
-            f"{reference}: run {run.name} has the outputs: {there}; name one as {PREFIX}{name}/FILE"
+            f"{reference}: run {run.name} has the outputs: {names}; name one as {PREFIX}{name}/FILE"
         )
-    return chosen[0]
+    return matches[0]
 
 
 def sha256(file: Path) -> str:
@@ -92,35 +93,35 @@ def sha256(file: Path) -> str:
 
 def read_files(run: Path) -> dict[tuple[str, str], str]:
     """Return the sha256 of each file that `run` has read from its inputs, by (run, output)."""
-    found: dict[tuple[str, str], str] = {}
+    digests: dict[tuple[str, str], str] = {}
     for attempt in journal.attempts(run):
         for event in journal.events(attempt):
             if event["event"] == "read":
-                found[event["run"], event["output"]] = event["sha256"]
-    return found
+                digests[event["run"], event["output"]] = event["sha256"]
+    return digests
 
 
 def changed_inputs(run: Path) -> list[str]:
-    """Return which files that `run` has read from its inputs are other files, or gone, by now: drift."""
-    found = []
+    """Return a line for each file that `run` has read from an input and that changed or is gone."""
+    changes = []
     for (source, output), digest in read_files(run).items():
         file = run.parent / source / "outputs" / output
         now = _sha256_of(file, file.stat().st_mtime_ns) if file.exists() else "gone"
         if now != digest:
-            found.append(f"{source}/{output} was {digest[:8]}, is {now[:8]}")
-    return found
+            changes.append(f"{source}/{output} was {digest[:8]}, is {now[:8]}")
+    return changes
 
 
 @lru_cache
 def _sha256_of(file: Path, _changed_ns: int) -> str:
-    return sha256(file)  # once for all that have read it
+    return sha256(file)  # cached: many runs may have read the same file
 
 
 def read_numbers(file: Path) -> list[float]:
-    """Return the list of numbers that a JSON file holds.
+    """Return the list of numbers in a JSON file.
 
     Raises:
-        DataError: it holds something else.
+        DataError: the file holds anything else.
     """
     try:
         return [float(value) for value in json.loads(file.read_text(encoding="utf-8"))]

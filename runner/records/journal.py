@@ -1,4 +1,4 @@
-"""A run folder's own records: who holds the cell, what happened, every metric.
+"""The journal of a run: who holds the cell, the events of each attempt, the metrics.
 
     attempts/0001/lease.json     made by link(2): one attempt has one holder, also on NFS
     attempts/0001/heartbeat      touched by the holder; its age is read on the file server's clock
@@ -29,14 +29,14 @@ from runner.machine.storage import (
     write_line,
 )
 
-ENDED = ("finished", "diverged", "failed")  # states that no launch changes of itself
+ENDED = ("finished", "diverged", "failed")  # states in which a launch leaves a cell alone
 TERMINAL = (*ENDED, "interrupted")
 _BEAT_S, _STALE_S = 15.0, 120.0
-HELD = 76  # exit code of a worker whose cell belongs to another
+HELD = 76  # exit code of a worker whose cell another worker holds
 
 
 def attempts(run: Path) -> list[Path]:
-    """Return the attempt folders that have a holder, oldest first."""
+    """Return the folders of all attempts that have a lease, oldest first."""
     return sorted(p.parent for p in (run / "attempts").glob("*/lease.json"))
 
 
@@ -46,13 +46,13 @@ def events(attempt: Path) -> list[dict[str, Any]]:
 
 
 def lease(attempt: Path) -> dict[str, Any]:
-    """Return who holds or held an attempt: host, pid, process_start and, on SLURM, job and restart."""
-    held: dict[str, Any] = json.loads((attempt / "lease.json").read_text())
-    return held
+    """Return the lease of an attempt: host, pid, process_start; on SLURM also job and restart."""
+    record: dict[str, Any] = json.loads((attempt / "lease.json").read_text())
+    return record
 
 
 def state(run: Path) -> str:
-    """Return new, running, interrupted, failed, diverged or finished."""
+    """Return the state: new, running, interrupted, failed, diverged or finished."""
     tries = attempts(run)
     if not tries:
         return "new"
@@ -63,11 +63,15 @@ def state(run: Path) -> str:
 
 
 def alive(attempt: Path) -> bool:
-    """True where the holder of `attempt` may still run: by its process here, elsewhere by its heartbeat."""
+    """Return whether the holder of `attempt` may still run.
+
+    On this host its process decides, elsewhere its heartbeat, among legs of one SLURM job their
+    order.
+    """
     held = lease(attempt)
     if "job" in held and held["job"] == _job() and held["restart"] != _restart():
-        # Legs of the job that asks: SLURM gave up an earlier one before it started this one, which a lost node may
-        # not know of; to that one the later leg is the holder, whatever becomes of it.
+        # Both are legs of this job. SLURM gave an earlier leg up before it started a later one, but
+        # a lost node may not know of that: to the earlier leg, the later one is the holder.
         return int(held["restart"]) > int(_restart())
     if held["host"] != socket.gethostname():
         return _heartbeat_age_s(attempt) < _STALE_S
@@ -86,24 +90,24 @@ def _restart() -> str:
 
 
 def _heartbeat_age_s(attempt: Path) -> float:
-    """Return the age of the last sign of life, both times given by the file server."""
+    """Return the age of the last heartbeat, by the file server's clock alone."""
     try:
         with tempfile.TemporaryFile(dir=attempt) as probe:
             now = os.fstat(probe.fileno()).st_mtime
-    except OSError:  # a reader without the right to write cannot tell
+    except OSError:  # a reader that may not write cannot tell: take the holder for alive
         return 0.0
     beat = attempt / "heartbeat"
     return now - (beat if beat.exists() else attempt / "lease.json").stat().st_mtime
 
 
 def record_end(run: Path, event: str, **details: Any) -> None:
-    """Record the end of the newest attempt, whose process can no longer do so."""
+    """Record `event` as the end of the newest attempt, for a process that is gone."""
     record = {"event": event, "time": time.time(), **details}
     append_line(attempts(run)[-1] / "events.jsonl", record)
 
 
 def claim(run: Path) -> Path | None:
-    """Return a new attempt folder held by this process, or None where another holds the cell."""
+    """Return a new attempt folder leased to this process, None if another holds the cell."""
     tries = attempts(run)
     if tries and state(run) == "running":
         return None
@@ -129,19 +133,19 @@ def claim(run: Path) -> Path | None:
 class StopFlag:
     """A request to stop that a signal handler may make.
 
-    Not a threading.Event: its lock is not re-entrant, and a second signal that came while the handler of the
-    first was setting it would wait for itself.
+    Not a threading.Event: its lock is not re-entrant, so a second signal during the handler of the
+    first would deadlock.
     """
 
     def __init__(self) -> None:
         self._set = False
 
     def set(self) -> None:
-        """Ask to stop."""
+        """Request the stop."""
         self._set = True
 
     def is_set(self) -> bool:
-        """True once somebody has asked."""
+        """Return whether a stop was requested."""
         return self._set
 
 
@@ -155,13 +159,13 @@ class Journal:
         truncate_torn_line(self.metrics_file)
         self._metrics = open(self.metrics_file, "ab", buffering=0)  # noqa: SIM115
         self._one_writes = threading.Lock()
-        self.step = 0  # of the last metrics: readings of the machine are filed under it
-        self._continues = self.number == 1  # nothing of an earlier attempt is left to be taken back
+        self.step = 0  # of the last metrics; system metrics are logged under it
+        self._continues = self.number == 1  # a first attempt has no earlier rows to take back
 
     def beat(self, stop: StopFlag) -> None:
-        """Show from now on that this holder lives.
+        """Start the heartbeat, in a thread.
 
-        Sets `stop` where somebody cancels the cell, and ends the process where it lost the cell.
+        It sets `stop` when the cell is cancelled and ends the process when the lease is lost.
         """
         threading.Thread(target=self._beat, args=(stop,), daemon=True, name="heartbeat").start()
 
@@ -183,29 +187,32 @@ class Journal:
         return int(attempts(self.run)[-1].name) > self.number
 
     def close(self) -> None:
-        """Close the metrics file; every line was already written through."""
+        """Close the metrics file; its lines are unbuffered, so none is pending."""
         self._metrics.close()
 
     def event(self, name: str, **details: Any) -> None:
-        """Record that something happened."""
+        """Append the event `name` with `details` to events.jsonl."""
         record = {"event": name, "time": time.time(), **details}
         append_line(self.attempt / "events.jsonl", record)
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
-        """Record `values` at `step`; non-finite floats are written as JSON's NaN and Infinity."""
+        """Record `values` at `step`; non-finite floats are written as NaN and Infinity."""
         if step > 0 and not self._continues:
             self.restored(0)
         self.step = step
         self._write({"step": step, "time": time.time(), "attempt": self.number, **values})
 
     def restored(self, step: int) -> None:
-        """Record that this attempt continues from `step`; work that does not say so begins anew."""
+        """Record that this attempt continues from `step`, which takes back all later rows.
+
+        Without it the first row of a later attempt takes back all rows but those of step 0.
+        """
         self._continues = True
         self._write({"restored": step, "time": time.time(), "attempt": self.number})
 
     def _write(self, line: dict[str, Any]) -> None:
         try:
-            with self._one_writes:  # the training thread, or that of the system's metrics
+            with self._one_writes:  # the training thread or that of the system metrics
                 write_line(self._metrics, self.metrics_file, line)
         except OSError as error:
             raise storage_error(self.metrics_file, error) from error

@@ -1,8 +1,8 @@
-"""The one reader of metrics.jsonl: which of its lines count (docs/run-folder.md, rule 1).
+"""The one reader of metrics.jsonl: which of its lines are valid (docs/run-folder.md, rule 1).
 
 A cell's attempts write to one file, and a worker that was taken for dead may write on beside its
-successor. So a line is void where an earlier line is of a later attempt, and {"restored": k} takes back
-all rows before it with a step above k. What is left, in the order of the file, is the run's series.
+successor. So a line is void where an earlier line is of a later attempt, and {"restored": k} takes
+back all rows before it with a step above k. The remaining rows, in file order, are the run's.
 """
 
 import itertools
@@ -16,8 +16,8 @@ from runner.machine import storage
 from runner.records import journal
 
 FILE = "metrics.jsonl"
-NOT_METRICS = ("step", "time", "attempt")  # what a row has beside its metrics
-_TAIL_BYTES, _FURTHER = 1 << 14, 8  # about sixty rows; each look further back takes in so much more
+NOT_METRICS = ("step", "time", "attempt")  # keys of a row that are no metrics
+_TAIL_BYTES, _FURTHER = 1 << 14, 8  # about sixty rows; the factor of each further look back
 Line = dict[str, Any]
 
 
@@ -25,34 +25,34 @@ class MetricsReader:
     """Reads the metrics of a run while the file grows, each line once.
 
     Args:
-        run: the run folder; the file need not be there yet.
-        offset: where to begin: at the start of a line.
+        run: the run folder; the file need not exist yet.
+        offset: the byte to begin at, the start of a line.
     """
 
     def __init__(self, run: Path, offset: int = 0) -> None:
         self._file, self._offset = run / FILE, offset
-        self._newest = 0  # the latest attempt of which a line was read
+        self._newest = 0  # the latest attempt read so far
 
     def read(self) -> list[Line]:
-        """Return the whole lines added since the last call, without the void ones.
+        """Return the complete, non-void lines added since the last call.
 
-        They are rows and {"restored": k}, which takes back rows of this call and of earlier ones.
+        A line is a row or {"restored": k}, which takes back rows of this call and of earlier ones.
 
         Raises:
             DataError: a line is not JSON; the message names file and line.
         """
         lines, self._offset = storage.read_lines_after(self._file, self._offset)
-        counting = []
+        valid = []
         for line in lines:
             attempt = line.get("attempt", self._newest)
             if attempt >= self._newest:
                 self._newest = attempt
-                counting.append(line)
-        return counting
+                valid.append(line)
+        return valid
 
 
 def valid_rows(lines: Iterable[Line]) -> list[Line]:
-    """Return the rows among the `lines` of a `MetricsReader` that no later `restored` takes back."""
+    """Return those rows of a `MetricsReader`'s `lines` that no later `restored` takes back."""
     rows: list[Line] = []
     for line in lines:
         if "restored" in line:
@@ -68,7 +68,7 @@ def last_values(rows: Iterable[Line]) -> Line:
 
 
 def read(run: Path) -> list[Line]:
-    """Return the rows of a run that count, in the order of the file; [] where nothing is logged yet.
+    """Return the valid rows of a run in file order, [] if nothing is logged yet.
 
     Of two rows that have the same metric at the same step the later one counts.
 
@@ -79,14 +79,19 @@ def read(run: Path) -> list[Line]:
 
 
 def latest(run: Path, *keys: str) -> Line:
-    """Return what `LatestValues` reads, once."""
+    """Return the latest values of `keys`, see `LatestValues`; read the file once.
+
+    Raises:
+        DataError: a line is not JSON; the message names file and line.
+    """
     return LatestValues(run, *keys).read()
 
 
 class LatestValues:
-    """The latest value of each of `keys` (of every key where none is named) in the rows that count.
+    """The latest value of each of `keys` in the valid rows of a run, of every key if none is named.
 
-    The file is read backwards from its end, as far as it takes to find them, then on as it grows.
+    The first read goes backwards from the file's end until it has all `keys`; later ones go on from
+    there.
     """
 
     def __init__(self, run: Path, *keys: str) -> None:
@@ -95,7 +100,7 @@ class LatestValues:
         self._values: Line = {}
 
     def read(self) -> Line:
-        """Return the values that there are by now, and the planned `steps` of summary.json.
+        """Return the values logged so far and the planned `steps` of summary.json.
 
         Raises:
             DataError: a line is not JSON; the message names file and line.
@@ -111,10 +116,10 @@ class LatestValues:
         return planned | {key: self._values[key] for key in named if key in self._values}
 
     def _look_back(self) -> tuple[MetricsReader, Line]:
-        """Return a reader at the end of the file, and the values.
+        """Return (a reader at the end of the file, the latest values).
 
-        From the first line of the newest attempt that has a holder on, lines are known to be void or
-        not without those before: no later attempt can have written.
+        From the first line of the newest attempt that has a lease, a line's validity is known
+        without the lines before: no later attempt can have written.
         """
         file, span = self._run / FILE, _TAIL_BYTES
         tries = journal.attempts(self._run)
@@ -123,15 +128,16 @@ class LatestValues:
             offset = _line_after(file, span)
             reader = MetricsReader(self._run, offset)
             lines = reader.read()
-            unsure = itertools.takewhile(lambda line: line.get("attempt", 0) < newest, lines)
-            values = last_values(valid_rows(lines[len(list(unsure)) if offset else 0 :]))
+            earlier = itertools.takewhile(lambda line: line.get("attempt", 0) < newest, lines)
+            begin = len(list(earlier)) if offset else 0
+            values = last_values(valid_rows(lines[begin:]))
             if not offset or (self._keys and values.keys() >= set(self._keys)):
                 return reader, values
             span *= _FURTHER
 
 
 def _line_after(file: Path, span: int) -> int:
-    """Return the offset of the first line that begins in the last `span` bytes; 0 where that is all."""
+    """Return the offset of the first line that begins in the last `span` bytes, 0 if all do."""
     size = file.stat().st_size if file.exists() else 0
     if size <= span:
         return 0

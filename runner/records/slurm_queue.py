@@ -1,4 +1,4 @@
-"""What SLURM knows of a sweep's cells: squeue for those that wait or run, sacct for those that have ended."""
+"""SLURM's view of a sweep's cells: squeue for queued and running jobs, sacct for ended ones."""
 
 import json
 import subprocess
@@ -11,10 +11,10 @@ from runner.records.cells import Cell
 
 
 def queued(root: Path, name: str) -> dict[str, str]:
-    """Return the fingerprints of a sweep that squeue knows, each with its array task, `123_4`.
+    """Return {fingerprint: array task as 123_4} of the sweep's cells that squeue lists.
 
     Raises:
-        StorageError: the controller does not answer: unknown is not gone.
+        StorageError: squeue does not answer, so it is unknown which cells are queued.
     """
     files = (root / "sweeps" / name / "submissions").glob("*.json")
     records = [json.loads(file.read_text()) for file in files]
@@ -25,25 +25,27 @@ def queued(root: Path, name: str) -> dict[str, str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StorageError(f"squeue does not answer: {done.stderr.strip()}; try again when it does")
-    found: dict[str, str] = {}
+    queue: dict[str, str] = {}
     for line in done.stdout.splitlines():
         job, index = line.split()
         if job in known and index.isdigit():
-            found |= {cell: f"{job}_{index}" for cell in known[job][int(index)]}
-    return found
+            queue |= {cell: f"{job}_{index}" for cell in known[job][int(index)]}
+    return queue
 
 
 def record_lost_cells(root: Path, name: str, cells: list[Cell]) -> dict[str, str] | None:
-    """Record what SLURM ended without a word (a lost node, a kill); None where it does not answer.
+    """Record the end of cells whose job SLURM ended before they could (a lost node, a kill).
 
-    A cell in no queue that still counts as running has lost its process: the heartbeat would show
-    it two minutes later.
+    Without it the missing heartbeat would show the end two minutes later.
+
+    Returns:
+        What `queued` returns, None if squeue does not answer.
     """
     try:
         waiting = queued(root, name)
     except StorageError:
         return None
-    silent = [c for c in cells if c.fingerprint not in waiting and _left_silently(c)]
+    silent = [c for c in cells if c.fingerprint not in waiting and _has_no_recorded_end(c)]
     jobs = {c.fingerprint: journal.lease(journal.attempts(c.folder)[-1]).get("job") for c in silent}
     ended = _sacct([job for job in jobs.values() if job])
     for cell in silent:
@@ -53,8 +55,8 @@ def record_lost_cells(root: Path, name: str, cells: list[Cell]) -> dict[str, str
     return waiting
 
 
-def _left_silently(cell: Cell) -> bool:
-    """True where the newest attempt shows no end, or asks to be submitted again: SLURM knows why."""
+def _has_no_recorded_end(cell: Cell) -> bool:
+    """Return whether the newest attempt records no end, or asks to be submitted again."""
     if cell.state == "running":
         return True
     tries = journal.attempts(cell.folder)
@@ -64,7 +66,7 @@ def _left_silently(cell: Cell) -> bool:
 
 
 def _sacct(jobs: Sequence[str]) -> dict[str, str]:
-    """Return the state of raw job ids as accounting knows it by now; it may lag and lack some."""
+    """Return {raw job id: state} from sacct, which may lag and lack some jobs."""
     if not jobs:
         return {}
     command = ["sacct", "-X", "-n", "-P", "-o", "JobIDRaw,State", "-j", ",".join(jobs)]

@@ -1,4 +1,4 @@
-"""The model of a trained cell."""
+"""Loading the model and the tokenizer of a trained cell."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from runner.records.cells import load_cell
 
 
 def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, Tokenizer, int]:
-    """Return (model with the newest weights, tokenizer, longest sequence it was trained at).
+    """Return (model with the newest weights, tokenizer, longest trained sequence in tokens).
 
-    `average` takes the weights averaged along training instead.
+    `average` loads the weights averaged over training instead.
 
     Raises:
         CheckpointError: the run has no checkpoint yet.
@@ -28,6 +28,6 @@ def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, T
     model = cell.config.model.build(tokenizer.vocab_size, cell.config.seed)
     checkpoint.load_weights(newest, model, average=average)
     context = cell.config.train.sequence_length
-    if cell.config.init is not None:  # what it was trained at elsewhere counts
+    if cell.config.init is not None:  # its pretraining may have used longer sequences
         context = max(context, getattr(cell.config.model, "context_length", context))
     return model, tokenizer, context

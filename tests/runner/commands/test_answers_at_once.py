@@ -69,9 +69,9 @@ def finished(tmp_path: Path, compose: Compose) -> Cell:
     join_sweep(cell.config.name, [cell])
     attempt = journal.claim(cell.folder)
     assert attempt is not None
-    book = journal.Journal(cell.folder, attempt)
-    book.event("finished")
-    book.close()
+    writer = journal.Journal(cell.folder, attempt)
+    writer.event("finished")
+    writer.close()
     assert cell.state == "finished"
     return cell
 

@@ -136,11 +136,11 @@ def test_a_run_stopped_before_its_first_step_goes_on(compose: Compose, tmp_path:
         for stop in stops:
             attempt = journal.claim(cell.folder)
             assert attempt is not None
-            book = journal.Journal(cell.folder, attempt)
-            outcome = Trainer(cell, book, Ranks("cpu")).fit(lambda stop=stop: stop)  # type: ignore[misc]
+            writer = journal.Journal(cell.folder, attempt)
+            outcome = Trainer(cell, writer, Ranks("cpu")).fit(lambda stop=stop: stop)  # type: ignore[misc]
             assert outcome == ("interrupted" if stop else "finished")
-            book.event(outcome)
-            book.close()
+            writer.event(outcome)
+            writer.close()
         weights.append(_weights(cell))
     assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
 
@@ -173,9 +173,9 @@ def test_torn_line_is_ignored_and_truncated(tmp_path: Path) -> None:
     assert storage.read_lines(file) == [{"step": 1}]
     attempt = journal.claim(tmp_path)
     assert attempt is not None
-    book = journal.Journal(tmp_path, attempt)
-    book.metrics(2, {"loss": 1.0})
-    book.close()
+    writer = journal.Journal(tmp_path, attempt)
+    writer.metrics(2, {"loss": 1.0})
+    writer.close()
     assert [line["step"] for line in map(json.loads, file.read_text().splitlines())] == [1, 2]
     assert journal.claim(tmp_path) is None  # this process holds it
 
