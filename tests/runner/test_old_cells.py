@@ -24,6 +24,7 @@ from runner.commands.cli import app
 from runner.commands.hydra_plugin import open_keys, register, to_plain
 from runner.grid.evaluation_cells import evaluation_cells
 from runner.machine.storage import read_lines
+from runner.records import journal
 from runner.records.cells import Cell, load_cell, make_cells
 from runner.records.fingerprint import (
     contents_of,
