@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 RUN, RUNS, FIGURES = "Run", "Look at runs", "Figures and pages"
 MODELS, MLFLOW, DISK = "Trained models", "MLflow", "Disk"
 
-Root = Annotated[Path, typer.Option(help="Folder that holds runs/, sweeps/ and mlflow/.")]
-
-
-Name = Annotated[str, typer.Argument(help="Sweep: its `name`.")]
-
-
+Root = Annotated[Path, typer.Option(help="The folder of runs/, sweeps/ and mlflow/.")]
+Name = Annotated[str, typer.Argument(help="The sweep's `name`.")]
 Reference = Annotated[
-    str, typer.Argument(help="Run folder, fingerprint or its beginning, or MLflow run id.")
+    str, typer.Argument(help="A run folder, the beginning of a fingerprint, or an MLflow run id.")
 ]
 
 
 def chosen_cells(root: Path, name: str, prefixes: list[str] | None) -> "list[Cell]":
-    """Return the cells of a sweep that begin with one of `prefixes`, all without any."""
+    """Return the cells of a sweep whose fingerprint begins with one of `prefixes`; all if None.
+
+    Raises:
+        ConfigError: there is none.
+    """
     from runner.records.cells import sweep_cells  # noqa: PLC0415
 
     cells = sweep_cells(root, name)

@@ -1,4 +1,4 @@
-"""`espalier`: the verbs around a run. Each imports what it needs when it is called."""
+"""`espalier`: train, watch, evaluate and compare runs."""
 
 import os
 import subprocess
@@ -10,10 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from runner.commands import figures
-from runner.commands import models as trained
-from runner.commands import precision as inspection
-from runner.commands import storage as housekeeping
+from runner.commands import figures, models, precision, storage
 from runner.commands.arguments import (
     MLFLOW,
     MODELS,
@@ -52,7 +49,7 @@ def plan(
     context: typer.Context,
     experiment: Annotated[str, typer.Argument(help="Folder under experiments/, or a path.")],
 ) -> None:
-    """Show the cells of an experiment, with size, FLOPs and time, and run nothing; overrides may follow."""
+    """Show the size, FLOPs and time of an experiment's cells, run nothing; overrides may follow."""
     _sweeper(experiment, "hydra.sweeper.dry_run=true", *context.args)
 
 
@@ -65,7 +62,7 @@ def adopt(
     experiment: Annotated[str, typer.Argument(help="Folder under experiments/, or a path.")],
     reason: Annotated[str, typer.Option(help="What was renamed; recorded with the run.")],
 ) -> None:
-    """Bind a run to the new cell of an experiment that differs from it least; overrides may follow."""
+    """Bind a run to the new cell of an experiment that is most like it; overrides may follow."""
     quoted = {"run": run, "reason": reason.replace("\\", "\\\\").replace("'", "\\'")}
     binding = ",".join(f"{key}:'{value}'" for key, value in quoted.items())
     _sweeper(experiment, f"hydra.sweeper.adopt={{{binding}}}", *context.args)
@@ -84,7 +81,7 @@ def _sweeper(experiment: str, *overrides: str) -> None:
 def status(
     name: Name,
     root: Root = Path("."),
-    watch: Annotated[bool, typer.Option(help="Go on showing until no cell runs.")] = False,
+    watch: Annotated[bool, typer.Option(help="Update the table until no cell runs.")] = False,
 ) -> None:
     """Show the cells of a sweep: state, step, loss."""
     from rich.live import Live  # noqa: PLC0415
@@ -111,37 +108,39 @@ def logs(
         list[str], typer.Argument(metavar="[NAME] CELL", help="The cell, after its sweep or alone.")
     ],
     root: Root = Path("."),
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new output while the cell runs.")
+    ] = False,
 ) -> None:
-    """Print what a cell's launched attempts wrote to stdout and stderr."""
+    """Print the stdout and stderr of a cell's launched attempts."""
     from runner.records.cells import find_cell, members  # noqa: PLC0415
 
-    found = find_cell(root, cells[-1])
-    if len(cells) > 1 and found.fingerprint not in {
-        r["fingerprint"] for r in members(root, cells[0])
-    }:
-        raise ConfigError(f"{found.fingerprint} is no cell of {cells[0]}")
-    file = found.folder / "log.txt"
+    cell = find_cell(root, cells[-1])
+    if len(cells) > 1:
+        fingerprints = {row["fingerprint"] for row in members(root, cells[0])}
+        if cell.fingerprint not in fingerprints:
+            raise ConfigError(f"{cell.fingerprint} is no cell of {cells[0]}")
+    file = cell.folder / "log.txt"
     if not file.exists():
         raise ConfigError(
-            f"{file} does not exist: no launcher has started this cell ({found.state})"
+            f"{file} does not exist: no launcher has started this cell ({cell.state})"
         )
     with open(file, encoding="utf-8", errors="replace") as stream:
         typer.echo(stream.read(), nl=False)
-        while follow and found.state == "running":
+        while follow and cell.state == "running":
             time.sleep(0.5)
             typer.echo(stream.read(), nl=False)
 
 
 @app.command(rich_help_panel=RUNS)
 def why(cell: Reference, root: Root = Path(".")) -> None:
-    """Say what sets a cell apart from the nearest finished one: why it is not that one."""
+    """Show the keys in which a cell differs from the most similar finished one."""
     from runner.records.cells import find_cell  # noqa: PLC0415
     from runner.records.difference import nearest_finished  # noqa: PLC0415
 
-    found = find_cell(root, cell)
-    nearest = nearest_finished(found)
-    typer.echo(f"{found.fingerprint} is {found.state}")
+    this = find_cell(root, cell)
+    nearest = nearest_finished(this)
+    typer.echo(f"{this.fingerprint} is {this.state}")
     if nearest is None:
         typer.echo("no other cell here is finished")
         return
@@ -153,7 +152,7 @@ def why(cell: Reference, root: Root = Path(".")) -> None:
 
 @app.command(rich_help_panel=RUNS)
 def diff(a: Reference, b: Reference, root: Root = Path(".")) -> None:
-    """Show the keys in which two cells differ, execution keys too."""
+    """Show the keys in which two cells differ, execution keys included."""
     from runner.records.cells import find_cell  # noqa: PLC0415
     from runner.records.config import flatten, freeze  # noqa: PLC0415
     from runner.records.difference import difference  # noqa: PLC0415
@@ -165,15 +164,15 @@ def diff(a: Reference, b: Reference, root: Root = Path(".")) -> None:
 
 @app.command(rich_help_panel=RUNS)
 def failures(name: Name, root: Root = Path(".")) -> None:
-    """Group the cells of a sweep that did not finish by cause, with the keys they share."""
+    """Group the failed cells of a sweep by cause, with the keys that they share."""
     from runner.records.cells import sweep_cells  # noqa: PLC0415
     from runner.records.failures import clusters  # noqa: PLC0415
 
     cells = sweep_cells(root, name)
-    found = clusters(cells)
-    if not found:
+    failed = clusters(cells)
+    if not failed:
         typer.echo(f"no cell of {len(cells)} failed")
-    for cluster in found:
+    for cluster in failed:
         typer.echo(cluster.describe(len(cells)))
         typer.echo("  " + " ".join(cell.fingerprint[:6] for cell in cluster.cells))
 
@@ -187,15 +186,21 @@ def retry(
     cause: Annotated[
         str | None,
         typer.Option(
-            "--class", help="Only failures of this cause (`failures`), or oom for both memories."
+            "--class",
+            help="Only failures of this cause (see `failures`); oom means GPU or host memory.",
         ),
     ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Run them here, so many at a time.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Run on this machine, this many cells at a time (default: as last launched)."
+        ),
+    ] = None,
     root: Root = Path("."),
 ) -> None:
-    """Run the failed cells of a sweep again, by the launcher of its last start.
+    """Run the failed cells of a sweep again, by the launcher used last.
 
-    Overrides may follow that change no result: resources.mem_gb=64 train.micro_batch=4.
+    Overrides of execution keys may follow: resources.mem_gb=64 train.micro_batch=4.
     """
     from runner.launch.backends import last_backend  # noqa: PLC0415
     from runner.launch.launch import launch  # noqa: PLC0415
@@ -223,7 +228,7 @@ def cancel(
     cells: Annotated[list[str] | None, typer.Argument(help="Fingerprints; default: all.")] = None,
     root: Root = Path("."),
 ) -> None:
-    """Stop running cells (they save first) and keep waiting ones from starting; a new launch resumes."""
+    """Save and stop running cells, keep others from starting; launching again resumes them."""
     from runner.launch.cancel import cancel as cancel_cells  # noqa: PLC0415
     from runner.records.slurm_queue import queued  # noqa: PLC0415
 
@@ -239,13 +244,13 @@ def sync(
         str | None, typer.Option(help="MLflow tracking URI; default: the embedded store.")
     ] = None,
     rebuild: Annotated[
-        bool, typer.Option(help="Make the embedded store anew from these sweeps.")
+        bool, typer.Option(help="Write the embedded store again from these sweeps alone.")
     ] = False,
 ) -> None:
-    """Deliver to MLflow what it does not have yet."""
-    from runner.views.mlflow import sync as deliver  # noqa: PLC0415
+    """Upload to MLflow the points that it does not have yet."""
+    from runner.views.mlflow import sync as upload  # noqa: PLC0415
 
-    typer.echo(f"{deliver(root, names, uri, rebuild=rebuild)} points delivered")
+    typer.echo(f"{upload(root, names, uri, rebuild=rebuild)} points delivered")
 
 
 @app.command(rich_help_panel=MLFLOW)
@@ -263,14 +268,14 @@ def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> Non
     raise typer.Exit(subprocess.call(command, env=environment))
 
 
-app.add_typer(housekeeping.app)
+app.add_typer(storage.app)
 app.add_typer(figures.app)
-app.add_typer(trained.app)
-app.add_typer(inspection.app, name="precision", rich_help_panel=MODELS)
+app.add_typer(models.app)
+app.add_typer(precision.app, name="precision", rich_help_panel=MODELS)
 
 
 def main() -> None:
-    """Entry of the console script: a user's mistake ends in its message."""
+    """Run the console script; a user's error exits with its message, without a traceback."""
     try:
         app()
     except (EspalierError, FileNotFoundError, KeyError) as error:

@@ -17,10 +17,10 @@ def plots(
     name: Name,
     root: Root = Path("."),
     out: Annotated[
-        Path | None, typer.Option(help="Where to; default: the experiment's folder or plots/NAME.")
+        Path | None, typer.Option(help="Folder; default: the experiment's, or plots/NAME.")
     ] = None,
 ) -> None:
-    """Draw the figures of a sweep: its experiment's figures.py if there is one, else the defaults."""
+    """Draw the figures of a sweep by its experiment's figures.py, or else default figures."""
     from analysis.runs import from_folders  # noqa: PLC0415
 
     runs = from_folders(root, name)
@@ -51,15 +51,15 @@ def report(
         str, typer.Option(help="Address of the MLflow UI that links lead to.")
     ] = "http://127.0.0.1:5000",
 ) -> None:
-    """Write one self-contained HTML page: verdict, figures, results, cells, curves, failures, links."""
+    """Write a self-contained HTML page: verdict, figures, results, cells, curves, failures."""
     from analysis.readme import story  # noqa: PLC0415
     from runner.records.cells import sweep_rows  # noqa: PLC0415
     from runner.views.report import write_status_page  # noqa: PLC0415
 
     file, folder = out or root / "sweeps" / name / "report.html", experiment_folder(name)
-    figures = _drawn(name, root, "png")
-    told, results = story(folder / "README.md"), folder / "results.csv"
-    write_status_page(sweep_rows(root, name), name, file, mlflow, figures, told, results)
+    figures = _drawn_figures(name, root, "png")
+    verdict, results = story(folder / "README.md"), folder / "results.csv"
+    write_status_page(sweep_rows(root, name), name, file, mlflow, figures, verdict, results)
     typer.echo(file)
 
 
@@ -69,12 +69,12 @@ def paper(
     root: Root = Path("."),
     out: Annotated[Path | None, typer.Option(help="Folder; default: papers/NAME.")] = None,
 ) -> None:
-    """Gather figures, tables and numbers of an experiment into a folder with a .tex that compiles."""
+    """Write an experiment's figures, tables and numbers as a folder with a main .tex file."""
     from analysis.paper import provenance, write_paper  # noqa: PLC0415
     from analysis.runs import from_folders  # noqa: PLC0415
 
     runs, folder = from_folders(root, name), experiment_folder(name)
-    figures = _drawn(name, root, "pdf")
+    figures = _drawn_figures(name, root, "pdf")
     if not figures:
         raise ConfigError(f"no figures of {name} yet: run `espalier plots {name}` first")
     facts = {"sweep": name, "command": f"espalier paper {name}"} | provenance(root, runs)
@@ -93,31 +93,29 @@ def paper(
 @app.command(rich_help_panel=MODELS)
 def look(
     run: Reference,
-    text: Annotated[str | None, typer.Option(help="The text to look at.")] = None,
+    text: Annotated[str | None, typer.Option(help="The text to run through the model.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option(
-            exists=True, help="... or the file it is in; only as much as the context holds."
-        ),
+        typer.Option(exists=True, help="... or a file of text, truncated to the context."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: looks/RUN.")] = None,
     root: Root = Path("."),
 ) -> None:
-    """Look inside a trained cell: attention maps, logit lens, the loss of each token, as a page and PNGs."""
+    """Draw a trained cell's attention maps, logit lens and token losses for one text."""
     from analysis.internals import draw  # noqa: PLC0415
     from runner.evaluate.internals import look_at  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
 
     if (text is None) == (file is None):
-        raise ConfigError("give --text or --file, one of them")
+        raise ConfigError("give either --text or --file")
     cell = find_cell(root, run)
-    seen = look_at(cell, text if text is not None else str(file and file.read_text()))
+    internals = look_at(cell, text if text is not None else str(file and file.read_text()))
     folder = out or root / "looks" / cell.fingerprint
-    for path in draw(seen, folder, f"{cell.config.name} {cell.fingerprint[:8]}"):
+    for path in draw(internals, folder, f"{cell.config.name} {cell.fingerprint[:8]}"):
         typer.echo(path)
 
 
-def _drawn(name: str, root: Path, kind: str) -> list[Path]:
-    """Return the figures that `plots` has made, the experiment's own or the defaults."""
+def _drawn_figures(name: str, root: Path, kind: str) -> list[Path]:
+    """Return the files drawn by `plots`: the experiment's own figures, or else the default ones."""
     own = sorted((experiment_folder(name) / "figures").glob(f"*.{kind}"))
     return own or sorted((root / "plots" / name).glob(f"*.{kind}"))

@@ -1,4 +1,4 @@
-"""What `espalier generate` does with prompts: some, a file of them, one as it comes, or a talk."""
+"""Prompts and output of `espalier generate`: lists, files, streaming and the interactive mode."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,17 +11,20 @@ from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
 from runner.machine.errors import ConfigError
 
-_AT_ONCE = 16
+_BATCH_SIZE = 16
 
 
-class Answers:
-    """A trained cell that continues prompts with the same wishes; the rest of the arguments are `Sampling`'s.
+class PromptCompleter:
+    """Continues prompts by a trained cell, all with the same sampling parameters.
 
     Args:
-        n: continuations of each prompt; beams: above 1: the `n` best of so many, instead of drawn ones.
+        n: continuations of each prompt.
+        beams: above 1: beam search with this many beams, of which the `n` best are returned.
+        slide: truncate a prompt longer than the context to its last tokens.
+        **sampling: the arguments of `Sampling`.
 
     Raises:
-        ConfigError: a wish that cannot be met.
+        ConfigError: a value is out of range.
     """
 
     def __init__(
@@ -34,60 +37,60 @@ class Answers:
         n: int = 1,
         beams: int = 1,
         slide: bool = False,
-        **wishes: Any,
+        **sampling: Any,
     ) -> None:
         if n < 1 or (beams > 1 and n > beams):
             raise ConfigError(
                 f"n={n} must be at least 1, and at most beams={beams} where there are several"
             )
         try:
-            self.how = Sampling(**wishes)
+            self.sampling = Sampling(**sampling)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.n, self.beams, self.slide = n, beams, slide
         self.generator = TextGenerator(folder, average=average, dtype=dtype, compiled=compiled)
 
-    def of_prompts(self, prompts: Sequence[str]) -> Iterator[tuple[str, Completion]]:
-        """Yield each prompt with its continuations."""
+    def complete(self, prompts: Sequence[str]) -> Iterator[tuple[str, Completion]]:
+        """Yield (prompt, completion), `n` times for each prompt."""
         if self.beams > 1:
             for prompt in prompts:
-                for done in self.generator.beam_search(prompt, self.how, self.beams)[: self.n]:
-                    yield prompt, done
+                best = self.generator.beam_search(prompt, self.sampling, self.beams)
+                yield from ((prompt, completion) for completion in best[: self.n])
             return
-        wanted = [
-            (text, replace(self.how, seed=self.how.seed + i))
-            for text in prompts
-            for i in range(self.n)
+        samplings = [
+            replace(self.sampling, seed=self.sampling.seed + index) for index in range(self.n)
         ]
-        for first in range(0, len(wanted), _AT_ONCE):
-            part = wanted[first : first + _AT_ONCE]
-            done_ones = self.generator.generate(
-                [text for text, _ in part], [how for _, how in part], slide=self.slide
+        requests = [(prompt, sampling) for prompt in prompts for sampling in samplings]
+        for first in range(0, len(requests), _BATCH_SIZE):
+            batch = requests[first : first + _BATCH_SIZE]
+            texts = [prompt for prompt, _ in batch]
+            completions = self.generator.generate(
+                texts, [sampling for _, sampling in batch], slide=self.slide
             )
-            yield from zip([text for text, _ in part], done_ones, strict=True)
+            yield from zip(texts, completions, strict=True)
 
-    def stream(self, prompt: str, say: Callable[[str], None]) -> None:
-        """Say the prompt and each piece of its continuation as soon as it is certain."""
-        say(prompt)
+    def stream(self, prompt: str, write: Callable[[str], None]) -> None:
+        """Write the prompt, then each piece of its continuation once it can no longer change."""
+        write(prompt)
         self.generator.generate(
-            [prompt], self.how, slide=self.slide, on_text=lambda _, piece: say(piece)
+            [prompt], self.sampling, slide=self.slide, on_text=lambda _, piece: write(piece)
         )
 
-    def talk(self, lines: Iterable[str], say: Callable[[str], None]) -> None:
-        """Continue one line after the other, each for itself; a line that cannot be is told why."""
+    def complete_lines(self, lines: Iterable[str], write: Callable[[str], None]) -> None:
+        """Write a continuation of each line, independently; of a refused line, the reason."""
         for line in lines:
             try:
-                self.stream(line.rstrip("\n"), say)
+                self.stream(line.rstrip("\n"), write)
             except ConfigError as error:
-                say(f"error: {error}")
-            say("\n")
+                write(f"error: {error}")
+            write("\n")
 
 
 def read_prompts(file: Path) -> list[str]:
     """Return the prompts of a JSON-lines file.
 
     Raises:
-        ConfigError: a line is no JSON object with a prompt; it is named.
+        ConfigError: a line is not a JSON object with a "prompt"; the message gives its number.
     """
     prompts = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
@@ -98,15 +101,15 @@ def read_prompts(file: Path) -> list[str]:
     return prompts
 
 
-def as_json(prompt: str, done: Completion, *, logprobs: bool) -> str:
-    """Return a continuation as a line of JSON; with `logprobs` each id and its log-probability too."""
+def as_json(prompt: str, completion: Completion, *, logprobs: bool) -> str:
+    """Return a completion as a line of JSON, with `logprobs` also its ids and log-probabilities."""
     row = {
         "prompt": prompt,
-        "text": done.text,
-        "finish": done.finish,
-        "tokens": len(done.ids),
-        "logprob": sum(done.logprobs),
+        "text": completion.text,
+        "finish": completion.finish,
+        "tokens": len(completion.ids),
+        "logprob": sum(completion.logprobs),
     }
     if logprobs:
-        row |= {"ids": done.ids, "logprobs": done.logprobs}
+        row |= {"ids": completion.ids, "logprobs": completion.logprobs}
     return json.dumps(row, ensure_ascii=False)

@@ -13,87 +13,100 @@ from runner.commands.arguments import MODELS, Reference, Root
 from runner.machine.errors import ConfigError
 
 app = typer.Typer()
-_LONGEST = 1024  # tokens of a sequence that an imported model is measured on
+_MAX_LENGTH = 1024  # tokens of a sequence that an imported model is measured on
 
 
 @app.command(rich_help_panel=MODELS)
 def generate(
     run: Reference,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="Text to continue; again for more.")
+        list[str] | None, typer.Option(help="Text to continue; may be repeated.")
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(
-            exists=True, help='JSON lines, {"prompt": ...} each; the answers are JSON lines too.'
-        ),
+        typer.Option(exists=True, help='JSON lines, {"prompt": ...} each; prints JSON lines too.'),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 200,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest.")] = None,
+    tokens: Annotated[int, typer.Option(help="The most tokens to add.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Divides the logits; 0 is greedy.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the K most likely tokens.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Sample among the likeliest of this probability.")
+        float | None,
+        typer.Option(
+            help="Nucleus sampling: the smallest set of tokens whose probability is at least P."
+        ),
     ] = None,
     min_p: Annotated[
         float | None,
-        typer.Option(help="Drop what is less likely than this share of the likeliest."),
+        typer.Option(help="Drop tokens less than P times as likely as the most likely one."),
     ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: what was said is less likely.")
+        float, typer.Option(help="Above 1: tokens of the text so far become less likely.")
     ] = 1.0,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End before this string; again for more.")
+        list[str] | None, typer.Option(help="End before this string; may be repeated.")
     ] = None,
     n: Annotated[
         int,
-        typer.Option(help="Continuations of each prompt, seeds counting up; of a beam the best."),
+        typer.Option(
+            help="Continuations of each prompt: seeds SEED, SEED+1, ..., or the N best beams."
+        ),
     ] = 1,
     beams: Annotated[
-        int, typer.Option(help="Above 1: search for the likeliest with so many beams.")
+        int, typer.Option(help="Above 1: beam search with this many beams instead of sampling.")
     ] = 1,
     logprobs: Annotated[
         bool, typer.Option(help="Print JSON lines with the log-probability of each token.")
     ] = False,
     stream: Annotated[
-        bool, typer.Option(help="Print as it comes (one prompt, one sample).")
+        bool, typer.Option(help="Print text as it is generated (one prompt, one sample).")
     ] = False,
     interactive: Annotated[
         bool,
         typer.Option(
             "--interactive",
             "-i",
-            help="Continue each line you type; the default at a terminal without --prompt.",
+            help="Continue each line of input; the default at a terminal without --prompt.",
         ),
     ] = False,
     slide: Annotated[
-        bool, typer.Option(help="Of a prompt beyond the context, read the end.")
+        bool,
+        typer.Option(help="Truncate a too long prompt to its last tokens instead of refusing it."),
     ] = False,
     average: Annotated[
         bool, typer.Option(help="Use the averaged weights (train.average).")
     ] = False,
     dtype: Annotated[
-        str, typer.Option(help="Of the weights: fp32; bf16, twice as fast; fp16.")
+        str,
+        typer.Option(
+            help="Of the weights: fp32, bf16 (about twice as fast on a CPU with bf16 units), fp16."
+        ),
     ] = "fp32",
     compiled: Annotated[
         bool,
         typer.Option(
             "--compile",
-            help="Decode by a compiled step: for long runs on a GPU; it costs a minute first.",
+            help="Decode by a compiled step, which takes a minute to compile: for long runs.",
         ),
     ] = False,
     seed: int = 0,
     root: Root = Path("."),
 ) -> None:
-    """Continue prompts with a trained cell."""
-    from runner.commands.generation_cli import Answers, as_json, read_prompts  # noqa: PLC0415
+    """Continue prompts by a trained cell."""
+    from runner.commands.generation_cli import (  # noqa: PLC0415
+        PromptCompleter,
+        as_json,
+        read_prompts,
+    )
     from runner.records.cells import find_cell  # noqa: PLC0415
 
-    talking = interactive or (not (prompt or file or stream) and sys.stdin.isatty())
-    if (stream or talking) and (file is not None or n > 1 or beams > 1 or len(prompt or []) > 1):
+    interactive = interactive or (not (prompt or file or stream) and sys.stdin.isatty())
+    several = file is not None or n > 1 or beams > 1 or len(prompt or []) > 1
+    if (stream or interactive) and several:
         raise ConfigError(
-            "--stream and --interactive take one prompt and one sample; leave --file, --n, --beams or them out"
+            "--stream and --interactive take one prompt and one sample; leave out --file, --n and "
+            "--beams, or --stream and --interactive"
         )
-    answers = Answers(
+    completer = PromptCompleter(
         find_cell(root, run).folder,
         average=average,
         dtype=dtype,
@@ -110,17 +123,19 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    say = partial(typer.echo, nl=False)
-    if talking:
-        typer.echo("each line is continued for itself; Ctrl-D ends", err=True)
-        answers.talk(sys.stdin, say)
+    write = partial(typer.echo, nl=False)
+    if interactive:
+        typer.echo("type a line to have it continued; Ctrl-D ends", err=True)
+        completer.complete_lines(sys.stdin, write)
     elif stream:
-        answers.stream((prompt or ["\n"])[0], say)
+        completer.stream((prompt or ["\n"])[0], write)
         typer.echo()
     else:
-        for text, done in answers.of_prompts(read_prompts(file) if file else prompt or ["\n"]):
-            whole = file is not None or logprobs
-            typer.echo(as_json(text, done, logprobs=logprobs) if whole else text + done.text)
+        prompts = read_prompts(file) if file else prompt or ["\n"]
+        json_lines = file is not None or logprobs
+        for text, completion in completer.complete(prompts):
+            line = as_json(text, completion, logprobs=logprobs)
+            typer.echo(line if json_lines else text + completion.text)
 
 
 @app.command(
@@ -139,17 +154,17 @@ def evaluate(
     jobs: Annotated[
         int | None,
         typer.Option(
-            help="Run them here, so many at a time; default: the launcher of the sweep's last start."
+            help="Run on this machine, this many cells at a time (default: as last launched)."
         ),
     ] = None,
     average: Annotated[bool, typer.Option(help="Evaluate the averaged weights.")] = False,
     plan: Annotated[bool, typer.Option(help="Show the cells and run nothing.")] = False,
     root: Root = Path("."),
 ) -> None:
-    """Ask benchmarks of trained cells, each evaluation a cell of the sweep NAME-eval.
+    """Run benchmarks on trained cells, each evaluation a cell of the sweep NAME-eval.
 
-    Keys of eval.harness follow by their last part: tasks=[lambada,arc_easy] data=DIR limit=500 follow=true;
-    other overrides by their whole name: resources.gpus=1.
+    Keys of eval.harness follow by their last part: tasks=[lambada,arc_easy] data=DIR limit=500
+    follow=true; other overrides by their full name: resources.gpus=1.
     """
     from runner.grid.evaluation_cells import evaluation_cells  # noqa: PLC0415
     from runner.launch.backends import last_backend  # noqa: PLC0415
@@ -184,7 +199,7 @@ def ngram(
     out: Annotated[Path | None, typer.Option(help="Also write it here, as JSON.")] = None,
     root: Root = Path("."),
 ) -> None:
-    """Count the n-grams of a run's training text and measure them as the run was: the baseline to beat.
+    """Fit an n-gram model to a run's training text and evaluate it as the run was: a baseline.
 
     Benchmarks follow as for `eval`: tasks=[lambada,blimp] data=DIR.
     """
@@ -192,14 +207,14 @@ def ngram(
     from runner.grid.evaluation_cells import harness_config  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
 
-    found = ngram_baseline(find_cell(root, run), order, harness_config(context.args))
+    results = ngram_baseline(find_cell(root, run), order, harness_config(context.args))
     for name in ("val_loss", "val_bits_per_byte"):
-        typer.echo(f"{name}: {found[name]:.4f}")
-    for row in found.get("scores", []):
+        typer.echo(f"{name}: {results[name]:.4f}")
+    for row in results.get("scores", []):
         error = "" if row["stderr"] is None else f" +- {row['stderr']:.4f}"
         typer.echo(f"{row['name']}: {row['value']:.4f}{error} ({row['n']} questions)")
     if out is not None:
-        out.write_text(json.dumps(found, indent=1) + "\n")
+        out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 @app.command(rich_help_panel=MODELS)
@@ -212,11 +227,11 @@ def export(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="llama, qwen3, gpt2, or espalier: our own class; default: the first that can hold the model."
+            help="llama, qwen3, gpt2 or espalier (our own class); default: the first that fits."
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16, fp16.")] = "fp32",
-    shard: Annotated[str, typer.Option(help="Largest file.")] = "5GB",
+    shard: Annotated[str, typer.Option(help="The largest size of a file.")] = "5GB",
     license_name: Annotated[
         str | None, typer.Option("--license", help="For the model card: mit, apache-2.0, ...")
     ] = None,
@@ -253,21 +268,22 @@ def import_model(
     kind: Annotated[str, typer.Argument(metavar="hf", help="What the folder is.")],
     folder: Annotated[str, typer.Argument(help="DIR, or ORG/NAME[@REVISION] on the hub.")],
 ) -> None:
-    """Make a cell of a model made elsewhere: its loss on the data is measured, nothing is trained.
+    """Make a cell from a Hugging Face model: measure its loss on the data without training it.
 
-    It is measured, here and by `eval`, on sequences as long as its context, 1,024 tokens at most.
-    Overrides may follow (data=..., name=..., train.sequence_length=...). To train it on: python -m runner init=hf:DIR.
+    The sequences, here and in `eval`, are as long as its context, at most 1,024 tokens. Overrides
+    may follow (data=..., name=..., train.sequence_length=...). To train the model further:
+    python -m runner init=hf:DIR.
     """
     if kind != "hf":
         raise ConfigError(f"{kind!r} is not a format; there is: hf")
     from models.pretrained import read_config  # noqa: PLC0415
     from runner.data.pretrained import pretrained_folder  # noqa: PLC0415
 
-    place = pretrained_folder(f"hf:{folder}")
+    local = pretrained_folder(f"hf:{folder}")
     try:
-        length = getattr(read_config(place)[0], "context_length", _LONGEST)
+        length = getattr(read_config(local)[0], "context_length", _MAX_LENGTH)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(str(error)) from error
-    command = ["-m", "runner", f"init='hf:{place}'", "name=imported", "train.steps=0"]
-    command += [f"train.sequence_length={min(length, _LONGEST)}", *context.args]
+    command = ["-m", "runner", f"init='hf:{local}'", "name=imported", "train.steps=0"]
+    command += [f"train.sequence_length={min(length, _MAX_LENGTH)}", *context.args]
     os.execv(sys.executable, [sys.executable, *command])

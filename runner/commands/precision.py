@@ -1,4 +1,4 @@
-"""`espalier precision`: what number formats do to the weights of a trained cell."""
+"""`espalier precision`: the rounding error of number formats on the weights of a trained cell."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +9,12 @@ from rich.table import Table
 
 from runner.commands.arguments import Reference, Root
 
-app = typer.Typer(help="Number formats and what they do to a trained cell.", no_args_is_help=True)
+app = typer.Typer(help="Rounding errors of number formats on a trained cell.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Number formats and what they do to a trained cell."""
+    """Rounding errors of number formats on a trained cell."""
 
 
 @app.command()
@@ -22,10 +22,13 @@ def inspect(
     run: Reference,
     root: Root = Path("."),
     average: Annotated[
-        bool, typer.Option(help="The averaged weights (train.average) instead.")
+        bool, typer.Option(help="Use the averaged weights (train.average).")
     ] = False,
 ) -> None:
-    """Print, for each linear layer of the newest checkpoint, the SQNR (dB) of its weight under each format."""
+    """Print the SQNR (dB) of each linear layer's weight in each number format.
+
+    The weights are those of the newest checkpoint.
+    """
     import torch  # noqa: PLC0415
 
     from kernels.diagnostics import kurtosis, sqnr_db  # noqa: PLC0415
@@ -51,17 +54,12 @@ def inspect(
             if not isinstance(module, torch.nn.Linear):
                 continue
             weight = module.weight
-            facts = [
-                f"{tuple(weight.shape)}",
-                f"{float(weight.abs().amax()):.3g}",
-                f"{float(kurtosis(weight)):.2f}",
-            ]
-            ratios = [
-                sqnr_db(pad_to_blocks(weight, how.block), how)
-                if how.block[0]
-                else sqnr_db(weight, how)
-                for how in formats.values()
-            ]
-            table.add_row(name, *facts, *(f"{db:.1f}" for db in ratios))
+            amax, kurt = float(weight.abs().amax()), float(kurtosis(weight))
+            row = [name, f"{tuple(weight.shape)}", f"{amax:.3g}", f"{kurt:.2f}"]
+            for quantiser in formats.values():
+                blocked = quantiser.block[0] > 0
+                values = pad_to_blocks(weight, quantiser.block) if blocked else weight
+                row.append(f"{sqnr_db(values, quantiser):.1f}")
+            table.add_row(*row)
     console = Console()
     Console(width=None if console.is_terminal else 200).print(table)

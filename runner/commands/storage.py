@@ -1,4 +1,4 @@
-"""The verbs of `espalier` that look after what lies on the disk: show, ls, du, gc, pack, unpack."""
+"""The verbs of `espalier` for files: show, ls, du, gc, pack, unpack."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,34 +6,26 @@ from typing import Annotated
 import typer
 
 from runner.commands.arguments import DISK, RUNS, Name, Reference, Root, chosen_cells
-from runner.machine.errors import ConfigError
 
 app = typer.Typer()
 
 
 @app.command(rich_help_panel=RUNS)
 def show(cell: Reference, root: Root = Path(".")) -> None:
-    """Print all that is known of a cell: state, sizes, attempts, latest metrics, config."""
+    """Print a cell's state, sizes, attempts, latest metrics and config."""
     from runner.records.cells import find_cell, find_folder  # noqa: PLC0415
     from runner.records.config import flatten, freeze  # noqa: PLC0415
     from runner.views.describe import describe  # noqa: PLC0415
 
-    try:
-        found = find_cell(root, cell)
-    except ConfigError as error:
-        folder = find_folder(root, cell)  # it is there, and cannot be read
-        for line in describe(folder):
-            typer.echo(line)
-        raise error from None
-    for line in describe(found.folder):
+    for line in describe(find_folder(root, cell)):
         typer.echo(line)
-    for key, value in flatten(freeze(found.config)).items():
+    for key, value in flatten(freeze(find_cell(root, cell).config)).items():
         typer.echo(f"  {key}: {value}")
 
 
 @app.command(name="ls", rich_help_panel=RUNS)
 def list_sweeps(root: Root = Path(".")) -> None:
-    """List the sweeps with the states of their cells."""
+    """List all sweeps with the states of their cells."""
     from runner.views.describe import summary  # noqa: PLC0415
     from runner.views.disk import sweeps  # noqa: PLC0415
 
@@ -43,14 +35,12 @@ def list_sweeps(root: Root = Path(".")) -> None:
 
 @app.command(rich_help_panel=DISK)
 def du(root: Root = Path(".")) -> None:
-    """Show what the sweeps, caches and snapshots take on the disk."""
+    """Show the disk usage of sweeps, caches and snapshots."""
     from runner.views.disk import size_bytes, sweeps, usage_bytes  # noqa: PLC0415
 
     for name in sweeps(root):
-        used = usage_bytes(root, name)
-        typer.echo(
-            f"{name}: {used['checkpoints'] / 1e6:,.1f} MB checkpoints, {used['other'] / 1e6:,.1f} MB other"
-        )
+        used = {part: f"{count / 1e6:,.1f} MB" for part, count in usage_bytes(root, name).items()}
+        typer.echo(f"{name}: {used['checkpoints']} checkpoints, {used['other']} other")
     for folder in ("data_cache", "snapshots", "mlflow"):
         typer.echo(f"{folder}/: {size_bytes(root / folder) / 1e6:,.1f} MB")
 
@@ -58,20 +48,20 @@ def du(root: Root = Path(".")) -> None:
 @app.command(rich_help_panel=DISK)
 def gc(
     root: Root = Path("."),
-    delete: Annotated[bool, typer.Option(help="Delete it; without, only show.")] = False,
+    delete: Annotated[bool, typer.Option(help="Delete the files; default: list them.")] = False,
     checkpoints: Annotated[
-        bool, typer.Option(help="Also all but the newest checkpoint of ended runs.")
+        bool, typer.Option(help="Also all checkpoints of ended runs but the newest.")
     ] = False,
 ) -> None:
-    """Find what no sweep and no queued job needs; --delete removes it."""
+    """List files that no sweep and no queued job needs; --delete deletes them."""
     from runner.views.disk import waste  # noqa: PLC0415
 
     total = 0
-    for found in list(waste(root, checkpoints=checkpoints)):
-        total += found.size
-        typer.echo(f"{found.path}: {found.size / 1e6:,.1f} MB, {found.reason}")
+    for item in list(waste(root, checkpoints=checkpoints)):
+        total += item.size
+        typer.echo(f"{item.path}: {item.size / 1e6:,.1f} MB, {item.reason}")
         if delete:
-            found.delete()
+            item.delete()
     typer.echo(f"{total / 1e6:,.1f} MB {'deleted' if delete else 'could go: --delete'}")
 
 
@@ -82,7 +72,7 @@ def pack(
     root: Root = Path("."),
     out: Annotated[Path | None, typer.Option(help="Default: NAME.tar.")] = None,
 ) -> None:
-    """Write cells of a sweep to one file, to be unpacked on another machine."""
+    """Write cells of a sweep to a tar file that `unpack` reads on another machine."""
     from runner.records.archive import pack as write  # noqa: PLC0415
 
     file = out or Path(f"{name}.tar")
@@ -91,7 +81,7 @@ def pack(
 
 @app.command(rich_help_panel=DISK)
 def unpack(file: Path, root: Root = Path(".")) -> None:
-    """Add the cells of a packed file; runs that have begun here stay as they are."""
+    """Add the cells of a packed file; leave runs that have begun here as they are."""
     from runner.records.archive import unpack as read  # noqa: PLC0415
 
     name, added, left = read(file, root)

@@ -1,4 +1,4 @@
-"""What the shipped benchmarks cannot say in a template: their rows come in more than one form."""
+"""Fields of benchmark rows that need code: their files come in more than one form."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ Row = dict[str, Any]
 
 
 def winogrande_contexts(row: Row) -> list[str]:
-    """Return the text up to the blank, with each of the two names in it."""
+    """Return the text up to the blank, once with each of the two names filled in."""
     if "context_options" in row:
         return list(row["context_options"])
     before = row["sentence"].partition("_")[0]
@@ -21,7 +21,7 @@ def winogrande_continuation(row: Row) -> str:
 
 
 def winogrande_answer(row: Row) -> int:
-    """Return which name is right."""
+    """Return the index, 0 or 1, of the right name."""
     return int(row["gold"]) if "gold" in row else int(row["answer"]) - 1
 
 
@@ -38,13 +38,13 @@ def hellaswag_endings(row: Row) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Remove what WikiHow's headings left in the text."""
+    """Remove the markup of WikiHow's headings."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
 
 def mbpp_splits(rows: Any) -> dict[str, Any]:
-    """Return the test tasks, 11 to 510, and the paper's three examples, 2 to 4."""
+    """Return `test`, tasks 11 to 510, and `examples`, the paper's few-shot tasks 2 to 4."""
     return {
         "test": rows.filter(lambda row: 11 <= row["task_id"] <= 510),
         "examples": rows.filter(lambda row: 2 <= row["task_id"] <= 4),

@@ -1,4 +1,7 @@
-"""Whether programs pass their tests: what HumanEval and MBPP score. lm-eval hands over a row and the model's text."""
+"""pass@1 of HumanEval and MBPP: run a model's program with its tests in a sandbox.
+
+lm-eval calls each function with a row of the benchmark and the texts of the model.
+"""
 
 import os
 from typing import Any
@@ -9,12 +12,12 @@ ALLOW = "ESPALIER_ALLOW_UNSAFE_CODE"  # set by the harness from eval.harness.all
 
 
 def humaneval(row: dict[str, Any], texts: list[str]) -> dict[str, float]:
-    """Score the continuation of the prompt by the row's `check`."""
+    """Return pass_at_1 of the prompt's continuation under the row's `check`."""
     return _score(f"{row['prompt']}{texts[0]}\n{row['test']}\ncheck({row['entry_point']})")
 
 
 def mbpp(row: dict[str, Any], texts: list[str]) -> dict[str, float]:
-    """Score a program by the row's assertions."""
+    """Return pass_at_1 of a program under the row's assertions."""
     tests = "\n".join(row["test_list"])
     return _score(f"{texts[0]}\n{row.get('test_setup_code') or ''}\n{tests}")
 

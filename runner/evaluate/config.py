@@ -1,6 +1,6 @@
-"""What is measured of a model: while it trains, at its end, beside it or after it.
+"""Validation, benchmarks and further evaluations: during training, at its end, or afterwards.
 
-Each class that has a `run` is an evaluation (`runner/records/contracts.py`); it may stand in `eval.also`.
+A class with a `run` is an evaluation (`runner/records/contracts.py`) and may stand in `eval.also`.
 """
 
 from collections.abc import Mapping
@@ -15,17 +15,20 @@ Cadence = int | Literal["validation"] | None
 
 @config
 class HarnessConfig:
-    """Benchmarks, asked by lm-eval at the end of a run, every so many steps, or of a finished run.
+    """Benchmarks run by lm-eval: at the end of a run, every `every` steps, or on a finished run.
 
     Args:
-        tasks: names: shipped (lambada, arc_easy, blimp, ...), of `include`, or lm-eval's own.
-        every: steps between (None: at the end only).
-        data: folder with the files of the shipped ones (None: from the hub); its content counts, not its path.
-        include: folder of further task YAMLs.
-        num_fewshot: worked examples before a question (None: as the task has it), drawn by `fewshot_seed`.
-        limit: questions of each task at most, evenly spaced (None: all).
-        batch_size: questions at once.
-        allow_unsafe_code: run a model's programs even where there is no sandbox.
+        tasks: names of shipped tasks (lambada, arc_easy, blimp, ...), of tasks in `include`, or of
+            lm-eval's own.
+        every: steps between two evaluations (None: at the end only).
+        data: a folder with the files of the shipped tasks (None: from the hub). Its content is
+            hashed, its path is not.
+        include: a folder of further task YAMLs.
+        num_fewshot: worked examples before a question (None: the task's own number).
+        fewshot_seed: seeds the choice of the worked examples.
+        limit: the most questions of a task, evenly spaced through the file (None: all).
+        batch_size: questions per forward pass.
+        allow_unsafe_code: run a model's programs even without a sandbox.
     """
 
     tasks: tuple[str, ...] = ()
@@ -39,16 +42,16 @@ class HarnessConfig:
     allow_unsafe_code: bool = execution(False)
 
     def content_hash(self) -> str:
-        """Return a hash of the YAMLs and files that the tasks read: where they change, so does the evaluation."""
+        """Return a hash of the YAMLs and files of the tasks, part of the fingerprint."""
         from runner.data import benchmark_files  # noqa: PLC0415
 
         return benchmark_files.content_hash(self.tasks, self.data, self.include)
 
     def run(self, trained: Trained, step: int) -> Mapping[str, float]:
-        """Return the scores by task/metric, standard errors where they are known; the report goes to evals/."""
-        from runner.evaluate.harness import ask_benchmarks  # noqa: PLC0415
+        """Return the scores by task/metric, with known standard errors; write evals/."""
+        from runner.evaluate.harness import run_benchmarks  # noqa: PLC0415
 
-        return ask_benchmarks(self, trained, step)
+        return run_benchmarks(self, trained, step)
 
     def __post_init__(self) -> None:
         for name in ("every", "limit", "batch_size"):
@@ -59,17 +62,18 @@ class HarnessConfig:
             raise ValueError(f"harness.tasks={list(self.tasks)} names a task twice")
         for name in ("data", "include"):  # a job may start in another directory
             if getattr(self, name):
-                object.__setattr__(
-                    self, name, str(Path(getattr(self, name)).expanduser().resolve())
-                )
+                folder = Path(getattr(self, name)).expanduser().resolve()
+                object.__setattr__(self, name, str(folder))
 
 
 @config
 class SamplesConfig:
-    """A sample of text, the same random draws each time: samples.txt.
+    """A sample of text, drawn with the same seed each time and appended to samples.txt.
 
     Args:
-        tokens: its length; prompt: what it continues.
+        tokens: the length of the sample.
+        prompt: the text that it continues.
+        every: steps between two samples, or "validation": with each validation.
     """
 
     counts: ClassVar[bool] = False
@@ -79,7 +83,7 @@ class SamplesConfig:
     every: Cadence = execution("validation")
 
     def run(self, trained: Trained, step: int) -> Mapping[str, float]:
-        """Return `sample_repetition`, the share of 4-grams that the sample has said before."""
+        """Return `sample_repetition`, the fraction of the sample's 4-grams that are repeats."""
         from runner.evaluate.samples import sample  # noqa: PLC0415
 
         return sample(self, trained, step)
@@ -87,14 +91,17 @@ class SamplesConfig:
 
 @config
 class DetailsConfig:
-    """Accuracy and calibration of the next token, and positions.json: the loss at each position of a sequence."""
+    """Accuracy and calibration of next-token predictions; the loss by position (positions.json)."""
 
     counts: ClassVar[bool] = False
 
     every: Cadence = execution(None)
 
     def run(self, trained: Trained, step: int) -> Mapping[str, float]:
-        """Return `val_accuracy`, `val_calibration_error` and `state_bytes`, a sequence's state in decoding."""
+        """Return `val_accuracy`, `val_calibration_error` and `state_bytes`.
+
+        `state_bytes` is the size of one sequence's decoding state.
+        """
         from runner.evaluate.details import write_details  # noqa: PLC0415
 
         return write_details(trained)
@@ -102,14 +109,14 @@ class DetailsConfig:
 
 @config
 class InductionConfig:
-    """Signs of induction heads on random tokens said twice: prefix_matching/LAYER.HEAD and repeat_gain."""
+    """Prefix-matching scores of the heads on repeated random tokens, which show induction heads."""
 
     counts: ClassVar[bool] = False
 
     every: Cadence = execution("validation")
 
     def run(self, trained: Trained, step: int) -> Mapping[str, float]:
-        """Return them; see `runner/evaluate/internals.py`."""
+        """Return `prefix_matching/LAYER.HEAD` and `repeat_gain`; see `internals.induction`."""
         from runner.evaluate.internals import induction  # noqa: PLC0415
 
         cfg = trained.cfg
@@ -120,15 +127,18 @@ class InductionConfig:
 
 @config
 class EvalConfig:
-    """Validation: every so many steps (and at the end) on at most `tokens` tokens; and what else is measured.
+    """Validation every `every` steps and at the end, and further evaluations.
 
-    The split is cut into windows of the training length, the last one shorter, evenly thinned out
-    to `tokens`.
+    The validation split is cut into windows of the training length, the last one shorter, of which
+    evenly spaced ones are taken up to `tokens`.
 
     Args:
-        harness: benchmarks that are part of the run: with others it is another run.
-        also: further evaluations by name, each with its `_target_`: conf/eval/also. They are no part of the run:
-            one that is added later is made up for without training again.
+        every: steps between two validations.
+        tokens: the most tokens of a validation.
+        batch_size: windows per forward pass.
+        harness: benchmarks that are part of the run: others make another run.
+        also: further evaluations by name, each with its `_target_` (conf/eval/also). They are not
+            part of the run: one added later is run without training again.
     """
 
     numerics = 2  # 1 left the last, shorter window of the split out
@@ -146,10 +156,11 @@ class EvalConfig:
         for name, evaluation in self.also.items():
             if not callable(getattr(evaluation, "run", None)):
                 raise ValueError(
-                    f"eval.also.{name}={evaluation!r} has no run(trained, step): see conf/eval/also"
+                    f"eval.also.{name}={evaluation!r} must have a method run(trained, step); "
+                    "see conf/eval/also"
                 )
 
     def further(self) -> dict[str, Any]:
-        """Return all evaluations but validation, by name."""
+        """Return the evaluations other than validation, by name."""
         benchmarks = {"benchmarks": self.harness} if self.harness.tasks else {}
         return benchmarks | self.also

@@ -1,4 +1,4 @@
-"""Accuracy and calibration of the next token, and the loss by its position."""
+"""Accuracy and calibration of next-token predictions, and the loss by position."""
 
 import json
 
@@ -7,13 +7,13 @@ import torch
 from models.contract import logits
 from runner.evaluate.scores import calibration_error, predictions
 from runner.evaluate.validation import to_device
-from runner.generate.generate import read
+from runner.generate.generate import prefill
 from runner.machine.storage import write_atomically
 from runner.records.contracts import Trained
 
 
 def write_details(trained: Trained) -> dict[str, float]:
-    """Write positions.json; return the values of `measure_details`."""
+    """Write positions.json and return the values of `measure_details`."""
     values, positions = measure_details(trained)
     if trained.folder is not None:
         write_atomically(trained.folder / "positions.json", json.dumps(positions))
@@ -22,10 +22,11 @@ def write_details(trained: Trained) -> dict[str, float]:
 
 @torch.no_grad()
 def measure_details(trained: Trained) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Return (values; a row position, loss, n for each position), the loss in nats per token; every rank computes all.
+    """Return (values, a row for each position).
 
-    The values are `val_accuracy` and `val_calibration_error` of the next token, and `state_bytes`: what the model
-    remembers of one sequence while it decodes.
+    The values are `val_accuracy`, `val_calibration_error` and, if the model has a state,
+    `state_bytes`, the size of one sequence's decoding state. A row has `position`, `loss` (nats per
+    token) and `n` (targets). Every rank computes everything.
     """
     model, corpus, cfg, precision = trained.model, trained.corpus, trained.cfg, trained.precision
     seq, device = cfg.train.sequence_length, trained.ranks.device
@@ -42,22 +43,22 @@ def measure_details(trained: Trained) -> tuple[dict[str, float], list[dict[str, 
         length = targets.shape[1]
         nats[:length] += losses.view(targets.shape).double().sum(dim=0).cpu()
         count[:length] += (targets >= 0).sum(dim=0).cpu()
-        there = targets >= 0
-        predicted.append(predictions(scores[there], targets[there]))
+        counted = targets >= 0
+        predicted.append(predictions(scores[counted], targets[counted]))
     with precision.autocast():
-        _, state = read(
+        _, state = prefill(
             model, batch["tokens"][:1].tolist(), device, static=batch["tokens"].shape[1]
         )
-    confidence, right = (torch.cat(parts) for parts in zip(*predicted, strict=True))
+    confidence, correct = (torch.cat(parts) for parts in zip(*predicted, strict=True))
     values = {
-        "val_accuracy": float(right.double().mean()),
-        "val_calibration_error": calibration_error(confidence, right),
+        "val_accuracy": float(correct.double().mean()),
+        "val_calibration_error": calibration_error(confidence, correct),
     }
     if state is not None:
         values["state_bytes"] = state.num_bytes()
     rows = [
-        {"position": place, "loss": float(nats[place] / count[place]), "n": int(count[place])}
-        for place in range(seq)
-        if count[place]
+        {"position": i, "loss": float(nats[i] / count[i]), "n": int(count[i])}
+        for i in range(seq)
+        if count[i]
     ]
     return values, rows

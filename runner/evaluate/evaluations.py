@@ -1,4 +1,4 @@
-"""Which evaluations a run makes at which step, and where their results go."""
+"""The evaluations that are due at a step, and the files of their results."""
 
 import json
 from pathlib import Path
@@ -13,18 +13,18 @@ SCHEMA = 1
 
 
 class Evaluations:
-    """Validation and the further evaluations of `cfg`; `fingerprint` is that of the run that is evaluated."""
+    """Validation and the further evaluations of `cfg`, for the run of `fingerprint`."""
 
     def __init__(self, cfg: EvalConfig, fingerprint: str) -> None:
         self.cfg, self.fingerprint = cfg, fingerprint
 
     def validates(self, step: int, *, last: bool) -> bool:
-        """Return whether the model is validated after `step`."""
+        """Return whether validation is due after `step`."""
         return last or step % self.cfg.every == 0
 
     def due(self, step: int, *, last: bool) -> bool:
-        """Return whether anything is evaluated after `step`."""
-        return self.validates(step, last=last) or bool(self._chosen(step, last=last))
+        """Return whether any evaluation is due after `step`."""
+        return self.validates(step, last=last) or bool(self._due(step, last=last))
 
     def validate(self, trained: Trained) -> dict[str, float]:
         """Return the values of validation."""
@@ -33,41 +33,42 @@ class Evaluations:
         return validate(trained)
 
     def further(self, trained: Trained) -> dict[str, float]:
-        """Run what is due at the step of `trained`; return its values.
+        """Run the evaluations due at the step of `trained`; return their values.
 
-        At the last step they also stand in evals/ under the evaluation's own name: it need not be made up for.
+        At the last step those of `eval.also` are also written to evals/, each under its own key:
+        planning then sees that they need not be run again.
         """
         values: dict[str, float] = {}
-        for name, evaluation in self._chosen(trained.step, last=trained.last).items():
-            found = dict(evaluation.run(trained, trained.step))
-            values |= found
-            made_up_for = name in self.cfg.also and getattr(evaluation, "counts", True)
-            if trained.last and trained.folder is not None and made_up_for:
+        for name, evaluation in self._due(trained.step, last=trained.last).items():
+            own_values = dict(evaluation.run(trained, trained.step))
+            values |= own_values
+            has_own_key = name in self.cfg.also and getattr(evaluation, "counts", True)
+            if trained.last and trained.folder is not None and has_own_key:
                 folder, step = trained.scored or (trained.folder, trained.step)
-                write_values(folder, name, evaluation_key(folder.name, evaluation), step, found)
+                key = evaluation_key(folder.name, evaluation)
+                write_values(folder, name, key, step, own_values)
         return values
 
-    def _chosen(self, step: int, *, last: bool) -> dict[str, Any]:
-        chosen = {}
+    def _due(self, step: int, *, last: bool) -> dict[str, Any]:
+        due = {}
         for name, evaluation in self.cfg.further().items():
             every = cadence(evaluation)
-            regular = (
-                self.validates(step, last=last)
-                if every == "validation"
-                else bool(every and step % every == 0)
-            )
-            if last or regular:
-                chosen[name] = evaluation
-        return chosen
+            if every == "validation":
+                at_step = self.validates(step, last=last)
+            else:
+                at_step = bool(every and step % every == 0)
+            if last or at_step:
+                due[name] = evaluation
+        return due
 
 
 def file_of(run: Path, key: str) -> Path:
-    """Return where the values of an evaluation stand in the folder of the run that it is of."""
+    """Return the file of an evaluation's values in the folder of the run evaluated."""
     return run / "evals" / f"{key}.json"
 
 
 def write_values(run: Path, name: str, key: str, step: int, values: dict[str, float]) -> None:
-    """Write the values of the evaluation called `name` to evals/ of a run."""
+    """Write the values of the evaluation `name` at `step` to evals/ of a run."""
     file = file_of(run, key)
     file.parent.mkdir(exist_ok=True)
     record = {"schema": SCHEMA, "evaluation": name, "step": step, "values": values, "scores": []}

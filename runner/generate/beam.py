@@ -1,4 +1,4 @@
-"""Beam search: the likeliest continuations of one prompt, as far as a beam of them can see."""
+"""Beam search: an approximation of the most likely continuations of one prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.language_model import LanguageModel
-from runner.generate.generate import Completion, Decode, fitting, read
+from runner.generate.generate import Completion, Decode, prefill, truncate_prompt
 from runner.generate.text_stream import TextStream
 
 
@@ -36,55 +36,55 @@ def beam_search(
 ) -> list[Completion]:
     """Return `beams` continuations, the best first, by log-probability / length ** length_penalty.
 
-    The end of the document counts as a token of a continuation's score, and is no part of its ids. Stop strings cut
-    the texts when all is said. The search ends when as many have ended as there are beams and no running one is
-    ahead of them at its present length.
+    The end-of-document token counts in a continuation's score and is not among its ids. Stop
+    strings cut the texts after the search. The search ends when `beams` continuations have ended
+    and no unfinished one scores higher at its present length.
 
     Raises:
-        ValueError: the prompt is empty or does not leave room for the new tokens within `context`.
+        ValueError: `beams` is below 1, the prompt is empty, or prompt and new tokens together
+            exceed `context`.
     """
     if beams < 1:
         raise ValueError(f"beams={beams} must be at least 1")
-    ids = fitting(prompt, context, slide=False).tolist()
+    ids = truncate_prompt(prompt, context, slide=False).tolist()
     if len(ids) + max_new_tokens > context:
         raise ValueError(
-            f"a prompt of {len(ids)} tokens and {max_new_tokens} new ones pass the context of {context}; a beam "
-            "does not slide: ask for fewer tokens, or shorten the prompt"
+            f"a prompt of {len(ids)} tokens and {max_new_tokens} new ones pass the context of "
+            f"{context}; a beam does not slide: ask for fewer tokens, or shorten the prompt"
         )
     device = next(model.parameters()).device
     running, ended = [_Beam((), ())], list[_Beam]()
-    logits, state = read(model, [ids], device)
+    logits, state = prefill(model, [ids], device)
     for length in range(max_new_tokens):
-        own = torch.log_softmax(logits.float().cpu(), dim=-1)
-        sums = own + torch.tensor([sum(beam.logprobs) for beam in running])[:, None]
+        logprobs = torch.log_softmax(logits.float().cpu(), dim=-1)
+        sums = logprobs + torch.tensor([sum(beam.logprobs) for beam in running])[:, None]
         best = sums.flatten().topk(min(2 * beams, sums.numel()))
         rows: list[int] = []
-        going: list[_Beam] = []
-        for place in best.indices.tolist():
-            row, token = divmod(place, own.shape[1])
-            grown = _Beam(
-                (*running[row].ids, token), (*running[row].logprobs, float(own[row, token]))
-            )
+        extended: list[_Beam] = []
+        for index in best.indices.tolist():
+            row, token = divmod(index, logprobs.shape[1])
+            parent = running[row]
+            logprob = float(logprobs[row, token])
+            beam = _Beam((*parent.ids, token), (*parent.logprobs, logprob))
             if token == eos:
-                ended.append(grown)
-            elif len(going) < beams:
-                going.append(grown)
+                ended.append(beam)
+            elif len(extended) < beams:
+                extended.append(beam)
                 rows.append(row)
         ended = sorted(ended, key=lambda beam: -beam.score(length_penalty))[:beams]
-        running = going
-        ahead = max(beam.score(length_penalty) for beam in running)
-        if length + 1 == max_new_tokens or (
-            len(ended) == beams and ahead <= ended[-1].score(length_penalty)
-        ):
+        running = extended
+        highest = max(beam.score(length_penalty) for beam in running)
+        decided = len(ended) == beams and highest <= ended[-1].score(length_penalty)
+        if length + 1 == max_new_tokens or decided:
             break
         newest = torch.tensor([[beam.ids[-1]] for beam in running], device=device)
         if state is None:
-            logits, state = read(model, [[*ids, *beam.ids] for beam in running], device)
+            logits, state = prefill(model, [[*ids, *beam.ids] for beam in running], device)
         else:
             state = state.select(torch.tensor(rows, device=device))
             logits = model(newest, state=state)  # type: ignore[assignment]
-    found = sorted([*ended, *running], key=lambda beam: -beam.score(length_penalty))[:beams]
-    return [_completion(prompt, beam, decode, eos, stop) for beam in found]
+    ranked = sorted([*ended, *running], key=lambda beam: -beam.score(length_penalty))[:beams]
+    return [_completion(prompt, beam, decode, eos, stop) for beam in ranked]
 
 
 def _completion(

@@ -1,7 +1,7 @@
-"""Generation: a batch of prompts of any lengths, each with its own wishes, over a cache.
+"""Batched generation over a cache: prompts of any lengths, each with its own sampling parameters.
 
-A row that has ended leaves the batch. Where a row passes the context the model was trained at, the last half of
-it is read anew and the text goes on from there. A model that keeps no state reads its whole text for each token.
+A finished row leaves the batch. When a row outgrows the training context, its last half is read
+again and generation continues from there. A model without a state reads the full text per token.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +21,13 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass
 class Completion:
-    """What was generated for a prompt.
+    """The text generated for one prompt.
 
     Args:
-        ids: new tokens, the end-of-document token not among them; logprobs: of each, under the model's own logits.
-        text: their text up to a stop string; finish: "stop" (a stop string or the end of the document) or
-            "length".
+        ids: the new tokens, without the end-of-document token.
+        logprobs: of each new token, in nats, under the model's unmodified logits.
+        text: the text of `ids` up to a stop string.
+        finish: "stop" (a stop string or the end of the document) or "length".
     """
 
     prompt: Tensor
@@ -40,7 +41,7 @@ class Completion:
 def generate(
     model: LanguageModel,
     prompts: Sequence[Tensor],
-    how: Sampling | Sequence[Sampling],
+    sampling: Sampling | Sequence[Sampling],
     *,
     context: int,
     decode: Decode,
@@ -52,30 +53,32 @@ def generate(
     """Return a completion of each prompt.
 
     Args:
-        prompts: ids, [seq] each; how: one for all, or one for each.
-        context: most tokens that the model looks at.
-        decode: of ids, their text; eos: the id that ends a document (None: nothing does).
-        on_text: called with (index of the prompt, piece of text) as text becomes certain.
-        compiled: decode by a compiled step: the batch keeps its size and the cache its shape, `context`. Only for a
-            model that keeps a state.
-        slide: a prompt longer than `context` is cut to its end, instead of refused.
+        prompts: ids, [seq] each.
+        sampling: one for all prompts, or one for each.
+        context: the most tokens that the model reads.
+        decode: returns the text of ids.
+        eos: the id that ends a document (None: there is none).
+        on_text: called with (index of the prompt, piece of text) once a piece can no longer change.
+        slide: truncate a prompt longer than `context` to its last tokens instead of refusing it.
+        compiled: decode by a compiled step, with a batch of fixed size and a cache of `context`
+            tokens. The model must have a state.
 
     Raises:
-        ValueError: a prompt is empty, or longer than `context`.
+        ValueError: a prompt is empty, or longer than `context` without `slide`.
     """
-    wishes = [how] * len(prompts) if isinstance(how, Sampling) else list(how)
+    samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     rows = [
-        _Row(index, fitting(prompt, context, slide), wish, TextStream(decode, wish.stop))
-        for index, (prompt, wish) in enumerate(zip(prompts, wishes, strict=True))
+        _Row(index, truncate_prompt(prompt, context, slide), own, TextStream(decode, own.stop))
+        for index, (prompt, own) in enumerate(zip(prompts, samplings, strict=True))
     ]
-    live = [row for row in rows if row.how.max_new_tokens > 0]
+    live = [row for row in rows if row.sampling.max_new_tokens > 0]
     device = next(model.parameters()).device
     state: State | None = None
     step = torch.compile(model, dynamic=False) if compiled else model
     while any(not row.done.finish for row in live):
         if state is None:
             texts = [row.tokens for row in live]
-            logits, state = read(model, texts, device, static=context if compiled else None)
+            logits, state = prefill(model, texts, device, static=context if compiled else None)
         else:
             newest = torch.tensor([row.tokens[-1:] for row in live], device=device)
             unread = [int(not row.done.finish) for row in live] if compiled else None
@@ -84,10 +87,11 @@ def generate(
         for row, scores in zip(live, logits.float().cpu(), strict=True):
             if not row.done.finish:
                 row.take(scores, eos, on_text)
-        going = [index for index, row in enumerate(live) if not row.done.finish]
-        if len(going) < len(live) and not compiled:
-            live = [live[index] for index in going]
-            state = state.select(torch.tensor(going, device=device)) if live and state else None
+        unfinished = [index for index, row in enumerate(live) if not row.done.finish]
+        if len(unfinished) < len(live) and not compiled:
+            live = [live[index] for index in unfinished]
+            rows_left = torch.tensor(unfinished, device=device)
+            state = state.select(rows_left) if live and state else None
         full = [row for row in live if len(row.tokens) > context]
         for row in full:
             row.tokens = row.tokens[-max(1, context // 2) :]
@@ -98,45 +102,50 @@ def generate(
 
 
 class _Row:
-    """One request under way."""
+    """One request of the batch."""
 
-    def __init__(self, index: int, prompt: Tensor, how: Sampling, stream: TextStream) -> None:
-        self.index, self.prompt, self.how, self.stream = index, prompt.tolist(), how, stream
-        self.tokens = list(self.prompt)  # what the model has before it
-        self.generator = torch.Generator().manual_seed(how.seed)
+    def __init__(self, index: int, prompt: Tensor, sampling: Sampling, stream: TextStream) -> None:
+        self.index, self.prompt = index, prompt.tolist()
+        self.sampling, self.stream = sampling, stream
+        self.tokens = list(self.prompt)  # the model's context
+        self.generator = torch.Generator().manual_seed(sampling.seed)
         self.done = Completion(prompt)
 
     def take(
         self, logits: Tensor, eos: int | None, on_text: Callable[[int, str], None] | None
     ) -> None:
-        """Choose the next token and see whether it is the last."""
+        """Choose the next token; set `done.finish` if it is the last."""
         seen = [*self.prompt, *self.done.ids]
-        token, logprob = choose(logits, seen, self.how, self.generator)
+        token, logprob = choose(logits, seen, self.sampling, self.generator)
         if token == eos:
             self.done.finish = "stop"
             return
         self.done.ids.append(token)
         self.tokens.append(token)
         self.done.logprobs.append(logprob)
-        self._say(self.stream.push(token), on_text)
+        self._emit(self.stream.push(token), on_text)
         if self.stream.stopped:
             self.done.finish = "stop"
-        elif len(self.done.ids) >= self.how.max_new_tokens:
+        elif len(self.done.ids) >= self.sampling.max_new_tokens:
             self.done.finish = "length"
 
     def end(self, on_text: Callable[[int, str], None] | None) -> None:
-        """Hand out what was held back."""
-        self._say(self.stream.finish(), on_text)
+        """Emit the text held back by the stream and complete `done`."""
+        self._emit(self.stream.finish(), on_text)
         self.done.text = self.stream.text
         self.done.finish = self.done.finish or "length"
 
-    def _say(self, piece: str, on_text: Callable[[int, str], None] | None) -> None:
+    def _emit(self, piece: str, on_text: Callable[[int, str], None] | None) -> None:
         if piece and on_text is not None:
             on_text(self.index, piece)
 
 
-def fitting(prompt: Tensor, context: int, slide: bool) -> Tensor:
-    """Return what of a prompt is read: all of it, or with `slide` its last `context` tokens; see `generate`."""
+def truncate_prompt(prompt: Tensor, context: int, slide: bool) -> Tensor:
+    """Return the prompt if it fits, with `slide` its last `context` tokens at most.
+
+    Raises:
+        ValueError: the prompt is empty, or longer than `context` without `slide`.
+    """
     if prompt.numel() == 0:
         raise ValueError("the prompt is empty; give at least one token")
     if prompt.numel() <= context:
@@ -144,20 +153,25 @@ def fitting(prompt: Tensor, context: int, slide: bool) -> Tensor:
     if slide:
         return prompt[-context:]
     raise ValueError(
-        f"the prompt has {prompt.numel()} tokens, more than the context of {context}; shorten it, or let it "
-        "slide (only the end is read)"
+        f"the prompt has {prompt.numel()} tokens, more than the context of {context}; shorten it, "
+        "or let it slide (only the end is read)"
     )
 
 
-def read(
+def prefill(
     model: LanguageModel,
     texts: Sequence[list[int]],
     device: torch.device,
     static: int | None = None,
 ) -> tuple[Tensor, State | None]:
-    """Read texts anew; return the logits after each, and the state (None: the model keeps none).
+    """Read texts from the beginning; return the logits after each and the state to go on from.
 
-    With `static` the state is made for so many tokens and keeps its shape.
+    Args:
+        texts: ids of each row, of any lengths.
+        static: make the state for this many tokens, with a shape that never changes.
+
+    Returns:
+        Logits, [batch, vocab], and the state, None if the model has none.
     """
     counts = torch.tensor([len(text) for text in texts], device=device)
     rows = [torch.tensor(text) for text in texts]
@@ -168,9 +182,9 @@ def read(
         else:
             state = start(model, len(texts), 2 * padded.shape[1])
     except NotImplementedError:
-        whole = model(padded)
-        assert isinstance(whole, Tensor)
-        return whole[torch.arange(len(texts), device=device), counts - 1], None
+        all_logits = model(padded)
+        assert isinstance(all_logits, Tensor)
+        return all_logits[torch.arange(len(texts), device=device), counts - 1], None
     logits = model(padded, state=state, counts=counts)
     assert isinstance(logits, Tensor)
     return logits, state

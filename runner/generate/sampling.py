@@ -1,7 +1,7 @@
-"""How the next token is chosen from logits: temperature, top-k, top-p, min-p, repetition, greedy.
+"""Choosing the next token: greedy, temperature, top-k, top-p, min-p, repetition penalty.
 
-Draws are made on the CPU from a generator of the request's own, so they depend neither on the device nor on what
-else is in the batch.
+Each request draws on the CPU from its own generator: its draws depend neither on the device nor on
+the rest of the batch.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """What a request asks for.
+    """The sampling parameters of one request.
+
+    `top_k`, `top_p` and `min_p` apply after the temperature, in this order.
 
     Args:
-        temperature: 0 is greedy.
-        top_k: only the k likeliest; top_p: only the likeliest that together have this probability; min_p: only
-            those at least min_p times as likely as the likeliest. All after the temperature, in this order.
-        repetition_penalty: logits of tokens seen before are divided by it where positive, multiplied where
-            negative (Keskar et al., arXiv 1909.05858).
-        stop: strings at which the text ends; they are not part of it.
-        seed: of this request's draws.
+        max_new_tokens: the most tokens to add.
+        temperature: divides the logits; 0 is greedy.
+        top_k: sample from the k most likely tokens.
+        top_p: nucleus sampling: the smallest set of tokens whose probability is at least top_p.
+        min_p: drop tokens less than min_p times as likely as the most likely one.
+        repetition_penalty: logits of tokens seen before are divided by it where positive,
+            multiplied where negative (Keskar et al., arXiv 1909.05858).
+        stop: the text ends before the first of these strings.
+        seed: seeds the draws of this request.
     """
 
     max_new_tokens: int = 128
@@ -51,38 +55,41 @@ class Sampling:
 
 
 def choose(
-    logits: Float[Tensor, " vocab"], seen: Sequence[int], how: Sampling, generator: torch.Generator
+    logits: Float[Tensor, " vocab"],
+    seen: Sequence[int],
+    sampling: Sampling,
+    generator: torch.Generator,
 ) -> tuple[int, float]:
-    """Return the next token and its log-probability under the untouched logits.
+    """Return the next token and its log-probability (nats) under the unmodified logits.
 
     Args:
-        seen: ids of prompt and text so far, for the repetition penalty.
+        seen: ids of the prompt and of the text so far, for the repetition penalty.
     """
-    plain = torch.log_softmax(logits, dim=-1)
+    logprobs = torch.log_softmax(logits, dim=-1)
     scores = logits
-    if how.repetition_penalty != 1.0:
+    if sampling.repetition_penalty != 1.0:
         ids = torch.tensor(sorted(set(seen)))
         old = scores[ids]
-        new = torch.where(old > 0, old / how.repetition_penalty, old * how.repetition_penalty)
-        scores = scores.index_put((ids,), new)
-    if how.temperature == 0:
+        penalty = sampling.repetition_penalty
+        scores = scores.index_put((ids,), torch.where(old > 0, old / penalty, old * penalty))
+    if sampling.temperature == 0:
         choice = int(scores.argmax())
     else:
-        kept = probabilities(scores / how.temperature, how)
-        choice = int(torch.multinomial(kept, 1, generator=generator))
-    return choice, float(plain[choice])
+        weights = probabilities(scores / sampling.temperature, sampling)
+        choice = int(torch.multinomial(weights, 1, generator=generator))
+    return choice, float(logprobs[choice])
 
 
-def probabilities(scores: Float[Tensor, " vocab"], how: Sampling) -> Float[Tensor, " vocab"]:
-    """Return what is drawn from: softmax of `scores`, cut by top-k, top-p and min-p, not renormalised."""
-    if how.top_k is not None and how.top_k < scores.numel():
-        floor = scores.topk(how.top_k).values[-1]
+def probabilities(scores: Float[Tensor, " vocab"], sampling: Sampling) -> Float[Tensor, " vocab"]:
+    """Return softmax(`scores`) truncated by top-k, top-p and min-p, without renormalising."""
+    if sampling.top_k is not None and sampling.top_k < scores.numel():
+        floor = scores.topk(sampling.top_k).values[-1]
         scores = scores.masked_fill(scores < floor, -torch.inf)
-    found = torch.softmax(scores, dim=-1)
-    if how.top_p is not None and how.top_p < 1:
-        ordered, order = found.sort(descending=True, stable=True)
-        before = ordered.cumsum(0) - ordered  # the one that crosses top_p still counts
-        found = found.index_fill(0, order[before >= how.top_p], 0.0)
-    if how.min_p:
-        found = found.masked_fill(found < how.min_p * found.max(), 0.0)
-    return found
+    probs = torch.softmax(scores, dim=-1)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered, order = probs.sort(descending=True, stable=True)
+        before = ordered.cumsum(0) - ordered  # the token that crosses top_p is still included
+        probs = probs.index_fill(0, order[before >= sampling.top_p], 0.0)
+    if sampling.min_p:
+        probs = probs.masked_fill(probs < sampling.min_p * probs.max(), 0.0)
+    return probs

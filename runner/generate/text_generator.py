@@ -1,4 +1,4 @@
-"""A finished cell as a model to talk to."""
+"""Text generation by a trained cell."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +19,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TextGenerator:
-    """The model of a run folder, asked in text, its weights in `dtype`: fp32, bf16 or fp16; `compiled`: by a compiled step.
+    """The newest weights of a run folder, generating text from text.
 
-    ConfigError is raised for what it cannot be asked.
+    Args:
+        folder: of the run.
+        average: take the averaged weights (train.average).
+        dtype: of the weights: fp32, bf16 or fp16.
+        compiled: decode by a compiled step.
+
+    Raises:
+        ConfigError: `dtype` is not one of these.
     """
 
     def __init__(
@@ -35,26 +42,35 @@ class TextGenerator:
         self.model = for_inference(model.to(device, DTYPES[dtype]), compiled=compiled)
 
     def generate(
-        self, prompts: Sequence[str | None], how: Sampling | Sequence[Sampling], **more: Any
+        self, prompts: Sequence[str | None], sampling: Sampling | Sequence[Sampling], **more: Any
     ) -> list[Completion]:
         """Return a continuation of each prompt (None: the beginning of a document).
 
         Further keyword arguments are those of `generate`.
-        """
-        with _explained():
-            ids = [self._ids(prompt) for prompt in prompts]
-            return generate(self.model, ids, how, compiled=self.compiled, **self._about(), **more)
 
-    def beam_search(self, prompt: str, how: Sampling, beams: int) -> list[Completion]:
-        """Return the continuations that beam search finds, the best first."""
-        with _explained():
+        Raises:
+            ConfigError: a prompt is empty or too long.
+        """
+        with _as_config_error():
+            ids = [self._ids(prompt) for prompt in prompts]
+            return generate(
+                self.model, ids, sampling, compiled=self.compiled, **self._text_options(), **more
+            )
+
+    def beam_search(self, prompt: str, sampling: Sampling, beams: int) -> list[Completion]:
+        """Return the `beams` continuations of beam search, the best first.
+
+        Raises:
+            ConfigError: `beams` is below 1, or the prompt is empty or too long.
+        """
+        with _as_config_error():
             return beam_search(
                 self.model,
                 self._ids(prompt),
                 beams=beams,
-                max_new_tokens=how.max_new_tokens,
-                stop=how.stop,
-                **self._about(),
+                max_new_tokens=sampling.max_new_tokens,
+                stop=sampling.stop,
+                **self._text_options(),
             )
 
     def _ids(self, text: str | None) -> Tensor:
@@ -62,13 +78,13 @@ class TextGenerator:
             return torch.tensor([self.tokenizer.eos])
         return torch.from_numpy(self.tokenizer.encode(text).astype("int64"))
 
-    def _about(self) -> dict[str, Any]:
+    def _text_options(self) -> dict[str, Any]:
         tokenizer = self.tokenizer
         return {"context": self.context, "decode": tokenizer.decode, "eos": tokenizer.eos}
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _as_config_error() -> Iterator[None]:
     try:
         yield
     except ValueError as error:

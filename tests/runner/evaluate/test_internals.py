@@ -179,4 +179,4 @@ def test_the_command_draws_a_page_and_pictures(
     assert "at least 2" in str(
         CliRunner().invoke(app, ["look", key, "--text", "a", *root]).exception
     )
-    assert "one of them" in str(CliRunner().invoke(app, ["look", key, *root]).exception)
+    assert "give either --text or --file" in str(CliRunner().invoke(app, ["look", key, *root]).exception)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
+from models.language_model import LanguageModel
 from models.pretrained import load_pretrained
 from runner.commands.cli import app
 from runner.generate.beam import beam_search
@@ -160,4 +161,4 @@ def test_generate_searches_prints_logprobs_and_talks(espalier: Run, tmp_path: Pa
     assert talk.splitlines()[1] == alone.rstrip("\n")
     assert "the prompt is empty" in talk
     assert "more than the context of 16" in talk
-    assert "leave --file" in _cli("generate", key, "-i", "--n", "2", *root)
+    assert "leave out --file" in _cli("generate", key, "-i", "--n", "2", *root)
