@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from models.cache import DecoderState
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from runner.commands.cli import app
@@ -24,7 +25,7 @@ BYTES = ByteTokenizer()
 class _Forgetful(Decoder):
     """The same model without a cache."""
 
-    def start(self, batch: int, capacity: int) -> object:  # type: ignore[override]
+    def start(self, batch: int, capacity: int, *, static: bool = False) -> DecoderState:
         raise NotImplementedError
 
 
