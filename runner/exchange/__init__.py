@@ -1,1 +1,1 @@
-"""Models for others and from elsewhere: Hugging Face folders, model cards."""
+"""Export of trained models: Hugging Face folders, tokenizers, model cards."""

@@ -1,4 +1,4 @@
-"""A trained cell as a Hugging Face folder: weights, config, tokenizer, model card."""
+"""Export of a trained cell as a Hugging Face folder: weights, config, tokenizer, model card."""
 
 import shutil
 from dataclasses import replace
@@ -26,15 +26,23 @@ def export(
 ) -> str:
     """Write the newest weights of `cell` into a new `folder`; return the architecture written.
 
+    Args:
+        layout: llama, qwen3, gpt2 or espalier (None: the first that fits).
+        dtype: of the weights written: fp32, bf16 or fp16.
+        max_shard_size: the largest size of a safetensors file.
+        license_name: for the model card.
+        average: export the averaged weights (train.average).
+
     Raises:
-        ConfigError: the folder holds something, or the layout cannot hold the model. CheckpointError: the
-            cell has no checkpoint.
+        ConfigError: `dtype` is unknown, the folder is not empty, or the layout does not fit the
+            model.
+        CheckpointError: the cell has no checkpoint.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype!r} is none of: {', '.join(DTYPES)}")
     model, tokenizer, context = load_model(cell.folder, average=average)
     cfg: Any = model.cfg
-    if getattr(cfg, "positions", None) == "rope":  # whose context is what it was trained at
+    if getattr(cfg, "positions", None) == "rope":  # its context is the training length
         model.cfg = replace(cfg, context_length=context)
     fresh = not folder.exists()
     try:

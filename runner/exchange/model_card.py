@@ -1,4 +1,4 @@
-"""The model card of an exported cell: everything in it is read from the run."""
+"""The model card of an exported cell, written from the run's own records."""
 
 import json
 from pathlib import Path
@@ -22,49 +22,56 @@ _MEASURED = (
 
 
 def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | None) -> str:
-    """Return README.md with the front matter that the hub reads."""
+    """Return the text of README.md, with the front matter that the hub reads."""
     cfg, folder = cell.config, cell.folder
-    summary = _read(folder / "summary.json") or {}
-    found = latest(folder, *_MEASURED)
-    measured = [[name, f"{found[name]:.6g}"] for name in _MEASURED if name in found]
+    summary = _read_json(folder / "summary.json") or {}
+    last = latest(folder, *_MEASURED)
+    measured = [[name, f"{last[name]:.6g}"] for name in _MEASURED if name in last]
     sources = [
         [source_name(source), f"{source_weight(source):g}", content["content"]]
         for source, content in zip(
             getattr(cfg.data, "sources", ()), cell.science["data.sources"], strict=True
         )
     ]
-    front = [
-        "---",
-        f"license: {license_name or 'unknown'}",
-        "library_name: transformers",
-        "tags: [espalier]",
-    ]
-    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        front.append("pipeline_tag: text-generation")
+    title = cell.label if cell.label != folder.name else cfg.name
+    sizes = [[key, str(value)] for key, value in summary.items()]
+    science = [[k, json.dumps(v)] for k, v in flatten(cell.science).items() if k != "data.sources"]
+    precision = _precision(_read_json(folder / "precision.json"), cfg.precision.compute)
     parts = [
-        "\n".join([*front, "---"]),
-        f"# {cell.label if cell.label != folder.name else cfg.name} ({cell.fingerprint})",
-        f"{architecture}, weights in {dtype}. Trained with Espalier; state of the run: {cell.state}.",
+        _front_matter(architecture, license_name),
+        f"# {title} ({cell.fingerprint})",
+        f"{architecture}, weights in {dtype}. Trained with Espalier; "
+        f"state of the run: {cell.state}.",
         "## Data\n\n" + _table(["source", "weight", "content"], sources),
         f"Tokenizer: {cfg.tokenizer.kind}; the end of a document is id "
         f"{_eos(folder)}; sequences of {cfg.train.sequence_length} tokens.",
-        "## Training\n\n" + _table(["", ""], [[k, str(v)] for k, v in summary.items()]),
+        "## Training\n\n" + _table(["", ""], sizes),
         "## Losses\n\nNats per token at the end of training.\n\n"
         + _table(["measure", "value"], measured),
+        *_evaluations(folder),
+        "## Precision\n\n" + precision,
+        "## Config\n\n" + _table(["key", "value"], science),
     ]
-    scores = [_read(file) for file in sorted(folder.glob("evals/*.json"))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(architecture: str, license_name: str | None) -> str:
+    lines = [f"license: {license_name or 'unknown'}", "library_name: transformers"]
+    lines.append("tags: [espalier]")
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        lines.append("pipeline_tag: text-generation")
+    return "\n".join(["---", *lines, "---"])
+
+
+def _evaluations(folder: Path) -> list[str]:
+    """Return a section on the benchmark scores in evals/, none without scores."""
     rows = [
         [row["name"], f"{row['value']:.4f}", _number(row["stderr"]), str(row["n"])]
-        for found in scores
-        for row in (found or {}).get("scores", [])
+        for file in sorted(folder.glob("evals/*.json"))
+        for row in _read_json(file).get("scores", [])
     ]
-    if rows:
-        parts.append("## Evaluations\n\n" + _table(["score", "value", "standard error", "n"], rows))
-    table = _read(folder / "precision.json")
-    parts.append("## Precision\n\n" + _precision(table, cfg.precision.compute))
-    science = [[k, json.dumps(v)] for k, v in flatten(cell.science).items() if k != "data.sources"]
-    parts.append("## Config\n\n" + _table(["key", "value"], science))
-    return "\n\n".join(parts) + "\n"
+    head = ["score", "value", "standard error", "n"]
+    return ["## Evaluations\n\n" + _table(head, rows)] if rows else []
 
 
 def _precision(table: list[dict[str, Any]] | None, compute: str) -> str:
@@ -82,7 +89,7 @@ def _eos(folder: Path) -> int:
     return int(loads((folder / "tokenizer.json").read_text(encoding="utf-8")).eos)
 
 
-def _read(file: Path) -> Any:
+def _read_json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 

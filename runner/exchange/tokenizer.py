@@ -1,6 +1,7 @@
-"""Our tokenizers as files that transformers reads, id for id."""
+"""Export of our tokenizers to the files of transformers, with the same ids."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,30 @@ _END = "<|endoftext|>"
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json; `context` is the longest text in tokens."""
+    """Write tokenizer.json and tokenizer_config.json; `context` is the model's, in tokens."""
     if isinstance(tokenizer, SubwordTokenizer):
         text, end = tokenizer.serialised, tokenizer.eos_token
     elif isinstance(tokenizer, CharTokenizer):
-        text, end = _units({c: i for i, c in enumerate(tokenizer.characters)}, by_bytes=False), _END
+        text, end = _bpe_without_merges(tokenizer.characters, by_bytes=False), _END
     else:
         assert isinstance(tokenizer, ByteTokenizer)
-        text, end = _units({c: i for i, c in enumerate(_printable())}, by_bytes=True), _END
+        text, end = _bpe_without_merges(_byte_characters(), by_bytes=True), _END
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    about = {
+    config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": end,
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _units(vocabulary: dict[str, int], *, by_bytes: bool) -> str:
-    """Return a tokenizer of single characters (or bytes): BPE that merges nothing."""
+def _bpe_without_merges(characters: Iterable[str], *, by_bytes: bool) -> str:
+    """Return tokenizer.json of a BPE without merges: character (or byte) i has id i."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers  # noqa: PLC0415
     from tokenizers import Tokenizer as Inner  # noqa: PLC0415
 
+    vocabulary = {character: index for index, character in enumerate(characters)}
     inner: Any = Inner(models.BPE(vocab=vocabulary, merges=[]))
     if by_bytes:
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -41,8 +43,8 @@ def _units(vocabulary: dict[str, int], *, by_bytes: bool) -> str:
     return str(inner.to_str())
 
 
-def _printable() -> list[str]:
-    """Return the character that stands for each byte in byte-level tokenizers (GPT-2's table)."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    moved = [b for b in range(256) if b not in kept]
-    return [chr(b) if b in kept else chr(256 + moved.index(b)) for b in range(256)]
+def _byte_characters() -> list[str]:
+    """Return the character that represents each byte in byte-level tokenizers (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
