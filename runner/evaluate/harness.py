@@ -1,4 +1,4 @@
-"""lm-eval over our models: its tasks ask, a model that is trained here answers.
+"""Benchmarks by lm-eval on models trained here.
 
 Shape legend: batch, seq, vocab.
 """
@@ -35,13 +35,16 @@ from runner.machine import storage
 from runner.machine.errors import ConfigError
 from runner.records.contracts import Trained
 
-_LOGITS = 1 << 27  # numbers in the logits of one forward pass, at most
+_MAX_LOGITS = 1 << 27  # elements in the logits of one forward pass
 _SCHEMA = 1
 Context = Callable[[], AbstractContextManager[None]]
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]
-    """A model and its tokenizer as lm-eval wants them; texts beyond `context` lose their beginning."""
+    """lm-eval's interface to a model and its tokenizer.
+
+    A text longer than `context` tokens loses its beginning; `num_truncated` of `num_requests` did.
+    """
 
     def __init__(
         self,
@@ -53,54 +56,60 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         autocast: Context = nullcontext,
     ) -> None:
         super().__init__()
-        self.model, self.text, self.context, self.batch = model, tokenizer, context, batch_size
-        self.autocast, self.place = autocast, next(model.parameters()).device
-        self.asked = self.cut = 0  # requests, and those whose beginning did not fit
+        self.model, self.tokenizer, self.context = model, tokenizer, context
+        self.rows_per_batch, self.autocast = batch_size, autocast
+        self._device = next(model.parameters()).device  # the field behind `device` of lm-eval
+        self.num_requests = self.num_truncated = 0
 
     @property
     def eot_token_id(self) -> int:
-        """The end of a document, which also stands before an empty context."""
-        return self.text.eos
+        """The id of the end of a document, which also precedes an empty context."""
+        return self.tokenizer.eos
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
         """Return the ids of a text."""
-        return [int(i) for i in self.text.encode(string)]
+        return [int(i) for i in self.tokenizer.encode(string)]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """Return (log-likelihood of the continuation, whether it is the greedy one) of each request."""
+        """Return (log-likelihood of the continuation, whether it is greedy) of each request."""
         pairs = [(context, continuation) for _, context, continuation in requests]
         return self.score(pairs)
 
     @torch.no_grad()
     def score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """As `_loglikelihood_tokens`, of (context, continuation) in ids; long rows first."""
+        """Return the log-likelihood (nats) of each continuation and whether it is greedy.
+
+        Args:
+            pairs: ids of context and continuation. The longest pairs are scored first.
+        """
         rows = [(*context, *continuation)[-(self.context + 1) :] for context, continuation in pairs]
-        self.asked += len(pairs)
-        self.cut += sum(len(a) + len(b) > self.context + 1 for a, b in pairs)
+        self.num_requests += len(pairs)
+        self.num_truncated += sum(len(a) + len(b) > self.context + 1 for a, b in pairs)
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        found: dict[int, tuple[float, bool]] = {}
-        while len(found) < len(order):
-            longest = len(rows[order[len(found)]])
-            size = max(1, min(self.batch, _LOGITS // (longest * self.text.vocab_size)))
-            chosen = order[len(found) : len(found) + size]
-            logits = self._logits([rows[i][:-1] for i in chosen])
-            for i, scores in zip(chosen, logits, strict=True):
-                length = min(len(pairs[i][1]), len(rows[i]) - 1)
-                targets = torch.tensor(rows[i][len(rows[i]) - length :], device=scores.device)
+        scored: dict[int, tuple[float, bool]] = {}
+        while len(scored) < len(order):
+            longest = len(rows[order[len(scored)]])
+            fitting = _MAX_LOGITS // (longest * self.tokenizer.vocab_size)
+            size = max(1, min(self.rows_per_batch, fitting))
+            batch = order[len(scored) : len(scored) + size]
+            logits = self._logits([rows[i][:-1] for i in batch])
+            for i, row_logits in zip(batch, logits, strict=True):
                 end = len(rows[i]) - 1
-                own = torch.log_softmax(scores[end - length : end], dim=-1)
-                nats = own.gather(1, targets[:, None]).sum()
-                found[i] = float(nats), bool((own.argmax(dim=-1) == targets).all())
-        return [found[i] for i in range(len(rows))]
+                length = min(len(pairs[i][1]), end)
+                targets = torch.tensor(rows[i][end + 1 - length :], device=row_logits.device)
+                logprobs = torch.log_softmax(row_logits[end - length : end], dim=-1)
+                nats = logprobs.gather(1, targets[:, None]).sum()
+                scored[i] = float(nats), bool((logprobs.argmax(dim=-1) == targets).all())
+        return [scored[i] for i in range(len(rows))]
 
     def _logits(self, rows: list[tuple[int, ...]]) -> Tensor:
-        """Return [batch, seq, vocab]; what stands behind the end of a row is padding."""
+        """Return logits [batch, seq, vocab]; behind the end of a row they are of padding."""
         tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
-        padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(self.place)
+        padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(self._device)
         with self.autocast():
             logits = self.model(padded)
         assert isinstance(logits, Tensor)
@@ -109,7 +118,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Return the log-likelihood of whole texts, in windows that do not overlap."""
+        """Return the log-likelihood (nats) of each text, computed in disjoint windows."""
         pairs, owners = [], []
         for number, request in enumerate(requests):
             windows = get_rolling_token_windows(
@@ -127,39 +136,40 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continue each context up to one of its stop strings."""
+        """Return the continuation of each context up to the first of its stop strings."""
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].args[0]))
         texts: dict[int, str] = {}
-        for first in range(0, len(order), self.batch):
-            chosen = order[first : first + self.batch]
-            wishes = [_sampling(requests[i].args[1], i) for i in chosen]
+        for first in range(0, len(order), self.rows_per_batch):
+            batch = order[first : first + self.rows_per_batch]
+            samplings = [_sampling(requests[i].args[1], i) for i in batch]
             prompts = []
-            for i, wish in zip(chosen, wishes, strict=True):
+            for i, sampling in zip(batch, samplings, strict=True):
                 ids = self.tok_encode(requests[i].args[0]) or [self.eot_token_id]
-                room = max(1, self.context // 2, self.context - wish.max_new_tokens)
-                self.asked, self.cut = self.asked + 1, self.cut + (len(ids) > room)
+                room = max(1, self.context // 2, self.context - sampling.max_new_tokens)
+                self.num_requests += 1
+                self.num_truncated += len(ids) > room
                 prompts.append(torch.tensor(ids[-room:], dtype=torch.int64))
             with self.autocast():
-                done = generate(
+                completions = generate(
                     self.model,
                     prompts,
-                    wishes,
+                    samplings,
                     context=self.context,
-                    decode=self.text.decode,
-                    eos=self.text.eos,
+                    decode=self.tokenizer.decode,
+                    eos=self.tokenizer.eos,
                 )
-            texts |= {i: completion.text for i, completion in zip(chosen, done, strict=True)}
+            texts |= {i: done.text for i, done in zip(batch, completions, strict=True)}
         return [texts[i] for i in range(len(requests))]
 
 
-def _sampling(wanted: dict[str, Any], seed: int) -> Sampling:
-    until = wanted.get("until") or []
-    sampled = wanted.get("do_sample", False) and wanted.get("temperature", 1.0) > 0
+def _sampling(gen_kwargs: dict[str, Any], seed: int) -> Sampling:
+    until = gen_kwargs.get("until") or []
+    sampled = gen_kwargs.get("do_sample", False) and gen_kwargs.get("temperature", 1.0) > 0
     return Sampling(
-        max_new_tokens=int(wanted.get("max_gen_toks", 256)),
-        temperature=float(wanted.get("temperature", 1.0)) if sampled else 0.0,
-        top_k=wanted.get("top_k") or None,
-        top_p=wanted.get("top_p"),
+        max_new_tokens=int(gen_kwargs.get("max_gen_toks", 256)),
+        temperature=float(gen_kwargs.get("temperature", 1.0)) if sampled else 0.0,
+        top_k=gen_kwargs.get("top_k") or None,
+        top_p=gen_kwargs.get("top_p"),
         stop=tuple([until] if isinstance(until, str) else until),
         seed=seed,
     )
@@ -167,11 +177,11 @@ def _sampling(wanted: dict[str, Any], seed: int) -> Sampling:
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Args:
-        scores: one for each task, metric and filter: value, stderr (None: not known), n, and what makes
-            it comparable: version, prompt hash, n-shot, lm-eval's version.
+        scores: one for each task, metric and filter: value, stderr (None: not known), n, and what
+            makes it comparable: the task's version, prompt hash, n-shot, lm-eval's version.
         records: one for each question and filter.
     """
 
@@ -180,39 +190,42 @@ class Report:
 
     @property
     def values(self) -> dict[str, float]:
-        """Return the scores by the names of their metrics, standard errors where they are known."""
-        found = {}
+        """The scores by metric name, with standard errors (NAME_stderr) where they are known."""
+        values = {}
         for row in self.scores:
-            found[row["name"]] = row["value"]
+            values[row["name"]] = row["value"]
             if row["stderr"] is not None:
-                found[f"{row['name']}_stderr"] = row["stderr"]
-        return found
+                values[f"{row['name']}_stderr"] = row["stderr"]
+        return values
 
     def write(self, folder: Path, step: int) -> None:
-        """Write evals/<identity>.json and .parquet in a run's folder, over those of an earlier step."""
+        """Write evals/<identity>.json and .parquet of a run, replacing those of an earlier step."""
         import pandas as pd  # noqa: PLC0415
 
         identity = hashlib.sha256(json.dumps([row["identity"] for row in self.scores]).encode())
-        place = folder / "evals"
-        place.mkdir(exist_ok=True)
+        evals = folder / "evals"
+        evals.mkdir(exist_ok=True)
         name = identity.hexdigest()[:16]
-        partial = place / f".{name}.parquet"
+        partial = evals / f".{name}.parquet"
         pd.DataFrame(self.records).to_parquet(partial)
-        os.replace(partial, place / f"{name}.parquet")
+        os.replace(partial, evals / f"{name}.parquet")
         text = json.dumps({"schema": _SCHEMA, "step": step, "scores": self.scores}, indent=1)
-        storage.write_atomically(place / f"{name}.json", text)
+        storage.write_atomically(evals / f"{name}.json", text)
 
 
-def ask_benchmarks(cfg: HarnessConfig, trained: Trained, step: int) -> dict[str, float]:
-    """Run lm-eval on `cfg.tasks`, write the full report to evals/ and return the scores."""
-    asked = HarnessModel(
+def run_benchmarks(cfg: HarnessConfig, trained: Trained, step: int) -> dict[str, float]:
+    """Run lm-eval on `cfg.tasks`; write the report to evals/ and return the scores.
+
+    An evaluation-only cell writes the report to the run evaluated too.
+    """
+    model = HarnessModel(
         trained.model,
         trained.corpus.tokenizer,
         context=trained.cfg.train.sequence_length,
         batch_size=cfg.batch_size,
         autocast=trained.precision.autocast,
     )
-    report = evaluate(asked, cfg, suffix=trained.suffix)
+    report = evaluate(model, cfg, suffix=trained.suffix)
     if trained.folder is not None:
         report.write(trained.folder, step)
         if trained.scored is not None:
@@ -221,23 +234,26 @@ def ask_benchmarks(cfg: HarnessConfig, trained: Trained, step: int) -> dict[str,
 
 
 def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Report:
-    """Ask the model the questions of `cfg.tasks`; `suffix` ends the names of the scores (averaged weights).
+    """Return the report of `cfg.tasks` on a model.
+
+    Args:
+        suffix: appended to the names of the scores ("_average" for averaged weights).
 
     Raises:
-        ConfigError: a task is unknown, or runs programs where there is no sandbox.
+        ConfigError: a task is unknown, or it runs programs and there is no sandbox.
     """
     specs = [specify(name, cfg.data, cfg.include) for name in cfg.tasks]
     with _quiet(cfg.allow_unsafe_code):
         named = any(isinstance(spec, str) for spec in specs)
         tasks = TaskManager(include_path=cfg.include, include_defaults=named).load(specs)["tasks"]
         unsafe = {name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)}
-        _refuse_unwalled(unsafe, specs, cfg)
+        _check_sandbox(unsafe, specs, cfg)
         samples = None
         if cfg.limit is not None:
             samples = {
-                name: _spread(len(task.eval_docs), cfg.limit) for name, task in tasks.items()
+                name: _evenly_spaced(len(task.eval_docs), cfg.limit) for name, task in tasks.items()
             }
-        found = lm_eval.simple_evaluate(
+        results = lm_eval.simple_evaluate(
             model=model,
             tasks=list(tasks.values()),
             num_fewshot=cfg.num_fewshot,
@@ -250,20 +266,24 @@ def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Re
             torch_random_seed=None,
             fewshot_random_seed=cfg.fewshot_seed,
         )
-    if found is None:
+    if results is None:
         raise ConfigError("lm-eval returned nothing")
-    records = [_record(name, row) for name, rows in found["samples"].items() for row in rows]
-    if model.cut:
+    records = [_record(name, row) for name, rows in results["samples"].items() for row in rows]
+    if model.num_truncated:
         print(
-            f"{model.cut} of {model.asked} requests were longer than the context of {model.context} tokens and "
-            "lost their beginning",
+            f"{model.num_truncated} of {model.num_requests} requests were longer than the context "
+            f"of {model.context} tokens and lost their beginning",
             file=sys.stderr,
         )
-    return Report(list(_scores(found, suffix)), records)
+    return Report(list(_scores(results, suffix)), records)
 
 
-def _refuse_unwalled(unsafe: set[str], specs: list[Any], cfg: HarnessConfig) -> None:
-    """Refuse tasks that run programs where there is no sandbox, or past it: only our own scores use it."""
+def _check_sandbox(unsafe: set[str], specs: list[Any], cfg: HarnessConfig) -> None:
+    """Check that tasks which run programs do so in a working sandbox.
+
+    Raises:
+        ConfigError: no sandbox works here, or lm-eval's own scoring would run the programs.
+    """
     if not unsafe or cfg.allow_unsafe_code:
         return
     ours = {
@@ -274,73 +294,73 @@ def _refuse_unwalled(unsafe: set[str], specs: list[Any], cfg: HarnessConfig) -> 
     }
     if unsafe - ours:
         raise ConfigError(
-            f"{', '.join(sorted(unsafe - ours))}: lm-eval's own scoring would run a model's programs without a "
-            "sandbox; give eval.harness.data, for the shipped task, or accept the risk with "
-            "eval.harness.allow_unsafe_code=true"
+            f"{', '.join(sorted(unsafe - ours))}: lm-eval's own scoring would run a model's "
+            "programs without a sandbox; give eval.harness.data, for the shipped task, or accept "
+            "the risk with eval.harness.allow_unsafe_code=true"
         )
     choose_wall(False)
 
 
-def _spread(count: int, limit: int) -> list[int]:
+def _evenly_spaced(count: int, limit: int) -> list[int]:
     """Return at most `limit` of `count` indices, evenly spaced: files are often sorted by kind."""
     return sorted({i * count // min(limit, count) for i in range(min(limit, count))})
 
 
-def _scores(found: dict[str, Any], suffix: str) -> Iterator[dict[str, Any]]:
-    for task, values in found["results"].items():
-        rows = found["samples"][task]
+def _scores(results: dict[str, Any], suffix: str) -> Iterator[dict[str, Any]]:
+    for task, values in results["results"].items():
+        rows = results["samples"][task]
         prompts = hashlib.sha256("".join(row["prompt_hash"] for row in rows).encode()).hexdigest()
-        about = {
-            "version": found["versions"].get(task),
+        protocol = {
+            "version": results["versions"].get(task),
             "prompt_hash": prompts[:16],
-            "num_fewshot": found["n-shot"].get(task, 0),
+            "num_fewshot": results["n-shot"].get(task, 0),
             "lm_eval": version("lm_eval"),
         }
-        identity = hashlib.sha256(json.dumps([task, about, suffix]).encode()).hexdigest()[:16]
+        identity = hashlib.sha256(json.dumps([task, protocol, suffix]).encode()).hexdigest()[:16]
         for key, value in values.items():
-            metric, _, kind = key.partition(",")
-            if not kind or metric.endswith("_stderr"):
+            metric, _, filter_name = key.partition(",")
+            if not filter_name or metric.endswith("_stderr"):
                 continue
-            mine = [row for row in rows if row["filter"] == kind]
-            stderr = _stderr(metric, float(value), [row.get(metric) for row in mine])
-            name = f"{task}/{metric}" + (f".{kind}" if kind != "none" else "") + suffix
+            filtered = [row for row in rows if row["filter"] == filter_name]
+            filter_suffix = f".{filter_name}" if filter_name != "none" else ""
             yield {
-                "name": name,
+                "name": f"{task}/{metric}{filter_suffix}{suffix}",
                 "task": task,
                 "metric": metric,
-                "filter": kind,
+                "filter": filter_name,
                 "value": float(value),
-                "stderr": stderr,
-                "n": len(mine),
-                **about,
+                "stderr": _stderr(metric, float(value), [row.get(metric) for row in filtered]),
+                "n": len(filtered),
+                **protocol,
                 "identity": identity,
             }
 
 
-def _stderr(metric: str, value: float, each: list[Any]) -> float | None:
-    """Return the standard error of a mean, or of exp(-mean) by the delta method; None of anything else."""
-    if len(each) < 2 or not all(isinstance(one, (int, float)) for one in each):
+def _stderr(metric: str, value: float, per_question: list[Any]) -> float | None:
+    """Return the standard error of a mean, or of exp(-mean) by the delta method; else None."""
+    count = len(per_question)
+    if count < 2 or not all(isinstance(score, (int, float)) for score in per_question):
         return None
-    numbers = torch.tensor(each, dtype=torch.float64)
-    of_mean = float(numbers.std()) / math.sqrt(len(each))
-    if math.isclose(float(numbers.mean()), value, rel_tol=1e-6, abs_tol=1e-9):
-        return of_mean
-    return value * of_mean if metric == "perplexity" else None
+    scores = torch.tensor(per_question, dtype=torch.float64)
+    stderr_of_mean = float(scores.std()) / math.sqrt(count)
+    if math.isclose(float(scores.mean()), value, rel_tol=1e-6, abs_tol=1e-9):
+        return stderr_of_mean
+    return value * stderr_of_mean if metric == "perplexity" else None
 
 
 def _record(task: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a question with what was asked, said and scored; nested parts as JSON."""
+    """Return a question with its prompts, responses and scores; nested parts as JSON."""
     nested = ("doc", "arguments", "resps", "filtered_resps", "target")
     flat = {key: value for key, value in row.items() if key not in (*nested, "metrics")}
-    said = {key: json.dumps(row.get(key), default=str, ensure_ascii=False) for key in nested}
-    return {"task": task} | flat | said
+    as_json = {key: json.dumps(row.get(key), default=str, ensure_ascii=False) for key in nested}
+    return {"task": task} | flat | as_json
 
 
 @contextmanager
 def _quiet(allow_unsafe: bool) -> Iterator[None]:
-    """lm-eval warns of much that is meant; its programs are told whether a sandbox is a must.
+    """Silence lm-eval's warnings and tell the scoring functions whether a sandbox is required.
 
-    Of several processes on a node it answers the first only; ours all ask alike, so each is a first.
+    lm-eval returns results on LOCAL_RANK 0 only; here every rank evaluates, so each is set to 0.
     """
     logger = logging.getLogger("lm_eval")
     level = logger.level

@@ -1,7 +1,8 @@
-"""Looking inside: what a model's layers attend to, would say, and hold, for one text. By hooks, so that nothing is
-computed differently while nobody looks.
+"""Internals of a model on one text: attention maps, logit lens, activation statistics.
 
-Shape legend: layers, heads, seq.
+Hooks read them, so that a forward pass without them computes nothing else.
+
+Shape legend: batch, layers, heads, seq.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,15 +26,15 @@ from runner.records.trained_model import load_model
 
 
 @dataclass
-class Watched:
-    """What the hooks saw in the last forward and backward pass.
+class Recording:
+    """The activations that the hooks recorded in the last forward and backward pass.
 
     Args:
-        attention: by layer, [batch, heads, seq, seq].
-        gates: of a memory of n-grams, by layer, [batch, seq].
-        streams: the residual stream after each block.
-        statistics: by block, rms, largest magnitude and kurtosis of its output; after a backward pass the
-            rms of the gradient there too.
+        attention: probabilities by layer, [batch, heads, seq, seq].
+        gates: of an n-gram memory (Engram) by layer, [batch, seq].
+        streams: the residual stream after each block, [batch, seq, width].
+        statistics: by block: rms, largest magnitude and kurtosis of its output, and after a
+            backward pass the rms of its gradient.
     """
 
     attention: dict[int, Tensor] = field(default_factory=dict)
@@ -43,50 +44,48 @@ class Watched:
 
 
 @contextmanager
-def watching(model: LanguageModel) -> Iterator[Watched]:
-    """Watch every forward (and backward) pass of `model` inside the context; the losses are what they are without."""
-    seen, handles = Watched(), []
+def recording(model: LanguageModel) -> Iterator[Recording]:
+    """Record every forward and backward pass of `model` inside the context.
+
+    The losses are bit-identical to those outside it.
+    """
+    recorded, handles = Recording(), []
     for index, block in enumerate(blocks(model)):
-        handles.append(block.register_forward_hook(_stream_hook(seen, index)))
+        handles.append(block.register_forward_hook(_stream_hook(recorded, index)))
         for module in block.modules():
             if isinstance(module, Attention):
-                handles.append(
-                    module.register_forward_pre_hook(
-                        _input_hook(seen.attention, index, module.probabilities), with_kwargs=True
-                    )
-                )
-            if isinstance(module, Engram):
-                handles.append(
-                    module.register_forward_pre_hook(
-                        _input_hook(seen.gates, index, module.gates), with_kwargs=True
-                    )
-                )
+                hook = _input_hook(recorded.attention, index, module.probabilities)
+            elif isinstance(module, Engram):
+                hook = _input_hook(recorded.gates, index, module.gates)
+            else:
+                continue
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
-        yield seen
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _input_hook(found: dict[int, Tensor], index: int, compute: Callable[..., Tensor]) -> Any:
-    """Keep what `compute` makes of a module's input."""
+def _input_hook(outputs: dict[int, Tensor], index: int, compute: Callable[..., Tensor]) -> Any:
+    """Return a hook that stores `compute` of a module's input as outputs[index]."""
 
-    def hook(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         with torch.no_grad():
-            found[index] = compute(*given, **named)
+            outputs[index] = compute(*args, **kwargs)
 
     return hook
 
 
-def _stream_hook(seen: Watched, index: int) -> Any:
-    def hook(_module: nn.Module, _given: Any, returned: Any) -> None:
+def _stream_hook(recorded: Recording, index: int) -> Any:
+    def hook(_module: nn.Module, _args: Any, returned: Any) -> None:
         out, _ = split_notes(returned)
-        if out.ndim == 4:  # several residual streams: their mean is what is read at the end
+        if out.ndim == 4:  # several residual streams: the head reads their mean
             out = out.mean(dim=2)
         values = out.detach().float()
-        seen.streams[index] = out.detach()
+        recorded.streams[index] = out.detach()
         centred = values - values.mean()
-        seen.statistics[index] = {
+        recorded.statistics[index] = {
             "rms": float(values.square().mean().sqrt()),
             "largest": float(values.abs().max()),
             "kurtosis": float(centred.pow(4).mean() / centred.square().mean().square()),
@@ -95,21 +94,24 @@ def _stream_hook(seen: Watched, index: int) -> Any:
             out.register_hook(note)  # type: ignore[no-untyped-call]
 
     def note(grad: Tensor) -> None:
-        seen.statistics[index]["gradient_rms"] = float(grad.float().square().mean().sqrt())
+        recorded.statistics[index]["gradient_rms"] = float(grad.float().square().mean().sqrt())
 
     return hook
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one text does in a model.
+    """A model's internals on one text.
 
     Args:
-        tokens: their texts; losses: of each but the first, nats; ranks: of each under the model, 0 the likeliest.
-        attention: [layers, heads, seq, seq], NaN in layers without attention; gates: how much of a memory of n-grams
-            each token takes, by layer where there is one.
-        lens: for each layer and place the likeliest next token's text and its probability, and the probability of
-            the true one; statistics: by layer.
+        tokens: the text of each token.
+        losses: of each token but the first, in nats.
+        ranks: of each token but the first under the model; 0 is the most likely.
+        attention: [layers, heads, seq, seq], NaN in layers without attention.
+        gates: how much of its n-gram memory each token takes, by layer that has one.
+        lens: for each layer and position the text of the most likely next token (`says`), its
+            `probability`, and that of the true one (`true`).
+        statistics: of each layer, see `Recording`.
     """
 
     tokens: list[str]
@@ -122,50 +124,52 @@ class Look:
 
 
 def look(model: LanguageModel, ids: Int64[Tensor, " seq"], names: list[str]) -> Look:
-    """Return what the text of `ids` (each named by `names`) does in `model`, gradients of its loss included.
+    """Return the internals of `model` on the text of `ids`; `names` are the texts of all ids.
 
     Raises:
         ValueError: fewer than two tokens.
     """
     if len(ids) < 2:
         raise ValueError(f"the text has {len(ids)} tokens; at least 2 are needed to look at")
-    with watching(model) as seen, torch.enable_grad():
+    with recording(model) as recorded, torch.enable_grad():
         logits = model(ids[None])
         assert isinstance(logits, Tensor)
-        own = torch.log_softmax(logits[0, :-1], dim=-1)
-        losses = -own.gather(1, ids[1:, None])[:, 0]
+        logprobs = torch.log_softmax(logits[0, :-1], dim=-1)
+        losses = -logprobs.gather(1, ids[1:, None])[:, 0]
         torch.autograd.backward(losses.sum())
     model.zero_grad(set_to_none=True)
-    ranks = (own > -losses[:, None]).sum(dim=-1)
-    layers = range(len(seen.streams))
+    ranks = (logprobs > -losses[:, None]).sum(dim=-1)
+    layers = range(len(recorded.streams))
+    lens = []
     with torch.no_grad():
-        lens = [
-            _lens(model.unembed(seen.streams[layer][0, :-1]), ids[1:], names) for layer in layers
-        ]
+        for layer in layers:
+            lens.append(_lens(model.unembed(recorded.streams[layer][0, :-1]), ids[1:], names))
     return Look(
         [names[i] for i in ids.tolist()],
         losses.tolist(),
         ranks.tolist(),
-        _stacked(seen.attention, len(layers), len(ids)),
-        {layer: gates[0].tolist() for layer, gates in seen.gates.items()},
+        _stack_maps(recorded.attention, len(layers), len(ids)),
+        {layer: gates[0].tolist() for layer, gates in recorded.gates.items()},
         lens,
-        [seen.statistics[layer] for layer in layers],
+        [recorded.statistics[layer] for layer in layers],
     )
 
 
-def _stacked(
-    found: dict[int, Tensor], layers: int, seq: int
+def _stack_maps(
+    maps: dict[int, Tensor], layers: int, seq: int
 ) -> Float[Tensor, "layers heads seq seq"]:
-    """Return the maps of all layers, NaN where a layer has none."""
-    heads = max((weights.shape[1] for weights in found.values()), default=1)
-    whole = torch.full((layers, heads, seq, seq), torch.nan)
-    for layer, weights in found.items():
-        whole[layer, : weights.shape[1]] = weights[0].detach()
-    return whole
+    """Return the attention maps of all layers, NaN for a layer without attention."""
+    heads = max((weights.shape[1] for weights in maps.values()), default=1)
+    stacked = torch.full((layers, heads, seq, seq), torch.nan)
+    for layer, weights in maps.items():
+        stacked[layer, : weights.shape[1]] = weights[0].detach()
+    return stacked
 
 
 def look_at(cell: Cell, text: str) -> dict[str, Any]:
-    """Return a look at `text` in the newest weights of a cell, as plain data; what passes the context is left out.
+    """Return `look` at `text` by the newest weights of a cell, as plain data.
+
+    The text is truncated to the context.
 
     Raises:
         ConfigError: fewer than two tokens.
@@ -173,16 +177,16 @@ def look_at(cell: Cell, text: str) -> dict[str, Any]:
     model, tokenizer, context = load_model(cell.folder)
     ids = torch.from_numpy(tokenizer.encode(text).astype("int64"))[:context]
     try:
-        found = look(model, ids, token_texts(tokenizer))
+        result = look(model, ids, token_texts(tokenizer))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return vars(found) | {"attention": found.attention.tolist()}
+    return vars(result) | {"attention": result.attention.tolist()}
 
 
 def _lens(logits: Tensor, truth: Tensor, names: list[str]) -> list[dict[str, Any]]:
-    found = torch.softmax(logits, dim=-1)
-    best, choice = found.max(dim=-1)
-    true = found.gather(1, truth[:, None])[:, 0]
+    probs = torch.softmax(logits, dim=-1)
+    best, choice = probs.max(dim=-1)
+    true = probs.gather(1, truth[:, None])[:, 0]
     rows = zip(choice.tolist(), best.tolist(), true.tolist(), strict=True)
     return [{"says": names[c], "probability": p, "true": t} for c, p, t in rows]
 
@@ -191,24 +195,27 @@ def _lens(logits: Tensor, truth: Tensor, names: list[str]) -> list[dict[str, Any
 def induction(
     model: LanguageModel, vocab_size: int, length: int, *, samples: int = 8, seed: int = 0
 ) -> dict[str, float]:
-    """Return what tells of induction heads, on `length` random tokens said twice (Olsson et al., arXiv 2209.11895).
+    """Return signs of induction heads on `length` random tokens, repeated once.
 
-    `prefix_matching/LAYER.HEAD`: mean attention from a repeated token to the one behind its first occurrence, near 1
-    in an induction head; `repeat_gain`: nats per token by which the second time is easier than the first.
+    `prefix_matching/LAYER.HEAD` is the mean attention from a repeated token to the token after its
+    first occurrence, near 1 in an induction head. `repeat_gain` is the loss of the first half minus
+    that of the second, in nats per token (Olsson et al., arXiv 2209.11895).
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     half = torch.randint(0, vocab_size, (samples, length), generator=generator).to(device)
     tokens = torch.cat((half, half), dim=1)
-    with watching(model) as seen:
+    with recording(model) as recorded:
         loss = model(tokens[:, :-1], tokens[:, 1:])
     assert isinstance(loss, TokenLoss)
-    place = torch.arange(length, 2 * length - 1, device=device)
-    found = {
-        f"prefix_matching/{layer}.{head}": float(weights[:, head, place, place - length + 1].mean())
-        for layer, weights in seen.attention.items()
+    position = torch.arange(length, 2 * length - 1, device=device)
+    scores = {
+        f"prefix_matching/{layer}.{head}": float(
+            weights[:, head, position, position - length + 1].mean()
+        )
+        for layer, weights in recorded.attention.items()
         for head in range(weights.shape[1])
     }
-    # The first token of the second half cannot be foreseen, nor that there is one.
+    # Position length - 1 predicts the first token of the second half: that one is random.
     gain = loss.nll[:, : length - 1].mean() - loss.nll[:, length:].mean()
-    return found | {"repeat_gain": float(gain)}
+    return scores | {"repeat_gain": float(gain)}

@@ -1,4 +1,4 @@
-"""What counting alone achieves on a run's data: an n-gram with the same tokens, held-out text and benchmarks."""
+"""An n-gram baseline on a run's data: the same tokens, held-out text and benchmarks."""
 
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from runner.records.contracts import Trained
 
 
 def ngram_baseline(cell: Cell, order: int, harness: HarnessConfig) -> dict[str, Any]:
-    """Return order, val_loss, val_bits_per_byte, and scores as in evals/*.json.
+    """Return `order`, `val_loss`, `val_bits_per_byte` and `scores` (as in evals/*.json).
 
     Raises:
-        ConfigError: the order does not fit the vocabulary.
+        ConfigError: the order is too high for the vocabulary.
     """
     cfg = cell.config
     hashes = [source["content"] for source in cell.science["data.sources"]]
@@ -44,15 +44,15 @@ def ngram_baseline(cell: Cell, order: int, harness: HarnessConfig) -> dict[str, 
         last=True,
         folder=None,
     )
-    found: dict[str, Any] = {"order": order} | validate(trained)
+    results: dict[str, Any] = {"order": order} | validate(trained)
     if harness.tasks:
         from runner.evaluate.harness import HarnessModel, evaluate  # noqa: PLC0415
 
-        asked = HarnessModel(
+        wrapped = HarnessModel(
             model,
             corpus.tokenizer,
             context=cfg.train.sequence_length,
             batch_size=harness.batch_size,
         )
-        found["scores"] = evaluate(asked, harness).scores
-    return found
+        results["scores"] = evaluate(wrapped, harness).scores
+    return results

@@ -1,4 +1,4 @@
-"""A sample of text at an evaluation."""
+"""Samples of a model's text, taken at evaluations."""
 
 import math
 
@@ -12,18 +12,19 @@ from runner.records.contracts import Trained
 
 
 def sample(cfg: SamplesConfig, trained: Trained, step: int) -> dict[str, float]:
-    """Append a continuation of `cfg.prompt` to samples.txt; return its `sample_repetition` where it has one.
+    """Append a continuation of `cfg.prompt` to samples.txt; return its `sample_repetition`.
 
-    Where the tokenizer makes nothing of the prompt, the sample follows the end of a document.
+    The result is empty if the sample is too short for a 4-gram. A prompt without tokens is replaced
+    by the end of a document.
     """
     tokenizer, run = trained.corpus.tokenizer, trained.cfg
     ids = [int(index) for index in tokenizer.encode(cfg.prompt)] or [tokenizer.eos]
     prompt = torch.tensor(ids)
-    how = Sampling(max_new_tokens=cfg.tokens, temperature=0.8, seed=run.seed)
+    sampling = Sampling(max_new_tokens=cfg.tokens, temperature=0.8, seed=run.seed)
     (done,) = generate(
         trained.model,
         [prompt.to(trained.ranks.device)],
-        how,
+        sampling,
         context=run.train.sequence_length,
         decode=tokenizer.decode,
         eos=None,

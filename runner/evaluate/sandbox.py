@@ -1,9 +1,8 @@
-"""Programs that a model wrote, run where they can do no harm: no network, a file system that is gone afterwards,
-limits on time, memory, file sizes and open files.
+"""A sandbox for programs written by a model: no network, a temporary file system, resource limits.
 
-By bubblewrap where it is installed, else by user namespaces; where neither works nothing runs, unless the user
-allows it. Of a program's children each has the memory limit for itself, and root is exempt from the limit on
-processes: the time limit ends them all.
+It uses bubblewrap, or else user namespaces. Where neither works programs are refused unless the
+user allows them. The memory limit holds for each process by itself, and root is exempt from the
+limit on processes; the time limit ends all processes of a program.
 """
 
 import os
@@ -24,7 +23,7 @@ from runner.machine.errors import ConfigError
 Wall = Literal["bubblewrap", "namespaces", "none"]
 
 _SYSTEM = [d for d in ("/usr", "/lib", "/lib64", "/bin") if Path(d).exists()]
-# A root of its own: read-only views of what Python needs, /proc, a small /tmp; then all rights are dropped.
+# Its own root: read-only mounts of what Python needs, /proc, a small /tmp; then all rights go.
 _ENTER = """
 set -e
 mount -t tmpfs -o size=64m,mode=755 none /mnt
@@ -49,7 +48,15 @@ exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program: seconds of wall time, bytes of memory and of a file, open files, processes."""
+    """Limits of one program.
+
+    Args:
+        wall_s: seconds of wall time.
+        memory_bytes: of address space, for each process.
+        file_bytes: of each file written.
+        files: open files.
+        processes: of the user.
+    """
 
     wall_s: float = 10.0
     memory_bytes: int = 1 << 30
@@ -60,14 +67,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended: passed, failed or timed out, and the end of what it wrote to stderr."""
+    """Whether a program passed, and if not the reason: the end of its stderr, or the timeout."""
 
     passed: bool
     reason: str
 
 
 def choose_wall(allow_unsafe: bool) -> Wall:
-    """Return what programs are run in.
+    """Return the sandbox to run programs in, "none" only if `allow_unsafe` and none works here.
 
     Raises:
         ConfigError: neither bubblewrap nor user namespaces work here, and `allow_unsafe` is False.
@@ -78,9 +85,9 @@ def choose_wall(allow_unsafe: bool) -> Wall:
     if allow_unsafe:
         return "none"
     raise ConfigError(
-        "programs of a model need a sandbox, and neither bubblewrap (apt-get install bubblewrap) nor user "
-        "namespaces (sysctl kernel.unprivileged_userns_clone) work here; leave the code tasks out, or accept "
-        "the risk with eval.harness.allow_unsafe_code=true"
+        "programs of a model need a sandbox, and neither bubblewrap (apt-get install bubblewrap) "
+        "nor user namespaces (sysctl kernel.unprivileged_userns_clone) work here; leave the code "
+        "tasks out, or accept the risk with eval.harness.allow_unsafe_code=true"
     )
 
 
@@ -97,12 +104,12 @@ def _works(wall: Wall) -> bool:
 
 
 def run(program: str, *, wall: Wall, limits: Limits | None = None) -> Outcome:
-    """Run a Python program; it has passed when it reached its last line."""
+    """Run a Python program and return its outcome; it passes by reaching its last line."""
     limits = limits or Limits()
-    token = secrets.token_hex(16)  # an early sys.exit(0) is no success
+    token = secrets.token_hex(16)  # printed at the end: an early sys.exit(0) does not pass
     text = f"{program}\nprint({token!r})\n"
-    with tempfile.TemporaryDirectory() as place:
-        out, err, source = (Path(place) / name for name in ("out", "err", "program.py"))
+    with tempfile.TemporaryDirectory() as folder:
+        out, err, source = (Path(folder) / name for name in ("out", "err", "program.py"))
         source.write_text(text, encoding="utf-8")
         with source.open("rb") as stdin, out.open("wb") as stdout, err.open("wb") as stderr:
             process = subprocess.Popen(
@@ -110,7 +117,7 @@ def run(program: str, *, wall: Wall, limits: Limits | None = None) -> Outcome:
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
-                cwd=place,
+                cwd=folder,
                 env={},
                 start_new_session=True,
             )
@@ -118,15 +125,15 @@ def run(program: str, *, wall: Wall, limits: Limits | None = None) -> Outcome:
                 code = process.wait(limits.wall_s)
             except subprocess.TimeoutExpired:
                 return Outcome(False, f"timed out after {limits.wall_s:g} s")
-            finally:  # with all that it started
+            finally:  # its children too
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        passed = code == 0 and _end(out).rstrip().endswith(token)
-        return Outcome(passed, "" if passed else _end(err).strip() or f"exit code {code}")
+        passed = code == 0 and _tail(out).rstrip().endswith(token)
+        return Outcome(passed, "" if passed else _tail(err).strip() or f"exit code {code}")
 
 
-def _end(file: Path) -> str:
+def _tail(file: Path) -> str:
     with file.open("rb") as stream:
         stream.seek(max(0, file.stat().st_size - 2000))
         return stream.read().decode(errors="replace")
@@ -147,45 +154,13 @@ def _command(wall: Wall, limits: Limits) -> list[str]:
     folders = [*_SYSTEM, sys.base_prefix] if sys.base_prefix != "/usr" else _SYSTEM
     if wall == "bubblewrap":
         views = [part for f in folders for part in ("--ro-bind", f, f)]
-        return [
-            str(shutil.which("bwrap")),
-            "--unshare-all",
-            "--die-with-parent",
-            "--new-session",
-            "--cap-drop",
-            "ALL",
-            *views,
-            "--proc",
-            "/proc",
-            "--dev",
-            "/dev",
-            "--size",
-            str(1 << 26),
-            "--tmpfs",
-            "/tmp",
-            "--chdir",
-            "/tmp",
-            "--remount-ro",
-            "/",
-            *limited,
-        ]
+        isolation = ["--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+        mounts = ["--proc", "/proc", "--dev", "/dev", "--size", str(1 << 26), "--tmpfs", "/tmp"]
+        start = ["--chdir", "/tmp", "--remount-ro", "/"]
+        return [str(shutil.which("bwrap")), *isolation, *views, *mounts, *start, *limited]
     if wall == "namespaces":
         script = "PATH=/usr/bin:/usr/sbin:/bin:/sbin" + _ENTER.format(folders=" ".join(folders))
-        return [
-            str(shutil.which("unshare")),
-            "--user",
-            "--map-root-user",
-            "--net",
-            "--pid",
-            "--mount",
-            "--ipc",
-            "--uts",
-            "--fork",
-            "--kill-child",
-            "/bin/sh",
-            "-c",
-            script,
-            "sandbox",
-            *limited,
-        ]
+        namespaces = ["--user", "--map-root-user", "--net", "--pid", "--mount", "--ipc", "--uts"]
+        start = ["--fork", "--kill-child", "/bin/sh", "-c", script, "sandbox"]
+        return [str(shutil.which("unshare")), *namespaces, *start, *limited]
     return limited

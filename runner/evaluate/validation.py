@@ -1,4 +1,4 @@
-"""What a model is judged by on the held-out split, as its task says."""
+"""Validation: the task's measures on the held-out split."""
 
 import itertools
 import math
@@ -14,17 +14,18 @@ _BITS = "bits_per_byte"
 
 @torch.no_grad()
 def validate(trained: Trained) -> dict[str, float]:
-    """Return the values of the task's `validate` over at most `eval.tokens` tokens, shared among ranks.
+    """Return the task's measures over at most `eval.tokens` tokens, and `val_tokens`.
 
-    `val_tokens` is how many targets were counted.
+    The batches are shared among the ranks, and every rank returns the same values. `val_tokens` is
+    the number of targets counted.
     """
     corpus, cfg, ranks = trained.corpus, trained.cfg, trained.ranks
     sums: dict[str, tuple[float, float]] = {}
     tokens = 0
     batches = corpus.held_out(cfg.train.sequence_length, cfg.eval.batch_size, cfg.eval.tokens)
     # Sharded parameters are gathered in every forward pass, so all ranks make the same number of
-    # them; who has no batch of its own left repeats the last one without counting it.
-    for mine, batch in dealt(batches, ranks.rank, ranks.world):
+    # them; a rank without a batch left repeats the last one without counting it.
+    for mine, batch in rank_share(batches, ranks.rank, ranks.world):
         on_device = to_device(
             batch, ranks.device, masked=getattr(cfg.data, "mask_documents", False)
         )
@@ -37,17 +38,17 @@ def validate(trained: Trained) -> dict[str, float]:
             if mine:
                 before = before[0] + float(total), before[1] + float(number)
             sums[name] = before
-    found = {}
+    measures = {}
     for name, (total, number) in sorted(sums.items()):
         total, number = ranks.sum(total), ranks.sum(number)
         if name.endswith(_BITS):
             number = math.log(2) * max(1.0, number * bytes_per_counted_byte(corpus))
-        found[name] = total / number if number else math.nan
-    return found | {"val_tokens": int(ranks.sum(tokens))}
+        measures[name] = total / number if number else math.nan
+    return measures | {"val_tokens": int(ranks.sum(tokens))}
 
 
 def to_device(batch: Sample, device: torch.device, *, masked: bool) -> Sample:
-    """Return the batch on `device`, without `documents` where tokens see across them."""
+    """Return the batch on `device`; without `masked` leave out `documents`."""
     return {
         key: value.to(device, non_blocking=True)
         for key, value in batch.items()
@@ -55,7 +56,10 @@ def to_device(batch: Sample, device: torch.device, *, masked: bool) -> Sample:
     }
 
 
-def dealt(batches: Iterator[Sample], rank: int, world: int) -> Iterator[tuple[bool, Sample]]:
-    """Yield every world-th batch from number `rank` on, (True, batch), filled up with (False, last)."""
+def rank_share(batches: Iterator[Sample], rank: int, world: int) -> Iterator[tuple[bool, Sample]]:
+    """Yield (True, batch) for every world-th batch from number `rank` on.
+
+    A rank that has one batch less than others yields (False, last batch) in the end.
+    """
     while round_ := list(itertools.islice(batches, world)):
         yield rank < len(round_), round_[min(rank, len(round_) - 1)]

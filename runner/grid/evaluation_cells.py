@@ -30,7 +30,7 @@ def evaluation_cells(
     else:
         found = find_cell(root, target)
         sources, name = [found], str(found.config.name)
-    changes = parse_overrides(overrides)
+    changes = benchmark_overrides(overrides)
     if not changes.get("eval.harness.tasks"):
         raise ConfigError("no benchmark is named; give tasks=[lambada,...]")
     follow = bool(changes.get("eval.harness.follow"))
@@ -51,7 +51,7 @@ def evaluation_cells(
     return make_cells(points), name, skipped
 
 
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def benchmark_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """Return whole keys and values of overrides; those of eval.harness may be given by their last part."""
     found = {
         key if "." in key else f"eval.harness.{key}": value
@@ -69,7 +69,7 @@ def harness_config(overrides: Sequence[str]) -> HarnessConfig:
     """
     found = {
         key.removeprefix("eval.harness."): value
-        for key, value in parse_overrides(overrides).items()
+        for key, value in benchmark_overrides(overrides).items()
     }
     return typed("eval.harness", HarnessConfig, found)
 

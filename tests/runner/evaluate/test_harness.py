@@ -63,21 +63,21 @@ ROWS = [
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 2, 16])
 def test_log_likelihoods_are_those_of_a_direct_pass(model: Decoder, batch: int) -> None:
-    asked = HarnessModel(model, BYTES, context=64, batch_size=batch)
+    harness = HarnessModel(model, BYTES, context=64, batch_size=batch)
     expected = [
         _directly(model, context.rstrip(), context[len(context.rstrip()) :] + text)
         for context, text in ROWS
     ]
-    for found, (nats, greedy) in zip(_ask(asked, "loglikelihood", *ROWS), expected, strict=True):
+    for found, (nats, greedy) in zip(_ask(harness, "loglikelihood", *ROWS), expected, strict=True):
         assert found == (pytest.approx(nats, abs=1e-4), greedy)
-    likeliest = _ask(asked, "generate_until", ("abc", {"until": [], "max_gen_toks": 3}))[0]
+    likeliest = _ask(harness, "generate_until", ("abc", {"until": [], "max_gen_toks": 3}))[0]
     if len(likeliest.encode()) == len(likeliest) == 3:
-        assert _ask(asked, "loglikelihood", ("abc", likeliest))[0][1]
+        assert _ask(harness, "loglikelihood", ("abc", likeliest))[0][1]
 
 
 @torch.no_grad()
 def test_long_texts_are_read_in_windows_and_lose_their_beginning(model: Decoder) -> None:
-    asked = HarnessModel(model, BYTES, context=16)
+    harness = HarnessModel(model, BYTES, context=16)
     text = "twenty characters..." * 3
     ids = torch.tensor([256, *(int(i) for i in BYTES.encode(text))])
     total = 0.0
@@ -92,20 +92,23 @@ def test_long_texts_are_read_in_windows_and_lose_their_beginning(model: Decoder)
     whole = ids[len(text) - last :]
     short = torch.log_softmax(model(whole[None, :-1])[0], dim=-1).gather(1, whole[1:, None])
     total += float(own[-last:].sum() - short.sum())
-    assert _ask(asked, "loglikelihood_rolling", (text,))[0] == pytest.approx(total, abs=1e-3)
-    assert asked.cut == 0  # windows are no loss
+    assert _ask(harness, "loglikelihood_rolling", (text,))[0] == pytest.approx(total, abs=1e-3)
+    assert harness.num_truncated == 0  # windows are no loss
     cut = _directly(model, (text + "x")[-17:-1], "x")
-    assert _ask(asked, "loglikelihood", (text, "x"))[0] == (pytest.approx(cut[0], abs=1e-4), cut[1])
-    assert asked.cut == 1
+    assert _ask(harness, "loglikelihood", (text, "x"))[0] == (
+        pytest.approx(cut[0], abs=1e-4),
+        cut[1],
+    )
+    assert harness.num_truncated == 1
 
 
 def test_generation_is_that_of_the_engine_up_to_a_stop_string(model: Decoder) -> None:
-    asked = HarnessModel(model, BYTES, context=64, batch_size=2)
+    harness = HarnessModel(model, BYTES, context=64, batch_size=2)
     prompts = ["one", "a longer prompt", "z"]
     wanted = {"until": ["\n", "e"], "max_gen_toks": 12, "do_sample": False}
-    found = _ask(asked, "generate_until", *[(prompt, wanted) for prompt in prompts])
-    long = _ask(asked, "generate_until", ("q" * 30, wanted | {"max_gen_toks": 64}))
-    assert asked.cut == 0, long  # half of the context is the question's
+    found = _ask(harness, "generate_until", *[(prompt, wanted) for prompt in prompts])
+    long = _ask(harness, "generate_until", ("q" * 30, wanted | {"max_gen_toks": 64}))
+    assert harness.num_truncated == 0, long  # half of the context is the question's
     how = Sampling(max_new_tokens=12, temperature=0.0, stop=("\n", "e"))
     for prompt, text in zip(prompts, found, strict=True):
         ids = torch.from_numpy(BYTES.encode(prompt).astype("int64"))
@@ -132,14 +135,14 @@ def test_a_task_of_ones_own_is_scored_with_standard_errors_and_records(
     }
     (tmp_path / "mine.yaml").write_text(json.dumps(spec))
     cfg = HarnessConfig(tasks=("mine",), data=str(tmp_path), include=str(tmp_path))
-    asked = HarnessModel(model, BYTES, context=64)
-    report = evaluate(asked, cfg)
+    harness = HarnessModel(model, BYTES, context=64)
+    report = evaluate(harness, cfg)
     (row,) = report.scores
     right = [
         max(
             (0, 1),
-            key=lambda k, r=r: asked.score(
-                [(asked.tok_encode(r["q"]), asked.tok_encode(" " + r["a"][k]))]
+            key=lambda k, r=r: harness.score(
+                [(harness.tok_encode(r["q"]), harness.tok_encode(" " + r["a"][k]))]
             )[0][0],
         )
         == r["gold"]  # type: ignore[misc]
@@ -156,7 +159,7 @@ def test_a_task_of_ones_own_is_scored_with_standard_errors_and_records(
     assert records["acc"].astype(bool).tolist() == right
     assert json.loads(records["doc"][3])["q"] == "question 3"
     few = evaluate(
-        asked, HarnessConfig(tasks=("mine",), data=str(tmp_path), include=str(tmp_path), limit=3)
+        harness, HarnessConfig(tasks=("mine",), data=str(tmp_path), include=str(tmp_path), limit=3)
     )
     assert [json.loads(r["doc"])["q"] for r in few.records] == [
         "question 0",
@@ -185,11 +188,11 @@ def test_programs_past_our_sandbox_need_leave(model: Decoder, tmp_path: Path) ->
     }
     (tmp_path / "mine.yaml").write_text(json.dumps(spec))
     cfg = HarnessConfig(tasks=("mine",), data=str(tmp_path), include=str(tmp_path))
-    asked = HarnessModel(model, BYTES, context=32)
+    harness = HarnessModel(model, BYTES, context=32)
     with pytest.raises(ConfigError, match="without a sandbox"):
-        evaluate(asked, cfg)
-    assert evaluate(asked, replace(cfg, allow_unsafe_code=True)).scores[0]["n"] == 1
-    assert asked.cut == 0
+        evaluate(harness, cfg)
+    assert evaluate(harness, replace(cfg, allow_unsafe_code=True)).scores[0]["n"] == 1
+    assert harness.num_truncated == 0
 
 
 def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
@@ -214,12 +217,12 @@ def test_every_shipped_benchmark_asks_its_local_questions(model: Decoder) -> Non
     assert set(scored) == set(names)
     assert all(row["n"] == 4 for row in report.scores)
     assert all(math.isfinite(row["value"]) for row in report.scores)
-    asked = {row["task"]: json.loads(row["arguments"]) for row in report.records}
+    prompts = {row["task"]: json.loads(row["arguments"]) for row in report.records}
     assert {row["num_fewshot"] for row in report.scores if row["task"] == "gsm8k"} == {5}
-    first = json.dumps(asked["gsm8k"])
+    first = json.dumps(prompts["gsm8k"])
     assert first.count("Answer:") == 6
-    assert json.dumps(asked["mbpp"]).count("[DONE]") >= 3
-    assert "Answer:" in json.dumps(asked["arc_easy"])
+    assert json.dumps(prompts["mbpp"]).count("[DONE]") >= 3
+    assert "Answer:" in json.dumps(prompts["arc_easy"])
     assert scored["lambada"]["metric"] in ("acc", "perplexity")
     perplexity = next(row for row in report.scores if row["metric"] == "perplexity")
     assert perplexity["stderr"] is not None
@@ -249,9 +252,9 @@ def test_the_hubs_form_of_rows_asks_the_same(model: Decoder, tmp_path: Path) -> 
     Dataset.from_list(hub).to_parquet(tmp_path / "hub/winogrande_xl/validation-0.parquet")
     (tmp_path / "local").mkdir()
     (tmp_path / "local/winogrande.jsonl").write_text("\n".join(json.dumps(row) for row in local))
-    asked = HarnessModel(model, BYTES, context=200)
+    harness = HarnessModel(model, BYTES, context=200)
     reports = [
-        evaluate(asked, HarnessConfig(tasks=("winogrande",), data=str(tmp_path / folder)))
+        evaluate(harness, HarnessConfig(tasks=("winogrande",), data=str(tmp_path / folder)))
         for folder in ("local", "hub")
     ]
     one, two = ([record["arguments"] for record in report.records] for report in reports)
@@ -260,7 +263,7 @@ def test_the_hubs_form_of_rows_asks_the_same(model: Decoder, tmp_path: Path) -> 
 
 def test_subwords_are_scored_as_a_whole(model: Decoder) -> None:
     bpe = TokenizerConfig(kind="bpe", vocab_size=257).build(["the cat sat on the mat"] * 9)
-    asked = HarnessModel(model, bpe, context=64)
-    whole = asked.score([([bpe.eos], asked.tok_encode("the cat sat"))])[0][0]
-    (parts,) = _ask(asked, "loglikelihood_rolling", ("the cat sat",))
+    harness = HarnessModel(model, bpe, context=64)
+    whole = harness.score([([bpe.eos], harness.tok_encode("the cat sat"))])[0][0]
+    (parts,) = _ask(harness, "loglikelihood_rolling", ("the cat sat",))
     assert parts == pytest.approx(whole, abs=1e-4)

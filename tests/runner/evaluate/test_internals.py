@@ -17,7 +17,7 @@ from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from models.engram_config import EngramConfig
 from runner.commands.cli import app
-from runner.evaluate.internals import induction, look, watching
+from runner.evaluate.internals import induction, look, recording
 
 NAMES = [chr(97 + i % 26) for i in range(50)]
 SHAPES = {
@@ -54,25 +54,25 @@ def test_a_watched_pass_has_the_same_bits(model: Decoder) -> None:
         return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     before = step()
-    with watching(model) as seen:
+    with recording(model) as recorded:
         during = step()
     after = step()
     for other in (during, after):
         assert torch.equal(before[0], other[0])
         assert all(torch.equal(a, b) for a, b in zip(before[1], other[1], strict=True))
-    assert sorted(seen.attention) == [0, 1]
-    assert all("gradient_rms" in row for row in seen.statistics.values())
+    assert sorted(recorded.attention) == [0, 1]
+    assert all("gradient_rms" in row for row in recorded.statistics.values())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 @torch.no_grad()
 def test_attention_maps_are_what_attention_computes(model: Decoder) -> None:
-    with watching(model) as seen:
+    with recording(model) as recorded:
         model(IDS[None])
     for layer, block in enumerate(model.blocks()):
-        found = seen.attention[layer]
-        torch.testing.assert_close(found.sum(dim=-1), torch.ones(found.shape[:-1]))
-        assert not found.triu(1).any()
+        weights = recorded.attention[layer]
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
+        assert not weights.triu(1).any()
         x = torch.randn(1, 9, model.cfg.width, generator=torch.Generator().manual_seed(layer))
         attn = block.attn  # type: ignore[union-attr]
         places = torch.arange(9)
@@ -179,4 +179,6 @@ def test_the_command_draws_a_page_and_pictures(
     assert "at least 2" in str(
         CliRunner().invoke(app, ["look", key, "--text", "a", *root]).exception
     )
-    assert "give either --text or --file" in str(CliRunner().invoke(app, ["look", key, *root]).exception)
+    assert "give either --text or --file" in str(
+        CliRunner().invoke(app, ["look", key, *root]).exception
+    )
