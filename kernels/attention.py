@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-_SHORT = 16384  # seq x dim up to which a CPU is faster in fp32 than in bf16, backward
+_SHORT = 16384  # seq x dim up to which the backward pass on a CPU is faster in fp32 than in bf16
 
 
 def attention(
@@ -22,15 +22,17 @@ def attention(
     documents: Int64[Tensor, "batch seq"] | None = None,
     causal: bool = True,
 ) -> Float[Tensor, "batch heads seq dim"]:
-    """Return softmax(scale * q k^T) v, causal or of all pairs; `scale` defaults to 1/sqrt(dim).
+    """Return softmax(scale * q k^T) v, each key/value head serving heads / kv consecutive queries.
 
-    Each key/value head serves heads/kv consecutive query heads. With `documents` (an id for each
-    token) a token attends only within its own document.
+    Args:
+        scale: 1 / sqrt(dim) where it is None.
+        documents: an id for each token; a token attends within its own document only.
+        causal: a token attends to none after it.
     """
     grouped = k.shape[1] != q.shape[1]
     if documents is None and causal and _short_on_cpu(q):
-        share = q.shape[1] // k.shape[1]
-        k, v = (t.repeat_interleave(share, dim=1) if grouped else t for t in (k, v))
+        group = q.shape[1] // k.shape[1]
+        k, v = (t.repeat_interleave(group, dim=1) if grouped else t for t in (k, v))
         return _ShortOnCpu.apply(q, k, v, scale)  # type: ignore[no-any-return, no-untyped-call]
     if documents is None:
         return F.scaled_dot_product_attention(
@@ -49,18 +51,19 @@ def masked_attention(
     scale: float | None = None,
     sink: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch heads seq out"]:
-    """Return softmax(scale * q k^T) v where `mask` lets a query see a key (None: everywhere).
+    """Return softmax(scale * q k^T) v over the keys that `mask` lets a query see (None: all).
 
-    With `sink`, a logit of each head, the softmax has one more term, exp(sink), of which nothing comes: what a head
-    does not want to look at goes there (Agarwal et al., gpt-oss, arXiv 2508.10925).
+    Args:
+        sink: a logit for each head, one more term exp(sink) of the softmax whose value is 0: weight
+            that a head wants to give to no key goes there (gpt-oss, arXiv 2508.10925).
     """
-    share = q.shape[1] // k.shape[1]
+    group = q.shape[1] // k.shape[1]
     if sink is None:
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=scale, enable_gqa=share > 1
+            q, k, v, attn_mask=mask, scale=scale, enable_gqa=group > 1
         )
     weights = attention_weights(q, k, mask, scale=scale, sink=sink)
-    return weights.to(v.dtype) @ v.repeat_interleave(share, dim=1)
+    return weights.to(v.dtype) @ v.repeat_interleave(group, dim=1)
 
 
 def attention_weights(
@@ -71,24 +74,28 @@ def attention_weights(
     scale: float | None = None,
     sink: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch heads seq ctx"]:
-    """Return in fp32 what `masked_attention` weighs v by: the fused kernels never write it down."""
+    """Return the weights of `v` in `masked_attention`, fp32; fused kernels do not store them."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     if sink is None:
         return scores.softmax(dim=-1)
-    drain = sink.float()[:, None, None].expand(*scores.shape[:-1], 1)
-    return torch.cat((scores, drain), dim=-1).softmax(dim=-1)[..., :-1]
+    sinks = sink.float()[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, sinks), dim=-1).softmax(dim=-1)[..., :-1]
 
 
 def window_mask(
     queries: Int64[Tensor, "#batch seq"], keys: Int64[Tensor, "#batch ctx"], window: int, sinks: int
 ) -> Bool[Tensor, "batch seq ctx"]:
-    """Return True where the key (at its position; negative: none) is one of the last `window` or the first `sinks`."""
-    back = queries[:, :, None] - keys[:, None, :]
-    near = back < window
-    return (keys >= 0)[:, None] & (back >= 0) & (near | (keys < sinks)[:, None])
+    """Return a mask, True where the key is one of the last `window` or of the first `sinks`.
+
+    Args:
+        queries, keys: positions of the tokens; a negative one is no key.
+    """
+    distance = queries[:, :, None] - keys[:, None, :]
+    near = distance < window
+    return (keys >= 0)[:, None] & (distance >= 0) & (near | (keys < sinks)[:, None])
 
 
 def reindexed_attention(
@@ -101,10 +108,11 @@ def reindexed_attention(
     *,
     scale: float | None = None,
 ) -> Float[Tensor, "batch heads seq dim"]:
-    """Return attention in which the keys of `far` are met by `q_sink` and those of `mask` by `q`; the others by none.
+    """Return attention of `q` to the keys of `mask` and of `q_sink` to those of `far`, one softmax.
 
-    StreamingLLM (Xiao et al., arXiv 2309.17453) counts positions inside the cache: a kept first token is never
-    further away than the cache is long, so the query that meets it is turned by another angle.
+    StreamingLLM (Xiao et al., arXiv 2309.17453) counts positions inside the cache: a first token in
+    the cache is never further away than the cache is long, so its query is rotated by another
+    angle.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     q, k, mask = _each_key_twice(q, q_sink, k, mask, far)
@@ -120,20 +128,19 @@ def reindexed_weights(
     *,
     scale: float | None = None,
 ) -> Float[Tensor, "batch heads seq ctx"]:
-    """Return what `reindexed_attention` weighs v by."""
+    """Return the weights of `v` in `reindexed_attention`, fp32."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    near, away = attention_weights(*_each_key_twice(q, q_sink, k, mask, far), scale=scale).chunk(
-        2, dim=-1
-    )
-    return near + away
+    weights = attention_weights(*_each_key_twice(q, q_sink, k, mask, far), scale=scale)
+    by_q, by_q_sink = weights.chunk(2, dim=-1)
+    return by_q + by_q_sink
 
 
 def _each_key_twice(
     q: Tensor, q_sink: Tensor, k: Tensor, mask: Tensor, far: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and mask: `q` meets the first copy of a key where `mask` says, `q_sink` the second."""
-    none = torch.zeros_like(k)
-    keys = torch.cat((torch.cat((k, none), dim=-1), torch.cat((none, k), dim=-1)), dim=2)
+    """Return (queries, keys, mask); `q` meets the first copy of a key, `q_sink` the second."""
+    zeros = torch.zeros_like(k)
+    keys = torch.cat((torch.cat((k, zeros), dim=-1), torch.cat((zeros, k), dim=-1)), dim=2)
     return torch.cat((q, q_sink), dim=-1), keys, torch.cat((mask, far), dim=-1)
 
 
@@ -143,7 +150,7 @@ def _short_on_cpu(q: Tensor) -> bool:
 
 
 class _ShortOnCpu(torch.autograd.Function):
-    """torch's fused kernel, its backward pass in fp32: in bf16 that takes five times as long at 128 tokens."""
+    """torch's fused kernel with a backward pass in fp32, five times as fast at 128 tokens."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
@@ -158,8 +165,9 @@ class _ShortOnCpu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *tensors, sums = ctx.saved_tensors
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        found = fused(grad.float(), *(t.float() for t in tensors), sums, 0.0, True, scale=ctx.scale)
-        return *(t.to(grad.dtype) for t in found), None
+        fp32 = [grad.float(), *(t.float() for t in tensors)]
+        gradients = fused(*fp32, sums, 0.0, True, scale=ctx.scale)
+        return *(t.to(grad.dtype) for t in gradients), None
 
 
 def document_mask(

@@ -11,8 +11,9 @@ from torch import Tensor
 Function = Callable[..., tuple[Tensor, ...]]
 Sizes = tuple[dict[int, str], ...]
 # (function, its name, example tensors, free sizes) -> a function that gives the same bits. The name
-# tells a function, with all that is bound to it, from every other one. Examples have the right dtypes
-# and small sizes. Sizes are for each tensor {dim: "16*r"}: a multiple of 16 that is called r.
+# tells a function, with all that is bound to it, from every other one. Examples have the right
+# dtypes and small sizes. Sizes are for each tensor {dim: "16*r"}: a multiple of 16 that is called
+# r.
 Compiler = Callable[[Function, str, tuple[Tensor, ...], Sizes], Function]
 
 

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 IGNORE = -100
-# Logits held at once: 128 MiB in fp32. Every chunk adds to the whole gradient of the weight, so fewer
-# chunks are faster; measured on CPU, twice as many elements gain 10%, half as many lose 30%.
+# Logits held at once: 128 MiB in fp32. Every chunk adds to all of the weight's gradient, so fewer
+# chunks are faster; measured on a CPU, twice as many elements gain 10%, half as many lose 30%.
 _CHUNK_ELEMENTS = 1 << 25
-# Weights of rows: given, or made of their detached nll: called with (nll of a chunk, the rows that it is of).
-# A bound method whose object holds the data of the batch keeps a compiled step as it is; a new closure does not.
+# Weights of rows: a tensor, or a function of (detached nll of a chunk, indices of its rows). Give a
+# bound method of an object that holds the batch's data: a new closure would recompile a compiled
+# step.
 Weights = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -38,21 +39,30 @@ def linear_cross_entropy(
     """Return (sum of the training loss, per-row negative log-likelihood in nats).
 
     logits = scale * hidden @ weight.T, then softcap * tanh(logits / softcap) if given. The loss is
-    sum(w * (nll + z_loss * logsumexp(logits)**2)) over rows whose target is not -100 (`IGNORE`), w being
-    1 without `weights`; nll is 0 at ignored rows, fp32, unweighted, and carries no gradient, nor do the
-    weights. Where most rows are ignored, a CPU computes only the others.
+    sum(w * (nll + z_loss * logsumexp(logits)**2)) over rows whose target is not -100 (`IGNORE`).
+
+    The nll is fp32, unweighted and 0 at ignored rows; neither it nor the weights carry a gradient.
+    Where most rows are ignored, a CPU computes only the others.
+
+    Args:
+        weights: w of each row, see `Weights`; None: 1.
     """
     if _mostly_ignored(targets):
         rows = (targets != IGNORE).nonzero()[:, 0]
-        given = hidden.index_select(0, rows), weight, targets[rows]
         if isinstance(weights, Tensor):
             weights = weights[rows]
         elif weights is not None:
             weights = _OfRows(weights, rows)
-        loss, some = linear_cross_entropy(
-            *given, scale=scale, softcap=softcap, z_loss=z_loss, weights=weights
+        loss, nll = linear_cross_entropy(
+            hidden.index_select(0, rows),
+            weight,
+            targets[rows],
+            scale=scale,
+            softcap=softcap,
+            z_loss=z_loss,
+            weights=weights,
         )
-        return loss, some.new_zeros(len(targets)).index_copy(0, rows, some)
+        return loss, nll.new_zeros(len(targets)).index_copy(0, rows, nll)
     loss, nll = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, scale, softcap, z_loss, weights
     )
@@ -60,7 +70,7 @@ def linear_cross_entropy(
 
 
 class _OfRows:
-    """Weights of chosen rows, made by a function that knows them by their number among all rows."""
+    """Weights of chosen rows by a function that takes their indices among all rows."""
 
     def __init__(self, weigh: Callable[[Tensor, Tensor], Tensor], rows: Tensor) -> None:
         self.weigh, self.rows = weigh, rows
@@ -70,7 +80,7 @@ class _OfRows:
 
 
 def _mostly_ignored(targets: Tensor) -> bool:
-    """On a GPU the answer would make the host wait, and a compiled step has no room for the question."""
+    """Return whether most rows are ignored; False on a GPU, where the host would have to wait."""
     if (
         targets.device.type != "cpu"
         or torch.compiler.is_compiling()
@@ -132,10 +142,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, nll
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_loss: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        # In place: the weight's gradient is as large as a big vocabulary's embedding. A second backward
-        # pass through the same graph is refused by autograd's version counter.
+        # In place: the weight's gradient is as large as a big vocabulary's embedding. A second
+        # backward pass through the same graph is refused by autograd's version counter.
         if grad_hidden is not None:
             grad_hidden.mul_(grad_loss.to(grad_hidden.dtype))
         if grad_weight is not None:
@@ -149,7 +161,7 @@ def _chunks(rows: int, vocab: int) -> list[slice]:
 
 
 def _weights_of(weights: Weights | None, nll: Tensor, chunk: slice) -> Tensor | None:
-    """Return the weight of each row of a chunk, None where all count alike."""
+    """Return the weight of each row of a chunk, None where all are 1."""
     if weights is None:
         return None
     if isinstance(weights, Tensor):
@@ -175,7 +187,7 @@ def _logits(hidden: Tensor, head: Tensor, scale: float, softcap: float | None) -
 
 
 def _nll(logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (nll, logsumexp, sum of exp(logit - max)) of each row; `logits` become exp(logit - max)."""
+    """Return (nll, logsumexp, sum of exp(logit - max)); `logits` become exp(logit - max)."""
     peak = logits.amax(dim=-1)
     picked = logits.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
     total = logits.sub_(peak[:, None]).exp_().sum(dim=-1)

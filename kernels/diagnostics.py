@@ -1,6 +1,6 @@
-"""What quantising does to a tensor, in numbers: what to look at when a low-precision run goes wrong.
+"""Statistics of quantised tensors, to find out why a low-precision run goes wrong.
 
-Each is a pass over the tensor by the eager reference: for a look every so many steps, not for every one.
+Each is a pass over the tensor by the eager reference: compute them once in many steps.
 """
 
 import torch
@@ -13,37 +13,36 @@ from kernels.quantise import Quantised, as_blocks
 
 def statistics(
     x: Float[Tensor, "rows cols"],
-    found: Quantised,
+    quantised: Quantised,
     before: Float[Tensor, "rows cols"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Return 0-d tensors that describe `found`, which `x` was quantised to.
+    """Return 0-d tensors that describe `quantised`, which is `x` quantised.
 
     amax            largest magnitude
     sqnr_db         10 log10 (signal / error energy)
     underflow       share of the non-zero elements that became 0
     saturation      share beyond what their block's scale can hold
     zero_scales     share of blocks whose scale is 0
-    scale_log2_K    share of blocks whose scale lies in [2^K, 2^(K+1)): their histogram, no empty bins
-    bias            mean of sign(x) (found - x) over mean |x|: what stochastic rounding is to bring to 0
+    scale_log2_K    share of blocks whose scale lies in [2^K, 2^(K+1)), for every K that occurs
+    bias            mean of sign(x) (quantised - x) over mean |x|; 0 under stochastic rounding
     kurtosis        E x^4 / (E x^2)^2, 3 for a Gaussian
-    kurtosis_gain   that of `before` (the tensor without its Hadamard transform) over it
+    kurtosis_gain   kurtosis of `before` (x without its Hadamard transform) over that of x
     """
     x = x.float()
-    values = found.dequantise()
+    values = quantised.dequantise()
     error = values - x
-    scale = found.scales * found.outer if found.outer.ndim == 0 else found.scales
-    live = found.scales[found.scales > 0].log2().floor()
-    octaves, counts = torch.unique(live, return_counts=True)  # type: ignore[no-untyped-call]
+    positive = quantised.scales[quantised.scales > 0].log2().floor()
+    octaves, counts = torch.unique(positive, return_counts=True)  # type: ignore[no-untyped-call]
     result = {
         "amax": x.abs().amax(),
         "sqnr_db": 10 * torch.log10(x.square().sum() / error.square().sum().clamp(min=1e-30)),
         "underflow": ((values == 0) & (x != 0)).sum() / (x != 0).sum().clamp(min=1),
-        "saturation": (x.abs() > _reach(found, scale, x)).float().mean(),
-        "zero_scales": (found.scales == 0).float().mean(),
+        "saturation": (x.abs() > _reach(quantised, x)).float().mean(),
+        "zero_scales": (quantised.scales == 0).float().mean(),
         "bias": (x.sign() * error).mean() / x.abs().mean().clamp(min=1e-30),
         "kurtosis": kurtosis(x),
     }
-    shares = counts / found.scales.numel()
+    shares = counts / quantised.scales.numel()
     result |= {f"scale_log2_{int(k)}": share for k, share in zip(octaves, shares, strict=True)}
     if before is not None:
         result["kurtosis_gain"] = kurtosis(before.float()) / result["kurtosis"]
@@ -56,16 +55,19 @@ def kurtosis(x: Float[Tensor, "rows cols"]) -> Float[Tensor, ""]:
     return square.square().mean() / square.mean().square().clamp(min=1e-30)
 
 
-def sqnr_db(x: Float[Tensor, "rows cols"], how: Quantiser) -> float:
-    """Return the signal-to-quantisation-noise ratio of `x` under `how`, in dB."""
-    return float(statistics(x, how(x))["sqnr_db"])
+def sqnr_db(x: Float[Tensor, "rows cols"], quantiser: Quantiser) -> float:
+    """Return the signal-to-quantisation-noise ratio of `x` under `quantiser`, in dB."""
+    return float(statistics(x, quantiser(x))["sqnr_db"])
 
 
-def _reach(found: Quantised, scale: Tensor, x: Tensor) -> Tensor:
-    """Return the largest magnitude that each element's block can hold, and half a step."""
-    most = scale * found.fmt.max * (1 + 2.0 ** -(found.fmt.mantissa + 1))
-    if found.block == (0, 0):
-        return most
-    if found.outer.ndim:
-        most = most * found.outer
-    return (torch.ones_like(as_blocks(x, found.block)) * most[:, None, :, None]).view(x.shape)
+def _reach(quantised: Quantised, x: Tensor) -> Tensor:
+    """Return the largest magnitude that each element's block can hold, plus half a step."""
+    fmt, outer = quantised.fmt, quantised.outer
+    scale = quantised.scales * outer if outer.ndim == 0 else quantised.scales
+    largest = scale * fmt.max * (1 + 2.0 ** -(fmt.mantissa + 1))
+    if quantised.block == (0, 0):
+        return largest
+    if outer.ndim:
+        largest = largest * outer
+    blocks = torch.ones_like(as_blocks(x, quantised.block))
+    return (blocks * largest[:, None, :, None]).view(x.shape)

@@ -1,4 +1,4 @@
-"""Names of formats and transforms, for who only chooses among them: nothing here needs torch."""
+"""Names of formats and transforms, for configs that choose among them without torch."""
 
 from typing import Literal
 

@@ -1,8 +1,8 @@
-"""Small floating-point formats to the last bit: which values there are, rounding to them, their codes.
+"""Small floating-point formats to the last bit: their values, rounding to them, their codes.
 
 Rounding is arithmetic on fp32, so that eager torch, torch.compile and Triton (whose interpreter has
-wrong fp8 casts) give the same bits. Values are kept as fp32; `encode` and `decode` go to the bytes
-that hardware stores.
+wrong fp8 casts) give the same bits. Values are fp32; `encode` and `decode` convert to and from the
+bytes that hardware stores.
 
 Sources: OCP Microscaling Formats v1.0 (E2M1, E8M0), OCP FP8 (E4M3, E5M2).
 """
@@ -44,9 +44,9 @@ _E8M0_NAN = 255
 
 
 def round_nearest(x: Float[Tensor, "*shape"], fmt: FloatFormat) -> Float[Tensor, "*shape"]:
-    """Return fp32 `x` rounded to `fmt`, ties to the even code; beyond `fmt.max` saturates, NaN stays.
+    """Return fp32 `x` rounded to `fmt`, ties to the even code; beyond `fmt.max` it saturates.
 
-    Error: at most half a step, which is 2**(exponent - mantissa) of the value's binade.
+    NaN stays. Error: at most half a step, which is 2**(exponent - mantissa) of the value's binade.
     """
     x = x.clamp(-fmt.max, fmt.max)
     step = _step(x, fmt)
@@ -58,8 +58,8 @@ def round_stochastic_e2m1(
 ) -> Float[Tensor, "*shape"]:
     """Return fp32 `x` rounded up or down to E2M1, with `bits` / 256 in [0, 1) as the dice.
 
-    The software twin of Blackwell's cvt.rs as TransformerEngine states it: t = |x| + u * step(|x|),
-    truncated to the step of t. Unbiased to 1/256 of a step for |x| <= 6; above, it saturates.
+    It is Blackwell's cvt.rs as TransformerEngine states it: t = |x| + u * step(|x|), truncated to
+    the step of t. Unbiased to 1/256 of a step for |x| <= 6; above, it saturates.
     """
     magnitude = x.abs()
     t = magnitude + bits.float() * (1.0 / 256.0) * _e2m1_step(magnitude)
@@ -71,11 +71,17 @@ def round_stochastic_e2m1(
 def round_scale(
     amax: Float[Tensor, "*shape"], fmt: FloatFormat, mode: str
 ) -> Float[Tensor, "*shape"]:
-    """Return the power-of-two scale of blocks whose largest magnitude is `amax`, fp32 (E8M0 values).
+    """Return the power-of-two scale, in fp32, of blocks whose largest magnitude is `amax`.
 
-    Modes: floor 2**(floor(log2 amax) - emax), as OCP says; rceil: amax / fmt.max rounded up to a power
-    of two, which never saturates (NVIDIA's training); ceil: 2**(ceil(log2 amax) - emax); even: amax is
-    rounded to the format's mantissa first. 0 for blocks of zeros, whose codes are 0 too.
+    Blocks of zeros have the scale 0.
+
+    Args:
+        mode: floor: 2**(floor(log2 amax) - emax), as OCP says; rceil: amax / fmt.max rounded up to
+            a power of two, which never saturates (NVIDIA's training); ceil: 2**(ceil(log2 amax) -
+            emax); even: as floor, amax being rounded to the format's mantissa first.
+
+    Raises:
+        ValueError: there is no such mode.
     """
     if mode == "rceil":
         scale = amax * amax.new_tensor(fmt.max).reciprocal()
@@ -85,7 +91,7 @@ def round_scale(
     elif mode == "floor":
         scale = _power_of_two_down(amax) * 2.0**-fmt.emax
     elif mode == "even":
-        # Half of the last kept bit is added: what rounds up to the next binade gets its exponent.
+        # Half of the last stored bit is added: what rounds up to the next binade gets its exponent.
         half = 1 << (23 - fmt.mantissa - 1)
         rounded = (amax.view(torch.int32) + half).view(torch.float32)
         scale = _power_of_two_down(rounded) * 2.0**-fmt.emax
@@ -96,7 +102,7 @@ def round_scale(
 
 
 def encode(values: Float[Tensor, "*shape"], fmt: FloatFormat) -> UInt8[Tensor, "*shape"]:
-    """Return the codes of fp32 `values`, which must be of `fmt`; E2M1 codes fill the low four bits."""
+    """Return the codes of `values` (fp32, each a value of `fmt`); E2M1 fills the low four bits."""
     if fmt is not E2M1:
         return values.to(_FLOAT8[fmt.name]).view(torch.uint8)
     table = torch.tensor(_E2M1_MAGNITUDES, device=values.device)
@@ -113,7 +119,7 @@ def decode(codes: UInt8[Tensor, "*shape"], fmt: FloatFormat) -> Float[Tensor, "*
 
 
 def encode_e8m0(scales: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Return the exponent bytes of power-of-two `scales`: 0 (and 2**-127) is byte 0, NaN is 255."""
+    """Return the exponent bytes of power-of-two `scales`; 0 and 2**-127 are byte 0, NaN is 255."""
     exponent = ((scales.view(torch.int32) & _EXPONENT_BITS) >> 23).to(torch.uint8)
     return torch.where(scales.isfinite(), exponent, _E8M0_NAN)
 
@@ -125,7 +131,7 @@ def decode_e8m0(codes: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def pack(codes: UInt8[Tensor, "*rows cols"]) -> UInt8[Tensor, "*rows half"]:
-    """Return two four-bit codes a byte along the last dimension, the even element in the low nibble.
+    """Return two four-bit codes a byte along the last dimension, the first in the low nibble.
 
     Raises:
         ValueError: the last dimension is odd.

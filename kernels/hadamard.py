@@ -1,7 +1,7 @@
-"""The random Hadamard transform: groups of a tensor turned by diag(signs) H / sqrt(d).
+"""The random Hadamard transform: groups of a tensor multiplied by diag(signs) H / sqrt(d).
 
-An orthogonal change of basis applied to both operands of a product along the dimension that is
-summed over: the product stays, outliers are spread over their group (QuaRot; NVFP4, section 4.2).
+Both operands of a product change their basis along the dimension that is summed over: the product
+stays, and outliers are spread over their group (QuaRot; NVFP4, section 4.2).
 """
 
 import math
@@ -27,14 +27,14 @@ def hadamard_matrix(
     """Return diag(signs) H / sqrt(size) in bf16, exact for 16 and 64 (entries 2**-k), else rounded.
 
     Raises:
-        ValueError: no such size.
+        ValueError: `size` is none of HADAMARD_SIZES.
     """
     if size not in HADAMARD_SIZES:
         raise ValueError(f"hadamard={size} is none of {', '.join(map(str, HADAMARD_SIZES))}")
     if torch.compiler.is_compiling():
         return _matrix(size, signs, seed, device)
-    with unset_fake_temporarily():  # what is kept serves later, real calls
-        return _kept(size, signs, seed, device)
+    with unset_fake_temporarily():  # a cached matrix serves later, real calls
+        return _cached_matrix(size, signs, seed, device)
 
 
 def _matrix(size: int, signs: Signs, seed: int, device: torch.device) -> Tensor:
@@ -45,20 +45,20 @@ def _matrix(size: int, signs: Signs, seed: int, device: torch.device) -> Tensor:
         matrix = torch.tensor(_FIXED * (size // 16), dtype=torch.float32)[:, None] * matrix
     elif signs == "random":
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randint(0, 2, (size, 1), generator=generator) * 2.0 - 1.0
-        matrix = drawn * matrix
+        random_signs = torch.randint(0, 2, (size, 1), generator=generator) * 2.0 - 1.0
+        matrix = random_signs * matrix
     return (matrix / math.sqrt(size)).to(device=device, dtype=torch.bfloat16)
 
 
-_kept = lru_cache(_matrix)
+_cached_matrix = lru_cache(_matrix)
 
 
 def hadamard(
     x: Float[Tensor, "rows cols"], matrix: Float[Tensor, "d d"], dim: int
 ) -> Float[Tensor, "rows cols"]:
-    """Return bf16 `x` with every group of d along `dim` (0 or 1) turned by `matrix`.
+    """Return `x` in bf16, every group of d along `dim` (0 or 1) multiplied by `matrix`.
 
-    Sums are fp32, rounded to bf16 once: what is quantised next is that bf16.
+    Sums are fp32, rounded to bf16 once.
 
     Raises:
         ValueError: the size along `dim` is not a multiple of d.
@@ -66,7 +66,8 @@ def hadamard(
     d = matrix.shape[0]
     if x.shape[dim] % d:
         raise ValueError(
-            f"size {x.shape[dim]} along dim {dim} is not a multiple of hadamard={d}; pad to {-(-x.shape[dim] // d) * d}"
+            f"size {x.shape[dim]} along dim {dim} is not a multiple of hadamard={d}; "
+            f"pad to {-(-x.shape[dim] // d) * d}"
         )
     x = x.to(torch.bfloat16)
     if dim == 1:

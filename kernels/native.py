@@ -1,9 +1,8 @@
-"""Linear layers on low-precision tensor cores, through TransformerEngine where the machine has both.
+"""Linear layers on low-precision tensor cores, through TransformerEngine where both are there.
 
-TransformerEngine knows five recipes, each for all three GEMMs of a layer. A `LinearRecipe` that is one of
-them can run there; everything else, and every machine without the units, is emulated. What differs
-from the emulation: accumulation is the hardware's, gradients of weights leave their GEMM in bf16, and
-stochastic rounding draws from torch's CUDA generator.
+TransformerEngine knows five recipes, each for all three GEMMs of a layer; a `LinearRecipe` that is
+one of them can run there. Other than in the emulation, accumulation is the hardware's, gradients of
+weights leave their GEMM in bf16, and stochastic rounding draws from torch's CUDA generator.
 
 Sources: transformer_engine.common.recipe and .pytorch of TransformerEngine 2.9 and later.
 """
@@ -11,6 +10,7 @@ Sources: transformer_engine.common.recipe and .pytorch of TransformerEngine 2.9 
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ from kernels.quantise import TENSOR
 from kernels.quantised_linear import GemmRecipe, LinearRecipe, OperandRecipe
 
 _NO_GPU = "only a GPU has low-precision tensor cores"
-_ALIGNED = 32  # tokens: what the most demanding recipe, MXFP8, wants
-# TransformerEngine's own check, and the compute capability that it asks for.
+_ALIGNED = 32  # tokens are padded to a multiple: MXFP8's, the largest of any recipe
+# TransformerEngine's own check, and the compute capability that it requires.
 _NEEDS = {
     "DelayedScaling": ("is_fp8_available", (8, 9)),
     "Float8CurrentScaling": ("is_fp8_available", (8, 9)),
@@ -34,31 +34,31 @@ _NEEDS = {
 
 
 class Unsupported(ValueError):
-    """Why a recipe or a machine has no native path."""
+    """A recipe or a machine has no native path; the message says why."""
 
 
 def recipe_of(recipe: LinearRecipe) -> tuple[str, dict[str, Any]]:
-    """Return the TransformerEngine recipe that `recipe` is: the name of its class and its arguments.
+    """Return the TransformerEngine recipe equal to `recipe`: the name of its class, its arguments.
 
     Raises:
-        Unsupported: it is none of them; the message says what does not fit.
+        Unsupported: there is none; the message names the operands that differ from the nearest.
     """
     if recipe.fprop.plain:
         raise Unsupported("TransformerEngine quantises no backward pass alone")
     forward_only = recipe.dgrad.plain and recipe.wgrad.plain
-    more = {"backward_override": "high_precision"} if forward_only else {}
-    reasons = []
+    override = {"backward_override": "high_precision"} if forward_only else {}
+    differences = []
     for name, arguments, theirs in published():
-        wanted = LinearRecipe(fprop=theirs.fprop) if forward_only else theirs
-        different = _difference(recipe, wanted)
-        if different is None:
-            return name, arguments | more
-        reasons.append((len(different), different))
-    raise Unsupported(f"TransformerEngine has no such recipe: {min(reasons)[1]}")
+        theirs = LinearRecipe(fprop=theirs.fprop) if forward_only else theirs
+        difference = _difference(recipe, theirs)
+        if difference is None:
+            return name, arguments | override
+        differences.append((len(difference), difference))
+    raise Unsupported(f"TransformerEngine has no such recipe: {min(differences)[1]}")
 
 
 def refuse_capability(recipe: LinearRecipe, capability: tuple[int, int] | None) -> None:
-    """Check a recipe against the compute capability of hardware that is not at hand (None: no GPU).
+    """Refuse a recipe that hardware of this compute capability (None: no GPU) has no units for.
 
     Raises:
         Unsupported: TransformerEngine has no such recipe, or the hardware no units for it.
@@ -68,16 +68,15 @@ def refuse_capability(recipe: LinearRecipe, capability: tuple[int, int] | None) 
     if capability is None:
         raise Unsupported(_NO_GPU)
     if capability < needed:
-        raise Unsupported(
-            f"{name} needs compute capability {needed[0]}.{needed[1]}, not {capability[0]}.{capability[1]}"
-        )
+        least, given = (f"{major}.{minor}" for major, minor in (needed, capability))
+        raise Unsupported(f"{name} needs compute capability {least}, not {given}")
 
 
 def native_recipe(recipe: LinearRecipe, device: torch.device) -> Any:
     """Return `recipe` as TransformerEngine's object.
 
     Raises:
-        Unsupported: there is none, or TransformerEngine or the hardware is missing; says which.
+        Unsupported: there is none, or TransformerEngine or the hardware is missing.
     """
     name, arguments = recipe_of(recipe)
     if device.type != "cuda":
@@ -111,7 +110,7 @@ def native_autocast(recipe: Any) -> AbstractContextManager[Any]:
 
 
 def native_linear(in_features: int, out_features: int) -> nn.Module:
-    """Return TransformerEngine's linear without storage: `apply` lends it a weight."""
+    """Return TransformerEngine's linear without storage; `apply` gives it its weight."""
     engine, _ = _transformer_engine()
     linear: nn.Module = engine.Linear(
         in_features, out_features, bias=False, params_dtype=torch.float32, device="meta"
@@ -120,7 +119,7 @@ def native_linear(in_features: int, out_features: int) -> nn.Module:
 
 
 def apply(linear: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """Return x @ weight.T as `linear` computes it; tokens are filled up with zeros to what FP8 GEMMs want."""
+    """Return x @ weight.T as `linear` computes it; tokens are padded with zeros for its GEMMs."""
     linear._parameters["weight"] = weight  # type: ignore[assignment]  # FSDP lends a plain tensor
     rows = x.reshape(-1, x.shape[-1])
     y: Tensor = linear(F.pad(rows, (0, 0, 0, -rows.shape[0] % _ALIGNED)))
@@ -128,11 +127,10 @@ def apply(linear: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def self_test(recipe: Any, device: torch.device) -> None:
-    """Run one product forward and backward and look at what comes back.
+    """Check one product and its gradients against fp32: an unsupported chip may return zeros.
 
     Raises:
-        Unsupported: an output or gradient is zero, not finite or far from that of fp32; unsupported chips
-            have been seen to return zeros without a word.
+        Unsupported: an output or gradient is zero, not finite or off by half of its norm.
     """
     generator = torch.Generator().manual_seed(0)
     x, weight, grad = (torch.randn(128, 128, generator=generator).to(device) for _ in range(3))
@@ -141,16 +139,17 @@ def self_test(recipe: Any, device: torch.device) -> None:
     with torch.autocast("cuda", dtype=torch.bfloat16), native_autocast(recipe):
         y = apply(linear, x, parameter)
     torch.autograd.backward(y, grad.to(y.dtype))
-    wanted = {
+    expected = {
         "output": x @ weight.T,
         "gradient of the input": grad @ weight,
         "gradient of the weight": grad.T @ x,
     }
-    for (what, right), got in zip(wanted.items(), (y, x.grad, parameter.grad), strict=True):
-        assert got is not None
-        error = float((got.float() - right).norm() / right.norm())
+    computed = (y, x.grad, parameter.grad)
+    for (name, exact), tensor in zip(expected.items(), computed, strict=True):
+        assert tensor is not None
+        error = float((tensor.float() - exact).norm() / exact.norm())
         if not error < 0.5:  # zeros have 1, NaN compares false, 4-bit rounding about 0.15
-            raise Unsupported(f"self-test: the {what} is off by {error:.2f} of its norm")
+            raise Unsupported(f"self-test: the {name} is off by {error:.2f} of its norm")
 
 
 @lru_cache
@@ -166,33 +165,31 @@ def _transformer_engine() -> tuple[Any, Any]:
 
 
 def published() -> list[tuple[str, dict[str, Any], LinearRecipe]]:
-    """Return every recipe of TransformerEngine with the arguments that select it."""
-    found: list[tuple[str, dict[str, Any], LinearRecipe]] = []
+    """Return every recipe of TransformerEngine: the name of its class, its arguments, as ours."""
+    recipes: list[tuple[str, dict[str, Any], LinearRecipe]] = []
     for wide, gradient in (("HYBRID", "fp8_e5m2"), ("E4M3", "fp8_e4m3")):
         for name, scale in (("DelayedScaling", "delayed"), ("Float8CurrentScaling", "current")):
-            made = _all(_fp8("fp8_e4m3", TENSOR, scale), _fp8(gradient, TENSOR, scale))
-            found.append((name, {"fp8_format": wide}, made))
+            recipe = _all(_fp8("fp8_e4m3", TENSOR, scale), _fp8(gradient, TENSOR, scale))
+            recipes.append((name, {"fp8_format": wide}, recipe))
     for single, scale in ((False, "power_of_two"), (True, "fp32")):
         row, square = (_fp8("fp8_e4m3", block, scale) for block in ((1, 128), (128, 128)))
-        made = _all(row, row, square)
-        found.append(("Float8BlockScaling", {"use_f32_scales": single}, made))
+        recipe = _all(row, row, square)
+        recipes.append(("Float8BlockScaling", {"use_f32_scales": single}, recipe))
     mx = OperandRecipe(quantiser=Quantiser(format="mxfp8_e4m3", block=(1, 32), scale="rceil"))
-    found.append(("MXFP8BlockScaling", {"fp8_format": "E4M3"}, _all(mx, mx)))
+    recipes.append(("MXFP8BlockScaling", {"fp8_format": "E4M3"}, _all(mx, mx)))
     row, square = (
         OperandRecipe(quantiser=Quantiser(format="nvfp4", block=b)) for b in ((1, 16), (16, 16))
     )
-    for no_hadamard in (False, True):
-        for no_dice in (False, True):
-            for no_square in (False, True):
-                weight, size = row if no_square else square, 0 if no_hadamard else 16
-                made = _all(row, replace(row, stochastic=not no_dice), weight, size)
-                arguments = {
-                    "disable_rht": no_hadamard,
-                    "disable_stochastic_rounding": no_dice,
-                    "disable_2d_quantization": no_square,
-                }
-                found.append(("NVFP4BlockScaling", arguments, made))
-    return found
+    for no_hadamard, no_dice, no_square in product((False, True), repeat=3):
+        weight, size = row if no_square else square, 0 if no_hadamard else 16
+        recipe = _all(row, replace(row, stochastic=not no_dice), weight, size)
+        arguments = {
+            "disable_rht": no_hadamard,
+            "disable_stochastic_rounding": no_dice,
+            "disable_2d_quantization": no_square,
+        }
+        recipes.append(("NVFP4BlockScaling", arguments, recipe))
+    return recipes
 
 
 def _fp8(format: Any, block: tuple[int, int], scale: str) -> OperandRecipe:
@@ -204,6 +201,7 @@ def _fp8(format: Any, block: tuple[int, int], scale: str) -> OperandRecipe:
 def _all(
     x: OperandRecipe, g: OperandRecipe, w: OperandRecipe | None = None, hadamard: int = 0
 ) -> LinearRecipe:
+    """Return the recipe with these operands (activations, gradients, weights: None, as `x`)."""
     w = w or x
     return LinearRecipe(
         fprop=GemmRecipe(left=x, right=w),
@@ -213,15 +211,15 @@ def _all(
 
 
 def _difference(ours: LinearRecipe, theirs: LinearRecipe) -> str | None:
-    """Return the parts in which two recipes differ, None if there is none."""
-    names = {"fprop": ("x", "w"), "dgrad": ("g", "w"), "wgrad": ("g", "x")}
-    found = []
-    for gemm, (left, right) in names.items():
+    """Return the names of the parts in which two recipes differ, None if there is none."""
+    operands = {"fprop": ("x", "w"), "dgrad": ("g", "w"), "wgrad": ("g", "x")}
+    parts = []
+    for gemm, (left, right) in operands.items():
         a, b = getattr(ours, gemm), getattr(theirs, gemm)
-        found += [f"{gemm}.{left}"] * (a.left != b.left) + [f"{gemm}.{right}"] * (
-            a.right != b.right
-        )
-        found += [f"{gemm}.hadamard"] * (
-            (a.hadamard, a.hadamard and a.signs) != (b.hadamard, b.hadamard and b.signs)
-        )
-    return ", ".join(found) or None
+        if a.left != b.left:
+            parts.append(f"{gemm}.{left}")
+        if a.right != b.right:
+            parts.append(f"{gemm}.{right}")
+        if (a.hadamard, a.hadamard and a.signs) != (b.hadamard, b.hadamard and b.signs):
+            parts.append(f"{gemm}.hadamard")
+    return ", ".join(parts) or None

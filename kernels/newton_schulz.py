@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# The quintic a x + b x^3 + c x^5 with the steepest slope at 0 that keeps singular values within
-# [0.68, 1.13]: Muon needs speed more than exact ones.
+# The quintic a x + b x^3 + c x^5 with the steepest slope at 0 that holds singular values within
+# [0.68, 1.13]: Muon needs few steps more than values of exactly 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
@@ -14,7 +14,10 @@ def orthogonalize(
 ) -> Float[Tensor, "rows cols"]:
     """Return a matrix with the singular vectors of `matrix` and singular values near 1.
 
-    `dtype` is that of the products; the result has it too. A zero matrix stays zero.
+    A zero matrix stays zero.
+
+    Args:
+        dtype: of the products and of the result.
     """
     x: Tensor = matrix.to(dtype)
     wide = x.shape[0] <= x.shape[1]

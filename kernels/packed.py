@@ -46,7 +46,8 @@ def packed_linear(
     """
     rows = x.numel() // x.shape[-1]
     if rows == 1 and torch.compiler.is_compiling():
-        # Inductor's own loop reads weights as fast as memory gives them; an mm it would leave to MKL.
+        # Inductor's own loop reads weights as fast as memory gives them; an mm it would leave to
+        # MKL.
         product = (weight.float() * x.reshape(-1).float()).sum(-1).to(x.dtype)
         return (product if bias is None else product + bias).view(*x.shape[:-1], -1)
     plain = weight.dtype == torch.float32 and not _FEW < rows <= _MANY and _INTEL

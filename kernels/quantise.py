@@ -1,8 +1,8 @@
-"""Block quantisation as published: NVFP4, MXFP4, MXFP8 and FP8, from a tensor to elements and scales.
+"""Block quantisation as published: NVFP4, MXFP4, MXFP8 and FP8.
 
-One shape of answer for all: x = elements * scales * outer, elements being values of a small format,
-`scales` one number a block, `outer` one a tensor (or a row). The chains of operations are those of
-the implementations that trained the published models; every constant is fp32.
+All return x = elements * scales * outer, elements being values of a small format, `scales` one
+number a block, `outer` one a tensor (or a row). The order of operations is that of the
+implementations that trained the published models; every constant is fp32.
 
 Sources: NVFP4 arXiv 2509.25149 and TransformerEngine >= 2.14 (its reference, bit for bit); OCP
 Microscaling v1.0; DeepSeek-V3 arXiv 2412.19437; four over six arXiv 2512.02010.
@@ -33,7 +33,7 @@ Block = tuple[int, int]
 ScaleOrder = Literal["te214", "paper"]
 TENSOR: Block = (0, 0)  # one block: the tensor
 _FLT_MAX = torch.finfo(torch.float32).max
-_NVFP4_RANGE = 2688.0  # 448 * 6: what the largest scale times the largest element can hold
+_NVFP4_RANGE = 2688.0  # 448 * 6: the largest scale times the largest element
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Quantised:
         elements: values of `fmt`, `[rows, cols]`.
         scales: one for each block, `[rows / block rows, cols / block cols]`.
         outer: scale of the whole tensor, `[]`, or of each row, `[rows, 1]`.
-        numerator, denominator: `outer` again as the quotient that a GEMM's epilogue starts from, which
-            rounds otherwise: alpha = (numerator_a * numerator_b) / (denominator_a * denominator_b).
+        numerator, denominator: `outer` as a quotient. A GEMM's epilogue multiplies by (numerator_a
+            * numerator_b) / (denominator_a * denominator_b), which rounds otherwise than outer_a *
+            outer_b.
     """
 
     fmt: FloatFormat
@@ -69,7 +70,7 @@ class Quantised:
         return self.scaled() * self.outer
 
     def packed(self) -> tuple[UInt8[Tensor, "rows bytes"], Tensor]:
-        """Return the bytes of the elements (two E2M1 a byte) and of the scales (fp32 where they are)."""
+        """Return the codes of the elements (two E2M1 a byte) and of the scales, or fp32 scales."""
         codes = encode(self.elements, self.fmt)
         codes = pack(codes) if self.fmt is E2M1 else codes
         if self.scale_format == "fp32":
@@ -79,17 +80,22 @@ class Quantised:
 
 
 def check_blocks(x: Float[Tensor, "rows cols"], block: Block) -> None:
-    """Raise ValueError where a size of `x` is not a multiple of the block's."""
+    """Refuse sizes that are not multiples of the block's.
+
+    Raises:
+        ValueError: names the size, the block and the size to pad to.
+    """
     rows, cols = x.shape
     for name, size, part in (("rows", rows, block[0]), ("cols", cols, block[1])):
         if block != TENSOR and size % part:
             raise ValueError(
-                f"{name}={size} is not a multiple of the block size {part}; pad to {-(-size // part) * part}"
+                f"{name}={size} is not a multiple of the block size {part}; "
+                f"pad to {-(-size // part) * part}"
             )
 
 
 def as_blocks(x: Float[Tensor, "rows cols"], block: Block) -> Float[Tensor, "R r C c"]:
-    """Return a view of `x` with the rows and columns of blocks apart.
+    """Return a view of `x` with dimensions (block row, row, block column, column).
 
     Raises:
         ValueError: a size is not a multiple of the block's.
@@ -102,7 +108,7 @@ def as_blocks(x: Float[Tensor, "rows cols"], block: Block) -> Float[Tensor, "R r
 def pad_to_blocks(
     x: Float[Tensor, "rows cols"], block: Block
 ) -> Float[Tensor, "padded_rows padded_cols"]:
-    """Return `x` with zeros below and to the right so that blocks fit."""
+    """Return `x` padded with zeros, below and to the right, to whole blocks."""
     rows, cols = x.shape
     return torch.nn.functional.pad(x, (0, -cols % block[1], 0, -rows % block[0]))
 
@@ -120,17 +126,20 @@ def quantise_nvfp4(
 ) -> Quantised:
     """Return `x` as NVFP4: E2M1 elements, E4M3 block scales, an fp32 scale of the tensor.
 
-    Error: with amax_b the largest magnitude of a block, at most amax_b / 6 per element (nearest) plus
-    what its scale is rounded by (1/16); a block whose scale underflows becomes 0.
+    Error: with amax_b the largest magnitude of a block, at most amax_b / 6 per element (nearest)
+    plus the rounding of its scale (1/16); a block whose scale underflows becomes 0.
 
     Args:
-        amax: the magnitude that the largest scale stands for (None: of `x`, or of each row); blocks
-            above it saturate.
+        amax: the magnitude that the largest scale stands for (None: that of `x`, or of each row);
+            blocks above it saturate.
         order: of the block scale's products: TransformerEngine >= 2.14, or the paper and TE before.
         bits: for stochastic rounding, see `round_stochastic_e2m1`; None rounds to nearest.
-        sr_headroom: block scales are so much larger: 17/16 keeps stochastic rounding from saturating.
-        four_over_six: blocks may map their maximum to 4 where that is the smaller absolute error.
+        sr_headroom: factor of the block scales; at 17/16 stochastic rounding does not saturate.
+        four_over_six: a block's maximum becomes 4 instead of 6 where its absolute error is smaller.
         row_scaled: an outer scale for each row (blocks of one row only).
+
+    Raises:
+        ValueError: a size is not a multiple of the block's.
     """
     x = x.float()
     blocks = as_blocks(x, block)
@@ -177,6 +186,10 @@ def quantise_mx(
     """Return `x` as MXFP4 (`fmt` E2M1) or MXFP8 (E4M3, E5M2): E8M0 scales, see `round_scale`.
 
     Error: half a step of `fmt` times the block's scale, more where floor or even saturate.
+
+    Raises:
+        ValueError: a size is not a multiple of the block's, the scale rounding is unknown, or there
+            are `bits` and elements are not E2M1.
     """
     x = x.float()
     blocks = as_blocks(x, block)
@@ -200,9 +213,12 @@ def quantise_fp8(
     """Return `x` as FP8 with one fp32 scale for the tensor (the default) or one for each block.
 
     Args:
-        amax: of earlier steps, for delayed scaling; what lies above it saturates. None: of `x` itself.
+        amax: of earlier steps, for delayed scaling; elements above it saturate. None: that of `x`.
         margin: delayed scaling leaves a factor 2**margin free.
-        powers_of_two: of block scales, as TransformerEngine has them; DeepSeek-V3's are fp32.
+        powers_of_two: round block scales so, as TransformerEngine; DeepSeek-V3's are fp32.
+
+    Raises:
+        ValueError: a size is not a multiple of the block's.
     """
     x = x.float()
     blocks = as_blocks(x, (1, 1) if block == TENSOR else block)
@@ -218,8 +234,9 @@ def quantise_fp8(
     if block == TENSOR:
         one = torch.ones(1, 1, device=x.device)
         return Quantised(fmt, TENSOR, elements, one, 1.0 / enc, 1.0 / enc)
-    one, kind = torch.ones((), device=x.device), "e8m0" if powers_of_two else "fp32"
-    return Quantised(fmt, block, elements, (1.0 / enc)[:, 0, :, 0], one, one, 1.0, kind)  # type: ignore[arg-type]
+    one, scales = torch.ones((), device=x.device), (1.0 / enc)[:, 0, :, 0]
+    scale_format: Literal["e8m0", "fp32"] = "e8m0" if powers_of_two else "fp32"
+    return Quantised(fmt, block, elements, scales, one, one, scale_format=scale_format)
 
 
 def _e2m1(blocks: Tensor, scales: Tensor, dec: Tensor, bits: Tensor | None) -> Tensor:
@@ -239,7 +256,10 @@ def _round(scaled: Tensor, fmt: FloatFormat, bits: Tensor | None) -> Tensor:
 def _four_over_six(
     blocks: Tensor, peak: Tensor, enc: Tensor, dec: Tensor, amax: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return (elements, scales) of the better of two candidates; ties keep 6. Sums in TE's order."""
+    """Return (elements, scales) of the better of two scales for each block; ties go to 6.
+
+    Errors are summed in TransformerEngine's order.
+    """
     base = (peak / 6.0) * enc
     elements, scales, errors = [], [], []
     for factor in (1.5, 1.0):

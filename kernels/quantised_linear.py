@@ -4,9 +4,9 @@
     dgrad   dx[t, k] = sum_n g[t, n] w[n, k]
     wgrad   dw[n, k] = sum_t g[t, n] x[t, k]
 
-Every operand is quantised along the dimension that its GEMM sums over. A weight quantised in square
-blocks has the same codes in fprop and dgrad and is quantised once. The gradient of the weight leaves
-its GEMM in fp32.
+Every operand is quantised along the dimension that its GEMM sums over. A weight in square blocks
+has the same codes in fprop and dgrad and is quantised once. The gradient of the weight leaves its
+GEMM in fp32.
 
 Shape legend: tokens, k = width of x, n = width of y.
 """
@@ -33,11 +33,12 @@ _STREAM = 1 << 16  # dropout draws from the layers below this
 
 @dataclass(frozen=True, kw_only=True)
 class OperandRecipe:
-    """How one operand is rounded: None in its place leaves it in bf16.
+    """The rounding of one operand; in a `GemmRecipe` None leaves an operand in bf16.
 
     Args:
-        quantile: the scale of the tensor is this quantile of |x| instead of its maximum.
-        delayed: the scale of the tensor is that of earlier steps, see `Delayed`.
+        stochastic: round by dice where there are any (in training).
+        quantile: make the scale of the tensor from this quantile of |x| instead of the maximum.
+        delayed: make the scale of the tensor from earlier steps, see `Delayed`.
     """
 
     quantiser: Quantiser
@@ -48,7 +49,11 @@ class OperandRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class GemmRecipe:
-    """Both operands of a GEMM, and the Hadamard transform of both along the summed dimension (0: none)."""
+    """Both operands of a GEMM.
+
+    Args:
+        hadamard: size of the transform of both along the summed dimension, 0: none.
+    """
 
     left: OperandRecipe | None = None
     right: OperandRecipe | None = None
@@ -63,7 +68,7 @@ class GemmRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRecipe:
-    """The GEMMs of a linear layer: x w, g w, g x."""
+    """The three GEMMs of a linear layer; operands (left, right) are (x, w), (g, w) and (g, x)."""
 
     fprop: GemmRecipe = field(default_factory=GemmRecipe)
     dgrad: GemmRecipe = field(default_factory=GemmRecipe)
@@ -75,7 +80,8 @@ class Delayed:
     """Magnitudes of the six OPERANDS for delayed scaling.
 
     Args:
-        amax: the largest of earlier steps, what scales are made of; seen: of this step, filled in here.
+        amax: the largest of earlier steps, from which scales are made.
+        seen: the largest of this step, updated by `quantised_linear`.
     """
 
     amax: Float[Tensor, " 6"]
@@ -95,18 +101,20 @@ def quantised_linear(
     """Return x @ weight.T in bf16 under `recipe`.
 
     Args:
-        layer: number of this linear, which addresses its random bits; dice: the rest of their address.
-            Without them (evaluation) rounding is to nearest.
-        delayed: needed where an operand is.
-        probe: filled with `kernels.diagnostics.statistics` of each operand; not under torch.compile.
+        layer: number of this linear, part of the address of its random bits.
+        dice: the rest of that address; None (evaluation) rounds to nearest.
+        delayed: required where an operand of `recipe` is delayed.
+        probe: receives `kernels.diagnostics.statistics` of each operand; not under torch.compile.
 
     Raises:
-        ValueError: k or n is not a multiple of a block (tokens are filled up with zeros).
+        ValueError: k or n is not a multiple of a block (tokens are padded with zeros).
     """
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-    if not len(rows):  # an expert that no token came to: there is no magnitude to scale by
+    if not len(rows):  # an expert without tokens: there is no magnitude to scale by
         return F.linear(x.to(torch.bfloat16), weight.to(torch.bfloat16))
-    y: Tensor = _QuantisedLinear.apply(rows, weight, recipe, layer, dice, delayed, probe)  # type: ignore[no-untyped-call]
+    y: Tensor = _QuantisedLinear.apply(  # type: ignore[no-untyped-call]
+        rows, weight, recipe, layer, dice, delayed, probe
+    )
     return y.view(*x.shape[:-1], -1)
 
 
@@ -128,8 +136,8 @@ class _QuantisedLinear(torch.autograd.Function):
         reuse = _same_codes(recipe)
         ctx.recipe, ctx.make, ctx.reuse = recipe, make, reuse
         ctx.denominator, ctx.block = right.denominator, right.block
-        kept = (right.values, right.numerator, right.scales) if reuse else (weight, None, None)
-        ctx.save_for_backward(x, *kept)
+        saved = (right.values, right.numerator, right.scales) if reuse else (weight, None, None)
+        ctx.save_for_backward(x, *saved)
         return scaled_mm(left, right, sums=(1, 1), fp32=False)[: x.shape[0]]
 
     @staticmethod
@@ -157,7 +165,7 @@ class _QuantisedLinear(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Operands:
-    """Makes the operands of one layer: `number` counts them as `Delayed` does."""
+    """Makes the operands of one layer; `number` is an operand's index in OPERANDS."""
 
     layer: int
     dice: Dice | None
@@ -165,46 +173,48 @@ class _Operands:
     probe: Probe | None
 
     def __call__(
-        self, x: Tensor, gemm: GemmRecipe, how: OperandRecipe | None, dim: int, number: int
+        self, x: Tensor, gemm: GemmRecipe, operand: OperandRecipe | None, dim: int, number: int
     ) -> Operand:
         tokens = x.shape[0]
         if not OPERANDS[number].endswith("w"):
-            x = _filled(x, gemm, dim)
+            x = _padded(x, gemm, dim)
         before = x
         if gemm.hadamard:
             x = hadamard(x, hadamard_matrix(gemm.hadamard, gemm.signs, self.layer, x.device), dim)
-        if how is None:
+        if operand is None:
             return Operand(x.to(torch.bfloat16))
-        amax, bits = None, self._bits(how, x, tokens, number)
-        if how.delayed:
+        amax, bits = None, self._bits(operand, x, tokens, number)
+        if operand.delayed:
             assert self.delayed is not None
             amax = self.delayed.amax[number].clone()
             if self.dice is not None:
                 seen = self.delayed.seen[number]
                 seen.copy_(torch.maximum(seen, x.abs().amax()))
-        elif how.quantile is not None:
-            amax = _quantile(x, how.quantile)
+        elif operand.quantile is not None:
+            amax = _quantile(x, operand.quantile)
         if self.probe is not None:
-            found = how.quantiser.along(dim)(x, bits, amax)
-            self.probe[OPERANDS[number]] = statistics(x, found, before if gemm.hadamard else None)
-        return emulate(x, how.quantiser, dim, bits=bits, amax=amax)
+            quantised = operand.quantiser.along(dim)(x, bits, amax)
+            untransformed = before if gemm.hadamard else None
+            self.probe[OPERANDS[number]] = statistics(x, quantised, untransformed)
+        return emulate(x, operand.quantiser, dim, bits=bits, amax=amax)
 
     def both(self, grad: Tensor, recipe: LinearRecipe) -> tuple[Operand | None, Operand | None]:
-        """Return the gradient as the left operand of dgrad and of wgrad where one kernel makes both."""
-        one, two = recipe.dgrad.left, recipe.wgrad.left
-        if one is None or one != two or self.probe is not None:
+        """Return the left operands of dgrad and wgrad by one kernel, (None, None) without it."""
+        operand = recipe.dgrad.left
+        if operand is None or operand != recipe.wgrad.left or self.probe is not None:
             return None, None
-        plain = recipe.dgrad.hadamard == 0 and not one.delayed and one.quantile is None
-        if not (plain and recipe.wgrad.hadamard and fusible(grad, one.quantiser)):
+        plain = recipe.dgrad.hadamard == 0 and not operand.delayed and operand.quantile is None
+        if not (plain and recipe.wgrad.hadamard and fusible(grad, operand.quantiser)):
             return None, None
-        x = _filled(grad, recipe.wgrad, 0)
+        x = _padded(grad, recipe.wgrad, 0)
         matrix = hadamard_matrix(recipe.wgrad.hadamard, recipe.wgrad.signs, self.layer, x.device)
-        dice = [self._bits(how, x, grad.shape[0], n) for how, n in ((one, 2), (two, 4))]
-        return emulate_both(x, one.quantiser, matrix, None if dice[0] is None else tuple(dice))  # type: ignore[arg-type]
+        along, across = (self._bits(operand, x, grad.shape[0], number) for number in (2, 4))
+        both_bits = None if along is None or across is None else (along, across)
+        return emulate_both(x, operand.quantiser, matrix, both_bits)
 
-    def _bits(self, how: OperandRecipe, x: Tensor, tokens: int, number: int) -> Tensor | None:
-        """Return the dice of an operand, none for the rows below `tokens` that fill it up."""
-        if not how.stochastic or self.dice is None:
+    def _bits(self, operand: OperandRecipe, x: Tensor, tokens: int, number: int) -> Tensor | None:
+        """Return the dice of an operand, 0 in the rows of padding beyond `tokens`."""
+        if not operand.stochastic or self.dice is None:
             return None
         stream = _STREAM + len(OPERANDS) * self.layer + number
         bits = rounding_bits(self.dice, stream, tokens, x.shape[1])
@@ -212,29 +222,28 @@ class _Operands:
 
 
 def _same_codes(recipe: LinearRecipe) -> bool:
-    """True where the weight has the same codes in fprop and dgrad."""
+    """Return whether the weight has the same codes in fprop and dgrad."""
     forward, backward = recipe.fprop, recipe.dgrad
-    square = (
-        forward.right is not None
-        and forward.right.quantiser.block[0] == forward.right.quantiser.block[1]
-    )
-    return (
-        square and forward.right == backward.right and not (forward.hadamard or backward.hadamard)
-    )
+    if forward.right is None or forward.right != backward.right:
+        return False
+    rows, cols = forward.right.quantiser.block
+    return rows == cols and not (forward.hadamard or backward.hadamard)
 
 
-def _filled(x: Tensor, gemm: GemmRecipe, dim: int) -> Tensor:
-    """Return `x` with as many zero tokens below as blocks need: they add nothing to any sum."""
-    both = [how.quantiser.along(dim).block[0] for how in (gemm.left, gemm.right) if how is not None]
-    size = max([1, *both, gemm.hadamard if dim == 0 else 1])
+def _padded(x: Tensor, gemm: GemmRecipe, dim: int) -> Tensor:
+    """Return `x` with zero tokens appended up to whole blocks; they add nothing to any sum."""
+    operands = [operand for operand in (gemm.left, gemm.right) if operand is not None]
+    blocks = [operand.quantiser.along(dim).block[0] for operand in operands]
+    size = max([1, *blocks, gemm.hadamard if dim == 0 else 1])
     missing = -x.shape[0] % size
     return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def _quantile(x: Tensor, share: float) -> Tensor:
     """Return the smallest magnitude that `share` of all do not exceed."""
-    index, size = max(1, round(share * x.numel())), x.float().abs().flatten()
-    above = len(size) - index + 1
-    if above <= len(size) // 8:  # a third of the time
-        return size.topk(above).values[-1]
-    return size.kthvalue(index).values
+    magnitudes = x.float().abs().flatten()
+    rank = max(1, round(share * len(magnitudes)))
+    above = len(magnitudes) - rank + 1
+    if above <= len(magnitudes) // 8:  # topk takes a third of the time there
+        return magnitudes.topk(above).values[-1]
+    return magnitudes.kthvalue(rank).values

@@ -1,11 +1,11 @@
-"""Linear recurrences over a sequence: chunk by chunk in products of matrices, or element by element.
+"""Linear recurrences over a sequence: in chunks by matrix products, or element by element.
 
     plain      S_t = a_t S_(t-1) + k_t v_t^T                      (linear attention, gated; Mamba-2)
     delta      S_t = a_t (I - b_t k_t k_t^T) S_(t-1) + b_t k_t v_t^T          (DeltaNet, gated)
     o_t = q_t S_t
 
-A chunk sees the state at its beginning and itself, so that a sequence costs seq / chunk small steps, and decoding is the
-same with one token. All of it is computed in fp32.
+A chunk depends on itself and on the state at its beginning, so a sequence takes seq / chunk steps;
+decoding is the same with one token. All is computed in fp32.
 
 Shape legend: batch, heads, seq, k = key width, v = value width, c = tokens of a chunk.
 """
@@ -31,12 +31,15 @@ def recurrence(
     documents: Int64[Tensor, "batch seq"] | None = None,
     chunk: int = 64,
 ) -> tuple[Float[Tensor, "batch heads seq v"], Float[Tensor, "batch heads k v"]]:
-    """Return (outputs, the state after the last token); with `beta` the delta rule.
+    """Return (outputs, the state after the last token).
 
     Args:
-        log_decay: log a_t <= 0, one for the state (decays = 1) or one for each key dimension (above -4; not with
-            `beta`). None: nothing fades.
-        state: at the beginning (None: zeros). documents: the state is forgotten where a document begins.
+        log_decay: log a_t <= 0, one for the state (decays = 1) or one for each key dimension (above
+            -4; not with `beta`). None: no decay.
+        beta: b_t of the delta rule; None: the plain recurrence.
+        state: before the first token; None: zeros.
+        documents: an id for each token; the state becomes 0 where a document begins.
+        chunk: tokens of a chunk, at most 16 where each key dimension has its decay.
 
     Source: Yang et al., arXiv 2312.06635 (chunks), 2406.06484 (delta rule), 2412.06464 (its gate).
     """
@@ -66,8 +69,8 @@ def _recurrence(
     documents = torch.cat((documents, documents[:, -1:].expand(-1, missing)), dim=1)
     # [chunks, batch, heads, c, ...]: the loop below runs over the first dimension.
     q, k, v, log_decay = (_chunks(x, size) for x in (q, k, v, log_decay))
-    whose = documents.view(len(documents), 1, -1, size).movedim(2, 0)
-    same = whose[..., :, None] == whose[..., None, :]
+    document = documents.view(len(documents), 1, -1, size).movedim(2, 0)
+    same = document[..., :, None] == document[..., None, :]
     gone = log_decay.clamp(min=_LEAST).cumsum(dim=-2) if wide else log_decay.cumsum(dim=-2)
     if wide:
         fade = None
@@ -77,9 +80,9 @@ def _recurrence(
         fade = torch.where(same.tril(), apart, -torch.inf).exp()
         reading, writing = q, k
     scores = (reading @ writing.mT) * (same.tril() if fade is None else fade)
-    # What the state at the beginning gives to each token, and each token to the state at the end.
+    # The part of each key that reaches the state at the end of its chunk.
     last = gone[..., -1:, :]
-    to_end = k * (last - gone).exp() * (whose == whose[..., -1:])[..., None]
+    to_end = k * (last - gone).exp() * (document == document[..., -1:])[..., None]
     if beta is not None:
         assert fade is not None
         rate = _chunks(F.pad(beta.float(), (0, missing))[..., None], size)
@@ -90,15 +93,15 @@ def _recurrence(
         v, correction = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
     if state is None:
         state = q.new_zeros(batch, heads, width, v.shape[-1])
-    state, before = state.float(), whose[0, ..., :1]
+    state, before = state.float(), document[0, ..., :1]
     outputs = []
     for index in range(len(q)):
-        goes_on = (whose[index] == before).to(q.dtype)[..., None]
-        given = v[index] if beta is None else v[index] - (correction[index] * goes_on) @ state
-        outputs.append(scores[index] @ given + (q[index] * gone[index].exp() * goes_on) @ state)
-        kept = goes_on[..., -1:, :] * last[index].exp().mT
-        state = kept * state + to_end[index].mT @ given
-        before = whose[index, ..., -1:]
+        goes_on = (document[index] == before).to(q.dtype)[..., None]
+        values = v[index] if beta is None else v[index] - (correction[index] * goes_on) @ state
+        outputs.append(scores[index] @ values + (q[index] * gone[index].exp() * goes_on) @ state)
+        remaining = goes_on[..., -1:, :] * last[index].exp().mT
+        state = remaining * state + to_end[index].mT @ values
+        before = document[index, ..., -1:]
     out = torch.stack(outputs, dim=2).view(batch, heads, -1, v.shape[-1])
     return out[:, :, :seq].to(out_type), state
 
@@ -112,7 +115,13 @@ def scan(
     added: Float[Tensor, "batch seq dim"],
     first: Float[Tensor, "batch dim"] | None = None,
 ) -> Float[Tensor, "batch seq dim"]:
-    """Return h_t = decay_t h_(t-1) + added_t, each element by itself, in log2(seq) passes (Hillis & Steele 1986)."""
+    """Return h_t = decay_t h_(t-1) + added_t, elementwise, in log2(seq) passes.
+
+    Args:
+        first: h before the first token; None: zeros.
+
+    Source: Hillis and Steele, Data parallel algorithms, CACM 29 (1986).
+    """
     if first is not None:
         added = torch.cat((added[:, :1] + decay[:, :1] * first[:, None], added[:, 1:]), dim=1)
     back = 1

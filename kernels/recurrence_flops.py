@@ -1,12 +1,16 @@
-"""What the recurrence of `kernels/recurrence.py` costs, and the sizes of chunks that this depends on."""
+"""FLOPs of `kernels/recurrence.py`, by a formula that needs no torch."""
 
-PER_DIMENSION = 16  # tokens of a chunk where each key dimension has its own decay
+PER_DIMENSION = 16  # tokens of a chunk, at most, where each key dimension has its own decay
 
 
 def recurrence_flops(
     seq: int, heads: int, k: int, v: int, *, chunk: int, delta: bool, wide: bool
 ) -> int:
-    """Return the FLOPs of the products in `recurrence`; the triangular solve of the delta rule is left out."""
+    """Return the FLOPs of the products in `recurrence`, without the delta rule's triangular solve.
+
+    Args:
+        k, v: widths of keys and values; wide: each key dimension has its own decay.
+    """
     size = min(chunk, PER_DIMENSION if wide else chunk, seq)
     rows = -(-seq // size) * size
     pairs = 2 * rows * size * (k * (2 if delta else 1) + v)

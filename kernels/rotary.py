@@ -13,8 +13,8 @@ from torch import Tensor
 def rotary_frequencies(dim: int, base: float, device: torch.device) -> Float[Tensor, " pairs"]:
     """Return the angle per position of each pair of a head, base^(-2i/dim), fp32."""
     exponents = -torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
-    found: Tensor = base**exponents
-    return found
+    frequencies: Tensor = base**exponents
+    return frequencies
 
 
 def rotary_tables(

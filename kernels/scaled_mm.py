@@ -1,8 +1,9 @@
 """The product of two emulated operands: bf16 in, fp32 accumulation, the fp32 factor applied once.
 
-On a CPU oneDNN applies the factor to the fp32 accumulator before it rounds to bf16, at the speed of a
-plain bf16 product. An fp32 result is asked for as an fp32 product that may compute in bf16, which is
-exact for operands that are bf16 already. On a GPU the product has an fp32 output and the factor follows.
+On a CPU oneDNN applies the factor to the fp32 accumulator before it rounds to bf16, at the speed of
+a plain bf16 product. For an fp32 result it is allowed to compute an fp32 product in bf16, which is
+exact for operands that are bf16. On a GPU the product has an fp32 output, multiplied by the factor
+after.
 
 Shape legend: m, n, k = rows, columns and summed size of a product.
 """
@@ -20,11 +21,11 @@ from kernels.emulate import Operand
 def scaled_mm(a: Operand, b: Operand, *, sums: tuple[int, int], fp32: bool) -> Float[Tensor, "m n"]:
     """Return the product of `a` and `b` summed over dimension sums[0] of `a` and sums[1] of `b`.
 
-    Error against the exact product of what the operands stand for: k * 2**-24 relative to the sum of
+    Error against the exact product of the dequantised operands: k * 2**-24 relative to the sum of
     magnitudes (fp32 accumulation), and half a bf16 step where the output is bf16.
 
     Args:
-        fp32: the output's dtype, bf16 otherwise.
+        fp32: return fp32, else bf16.
     """
     left = a.values if sums[0] == 1 else a.values.T
     right = b.values.T if sums[1] == 1 else b.values
@@ -35,7 +36,7 @@ def scaled_mm(a: Operand, b: Operand, *, sums: tuple[int, int], fp32: bool) -> F
 
 
 def _factor(a: Operand, b: Operand, device: torch.device) -> Tensor:
-    """Return numerators over denominators, `[]` or, with scales of rows, what broadcasts to [m, n]."""
+    """Return numerators over denominators: `[]`, or broadcastable to [m, n] with scales of rows."""
     one = torch.ones((), device=device)
     left = one if a.numerator is None else a.numerator
     right = one if b.numerator is None else b.numerator
@@ -83,7 +84,7 @@ def _by_blocks(
     *,
     fp32: bool,
 ) -> Tensor:
-    """Add up the products of blocks along k, each with the scales of its rows and columns."""
+    """Return the sum over blocks of k of products, each times its scales of rows and columns."""
     size = max(
         a.block[sums[0]] if a.scales is not None else 1,
         b.block[sums[1]] if b.scales is not None else 1,
@@ -103,7 +104,7 @@ def _by_blocks(
 
 
 def _scales(operand: Operand, dim: int, index: int, size: int) -> Tensor:
-    """Return the scale of each row (or column) of the product in block `index` of the summed dimension."""
+    """Return the scales of `size` rows (or columns) in block `index` of the summed dimension."""
     if operand.scales is None:
         return torch.ones(size, device=operand.values.device)
     scales = operand.scales.select(dim, index)

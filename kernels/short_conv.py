@@ -1,6 +1,7 @@
-"""Short causal convolution, one filter for each channel: what a token takes from the few before it.
+"""Causal convolution with one filter for each channel.
 
-Shape legend: batch, seq, past = inputs before the first, dim = channels, taps: the last one meets the token itself.
+Shape legend: batch, seq = outputs, longer = seq + past inputs, dim = channels, taps = weights of a
+filter, the last of which multiplies the token itself.
 """
 
 import torch
@@ -16,9 +17,12 @@ def short_conv(
     dilation: int = 1,
     documents: Int64[Tensor, "batch seq"] | None = None,
 ) -> Float[Tensor, "batch seq dim"]:
-    """Return y_t = sum over j of weight_j * x_(t - j dilation), of all but the first (taps - 1) * dilation inputs.
+    """Return y_t = sum_j weight_(taps-1-j) x_(t - j dilation) for all but the first inputs.
 
-    With `documents` (of the tokens that y is for) nothing is taken from another document, nor from the past.
+    The first (taps - 1) * dilation inputs are past only.
+
+    Args:
+        documents: an id for each token of y; inputs of other documents and the past count as 0.
     """
     taps = weight.shape[1]
     past = (taps - 1) * dilation
@@ -26,23 +30,23 @@ def short_conv(
     weight = weight.to(x.dtype)
     y = x[:, past:] * weight[:, -1]
     for j in range(1, taps):
-        back = j * dilation
-        before = x[:, past - back : past - back + seq]
+        delay = j * dilation
+        delayed = x[:, past - delay : past - delay + seq]
         if documents is not None:
-            earlier = F.pad(documents, (back, 0), value=-1)[:, :seq]
-            before = before * (earlier == documents)[..., None].to(x.dtype)
-        y = y + before * weight[:, taps - 1 - j]
+            earlier = F.pad(documents, (delay, 0), value=-1)[:, :seq]
+            delayed = delayed * (earlier == documents)[..., None].to(x.dtype)
+        y = y + delayed * weight[:, taps - 1 - j]
     return y
 
 
 def long_conv(
     x: Float[Tensor, "batch longer dim"], weight: Float[Tensor, "dim taps"]
 ) -> Float[Tensor, "batch seq dim"]:
-    """Return what `short_conv` returns, through Fourier transforms in fp32: for filters as long as the text."""
+    """Return `short_conv(x, weight)` by Fourier transforms in fp32, for long filters."""
     taps, size = weight.shape[1], x.shape[1]
     length = size + taps
     with torch.autocast(x.device.type, enabled=False):
         spectrum = torch.fft.rfft(x.float(), n=length, dim=1)
         filters = torch.fft.rfft(weight.float().flip(1).T, n=length, dim=0)
-        whole: Tensor = torch.fft.irfft(spectrum * filters, n=length, dim=1)
-    return whole[:, taps - 1 : size].to(x.dtype)
+        y: Tensor = torch.fft.irfft(spectrum * filters, n=length, dim=1)
+    return y[:, taps - 1 : size].to(x.dtype)

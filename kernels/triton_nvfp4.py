@@ -1,10 +1,9 @@
 """NVFP4 in Triton, bit for bit the reference: amax in one pass, elements x scales in a second.
 
-`quantise_both` makes both operands that a gradient (or an activation) is needed as, along its rows and,
-after the Hadamard transform, down its columns, from one read of the tensor. A program takes a tile of
-64 columns; a block is 1 x 16, 16 x 1 or 16 x 16. All rounding is fp32 and integer arithmetic: fp8 and
-bf16 casts of Triton's interpreter are wrong, and "/" is not correctly rounded on a GPU, so divisions
-are `tl.div_rn`.
+`quantise_both` makes from one read of a gradient both of its operands: along its rows and, after
+the Hadamard transform, down its columns. A program takes a tile of 64 columns; a block is 1 x 16,
+16 x 1 or 16 x 16. All rounding is fp32 and integer arithmetic: fp8 and bf16 casts of Triton's
+interpreter are wrong, and "/" is not correctly rounded on a GPU, so divisions are `tl.div_rn`.
 """
 
 import torch
@@ -28,7 +27,10 @@ def quantise(
 ) -> tuple[Tensor, Tensor]:
     """Return (elements x block scales in bf16, numerator of the epilogue) of `x` as NVFP4.
 
-    The result of `Quantiser(format="nvfp4", block=block, sr_headroom=headroom)`, bit for bit.
+    Bit for bit that of `Quantiser(format="nvfp4", block=block, sr_headroom=headroom)`.
+
+    Args:
+        bits: dice of stochastic rounding, a byte for each element; None rounds to nearest.
 
     Raises:
         ValueError: a size is not a multiple of the block's.
@@ -54,17 +56,17 @@ def quantise(
 def quantise_both(
     x: Tensor, matrix: Tensor, bits: tuple[Tensor, Tensor] | None = None, *, headroom: float = 1.0
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return what `quantise` has for 1 x 16 blocks of `x`, and for 16 x 1 blocks of its Hadamard transform.
+    """Return `quantise` of `x` in 1 x 16 blocks and of its Hadamard transform in 16 x 1 blocks.
 
     Args:
-        matrix: of `kernels.hadamard`, applied to groups of rows; bits: for either operand.
+        matrix: of `kernels.hadamard`, applied to groups of rows; bits: dice of both operands.
 
     Raises:
-        ValueError: rows are no multiple of the matrix, or columns of 16.
+        ValueError: rows are not a multiple of the matrix's size, or columns not of 16.
     """
     rows = matrix.shape[0]
     check_blocks(x, (rows, 16))
-    largest, turned = _amaxes(x, matrix)
+    largest, largest_turned = _amaxes(x, matrix)
     out, out_turned = _like(x), _like(x)
     _quantise_both[_grid(x, rows)](
         x,
@@ -73,20 +75,26 @@ def quantise_both(
         out,
         out_turned,
         largest,
-        turned,
+        largest_turned,
         *x.shape,
         *x.stride(),
         headroom,
         ROWS=rows,
         STOCHASTIC=bits is not None,
     )
-    found = ((out, largest), (out_turned, turned))
-    return tuple((o.view(torch.bfloat16), _numerator(top)) for o, top in found)  # type: ignore[return-value]
+    return (
+        (out.view(torch.bfloat16), _numerator(largest)),
+        (out_turned.view(torch.bfloat16), _numerator(largest_turned)),
+    )
 
 
 def dequantise(codes: Tensor, scales: Tensor, outer: Tensor) -> Tensor:
-    """Return in fp32 what packed NVFP4 in 1 x 16 blocks stands for: E2M1 pairs `[rows, cols / 2]`, E4M3 bytes
-    `[rows, cols / 16]`, the fp32 scale of the tensor `[]`."""
+    """Return the values of packed NVFP4 in 1 x 16 blocks, fp32.
+
+    Args:
+        codes: pairs of E2M1, `[rows, cols / 2]`; scales: E4M3 bytes, `[rows, cols / 16]`.
+        outer: the fp32 scale of the tensor, `[]`.
+    """
     rows, cols = codes.shape[0], codes.shape[1] * 2
     out = torch.empty(rows, cols, dtype=torch.float32, device=codes.device)
     _dequantise[_grid(out, ROWS)](codes, scales, outer, out, rows, cols, ROWS=ROWS)
@@ -94,6 +102,7 @@ def dequantise(codes: Tensor, scales: Tensor, outer: Tensor) -> Tensor:
 
 
 def _amaxes(x: Tensor, matrix: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the largest magnitudes of `x` and, with `matrix`, of its transform."""
     rows = ROWS if matrix is None else matrix.shape[0]
     grid = _grid(x, rows)
     tiles = torch.empty(2, *grid, dtype=torch.float32, device=x.device)
@@ -136,9 +145,9 @@ def _amax(
 @triton.jit
 def _largest(value):
     """The largest magnitude; NaN if there is one, which `tl.max` alone would pass over."""
-    odd = tl.max(tl.max((value != value).to(tl.int32), axis=1), axis=0)
-    most = tl.max(tl.max(tl.abs(value), axis=1), axis=0)
-    return tl.where(odd > 0, float("nan"), most)
+    has_nan = tl.max(tl.max((value != value).to(tl.int32), axis=1), axis=0)
+    largest = tl.max(tl.max(tl.abs(value), axis=1), axis=0)
+    return tl.where(has_nan > 0, float("nan"), largest)
 
 
 @triton.jit
@@ -146,8 +155,8 @@ def _load(x, rows, cols, stride_row, stride_col, ROWS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     inside = (row[:, None] < rows) & (col[None, :] < cols)
-    place = row[:, None] * stride_row + col[None, :] * stride_col
-    return tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    offset = row[:, None] * stride_row + col[None, :] * stride_col
+    return tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -292,6 +301,7 @@ def _dequantise(codes, scales, outer, out, rows, cols, ROWS: tl.constexpr):
     magnitude = tl.where(exponent == 0, small, large)
     element = tl.where((code & 8) != 0, -magnitude, magnitude)
     e4m3 = tl.load(scales + row * (cols // 16) + col // 16, mask=inside, other=0).to(tl.int32)
-    # Exponent and mantissa where fp32 has them stand for 2**-120 of the value, subnormals included.
+    # Exponent and mantissa shifted to where fp32 has them: 2**-120 of the value, also of
+    # subnormals.
     scale = ((e4m3 & 0x7F) << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36
     tl.store(out + row * cols + col, element * scale * tl.load(outer), mask=inside)

@@ -35,7 +35,10 @@ _EAGER = "ESPALIER_EAGER_KERNELS"  # set: use the eager references
 
 
 def compile_kernels() -> None:
-    """Make `kernels` compile its references, unless ESPALIER_EAGER_KERNELS is set."""
+    """Let `kernels` compile its references for this CPU.
+
+    The environment variable ESPALIER_EAGER_KERNELS keeps them eager.
+    """
     use_compiler(eager if os.environ.get(_EAGER) else compile_for_cpu)
 
 

@@ -258,10 +258,10 @@ def test_diagnostics_name_layer_operand_and_statistic_and_change_no_bit(compose:
 
 
 def test_predicting_memory_leaves_nothing_fake_behind(compose: Compose) -> None:
-    from kernels.hadamard import _kept
+    from kernels.hadamard import _cached_matrix
     from runner.learn.memory import predicted_bytes
 
-    _kept.cache_clear()
+    _cached_matrix.cache_clear()
     run = validate(compose("precision=nvfp4_all_layers", "precision.pad=true"))
     assert predicted_bytes(run, 256) > 0
     assert all(g.isfinite().all() for g in _step(*_prepared(run.precision)))
