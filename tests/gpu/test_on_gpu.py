@@ -33,11 +33,8 @@ def test_cross_entropy_and_its_gradients_agree() -> None:
     """fp32 without TF32: sums in another order, 1e-4 relative."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.manual_seed(0)
-    hidden, weight, targets = (
-        torch.randn(300, 64),
-        torch.randn(1000, 64),
-        torch.randint(0, 1000, (300,)),
-    )
+    hidden, weight = torch.randn(300, 64), torch.randn(1000, 64)
+    targets = torch.randint(0, 1000, (300,))
     results = []
     for device in ("cpu", "cuda"):
         h, w = (t.to(device).requires_grad_() for t in (hidden, weight))
@@ -56,17 +53,13 @@ def test_a_training_step_agrees_with_the_cpu(precision: str, compiled: bool) -> 
     """fp32 to 1e-3 relative, bf16 to the 2**-7 of one rounding."""
     losses = []
     for device in ("cpu", "cuda"):
-        model = (
-            DecoderConfig(depth=2, width=64, num_heads=4, num_kv_heads=2, dropout=0.1)
-            .build(100, 0)
-            .to(device)
-        )
+        cfg = DecoderConfig(depth=2, width=64, num_heads=4, num_kv_heads=2, dropout=0.1)
+        model = cfg.build(100, 0).to(device)
         recipe = PrecisionConfig(compute=precision).build(torch.device(device))  # type: ignore[arg-type]
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         forward = torch.compile(model) if compiled and device == "cuda" else model
-        tokens = torch.randint(0, 100, (4, 33), generator=torch.Generator().manual_seed(0)).to(
-            device
-        )
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(0, 100, (4, 33), generator=generator).to(device)
         for step in range(5):
             noise = NoiseKey(seed=0, step=step, samples=torch.arange(4, device=device))
             with recipe.autocast():
@@ -89,9 +82,9 @@ def test_triton_nvfp4_is_the_reference_bit_for_bit() -> None:
     for block in ((1, 16), (16, 1), (16, 16)):
         for dice in (None, bits):
             values, numerator = quantise(x, block, dice)
-            wanted = Quantiser(format="nvfp4", block=block)(x, dice)
-            assert torch.equal(values, wanted.scaled().bfloat16())
-            assert torch.equal(numerator, wanted.numerator)
+            reference = Quantiser(format="nvfp4", block=block)(x, dice)
+            assert torch.equal(values, reference.scaled().bfloat16())
+            assert torch.equal(numerator, reference.numerator)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +93,7 @@ def test_triton_nvfp4_is_the_reference_bit_for_bit() -> None:
 def test_native_gemms_agree_with_emulated_ones(
     name: str, arguments: dict[str, object], recipe: LinearRecipe
 ) -> None:
-    """Where this chip has the units: only the order of sums differs, bf16 gradients, and the dice."""
+    """On a chip with the units: only sums, bf16 gradients and stochastic rounding differ."""
     device = torch.device("cuda")
     try:
         engine = native_recipe(recipe, device)

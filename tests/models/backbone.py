@@ -1,4 +1,4 @@
-"""Claims that hold for every model: one function each, called by the test file of each architecture."""
+"""Claims that hold for every model, a function each; each architecture's test file calls them."""
 
 import json
 import math
@@ -22,8 +22,8 @@ from tests.conftest import ROOT
 VOCAB = 50
 
 
-def shaken(cfg: ModelConfig, seed: int = 0) -> LanguageModel:
-    """Return a model whose weights are far from the small numbers of an initialisation."""
+def perturbed(cfg: ModelConfig, seed: int = 0) -> LanguageModel:
+    """Return a model whose weights are far from the small ones of an initialisation."""
     model = cfg.build(VOCAB, seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -37,7 +37,7 @@ def text(*shape: int, seed: int = 1) -> Tensor:
     return torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def is_a_whole_model(
+def satisfies_all_claims(
     cfg: ModelConfig,
     folder: Any,
     *,
@@ -46,12 +46,14 @@ def is_a_whole_model(
     flops: bool = True,
     in_halves: ModelConfig | None = None,
 ) -> None:
-    """All claims but compilation and low precision, which cost more.
+    """Assert all claims but compilation and low precision, which take longer.
 
     Args:
-        bound: of differences that come from another order of sums; causal: of what a later token may change.
-        flops: the formula counts all that is computed, nothing twice.
-        in_halves: a config to cut the batch with, where the loss of `cfg` speaks of a micro-batch as a whole.
+        bound: of differences that come from another order of sums.
+        causal: of what a later token may change, likewise.
+        flops: check the FLOPs too; False where the model computes more than its formula counts.
+        in_halves: config for the claim on micro-batches (None: `cfg`), where the loss of `cfg` is
+            not a sum over samples.
     """
     has_the_parameters_of_its_formula(cfg)
     if flops:
@@ -71,7 +73,7 @@ def has_the_parameters_of_its_formula(cfg: ModelConfig) -> None:
 
 
 def has_the_flops_of_its_formula(cfg: ModelConfig, seq: int) -> None:
-    """torch's counter takes fused attention on a CPU for nothing: then all pairs are left out."""
+    """torch's counter counts fused attention on a CPU as 0: then all pairs are left out."""
     model = cfg.build(97, 0)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(text(1, seq))
@@ -79,16 +81,16 @@ def has_the_flops_of_its_formula(cfg: ModelConfig, seq: int) -> None:
     assert counter.get_total_flops() in (full, full - 2 * (full - causal)), (full, causal)
 
 
-def is_causal(cfg: ModelConfig, seq: int = 24, place: int = 13, bound: float = 1e-6) -> None:
-    model = shaken(cfg)
+def is_causal(cfg: ModelConfig, seq: int = 24, changed: int = 13, bound: float = 1e-6) -> None:
+    model = perturbed(cfg)
     tokens = text(2, seq)
     other = tokens.clone()
-    other[:, place] = (other[:, place] + 1) % VOCAB
+    other[:, changed] = (other[:, changed] + 1) % VOCAB
     with torch.no_grad():
         before, after = model(tokens), model(other)
-    torch.testing.assert_close(before[:, :place], after[:, :place], rtol=0, atol=bound)
-    assert (before[:, place] - after[:, place]).abs().max() > 1e-4
-    assert (before[:, place + 1 :] - after[:, place + 1 :]).abs().max() > 1e-6
+    torch.testing.assert_close(before[:, :changed], after[:, :changed], rtol=0, atol=bound)
+    assert (before[:, changed] - after[:, changed]).abs().max() > 1e-4
+    assert (before[:, changed + 1 :] - after[:, changed + 1 :]).abs().max() > 1e-6
 
 
 def starts_at_ln_vocab(cfg: ModelConfig, bound: float = 0.05) -> None:
@@ -101,23 +103,25 @@ def starts_at_ln_vocab(cfg: ModelConfig, bound: float = 0.05) -> None:
 
 @torch.no_grad()
 def reads_piece_by_piece_what_it_reads_at_once(cfg: ModelConfig, bound: float = 1e-5) -> None:
-    """Token by token, in pieces, in padded batches, selected rows, in a static state: relative to the logits' size."""
-    model = shaken(cfg)
-    row = text(1, 23)
-    whole = model(row)[0]
-    size = float(whole.abs().max())
+    """Token by token, in pieces, in padded batches, in selected rows, in a static state.
 
-    def close(found: Tensor, expected: Tensor) -> None:
-        assert float((found - expected).abs().max()) < bound * max(1.0, size), float(
-            (found - expected).abs().max()
-        )
+    `bound` is relative to the largest logit.
+    """
+    model = perturbed(cfg)
+    row = text(1, 23)
+    at_once = model(row)[0]
+    size = float(at_once.abs().max())
+
+    def assert_close(logits: Tensor, expected: Tensor) -> None:
+        difference = float((logits - expected).abs().max())
+        assert difference < bound * max(1.0, size), difference
 
     for pieces in ([1] * 23, [10, 1, 1, 11], [23]):
         state, first = model.start(1, 4), 0
         for length in pieces:
             logits = model(row[:, first : first + length], state=state)
             first += length
-            close(logits[0], whole[first - 1])
+            assert_close(logits[0], at_once[first - 1])
     rows = [text(n, seed=n) for n in (3, 17, 9)]
     counts = torch.tensor([3, 17, 9])
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=7)
@@ -129,18 +133,18 @@ def reads_piece_by_piece_what_it_reads_at_once(cfg: ModelConfig, bound: float = 
         for index, start in enumerate(rows):
             alone = model(torch.cat((start, more[index]))[None])[0]
             for i, step in enumerate(steps):
-                close(step[index], alone[len(start) - 1 + i])
+                assert_close(step[index], alone[len(start) - 1 + i])
     chosen = state.select(torch.tensor([2, 2, 0]))
     logits = model(more[:, 3:], state=chosen)
-    for found, index in zip(logits[1:], (2, 0), strict=True):
+    for row_logits, index in zip(logits[1:], (2, 0), strict=True):
         text_of = torch.cat((rows[index], more[index, :3], more[1 if index == 2 else 2, 3:]))
-        close(found, model(text_of[None])[0, -1])
+        assert_close(row_logits, model(text_of[None])[0, -1])
     assert chosen.num_bytes() > 0
 
 
 def keeps_documents_apart(cfg: ModelConfig) -> None:
-    """A document is read as if it stood alone at its place; what is before it changes nothing."""
-    model = shaken(cfg)
+    """What stands before a document changes nothing in its logits."""
+    model = perturbed(cfg)
     tokens, documents = text(1, 24), torch.tensor([[0] * 7 + [1] * 12 + [2] * 5])
     other = tokens.clone()
     other[:, :7] = (other[:, :7] + 3) % VOCAB
@@ -151,13 +155,13 @@ def keeps_documents_apart(cfg: ModelConfig) -> None:
 
 
 def trains_alike_recomputed_and_in_halves(cfg: ModelConfig, bound: float = 1e-5) -> None:
-    """Gradients with activation checkpointing, and of a batch in two micro-batches, are those of the plain pass."""
+    """Activation checkpointing and two micro-batches give the gradients of the plain pass."""
     from runner.learn.setup import recompute_blocks
 
     tokens = text(4, 25)
     grads: list[dict[str, Tensor]] = []
     for way in ("plain", "recomputed", "halves"):
-        model = shaken(cfg)
+        model = perturbed(cfg)
         if way == "recomputed":
             recompute_blocks(model)
         for part in tokens.split(2) if way == "halves" else (tokens,):
@@ -171,7 +175,7 @@ def trains_alike_recomputed_and_in_halves(cfg: ModelConfig, bound: float = 1e-5)
 
 
 def trains_under(cfg: ModelConfig, recipe: str) -> None:
-    """A few steps of AdamW under a shipped recipe, its dice thrown, lower the loss on one batch."""
+    """Twenty steps of AdamW under a recipe of conf/precision lower the loss on one batch."""
     node = yaml.safe_load((ROOT / "conf" / "precision" / f"{recipe}.yaml").read_text())
     del node["_target_"]
     given = {"pad": True, "keep_last": 0} if recipe != "bf16" else {}
@@ -197,26 +201,30 @@ import json, sys
 import torch
 from models.config import target_class, thaw
 torch.set_num_threads(2)
-for given in json.loads(sys.stdin.read()):
-    cls = target_class(given.pop("_target_"))
-    model = thaw(cls, given).build(50, 0)
+for node in json.loads(sys.stdin.read()):
+    cls = target_class(node.pop("_target_"))
+    model = thaw(cls, node).build(50, 0)
     tokens = torch.randint(0, 50, (2, 25), generator=torch.Generator().manual_seed(0))
     totals = []
     for forward in (model, torch.compile(model, backend=sys.argv[1])):
         total = forward(tokens[:, :-1], tokens[:, 1:]).total
         total.backward()
-        totals.append([float(total), *(float(p.grad.norm()) for p in model.parameters() if p.grad is not None)])
+        norms = [float(p.grad.norm()) for p in model.parameters() if p.grad is not None]
+        totals.append(torch.tensor([float(total), *norms]))
         model.zero_grad()
-    torch.testing.assert_close(torch.tensor(totals[0]), torch.tensor(totals[1]), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(*totals, rtol=1e-3, atol=1e-4)
 """
 
 
 def compiles(*cfgs: ModelConfig, backend: str = "aot_eager") -> None:
-    """Loss and gradients of the compiled model are the eager ones; in a process without the tests' type checks."""
-    given = json.dumps([plain(cfg, target=True) for cfg in cfgs])
+    """Loss and gradients of the compiled model equal the eager ones.
+
+    They are computed in a process without the tests' type checks.
+    """
+    nodes = json.dumps([plain(cfg, target=True) for cfg in cfgs])
     done = subprocess.run(
         [sys.executable, "-c", _COMPILED, backend],
-        input=given,
+        input=nodes,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -226,7 +234,7 @@ def compiles(*cfgs: ModelConfig, backend: str = "aot_eager") -> None:
 
 
 def comes_back_from_a_folder(cfg: ModelConfig, folder: Any) -> None:
-    model = shaken(cfg)
+    model = perturbed(cfg)
     save_pretrained(model, folder, layout="espalier")
     back = load_pretrained(folder)
     assert back.cfg == model.cfg

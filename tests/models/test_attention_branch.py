@@ -30,8 +30,8 @@ def _cfg(kind: str, **more: Any) -> DecoderConfig:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
-    backbone.is_a_whole_model(_cfg(kind), tmp_path / "m")
+def test_every_kind_satisfies_the_claims_of_all_models(kind: str, tmp_path: Path) -> None:
+    backbone.satisfies_all_claims(_cfg(kind), tmp_path / "m")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,7 +46,7 @@ def test_all_compile() -> None:
 @pytest.mark.parametrize("kind", ["window", "window, sinks", "reindexed"])
 def test_a_layer_sees_its_window_and_its_sinks_and_nothing_else(kind: str) -> None:
     """In one layer, token t depends on token s exactly where s is near or a sink."""
-    model = backbone.shaken(_cfg(kind, depth=1))
+    model = backbone.perturbed(_cfg(kind, depth=1))
     part, tokens = KINDS[kind], backbone.text(1, 14)
     with torch.no_grad():
         base = model(tokens)
@@ -54,29 +54,30 @@ def test_a_layer_sees_its_window_and_its_sinks_and_nothing_else(kind: str) -> No
             other = tokens.clone()
             other[:, changed] = (other[:, changed] + 1) % backbone.VOCAB
             moved = (model(other) - base)[0].abs().amax(dim=-1)
-            for place in range(14):
-                sees = changed <= place and (place - changed < part.window or changed < part.sinks)  # type: ignore[operator]
-                assert bool(moved[place] > 1e-6) == sees, (changed, place)
+            for query in range(14):
+                near = query - changed < part.window or changed < part.sinks  # type: ignore[operator]
+                sees = changed <= query and near
+                assert bool(moved[query] > 1e-6) == sees, (changed, query)
 
 
 def test_a_cache_holds_no_more_than_its_heads_and_window_show() -> None:
-    def held(**part: Any) -> int:
+    def state_bytes(**part: Any) -> int:
         cfg = DecoderConfig(**BASE | {"pattern": "w", "parts": {"w": AttentionConfig(**part)}})
         model = cfg.build(50, 0)
         state = model.start(2, 64)
         model(backbone.text(2, 60), state=state)
         return state.num_bytes()
 
-    full = held()
+    full = state_bytes()
     assert full == 2 * 2 * 64 * 32 * 4 * 2  # layers, rows, positions, width, bytes, keys and values
-    assert held(num_kv_heads=2) * 2 == full
-    assert held(num_kv_heads=1) * 4 == full
-    assert held(window=8) == full // 8 + 2 * 2 * 8 * 8  # ... and the position of each slot
+    assert state_bytes(num_kv_heads=2) * 2 == full
+    assert state_bytes(num_kv_heads=1) * 4 == full
+    assert state_bytes(window=8) == full // 8 + 2 * 2 * 8 * 8  # ... and the position of each slot
 
 
 def test_reindexed_positions_are_those_of_the_published_cache() -> None:
-    """StreamingLLM's own procedure: keep the keys of sinks and window, number them from 0, turn, attend."""
-    model = backbone.shaken(_cfg("reindexed", depth=1, pattern="w"))
+    """StreamingLLM's procedure: number the keys of sinks and window from 0, rotate, attend."""
+    model = backbone.perturbed(_cfg("reindexed", depth=1, pattern="w"))
     assert isinstance(model, Decoder)
     tokens = backbone.text(1, 20)
     attn = model.layers[0].attn
@@ -89,21 +90,21 @@ def test_reindexed_positions_are_those_of_the_published_cache() -> None:
         q, k, v = attn._heads(x)
         from kernels.rotary import rotate
 
-        kept = [0, 1, 15, 16, 17, 18, 19]
+        cached = [0, 1, 15, 16, 17, 18, 19]
         tables = model._rotary_at(torch.arange(7))
         last = model._rotary_at(torch.tensor([6]))
-        scores = rotate(q[:, :, 19:], *last) @ rotate(k[:, :, kept], *tables).transpose(-1, -2)
-        y = (scores * attn.scale).softmax(-1) @ v[:, :, kept]
+        scores = rotate(q[:, :, 19:], *last) @ rotate(k[:, :, cached], *tables).transpose(-1, -2)
+        y = (scores * attn.scale).softmax(-1) @ v[:, :, cached]
         expected = attn.out(y.transpose(1, 2).reshape(1, 1, -1))
     torch.testing.assert_close(seen[0][:, 19:], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_learned_sink_takes_attention_and_gives_nothing() -> None:
-    model = backbone.shaken(_cfg("learned sink"))
+    model = backbone.perturbed(_cfg("learned sink"))
     with torch.no_grad():
         for layer in model.blocks():
             layer.attn.sink.fill_(-1e9)
-        plain = backbone.shaken(_cfg("learned sink"))
+        plain = backbone.perturbed(_cfg("learned sink"))
         for layer in plain.blocks():
             layer.attn.sink = None
         torch.testing.assert_close(
@@ -112,8 +113,8 @@ def test_a_learned_sink_takes_attention_and_gives_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_shown_of_attention_is_what_is_computed(kind: str) -> None:
-    model = backbone.shaken(_cfg(kind, depth=1, pattern="w"))
+def test_probabilities_are_those_that_forward_computes(kind: str) -> None:
+    model = backbone.perturbed(_cfg(kind, depth=1, pattern="w"))
     attn, given = model.blocks()[0].attn, []
     assert isinstance(attn, Attention)
     with torch.no_grad():
@@ -131,7 +132,7 @@ def test_what_is_shown_of_attention_is_what_is_computed(kind: str) -> None:
 
 def test_without_causality_every_token_sees_every_other() -> None:
     cfg = DecoderConfig(**BASE, causal=False)
-    model = backbone.shaken(cfg)
+    model = backbone.perturbed(cfg)
     tokens = backbone.text(1, 12)
     other = tokens.clone()
     other[:, 9] = (other[:, 9] + 1) % backbone.VOCAB

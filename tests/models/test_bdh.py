@@ -23,8 +23,8 @@ def test_it_has_the_published_number_of_parameters() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
-    backbone.is_a_whole_model(KINDS[kind], tmp_path / "m", bound=1e-4, flops=kind != "chunks")
+def test_every_kind_satisfies_the_claims_of_all_models(kind: str, tmp_path: Path) -> None:
+    backbone.satisfies_all_claims(KINDS[kind], tmp_path / "m", bound=1e-4, flops=kind != "chunks")
 
 
 def test_all_compile() -> None:
@@ -63,7 +63,7 @@ def _public_forward(model: BDH, tokens: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["repo", "chunks"])
 def test_its_logits_are_those_of_the_public_code(kind: str) -> None:
-    model = backbone.shaken(KINDS[kind])
+    model = backbone.perturbed(KINDS[kind])
     assert isinstance(model, BDH)
     tokens = backbone.text(2, 40)
     with torch.no_grad():
@@ -74,15 +74,15 @@ def test_its_logits_are_those_of_the_public_code(kind: str) -> None:
 @torch.no_grad()
 def test_the_papers_form_is_its_recurrence() -> None:
     """Token by token with the state rho, as the paper writes it."""
-    model = backbone.shaken(KINDS["paper"])
+    model = backbone.perturbed(KINDS["paper"])
     assert isinstance(model, BDH)
     cfg, level, tokens = model.cfg, model.level, backbone.text(1, 12)
     heads, n = cfg.num_heads, cfg.neurons
     rho = torch.zeros(cfg.depth, heads, n, cfg.width)
     frequencies = 1.0 / (65536.0 ** (2 * (torch.arange(n) // 2) / n))
     logits = []
-    for place, token in enumerate(tokens[0]):
-        angle = place * frequencies
+    for position, token in enumerate(tokens[0]):
+        angle = position * frequencies
         v = F.layer_norm(model.embedding.weight[token], (cfg.width,))
         x = torch.zeros(heads, n)
         for index in range(cfg.depth):
@@ -102,20 +102,20 @@ def test_the_papers_form_is_its_recurrence() -> None:
 def test_chunks_change_neither_loss_nor_gradient_under_dropout() -> None:
     tokens = backbone.text(3, 33)
     noise = NoiseKey(seed=0, step=4, samples=torch.arange(3))
-    found = []
+    results = []
     for chunks in (1, 2, 8):
-        model = backbone.shaken(replace(SMALL, chunks=chunks, dropout=0.2))
+        model = backbone.perturbed(replace(SMALL, chunks=chunks, dropout=0.2))
         out = model(tokens[:, :-1], tokens[:, 1:], noise=noise)
         out.total.backward()
-        found.append([out.nll.detach(), *(p.grad for p in model.parameters())])
-    for other in found[1:]:
-        for one, two in zip(found[0], other, strict=True):
+        results.append([out.nll.detach(), *(p.grad for p in model.parameters())])
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
             torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
 
 
 def test_it_says_how_many_neurons_are_active() -> None:
     tokens = backbone.text(2, 17)
-    out = backbone.shaken(SMALL)(tokens[:, :-1], tokens[:, 1:])
+    out = backbone.perturbed(SMALL)(tokens[:, :-1], tokens[:, 1:])
     assert set(out.statistics) == {f"levels.{i}.{s}_active" for i in range(3) for s in "xy"}
     assert all(0.1 < float(value) < 0.9 for value in out.statistics.values())
 

@@ -51,13 +51,13 @@ def _rows(*lengths: int) -> list[Tensor]:
 @torch.no_grad()
 def test_token_by_token_and_in_pieces_equal_a_full_pass(model: Decoder) -> None:
     (row,) = _rows(23)
-    whole = model(row[None])[0]
+    at_once = model(row[None])[0]
     for pieces in ([1] * 23, [10, 1, 1, 11], [23]):
         state, first = model.start(1, 4), 0  # it must grow
         for size in pieces:
             logits = model(row[None, first : first + size], state=state)
             first += size
-            torch.testing.assert_close(logits[0], whole[first - 1], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(logits[0], at_once[first - 1], rtol=1e-5, atol=1e-5)
         assert state.lengths.tolist() == [23]
 
 
@@ -70,9 +70,9 @@ def test_rows_of_different_lengths_do_not_see_each_other(model: Decoder) -> None
     more = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
     steps = [logits, *(model(more[:, i : i + 1], state=state) for i in range(3))]
     for index, row in enumerate(rows):
-        whole = model(torch.cat((row, more[index]))[None])[0]
+        alone = model(torch.cat((row, more[index]))[None])[0]
         for i, step in enumerate(steps):
-            torch.testing.assert_close(step[index], whole[len(row) - 1 + i], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(step[index], alone[len(row) - 1 + i], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -86,30 +86,29 @@ def test_selected_rows_go_on_where_they_were(model: Decoder) -> None:
     )
     chosen = state.select(torch.tensor([1, 1, 0]))
     logits = model(torch.tensor([[1], [2], [3]]), state=chosen)
-    for row, token, found in zip((1, 1, 0), (1, 2, 3), logits, strict=True):
-        whole = model(torch.cat((rows[row], torch.tensor([token])))[None])[0, -1]
-        torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+    for row, token, row_logits in zip((1, 1, 0), (1, 2, 3), logits, strict=True):
+        expected = model(torch.cat((rows[row], torch.tensor([token])))[None])[0, -1]
+        torch.testing.assert_close(row_logits, expected, rtol=1e-5, atol=1e-5)
     assert state.lengths.tolist() == [5, 8]
 
 
 @torch.no_grad()
-def test_a_static_state_says_the_same_in_one_shape(model: Decoder) -> None:
-    """That it compiles to one graph, tests/runner/generate/test_compiled_generation.py shows."""
+def test_a_static_state_gives_the_same_logits_in_one_shape(model: Decoder) -> None:
+    """tests/runner/generate/test_compiled_generation.py shows that it compiles to one graph."""
     tokens = torch.stack(_rows(20, 20, 20))
     counts = torch.tensor([3, 5, 4])
     growing, static = model.start(3, 4), model.start(3, 32, static=True)
     for state in (growing, static):
         model(tokens[:, :5], state=state, counts=counts)
-    for place in range(5, 12):
-        expected = model(tokens[:, place : place + 1], state=growing)
-        found = model(tokens[:, place : place + 1], state=static)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for token in tokens[:, 5:12].split(1, dim=1):
+        expected, logits = model(token, state=growing), model(token, state=static)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     assert static.lengths.tolist() == growing.lengths.tolist() == [10, 12, 11]
-    assert {kept["keys"].shape[2] for kept in static.memories.values()} == {32}
+    assert {memory["keys"].shape[2] for memory in static.memories.values()} == {32}
 
 
 @torch.no_grad()
-def test_what_is_kept_has_the_type_that_its_layer_computes_in() -> None:
+def test_a_memory_has_the_dtype_that_its_layer_computes_in() -> None:
     model = DecoderConfig(depth=2, width=32, num_heads=2, hidden=64).build(50, 0)
     operand = OperandConfig(format="nvfp4")
     cfg = PrecisionConfig(compute="bf16", fprop=FpropConfig(x=operand, w=operand), keep_first=1.0)
@@ -117,7 +116,5 @@ def test_what_is_kept_has_the_type_that_its_layer_computes_in() -> None:
     state = model.start(1, 8)
     for token in (1, 2):
         assert model(torch.tensor([[token]]), state=state).isfinite().all()
-    assert [kept["keys"].dtype for kept in state.memories.values()] == [
-        torch.float32,
-        torch.bfloat16,
-    ]
+    dtypes = [memory["keys"].dtype for memory in state.memories.values()]
+    assert dtypes == [torch.float32, torch.bfloat16]

@@ -1,4 +1,4 @@
-"""Compiled references: used when a recipe is prepared, dispensable where nothing can be compiled."""
+"""Compiled references: in use once a recipe is prepared, dispensable without a compiler."""
 
 import os
 import subprocess

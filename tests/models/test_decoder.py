@@ -1,3 +1,5 @@
+"""The decoder: its formulas, its causality, its initialisation; equal to transformers' GPT-2."""
+
 import math
 from typing import Any
 
@@ -132,7 +134,7 @@ def test_impossible_shapes_are_refused(bad: dict[str, Any]) -> None:
 
 
 def _logit_change(width: int, init: str) -> float:
-    """Mean size of the last hidden state's change after 3 Adam steps: muP's coordinate check."""
+    """Return the mean change of a logit after 3 Adam steps: muP's coordinate check."""
     mup = {"init": "mup", "base_width": 32} if init == "mup" else {}
     cfg = DecoderConfig(depth=2, width=width, num_heads=4, **mup)
     model = cfg.build(64, 0)

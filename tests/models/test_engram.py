@@ -1,4 +1,4 @@
-"""Engram: which row is looked up, what is taken of it, and that it knows nothing of other documents or the future."""
+"""Engram: the rows that it looks up, its output, what it learns, and the claims of all models."""
 
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ PART = EngramConfig(table_size=61, slot_dim=4, num_heads=2)
 CFG = DecoderConfig(depth=3, width=32, num_heads=4, pattern="naf af", parts={"n": PART})
 
 
-def _shaken() -> Any:
-    return backbone.shaken(CFG)
+def _perturbed() -> Any:
+    return backbone.perturbed(CFG)
 
 
-def test_it_is_a_whole_model(tmp_path: Path) -> None:
-    backbone.is_a_whole_model(CFG, tmp_path / "m")
+def test_it_satisfies_the_claims_of_all_models(tmp_path: Path) -> None:
+    backbone.satisfies_all_claims(CFG, tmp_path / "m")
     backbone.compiles(CFG)
 
 
@@ -39,35 +39,32 @@ def test_every_table_of_every_layer_has_a_prime_of_its_own() -> None:
 
 
 def test_the_row_is_the_hash_of_the_last_tokens() -> None:
-    """By Python's integers, token by token, within its document."""
-    engram = _shaken().blocks()[0].engram
+    """Computed with Python's integers, token by token, within its document."""
+    engram = _perturbed().blocks()[0].engram
     assert isinstance(engram, Engram)
     tokens = backbone.text(2, 11)
     documents = torch.tensor([[0] * 4 + [1] * 7, [0] * 11])
-    found = engram.rows(Context(tokens, torch.arange(11), documents=documents))
+    rows = engram.rows(Context(tokens, torch.arange(11), documents=documents))
     for row in range(2):
-        for place in range(11):
+        for position in range(11):
             first, slot = 0, 0
             for order in (2, 3):
                 mixed = 0
                 for back in range(order):
-                    there = (
-                        place - back >= 0 and documents[row, place - back] == documents[row, place]
-                    )
-                    token = int(tokens[row, place - back]) if there else -1
+                    earlier, document = position - back, documents[row, position]
+                    inside = earlier >= 0 and documents[row, earlier] == document
+                    token = int(tokens[row, earlier]) if inside else -1
                     mixed ^= (token + 1) * engram.multipliers[back]
                 assert mixed < 2**63
                 for _ in range(2):
-                    assert int(found[row, place, slot]) == first + mixed % engram.sizes[slot]
+                    assert int(rows[row, position, slot]) == first + mixed % engram.sizes[slot]
                     first, slot = first + engram.sizes[slot], slot + 1
 
 
 def test_the_output_is_the_formula() -> None:
-    engram = _shaken().blocks()[0].engram
-    tokens, x = (
-        backbone.text(1, 9),
-        torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(0)),
-    )
+    engram = _perturbed().blocks()[0].engram
+    tokens = backbone.text(1, 9)
+    x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(0))
     context = Context(tokens, torch.arange(9))
     with torch.no_grad():
         out, notes = engram(x, context)
@@ -77,15 +74,14 @@ def test_the_output_is_the_formula() -> None:
         def rms(t: torch.Tensor, norm: Any) -> torch.Tensor:
             return t / (t.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
 
-        gate = torch.sigmoid(
-            (rms(x, engram.stream_norm) * rms(k, engram.key_norm)).sum(-1, keepdim=True) / 32**0.5
-        )
+        agreement = rms(x, engram.stream_norm) * rms(k, engram.key_norm)
+        gate = torch.sigmoid(agreement.sum(-1, keepdim=True) / 32**0.5)
         inner = rms(gate * v, engram.conv_norm)
         mixed = torch.zeros_like(inner)
-        for place in range(9):
+        for position in range(9):
             for tap in range(4):
-                if place - 3 * tap >= 0:
-                    mixed[:, place] += engram.conv[:, 3 - tap] * inner[:, place - 3 * tap]
+                if position - 3 * tap >= 0:
+                    mixed[:, position] += engram.conv[:, 3 - tap] * inner[:, position - 3 * tap]
     torch.testing.assert_close(out, F.silu(mixed) + gate * v, rtol=1e-4, atol=1e-5)
     assert float(notes["gate"]) == pytest.approx(float(gate.mean()), rel=1e-5)
 
@@ -100,13 +96,9 @@ def test_tokens_that_differ_in_case_accents_or_spaces_share_their_rows() -> None
         for i in range(4)
     ]
     assert rows[0] == rows[1] == rows[2] != rows[3]
-    off = DecoderConfig(
-        depth=1,
-        width=32,
-        num_heads=4,
-        pattern="n",
-        parts={"n": EngramConfig(table_size=7, compress=False)},
-    ).build(2, 0)
+    part = EngramConfig(table_size=7, compress=False)
+    cfg = DecoderConfig(depth=1, width=32, num_heads=4, pattern="n", parts={"n": part})
+    off = cfg.build(2, 0)
     read_vocabulary(off, lambda: ["a", "A"])
     assert off.blocks()[0].engram.canonical.tolist() == [0, 1]
 
@@ -125,28 +117,25 @@ def test_tables_learn_faster_and_never_decay_and_are_no_matrix_to_muon() -> None
 
 def test_the_convolution_is_torchs() -> None:
     generator = torch.Generator().manual_seed(0)
-    x, weight = (
-        torch.randn(2, 12 + 9, 5, generator=generator),
-        torch.randn(5, 4, generator=generator),
-    )
+    x = torch.randn(2, 12 + 9, 5, generator=generator)
+    weight = torch.randn(5, 4, generator=generator)
     expected = F.conv1d(x.transpose(1, 2), weight[:, None], groups=5, dilation=3).transpose(1, 2)
     torch.testing.assert_close(short_conv(x, weight, dilation=3), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_tri_gram_that_attention_cannot_see_is_remembered() -> None:
-    """Text whose next token is a random function of the last two: the memory learns the table, an MLP does not."""
+    """The next token is a random function of the last two: Engram learns it, an MLP cannot."""
     generator = torch.Generator().manual_seed(0)
     rule = torch.randint(0, 50, (50, 50), generator=generator)
     text = torch.zeros(64, 34, dtype=torch.int64)
     text[:, :2] = torch.randint(0, 50, (64, 2), generator=generator)
-    for place in range(2, 34):
-        text[:, place] = rule[text[:, place - 2], text[:, place - 1]]
+    for position in range(2, 34):
+        text[:, position] = rule[text[:, position - 2], text[:, position - 1]]
     losses = {}
     for pattern in ("nf", "f"):
         part = EngramConfig(table_size=4096, slot_dim=8, num_heads=2)
-        model = DecoderConfig(
-            depth=1, width=64, num_heads=4, pattern=pattern, parts={"n": part}
-        ).build(50, 0)
+        cfg = DecoderConfig(depth=1, width=64, num_heads=4, pattern=pattern, parts={"n": part})
+        model = cfg.build(50, 0)
         (optimizer,) = AdamWConfig(lr=3e-3).build(model)
         for _ in range(120):
             out = model(text[:, :-1], text[:, 1:])

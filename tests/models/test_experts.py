@@ -1,4 +1,4 @@
-"""The mixture of experts: its choice, its sorting, its balance; equal to transformers' in test_pretrained.py."""
+"""The mixture of experts: choice, sorting, balance; test_pretrained.py compares with Mixtral."""
 
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,10 @@ def _cfg(kind: str, **more: Any) -> DecoderConfig:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
-    """Load is a figure of a micro-batch, so halves are compared without what is said of it."""
-    backbone.is_a_whole_model(
-        _cfg(kind), tmp_path / "m", in_halves=_cfg(kind, balance="none", z_loss=0.0)
-    )
+def test_every_kind_satisfies_the_claims_of_all_models(kind: str, tmp_path: Path) -> None:
+    """The load is that of a micro-batch, so halves are compared without losses on it."""
+    unbalanced = _cfg(kind, balance="none", z_loss=0.0)
+    backbone.satisfies_all_claims(_cfg(kind), tmp_path / "m", in_halves=unbalanced)
 
 
 def test_all_compile() -> None:
@@ -43,22 +42,20 @@ def test_all_compile() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_output_is_the_weighted_sum_of_the_chosen_experts(kind: str) -> None:
     """Token by token, expert by expert, by the definition."""
-    experts = backbone.shaken(_cfg(kind)).blocks()[0].moe
+    experts = backbone.perturbed(_cfg(kind)).blocks()[0].moe
     assert isinstance(experts, Experts)
     x = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found, _ = experts(x, _context())
-        for row, y in zip(x.flatten(0, 1), found.flatten(0, 1), strict=True):
+        out, _ = experts(x, _context())
+        for row, y in zip(x.flatten(0, 1), out.flatten(0, 1), strict=True):
             scores = row @ experts.router.T
             ranked = scores if experts.balance is None else scores.softmax(-1) + experts.balance
             chosen = sorted(range(5), key=lambda e: -float(ranked[e]))[: experts.cfg.top_k]
-            share = (
-                scores[chosen].softmax(-1)
-                if experts.cfg.softmax == "after"
-                else scores.softmax(-1)[chosen]
-            )
-            if experts.cfg.softmax == "before" and experts.cfg.normalise:
-                share = share / share.sum()
+            if experts.cfg.softmax == "after":
+                share = scores[chosen].softmax(-1)
+            else:
+                share = scores.softmax(-1)[chosen]
+                share = share / share.sum() if experts.cfg.normalise else share
             expected = sum(w * experts.experts[e](row) for w, e in zip(share, chosen, strict=True))
             if experts.shared is not None:
                 expected = expected + experts.shared(row)
@@ -71,8 +68,8 @@ def _context(noise: NoiseKey | None = None) -> Any:
     return Context(torch.zeros(4, 8, dtype=torch.long), torch.arange(8), noise=noise)
 
 
-def test_beyond_its_capacity_an_expert_passes_tokens_by_and_counts_them() -> None:
-    experts = backbone.shaken(_cfg("top 1, unnormalised", capacity_factor=1.0)).blocks()[0].moe
+def test_beyond_its_capacity_an_expert_drops_tokens_and_counts_them() -> None:
+    experts = backbone.perturbed(_cfg("top 1, unnormalised", capacity_factor=1.0)).blocks()[0].moe
     x = torch.randn(4, 10, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         chosen = (x.flatten(0, 1) @ experts.router.T).argmax(-1)
@@ -84,13 +81,13 @@ def test_beyond_its_capacity_an_expert_passes_tokens_by_and_counts_them() -> Non
         dropped.append(seen[expert] > capacity)
     assert 0 < sum(dropped) == round(float(notes["drop_rate"]) * 40)
     assert float(none["drop_rate"]) == 0.0
-    for place, gone in enumerate(dropped):
-        y = out.flatten(0, 1)[place]
-        assert not y.any() if gone else torch.allclose(y, free.flatten(0, 1)[place], atol=1e-6)
+    for row, is_dropped in enumerate(dropped):
+        y = out.flatten(0, 1)[row]
+        assert not y.any() if is_dropped else torch.allclose(y, free.flatten(0, 1)[row], atol=1e-6)
 
 
-def test_what_it_says_of_its_load() -> None:
-    experts = backbone.shaken(_cfg("top 1, unnormalised")).blocks()[0].moe
+def test_notes_on_the_load_follow_their_formulas() -> None:
+    experts = backbone.perturbed(_cfg("top 1, unnormalised")).blocks()[0].moe
     x = torch.randn(4, 10, 32, generator=torch.Generator().manual_seed(0))
     scores = x.flatten(0, 1) @ experts.router.T
     load = F.one_hot(scores.argmax(-1), 5).double().mean(0)
@@ -109,7 +106,7 @@ def test_what_it_says_of_its_load() -> None:
 def test_auxiliary_losses_are_in_the_total_and_not_in_the_loss_of_a_token() -> None:
     tokens = backbone.text(2, 17)
     cfg = _cfg("top 2")
-    model = backbone.shaken(cfg)
+    model = backbone.perturbed(cfg)
     out = model(tokens[:, :-1], tokens[:, 1:])
     parts = [value for name, value in out.statistics.items() if ".loss." in name]
     assert len(parts) == 4  # two layers, two losses
@@ -117,8 +114,8 @@ def test_auxiliary_losses_are_in_the_total_and_not_in_the_loss_of_a_token() -> N
 
 
 @pytest.mark.parametrize("balance", ["loss", "bias"])
-def test_balancing_takes_an_overload_away(balance: str) -> None:
-    """Most tokens prefer one expert; what balancing alone moves, spreads them."""
+def test_balancing_removes_an_overload(balance: str) -> None:
+    """Most tokens prefer one expert; training the balancing alone spreads them."""
     part = ExpertsConfig(num_experts=8, top_k=1, hidden=16, balance=balance, z_loss=0.0)  # type: ignore[arg-type]
     host = DecoderConfig(depth=1, width=32, num_heads=4, pattern="ae", parts={"e": part})
     experts = host.build(50, 0).blocks()[0].moe
@@ -140,7 +137,7 @@ def test_balancing_takes_an_overload_away(balance: str) -> None:
 
 
 def test_an_expert_without_a_token_has_a_gradient_of_zero() -> None:
-    """A process of several would wait for ever for a gradient that is missing."""
+    """With several processes DDP would wait for ever for a missing gradient."""
     model = _cfg("top 1, unnormalised").build(50, 0)
     tokens = backbone.text(1, 3)
     model(tokens[:, :-1], tokens[:, 1:]).total.backward()
@@ -149,7 +146,7 @@ def test_an_expert_without_a_token_has_a_gradient_of_zero() -> None:
 
 @pytest.mark.parametrize("recipe", ["bf16", "nvfp4"])
 def test_it_trains_under_low_precision(recipe: str) -> None:
-    part = ExpertsConfig(num_experts=24)  # of which some get an odd number of tokens, some none
+    part = ExpertsConfig(num_experts=24)  # some get an odd number of tokens, some none
     cfg = DecoderConfig(depth=2, width=32, num_heads=2, hidden=32, pattern="ae", parts={"e": part})
     backbone.trains_under(cfg, recipe)
 
@@ -159,11 +156,11 @@ def test_the_grouped_product_is_the_loop_over_experts() -> None:
     counts = torch.tensor([5, 0, 3])
     generator = torch.Generator().manual_seed(0)
     x, up, down = (torch.randn(s, generator=generator) for s in ((8, 16), (3, 24, 16), (3, 16, 24)))
-    found = grouped_feed_forward(x, up, down, counts, F.gelu)
+    grouped = grouped_feed_forward(x, up, down, counts, F.gelu)
     parts = [
         F.gelu(part @ u.T) @ d.T for part, u, d in zip(x.split([5, 0, 3]), up, down, strict=True)
     ]
-    torch.testing.assert_close(found, torch.cat(parts), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grouped, torch.cat(parts), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Mixers with a state that does not grow: trained in chunks or by a scan, decoded one token at a time, the same."""
+"""Branches whose state does not grow: training in chunks or by a scan equals decoding."""
 
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,15 @@ KINDS: dict[str, Any] = {
 
 
 def _cfg(kind: str, **more: Any) -> DecoderConfig:
-    given = {"depth": 2, "width": 32, "num_heads": 4, "pattern": "xf", "parts": {"x": KINDS[kind]}}
-    return DecoderConfig(**given | more)
+    base = {"depth": 2, "width": 32, "num_heads": 4, "pattern": "xf", "parts": {"x": KINDS[kind]}}
+    return DecoderConfig(**base | more)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
-    # The FFT of a long convolution carries rounding from later places to earlier ones.
+def test_every_kind_satisfies_the_claims_of_all_models(kind: str, tmp_path: Path) -> None:
+    # The FFT of a long convolution carries rounding from later positions to earlier ones.
     causal = 1e-5 if kind == "long conv" else 1e-6
-    backbone.is_a_whole_model(_cfg(kind), tmp_path / "m", bound=1e-4, causal=causal)
+    backbone.satisfies_all_claims(_cfg(kind), tmp_path / "m", bound=1e-4, causal=causal)
     backbone.has_the_flops_of_its_formula(_cfg(kind), 29)
 
 
@@ -54,12 +54,12 @@ def test_they_train_under_low_precision(kind: str, recipe: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_does_not_grow(kind: str) -> None:
     model = _cfg(kind).build(50, 0)
-    state, held = model.start(2, 8), []
+    state, sizes = model.start(2, 8), []
     with torch.no_grad():
         for size in (7, 60, 1):
             model(backbone.text(2, size), state=state)
-            held.append(state.num_bytes())
-    assert held[0] == held[1] == held[2]
+            sizes.append(state.num_bytes())
+    assert sizes[0] == sizes[1] == sizes[2]
 
 
 def test_a_hybrid_keeps_a_window_and_states_together(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_hybrid_keeps_a_window_and_states_together(tmp_path: Path) -> None:
             "e": ExpertsConfig(num_experts=4, hidden=16, balance="none", z_loss=0.0),
         },
     )
-    backbone.is_a_whole_model(cfg, tmp_path / "m", bound=1e-4)
+    backbone.satisfies_all_claims(cfg, tmp_path / "m", bound=1e-4)
     backbone.compiles(cfg, backend="inductor")
 
 
@@ -93,10 +93,8 @@ def test_taylor_features_are_the_expansion_of_exp() -> None:
 
 def test_a_long_convolution_is_the_short_one() -> None:
     generator = torch.Generator().manual_seed(0)
-    x, weight = (
-        torch.randn(2, 30 + 11, 3, generator=generator),
-        torch.randn(3, 12, generator=generator),
-    )
+    x = torch.randn(2, 30 + 11, 3, generator=generator)
+    weight = torch.randn(3, 12, generator=generator)
     torch.testing.assert_close(long_conv(x, weight), short_conv(x, weight), rtol=1e-4, atol=1e-4)
 
 

@@ -15,14 +15,14 @@ TEXT = np.random.default_rng(0).choice(6, 400, p=[0.4, 0.25, 0.15, 0.1, 0.06, 0.
 def _by_hand(
     context: list[int], token: int, order: int, discount: float, vocab: int, *, top: bool = True
 ) -> float:
-    """The recursion of Chen & Goodman, from dictionaries."""
+    """Return P(token | context) by the recursion of Chen & Goodman, from dictionaries."""
     n = order
     counts: dict[tuple[int, ...], float] = defaultdict(float)
     grams = [tuple(TEXT[i : i + n]) for i in range(len(TEXT) - n + 1)]
     if top:
         for gram in grams:
             counts[gram] += 1
-    else:  # of how many different tokens it is the continuation
+    else:  # the number of different tokens that it follows
         longer = {tuple(TEXT[i : i + n + 1]) for i in range(len(TEXT) - n)}
         for gram in longer:
             counts[gram[1:]] += 1
@@ -42,8 +42,8 @@ def _by_hand(
 def test_probabilities_are_those_of_the_formula(order: int) -> None:
     model = Ngram(NgramConfig(order=order, discount=0.6), 7).fit(TEXT)
     contexts = np.array([TEXT[10 : 10 + order - 1], TEXT[50 : 50 + order - 1], [6] * (order - 1)])
-    found = model.probabilities(contexts.reshape(3, order - 1)).numpy()
-    for row, context in zip(found, contexts, strict=True):
+    probabilities = model.probabilities(contexts.reshape(3, order - 1)).numpy()
+    for row, context in zip(probabilities, contexts, strict=True):
         expected = [_by_hand([int(c) for c in context], token, order, 0.6, 7) for token in range(7)]
         np.testing.assert_allclose(row, expected, rtol=1e-9)
         assert row.sum() == pytest.approx(1.0)

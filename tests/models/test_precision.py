@@ -1,4 +1,4 @@
-"""Recipes: which layers they reach, what they refuse, what they change over time."""
+"""Precision recipes: the layers that they reach, what they refuse, how they change over a run."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -41,8 +41,8 @@ def _prepared(
 
 
 def _config(compose: Compose, name: str) -> PrecisionConfig:
-    found: PrecisionConfig = validate(compose(f"precision={name}")).precision
-    return found
+    cfg: PrecisionConfig = validate(compose(f"precision={name}")).precision
+    return cfg
 
 
 @pytest.fixture(autouse=True)
@@ -95,8 +95,8 @@ def test_old_recipes_keep_their_fingerprints(compose: Compose) -> None:
 def test_the_published_recipe_keeps_the_last_share_of_blocks(compose: Compose) -> None:
     precision, model = _prepared(_config(compose, "nvfp4"), replace(MODEL, depth=20))
     chosen = {c.layer: c.why for c in precision.table}
-    kept = {n.split(".")[1] for n, why in chosen.items() if why == "keep_last"}
-    assert kept == {"17", "18", "19"}  # 15% of 20
+    last = {n.split(".")[1] for n, why in chosen.items() if why == "keep_last"}
+    assert last == {"17", "18", "19"}  # 15% of 20
     assert not isinstance(model.blocks()[19].attn.qkv, QuantisedLinear)  # type: ignore[union-attr]
     formats = {c.operand: c.format for c in precision.table if c.layer == "layers.0.mlp.up"}
     assert formats == {
@@ -140,13 +140,13 @@ def test_a_recipe_that_reaches_nothing_is_refused(change: dict[str, Any], messag
 
 
 def test_a_width_that_fits_no_block_is_refused_or_padded() -> None:
-    odd = replace(MODEL, hidden=200)
+    model = replace(MODEL, hidden=200)
     cfg = PrecisionConfig(compute="bf16", fprop=FORWARD)
     with pytest.raises(
         ValueError, match=r"layers.0.mlp.down: k=200 is not a multiple of 16 .*precision.pad=true"
     ):
-        _prepared(cfg, odd)
-    assert all(g.isfinite().all() for g in _step(*_prepared(replace(cfg, pad=True), odd)))
+        _prepared(cfg, model)
+    assert all(g.isfinite().all() for g in _step(*_prepared(replace(cfg, pad=True), model)))
 
 
 @pytest.mark.parametrize(
@@ -229,8 +229,8 @@ def test_native_is_refused_where_there_is_no_unit_and_auto_says_why(compose: Com
         _prepared(replace(cfg, backend="native"))
     backends = {c.backend for c in _prepared(cfg)[0].table}
     assert backends == {"torch", "emulated on cpu"}
-    asked = _prepared(replace(cfg, backend="emulated"))[0]
-    assert {c.backend for c in asked.table} == {"torch", "emulated: as asked for"}
+    emulated = _prepared(replace(cfg, backend="emulated"))[0]
+    assert {c.backend for c in emulated.table} == {"torch", "emulated: as asked for"}
 
 
 def test_evaluation_rounds_as_training_does_and_draws_nothing(compose: Compose) -> None:
@@ -246,13 +246,13 @@ def test_diagnostics_name_layer_operand_and_statistic_and_change_no_bit(compose:
     cfg = _config(compose, "nvfp4")
     plain = _step(*_prepared(cfg))
     precision, model = _prepared(replace(cfg, diagnostics_every=5))
-    looked = _step(precision, model)
-    assert all(torch.equal(a, b) for a, b in zip(plain, looked, strict=True))
-    found = precision.readings()
-    assert found["precision/layers.0.mlp.up/fprop.x/sqnr_db"] > 15
-    assert found["precision/layers.0.mlp.up/wgrad.x/kurtosis_gain"] > 0
-    assert abs(found["precision/layers.0.mlp.up/dgrad.g/bias"]) < 0.05
-    assert len({name.split("/")[2] for name in found}) == 5  # dgrad.w has the codes of fprop.w
+    probed = _step(precision, model)
+    assert all(torch.equal(a, b) for a, b in zip(plain, probed, strict=True))
+    readings = precision.readings()
+    assert readings["precision/layers.0.mlp.up/fprop.x/sqnr_db"] > 15
+    assert readings["precision/layers.0.mlp.up/wgrad.x/kurtosis_gain"] > 0
+    assert abs(readings["precision/layers.0.mlp.up/dgrad.g/bias"]) < 0.05
+    assert len({name.split("/")[2] for name in readings}) == 5  # dgrad.w has the codes of fprop.w
     _step(precision, model, step=1)
     assert precision.readings() == {}
 

@@ -1,4 +1,4 @@
-"""Exchange with transformers: its logits are ours, in both directions, whatever the folder looks like."""
+"""Exchange with transformers: logits equal in both directions, for every form of folder."""
 
 import json
 from dataclasses import replace
@@ -88,8 +88,8 @@ def _theirs(config: PreTrainedConfig) -> Any:
 
 @torch.no_grad()
 def _logits(model: Any) -> Tensor:
-    found = model(TOKENS)
-    return found if isinstance(found, Tensor) else found.logits  # type: ignore[no-any-return]
+    out = model(TOKENS)
+    return out if isinstance(out, Tensor) else out.logits  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", THEIRS)
@@ -134,7 +134,7 @@ def test_the_keys_of_transformers_4_and_a_checkpoint_without_prefix_are_read(
         torch.testing.assert_close(_logits(ours), _logits(theirs), rtol=1e-4, atol=1e-4)
 
 
-ODD = {
+UNKNOWN_TO_TRANSFORMERS = {
     "softcap": DecoderConfig(depth=2, width=32, num_heads=2, softcap=10.0),
     "mup": DecoderConfig(depth=2, width=64, num_heads=2, init="mup", base_width=32),
     "relu2, stretched": DecoderConfig(
@@ -147,12 +147,13 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", UNKNOWN_TO_TRANSFORMERS)
 def test_what_transformers_does_not_know_keeps_its_own_class(name: str, tmp_path: Path) -> None:
-    model = ODD[name].build(99, 5)
+    cfg = UNKNOWN_TO_TRANSFORMERS[name]
+    model = cfg.build(99, 5)
     assert save_pretrained(model, tmp_path / "m", dtype=torch.bfloat16) == "Decoder"
     back = load_pretrained(tmp_path / "m")
-    assert back.cfg == ODD[name]
+    assert back.cfg == cfg
     rounded = {key: value.bfloat16().float() for key, value in model.state_dict().items()}
     torch.testing.assert_close(dict(back.state_dict()), rounded, rtol=0, atol=0)
     with pytest.raises(ValueError, match="layout=llama cannot hold this model"):
@@ -176,10 +177,9 @@ def test_folders_that_cannot_be_read_or_written_say_why(tmp_path: Path) -> None:
         "hidden_size": "wanted",
         "tie_word_embeddings": "lacks the tensor lm_head.weight",
     }.items():
-        odd = {"num_hidden_layers": 2, "hidden_size": 32, "tie_word_embeddings": False}.get(
-            change, "relu"
-        )
-        (folder / "config.json").write_text(json.dumps(given | {change: odd}))
+        values = {"num_hidden_layers": 2, "hidden_size": 32, "tie_word_embeddings": False}
+        other = {change: values.get(change, "relu")}
+        (folder / "config.json").write_text(json.dumps(given | other))
         with pytest.raises(ValueError, match=message):
             load_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(given | {"num_hidden_layers": 0}))

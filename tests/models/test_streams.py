@@ -14,6 +14,7 @@ from tests.models import backbone
 
 PLAIN = DecoderConfig(depth=3, width=32, num_heads=4)
 KINDS = ("mhc", "hc")
+GAINS = ("amax_forward", "amax_backward", "min_column_sum")
 
 
 def _cfg(kind: str, **more: Any) -> DecoderConfig:
@@ -21,8 +22,8 @@ def _cfg(kind: str, **more: Any) -> DecoderConfig:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_a_whole_model(kind: str, tmp_path: Path) -> None:
-    backbone.is_a_whole_model(_cfg(kind), tmp_path / "m")
+def test_every_kind_satisfies_the_claims_of_all_models(kind: str, tmp_path: Path) -> None:
+    backbone.satisfies_all_claims(_cfg(kind), tmp_path / "m")
 
 
 def test_all_compile() -> None:
@@ -31,7 +32,7 @@ def test_all_compile() -> None:
 
 @pytest.mark.parametrize(("kind", "bound"), [("hc", 1e-5), ("mhc", 0.02)])
 def test_at_the_start_it_is_the_plain_residual(kind: str, bound: float) -> None:
-    """Every stream is x; mHC reads 1.04 x, which the norm takes away, and mixes a thousandth."""
+    """Every stream is x; mHC reads 1.04 x, which the norm undoes, and mixes a thousandth."""
     tokens = backbone.text(2, 12)
     with torch.no_grad():
         plain, several = (cfg.build(50, 0)(tokens) for cfg in (PLAIN, _cfg(kind)))
@@ -39,7 +40,7 @@ def test_at_the_start_it_is_the_plain_residual(kind: str, bound: float) -> None:
 
 
 def _connection(kind: str) -> tuple[HyperConnection, torch.Tensor]:
-    connection = backbone.shaken(_cfg(kind)).blocks()[1].attn_streams
+    connection = backbone.perturbed(_cfg(kind)).blocks()[1].attn_streams
     assert isinstance(connection, HyperConnection)
     return connection, torch.randn(2, 5, 4, 32, generator=torch.Generator().manual_seed(0))
 
@@ -50,17 +51,16 @@ def test_it_is_the_formula_token_by_token(kind: str) -> None:
     connection, x = _connection(kind)
     given, gates = connection.read(x, _no_context())
     out = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
-    found = connection.write(x, out, gates)
+    after = connection.write(x, out, gates)
     alpha, bias = connection.alpha, connection.bias
     for b in range(2):
         for t in range(5):
             here = x[b, t]
             if kind == "hc":
-                turned = torch.tanh(
-                    here / here.square().mean(-1, keepdim=True).sqrt() @ connection.weight.T
-                )
-                pre, post = alpha[0] * turned[:, 0] + bias[:4], alpha[1] * turned[:, 1] + bias[4:8]
-                res = alpha[2] * turned[:, 2:] + bias[8:].view(4, 4)
+                normed = here / here.square().mean(-1, keepdim=True).sqrt()
+                raw = torch.tanh(normed @ connection.weight.T)
+                pre, post = alpha[0] * raw[:, 0] + bias[:4], alpha[1] * raw[:, 1] + bias[4:8]
+                res = alpha[2] * raw[:, 2:] + bias[8:].view(4, 4)
             else:
                 flat = here.flatten() / here.square().mean().sqrt()
                 raw = connection.weight @ flat
@@ -75,7 +75,7 @@ def test_it_is_the_formula_token_by_token(kind: str) -> None:
             )
             for i in range(4):
                 expected = sum(res[i, j] * here[j] for j in range(4)) + post[i] * out[b, t]
-                torch.testing.assert_close(found[b, t, i], expected, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(after[b, t, i], expected, rtol=1e-4, atol=1e-4)
 
 
 def _no_context() -> Any:
@@ -91,23 +91,21 @@ def test_the_order_of_streams_matters(kind: str) -> None:
     connection, x = _connection(kind)
     _, gates = connection.read(x, _no_context())
     out = torch.zeros(2, 5, 32)
-    one, other = (
-        connection.write(x, out, gates),
-        connection.write(x[:, :, [1, 0, 2, 3]], out, gates),
-    )
+    one = connection.write(x, out, gates)
+    other = connection.write(x[:, :, [1, 0, 2, 3]], out, gates)
     assert float((one - other)[:, :, 2:].abs().max()) > (1e-2 if kind == "hc" else 1e-4)
 
 
 def test_mixing_is_doubly_stochastic() -> None:
     logits = 3 * torch.randn(64, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = sinkhorn(logits, 20)
-    torch.testing.assert_close(found.sum(-1), torch.ones(64, 4), rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.sum(-2), torch.ones(64, 4), rtol=0, atol=0.05)
-    assert (found > 0).all()
+    mixing = sinkhorn(logits, 20)
+    torch.testing.assert_close(mixing.sum(-1), torch.ones(64, 4), rtol=0, atol=1e-6)
+    torch.testing.assert_close(mixing.sum(-2), torch.ones(64, 4), rtol=0, atol=0.05)
+    assert (mixing > 0).all()
 
 
 def test_gains_are_those_of_the_product_of_all_mixing() -> None:
-    model = backbone.shaken(_cfg("hc"))
+    model = backbone.perturbed(_cfg("hc"))
     seen: list[torch.Tensor] = []
     for block in model.blocks():
         for name in ("attn_streams", "mlp_streams"):
@@ -125,15 +123,11 @@ def test_gains_are_those_of_the_product_of_all_mixing() -> None:
     product = torch.eye(4)
     for res in seen:
         product = res @ product
-    assert float(out.statistics["streams.amax_forward"]) == pytest.approx(
-        float(product.sum(-1).abs().max()), rel=1e-4
-    )
-    assert float(out.statistics["streams.amax_backward"]) == pytest.approx(
-        float(product.sum(-2).abs().max()), rel=1e-4
-    )
-    assert float(out.statistics["streams.min_column_sum"]) == pytest.approx(
-        float(product.sum(-2).min()), rel=1e-3, abs=1e-5
-    )
+    gains = {name: float(out.statistics[f"streams.{name}"]) for name in GAINS}
+    rows, columns = product.sum(-1), product.sum(-2)
+    assert gains["amax_forward"] == pytest.approx(float(rows.abs().max()), rel=1e-4)
+    assert gains["amax_backward"] == pytest.approx(float(columns.abs().max()), rel=1e-4)
+    assert gains["min_column_sum"] == pytest.approx(float(columns.min()), rel=1e-3, abs=1e-5)
 
 
 def test_mhc_starts_with_gains_of_one_however_deep() -> None:
