@@ -1,10 +1,11 @@
-"""A real four-node SLURM with accounting on one Debian machine, for tests and for anyone at work on it.
+"""A real four-node SLURM with accounting on one Debian machine, for tests and for trials.
 
     make slurm-up        then: export SLURM_CONF=/tmp/espalier-slurm/slurm.conf; sinfo
     make slurm-down
 
-Needs root and Debian's slurmctld, slurmd, slurmdbd, slurm-client, munge, mariadb-server (`make slurm-up`
-installs them). No systemd: every daemon is started by hand, its pid kept in `daemons.json`.
+Needs root and Debian's slurmctld, slurmd, slurmdbd, slurm-client, munge and mariadb-server, which
+`make slurm-up` installs. There is no systemd: every daemon is started by hand, its pid written to
+`daemons.json`.
 """
 
 import json
@@ -23,7 +24,7 @@ HOME = Path(os.environ.get("ESPALIER_SLURM", "/tmp/espalier-slurm"))
 NODES = ("n1", "n2", "n3", "n4")
 _DAEMONS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 _DB_PORT, _DBD_PORT = 16833, 16819
-_STARTED: list[subprocess.Popen[bytes]] = []  # they outlive this process: nobody waits for them
+_STARTED: list[subprocess.Popen[bytes]] = []  # they outlive this process; it never waits for them
 
 _SLURM = """\
 ClusterName=lab
@@ -59,13 +60,14 @@ AccountingStorageHost=localhost
 AccountingStoragePort={dbd}
 AccountingStoragePass={D}/run/munge.sock
 JobAcctGatherType=jobacct_gather/linux
-NodeName=n[1-4] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[17001-17004] Sockets=1 CoresPerSocket=8 RealMemory=16000 Gres=gpu:a100:4
+NodeName=n[1-4] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[17001-17004] {shape}
 PartitionName=main Nodes=ALL Default=YES DefaultTime=60 DefMemPerCPU=100 PriorityTier=10
 PartitionName=low Nodes=ALL DefMemPerCPU=100 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=cheap Nodes=ALL DefMemPerCPU=100 PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=spot Nodes=ALL DefMemPerCPU=100 PriorityTier=1 PreemptMode=CANCEL
 PartitionName=high Nodes=ALL DefMemPerCPU=100 PriorityTier=100 PreemptMode=OFF
 """
+_SHAPE = "Sockets=1 CoresPerSocket=8 RealMemory=16000 Gres=gpu:a100:4"
 _DBD = """\
 AuthType=auth/munge
 AuthInfo=socket={D}/run/munge.sock
@@ -84,13 +86,13 @@ StorageLoc=slurm
 
 
 def missing() -> list[str]:
-    """Return what a cluster needs and this machine has not."""
+    """Return what a cluster needs and this machine lacks: programs, or the rights of root."""
     absent = [name for name in _DAEMONS if shutil.which(name) is None]
     return absent + ["root"] * (os.geteuid() != 0)
 
 
 def up() -> None:
-    """Start everything and wait until the nodes are idle; nothing to do where they are already."""
+    """Start all daemons and wait until the nodes are idle; return at once if they are."""
     if is_up() and _idle() == len(NODES):
         return
     down()
@@ -111,7 +113,7 @@ def up() -> None:
 
 
 def down() -> None:
-    """Cancel all jobs, then end the daemons, the last started first."""
+    """Cancel all jobs, then end the daemons, last started first."""
     daemons = _daemons()
     if is_up():  # without a controller scancel would wait for one
         command = ["timeout", "10", "scancel", "--user=root"]
@@ -148,7 +150,7 @@ def configure(**keys: object) -> None:
 
 
 def save(job: str) -> None:
-    """Make the controller write its state and wait until it has: it does so some seconds after a change."""
+    """Make the controller write its state, which takes it some seconds, and wait until it has."""
     now = time.time()
     _run(["scontrol", "update", f"JobId={job}", "Comment=saved"])
     _wait("saved state", lambda: (HOME / "state/job_state").stat().st_mtime > now)
@@ -160,7 +162,7 @@ def is_up() -> bool:
 
 
 def _daemons() -> dict[str, psutil.Process]:
-    # A pid alone is no proof: after a restart of the machine it belongs to anyone.
+    # A pid alone is no proof: after a restart of the machine it may be another process's.
     file, alive = HOME / "daemons.json", {}
     for name, (pid, created) in (json.loads(file.read_text()) if file.exists() else {}).items():
         with suppress(psutil.NoSuchProcess):
@@ -175,7 +177,7 @@ def _write_files() -> None:
     for folder in ("run", "log", "state", "db", "dev", *(f"spool/{node}" for node in NODES)):
         (HOME / folder).mkdir(parents=True)
     os.chmod(HOME, 0o755)
-    names = {"D": HOME, "dbd": _DBD_PORT, "db": _DB_PORT}
+    names = {"D": HOME, "dbd": _DBD_PORT, "db": _DB_PORT, "shape": _SHAPE}
     (HOME / "slurm.conf").write_text(_SLURM.format(**names))
     (HOME / "slurmdbd.conf").write_text(_DBD.format(**names))
     os.chmod(HOME / "slurmdbd.conf", 0o600)
@@ -194,7 +196,9 @@ def _database() -> None:
     command = ["mariadbd", "--no-defaults", "--user=root", f"--datadir={HOME}/db"]
     command += [f"--socket={HOME}/run/db.sock", f"--port={_DB_PORT}", "--bind-address=127.0.0.1"]
     _start("mariadbd", [*command, f"--pid-file={HOME}/run/db.pid", "--innodb-buffer-pool-size=64M"])
-    sql = "CREATE DATABASE slurm; GRANT ALL ON slurm.* TO slurm@'%' IDENTIFIED BY 'lab'; GRANT ALL ON slurm.* TO slurm@localhost IDENTIFIED BY 'lab';"
+    users = ("slurm@'%'", "slurm@localhost")
+    grants = [f"GRANT ALL ON slurm.* TO {user} IDENTIFIED BY 'lab';" for user in users]
+    sql = " ".join(["CREATE DATABASE slurm;", *grants])
     _retry(["mariadb", f"--socket={HOME}/run/db.sock", "-e", sql])
 
 
@@ -229,29 +233,18 @@ def _run(command: list[str]) -> str:
 
 def _retry(command: list[str]) -> None:
     def works() -> bool:
-        return (
-            subprocess.run(command, env=_environment(), capture_output=True, check=False).returncode
-            == 0
-        )
+        done = subprocess.run(command, env=_environment(), capture_output=True, check=False)
+        return done.returncode == 0
 
     _wait(" ".join(command[:3]), works)
 
 
 def _idle() -> int:
-    done = subprocess.run(
-        ["sinfo", "-h", "-N", "-o", "%N %T"],
-        env=_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return len(
-        {
-            line.split()[0]
-            for line in done.stdout.splitlines()
-            if line.endswith(("idle", "mixed", "allocated"))
-        }
-    )
+    """Return the number of nodes that are up: idle, mixed or allocated."""
+    sinfo = ["sinfo", "-h", "-N", "-o", "%N %T"]
+    done = subprocess.run(sinfo, env=_environment(), capture_output=True, text=True, check=False)
+    up_states = ("idle", "mixed", "allocated")
+    return len({line.split()[0] for line in done.stdout.splitlines() if line.endswith(up_states)})
 
 
 def _wait(what: str, condition) -> None:  # type: ignore[no-untyped-def]

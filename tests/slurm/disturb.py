@@ -1,8 +1,9 @@
-"""Makes trouble on the test cluster: every few seconds something is preempted, requeued, killed or restarted.
+"""Disturb the test cluster: every few seconds preempt, requeue, kill or restart something.
 
     make slurm-up; python tests/slurm/disturb.py --seconds 600 --seed 0 --log disturbances.csv
 
-One line for each disturbance: seconds since the start, what, on what. It ends when the queue is empty.
+The log has a line for each disturbance: seconds since the start, its kind, its victim. The program
+ends when the queue is empty.
 """
 
 import argparse
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import cluster
 
+KINDS = ("preempted", "preempted", "requeued", "step killed", "slurmd restarted")
+
 
 def main() -> None:
-    """Disturb until the time is over or no job is left."""
+    """Disturb until the time is up or no job is left."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--every", type=float, default=15)
@@ -38,37 +41,17 @@ def main() -> None:
             if not running:
                 continue
             task, node = draw.choice(running)
-            kind = draw.choice(
-                ["preempted", "preempted", "requeued", "step killed", "slurmd restarted"]
-            )
+            kind = draw.choice(KINDS)
             _disturb(kind, task, node)
-            log.writerow(
-                [
-                    round(time.monotonic() - start),
-                    kind,
-                    node if "slurmd" in kind or kind == "preempted" else task,
-                ]
-            )
+            victim = node if kind in ("preempted", "slurmd restarted") else task
+            log.writerow([round(time.monotonic() - start), kind, victim])
             stream.flush()
 
 
 def _disturb(kind: str, task: str, node: str) -> None:
     if kind == "preempted":  # by a job of higher priority that needs the whole node
-        _ask(
-            "sbatch",
-            "-p",
-            "high",
-            "-w",
-            node,
-            "-c",
-            "8",
-            "-t",
-            "1",
-            "-o",
-            "/dev/null",
-            "--wrap",
-            "sleep 2",
-        )
+        job = ["--partition=high", f"--nodelist={node}", "--cpus-per-task=8", "--time=1"]
+        _ask("sbatch", *job, "--output=/dev/null", "--wrap=sleep 2")
     elif kind == "requeued":
         _ask("scontrol", "requeue", task)
     elif kind == "step killed":

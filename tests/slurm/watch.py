@@ -1,4 +1,4 @@
-"""What a test sees of sweeps on the cluster: their jobs in accounting, their runs on disk and in MLflow."""
+"""What a test reads of sweeps on the cluster: jobs in accounting, runs on disk and in MLflow."""
 
 import json
 import sqlite3
@@ -21,7 +21,7 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def until(condition: Callable[[], object], what: str, within_s: float = 120) -> None:
-    """Wait until `condition` holds; fail with `what` did not come."""
+    """Wait until `condition` holds; fail with the name `what` after `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, f"no {what} after {within_s} s"
@@ -29,12 +29,12 @@ def until(condition: Callable[[], object], what: str, within_s: float = 120) -> 
 
 
 def jobs_of(root: Path) -> list[str]:
-    """Return the ids of the arrays that a root has submitted."""
+    """Return the ids of the job arrays submitted for the sweeps under `root`."""
     return [json.loads(f.read_text())["job"] for f in root.glob("sweeps/*/submissions/*.json")]
 
 
 def sacct(job: str) -> list[str]:
-    """Return the states of a job's tasks once accounting knows that all have ended."""
+    """Return the sorted states of a job's tasks once accounting has the end of all."""
     states: list[str] = []
 
     def ended() -> bool:
@@ -58,7 +58,7 @@ def running_step(root: Path, step: int) -> bool:
 
 
 def as_each_runs(roots: Mapping[str, Path], step: int, act: Callable[[str], None]) -> None:
-    """Call `act` with each name as soon as a run under its root has logged `step`: none waits for the others."""
+    """Call `act` with each name as soon as a run under its root has logged `step`."""
     left = dict(roots)
 
     def acted_on_all() -> bool:
@@ -81,17 +81,17 @@ def attempts(root: Path) -> list[Path]:
 
 
 def points(run: Path) -> dict[int, float]:
-    """Return the loss at each step, as the rules of docs/run-folder.md leave it."""
+    """Return the loss of each step by the rules of docs/run-folder.md."""
     losses: dict[int, float] = {}
     for row in metrics.read(run):
         if "loss" in row:
-            assert row["step"] not in losses, "a point stands there twice"
+            assert row["step"] not in losses, f"step {row['step']} occurs twice"
             losses[row["step"]] = row["loss"]
     return losses
 
 
 def in_mlflow(root: Path, name: str) -> list[str]:
-    """Return the states of a sweep's runs in the embedded store, after a sync."""
+    """Return the sorted states of a sweep's runs in MLflow's embedded store, after a sync."""
     done = run(["runner.commands.cli", "sync", name, "--root", str(root)])
     assert done.returncode == 0, done.stderr
     with sqlite3.connect(root / "mlflow" / "mlflow.db") as store:
@@ -99,14 +99,14 @@ def in_mlflow(root: Path, name: str) -> list[str]:
 
 
 def same_weights(a: Path, b: Path) -> bool:
-    """True where the newest checkpoints of two runs hold the same bits."""
-    found = [checkpoint_folder.newest(f / "checkpoints") for f in (a, b)]
-    one, two = (load_file(f / "model.safetensors") for f in found if f is not None)
+    """Return whether the weights of two runs' newest checkpoints are bit-identical."""
+    newest = [checkpoint_folder.newest(run / "checkpoints") for run in (a, b)]
+    one, two = (load_file(f / "model.safetensors") for f in newest if f is not None)
     return all(torch.equal(one[name], two[name]) for name in one)
 
 
 def assert_undisturbed(root: Path, reference: Path) -> None:
-    """The run under `root` took several attempts and nothing else tells it from the reference."""
+    """Assert that the run under `root` took several attempts and else equals the reference."""
     folder = root / "runs" / reference.name
     assert len(journal.attempts(folder)) >= 2, f"{root.name}: nothing interrupted it"
     assert any("restored" in row for row in storage.read_lines(folder / "metrics.jsonl"))
