@@ -230,8 +230,8 @@ class BDH(LanguageModel):
         neurons: Tensor | None = None
         notes: Notes = {}
         for index in range(cfg.depth):
-            x, neurons, more = self.level(x, neurons, phases, seen, index, context)
-            notes |= {f"levels.{index}.{name}": value for name, value in more.items()}
+            x, neurons, level_notes = self.level(x, neurons, phases, seen, index, context)
+            notes |= {f"levels.{index}.{name}": value for name, value in level_notes.items()}
         return x, notes
 
     def start(self, batch: int, capacity: int, *, static: bool = False) -> DecoderState:

@@ -41,8 +41,8 @@ class Block(nn.Module):
             norm, streams = modules.get(f"{name}_norm"), modules.get(f"{name}_streams")
             stream, gates = (x, None) if streams is None else streams.read(x, context)
             out = modules[name](stream if norm is None else norm(stream), context)
-            out, more = split_notes(out)
+            out, branch_notes = split_notes(out)
             out = dropout(out, self.drop, context.noise, number + 1)
             x = x + out if streams is None else streams.write(x, out, gates)
-            notes |= {f"{name}.{key}": value for key, value in more.items()}
+            notes |= {f"{name}.{key}": value for key, value in branch_notes.items()}
         return x, notes

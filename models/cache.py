@@ -235,7 +235,7 @@ class LastKeysValues(Memory):
         slots = self["positions"].shape[1]
         window, slot = slots - sinks, torch.arange(slots, device=k.device)
         newest = (state.lengths + state.new_tokens() - 1)[:, None]
-        # The last position that belongs in each slot: a sink's own, else the window goes round.
+        # The last position that belongs in each slot: a sink's own, else the window's, cyclic.
         wanted = torch.where(slot < sinks, slot, newest - (newest - slot) % window)
         wanted = torch.where((wanted > newest) | ((slot >= sinks) & (wanted < sinks)), -1, wanted)
         is_new = wanted >= state.lengths[:, None]

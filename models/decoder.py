@@ -138,8 +138,8 @@ class Decoder(LanguageModel):
         notes: Notes = {}
         x = x if streams is None else streams.spread(x, context)
         for index, layer in enumerate(self.layers):
-            x, more = layer(x, context)
-            notes |= {f"layers.{index}.{name}": value for name, value in more.items()}
+            x, layer_notes = layer(x, context)
+            notes |= {f"layers.{index}.{name}": value for name, value in layer_notes.items()}
         if streams is None:
             return x, notes
         return streams.gather(x), notes | streams.notes(context)

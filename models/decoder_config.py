@@ -231,7 +231,7 @@ class DecoderConfig:
         """Return the forward FLOPs of one sequence: (all pairs, causal half of attention)."""
         full = causal = linear_flops(seq, self.width, vocab_size)
         for part in (part for layer in self.branches() for part in layer):
-            more = part.forward_flops(self, seq)
+            all_pairs, half = part.forward_flops(self, seq)
             streams = self.streams.forward_flops(self, seq) if self.streams is not None else 0
-            full, causal = full + more[0] + streams, causal + more[1] + streams
+            full, causal = full + all_pairs + streams, causal + half + streams
         return full, causal

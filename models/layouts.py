@@ -72,7 +72,7 @@ class Layout(ABC):
     architecture: str
 
     @abstractmethod
-    def read(self, given: Mapping[str, Any]) -> DecoderConfig:
+    def read(self, config: Mapping[str, Any]) -> DecoderConfig:
         """Return the config of a decoder from the keys of a config.json.
 
         Raises:
@@ -94,30 +94,30 @@ class Llama(Layout):
     model_type, architecture, qk_norm = "llama", "LlamaForCausalLM", False
     dense = True  # a feed-forward network in every layer
 
-    def read(self, given: Mapping[str, Any]) -> DecoderConfig:
-        bias = given.get("attention_bias", False)
+    def read(self, config: Mapping[str, Any]) -> DecoderConfig:
+        bias = config.get("attention_bias", False)
         _refuse_other(
-            given,
+            config,
             hidden_act="silu",
             use_sliding_window=False,
             mlp_bias=bias,
             partial_rotary_factor=1.0,
         )
-        base, scaling = _read_rope(given)
+        base, scaling = _read_rope(config)
         return DecoderConfig(
-            depth=given["num_hidden_layers"],
-            width=given["hidden_size"],
-            num_heads=given["num_attention_heads"],
-            num_kv_heads=given.get("num_key_value_heads"),
-            head_dim=given.get("head_dim"),
-            hidden=given["intermediate_size"],
-            context_length=given.get("max_position_embeddings", 2048),
+            depth=config["num_hidden_layers"],
+            width=config["hidden_size"],
+            num_heads=config["num_attention_heads"],
+            num_kv_heads=config.get("num_key_value_heads"),
+            head_dim=config.get("head_dim"),
+            hidden=config["intermediate_size"],
+            context_length=config.get("max_position_embeddings", 2048),
             rope_base=base,
             rope_scaling=scaling,
             qk_norm=self.qk_norm,
             bias=bias,
-            tied=given.get("tie_word_embeddings", False),
-            norm_eps=given.get("rms_norm_eps", 1e-6),
+            tied=config.get("tie_word_embeddings", False),
+            norm_eps=config.get("rms_norm_eps", 1e-6),
         )
 
     def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
@@ -197,15 +197,15 @@ class Mixtral(Llama):
 
     model_type, architecture, dense = "mixtral", "MixtralForCausalLM", False
 
-    def read(self, given: Mapping[str, Any]) -> DecoderConfig:
-        _refuse_other(given, sliding_window=None, router_jitter_noise=0.0)
+    def read(self, config: Mapping[str, Any]) -> DecoderConfig:
+        _refuse_other(config, sliding_window=None, router_jitter_noise=0.0)
         experts = ExpertsConfig(
-            num_experts=given["num_local_experts"],
-            top_k=given["num_experts_per_tok"],
-            balance_weight=given.get("router_aux_loss_coef", 0.01),
+            num_experts=config["num_local_experts"],
+            top_k=config["num_experts_per_tok"],
+            balance_weight=config.get("router_aux_loss_coef", 0.01),
             z_loss=0.0,
         )
-        return replace(super().read(given), pattern="ae", parts={"e": experts})
+        return replace(super().read(config), pattern="ae", parts={"e": experts})
 
     def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
         layer = cfg.branches()[0]
@@ -249,26 +249,26 @@ class GPT2(Layout):
 
     model_type, architecture = "gpt2", "GPT2LMHeadModel"
 
-    def read(self, given: Mapping[str, Any]) -> DecoderConfig:
+    def read(self, config: Mapping[str, Any]) -> DecoderConfig:
         _refuse_other(
-            given,
+            config,
             activation_function="gelu_new",
             scale_attn_weights=True,
             scale_attn_by_inverse_layer_idx=False,
             add_cross_attention=False,
         )
         return DecoderConfig(
-            depth=given["n_layer"],
-            width=given["n_embd"],
-            num_heads=given["n_head"],
-            hidden=given.get("n_inner"),
-            context_length=given["n_positions"],
+            depth=config["n_layer"],
+            width=config["n_embd"],
+            num_heads=config["n_head"],
+            hidden=config.get("n_inner"),
+            context_length=config["n_positions"],
             norm="layernorm",
             positions="learned",
             activation="gelu",
             bias=True,
-            tied=given.get("tie_word_embeddings", True),
-            norm_eps=given.get("layer_norm_epsilon", 1e-5),
+            tied=config.get("tie_word_embeddings", True),
+            norm_eps=config.get("layer_norm_epsilon", 1e-5),
         )
 
     def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
@@ -351,16 +351,16 @@ def _differences(cfg: DecoderConfig, required: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={v}" for name, v in values.items() if v != required[name])
 
 
-def _refuse_other(given: Mapping[str, Any], **required: Any) -> None:
+def _refuse_other(config: Mapping[str, Any], **required: Any) -> None:
     for key, value in required.items():
-        if given.get(key, value) not in (value, None):
-            raise ValueError(f"config.json has {key}={given[key]!r}; only {value!r} is read")
+        if config.get(key, value) not in (value, None):
+            raise ValueError(f"config.json has {key}={config[key]!r}; only {value!r} is read")
 
 
-def _read_rope(given: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def _read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Return (base, scaling) from `rope_parameters` of transformers 5 or the keys of 4."""
-    rope = {**(given.get("rope_scaling") or {}), **(given.get("rope_parameters") or {})}
-    base = float(rope.get("rope_theta", given.get("rope_theta", 10000.0)))
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    base = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return base, None
@@ -374,7 +374,7 @@ def _read_rope(given: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     if kind == "yarn" and rope.get("mscale") and rope.get("mscale_all_dim"):
         log = 0.1 * math.log(values["factor"])
         values.setdefault("gain", (log * rope["mscale"] + 1) / (log * rope["mscale_all_dim"] + 1))
-    values.setdefault("original_context", given.get("max_position_embeddings"))
+    values.setdefault("original_context", config.get("max_position_embeddings"))
     return base, RopeScaling(kind=kind, **values)
 
 
@@ -385,8 +385,8 @@ def _write_rope(cfg: DecoderConfig) -> dict[str, Any]:
         return {"rope_theta": cfg.rope_base, "rope_scaling": None}
     keys = {field: key for key, field in _ROPE_KEYS.items()}
     values = {keys[field]: getattr(scaling, field) for field in _ROPE_FIELDS[scaling.kind]}
-    given = {key: value for key, value in values.items() if value is not None}
+    present = {key: value for key, value in values.items() if value is not None}
     return {
         "rope_theta": cfg.rope_base,
-        "rope_scaling": {"rope_type": scaling.kind, "type": scaling.kind} | given,
+        "rope_scaling": {"rope_type": scaling.kind, "type": scaling.kind} | present,
     }

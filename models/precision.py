@@ -96,7 +96,7 @@ class Precision:
             self._history = AmaxHistory(self._linears, self.device)
 
     def _unquantised(self, model: nn.Module) -> dict[str, str]:
-        """Return the linear layers that stay in `compute` for where they lie: name -> reason."""
+        """Return the modules that stay in `compute` because of their position: name -> reason."""
         layers = blocks(model)
         first, last = (
             _number(share, len(layers)) for share in (self.cfg.keep_first, self.cfg.keep_last)

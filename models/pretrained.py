@@ -31,7 +31,7 @@ def save_pretrained(
     layout: str | None = None,
     dtype: torch.dtype | None = None,
     max_shard_size: str = "5GB",
-    more: Mapping[str, Any] | None = None,
+    extra_keys: Mapping[str, Any] | None = None,
 ) -> str:
     """Write config.json and weights; return the name of the architecture written.
 
@@ -39,7 +39,7 @@ def save_pretrained(
         layout: llama, qwen3, mixtral, gpt2 or espalier (None: the first that can hold the model).
         dtype: of the weights (None: unchanged).
         max_shard_size: of a file, "200MB" for example.
-        more: further keys of config.json (ids of special tokens, ...).
+        extra_keys: further keys of config.json (ids of special tokens, ...).
 
     Raises:
         FileExistsError: the folder is not empty.
@@ -64,7 +64,7 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(state, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
     kind = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    keys |= {"dtype": kind, "torch_dtype": kind, **(more or {})}
+    keys |= {"dtype": kind, "torch_dtype": kind, **(extra_keys or {})}
     (folder / "config.json").write_text(json.dumps(keys, indent=2) + "\n")
     return str(keys["architectures"][0])
 
@@ -109,24 +109,24 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
         raise FileNotFoundError(
             f"{file} does not exist; a model folder holds config.json and *.safetensors"
         )
-    given = json.loads(file.read_text())
-    if given.get("model_type") == OWN:
-        own = dict(given["config"])
-        return thaw(target_class(own.pop("_target_")), own), int(given["vocab_size"])
-    layout = _layout_of(given, file)
+    config = json.loads(file.read_text())
+    if config.get("model_type") == OWN:
+        own = dict(config["config"])
+        return thaw(target_class(own.pop("_target_")), own), int(config["vocab_size"])
+    layout = _layout_of(config, file)
     try:
-        return layout.read(given), int(given["vocab_size"])
+        return layout.read(config), int(config["vocab_size"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{file}: {error.args[0]!s}") from error
 
 
-def _layout_of(given: Mapping[str, Any], file: Path) -> Layout:
+def _layout_of(config: Mapping[str, Any], file: Path) -> Layout:
     for layout in LAYOUTS:
-        if layout.model_type == given.get("model_type"):
+        if layout.model_type == config.get("model_type"):
             return layout
     names = ", ".join(layout.model_type for layout in LAYOUTS)
     raise ValueError(
-        f"{file}: model_type={given.get('model_type')!r} is not read; read are: {names}, {OWN}"
+        f"{file}: model_type={config.get('model_type')!r} is not read; read are: {names}, {OWN}"
     )
 
 
@@ -157,12 +157,12 @@ def load_weights(
         FileNotFoundError: the folder has no safetensors.
         ValueError: a tensor is missing, left over or of another shape.
     """
-    given = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     parameters = model.state_dict()
-    if given.get("model_type") == OWN:
+    if config.get("model_type") == OWN:
         sources = {name: TensorSource((name,)) for name in parameters}
     else:
-        layout = _layout_of(given, folder / "config.json")
+        layout = _layout_of(config, folder / "config.json")
         sources = layout.sources(model.cfg)  # type: ignore[arg-type]
     files = _TensorFiles(folder)
     with torch.no_grad():

@@ -52,7 +52,7 @@ def export(
             layout=layout,
             dtype=DTYPES[dtype],
             max_shard_size=max_shard_size,
-            more={"eos_token_id": tokenizer.eos, "bos_token_id": None},
+            extra_keys={"eos_token_id": tokenizer.eos, "bos_token_id": None},
         )
         write_tokenizer(tokenizer, folder, context)
         card = model_card(cell, architecture, dtype, license_name)

@@ -57,15 +57,15 @@ def main(peers: Path, counts: list[int]) -> None:
     for count in counts:
         commands = _commands(folder, count)
         base = {
-            place: _seconds(commands[f"ours, {place}"], peers, folder)
-            for place in ("local", "slurm")
+            where: _seconds(commands[f"ours, {where}"], peers, folder)
+            for where in ("local", "slurm")
         }
         print(f"{count} cells{'':23s} {'s':>8s} {'ms/cell':>8s} {'relative':>9s}")
         for name, command in commands.items():
-            place = "slurm" if "slurm" in name else "local"
-            wall = base[place] if "ours" in name else _seconds(command, peers, folder)
+            where = "slurm" if "slurm" in name else "local"
+            wall = base[where] if "ours" in name else _seconds(command, peers, folder)
             print(
-                f"{name:32s} {wall:8.1f} {wall / count * 1000:8.0f} {wall / base[place]:8.1f}x",
+                f"{name:32s} {wall:8.1f} {wall / count * 1000:8.0f} {wall / base[where]:8.1f}x",
                 flush=True,
             )
     print(f"\nsubmitting 1000 cells{'':11s} {'s':>8s}")

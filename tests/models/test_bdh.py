@@ -67,8 +67,8 @@ def test_its_logits_are_those_of_the_public_code(kind: str) -> None:
     assert isinstance(model, BDH)
     tokens = backbone.text(2, 40)
     with torch.no_grad():
-        found = model(tokens)
-    torch.testing.assert_close(found, _public_forward(model, tokens), rtol=1e-4, atol=1e-4)
+        logits = model(tokens)
+    torch.testing.assert_close(logits, _public_forward(model, tokens), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
