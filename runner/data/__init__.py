@@ -1,1 +1,1 @@
-"""Text and synthetic data, tokenizers, token files, the order of samples."""
+"""Data: text and synthetic sources, tokenizers, token files, the order of samples."""

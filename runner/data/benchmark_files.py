@@ -1,7 +1,8 @@
-"""Benchmarks by name: the shipped ones read from local files, a user's own YAML, lm-eval's from the hub.
+"""Benchmarks by name: ours from local files, a user's own YAML, lm-eval's from the hub.
 
-A YAML here is lm-eval's task format with three keys more: `files` (patterns, the first that is found under
-`eval.harness.data` holds the questions), `fewshot_files` and `splits` (a function of the rows).
+A YAML here is lm-eval's task format with more keys: `files` (patterns; the first that matches below
+`eval.harness.data` gives the questions), `fewshot_files`, `columns` (of a .tsv file) and `splits`
+(a function of the rows).
 """
 
 import difflib
@@ -29,18 +30,23 @@ class _Loader(yaml.SafeLoader):
 def _function(loader: yaml.SafeLoader, node: yaml.Node) -> Callable[..., Any]:
     assert isinstance(node, yaml.ScalarNode)
     module, _, name = current_path(str(loader.construct_scalar(node))).rpartition(".")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 _Loader.add_constructor("!function", _function)
 
 
 def specify(name: str, data: str | None, include: str | None) -> dict[str, Any] | str:
-    """Return what lm-eval takes for the task `name`: a config that reads local files, or a name of its own.
+    """Return lm-eval's task for `name`: a config that reads local files, or a name that it knows.
+
+    Args:
+        data: folder of the local files; None takes the shipped benchmarks from the hub.
+        include: folder of a user's own YAML files.
 
     Raises:
-        ConfigError: no such task (near names are listed). DataError: its file is not under `data`.
+        ConfigError: there is no such task (near names are listed).
+        DataError: its file is not below `data`.
     """
     file = task_file(name, include)
     if file is None:
@@ -57,14 +63,14 @@ def specify(name: str, data: str | None, include: str | None) -> dict[str, Any] 
 
     def read(**_: Any) -> Mapping[str, Any]:
         rows = _rows(questions, columns)
-        found = splits(rows) if splits else {"test": rows}
-        return {**found, **({"train": _rows(examples, columns)} if examples else {})}
+        parts = splits(rows) if splits else {"test": rows}
+        return {**parts, **({"train": _rows(examples, columns)} if examples else {})}
 
     return {**spec, "custom_dataset": read}
 
 
 def _on_the_hub(name: str, file: Path) -> str:
-    """Return lm-eval's name of the same benchmark, which it fetches."""
+    """Return lm-eval's name of a shipped benchmark, whose data it downloads."""
     if file.parent != SHIPPED:
         raise ConfigError(
             f"{file} reads local files; set eval.harness.data to the folder they are in"
@@ -73,10 +79,10 @@ def _on_the_hub(name: str, file: Path) -> str:
 
 
 def task_file(name: str, include: str | None) -> Path | None:
-    """Return the YAML of a task, None if it is one of lm-eval's.
+    """Return the YAML of a task, None if it is one of lm-eval's own.
 
     Raises:
-        ConfigError: nobody knows the task.
+        ConfigError: there is no such task.
     """
     folders = [Path(include)] if include else []
     own = {file.stem: file for folder in [SHIPPED, *folders] for file in folder.glob("*.yaml")}
@@ -100,22 +106,21 @@ def _lm_eval_tasks() -> set[str]:
 
 def _matching_files(name: str, folder: Path, patterns: list[str]) -> list[Path]:
     for pattern in patterns:
-        found = sorted(folder.glob(f"**/{pattern}"))
-        if found:
-            return found
+        files = sorted(folder.glob(f"**/{pattern}"))
+        if files:
+            return files
     raise DataError(
-        f"eval.harness.data={folder} holds no file for {name}; it reads {' or '.join(patterns)}, anywhere below"
+        f"eval.harness.data={folder} holds no file for {name}; it reads {' or '.join(patterns)}, "
+        "anywhere below"
     )
 
 
 def _rows(files: list[Path], columns: list[str] | None) -> Any:
-    """Return the rows of files of one kind."""
+    """Return the dataset of the rows of `files`, all of one format: parquet, tsv or jsonl."""
     from datasets import Dataset  # noqa: PLC0415
 
-    names, kind = (
-        [str(file) for file in files],
-        files[0].name.removesuffix(".gz").rpartition(".")[2],
-    )
+    names = [str(file) for file in files]
+    kind = files[0].name.removesuffix(".gz").rpartition(".")[2]
     if kind == "parquet":
         return Dataset.from_parquet(names)
     if kind == "tsv":
@@ -132,12 +137,13 @@ def _lines(file: Path) -> list[str]:
 
 
 def content_hash(tasks: tuple[str, ...], data: str | None, include: str | None) -> str:
-    """Return a hash of the YAMLs and files that `tasks` read here: where they change, so does the evaluation.
+    """Return a hash of the local YAML and data files of `tasks`, part of a run's fingerprint.
 
     Raises:
-        ConfigError: a task is unknown, or lm-eval is not installed. DataError: a file is missing.
+        ConfigError: a task is unknown, or lm-eval is not installed.
+        DataError: a file is missing.
     """
-    if tasks and importlib.util.find_spec("lm_eval") is None:  # said before anything is trained
+    if tasks and importlib.util.find_spec("lm_eval") is None:  # refused before anything is trained
         raise ConfigError("eval.harness.tasks needs lm-eval: pip install -e '.[eval]'")
     digest = hashlib.sha256()
     for name in tasks:
@@ -149,9 +155,8 @@ def content_hash(tasks: tuple[str, ...], data: str | None, include: str | None) 
         digest.update(with_released_paths(text).encode())
         spec = yaml.load(text, _Loader)
         for key in ("files", "fewshot_files"):
-            for found in (
-                _matching_files(name, Path(data), spec[key]) if data and key in spec else []
-            ):
-                with open(found, "rb") as stream:
+            files = _matching_files(name, Path(data), spec[key]) if data and key in spec else []
+            for data_file in files:
+                with open(data_file, "rb") as stream:
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:32]

@@ -1,14 +1,15 @@
-"""What data sets, sources and tokenizers of anybody's must have; what has a default here need not be there.
+"""The attributes that data sets, sources and tokenizers need; optional ones have a default here.
 
 data       config.build(tokenizer_config, cache, hashes) -> Corpus
-           optional: content_hash() -> [hash], check(tokenizer_config, seq), mask_documents, num_workers
+           optional: content_hash() -> [hash], check(tokenizer_config, seq), mask_documents,
+           num_workers
 corpus     tokenizer, samples(seq, seed), held_out(seq, batch, max_tokens)
            optional: bytes_per_counted_byte
 source     of data.sources: documents() -> texts; optional: content_hash() -> hash, weight
 tokenizer  config.build(documents) -> Tokenizer
            optional: planned_vocab_size(), needs_text(), content_hash() -> hash
-Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() -> JSON whose "_target_" names a
-           class with loads(text) -> Tokenizer; optional: bytes_per_id(), texts()
+Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() -> JSON whose
+           "_target_" names a class with loads(text) -> Tokenizer; optional: bytes_per_id()
 """
 
 import hashlib
@@ -27,78 +28,85 @@ else:
 
 
 class Corpus(Protocol):
-    """What there is to train and validate on."""
+    """Data to train and validate on."""
 
     @property
     def tokenizer(self) -> Any:
-        """What its ids stand for."""
+        """The tokenizer of its ids."""
 
     def samples(self, seq: int, seed: int) -> "Dataset[Sample]":
-        """Return the dataset whose item i is sample i of training: `tokens`, `targets` (-100: none), `documents`, `index`."""
+        """Return the training set, whose item i is sample i.
+
+        A sample holds int64 tensors: `tokens`, `targets` (-100: not counted) and `documents` (the
+        index of each token's document), each [seq], and `index`, the number i.
+        """
 
     def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[Sample]:
-        """Yield the batches of validation, always the same ones."""
+        """Yield the validation batches, the same at every call, of at most `max_tokens` tokens."""
 
 
 def bytes_per_counted_byte(corpus: Any) -> float:
-    """Return bytes of validation text for each byte that its tokens spell; 1 for a lossless tokenizer."""
+    """Return bytes of validation text per byte that its tokens spell; 1 if nothing is lost."""
     return float(getattr(corpus, "bytes_per_counted_byte", 1.0))
 
 
 def planned_vocab_size(tokenizer: Any) -> int | None:
-    """Return the vocabulary size of a tokenizer's config, None where only the text can tell."""
-    known = getattr(tokenizer, "planned_vocab_size", None)
-    return known() if known is not None else None
+    """Return the vocabulary size of a tokenizer's config, None if it depends on the text."""
+    planned = getattr(tokenizer, "planned_vocab_size", None)
+    return planned() if planned is not None else None
 
 
 def needs_text(tokenizer: Any) -> bool:
-    """Return whether a tokenizer's config is trained on the training text; no, if it does not say."""
-    says = getattr(tokenizer, "needs_text", None)
-    return bool(says()) if says is not None else False
+    """Return whether the tokenizer of a config is trained on the training text; default: no."""
+    needs = getattr(tokenizer, "needs_text", None)
+    return bool(needs()) if needs is not None else False
 
 
 def content_hash(cfg: Any) -> Any:
-    """Return the hash of what a config reads, None where it reads nothing."""
-    says = getattr(cfg, "content_hash", None)
-    return says() if says is not None else None
+    """Return the hash (a list of hashes for a data set) of what a config reads, None if nothing."""
+    own_hash = getattr(cfg, "content_hash", None)
+    return own_hash() if own_hash is not None else None
 
 
 def source_weight(source: Any) -> float:
-    """Return a source's share of the training samples, relative to the others; 1 where it does not say."""
+    """Return a source's share of the training samples relative to the others; default: 1."""
     return float(getattr(source, "weight", 1.0))
 
 
 def source_name(source: Any) -> str:
-    """Return what a person calls a source: its path, else its format or class."""
-    found = getattr(source, "path", None) or getattr(source, "format", None)
-    return str(found or type(source).__name__)
+    """Return the name of a source for people to read: its path, else its format or class."""
+    name = getattr(source, "path", None) or getattr(source, "format", None)
+    return str(name or type(source).__name__)
 
 
 def bytes_per_id(tokenizer: Any) -> "np.ndarray":
-    """Return the UTF-8 length of what each id stands for, [vocab_size] int32; by default by decoding it alone."""
+    """Return the UTF-8 length of the text of each id, [vocab_size] int32.
+
+    By default it is that of the id decoded alone, 0 for `eos`.
+    """
     import numpy as np  # noqa: PLC0415
 
-    says = getattr(tokenizer, "bytes_per_id", None)
-    if says is not None:
-        return np.asarray(says())
+    own_lengths = getattr(tokenizer, "bytes_per_id", None)
+    if own_lengths is not None:
+        return np.asarray(own_lengths())
     lengths = [len(tokenizer.decode([index]).encode()) for index in range(tokenizer.vocab_size)]
     lengths[tokenizer.eos] = 0
     return np.array(lengths, dtype=np.int32)
 
 
 def token_texts(tokenizer: Any) -> list[str]:
-    """Return what each id stands for; `<id>` where that is nothing, or a part of a character."""
-    found = [tokenizer.decode([index]) for index in range(tokenizer.vocab_size)]
-    return [t if t and "\ufffd" not in t else f"<{index}>" for index, t in enumerate(found)]
+    """Return the text of each id, `<id>` where it is empty or a part of a character."""
+    decoded = [tokenizer.decode([index]) for index in range(tokenizer.vocab_size)]
+    return [t if t and "\ufffd" not in t else f"<{index}>" for index, t in enumerate(decoded)]
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Return a hash that differs where the tokenizer differs."""
+    """Return the hash of a tokenizer's `dumps`, 32 hex digits."""
     return hashlib.sha256(tokenizer.dumps().encode()).hexdigest()[:32]
 
 
 def loads(text: str) -> Any:
-    """Return the tokenizer that `dumps` wrote, ours or anybody's."""
+    """Return the tokenizer whose `dumps` returned `text`, one of ours or a user's class."""
     from models.config import target_class  # noqa: PLC0415
 
     data: dict[str, Any] = json.loads(text)

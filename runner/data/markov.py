@@ -1,8 +1,8 @@
-"""A Markov chain as data: every next token depends on the last few and on nothing else, by a table drawn at random.
+"""A Markov chain as data: the next token depends on the last `order` ones, by a random table.
 
-What a model can at best reach is known: the entropy of the chain. Order 2 is the tri-gram toy of n-gram memories. With
-`in_context` each sequence has a table of its own, which nothing but its own past tells: what can be learnt is to count
-what followed before, the work of an induction head (Edelman et al., arXiv 2402.11004).
+The least loss of any model is known, the entropy of the chain. With `in_context` each sequence has
+a table of its own, so that a model can only learn to count what followed the same tokens earlier
+in the sequence, as induction heads do (Edelman et al., arXiv 2402.11004).
 """
 
 from dataclasses import dataclass
@@ -32,31 +32,33 @@ class Chain:
         return sums
 
     def walk(self, length: int, rng: np.random.Generator) -> np.ndarray:
-        """Return `length` tokens; the first `order` are drawn evenly."""
+        """Return a sequence, [length] int64, whose first `order` tokens are uniform."""
         vocab = self.table.shape[1]
         ids = np.empty(length, dtype=np.int64)
         ids[: self.order] = rng.integers(0, vocab, min(self.order, length))
-        throws = rng.random(length)
-        for place in range(self.order, length):
-            context = _context(ids[place - self.order : place], vocab)
-            ids[place] = min(
-                np.searchsorted(self._sums[context], throws[place], side="right"), vocab - 1
-            )
+        draws = rng.random(length)
+        for position in range(self.order, length):
+            context = _context(ids[position - self.order : position], vocab)
+            token = np.searchsorted(self._sums[context], draws[position], side="right")
+            ids[position] = min(token, vocab - 1)
         return ids
 
     def nats(self, ids: np.ndarray) -> np.ndarray:
-        """Return -log p of each token of [rows, length] but the first, those without a context even: log(vocab)."""
+        """Return -log p of all tokens of `ids`, [rows, length], but the first: [rows, length - 1].
+
+        It is log(vocab) for those with fewer than `order` tokens before them.
+        """
         vocab, length = self.table.shape[1], ids.shape[1]
-        found = np.full((len(ids), length - 1), np.log(vocab))
+        losses = np.full((len(ids), length - 1), np.log(vocab))
         context = np.zeros((len(ids), length - self.order), dtype=np.int64)
         for back in range(self.order):
             context = context * vocab + ids[:, back : length - self.order + back]
-        found[:, self.order - 1 :] = -np.log(self.table[context, ids[:, self.order :]])
-        return found
+        losses[:, self.order - 1 :] = -np.log(self.table[context, ids[:, self.order :]])
+        return losses
 
 
 class MarkovSamples(Dataset[Sample]):
-    """Sample i is a function of (address, i)."""
+    """The dataset whose sample i is a function of (address, i)."""
 
     def __init__(
         self, cfg: MarkovConfig, vocab_size: int, seq: int, address: tuple[int, ...]
@@ -76,18 +78,18 @@ class MarkovSamples(Dataset[Sample]):
 
 @lru_cache(maxsize=1)
 def shared_chain(cfg: MarkovConfig, vocab_size: int) -> Chain:
-    """Return the one chain of a config, drawn once."""
+    """Return the chain that all sequences of a config without `in_context` share."""
     return draw_chain(cfg, vocab_size, generator(cfg.data_seed, 0))
 
 
 def draw_chain(cfg: MarkovConfig, vocab_size: int, rng: np.random.Generator) -> Chain:
-    """Return a chain whose rows are drawn by `rng`."""
+    """Return a chain whose rows `rng` draws from a symmetric Dirichlet distribution."""
     alphas = np.full(vocab_size, cfg.concentration)
     return Chain(cfg.order, rng.dirichlet(alphas, vocab_size**cfg.order))
 
 
 def _context(tokens: np.ndarray, vocab: int) -> int:
-    """Return the row of the table for the last tokens."""
+    """Return the index of the table's row for these last tokens."""
     row = 0
     for token in tokens.tolist():
         row = row * vocab + token
@@ -95,10 +97,10 @@ def _context(tokens: np.ndarray, vocab: int) -> int:
 
 
 def entropy(cfg: MarkovConfig, vocab_size: int, seq: int, max_tokens: int) -> float:
-    """Return the least loss on the validation sequences, in nats per token.
+    """Return the least possible mean loss on the validation sequences, in nats per token.
 
-    It is that of the table itself; with `in_context`, of who knows the distribution of tables and has read the
-    sequence so far (the posterior mean).
+    It is that of the true table; with `in_context`, that of the posterior mean of the table given
+    its distribution and the sequence so far.
     """
     if cfg.in_context:
         return counting_loss(cfg, vocab_size, seq, max_tokens, order=cfg.order)
@@ -115,24 +117,25 @@ def counting_loss(
     order: int,
     start: float | None = None,
 ) -> float:
-    """Return the loss on the validation sequences of who counts what followed the same `order` tokens before.
+    """Return the mean loss on the validation sequences, in nats per token, of predicting by counts.
 
-    Each count starts at `start`, `concentration` where it is not given; order 0 counts the tokens of the sequence.
+    Counts are of what followed the same `order` tokens earlier in the sequence (order 0: of all its
+    tokens). Each starts at `start`, by default `concentration`.
     """
-    first = cfg.concentration if start is None else start
-    found = []
-    for text in _held_out(cfg, vocab_size, seq, max_tokens):
-        seen = np.full((vocab_size**order, vocab_size), first)
-        found += [np.log(vocab_size)] * (order - 1)  # there nothing is known
-        for place in range(max(order, 1), len(text)):
-            counts = seen[_context(text[place - order : place], vocab_size)]
-            found.append(np.log(counts.sum() / counts[text[place]]))
-            counts[text[place]] += 1
-    return float(np.mean(found))
+    initial = cfg.concentration if start is None else start
+    losses = []
+    for ids in _held_out(cfg, vocab_size, seq, max_tokens):
+        table = np.full((vocab_size**order, vocab_size), initial)
+        losses += [np.log(vocab_size)] * (order - 1)  # too few tokens before these
+        for position in range(max(order, 1), len(ids)):
+            counts = table[_context(ids[position - order : position], vocab_size)]
+            losses.append(np.log(counts.sum() / counts[ids[position]]))
+            counts[ids[position]] += 1
+    return float(np.mean(losses))
 
 
 def _held_out(cfg: MarkovConfig, vocab_size: int, seq: int, max_tokens: int) -> np.ndarray:
-    """Return the validation sequences with the last target of each."""
+    """Return the validation sequences, each with its last target: [rows, seq + 1]."""
     corpus = SyntheticCorpus(cfg, SymbolTokenizer(vocab_size))
     batches = corpus.held_out(seq, cfg.num_val, max_tokens)
     ids = torch.cat([torch.cat((b["tokens"], b["targets"][:, -1:]), dim=1) for b in batches])

@@ -1,4 +1,4 @@
-"""A Markov chain as data, its config; `runner/data/markov.py` says what it is good for."""
+"""The config of Markov chain data; see `runner/data/markov.py`."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -9,19 +9,22 @@ from runner.data.tokenizers_config import TokenizerConfig
 if TYPE_CHECKING:
     from runner.data.markov import MarkovSamples
 
-_MOST_ENTRIES = {False: 1 << 24, True: 1 << 18}  # of the table, of that of each sequence
+_MAX_ENTRIES = {False: 1 << 24, True: 1 << 18}  # of the shared table; of each sequence's own
 
 
 @config
 class MarkovConfig(SyntheticConfig):
-    """Sequences of a chain, each of `train.sequence_length` tokens and never seen twice; goes with tokenizer=symbols.
+    """Sequences of a Markov chain, each of `train.sequence_length` tokens; needs tokenizer=symbols.
+
+    No training sequence is repeated.
 
     Args:
-        order: tokens that the next one depends on.
-        concentration: of the Dirichlet distribution that each row of the table is drawn from: small is certain.
+        order: number of previous tokens that the next one depends on.
+        concentration: of the Dirichlet distribution that the table's rows are drawn from; the
+            smaller, the more certain the next token.
         in_context: draw a table for each sequence, not one for all.
-        num_val: sequences of validation.
-        data_seed: of the table and of validation (the run's seed draws what is trained on).
+        num_val: number of validation sequences.
+        data_seed: of the table and of validation (the run's seed draws the training sequences).
     """
 
     name: ClassVar[str] = "markov"
@@ -41,14 +44,15 @@ class MarkovConfig(SyntheticConfig):
             raise ValueError(f"concentration={self.concentration} must be positive")
 
     def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
-        """Raise ValueError on a tokenizer of text or a table beyond memory."""
+        """Raise ValueError for a tokenizer of text or a table too large for memory."""
         super().check(tokenizer, seq)
         vocab = tokenizer.vocab_size or 0
-        most = _MOST_ENTRIES[self.in_context]
-        if vocab ** (self.order + 1) > most:
+        entries, limit = vocab ** (self.order + 1), _MAX_ENTRIES[self.in_context]
+        if entries > limit:
             raise ValueError(
-                f"tokenizer.vocab_size={vocab} at order={self.order} makes a table of {vocab ** (self.order + 1):.1e} "
-                f"entries{' for each sequence' * self.in_context}, more than {most:.1e}; lower one"
+                f"tokenizer.vocab_size={vocab} at order={self.order} makes a table of "
+                f"{entries:.1e} entries{' for each sequence' * self.in_context}, "
+                f"more than {limit:.1e}; lower one"
             )
 
     def examples(self, vocab_size: int, seq: int, seed: int, split: Split) -> "MarkovSamples":

@@ -1,8 +1,8 @@
-"""Which tokens sample number i holds: a pure function of (seed, i), so there is no cursor to lose.
+"""The order of samples: the tokens of sample i are a function of (seed, i), with no state to save.
 
 Sources are interleaved in blocks of 1024 samples with counts that follow the weights to within one
-sample; within a source, windows are visited in a new random order every epoch, and every epoch
-starts at another offset so that window borders move.
+sample. Within a source each epoch visits the windows in a new random order, starting at another
+offset so that window borders move.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _BLOCK = 1024
 
 
 class TrainingSamples(Dataset[Sample]):
-    """Sample i: `tokens`, `targets`, `documents`, each `[seq]` int64, and `index`."""
+    """The training set of a text corpus; see `Corpus.samples`."""
 
     def __init__(
         self, files: list["TokenFile"], weights: list[float], seq: int, seed: int, eos: int
@@ -34,7 +34,8 @@ class TrainingSamples(Dataset[Sample]):
         for file in files:
             if len(file.ids) < 2 * seq:
                 raise DataError(
-                    f"a training source has {len(file.ids)} tokens, under two sequences of {seq}; lower train.sequence_length or give more text"
+                    f"a training source has {len(file.ids)} tokens, under two sequences of {seq}; "
+                    "lower train.sequence_length or give more text"
                 )
 
     def __getitem__(self, index: int) -> Sample:
@@ -47,7 +48,7 @@ class TrainingSamples(Dataset[Sample]):
         return to_sample(ids, documents, index)
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Return (source, how many samples of that source came before)."""
+        """Return (the source of sample `index`, the number of its samples before this one)."""
         if len(self.files) == 1:
             return 0, index
         block, slot = divmod(index, _BLOCK)
@@ -77,7 +78,7 @@ class TrainingSamples(Dataset[Sample]):
 
 
 def to_sample(ids: np.ndarray, documents: np.ndarray, index: int) -> Sample:
-    """Split a window of seq + 1 ids into inputs and next-token targets."""
+    """Return the sample of a window of seq + 1 ids: inputs and next-token targets, each [seq]."""
     tokens = torch.from_numpy(ids)
     return {
         "tokens": tokens[:-1],
@@ -115,7 +116,7 @@ def training_loader(
     world: int,
     num_workers: int,
 ) -> DataLoader[Sample]:
-    """Return micro-batches in order: batch / world / micro of them make one optimiser step."""
+    """Return this rank's micro-batches in order; batch / world / micro of them make a step."""
     order = _Batches(first_step, steps, batch, micro, rank, world)
     return DataLoader(samples, batch_sampler=order, num_workers=num_workers)  # type: ignore[arg-type]
 
@@ -123,17 +124,22 @@ def training_loader(
 def validation_batches(
     files: list["TokenFile"], seq: int, batch: int, max_tokens: int
 ) -> Iterator[Sample]:
-    """Yield fixed batches over the validation files, at most `max_tokens` in all, evenly spread."""
+    """Yield the validation batches: windows spread evenly over the files, at most `max_tokens`.
+
+    Raises:
+        DataError: the files hold too few tokens to predict one.
+    """
     # The last window of a file is shorter: its missing targets are -100 and do not count.
     windows = [(file, at) for file in files for at in range(0, len(file.ids) - 1, seq)]
     if not windows:
         size = sum(len(file.ids) for file in files)
         raise DataError(
-            f"the validation split has {size} tokens, too few to predict one; raise data.val_fraction or give more text"
+            f"the validation split has {size} tokens, too few to predict one; "
+            "raise data.val_fraction or give more text"
         )
-    keep = min(len(windows), max(1, max_tokens // seq))
-    chosen = [windows[int(i)] for i in np.linspace(0, len(windows) - 1, keep)]
-    for start in range(0, keep, batch):
+    count = min(len(windows), max(1, max_tokens // seq))
+    chosen = [windows[int(i)] for i in np.linspace(0, len(windows) - 1, count)]
+    for start in range(0, count, batch):
         rows = [
             _padded(file, at, seq, start + i)
             for i, (file, at) in enumerate(chosen[start : start + batch])

@@ -1,6 +1,6 @@
-"""`init=hf:DIR` (or `hf:ORG/NAME[@REVISION]`): a run that starts from a model made elsewhere.
+"""`init=hf:DIR` or `init=hf:ORG/NAME[@REVISION]`: a run that starts from a pretrained model.
 
-The folder settles model and tokenizer; its content, never its place, enters the fingerprint.
+The folder determines model and tokenizer; its content, not its path, enters the fingerprint.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ _FILES = ["*.json", "*.safetensors"]
 
 
 def pretrained_folder(init: str) -> Path:
-    """Return the folder that `init` names, fetched from the hub if it is none here.
+    """Return the folder that `init` names, downloaded from the hub if it is not a local one.
 
     Raises:
-        ConfigError: there is nothing of this name.
+        ConfigError: `init` is malformed, or neither a folder nor on the hub.
     """
     kind, _, name = init.partition(":")
     if kind != "hf" or not name:
@@ -41,26 +41,27 @@ def pretrained_folder(init: str) -> Path:
 
 
 def with_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a composed node with model and tokenizer as its `init` has them, if it has one.
+    """Return a composed node with model and tokenizer replaced by those of its `init`, if any.
 
-    What a layout does not settle (dropout, z-loss) stays as composed; `tokenizer.eos_token` may be given.
+    What a pretrained folder does not determine (dropout, z-loss) stays as composed, and so does
+    `tokenizer.eos_token` with tokenizer.kind=folder.
 
     Raises:
-        ConfigError: the folder cannot be used.
+        ConfigError: the folder's model or tokenizer cannot be used.
     """
     if not node.get("init"):
         return dict(node)
     from models.pretrained import read_config  # noqa: PLC0415
 
     folder = pretrained_folder(str(node["init"]))
+    cfg: Any
     try:
-        found = read_config(folder)
+        cfg, vocab_size = read_config(folder)
     except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
         raise ConfigError(f"init: {error}") from error
-    cfg: Any = found[0]
     model = plain(cfg, target=True)
-    kept = node["model"] if node["model"].get("_target_") == model["_target_"] else {}
-    model |= {name: kept[name] for name in ("dropout", "z_loss") if name in kept}
+    composed = node["model"] if node["model"].get("_target_") == model["_target_"] else {}
+    model |= {name: composed[name] for name in ("dropout", "z_loss") if name in composed}
     given = node["tokenizer"] if node["tokenizer"].get("kind") == "folder" else {}
     eos = given.get("eos_token") or _eos_token(folder)
     tokenizer = {
@@ -68,13 +69,13 @@ def with_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
         "kind": "folder",
         "path": str(folder),
         "eos_token": eos,
-        "vocab_size": found[1],
+        "vocab_size": vocab_size,
     }
     return {**node, "init": f"hf:{folder}", "model": model, "tokenizer": tokenizer}
 
 
 def content_hash(init: str) -> str:
-    """Return the hash of the weights that `init` names: this reads them."""
+    """Return the hash of the weights that `init` names; this reads all of them."""
     digest = hashlib.sha256()
     for file in sorted(pretrained_folder(init).glob("*.safetensors")):
         with open(file, "rb") as stream:
@@ -83,13 +84,13 @@ def content_hash(init: str) -> str:
 
 
 def _eos_token(folder: Path) -> str:
-    """Return the token that ends a document, as the folder has it."""
+    """Return the end-of-document token that the folder's tokenizer or model config names."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
-            found = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
-            found = found.get("content") if isinstance(found, dict) else found
-            if found:
-                return str(found)
+            token = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if token:
+                return str(token)
     file = folder / "tokenizer.json"
     if not file.exists():
         raise ConfigError(
@@ -101,5 +102,6 @@ def _eos_token(folder: Path) -> str:
         if token["id"] == (eos[0] if isinstance(eos, list) else eos):
             return str(token["content"])
     raise ConfigError(
-        f"init: {folder} does not say which token ends a document; give tokenizer.kind=folder tokenizer.eos_token=..."
+        f"init: {folder} does not say which token ends a document; give tokenizer.kind=folder "
+        "tokenizer.eos_token=..."
     )

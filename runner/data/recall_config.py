@@ -1,4 +1,4 @@
-"""Multi-query associative recall, its config; `runner/data/recall.py` says what it tests."""
+"""The config of multi-query associative recall; see `runner/data/recall.py`."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
 @config
 class RecallConfig(SyntheticConfig):
-    """Examples of associative recall, each of `train.sequence_length` tokens; goes with tokenizer=symbols.
+    """Examples of associative recall, each of `train.sequence_length` tokens.
+
+    They need tokenizer=symbols.
 
     Args:
-        num_pairs: keys and values of an example, each asked once.
-        num_train, num_val: examples; training goes through its own over and over, in a new order each time.
-        power: of the law of distances, p(gap) ~ power x gap^(power - 1).
+        num_pairs: pairs of key and value in an example; each key is repeated once.
+        num_train, num_val: number of examples; each epoch of training has a new order.
+        power: of the distances of repeated keys, p(gap) ~ power x gap^(power - 1).
         data_seed: of the examples (the run's seed orders them).
     """
 
@@ -36,16 +38,17 @@ class RecallConfig(SyntheticConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
     def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
-        """Raise ValueError on a tokenizer of text, too small a vocabulary or no room for the questions."""
+        """Raise ValueError for a tokenizer of text, a small vocabulary or a short sequence."""
         super().check(tokenizer, seq)
         if (tokenizer.vocab_size or 0) // 2 <= self.num_pairs:
             raise ValueError(
-                f"tokenizer.vocab_size={tokenizer.vocab_size} must exceed 2 x {self.num_pairs + 1}, keys and values of num_pairs={self.num_pairs}"
+                f"tokenizer.vocab_size={tokenizer.vocab_size} must exceed "
+                f"2 x {self.num_pairs + 1}, keys and values of num_pairs={self.num_pairs}"
             )
         if seq < 4 * self.num_pairs:
             raise ValueError(
-                f"train.sequence_length={seq} has no room for {self.num_pairs} pairs and as many questions "
-                f"two apart; raise it to {4 * self.num_pairs} or lower data.num_pairs"
+                f"train.sequence_length={seq} has no room for {self.num_pairs} pairs and as many "
+                f"questions two apart; raise it to {4 * self.num_pairs} or lower data.num_pairs"
             )
 
     def examples(self, vocab_size: int, seq: int, seed: int, split: Split) -> "RecallSamples":

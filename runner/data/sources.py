@@ -1,7 +1,7 @@
-"""Where documents come from: files, folders, the standard library, Hugging Face datasets.
+"""Sources of documents: files, folders, the standard library, Hugging Face datasets.
 
-A source yields documents (str) in a fixed order and knows a hash of its content, which stands for
-it in a cell's fingerprint; the path never does.
+A source yields documents (str) in a fixed order. A cell's fingerprint contains the hash of its
+content, never its path.
 """
 
 import gzip
@@ -21,7 +21,7 @@ Format = Literal["text", "jsonl", "parquet", "stdlib", "hub"]
 
 @config
 class SourceConfig:
-    """One body of text.
+    """One source of text.
 
     Args:
         format: text (file or folder, a document per file), jsonl (plain or .gz, a document per
@@ -29,11 +29,11 @@ class SourceConfig:
             dataset by name, or a local folder in any form that `datasets` reads).
         path: file, folder (files sorted) or dataset name; `~` and relative paths are resolved.
         field: column that holds the text (jsonl, parquet, hub).
-        pattern: which files of a folder.
+        pattern: glob pattern of the files to read in a folder.
         subset, revision, streaming, hub_split: of a Hugging Face dataset; revision must be pinned
             unless the dataset is a local folder, whose files are hashed.
         weight: share of the training samples, relative to the other sources.
-        max_documents: stop after so many (streaming a large set).
+        max_documents: stop after this number of documents (to stream a part of a large set).
     """
 
     format: Format = "text"
@@ -50,11 +50,13 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if self.format != "stdlib" and not self.path:
             raise ValueError(
-                f"data path is missing for format={self.format}; give data.sources[..].path (or data.path)"
+                f"data path is missing for format={self.format}; "
+                "give data.sources[..].path (or data.path)"
             )
         if self.format == "hub" and not self.revision and not self._is_local():
             raise ValueError(
-                f"revision is missing for dataset {self.path!r}: pin it to a commit, else the text can change under a finished run"
+                f"revision is missing for dataset {self.path!r}: pin it to a commit, else the text "
+                "can change under a finished run"
             )
         if self.path and not self._from_input and (self.format != "hub" or self._is_local()):
             # A job may start in another directory.
@@ -68,25 +70,25 @@ class SourceConfig:
         Raises:
             DataError: a file is missing, empty, not UTF-8 or not JSON (with file and line).
         """
-        found = 0
+        count = 0
         for text in self._read():
             if not text:
                 continue
-            found += 1
+            count += 1
             yield text
-            if found == self.max_documents:
+            if count == self.max_documents:
                 return
-        if not found:
+        if not count:
             raise DataError(
-                f"{self.path or self.format} holds no text; check the path, field={self.field!r} and pattern={self.pattern!r}"
+                f"{self.path or self.format} holds no text; check the path, "
+                f"field={self.field!r} and pattern={self.pattern!r}"
             )
 
     def content_hash(self) -> str:
-        """Return a hash of what `documents` will yield, from file content or the pinned revision."""
+        """Return the hash of the files' content, or of the pinned revision of a hub dataset."""
         digest = hashlib.sha256()
-        if (
-            self._from_input
-        ):  # the file is yet to be made; the run that makes it is in the fingerprint
+        if self._from_input:
+            # The file may not exist yet; the run that makes it is in the fingerprint.
             digest.update(str(self.path).encode())
         elif self.format == "hub" and not self._is_local():
             digest.update(f"{self.path}/{self.subset}@{self.revision}:{self.hub_split}".encode())
@@ -104,21 +106,26 @@ class SourceConfig:
         return digest.hexdigest()[:32]
 
     def files(self) -> list[Path]:
-        """Return the files in reading order."""
+        """Return the files in reading order.
+
+        Raises:
+            DataError: the path does not exist, or no file of the folder matches `pattern`.
+        """
         root = self._root()
         if not root.exists():
             raise DataError(
-                f"data file {root} does not exist; check the path (relative paths start at {Path.cwd()})"
+                f"data file {root} does not exist; check the path "
+                f"(relative paths start at {Path.cwd()})"
             )
         if root.is_file():
             return [root]
         if self.format == "stdlib":
-            found = [f for f in root.rglob("*.py") if _is_library(f.relative_to(root))]
+            files = [f for f in root.rglob("*.py") if _is_library(f.relative_to(root))]
         else:
-            found = [f for f in root.rglob(self.pattern) if f.is_file()]
-        if not found:
+            files = [f for f in root.rglob(self.pattern) if f.is_file()]
+        if not files:
             raise DataError(f"folder {root} has no file matching pattern={self.pattern!r}")
-        return sorted(found)
+        return sorted(files)
 
     def _root(self) -> Path:
         if self.format == "stdlib":
@@ -167,7 +174,7 @@ class SourceConfig:
 
 
 def _is_library(relative: Path) -> bool:
-    """True for the library itself: no installed packages, no tests, nothing generated."""
+    """Return whether a file is of the library itself, not installed, a test or generated."""
     skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     return not skip.intersection(relative.parts)
 
@@ -183,7 +190,8 @@ def _read_text(file: Path, *, lenient: bool) -> str:
         return file.read_text(encoding="utf-8", errors="replace" if lenient else "strict")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{file} is not UTF-8 at byte {error.start}; convert it (iconv) or exclude it by pattern"
+            f"{file} is not UTF-8 at byte {error.start}; "
+            "convert it (iconv) or exclude it by pattern"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Synthetic data sets, generated on the fly: numbers by a rule, with tokenizer=symbols."""
+"""Synthetic data sets, generated on the fly from a rule; they need tokenizer=symbols."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from runner.data.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class SyntheticCorpus:
-    """See `SyntheticConfig`, and `Corpus`."""
+    """The corpus of a `SyntheticConfig`; see `Corpus`."""
 
     cfg: SyntheticConfig
     tokenizer: Tokenizer
@@ -25,14 +25,14 @@ class SyntheticCorpus:
         return self.cfg.examples(self.tokenizer.vocab_size, seq, seed, "train")
 
     def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[Sample]:
-        """See `Corpus`: the validation examples, or as many as `max_tokens` have room for."""
+        """See `Corpus`: the first validation examples, as far as `max_tokens` allows."""
         count = max(1, min(self.cfg.num_val, max_tokens // seq))
-        made = self.cfg.examples(self.tokenizer.vocab_size, seq, 0, "val")
+        examples = self.cfg.examples(self.tokenizer.vocab_size, seq, 0, "val")
         for start in range(0, count, batch):
-            rows = [made[number] for number in range(start, min(start + batch, count))]
+            rows = [examples[number] for number in range(start, min(start + batch, count))]
             yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def generator(*address: int) -> np.random.Generator:
-    """Return the random numbers of an address."""
+    """Return a random generator (Philox) seeded by the numbers of `address`."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(address)))

@@ -1,4 +1,4 @@
-"""What the configs of synthetic data sets share."""
+"""The base class of the configs of synthetic data sets."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -16,10 +16,11 @@ Split = Literal["train", "val"]
 
 
 class SyntheticConfig:
-    """Base of the configs of synthetic data sets; each says what its examples are.
+    """Base class of the configs of synthetic data sets; a subclass defines `examples`.
 
     Args:
-        name: of its node in conf/data. num_val: examples of validation.
+        name: the name of its node in conf/data.
+        num_val: number of validation examples.
     """
 
     sources: ClassVar[tuple[SourceConfig, ...]] = ()
@@ -29,24 +30,28 @@ class SyntheticConfig:
     num_val: int
 
     def content_hash(self) -> list[str]:
-        """Return nothing: what is made of these numbers has no other content."""
+        """Return []: the data follow from the config alone."""
         return []
 
     def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
-        """Raise ValueError on a tokenizer of text, and on what else does not fit."""
+        """Raise ValueError for a tokenizer of text; subclasses check further."""
         if tokenizer.kind != "symbols":
             raise ValueError(
-                f"data={self.name} is of numbers; use tokenizer=symbols, not tokenizer.kind={tokenizer.kind}"
+                f"data={self.name} is of numbers; "
+                f"use tokenizer=symbols, not tokenizer.kind={tokenizer.kind}"
             )
 
     def build(
         self, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
     ) -> "SyntheticCorpus":
-        """Return the corpus."""
+        """Return the corpus; nothing is cached, so `cache` and `hashes` are not used."""
         from runner.data.synthetic import SyntheticCorpus  # noqa: PLC0415
 
         return SyntheticCorpus(self, tokenizer.build(()))
 
     def examples(self, vocab_size: int, seq: int, seed: int, split: Split) -> "Dataset[Sample]":
-        """Return the dataset whose item i is example i: of training in the order of `seed`, of validation always the same."""
+        """Return the dataset of a split, whose item i is sample i.
+
+        `seed` orders or draws the training samples; those of validation do not depend on it.
+        """
         raise NotImplementedError

@@ -1,7 +1,7 @@
-"""Text to ids: bytes, characters, trained subwords, or any Hugging Face tokenizer folder.
+"""Tokenizers: bytes, characters, symbols, trained subwords, Hugging Face tokenizer folders.
 
-Every tokenizer has one end-of-document id, `eos`, and knows how many bytes of text an id stands
-for, so that losses can be given in bits per byte.
+Each has an end-of-document id, `eos`, and the number of bytes of text for each id, so that losses
+can be given in bits per byte.
 """
 
 import json
@@ -19,7 +19,7 @@ _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Tokenizer(ABC):
-    """Ids in [0, vocab_size); `eos` ends a document and is 0 bytes of text."""
+    """Base class. Ids are in [0, vocab_size); `eos` ends a document and counts 0 bytes of text."""
 
     vocab_size: int
     eos: int
@@ -30,18 +30,19 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids`; special ids vanish, broken UTF-8 becomes U+FFFD."""
+        """Return the text of `ids`, without special ids; invalid UTF-8 becomes U+FFFD."""
 
     @abstractmethod
     def bytes_per_id(self) -> np.ndarray:
-        """Return the UTF-8 length of each id, `[vocab_size]` int32; special ids 0.
+        """Return the UTF-8 length of the text of each id, [vocab_size] int32; 0 for special ids.
 
-        A tokenizer that normalises text or drops white space gives less than the text has.
+        Where a tokenizer normalises text or drops white space, the sum over a text's ids is less
+        than the text's length.
         """
 
     @abstractmethod
     def dumps(self) -> str:
-        """Return the tokenizer as JSON, enough for `loads`."""
+        """Return the tokenizer as JSON, from which `loads` restores it."""
 
 
 class ByteTokenizer(Tokenizer):
@@ -75,7 +76,8 @@ class CharTokenizer(Tokenizer):
             return np.array([self._id[c] for c in text], dtype=np.int32)
         except KeyError as error:
             raise DataError(
-                f"character {error.args[0]!r} is not among the {len(self.characters)} of the training text; use tokenizer=bytes"
+                f"character {error.args[0]!r} is not among the {len(self.characters)} of the "
+                "training text; use tokenizer=bytes"
             ) from None
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -89,7 +91,7 @@ class CharTokenizer(Tokenizer):
 
 
 class SymbolTokenizer(Tokenizer):
-    """Ids and no language: `7 12 7` is their text. For data that are made, not read; the last id is eos."""
+    """Ids written as numbers, `7 12 7`, for synthetic data; the last id is eos."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size, self.eos = vocab_size, vocab_size - 1
@@ -103,7 +105,8 @@ class SymbolTokenizer(Tokenizer):
             ) from None
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise DataError(
-                f"{text[:40]!r} has a number outside 0..{self.vocab_size - 1}; raise tokenizer.vocab_size"
+                f"{text[:40]!r} has a number outside 0..{self.vocab_size - 1}; "
+                "raise tokenizer.vocab_size"
             )
         return ids
 
@@ -111,18 +114,21 @@ class SymbolTokenizer(Tokenizer):
         return "".join(f" {index}" for index in ids if index != self.eos)
 
     def bytes_per_id(self) -> np.ndarray:
-        found = np.array([len(f" {index}") for index in range(self.vocab_size)], dtype=np.int32)
-        found[self.eos] = 0
-        return found
+        lengths = np.array([len(f" {index}") for index in range(self.vocab_size)], dtype=np.int32)
+        lengths[self.eos] = 0
+        return lengths
 
     def dumps(self) -> str:
         return json.dumps({"kind": "symbols", "vocab_size": self.vocab_size})
 
 
 class SubwordTokenizer(Tokenizer):
-    """A `tokenizers` model: trained here or loaded from a Hugging Face folder.
+    """A tokenizer of the `tokenizers` package, trained here or loaded from a Hugging Face folder.
 
-    `padded` is the least vocabulary size: models often have more rows than their tokenizer has ids.
+    Args:
+        serialised: its tokenizer.json.
+        eos_token: the token that ends a document.
+        padded: the vocabulary size of its model, which may have more rows than there are ids.
     """
 
     def __init__(self, serialised: str, eos_token: str, padded: int | None = None) -> None:
@@ -137,8 +143,8 @@ class SubwordTokenizer(Tokenizer):
         self.vocab_size = padded or known
         if known > self.vocab_size:
             raise DataError(
-                f"the tokenizer has {known} ids, the model {padded} rows: they do not belong together; give "
-                "the tokenizer of this model"
+                f"the tokenizer has {known} ids, the model {padded} rows: they do not belong "
+                "together; give the tokenizer of this model"
             )
 
     def encode(self, text: str) -> np.ndarray:
@@ -146,7 +152,8 @@ class SubwordTokenizer(Tokenizer):
         return np.array(ids, dtype=np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._inner.decode(list(ids), skip_special_tokens=True)  # type: ignore[no-any-return]
+        text: str = self._inner.decode(list(ids), skip_special_tokens=True)
+        return text
 
     def bytes_per_id(self) -> np.ndarray:
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
@@ -166,7 +173,10 @@ class SubwordTokenizer(Tokenizer):
 
 
 def _surface(token: str) -> str:
-    """Text of a WordPiece or Metaspace token: `##ing` is `ing`, `▁the` is ` the`, `<0x0A>` a byte."""
+    """Return the text of a WordPiece or Metaspace token: "ing" of `##ing`, " the" of `▁the`.
+
+    A byte token, `<0x0A>`, gives one character.
+    """
     if _BYTE_TOKEN.fullmatch(token):
         return "?"
     return token.removeprefix("##").replace("▁", " ")
@@ -181,12 +191,12 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Tokenizer]] = {
 
 
 def loads(data: dict[str, Any]) -> Tokenizer:
-    """Return the tokenizer of ours whose `dumps` was this JSON."""
+    """Return the tokenizer of this module whose `dumps` gave the JSON object `data`."""
     return _KINDS[data["kind"]](data)
 
 
 def train_subwords(cfg: TokenizerConfig, documents: Iterable[str]) -> SubwordTokenizer:
-    """Return the bpe, wordpiece or unigram tokenizer that `documents` give."""
+    """Return the bpe, wordpiece or unigram tokenizer trained on `documents`."""
     from tokenizers import Tokenizer as Inner  # noqa: PLC0415
     from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Which tokenizer, as data."""
+"""The config of a tokenizer."""
 
 import hashlib
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 @config
 class TokenizerConfig:
-    """Which tokenizer.
+    """The kind of a tokenizer and its options.
 
     Args:
         kind: bytes; char (of the training text); bpe, wordpiece, unigram (trained on the training
-            split); folder (a Hugging Face tokenizer folder with tokenizer.json); symbols (numbers, for
-            data that are made).
-        vocab_size: of a trained tokenizer or of symbols, eos included; of kind=folder, rows of the model (None: as many
-            as there are ids).
-        path: of kind=folder.
+            split); folder (a Hugging Face tokenizer folder with tokenizer.json); symbols (numbers,
+            for synthetic data).
+        vocab_size: of a trained tokenizer or of symbols, eos included; of kind=folder, the number
+            of rows of the model (None: the number of ids).
+        path: the folder of kind=folder.
         eos_token: end-of-document token of a trained or loaded tokenizer.
-        train_documents: train on so many documents at most, from the first.
+        train_documents: train on at most the first `train_documents` documents.
     """
 
     kind: Literal["bytes", "char", "bpe", "wordpiece", "unigram", "folder", "symbols"] = "bytes"
@@ -43,21 +43,24 @@ class TokenizerConfig:
             raise ValueError("tokenizer.kind=folder needs tokenizer.path=DIR with a tokenizer.json")
 
     def planned_vocab_size(self) -> int | None:
-        """Return the vocabulary size where it is known before any text is read."""
+        """Return the vocabulary size, None if it depends on the text."""
         return 257 if self.kind == "bytes" else self.vocab_size
 
     def needs_text(self) -> bool:
-        """True where the tokenizer depends on the training text."""
+        """Return whether the tokenizer is trained on the training text."""
         return self.kind in ("char", "bpe", "wordpiece", "unigram")
 
     def content_hash(self) -> str:
-        """Return the hash of a loaded folder, "" otherwise: trained ones follow from the data."""
+        """Return the hash of a folder's tokenizer.json, "" for other kinds.
+
+        A trained tokenizer follows from the data, which have a hash of their own.
+        """
         if self.kind != "folder":
             return ""
         return hashlib.sha256(self._file().read_bytes()).hexdigest()[:32]
 
     def build(self, documents: Iterable[str]) -> "Tokenizer":
-        """Return the tokenizer, trained on `documents` if it is of a trained kind."""
+        """Return the tokenizer; kinds that need text are trained on `documents`."""
         from runner.data.tokenizers import (  # noqa: PLC0415
             ByteTokenizer,
             CharTokenizer,
@@ -81,6 +84,7 @@ class TokenizerConfig:
         file = Path(str(self.path)) / "tokenizer.json"
         if not file.exists():
             raise DataError(
-                f"{file} does not exist; a tokenizer folder holds tokenizer.json (transformers: tokenizer.save_pretrained(DIR) with a fast tokenizer)"
+                f"{file} does not exist; a tokenizer folder holds tokenizer.json (transformers: "
+                "tokenizer.save_pretrained(DIR) with a fast tokenizer)"
             )
         return file

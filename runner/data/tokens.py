@@ -3,8 +3,8 @@
 A cache folder is named by content and tokenizer hash and appears by one rename, so that many cells
 may start together: each writes its own temporary folder and the first rename wins.
 
-Folder: train.bin, val.bin (ids, uint16 or uint32), *.offsets.npy (document starts), bytes.json (bytes
-of text in each split, and as the tokenizer counts them).
+Folder: train.bin, val.bin (ids, uint16 or uint32), *.offsets.npy (document starts), bytes.json
+(bytes of text in each split, and as the tokenizer counts them).
 """
 
 import hashlib
@@ -42,7 +42,14 @@ from runner.machine.storage import storage_error
 
 @dataclass(frozen=True)
 class TokenFile:
-    """One tokenised split of one source, memory-mapped."""
+    """One tokenised split of one source, memory-mapped.
+
+    Args:
+        ids: of all documents, each ended by eos.
+        starts: the index in `ids` of each document's first token, ascending.
+        text_bytes: UTF-8 bytes of the text.
+        counted_bytes: bytes that the ids stand for, less where the tokenizer drops some.
+    """
 
     ids: np.ndarray
     starts: np.ndarray
@@ -50,7 +57,7 @@ class TokenFile:
     counted_bytes: int = 0
 
     def window(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (`length` ids from `start`, the document index of each)."""
+        """Return (`length` ids from index `start`, the document index of each), int64."""
         position = np.arange(start, start + length)
         documents = np.searchsorted(self.starts, position, side="right")
         return self.ids[start : start + length].astype(np.int64), documents
@@ -58,7 +65,7 @@ class TokenFile:
 
 @dataclass(frozen=True)
 class TextCorpus:
-    """All sources, tokenised: one (train, val) pair of files each; see `Corpus`."""
+    """The tokenised sources, a train and a val file for each; see `Corpus`."""
 
     tokenizer: Tokenizer
     train: list[TokenFile]
@@ -67,7 +74,7 @@ class TextCorpus:
 
     @property
     def bytes_per_counted_byte(self) -> float:
-        """Bytes of validation text for each byte that its tokens spell; 1 for a lossless tokenizer."""
+        """Bytes of validation text per byte that its tokens spell; 1 for a lossless tokenizer."""
         counted = sum(file.counted_bytes for file in self.val)
         return sum(file.text_bytes for file in self.val) / counted if counted else 1.0
 
@@ -83,20 +90,21 @@ class TextCorpus:
 def prepare(
     data: DataConfig, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
 ) -> TextCorpus:
-    """Return the corpus, tokenising what `cache` does not hold yet.
+    """Return the corpus, tokenising the sources that `cache` does not hold yet.
 
-    `hashes` are those of the sources, frozen with the cell: where the cache holds them no text is
-    read.
+    Args:
+        hashes: the sources' content hashes, frozen with the cell (None: computed now). Text whose
+            tokens are cached is not read.
 
     Raises:
-        DataError: the text has changed since.
+        DataError: a source's text does not have the frozen hash.
     """
     hashes = hashes if hashes is not None else data.content_hash()
     trained_on = hashes if needs_text(tokenizer) else []
-    stamp = json.dumps(
+    tokenizer_key = json.dumps(
         [_tokenizer_key(tokenizer), content_hash(tokenizer) or "", trained_on, _split_key(data)]
     )
-    name = hashlib.sha256(stamp.encode()).hexdigest()[:16]
+    name = hashlib.sha256(tokenizer_key.encode()).hexdigest()[:16]
     folder = _cached_folder(
         cache / f"tokenizer-{name}", lambda f: _train_tokenizer(f, data, hashes, tokenizer)
     )
@@ -131,6 +139,7 @@ def _split_key(data: DataConfig) -> str:
 
 
 def _cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return `folder`, filled by `make` and renamed into place if it does not exist."""
     if folder.exists():
         return folder
     unfinished = None
@@ -168,7 +177,7 @@ def _train_tokenizer(
 
 
 def _split_document(text: str, data: DataConfig) -> tuple[str, str]:
-    """Return the (training, validation) text of one document."""
+    """Return (training text, validation text) of one document, of which one may be empty."""
     if data.split == "tail":
         cut = int(len(text) * (1.0 - data.val_fraction))
         return text[:cut], text[cut:]

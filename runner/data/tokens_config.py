@@ -1,4 +1,4 @@
-"""Text for training and validation, as data: from which sources, and how it is split."""
+"""The config of the training and validation text: its sources and its split."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from runner.machine.errors import DataError
 if TYPE_CHECKING:
     from runner.data.tokens import TextCorpus
 
-_LEAST = 1e-9  # of a weight: a source that nothing is taken of stands in its place all the same
+_MIN_WEIGHT = 1e-9  # a source of weight 0 stays in the list, though nothing is taken from it
 
 
 @config
@@ -22,11 +22,11 @@ class DataConfig:
     """The training and validation text.
 
     Args:
-        sources: where the text comes from, mixed by weight; a source of another class names it as `_target_`.
+        sources: of the text, mixed by weight; a source of another class names it by `_target_`.
         val_fraction: share held out for validation.
         split: documents (each document is wholly in one half, chosen by its hash) or tail (the last
             part of every document: for a body of text that is one document).
-        weights: input:NAME/FILE: take the weights of the sources from there, a JSON list of numbers.
+        weights: input:NAME/FILE, a JSON list of numbers that replaces the sources' weights.
         mask_documents: tokens attend within their document only.
         num_workers: loader processes (0: in the training process).
     """
@@ -47,25 +47,25 @@ class DataConfig:
             raise ValueError(f"split={self.split!r} must be documents or tail")
 
     def with_weights(self, weights: Sequence[float]) -> list[Any]:
-        """Return the sources with other weights.
+        """Return the sources with `weights` for theirs.
 
         Raises:
-            DataError: there are more or fewer of them than sources.
+            DataError: the number of weights is not that of sources.
         """
         if len(weights) != len(self.sources):
             raise DataError(
-                f"{self.weights} holds {len(weights)} weights for {len(self.sources)} data.sources; "
-                "the stage that made it must mix the same ones"
+                f"{self.weights} holds {len(weights)} weights for {len(self.sources)} "
+                "data.sources; the stage that made it must mix the same ones"
             )
         pairs = zip(self.sources, weights, strict=True)
-        return [replace(source, weight=max(weight, _LEAST)) for source, weight in pairs]
+        return [replace(source, weight=max(weight, _MIN_WEIGHT)) for source, weight in pairs]
 
     def content_hash(self) -> list[str]:
         """Return the content hash of each source, in order."""
         return [content_hash(source) or "" for source in self.sources]
 
     def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
-        """Accept every tokenizer and length: what is too short for them only the text can say."""
+        """Accept every tokenizer and length; too short a text is found when it is read."""
 
     def build(
         self, tokenizer: TokenizerConfig, cache: Path, hashes: list[str] | None = None
