@@ -33,7 +33,7 @@ class RecallSamples(Dataset[Sample]):
             vocab_size,
             seq,
             seed,
-            half,
+            split,
         )
         self._order: tuple[int, np.ndarray] | None = None
 
