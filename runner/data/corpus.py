@@ -20,11 +20,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-    from torch.utils.data import Dataset
 
     Sample = dict[str, Tensor]
 else:
     Sample = dict
+
+
+class Samples(Protocol):
+    """A training set without an end; `torch.utils.data.Dataset` is one, and need not be its base."""
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Return sample `index`.
+
+        It holds int64 tensors: `tokens`, `targets` (-100: not counted) and, where there are any,
+        `documents` (the index of each token's document), each [seq], and `index`, the number.
+        """
 
 
 class Corpus(Protocol):
@@ -34,12 +44,8 @@ class Corpus(Protocol):
     def tokenizer(self) -> Any:
         """The tokenizer of its ids."""
 
-    def samples(self, seq: int, seed: int) -> "Dataset[Sample]":
-        """Return the training set, whose item i is sample i.
-
-        A sample holds int64 tensors: `tokens`, `targets` (-100: not counted) and `documents` (the
-        index of each token's document), each [seq], and `index`, the number i.
-        """
+    def samples(self, seq: int, seed: int) -> Samples:
+        """Return the training set."""
 
     def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[Sample]:
         """Yield the validation batches, the same at every call, of at most `max_tokens` tokens."""

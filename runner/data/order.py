@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from runner.data.corpus import Sample
+from runner.data.corpus import Sample, Samples
 from runner.machine.errors import DataError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class _Batches:
 
 
 def training_loader(
-    samples: Dataset[Sample],
+    samples: Samples,
     *,
     first_step: int,
     steps: int,

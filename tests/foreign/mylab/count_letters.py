@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from runner.work.outputs import write_output
 
@@ -22,7 +22,7 @@ class CountLettersConfig:
 
     def run(
         self, cell: Any, inputs: Any, journal: Any, ranks: Any, stop: Callable[[], bool]
-    ) -> str:
+    ) -> Literal["finished", "interrupted"]:
         """Write outputs/letters.json: the `top` commonest characters."""
         if journal is None:
             return "finished"

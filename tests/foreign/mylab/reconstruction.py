@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class ReconstructionConfig:
 class Reconstruction:
     """Masks are drawn in training, the same at every validation."""
 
-    measure = ("val_recovered", "max")
+    measure: tuple[str, Literal["min", "max"]] = ("val_recovered", "max")
 
     def __init__(self, share: float, blank: int) -> None:
         self.share, self.blank = share, blank
@@ -39,7 +39,7 @@ class Reconstruction:
         """Return the micro-batches with `hidden`, where a token is masked."""
         length = batches[0]["tokens"].shape[1]
         hidden = ~keep_mask(noise, 0, length, self.share)
-        parts = hidden.split([len(batch["tokens"]) for batch in batches])
+        parts = torch.split(hidden, [len(batch["tokens"]) for batch in batches])
         return [{**b, "hidden": part} for b, part in zip(batches, parts, strict=True)]
 
     def count(self, batch: Batch) -> Tensor:
