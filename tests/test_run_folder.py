@@ -512,7 +512,7 @@ def test_reading_as_a_file_grows_is_reading_it_at_once(
         assert repr([last.get(key) for key in ("a", "b")]) == last_of(expected)
         points.read()
         send, past, end = points.next_batch()
-        points.note(end, past)
+        points.mark_delivered(end, past)
         stored += [point[:2] for point in send]
         assert all(repr(expected[point[:2]]) == repr(point[3]) for point in send)
         assert set(stored) >= set(expected)

@@ -25,7 +25,7 @@ def start_uploader(run: RunConfig, only: str | None = None) -> subprocess.Popen[
         run.name,
         "--root",
         str(root),
-        "--follow",
+        "--until-closed",
     ]
     if run.track.uri:
         command += ["--uri", run.track.uri]

@@ -1,1 +1,1 @@
-"""What is shown of runs: plan, table, page, disk, MLflow."""
+"""Views of runs: plan, table, status page, disk usage, MLflow."""

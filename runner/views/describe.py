@@ -1,4 +1,4 @@
-"""A cell and a sweep in a few lines, for `espalier show` and `espalier ls`."""
+"""A cell or a sweep described in a few lines, for `espalier show` and `espalier ls`."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from runner.records.cells import members
 
 
 def describe(folder: Path) -> Iterator[str]:
-    """Yield what is known of a cell but for its config: one line a fact, attempt and metric."""
+    """Yield lines about the run in `folder`: state, sizes, attempts with their events, metrics."""
     yield f"{folder.name} {journal.state(folder)}: {folder}"
     adopted = folder / "adopted.json"
     if adopted.exists():
@@ -22,19 +22,19 @@ def describe(folder: Path) -> Iterator[str]:
         yield " ".join(f"{key}={value}" for key, value in json.loads(summary.read_text()).items())
     for attempt in journal.attempts(folder):
         lease = journal.lease(attempt)
-        place = f"{lease['host']} pid {lease['pid']}"
-        place += f" job {lease['job']}" if "job" in lease else ""
-        yield f"attempt {int(attempt.name)} on {place}"
+        holder = f"{lease['host']} pid {lease['pid']}"
+        holder += f" job {lease['job']}" if "job" in lease else ""
+        yield f"attempt {int(attempt.name)} on {holder}"
         for event in journal.events(attempt):
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
-            what = {k: v for k, v in event.items() if k not in ("event", "time", "traceback")}
-            yield f"  {when} {event['event']} " + " ".join(f"{k}={v}" for k, v in what.items())
+            details = {k: v for k, v in event.items() if k not in ("event", "time", "traceback")}
+            yield f"  {when} {event['event']} " + " ".join(f"{k}={v}" for k, v in details.items())
     last = metrics.last_values(metrics.read(folder))
     yield " ".join(f"{k}={v:.6g}" for k, v in last.items() if k not in ("time", "attempt"))
 
 
 def summary(root: Path, name: str) -> str:
-    """Return the number of cells of a sweep by state, and when something last happened there."""
+    """Return a line: a sweep's number of cells by state and the time of its last metrics."""
     folders = [root / "runs" / row["fingerprint"] for row in members(root, name)]
     states = Counter(journal.state(folder) for folder in folders)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))

@@ -1,4 +1,4 @@
-"""What lies on the disk, what of it nobody needs any more, and what may still be written."""
+"""Disk usage: the size of sweeps, what can be deleted, what may still be written."""
 
 import os
 import re
@@ -16,14 +16,14 @@ from runner.records.slurm_queue import queued
 
 @dataclass(frozen=True)
 class Waste:
-    """A path that can go, its size in bytes and why."""
+    """A path that can be deleted, its size in bytes and the reason."""
 
     path: Path
     size: int
     reason: str
 
     def delete(self) -> None:
-        """Remove it."""
+        """Delete the file or the folder."""
         shutil.rmtree(self.path) if self.path.is_dir() else self.path.unlink()
 
 
@@ -33,23 +33,23 @@ def sweeps(root: Path) -> list[str]:
 
 
 def size_bytes(path: Path) -> int:
-    """Return the bytes of a file or of all files below a folder."""
+    """Return the size in bytes of a file or of all files below a folder, without links."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(f.lstat().st_size for f in files if f.is_file() and not f.is_symlink())
 
 
 def usage_bytes(root: Path, name: str) -> dict[str, int]:
-    """Return the bytes of a sweep: its checkpoints and all else in its run folders."""
+    """Return the size in bytes of a sweep's run folders: of `checkpoints` and of all `other`."""
     folders = [root / "runs" / row["fingerprint"] for row in members(root, name)]
     saved = sum(size_bytes(f / "checkpoints") for f in folders)
     return {"checkpoints": saved, "other": sum(size_bytes(f) for f in folders) - saved}
 
 
 def free_bytes(path: Path) -> int:
-    """Return the bytes this user may still write below `path`: free space, or less by a quota.
+    """Return the bytes that this user may still write below `path`: free space or quota.
 
-    Quotas are those that `quota` (local and NFS disks) and `lfs quota` (Lustre) tell of the user and
-    the user's groups; where a command is missing or silent nothing is known of its quotas.
+    Quotas of the user and the user's groups are read by `quota` (local and NFS disks) and
+    `lfs quota` (Lustre), if these commands are installed and answer.
     """
     path = path.resolve()
     while not path.exists():
@@ -69,13 +69,16 @@ def _owners() -> list[tuple[str, str]]:
 
 
 def _left(command: list[str], mount: Path) -> Iterator[int]:
-    """Yield what each quota on `mount` leaves: lines of mount, KiB used (* when over), soft and hard limit."""
+    """Yield the bytes that each quota on `mount` leaves, from the output of `command`.
+
+    Its lines hold the mount, KiB used (with a * when over the limit), soft limit, hard limit.
+    """
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return
     row = rf"^\s*{re.escape(str(mount))}\s+(\d+)\*?\s+(\d+)\*?\s+(\d+)"
-    for used, soft, hard in re.findall(row, told.stdout, re.MULTILINE):
+    for used, soft, hard in re.findall(row, done.stdout, re.MULTILINE):
         limit = int(hard) or int(soft)
         if limit:
             yield (limit - int(used)) * 1024
@@ -85,16 +88,16 @@ def waste(root: Path, *, checkpoints: bool = False) -> Iterator[Waste]:
     """Yield what no sweep and no queued job needs.
 
     Args:
-        checkpoints: also all but the newest checkpoint of finished and diverged runs.
+        checkpoints: also yield all but the newest checkpoint of finished and diverged runs.
 
     Raises:
-        StorageError: jobs may be queued but SLURM does not answer, so nobody knows what they need.
+        StorageError: SLURM does not answer, so it is unknown what queued jobs need.
     """
     names = sweeps(root)
-    kept = {row["fingerprint"] for name in names for row in members(root, name)}
+    in_sweeps = {row["fingerprint"] for name in names for row in members(root, name)}
     for folder in sorted(root.glob("runs/*")):
         state = journal.state(folder)
-        if folder.name not in kept and state != "running":
+        if folder.name not in in_sweeps and state != "running":
             yield Waste(folder, size_bytes(folder), f"a run of no sweep ({state})")
         elif checkpoints and state in ("finished", "diverged"):
             newest = checkpoint_folder.newest(folder / "checkpoints")
@@ -103,7 +106,7 @@ def waste(root: Path, *, checkpoints: bool = False) -> Iterator[Waste]:
                     yield Waste(saved, size_bytes(saved), "an earlier checkpoint of an ended run")
     try:
         busy = any(queued(root, name) for name in names)
-    except FileNotFoundError:  # no SLURM on this machine, or no longer
+    except FileNotFoundError:  # this machine has no SLURM, or no longer
         busy = False
     except StorageError as error:
         raise StorageError(f"{error}: snapshots may be in use") from error

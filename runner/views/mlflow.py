@@ -1,10 +1,10 @@
-"""MLflow is a view of the run folders: this feeds it, idempotently, and can rebuild it.
+"""Upload run folders to MLflow, which is a view of them: idempotently, and from scratch if needed.
 
-Which points of metrics.jsonl a store has is kept in the run folder (runner/views/mlflow_points.py). Delivery that was
-cut off is repeated with the same timestamps, which MLflow's stores take once. The embedded SQLite store has one writer: whoever
-holds `mlflow/lock`.
+A cursor file in the run folder records which points of metrics.jsonl a store has
+(runner/views/mlflow_points.py). A delivery that was cut off is repeated with the same timestamps,
+which MLflow's stores accept once. The holder of `mlflow/lock` may write to the embedded store.
 
-`python -m runner.views.mlflow --root R --follow NAME` feeds until its standard input closes.
+`python -m runner.views.mlflow --root R --until-closed NAME` uploads until standard input closes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from runner.records.config import execution_half, flatten, is_among
 from runner.records.metrics import FILE
 from runner.views.mlflow_points import Point, PointReader, indices, ranges
 
-_SENDERS = 8  # uploaders of one root that talk to a server at the same moment
+_SENDERS = 8  # uploaders of one root that may talk to a server at the same time
 _EVERY_S, _LONGEST_PAUSE_S = 2.0, 60.0
 _CLIENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -51,10 +51,18 @@ def embedded_uri(root: Path) -> str:
 
 
 class Uploader:
-    """Delivers the cells of sweeps to one MLflow store."""
+    """Uploads the cells of sweeps to one MLflow store.
+
+    Args:
+        root: the folder of runs/ and sweeps/.
+        uri: of the store; None is the embedded one.
+
+    Raises:
+        StorageError: the store cannot be opened.
+    """
 
     def __init__(self, root: Path, uri: str | None) -> None:
-        # A server that is down is found out in seconds: what it misses is delivered later.
+        # Short time-outs: what an unreachable server misses is delivered later.
         for name, value in _CLIENT.items():
             os.environ.setdefault(name, value)
         from mlflow.exceptions import MlflowException  # noqa: PLC0415
@@ -71,27 +79,30 @@ class Uploader:
             self.client = MlflowClient(self.uri)
         except self._refusals as error:
             raise StorageError(
-                f"the MLflow store {self.uri} cannot be opened: {_reason(error)}; if another program "
-                "holds it, wait for that; else, it is only a view: `espalier sync NAME --rebuild` "
-                "makes it anew from the run folders"
+                f"the MLflow store {self.uri} cannot be opened: {_reason(error)}; if another "
+                "program holds it, wait for that; else, it is only a view: "
+                "`espalier sync NAME --rebuild` makes it anew from the run folders"
             ) from error
 
     def deliver(self, sweep: str, only: str | None = None) -> int:
-        """Bring the store up to date with the cells of `sweep`; return the points sent.
+        """Bring the store up to date with a sweep; return the number of points sent.
+
+        Args:
+            only: the fingerprint of the one cell to deliver.
 
         Raises:
-            StorageError: the store did not take them; what it took is noted.
+            StorageError: the store did not take all; the cursors record what it took.
         """
         try:
             if self.embedded:
                 return self._deliver(sweep, only)
-            # A server with one worker and SQLite behind it locks up when dozens write to it at once.
+            # A server of one worker with SQLite behind it locks up when dozens write at once.
             with storage.semaphore(self.root / "mlflow" / "senders", _SENDERS):
                 return self._deliver(sweep, only)
         except self._refusals as error:
             raise StorageError(
-                f"the MLflow store {self.uri} took not everything: {_reason(error)}; nothing is lost, "
-                f"`espalier sync {sweep}` delivers the rest"
+                f"the MLflow store {self.uri} took not everything: {_reason(error)}; "
+                f"nothing is lost, `espalier sync {sweep}` delivers the rest"
             ) from error
 
     def _deliver(self, sweep: str, only: str | None) -> int:
@@ -104,19 +115,19 @@ class Uploader:
         return sent
 
     def _experiment(self, sweep: str) -> str:
-        found = self.client.get_experiment_by_name(sweep)
-        if found is not None:
-            return str(found.experiment_id)
-        place = (self.root / "mlflow" / "artifacts" / sweep).as_uri() if self.embedded else None
+        experiment = self.client.get_experiment_by_name(sweep)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        artifacts = (self.root / "mlflow" / "artifacts" / sweep).as_uri() if self.embedded else None
         # The kind makes the UI open on training runs with their metrics, not on traces.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
-            return str(self.client.create_experiment(sweep, artifact_location=place, tags=tags))
+            return str(self.client.create_experiment(sweep, artifact_location=artifacts, tags=tags))
         except self._refusals:
-            found = self.client.get_experiment_by_name(sweep)
-            if found is None:
+            experiment = self.client.get_experiment_by_name(sweep)
+            if experiment is None:
                 raise
-            return str(found.experiment_id)  # another uploader was faster
+            return str(experiment.experiment_id)  # another uploader was faster
 
     def _deliver_cell(self, experiment: str, sweep: str, folder: Path, label: str) -> int:
         from mlflow.entities import Metric  # noqa: PLC0415
@@ -152,14 +163,14 @@ class Uploader:
     def _batches(
         self, reader: PointReader, file: Path, cursor: dict[str, Any]
     ) -> Iterator[list[Point]]:
-        """Yield what to deliver; a batch is noted in the cursor when the next one is asked for."""
-        reader.note(cursor["sent"], indices(cursor.get("past", [])))
+        """Yield batches of points to send; resuming records the last batch in the cursor."""
+        reader.mark_delivered(cursor["sent"], indices(cursor.get("past", [])))
         while cursor["sent"] < len(reader.points):
             points, past, after = reader.next_batch()
             if points:
                 yield points
             cursor |= {"sent": after, "past": ranges([*indices(cursor.get("past", [])), *past])}
-            reader.note(after, past)
+            reader.mark_delivered(after, past)
             _write(file, cursor)
 
     def _open_run(self, experiment: str, folder: Path, label: str) -> str:
@@ -167,10 +178,10 @@ class Uploader:
 
         record = json.loads((folder / "cell.json").read_text())
         key = record["fingerprint"]
-        # Only after a crash between making a run and noting its id is there one to find.
-        found = self.client.search_runs([experiment], f"tags.fingerprint = '{key}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
+        # There is one already only after a crash between creating it and recording its id.
+        runs = self.client.search_runs([experiment], f"tags.fingerprint = '{key}'", max_results=1)
+        if runs:
+            return str(runs[0].info.run_id)
         half = execution_half(record["config"])
         execution = {k: v for k, v in flatten(record["config"]).items() if is_among(k, half)}
         tags = {"fingerprint": key, "folder": str(folder)}
@@ -213,8 +224,8 @@ class Uploader:
         saved = sorted((folder / "checkpoints").glob("[0-9]*"))
         if saved:
             self.client.log_text(run_id, f"{saved[-1]}\n", "checkpoint.txt")
-        happened = journal.events(attempt)
-        ended_ms = int(happened[-1]["time"] * 1000) if happened else None
+        events = journal.events(attempt)
+        ended_ms = int(events[-1]["time"] * 1000) if events else None
         self.client.set_terminated(run_id, _STATUS[state], end_time=ended_ms)
 
 
@@ -227,7 +238,7 @@ def _param(value: Any) -> str:
 
 
 def delivered(sweep: Path, uri: str | None) -> bool:
-    """Return whether a store has all of a sweep by what the run folders noted: nobody asks the store."""
+    """Return whether the cursors say that a store has all of a sweep, without asking the store."""
     root = sweep.parent.parent
     for row in members(root, sweep.name):
         folder = root / "runs" / row["fingerprint"]
@@ -239,15 +250,15 @@ def delivered(sweep: Path, uri: str | None) -> bool:
 
 
 def _cursor_file(folder: Path, sweep: str, uri: str) -> Path:
-    """Return the file that says how much of a run the store at `uri` has."""
+    """Return the file that records how much of a run the store at `uri` has."""
     return folder / "mlflow" / f"{sweep}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.json"
 
 
 def _now(folder: Path) -> dict[str, Any]:
-    """Return what tells whether a run has changed since it was delivered."""
+    """Return the entries of a cursor that differ when a run has changed since its delivery."""
     scored = max((f.stat().st_mtime_ns for f in folder.glob("evals/*.json")), default=0)
-    found = {"state": journal.state(folder), "size": _size(folder / FILE)}
-    return found | ({"scored": scored} if scored else {})
+    now = {"state": journal.state(folder), "size": _size(folder / FILE)}
+    return now | ({"scored": scored} if scored else {})
 
 
 def _size(file: Path) -> int:
@@ -261,7 +272,7 @@ def _write(file: Path, cursor: dict[str, Any]) -> None:
 
 @contextmanager
 def one_writer(root: Path, uri: str | None) -> Iterator[None]:
-    """Hold the embedded store, waiting while another process does; a server needs no such care."""
+    """Hold the lock of the embedded store, waiting for other processes; a server needs none."""
     if uri is not None:
         yield
         return
@@ -270,7 +281,13 @@ def one_writer(root: Path, uri: str | None) -> Iterator[None]:
 
 
 def sync(root: Path, sweeps: list[str], uri: str | None, *, rebuild: bool = False) -> int:
-    """Deliver what is missing of `sweeps` and return the number of points sent."""
+    """Deliver what the store lacks of `sweeps`; return the number of points sent.
+
+    `rebuild` deletes the embedded store and its cursors first.
+
+    Raises:
+        StorageError: the store did not take all.
+    """
     with one_writer(root, uri):
         if rebuild and uri is None:
             (root / "mlflow" / "mlflow.db").unlink(missing_ok=True)
@@ -283,7 +300,7 @@ def sync(root: Path, sweeps: list[str], uri: str | None, *, rebuild: bool = Fals
 def upload_until_closed(
     root: Path, sweeps: list[str], uri: str | None, only: str | None = None
 ) -> None:
-    """Deliver until standard input closes, then once more; an unreachable server is tried again."""
+    """Deliver every few seconds until standard input closes, then once more; retry on errors."""
     done = threading.Event()
 
     def wait_for_end() -> None:
@@ -299,9 +316,9 @@ def upload_until_closed(
                 for sweep in sweeps:
                     uploader.deliver(sweep, only)
                 pause_s = _EVERY_S
-            except Exception as error:  # whatever the server did, training goes on
+            except Exception as error:  # training goes on, whatever the server does
                 print(f"not delivered, trying again: {error}", file=sys.stderr, flush=True)
-                # Many uploaders of one slow server must not come back all at once.
+                # A random pause, so that many uploaders of a slow server do not return at once.
                 pause_s = min(_LONGEST_PAUSE_S, pause_s * random.uniform(1.0, 3.0))
         for sweep in sweeps:
             uploader.deliver(sweep, only)
@@ -314,10 +331,10 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("."))
     parser.add_argument("--uri")
     parser.add_argument("--only", metavar="FINGERPRINT")
-    parser.add_argument("--follow", action="store_true")
+    parser.add_argument("--until-closed", action="store_true")
     given = parser.parse_args()
     try:
-        if given.follow:
+        if given.until_closed:
             upload_until_closed(given.root, given.sweeps, given.uri, given.only)
         else:
             print(sync(given.root, given.sweeps, given.uri))

@@ -1,15 +1,15 @@
-"""Where runs are shown."""
+"""The config of experiment tracking."""
 
 from models.config import config
 
 
 @config
 class TrackConfig:
-    """Where runs are shown.
+    """Experiment tracking.
 
     Args:
-        uri: MLflow tracking URI; None is the embedded SQLite store in `root`/mlflow; "off" is none.
-        system_every_s: seconds between readings of memory, CPU and GPU.
+        uri: MLflow tracking URI; None is the embedded SQLite store in `root`/mlflow, "off" none.
+        system_every_s: seconds between measurements of memory, CPU and GPU.
     """
 
     uri: str | None = None

@@ -1,8 +1,8 @@
-"""The table before anything runs: each cell's state, sizes, memory, disk and time, and what cannot run.
+"""The plan: each cell's state, sizes, memory, disk, time and problems, before anything runs.
 
-The time of a cell comes from finished runs under the same root at the same precision on the same
-hardware (median FLOP/s); on a GPU that is named by `resources.gpu` and has none, from a range of MFU;
-else it stays open.
+The time of a cell comes from the median FLOP/s of finished runs under the same root, at the same
+precision and on the same hardware; without such runs, from a range of MFU on the GPU that
+`resources.gpu` names; else it is unknown.
 """
 
 import json
@@ -22,7 +22,7 @@ from models.precision import Choice
 from runner.learn.memory import predicted_bytes
 from runner.machine import environment
 from runner.machine.errors import ConfigError, StorageError
-from runner.machine.hardware import gpu_named
+from runner.machine.hardware import Gpu, gpu_named
 from runner.records import contracts, journal
 from runner.records.budget import Budget
 from runner.records.cells import Cell
@@ -33,19 +33,19 @@ from runner.views import disk
 from runner.views.precision_table import choices_table, resolve
 
 _WILL_RUN = ("new", "interrupted")
-_FILE_WIDTH = 240
-_MFU = (0.2, 0.5)  # of a GPU without a run of ours: what decoders of 0.1B to 7B reach in practice
-_BYTES_SAVED = 12  # a parameter in a checkpoint: weight and AdamW's two moments, fp32
+_FILE_WIDTH = 240  # columns of a plan that is not printed to a terminal
+_MFU = (0.2, 0.5)  # range for a GPU without finished runs: that of decoders of 0.1B to 7B
+_CHECKPOINT_BYTES = 12  # per parameter: the weight and AdamW's two moments in fp32
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell and what is expected of it.
+    """A cell with its predicted sizes, memory, disk and time.
 
     Args:
-        speeds: the FLOP/s of this root's finished runs by (precision, hardware).
-        machine_gb: memory of the machine where the cell names none (None: unknown).
-        done_flops: what the run that it continues has behind it.
+        speeds: the FLOP/s of this root's finished runs, by (precision, hardware).
+        machine_gb: memory of the machine, for cells without resources.mem_gb (None: unknown).
+        done_flops: training FLOPs of the run that the cell continues.
     """
 
     cell: Cell
@@ -55,7 +55,7 @@ class Planned:
 
     @cached_property
     def state(self) -> str:
-        """The cell's state; invalid where it cannot run, drifted where other code, torch or input files finished it."""
+        """The cell's state, or "invalid" (it cannot run) or "drifted" (see `records/drift.py`)."""
         state = self.cell.state
         if state == "finished" and drift(self.cell.folder):
             return "drifted"
@@ -63,7 +63,7 @@ class Planned:
 
     @cached_property
     def budget(self) -> Budget | None:
-        """Sizes; None while the vocabulary is unknown (a tokenizer that is yet to be trained)."""
+        """The sizes, None while the vocabulary is unknown (its tokenizer is not trained yet)."""
         summary = self.cell.folder / "summary.json"
         if summary.exists():
             return Budget(**json.loads(summary.read_text()))
@@ -71,12 +71,12 @@ class Planned:
 
     @property
     def flops(self) -> int | None:
-        """Training FLOPs that are left to do, None where the sizes are unknown."""
+        """The training FLOPs left to do, None while the sizes are unknown."""
         return None if self.budget is None else max(0, self.budget.flops - self.done_flops)
 
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
-        """The resolved precision; ValueError where it does not fit the model."""
+        """The resolved precision, () if there is none; ValueError if it does not fit the model."""
         if self.cell.config.precision is None or self.cell.config.model is None:
             return ()
         vocab = self.budget.vocab_size if self.budget else 256
@@ -84,7 +84,7 @@ class Planned:
 
     @cached_property
     def memory_bytes(self) -> int | None:
-        """Peak memory of a rank: of its GPU where it has one, else of its process; None: unknown."""
+        """The predicted peak memory of a rank's GPU or, without one, process; None if unknown."""
         if self.budget is None:
             return None
         run = self.cell.config
@@ -92,23 +92,23 @@ class Planned:
             return predicted_bytes(
                 run, self.budget.vocab_size, steps=self.budget.steps, gpu=bool(run.resources.gpus)
             )
-        except Exception:  # a model that looks at values cannot be walked through without them
+        except Exception:  # a model whose shapes depend on values cannot run without them
             return None
 
     @cached_property
     def disk_bytes(self) -> int | None:
-        """Checkpoints at their most, one being written beside those that are kept."""
+        """The largest size of all checkpoints, with one being written beside those retained."""
         if self.budget is None or self.cell.config.train is None:
             return None
-        keep = self.cell.config.train.checkpoint
-        kept = keep.keep_last + keep.keep_best + 1
-        if keep.keep_every:
-            kept += self.budget.steps // keep.keep_every
-        return int(kept * _BYTES_SAVED * self.budget.num_parameters)
+        retention = self.cell.config.train.checkpoint
+        count = retention.keep_last + retention.keep_best + 1
+        if retention.keep_every:
+            count += self.budget.steps // retention.keep_every
+        return int(count * _CHECKPOINT_BYTES * self.budget.num_parameters)
 
     @cached_property
     def seconds(self) -> tuple[float, float] | None:
-        """Training time as (least, most), None where nothing is known."""
+        """The training time as (least, most), None if unknown."""
         if self.flops is None:
             return None
         resources = self.cell.config.resources
@@ -125,39 +125,48 @@ class Planned:
 
     @cached_property
     def problem(self) -> str | None:
-        """Why the cell cannot run, with the key to change."""
+        """The reason why the cell cannot run, with the key to change; None if it can."""
         run, resources = self.cell.config, self.cell.config.resources
         gpu = gpu_named(resources.gpu) if resources.gpu else None
         if gpu and run.precision and gpu.peak(run.precision.compute) is None:
-            return f"precision.compute={run.precision.compute} is not supported by resources.gpu={resources.gpu}"
+            return (
+                f"precision.compute={run.precision.compute} is not supported by "
+                f"resources.gpu={resources.gpu}"
+            )
         try:
             self.choices  # noqa: B018
         except ValueError as error:
             return str(error)
+        return self._lack_of_memory(gpu)
+
+    def _lack_of_memory(self, gpu: Gpu | None) -> str | None:
+        resources = self.cell.config.resources
         if self.memory_bytes is None:
             return None
         if resources.gpus:
             limit_gb, need = gpu.memory_gb if gpu else None, self.memory_bytes
-            where = f"resources.gpu={resources.gpu}"
+            device = f"resources.gpu={resources.gpu}"
         else:
-            limit_gb, need = (
-                resources.mem_gb or self.machine_gb,
-                self.memory_bytes * resources.per_node,
-            )
-            where = f"resources.mem_gb={resources.mem_gb:g}" if resources.mem_gb else "this machine"
+            limit_gb = resources.mem_gb or self.machine_gb
+            need = self.memory_bytes * resources.per_node
+            given = resources.mem_gb
+            device = f"resources.mem_gb={given:g}" if given else "this machine"
         if limit_gb is None or need <= limit_gb * 1e9:
             return None
-        return f"needs about {need / 1e9:.1f} GB but {where} has {limit_gb:.4g}; lower train.micro_batch, or give more"
+        return (
+            f"needs about {need / 1e9:.1f} GB but {device} has {limit_gb:.4g}; "
+            "lower train.micro_batch, or give more"
+        )
 
 
 def check(cells: Sequence[Cell], machine_gb: float | None = None) -> None:
-    """Refuse cells that cannot run, before anything is submitted.
+    """Check that `cells` can run, before anything is submitted.
 
     Args:
-        cells: those that are about to run; machine_gb: see `Planned`.
+        machine_gb: see `Planned`.
 
     Raises:
-        ConfigError: naming each with the key to change.
+        ConfigError: some cells cannot run; each is named with the key to change.
         StorageError: the disk has no room for their checkpoints.
     """
     rows = [Planned(cell, {}, machine_gb) for cell in cells]
@@ -176,7 +185,10 @@ def _short_of_disk(rows: Sequence[Planned]) -> str | None:
     need, free = sum(row.disk_bytes or 0 for row in rows), disk.free_bytes(root)
     if need <= free:
         return None
-    return f"checkpoints may take {_bytes(need)} but {root} has {_bytes(free)} left for you; lower train.checkpoint.keep_last, or set root="
+    return (
+        f"checkpoints may take {_bytes(need)} but {root} has {_bytes(free)} left for you; "
+        "lower train.checkpoint.keep_last, or set root="
+    )
 
 
 def show_plan(cells: Sequence[Cell]) -> None:
@@ -188,7 +200,7 @@ def show_plan(cells: Sequence[Cell]) -> None:
 
 
 def plan(cells: Sequence[Cell]) -> list[Table | str]:
-    """Return what is printed: the table of `cells`, totals over those that will run, precision tables."""
+    """Return what to print: the table of `cells`, the totals of those to run, precision tables."""
     root = Path(cells[0].config.root).resolve()
     speeds = flops_per_s(root)
     rows: list[Planned] = []
@@ -217,7 +229,7 @@ def plan(cells: Sequence[Cell]) -> list[Table | str]:
 
 
 def _continued(cell: Cell, before: Sequence[Planned]) -> int:
-    """Return the FLOPs of the run that `cell` goes on with, 0 where it begins anew."""
+    """Return the training FLOPs of the run that `cell` continues, 0 if it continues none."""
     start = cell.config.inputs.get("init")
     if start is None or start.take != "everything":
         return 0
@@ -231,7 +243,7 @@ def _continued(cell: Cell, before: Sequence[Planned]) -> int:
 
 
 def _precisions(rows: list[Planned]) -> Iterator[Table | str]:
-    """Yield the resolved precision of each recipe and model, with the cells that it is of."""
+    """Yield a heading that names the cells and a table for each different resolved precision."""
     recipes: dict[tuple[Choice, ...], list[str]] = {}
     for row in rows:
         if row.state != "invalid" and row.choices:
@@ -258,51 +270,51 @@ def _totals(rows: list[Planned]) -> list[str]:
             ]
             lines[0] += f", about {_range((total[0], total[1]))} {where}"
     if len(known) < len(todo):
-        lines[0] += (
-            f"; {len(todo) - len(known)} cells of unknown time (no finished run on this hardware yet)"
-        )
-    longer = [r for r, s in known if s[1] > r.cell.config.resources.timeout_min * 60]
+        unknown = len(todo) - len(known)
+        lines[0] += f"; {unknown} cells of unknown time (no finished run on this hardware yet)"
+    longer = sum(s[1] > r.cell.config.resources.timeout_min * 60 for r, s in known)
     if longer:
         lines.append(
-            f"{len(longer)} cells outlast resources.timeout_min and take several SLURM jobs each"
+            f"{longer} cells outlast resources.timeout_min and take several SLURM jobs each"
         )
     short = _short_of_disk(todo)
     if short:
         lines.append(f"[red]{short}[/]")
     lines += [f"[red]invalid[/] {row.cell.label}: {row.problem}" for row in rows if row.problem]
-    lines += _runs_of_before(rows)
+    lines += _earlier_runs(rows)
     return lines + drifted([row.cell for row in rows])
 
 
-def _runs_of_before(rows: list[Planned]) -> Iterator[str]:
-    """Yield a line for each new cell that ran before the samples of a forward pass counted for it."""
+def _earlier_runs(rows: list[Planned]) -> Iterator[str]:
+    """Yield a line for each new cell that ran before its samples per forward pass were hashed."""
     for row in rows:
         earlier = earlier_fingerprint(row.cell.science) if row.state == "new" else None
         if earlier and journal.attempts(row.cell.folder.parent / earlier):
             yield (
-                f"{row.cell.label} ran as {earlier}, before the samples of a forward pass counted under "
-                f"such a model or precision; to keep it: espalier adopt {earlier} EXPERIMENT --reason '...'"
+                f"{row.cell.label} ran as {earlier}, before the samples of a forward pass counted "
+                "under such a model or precision; to keep it: "
+                f"espalier adopt {earlier} EXPERIMENT --reason '...'"
             )
 
 
 def flops_per_s(root: Path) -> dict[tuple[str, str], float]:
-    """Return the median speed of finished runs for each precision (JSON of its config) and hardware."""
+    """Return the median FLOP/s of finished runs by (precision, the JSON of its keys; hardware)."""
     speeds: dict[tuple[str, str], list[float]] = {}
     for folder in root.glob("runs/*"):
         if journal.state(folder) != "finished":
             continue
         speed = latest(folder, "flops_per_s").get("flops_per_s")
-        place = environment.first_record(folder)
-        if speed and place:
+        record = environment.first_record(folder)
+        if speed and record:
             science = json.loads((folder / "cell.json").read_text())["science"]
-            hardware = place["gpus"][0] if place["gpus"] else place["cpu"]
+            hardware = record["gpus"][0] if record["gpus"] else record["cpu"]
             key = (_precision(science), _hardware(hardware))
             speeds.setdefault(key, []).append(speed)
     return {key: statistics.median(values) for key, values in speeds.items()}
 
 
 def _hardware(name: str | None) -> str:
-    """Return what compares between machines: the known GPU a name stands for, else the name itself."""
+    """Return a key equal for equal hardware: the table's entry of a GPU, else the name itself."""
     if name is None:
         return environment.cpu_name()
     gpu = gpu_named(name)
@@ -336,7 +348,7 @@ def _range(seconds: tuple[float, float] | None) -> str:
 
 
 def _time(seconds: float) -> str:
-    """Return a duration as a person says it: 40 s, 12 min, 3.5 h."""
+    """Return a duration in its natural unit: 40 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{math.ceil(seconds)} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

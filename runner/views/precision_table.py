@@ -1,4 +1,4 @@
-"""The resolved precision of cells: which GEMM of which layer has which format, and why."""
+"""The resolved precision of a cell: the format of each GEMM operand of each layer, and why."""
 
 import re
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from runner.records.config import RunConfig
 
 
 def resolve(run: RunConfig, vocab_size: int) -> tuple[Choice, ...]:
-    """Return the choices of `run` without building its weights, () where nothing is quantised.
+    """Return the choices of `run` without allocating weights, () if nothing is quantised.
 
     Raises:
-        ValueError: the recipe does not fit the model, or backend=native the hardware.
+        ValueError: the recipe does not fit the model, or the hardware lacks backend=native.
     """
     if run.precision.backend == "native":
         _refuse_hardware(run)
@@ -32,7 +32,7 @@ def _refuse_hardware(run: RunConfig) -> None:
     gpu = gpu_named(resources.gpu) if resources.gpu else None
     on_cpu = device == "cpu" or not (resources.gpus or torch.cuda.is_available())
     if gpu is None and not on_cpu:
-        return  # the node will say
+        return  # the job's node, unknown here, refuses itself
     try:
         refuse_capability(linear_recipe(run.precision.default), gpu.capability if gpu else None)
     except ValueError as error:
@@ -48,13 +48,13 @@ def _resolve(precision: Any, model: Any, vocab_size: int) -> tuple[Choice, ...]:
 
 
 def choices_table(choices: Sequence[Choice]) -> Table:
-    """Return a table in which layers that are alike share their rows: `layers.{0,1,2}.attn.qkv`."""
+    """Return a table in which layers with equal choices share rows, as layers.{0,1,2}.attn.qkv."""
     layers: dict[str, list[Choice]] = {}
     for choice in choices:
         layers.setdefault(choice.layer, []).append(choice)
     groups: dict[tuple[Any, ...], list[str]] = {}
-    for name, mine in layers.items():
-        rows = tuple((c.operand, c.format, c.hadamard, c.backend, c.why) for c in mine)
+    for name, own in layers.items():
+        rows = tuple((c.operand, c.format, c.hadamard, c.backend, c.why) for c in own)
         groups.setdefault(rows, []).append(name)
     table = Table(box=None, pad_edge=False)
     for column in ("layers", "GEMM operand", "format", "Hadamard", "backend", "why"):
@@ -70,16 +70,16 @@ def choices_table(choices: Sequence[Choice]) -> Table:
 
 
 def _folded(names: list[str]) -> list[str]:
-    """Return names that differ in a number as one: layers.{0,1}.moe.experts.{0,1,2,3}.up."""
+    """Return the names with those merged that differ in numbers: layers.{0,1}.experts.{0,1}.up."""
     split = [re.split(r"(\d+)", name) for name in names]
-    for place in reversed(range(1, max(map(len, split)), 2)):
-        alike: dict[tuple[str, ...], list[str]] = {}
+    for index in reversed(range(1, max(map(len, split)), 2)):
+        groups: dict[tuple[str, ...], list[str]] = {}
         for parts in split:
-            number = parts[place] if place < len(parts) else ""
-            rest = (*parts[:place], "", *parts[place + 1 :])
-            alike.setdefault(rest, []).append(number)
-        split = [
-            [*rest[:place], f"{{{','.join(found)}}}" if found != [""] else "", *rest[place + 1 :]]
-            for rest, found in alike.items()
-        ]
+            number = parts[index] if index < len(parts) else ""
+            rest = (*parts[:index], "", *parts[index + 1 :])
+            groups.setdefault(rest, []).append(number)
+        split = []
+        for rest, numbers in groups.items():
+            merged = f"{{{','.join(numbers)}}}" if numbers != [""] else ""
+            split.append([*rest[:index], merged, *rest[index + 1 :]])
     return ["".join(parts) for parts in split]

@@ -1,4 +1,4 @@
-"""The status page: one self-contained HTML file with every cell of a sweep, its curves and its failures."""
+"""The status page: a self-contained HTML file with a sweep's cells, loss curves and failures."""
 
 import base64
 import csv
@@ -20,9 +20,8 @@ from runner.records.failures import clusters
 Row = Cell | UnreadableCell
 _PAGE = Path(__file__).with_suffix(".html")
 _WIDTH, _HEIGHT, _POINTS = 120, 28, 60
-# (heading, key of the latest metrics, digits); the first three columns are text.
-_TEXT = ("cell", "state", "run")
-_NUMBERS = (
+_TEXT = ("cell", "state", "run")  # headings of the first columns
+_NUMBERS = (  # (heading, key of the metric, digits)
     ("step", "step", 0),
     ("loss", "loss", 3),
     ("val loss", "val_loss", 4),
@@ -42,13 +41,13 @@ def write_status_page(
     story: Mapping[str, str] | None = None,
     results: Path | None = None,
 ) -> None:
-    """Write the page of `cells` to `file`.
+    """Write the status page of the `cells` of sweep `name` to `file`.
 
     Args:
         mlflow: address of the MLflow server that links lead to.
-        figures: PNG files that are put into the page.
-        story: paragraphs of the experiment, its question and its verdict, by their names.
-        results: its table, a CSV.
+        figures: PNG files to embed.
+        story: paragraphs of the experiment (question, verdict) by their names.
+        results: the experiment's table, a CSV file.
     """
     states = Counter(cell.state for cell in cells)
     text = Template(_PAGE.read_text(encoding="utf-8")).substitute(
@@ -110,10 +109,10 @@ def _links(cell: Row, page: Path, mlflow: str) -> str:
     if log.exists():
         links.append(f'<a href="{escape(os.path.relpath(log, page.resolve()))}">log</a>')
     for cursor in sorted((cell.folder / "mlflow").glob("*.json")):
-        known = json.loads(cursor.read_text())
-        if "experiment" in known:
-            place = f"{mlflow}/#/experiments/{known['experiment']}/runs/{known['run_id']}"
-            links.append(f'<a href="{escape(place)}">MLflow</a>')
+        ids = json.loads(cursor.read_text())
+        if "experiment" in ids:
+            address = f"{mlflow}/#/experiments/{ids['experiment']}/runs/{ids['run_id']}"
+            links.append(f'<a href="{escape(address)}">MLflow</a>')
     return " ".join(dict.fromkeys(links))
 
 
@@ -125,20 +124,21 @@ def _sparkline(rows: Sequence[dict[str, Any]]) -> str:
     thin = list(points.items())[:: max(1, len(points) // _POINTS)]
     low, high = min(points.values()), max(points.values())
     last = max(points)
-    spots = (
+    coordinates = " ".join(
         f"{step / last * _WIDTH:.1f},{_HEIGHT - (loss - low) / ((high - low) or 1) * _HEIGHT:.1f}"
         for step, loss in thin
     )
     title = f"{high:.3f} to {low:.3f}"
     box = f'width="{_WIDTH}" height="{_HEIGHT}" viewBox="-1 -1 {_WIDTH + 2} {_HEIGHT + 2}"'
-    return f'<svg {box} role="img" aria-label="{title}"><title>{title}</title><polyline points="{" ".join(spots)}"/></svg>'
+    line = f'<title>{title}</title><polyline points="{coordinates}"/>'
+    return f'<svg {box} role="img" aria-label="{title}">{line}</svg>'
 
 
 def _failures(cells: Sequence[Cell]) -> str:
-    found = clusters(cells)
-    if not found:
+    groups = clusters(cells)
+    if not groups:
         return ""
-    blocks = "".join(f"<pre>{escape(cluster.describe(len(cells)))}</pre>" for cluster in found)
+    blocks = "".join(f"<pre>{escape(group.describe(len(cells)))}</pre>" for group in groups)
     return f"<h2>Failures by cause</h2>{blocks}"
 
 
@@ -171,10 +171,10 @@ def _is_number(value: str) -> bool:
 
 
 def _figures(files: Sequence[Path]) -> str:
-    if not files:
-        return ""
-    images = (
-        f'<figure><img alt="{escape(f.stem)}" src="data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}"></figure>'
-        for f in files
-    )
-    return f'<div class="figures">{"".join(images)}</div>'
+    return f'<div class="figures">{"".join(map(_figure, files))}</div>' if files else ""
+
+
+def _figure(file: Path) -> str:
+    data = base64.b64encode(file.read_bytes()).decode()
+    image = f'<img alt="{escape(file.stem)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}</figure>"

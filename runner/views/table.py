@@ -1,4 +1,4 @@
-"""The live table of a sweep: cell, state, step, loss, tokens/s, time left."""
+"""The live table of a sweep: a row per cell with its state, step, losses, tokens/s, time left."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -21,21 +21,21 @@ class LiveTable:
     """Reads the metrics of running cells as they grow; ended cells are read once.
 
     Args:
-        cells: of the sweep, or a function that returns those that there are by now.
+        cells: those of the sweep, or a function that returns the current ones.
     """
 
     def __init__(self, cells: Sequence[Row] | Callable[[], Sequence[Row]]) -> None:
         self.cells = cells if callable(cells) else lambda: cells
-        self.queued: Callable[[], Collection[str]] = tuple  # the cells that wait in a queue
+        self.queued: Callable[[], Collection[str]] = tuple  # returns queued cells' fingerprints
         self._ended: dict[str, tuple[str, dict[str, Any]]] = {}
         self._latest: dict[str, LatestValues] = {}
 
     def render(self) -> RenderableType:
-        """Return the table as of now; below it, what could not be read."""
+        """Return the current table and, below it, a line for each cell that could not be read."""
         table = Table(box=None, pad_edge=False)
         for column in ("cell", "run", "state", "step", "loss", "val loss", "tokens/s", "left"):
-            words = column in ("cell", "run", "state")
-            table.add_column(column, justify="left" if words else "right")
+            is_text = column in ("cell", "run", "state")
+            table.add_column(column, justify="left" if is_text else "right")
         queue = self.queue()
         unreadable: list[str] = []
         for cell in self.cells():
@@ -43,7 +43,7 @@ class LiveTable:
                 unreadable.append(f"{cell.fingerprint[:6]} {cell.problem}")
             try:
                 state, last = self._read(cell)
-            except DataError as error:  # one damaged file hides no other cell and stops no launcher
+            except DataError as error:  # a damaged file must not hide other cells or end a launcher
                 state, last = "unreadable", {}
                 unreadable.append(str(error))
             if cell.fingerprint in queue and state != "running":
@@ -62,10 +62,10 @@ class LiveTable:
         return Group(table, *map(Text, unreadable))
 
     def queue(self) -> Collection[str]:
-        """Return the cells that wait in a queue, as far as the scheduler answers."""
+        """Return the fingerprints of queued cells, none while the scheduler does not answer."""
         try:
             return self.queued()
-        except StorageError:  # the scheduler does not answer: the journal is what is known
+        except StorageError:  # the journal's states are shown instead
             return ()
 
     def _read(self, cell: Row) -> tuple[str, dict[str, Any]]:

@@ -77,7 +77,7 @@ def test_points_past_a_restored_step_are_delivered_once(tmp_path: Path) -> None:
             stream.write(part)
         reader.read()
         points, past, end = reader.next_batch()
-        reader.note(end, past)
+        reader.mark_delivered(end, past)
         sent.append([(key, step, value) for key, step, _, value in points])
         superseded.append(reader.superseded())
     assert sent == [[("loss", 1, 5.0), ("loss", 2, 4.0), ("mfu", 2, 0.5)], [], [("loss", 3, 3.0)]]
@@ -309,9 +309,8 @@ def test_64_cells_feed_a_server_at_once(tmp_path: Path, compose: Compose) -> Non
         def run(cell: Cell) -> None:
             _write(cell)
             uploader = Uploader(tmp_path, server.uri)
-            for _ in range(
-                5
-            ):  # as `upload_until_closed` does: what a slow server did not take is sent again
+            # As `upload_until_closed` does: what a slow server did not take is sent again.
+            for _ in range(5):
                 try:
                     uploader.deliver("many", only=cell.fingerprint)
                     return
