@@ -20,16 +20,21 @@ _BUDGETS = ("tokens", "flops", "tokens_per_parameter")
 def evaluation_cells(
     root: Path, target: str, overrides: Sequence[str], *, average: bool = False
 ) -> tuple[list[Cell], str, list[str]]:
-    """Return (evaluations of a run or of all cells of a sweep, the sweep's name, what is left out and why).
+    """Return (evaluation cells, the sweep's name, a line for each cell left out and why).
+
+    Args:
+        target: a run, or a sweep of which all cells are evaluated.
+        overrides: key=value, see `benchmark_overrides`; they must name tasks.
+        average: evaluate the averaged weights.
 
     Raises:
-        ConfigError: no run or sweep, no task, or an override that is none.
+        ConfigError: `target` is neither, an override is malformed, or nothing can be evaluated.
     """
     if (root / "sweeps" / target / "cells.jsonl").exists():
         sources, name = sweep_cells(root, target), target
     else:
-        found = find_cell(root, target)
-        sources, name = [found], str(found.config.name)
+        source = find_cell(root, target)
+        sources, name = [source], str(source.config.name)
     changes = benchmark_overrides(overrides)
     if not changes.get("eval.harness.tasks"):
         raise ConfigError("no benchmark is named; give tasks=[lambada,...]")
@@ -52,26 +57,30 @@ def evaluation_cells(
 
 
 def benchmark_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return whole keys and values of overrides; those of eval.harness may be given by their last part."""
-    found = {
+    """Return {full key: value} of key=value overrides; a key without dots is of eval.harness.
+
+    Raises:
+        ConfigError: an override is malformed.
+    """
+    values = {
         key if "." in key else f"eval.harness.{key}": value
         for key, value in parse_overrides(overrides).items()
     }
-    tasks = found.get("eval.harness.tasks")
-    return found | ({"eval.harness.tasks": [tasks]} if isinstance(tasks, str) else {})
+    tasks = values.get("eval.harness.tasks")
+    return values | ({"eval.harness.tasks": [tasks]} if isinstance(tasks, str) else {})
 
 
 def harness_config(overrides: Sequence[str]) -> HarnessConfig:
-    """Return the settings that overrides make.
+    """Return the benchmark config with the values of `overrides`, see `benchmark_overrides`.
 
     Raises:
-        ConfigError: one is no key of eval.harness.
+        ConfigError: an override is malformed or its key is not one of eval.harness.
     """
-    found = {
+    values = {
         key.removeprefix("eval.harness."): value
         for key, value in benchmark_overrides(overrides).items()
     }
-    return typed("eval.harness", HarnessConfig, found)
+    return typed("eval.harness", HarnessConfig, values)
 
 
 def _node(cell: Cell, name: str, changes: dict[str, Any], *, average: bool) -> dict[str, Any]:
@@ -86,7 +95,7 @@ def _node(cell: Cell, name: str, changes: dict[str, Any], *, average: bool) -> d
 def _evaluating(cell: Cell, name: str, take: str, *, live: bool = False) -> dict[str, Any]:
     """Return the node of a run that evaluates the model of `cell` in the sweep `name`-eval."""
     node = freeze(cell.config)
-    # Its other inputs stay: its data may be among them.
+    # The other inputs of `cell` stay: its data may be among them.
     taken = {"init": {"runs": [cell.fingerprint], "take": take, "live": live}}
     inputs = {**node["inputs"], **taken}
     node |= {"name": f"{name}-eval", "work": {"_target_": EVALUATE}, "inputs": inputs}
@@ -96,7 +105,10 @@ def _evaluating(cell: Cell, name: str, take: str, *, live: bool = False) -> dict
 
 
 def missing_evaluations(cells: Sequence[Cell]) -> list[Cell]:
-    """Return a cell that evaluates each finished run of `cells` for whose `eval.also` it has no results yet."""
+    """Return a cell for each finished run of `cells` that lacks results of its `eval.also`.
+
+    It makes the missing evaluations only.
+    """
     points = []
     for cell in cells:
         also = getattr(cell.config.eval, "also", {})

@@ -1,8 +1,9 @@
-"""The expression language of filters: arithmetic, comparison and logic over dotted keys; never Python's eval.
+"""The expression language of filters: arithmetic, comparison and logic over dotted config keys.
 
     model.width * train.batch_size < 2**14 and precision in ("fp32", "bf16")
 
-A dotted name is a config key; a group's bare name (`model`, `precision`) is the choice made there.
+The bare name of a group (`model`, `precision`) stands for the choice made there. Python's `eval` is
+not used.
 """
 
 import ast
@@ -36,10 +37,10 @@ _LARGEST_EXPONENT = 1024
 
 
 def evaluate(expression: str, keys: Mapping[str, Any]) -> Any:
-    """Return the value of `expression` where dotted names stand for `keys`.
+    """Return the value of `expression`, its dotted names looked up in `keys`.
 
     Raises:
-        ConfigError: it is no expression of this language, or names an unknown key.
+        ConfigError: it is not an expression of this language, or names an unknown key.
     """
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
@@ -57,8 +58,8 @@ class _Evaluator(ast.NodeVisitor):
 
     def generic_visit(self, node: ast.AST) -> Any:
         raise ConfigError(
-            f"{self.expression!r}: {type(node).__name__} is not allowed; use keys, numbers, strings, "
-            "+ - * / // % **, comparisons, in, and, or, not"
+            f"{self.expression!r}: {type(node).__name__} is not allowed; use keys, numbers, "
+            "strings, + - * / // % **, comparisons, in, and, or, not"
         )
 
     def visit_Constant(self, node: ast.Constant) -> Any:

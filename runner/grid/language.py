@@ -1,12 +1,10 @@
-"""The grid language of a sweep.yaml: products, zips, draws and unions of blocks, as overrides.
+"""The grid language of a sweep.yaml: products, zips, draws and unions of blocks.
 
-    params: {model: "a,b", seed: "1,2"}                     Hydra's product
+    params: {model: "a,b", seed: "1,2"}                      Hydra's product
     zip: [{model.width: [64, 128], optim.lr: [3e-3, 1e-3]}]  keys of one entry advance together
     draw: {count: 20, seed: 0, method: sobol, space: {optim.lr: {low: 1e-4, high: 1e-2, log: true}}}
-    blocks: [{params: ...}, {zip: ...}]                     a union; what stands above multiplies each
-
-    stages: {pre: {...}, ft: {from: pre, match: [model.width, seed], params: ...}}
-                                                             a block each, see `runner/grid/stages.py`
+    blocks: [{params: ...}, {zip: ...}]                      a union, each multiplied by the above
+    stages: {pre: {...}, ft: {from: pre, match: [seed], params: ...}}    a block each, see stages.py
 
 A point is a list of `key=value` overrides; a key of the command line wins over the file's.
 """
@@ -26,7 +24,12 @@ Point = list[str]
 
 @config
 class Axis:
-    """One drawn key: uniform between `low` and `high` (by logarithm, or whole numbers), or a choice."""
+    """The distribution of one key: uniform in [low, high), or over `choices`.
+
+    Args:
+        log: uniform in the logarithm.
+        integer: round down to a whole number.
+    """
 
     low: float | None = None
     high: float | None = None
@@ -59,7 +62,11 @@ class Axis:
 
 @config
 class Draw:
-    """Random or quasi-random points: the same `seed` gives the same points (a Sobol draw of another power of two, others)."""
+    """Random or quasi-random points.
+
+    The same `seed` gives the same points, and with random and halton a larger `count` adds to them;
+    with sobol it does up to the next power of two.
+    """
 
     count: int
     space: dict[str, Axis]
@@ -90,7 +97,7 @@ class Draw:
 
 @config
 class Block:
-    """What can be multiplied into points."""
+    """A product of the values of `params`, the entries of `zip` and the points of `draw`."""
 
     params: dict[str, Any] = field(default_factory=dict)
     zip: tuple[dict[str, list[Any]], ...] = ()
@@ -99,13 +106,13 @@ class Block:
 
 @config
 class StageInput:
-    """What the cells of a stage take of those of another one.
+    """An input of a stage's cells from the cells of another stage.
 
     Args:
-        stage: the other one.
-        match: the keys in which a cell and the one that it takes from agree.
-        take, live: see `runner/records/inputs.py`: InputConfig.
-        all: take all cells that match, as a set, instead of the one.
+        stage: the name of the other stage.
+        match: keys in which a cell and its input must agree.
+        take, live: see `InputConfig` in `runner/records/inputs.py`.
+        all: take all matching cells as a set; otherwise exactly one must match.
     """
 
     stage: str
@@ -117,24 +124,24 @@ class StageInput:
 
 @config
 class Stage(Block):
-    """A block, and what its cells take of other stages (`from` in YAML), by name."""
+    """A block and the inputs of its cells from other stages (`from` in YAML), by name."""
 
     inputs: dict[str, StageInput] = field(default_factory=dict)
 
 
 @config
 class Grid(Block):
-    """A block, and the union of `blocks`, or the stages, that it multiplies."""
+    """A block that multiplies a union of `blocks`, or stages."""
 
     blocks: tuple[Block, ...] = ()
     stages: dict[str, Stage] = field(default_factory=dict)
 
 
 def parse_grid(node: dict[str, Any]) -> Grid:
-    """Return the grid of a sweeper's keys.
+    """Return the grid of `node`, the keys of hydra.sweeper.
 
     Raises:
-        ConfigError: a key is unknown or of the wrong type.
+        ConfigError: a key is unknown or a value has the wrong type.
     """
     keys = {k: v for k, v in node.items() if v is not None}
     keys["stages"] = {name: _stage(stage) for name, stage in (keys.get("stages") or {}).items()}
@@ -142,7 +149,10 @@ def parse_grid(node: dict[str, Any]) -> Grid:
 
 
 def _stage(given: dict[str, Any]) -> dict[str, Any]:
-    """Return a stage with `inputs`; `from: NAME`, match, take and live beside it, is short for one named init."""
+    """Return a stage with `inputs` for `from`.
+
+    `from: NAME` with match, take and live beside it is short for one input named init.
+    """
     stage = dict(given)
     if isinstance(stage.get("from"), str):
         short = {key: stage.pop(key) for key in ("match", "take", "live") if key in stage}
@@ -155,15 +165,19 @@ def _stage(given: dict[str, Any]) -> dict[str, Any]:
 def expand(
     grid: Grid, product: Callable[[list[str]], list[Point]], given: list[str]
 ) -> list[Point]:
-    """Return all points: `product` is Hydra's own splitting, `given` the overrides of the command line.
+    """Return all points of a grid.
+
+    Args:
+        product: Hydra's splitting of overrides with several values into points.
+        given: overrides of the command line; their keys replace those of the grid.
 
     Raises:
         ConfigError: the lists of a zip differ in length, or a key is swept twice.
     """
-    typed = {override.lstrip("+~").partition("=")[0] for override in given}
-    above = _block(grid, product, typed)
-    unions = [_block(block, product, typed) for block in grid.blocks] or [[[]]]
-    points = [a + b for union in unions for a, b in itertools.product(above, union)]
+    given_keys = {override.lstrip("+~").partition("=")[0] for override in given}
+    common = _block(grid, product, given_keys)
+    unions = [_block(block, product, given_keys) for block in grid.blocks] or [[[]]]
+    points = [a + b for union in unions for a, b in itertools.product(common, union)]
     for point in points:
         keys = [override.lstrip("+").partition("=")[0] for override in point]
         twice = {key for key in keys if keys.count(key) > 1}
@@ -173,32 +187,33 @@ def expand(
 
 
 def _block(
-    block: Block, product: Callable[[list[str]], list[Point]], typed: set[str]
+    block: Block, product: Callable[[list[str]], list[Point]], given_keys: set[str]
 ) -> list[Point]:
-    parts = [product([f"{key}={value}" for key, value in block.params.items() if key not in typed])]
-    parts += [_zipped(entry, typed) for entry in block.zip]
+    params = [f"{key}={value}" for key, value in block.params.items() if key not in given_keys]
+    factors = [product(params)]
+    factors += [_zipped(entry, given_keys) for entry in block.zip]
     if block.draw is not None:
-        parts.append(
-            [[o for o in p if o.partition("=")[0] not in typed] for p in block.draw.points()]
-        )
-    return [list(itertools.chain(*choice)) for choice in itertools.product(*parts)]
+        factors.append([_without(point, given_keys) for point in block.draw.points()])
+    return [list(itertools.chain(*choice)) for choice in itertools.product(*factors)]
 
 
-def _zipped(entry: dict[str, list[Any]], typed: set[str]) -> list[Point]:
+def _without(point: Point, keys: set[str]) -> Point:
+    return [override for override in point if override.partition("=")[0] not in keys]
+
+
+def _zipped(entry: dict[str, list[Any]], given_keys: set[str]) -> list[Point]:
     lengths = {key: len(values) for key, values in entry.items()}
     if len(set(lengths.values())) != 1:
+        listed = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+        raise ConfigError(f"hydra.sweeper.zip: the lists must be equally long: {listed}")
+    swept = {key: values for key, values in entry.items() if key not in given_keys}
+    if len(swept) not in (0, len(entry)):
         raise ConfigError(
-            f"hydra.sweeper.zip: the lists must be equally long: {', '.join(f'{k} has {n}' for k, n in lengths.items())}"
+            f"hydra.sweeper.zip: {', '.join(entry)} advance together; "
+            "give all or none on the command line"
         )
-    kept = {key: values for key, values in entry.items() if key not in typed}
-    if len(kept) not in (0, len(entry)):
-        raise ConfigError(
-            f"hydra.sweeper.zip: {', '.join(entry)} advance together; give all or none on the command line"
-        )
-    return [
-        list(p)
-        for p in zip(*([_override(k, v) for v in vs] for k, vs in kept.items()), strict=True)
-    ] or [[]]
+    columns = [[_override(key, value) for value in values] for key, values in swept.items()]
+    return [list(point) for point in zip(*columns, strict=True)] or [[]]
 
 
 def _override(key: str, value: Any) -> str:
@@ -206,5 +221,5 @@ def _override(key: str, value: Any) -> str:
 
 
 def unique(points: Iterable[Point]) -> list[Point]:
-    """Return the points, each once, in order."""
+    """Return the points without repetitions, in order."""
     return [list(point) for point in dict.fromkeys(tuple(p) for p in points)]

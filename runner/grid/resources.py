@@ -5,7 +5,7 @@
       classes:
         - {when: "model.width >= 512", gpus: 4, timeout_min: 600}
 
-What a class does not name keeps the value that stands above it.
+Keys that the class does not set keep their values from outside `classes`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,17 +19,18 @@ from runner.records.cells import Cell
 
 @config
 class ResourcesConfig:
-    """What one cell needs; `resources.classes` sets it by the config, see `runner/grid/resources.py`.
+    """The resources of one cell; `resources.classes` can set them by the config.
 
     Args:
         gpus: GPUs on each node (None: one where this machine has any, none on SLURM).
         processes: ranks on each node (None: one for each GPU).
         nodes: above 1 on SLURM only.
-        gpu: its name, "A100": format and memory are checked against it, and time is told by it.
-        cpus, mem_gb: cores and memory on each node, asked of SLURM (mem_gb None: its default).
-        timeout_min: time limit of a SLURM job; a cell may take several of them.
-        hang_min: a cell without a new step for so long is stopped and failed (None: never).
-        halve_on_oom: after out of memory, try again with half the micro-batch, at equal tokens a step.
+        gpu: its name, "A100", for checking formats and memory and for predicting time.
+        cpus, mem_gb: cores and memory on each node, for SLURM (mem_gb None: its default).
+        timeout_min: time limit of a SLURM job; a cell may take several jobs.
+        hang_min: minutes without a new step after which a cell is stopped as failed (None: never).
+        halve_on_oom: after running out of memory retry with half the micro-batch, at equal tokens
+            per step.
     """
 
     gpus: int | None = None
@@ -52,23 +53,23 @@ class ResourcesConfig:
 
     @property
     def per_node(self) -> int:
-        """Ranks on each node, the default resolved."""
+        """The number of ranks on each node."""
         return self.processes or max(1, self.gpus or 1)
 
     @property
     def num_processes(self) -> int:
-        """Ranks in all."""
+        """The number of ranks on all nodes."""
         return self.nodes * self.per_node
 
 
 def resolve_classes(node: dict[str, Any], keys: Mapping[str, Any]) -> None:
-    """Replace `resources.classes` of a composed node by what they say for it.
+    """Apply the first matching class of `resources.classes` to a composed node, in place.
 
     Args:
-        keys: what `when` sees: dotted keys and the choices of groups.
+        keys: the names in `when`: dotted keys and the choices of groups.
 
     Raises:
-        ConfigError: a class without `when`, or an expression that cannot be evaluated.
+        ConfigError: a class has no `when`, or the expression cannot be evaluated.
     """
     resources = node.get("resources")
     if not isinstance(resources, dict):
@@ -82,7 +83,7 @@ def resolve_classes(node: dict[str, Any], keys: Mapping[str, Any]) -> None:
 
 
 def group_by_resources(cells: Iterable[Cell]) -> dict[ResourcesConfig, list[Cell]]:
-    """Return the cells grouped by what they need."""
+    """Return the cells grouped by their resources."""
     groups: dict[ResourcesConfig, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.config.resources, []).append(cell)

@@ -1,18 +1,19 @@
-"""Stages: cells that take something of other cells (pre-train, fine-tune, evaluate; proxies, mixture, run).
+"""Stages: cells whose inputs are other cells (pre-train, fine-tune, evaluate; proxies, mixture).
 
     stages:
       pre: {params: {data: stdlib}}
       ft: {from: pre, match: [model.width, seed], params: {data: text, optim.lr: "1e-4,3e-4"}}
       ev: {from: ft, match: [model.width, seed, optim.lr], params: {data: stdlib, work: evaluate}}
 
-`from: pre` is short for one input named init. Several inputs, each with a match of its own; with `all` a set:
+`from: pre` is short for one input named init. In full, an input has a match of its own and may be a
+set (`all`):
 
       proxy: {zip: [{data.sources.0.weight: [1, 2, 3]}]}
       mix: {from: {proxies: {stage: proxy, all: true}}, params: {work: weigh}}
       run: {from: {mix: {stage: mix}}, params: {data.weights: "input:mix/weights.json"}}
 
-The fingerprints of the cells that one takes from enter its own: changing a stage reruns it and what
-follows, nothing before it.
+The fingerprints of a cell's inputs enter its own, so that changing a stage reruns it and the stages
+after it, none before.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,22 +28,23 @@ LabelledNode = tuple[str, dict[str, Any]]
 
 
 def in_order(stages: Mapping[str, Stage]) -> Iterator[tuple[str, Stage]]:
-    """Yield each stage after those that it takes from.
+    """Yield (name, stage) so that each follows the stages of its inputs.
 
     Raises:
-        ConfigError: a stage takes from one that is not there, or from itself in the end.
+        ConfigError: an input's stage does not exist, or stages form a cycle.
     """
     done: set[str] = set()
     left = dict(stages)
     while left:
         ready = [n for n, s in left.items() if {i.stage for i in s.inputs.values()} <= done]
         if not ready:
-            circle = ", ".join(
+            blocked = ", ".join(
                 f"{name} from {' and '.join(i.stage for i in stage.inputs.values())}"
                 for name, stage in left.items()
             )
             raise ConfigError(
-                f"hydra.sweeper.stages: {circle}: each needs stages to take from; there are: {', '.join(stages)}"
+                f"hydra.sweeper.stages: {blocked}: each needs stages to take from; "
+                f"there are: {', '.join(stages)}"
             )
         for name in ready:
             yield name, left.pop(name)
@@ -52,10 +54,13 @@ def in_order(stages: Mapping[str, Stage]) -> Iterator[tuple[str, Stage]]:
 def link(
     name: str, stage: Stage, points: Sequence[LabelledNode], made: Mapping[str, Sequence[Cell]]
 ) -> list[LabelledNode]:
-    """Give every point the cells of the stages `made` that agree with it in the keys of each input's match.
+    """Return the points of stage `name` with their inputs: the cells that agree in `match`.
+
+    Args:
+        made: the cells of earlier stages.
 
     Raises:
-        ConfigError: none agrees, or several do where one is wanted.
+        ConfigError: no cell matches, several do where one is required, or a match has no such key.
     """
     known = {
         source: [(_keys(freeze(cell.config)), cell) for cell in made[source]]
@@ -67,14 +72,15 @@ def link(
         inputs = dict(node.get("inputs") or {})
         for key, given in stage.inputs.items():
             where = f"hydra.sweeper.stages.{name}"
-            found = _matching(where, own, given, known[given.stage])
-            if not found or (len(found) > 1 and not given.all):
+            matches = _matching(where, own, given, known[given.stage])
+            if not matches or (len(matches) > 1 and not given.all):
                 at = ", ".join(f"{k}={own[k]}" for k in given.match) or "no key to match"
                 raise ConfigError(
-                    f"{where}: {label or 'its cell'} ({at}) takes input {key} of {len(found)} cells of "
-                    f"{given.stage}; it must be one: set its match to the keys that tell them apart, or all: true"
+                    f"{where}: {label or 'its cell'} ({at}) takes input {key} of {len(matches)} "
+                    f"cells of {given.stage}; it must be one: set its match to the keys that tell "
+                    "them apart, or all: true"
                 )
-            runs = [cell.fingerprint for cell in found]
+            runs = [cell.fingerprint for cell in matches]
             taken = {"runs": runs, "take": given.take, "all": given.all}
             inputs[key] = taken | ({"live": True} if given.live else {})
         linked.append((label, {**node, "inputs": inputs}))
