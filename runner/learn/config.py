@@ -1,6 +1,6 @@
-"""The configs that belong to no single part: budget and execution of training, evaluation, tracking.
+"""The config of training: batch, budget, and how it is executed.
 
-Which of these keys are science and which execution is listed in `runner/records/fingerprint.py`.
+Fields marked `execution` change no result and are not part of the fingerprint.
 """
 
 from typing import Literal
@@ -12,7 +12,15 @@ from runner.machine.errors import ConfigError
 
 @config
 class CheckpointConfig:
-    """When to save, what to keep: `keep_last` newest, the best by validation loss, every K steps."""
+    """When checkpoints are saved and which are kept.
+
+    Args:
+        every_steps: save every so many steps (None: by time alone).
+        every_s: save after so many seconds.
+        keep_last: keep this many of the newest.
+        keep_best: keep the best by the task's measure.
+        keep_every: keep those at multiples of so many steps (None: no others).
+    """
 
     every_steps: int | None = None
     every_s: float = 300.0
@@ -23,22 +31,25 @@ class CheckpointConfig:
 
 @config
 class TrainConfig:
-    """The training run.
+    """Batch, budget and execution of a training run.
 
     Args:
-        sequence_length: tokens per sample; batch_size: samples per optimiser step, over all ranks.
-        steps, tokens, flops, tokens_per_parameter: the budget, at most one; none means 20 tokens
-            per parameter (of experts and tables, those that a token meets).
-        clip: largest gradient norm (None: no clipping).
-        diverged_nats, diverged_window: the run ends as `diverged` where the median loss of a window
-            of steps lies so far above the best such median.
-        micro_batch: samples per forward pass and rank (None: all at once).
-        log_every: steps between metric lines.
-        threads: CPU threads (None: what the launcher gives).
+        sequence_length: tokens per sample.
+        batch_size: samples per optimiser step, over all ranks.
+        steps, tokens, flops, tokens_per_parameter: the budget; at most one may be given, and none
+            means 20 tokens per active parameter.
+        clip: the largest gradient norm (None: no clipping).
+        diverged_nats, diverged_window: the run ends as `diverged` when the median loss of the last
+            `diverged_window` steps exceeds the lowest such median by more than `diverged_nats`.
         average: a running average of the weights, evaluated and saved beside them.
-        deterministic: refuse kernels that may differ from run to run (on a GPU; the CPU's never do).
-        parallel: with several processes, each holds the model (ddp) or a share of it (fsdp).
+        micro_batch: samples per forward pass and rank (None: the rank's share of the batch).
+        compile: compile the training step (torch.compile).
+        activation_checkpointing: recompute the activations of each block in the backward pass.
+        parallel: of several processes each holds the full model (ddp) or a shard of it (fsdp).
         profile: write a torch profiler trace of a few steps into the attempt's folder.
+        deterministic: use deterministic kernels only (on a GPU; those of the CPU always are).
+        threads: CPU threads (None: the launcher's share).
+        log_every: steps between metric lines.
     """
 
     sequence_length: int = 256
@@ -63,30 +74,32 @@ class TrainConfig:
     checkpoint: CheckpointConfig = execution(CheckpointConfig())
 
     def check(self, processes: int) -> None:
-        """Raise ConfigError on a batch that `processes` ranks cannot divide or on two budgets."""
+        """Check the batch size and the budget.
+
+        Raises:
+            ConfigError: `processes` ranks cannot divide the batch into micro-batches, or a number
+                is too small.
+            ValueError: more than one budget is given.
+        """
         share = self.batch_size // processes
         micro = min(share, self.micro_batch or share)
         if self.batch_size % processes or share % micro:
             raise ConfigError(
-                f"train.batch_size={self.batch_size} over {processes} processes is not divisible into "
-                f"micro-batches of {micro or 1}; choose train.batch_size and train.micro_batch that are"
+                f"train.batch_size={self.batch_size} over {processes} processes is not divisible "
+                f"into micro-batches of {micro or 1}; choose train.batch_size and "
+                "train.micro_batch that are"
             )
         names = ("steps", "tokens", "flops", "tokens_per_parameter")
         given = [f"train.{n}={getattr(self, n)}" for n in names if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: give one budget; set the others to null")
-        for name, least in {
-            "sequence_length": 1,
-            "batch_size": 1,
-            "log_every": 1,
-            "steps": 1,
-        }.items():
+        for name in ("sequence_length", "batch_size", "log_every", "steps"):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"train.{name}={value} must be at least {least}")
+            if value is not None and value < 1:
+                raise ConfigError(f"train.{name}={value} must be at least 1")
 
     def num_steps(self, num_active_parameters: int, flops_per_sequence: int) -> int:
-        """Return the optimiser steps that the budget buys, at least 1."""
+        """Return the number of optimiser steps in the budget, at least 1."""
         per_step = self.sequence_length * self.batch_size
         if self.steps is not None:
             return self.steps

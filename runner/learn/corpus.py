@@ -1,4 +1,4 @@
-"""The data of a run, files that other runs made for it included."""
+"""The corpus of a run, including files written by the runs that are its inputs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +12,15 @@ from runner.records.journal import Journal
 
 
 def build_corpus(cfg: RunConfig, inputs: Inputs, hashes: list[str], journal: Journal | None) -> Any:
-    """Return the corpus of `cfg`; what is read of `inputs` is noted in the journal with its sha256.
+    """Return the corpus of `cfg`; record the sha256 of each file of `inputs` in the journal.
 
     Args:
-        hashes: of the sources, frozen with the cell; of a file of an input the content could not be frozen.
+        hashes: content hashes of the sources, frozen with the cell. Those of an input's files are
+            replaced: the files did not exist then.
 
     Raises:
-        DataError: an input has no such output, one that an earlier attempt read is another file by now, or weights
-            are of another number than there are sources.
+        DataError: an input has no such output, a file has changed since an earlier attempt read it,
+            or the number of weights differs from that of the sources.
     """
     data = cfg.data
     sources = list(getattr(data, "sources", ()))
@@ -45,8 +46,8 @@ def _read(reference: str, inputs: Inputs, journal: Journal | None) -> Path:
         before = read_files(journal.run).get((run, file.name), digest)
         if before != digest:
             raise DataError(
-                f"{file} is another file than an earlier attempt has read ({before[:8]}, now {digest[:8]}); put that "
-                f"one back, or delete {journal.run} to begin anew"
+                f"{file} has changed since an earlier attempt read it (sha256 {before[:8]}, now "
+                f"{digest[:8]}); restore it, or delete {journal.run} to start over"
             )
         journal.event("read", run=run, output=file.name, sha256=digest)
     return file

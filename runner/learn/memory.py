@@ -1,8 +1,8 @@
-"""Predicts the peak memory of a rank: one training step on fake tensors, every storage counted.
+"""Predicts the peak memory of a rank by running a training step on fake tensors.
 
-Nothing is computed and nothing is known of the model: whatever a model, task, optimiser or recipe
-allocates is seen as it is allocated and freed. What lies outside torch's tensors is a constant and
-a factor, measured on CPUs (see `_PROCESS`); of a GPU only the tensors are predicted.
+Every storage that the model, task, optimiser or recipe allocates is counted; nothing is computed.
+Memory outside torch's tensors is a constant and a factor measured on CPUs (see `_PROCESS`); for a
+GPU the prediction covers the tensors alone.
 """
 
 import json
@@ -21,19 +21,23 @@ from runner.learn.setup import recompute_blocks
 from runner.records import contracts
 from runner.records.config import RunConfig, freeze
 
-# Resident size of a CPU process = _PROCESS (interpreter, torch, thread pools) + slack x tensors (holes
-# of glibc's allocator, packed operands; recomputing makes more holes): fitted to 11 cells of 0.5M to 10M
-# parameters; tests/runner/views/test_plan.py holds it against others.
+# Resident size of a CPU process = _PROCESS (interpreter, torch, thread pools) + slack x tensors
+# (fragmentation of glibc's allocator, packed operands; recomputing fragments more): fitted to 11
+# cells of 0.5M to 10M parameters; tests/runner/views/test_plan.py compares it with others.
 _PROCESS, _SLACK, _SLACK_RECOMPUTING = 355e6, 1.13, 1.7
-_KNOWN: dict[str, int] = {}
+_TENSOR_BYTES: dict[str, int] = {}  # by the part of the config that decides it
 _DECIDING = ("model", "precision", "task", "optim", "train", "eval", "data", "resources")
 
 
 def predicted_bytes(run: RunConfig, vocab_size: int, *, steps: int = 1, gpu: bool = False) -> int:
-    """Return the expected peak memory in bytes of one rank that takes `steps` (0: it only reads its model).
+    """Return the expected peak memory of one rank, in bytes.
 
-    Simplifications: with train.parallel=fsdp and train.compile it is what ddp and eager would take,
-    an upper bound; with data.num_workers their own processes are not counted.
+    With train.parallel=fsdp or train.compile it is that of ddp and eager mode, an upper bound. The
+    processes of data.num_workers are not counted.
+
+    Args:
+        steps: 0: the run evaluates only.
+        gpu: return the bytes of the tensors alone.
     """
     plain = freeze(run)
     science = {key: plain[key] for key in _DECIDING}
@@ -41,15 +45,15 @@ def predicted_bytes(run: RunConfig, vocab_size: int, *, steps: int = 1, gpu: boo
     for changes_nothing in ("steps", "tokens", "flops", "tokens_per_parameter", "checkpoint"):
         science["train"].pop(changes_nothing)
     science["data"] = getattr(run.data, "mask_documents", False)
-    # Rates and seeds allocate nothing: cells that differ in numbers of the optimiser share an answer.
+    # Learning rates and other floats allocate nothing: cells that differ in them share a result.
     science["optim"] = {k: v for k, v in science["optim"].items() if not isinstance(v, float)}
     key = json.dumps([science, vocab_size, trains], sort_keys=True)
-    if key not in _KNOWN:
-        _KNOWN[key] = _tensor_bytes(run, vocab_size, steps=2 if trains else 0)
+    if key not in _TENSOR_BYTES:
+        _TENSOR_BYTES[key] = _tensor_bytes(run, vocab_size, steps=2 if trains else 0)
     if gpu:
-        return _KNOWN[key]
+        return _TENSOR_BYTES[key]
     slack = _SLACK_RECOMPUTING if run.train.activation_checkpointing else _SLACK
-    return int(_PROCESS + slack * _KNOWN[key])
+    return int(_PROCESS + slack * _TENSOR_BYTES[key])
 
 
 def _tensor_bytes(run: RunConfig, vocab: int, *, steps: int) -> int:
@@ -92,7 +96,7 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, steps: int) -> int:
 
 
 class _AnyTokenizer:
-    """What a task may ask of a tokenizer that is not made yet."""
+    """Stands for a tokenizer that is not trained yet."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size, self.eos = vocab_size, vocab_size - 1
@@ -102,11 +106,11 @@ class _AnyTokenizer:
 
 
 class _Storages(TorchDispatchMode):
-    """Counts the bytes of all storages that live at the same time."""
+    """Counts the bytes of all live storages, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.live = self.peak = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -119,9 +123,9 @@ class _Storages(TorchDispatchMode):
     def _count(self, storage: Any) -> None:
         if storage not in self._seen:
             self._seen.add(storage)
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._free, storage.nbytes())
 
     def _free(self, count: int) -> None:
-        self.now -= count
+        self.live -= count

@@ -1,11 +1,11 @@
-"""`train.profile=true`: a torch profiler trace of a few steps, for chrome://tracing or perfetto.dev."""
+"""`train.profile=true`: a torch profiler trace of some steps, for chrome://tracing or perfetto.dev."""
 
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-# Skip what warms up (caches, compilation), then record a few steps.
+# Skip the first steps (caches, compilation), then record a few.
 _WAIT, _WARMUP, _ACTIVE = 3, 1, 3
 
 
@@ -34,7 +34,7 @@ class StepProfiler:
                 self._profile.stop()
 
     def stop(self) -> None:
-        """End a run shorter than the recording: what there is of it is written."""
+        """Write what was recorded if the run ends during the recording."""
         if self._left:
             self._left = 0
             self._profile.stop()

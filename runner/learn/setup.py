@@ -1,5 +1,6 @@
-"""A run's model, data, precision and task, ready on this process's device: for training and for evaluation."""
+"""Builds a run's model, data, precision and task on the device, for training and evaluation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from runner.records.journal import Journal
 
 @dataclass(frozen=True)
 class Setup:
-    """What a process has before its first step. `model` is not wrapped for several processes yet."""
+    """The parts of a run in one process; `model` is not wrapped for several processes yet."""
 
     cfg: RunConfig
     corpus: Any
@@ -31,7 +32,7 @@ class Setup:
     ranks: Ranks
 
     def trained(self, step: int, folder: Path | None, *, last: bool) -> Trained:
-        """Return the model as evaluations see it."""
+        """Return the model in the form that evaluations take."""
         return Trained(
             model=self.model,
             task=self.task,
@@ -46,7 +47,10 @@ class Setup:
 
 
 def set_up(cell: Cell, inputs: Inputs, ranks: Ranks, journal: Journal | None) -> Setup:
-    """Return the initialised model of `cell` and what it needs; the files that it reads of inputs are noted."""
+    """Return the initialised model of `cell` with its data, precision and task.
+
+    Files read from inputs are recorded in the journal, see `build_corpus`.
+    """
     cfg = cell.config
     hashes = [source["content"] for source in cell.science["data.sources"]]
     corpus = build_corpus(cfg, inputs, hashes, journal)
@@ -68,5 +72,8 @@ def set_up(cell: Cell, inputs: Inputs, ranks: Ranks, journal: Journal | None) ->
 def recompute_blocks(model: nn.Module) -> None:
     """Make every block drop its activations and compute them again in the backward pass."""
     for block in blocks(model):
-        inner = block.forward
-        block.forward = lambda *args, inner=inner: recompute(inner, *args, use_reentrant=False)  # type: ignore[assignment, method-assign]
+        block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: recompute(forward, *args, use_reentrant=False)

@@ -1,1 +1,1 @@
-"""Optimisers and learning-rate schedules; parameter groups are made in `groups`."""
+"""Optimisers, their parameter groups, learning-rate schedules and weight averages."""

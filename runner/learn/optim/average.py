@@ -1,4 +1,4 @@
-"""An average of the weights along training, evaluated beside the weights themselves."""
+"""Running averages of the weights: exponential, or of the last copies."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from runner.learn.optim.average_config import AverageConfig
 
 
 class WeightAverage:
-    """Holds one copy of the weights (ema) or `count` (last), in their dtype and sharding."""
+    """One copy of the weights (ema) or `count` copies (last), in their dtype and sharding."""
 
     def __init__(self, cfg: AverageConfig, model: nn.Module) -> None:
         self.cfg, self.model = cfg, model
@@ -18,7 +18,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` (1-based)."""
+        """Include the weights after `step` (1-based)."""
         if self.cfg.kind == "ema" and self.copies:
             decay = min(self.cfg.decay, (1 + step) / (10 + step))
             for name, parameter in self.model.named_parameters():
@@ -32,7 +32,7 @@ class WeightAverage:
         return {f"{i}/{n}": t for i, copy in enumerate(self.copies) for n, t in copy.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+        """Restore the copies from the result of `tensors`."""
         self.copies = []
         for key in sorted(tensors, key=lambda k: int(k.partition("/")[0])):
             age, _, name = key.partition("/")
@@ -43,7 +43,7 @@ class WeightAverage:
     @contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
-        """Let the model have the averaged weights inside the context."""
+        """Give the model the averaged weights inside the context."""
         own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         for name, parameter in self.model.named_parameters():
             parameter.copy_(mean([copy[name] for copy in self.copies]))

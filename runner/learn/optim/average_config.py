@@ -1,4 +1,4 @@
-"""Which average of the weights, as data."""
+"""The config of the weight average."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
 @config
 class AverageConfig:
-    """Which average; its validation loss is logged as `val_loss_average`.
+    """An average of the weights; its validation loss is logged as `val_loss_average`.
 
     Args:
-        kind: none; ema, w <- d w + (1 - d) new after every step with d = min(decay, (1 + t) / (10 + t)),
-            so that the first steps are forgotten; last, the mean of the weights at the last `count`
-            multiples of `every` steps (latest weight averaging, arXiv 2209.14981).
+        kind: none, ema or last. ema: w <- d w + (1 - d) new after every step t, where
+            d = min(decay, (1 + t) / (10 + t)) forgets the first steps. last: the mean of the
+            weights at the last `count` multiples of `every` steps (latest weight averaging, arXiv
+            2209.14981).
+        decay: of ema.
+        every, count: of last.
     """
 
     kind: Literal["none", "ema", "last"] = "none"

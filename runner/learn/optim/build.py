@@ -1,4 +1,4 @@
-"""Optimisers of anybody's config."""
+"""Optimisers from a config of any class."""
 
 from typing import Any
 
@@ -6,7 +6,10 @@ import torch
 
 
 def build_optimizers(cfg: Any, model: Any) -> list[torch.optim.Optimizer]:
-    """Return what the config builds, one optimiser or several; the schedule multiplies `base_lr`, by default lr."""
+    """Return the optimisers of `cfg` as a list.
+
+    Each parameter group has a `base_lr`, which the schedule multiplies; by default it is the lr.
+    """
     built = cfg.build(model)
     optimizers = list(built) if isinstance(built, (list, tuple)) else [built]
     for optimizer in optimizers:

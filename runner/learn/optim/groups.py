@@ -1,4 +1,4 @@
-"""AdamW and Muon: which parameter goes to which optimiser, with which rate and decay."""
+"""Parameter groups of AdamW and Muon: optimiser, learning rate and decay of each parameter."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +18,7 @@ def adamw(cfg: AdamWConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def muon_and_adamw(cfg: MuonConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices of layers, AdamW for all else."""
+    """Return [Muon for the matrices of the layers, AdamW for all other parameters]."""
     from runner.learn.optim.muon import Muon  # noqa: PLC0415  (its DTensor takes 0.8 s)
 
     matrices: list[tuple[str, nn.Parameter]] = []

@@ -1,4 +1,4 @@
-"""AdamW and Muon as data."""
+"""The configs of AdamW and Muon."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 @config
 class AdamWConfig:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), torch's own, fused.
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) by torch's fused implementation.
 
     Args:
-        decay_vectors: also decay norms and biases; decay_embeddings: also token embeddings.
+        decay_vectors: decay norms and biases too.
+        decay_embeddings: decay token embeddings too.
     """
 
     lr: float = 3e-3
@@ -49,11 +50,14 @@ class MuonConfig(AdamWConfig):
     momentum: float = 0.95
 
     def numerics_with(self, model: Any) -> int:
-        """Return the revision of the numbers for a model's config: 1 took filters of convolutions as matrices."""
+        """Return the numerics revision for a model's config.
+
+        Revision 1 applied Muon to the filters of convolutions.
+        """
         return 2 if getattr(model, "has_filters", False) else 1
 
     def build(self, model: "LanguageModel") -> "list[Optimizer]":
-        """Return [Muon, AdamW], each parameter in exactly one."""
+        """Return [Muon, AdamW]; each parameter is in exactly one of them."""
         from runner.learn.optim.groups import muon_and_adamw  # noqa: PLC0415
 
         return muon_and_adamw(self, model)

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al., 2024): momentum, orthogonalised, on matrices only."""
+"""Muon (Jordan et al., 2024): orthogonalised momentum, for matrices."""
 
 from typing import Any
 
@@ -32,8 +32,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
-    """A sharded matrix (FSDP2) is gathered whole: its singular vectors belong to all of it."""
+    """Return the orthogonalised matrix; a sharded one (FSDP2) is gathered, then sharded again."""
     if isinstance(matrix, DTensor):
-        whole = orthogonalize(matrix.full_tensor()).to(matrix.dtype)
-        return distribute_tensor(whole, matrix.device_mesh, matrix.placements)
+        full = orthogonalize(matrix.full_tensor()).to(matrix.dtype)
+        return distribute_tensor(full, matrix.device_mesh, matrix.placements)
     return orthogonalize(matrix).to(matrix.dtype)

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: warm-up, then constant, cosine, linear or WSD."""
+"""The learning rate as a function of the step: warm-up, then constant, cosine, linear or WSD."""
 
 import math
 from typing import Literal
@@ -8,12 +8,13 @@ from models.config import config
 
 @config
 class ScheduleConfig:
-    """Factor on the learning rate.
+    """The factor that multiplies the learning rate.
 
     Args:
         warmup: steps of linear warm-up if >= 1, else a fraction of the budget.
-        final: factor reached at the last step.
-        cooldown: wsd only: fraction of the budget spent falling linearly to `final`.
+        final: the factor at the last step.
+        cooldown: wsd only: the fraction of the budget over which the factor falls linearly to
+            `final`.
     """
 
     kind: Literal["constant", "cosine", "linear", "wsd"] = "cosine"

@@ -1,1 +1,1 @@
-"""What is learnt: a task turns a batch into a loss. One file here and one YAML per task."""
+"""Tasks: a task turns a batch into a loss. Each is one file here and one YAML in conf/task."""

@@ -13,7 +13,11 @@ from runner.records.contracts import Batch, Measure
 
 
 class LanguageModelling:
-    """Every target of a batch counts alike: `tokens`, `targets` (-100: none), `documents` where they are masked."""
+    """Next-token prediction in which all targets have the same weight.
+
+    A batch has `tokens`, `targets` (-100: none) and, if attention is masked by document,
+    `documents`.
+    """
 
     measure: Measure = ("val_loss", "min")
 
@@ -28,14 +32,14 @@ class LanguageModelling:
 
     def validate(self, model: Any, batch: Batch) -> dict[str, tuple[float, float]]:
         """Return `val_loss` (nats, tokens) and `val_bits_per_byte` (nats, bytes)."""
-        found = token_loss(
+        loss = token_loss(
             model, batch["tokens"], batch["targets"], documents=batch.get("documents")
         )
-        nats, targets = float(found.nll.double().sum()), batch["targets"].cpu()
+        nats, targets = float(loss.nll.double().sum()), batch["targets"].cpu()
         return {
             "val_loss": (nats, int((targets >= 0).sum())),
-            "val_bits_per_byte": (nats, self._bytes(targets)),
+            "val_bits_per_byte": (nats, self._num_bytes(targets)),
         }
 
-    def _bytes(self, targets: Tensor) -> int:
+    def _num_bytes(self, targets: Tensor) -> int:
         return int(self.bytes_per_id[targets[targets >= 0]].sum())

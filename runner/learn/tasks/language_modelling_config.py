@@ -1,4 +1,4 @@
-"""Next-token prediction, as data."""
+"""The config of next-token prediction."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @config
 class LanguageModellingConfig:
-    """Every next token is a target."""
+    """Next-token prediction; it has no options."""
 
     def build(self, model: Any, tokenizer: Any, inputs: Inputs) -> "LanguageModelling":
         """Return the task."""
