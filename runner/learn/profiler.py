@@ -1,4 +1,4 @@
-"""`train.profile=true`: a torch profiler trace of some steps, for chrome://tracing or perfetto.dev."""
+"""`train.profile=true`: a torch profiler trace of a few steps, for Perfetto or chrome://tracing."""
 
 from pathlib import Path
 

@@ -1,1 +1,4 @@
-"""What a cell does: train, evaluate, make data, weigh a mixture. Each is a `Work` of `runner/records/contracts.py`."""
+"""The kinds of work of a cell: train, evaluate, make data, weigh a mixture.
+
+Each config is a `Work` of `runner/records/contracts.py`.
+"""

@@ -1,4 +1,4 @@
-"""The kinds of work as data, `conf/work`."""
+"""The configs of the kinds of work, `conf/work`."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
@@ -20,7 +20,7 @@ class TrainWork:
     """Train a model: from its initialisation, from `init`, or from the input named init."""
 
     def plan(self, run: "RunConfig") -> "Budget | None":
-        """Return the sizes of the run; None while the vocabulary is unknown."""
+        """Return the budget of the run, None while the size of the vocabulary is unknown."""
         from runner.records.budget import budget  # noqa: PLC0415
 
         vocab = planned_vocab_size(run.tokenizer)
@@ -42,10 +42,13 @@ class TrainWork:
 
 @config
 class EvaluateWork:
-    """Evaluate the input named init, or the model of `init`, as it is or, if it is live, each checkpoint as it comes."""
+    """Evaluate the input named init, or the model of `init`.
+
+    If the input is live, each of its checkpoints is evaluated as it is written.
+    """
 
     def plan(self, run: "RunConfig") -> "Budget | None":
-        """Return the sizes of the model; it takes no step."""
+        """Return the budget of 0 steps, None while the size of the vocabulary is unknown."""
         from runner.records.budget import budget  # noqa: PLC0415
 
         vocab = planned_vocab_size(run.tokenizer)
@@ -67,11 +70,13 @@ class EvaluateWork:
 
 @config
 class MakeWork:
-    """Make data: documents that the model of the input named init writes, one JSON line each.
+    """Generate documents with the model of the input named init, one JSON line each.
 
     Args:
-        documents: how many. tokens: of each at most. temperature: of sampling. prompt: what each continues
-            (nothing: the end of the document before).
+        documents: the number of documents.
+        tokens: the most tokens of a document.
+        temperature: of sampling.
+        prompt: the text that each document continues (empty: the end of a document).
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
@@ -98,13 +103,18 @@ class MakeWork:
 
 @config
 class WeighWork:
-    """Choose the weights of data sources by what proxies of other weights have reached: the input named proxies.
+    """Choose the weights of data sources from proxy runs on other weights: the input `proxies`.
 
-    A regression predicts `metric` from the weights; the mean of the best `keep` of `candidates` mixtures, drawn at
-    random around those of the proxies, is written (RegMix: Liu et al., arXiv 2407.01492, with a linear fit).
+    A linear regression predicts `metric` from the weights. Of `candidates` mixtures, drawn around
+    the proxies' mean, the `keep` with the lowest prediction are averaged (RegMix: Liu et al., arXiv
+    2407.01492, with a linear fit).
 
     Args:
-        log: regress the logarithm of the metric. concentration: of the Dirichlet draws, around the proxies' mean.
+        metric: the metric of the proxies, lower being better.
+        log: regress the logarithm of the metric.
+        candidates: mixtures drawn.
+        keep: mixtures averaged.
+        concentration: of the Dirichlet distribution of the candidates; lower spreads them more.
     """
 
     reads: ClassVar[tuple[str, ...]] = ()

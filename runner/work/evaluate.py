@@ -1,4 +1,4 @@
-"""Evaluation as a kind of work: of a run that has ended, of a model made elsewhere, or of a run as it trains."""
+"""Evaluation as a kind of work: of an ended run, a run in training, or a pretrained model."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,10 @@ from runner.work.notes import note_environment, write_summary
 def evaluate(
     cell: Cell, inputs: Inputs, journal: Journal | None, ranks: Ranks, stop: Callable[[], bool]
 ) -> Outcome:
-    """Evaluate the model that `cell` takes of its input or of `init`."""
+    """Evaluate the model of the cell's input named init or, without one, of its `init`.
+
+    Return "interrupted" if `stop` came true before a live input ended, else "finished".
+    """
     cfg, setup = cell.config, set_up(cell, inputs, ranks, journal)
     taken = cfg.inputs.get("init")
     live = taken is not None and taken.live
@@ -36,7 +39,7 @@ def evaluate(
     if journal is not None and journal.number > 1:
         journal.restored(done)
     if taken is None:
-        return _of_a_model_from_elsewhere(cell, setup, journal)
+        return _evaluate_pretrained(cell, setup, journal)
     run, average = inputs["init"][0], taken.take == "average"
     if not live:
         saved = newest_of(run)
@@ -47,14 +50,14 @@ def evaluate(
         try:
             checkpoint.load_weights(saved, setup.model, average=average)
         except FileNotFoundError:
-            continue  # a newer one has taken its place
+            continue  # deleted in favour of a newer one
         step = int(saved.name)
         _evaluate(cell, setup, journal, step, (run, step), average=average)
     return "interrupted" if stop() else "finished"
 
 
-def _of_a_model_from_elsewhere(cell: Cell, setup: Setup, journal: Journal | None) -> Outcome:
-    """Evaluate the model of `init`, and keep it as a checkpoint: other runs start from this one."""
+def _evaluate_pretrained(cell: Cell, setup: Setup, journal: Journal | None) -> Outcome:
+    """Evaluate the model of `init` and save it as a checkpoint that other runs can start from."""
     if cell.config.init is not None:
         load_weights(pretrained_folder(cell.config.init), setup.model, put=checkpoint.like)
     _evaluate(cell, setup, journal, 0, None)
@@ -74,7 +77,12 @@ def _evaluate(
     *,
     average: bool = False,
 ) -> None:
-    """Log all values at `step`; the run `scored`, at its step, gets the scores too."""
+    """Evaluate the model, log all values at `step`, and write the scores to `scored` too.
+
+    Args:
+        scored: (folder, step) of the run evaluated.
+        average: the model has averaged weights.
+    """
     started, evaluations = time.monotonic(), Evaluations(cell.config.eval, cell.fingerprint)
     folder = cell.folder if journal is not None else None
     trained = replace(

@@ -1,4 +1,4 @@
-"""What a run notes of itself before its first step."""
+"""The files that a run writes about itself before its first step."""
 
 import json
 import sys
@@ -15,20 +15,24 @@ from runner.records.journal import Journal
 
 
 def note_environment(journal: Journal, cell: Cell, ranks: Ranks, **facts: Any) -> None:
-    """Write environment.json of this attempt; say where bits will differ from those of the first one."""
+    """Write environment.json of this attempt.
+
+    If it differs from the first attempt's in a way that changes bits, print and record the
+    differences.
+    """
     train, first = cell.config.train, first_record(cell.folder)
-    known = describe() | {"world": ranks.world, "device": str(ranks.device)} | facts
+    record = describe() | {"world": ranks.world, "device": str(ranks.device)} | facts
     if train is not None:
-        known |= {"parallel": train.parallel, "compile": train.compile}
-    differing = changes(first, known)
+        record |= {"parallel": train.parallel, "compile": train.compile}
+    differing = changes(first, record)
     if differing:
         journal.event("not_bit_identical", changes=differing)
         print(f"resumed, but not bit-identically: {'; '.join(differing)}", file=sys.stderr)
-    (journal.attempt / "environment.json").write_text(json.dumps(known, indent=1))
+    (journal.attempt / "environment.json").write_text(json.dumps(record, indent=1))
 
 
 def write_summary(folder: Path, budget: Budget, precision: Precision, tokenizer: Any) -> None:
-    """Write summary.json, precision.json and tokenizer.json: what analysis reads and never recomputes."""
+    """Write summary.json, precision.json and tokenizer.json; analysis never recomputes them."""
     (folder / "summary.json").write_text(json.dumps(asdict(budget), indent=1))
     table = [asdict(choice) for choice in precision.table]
     if table:

@@ -1,4 +1,4 @@
-"""The files that a kind of work leaves in outputs/ for other runs."""
+"""The files in outputs/ that a kind of work writes for other runs."""
 
 from pathlib import Path
 
@@ -17,5 +17,5 @@ def write_output(run: Path, name: str, text: str, journal: Journal) -> Path:
 
 
 def note_output(file: Path, journal: Journal) -> None:
-    """Write the sha256 of a finished output to the journal."""
+    """Record the sha256 and the size of a finished output in the journal."""
     journal.event("wrote", output=file.name, sha256=sha256(file), bytes=file.stat().st_size)

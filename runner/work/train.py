@@ -13,7 +13,10 @@ from runner.work.notes import note_environment, write_summary
 def train(
     cell: Cell, inputs: Inputs, journal: Journal | None, ranks: Ranks, stop: Callable[[], bool]
 ) -> Outcome:
-    """Train `cell` from where it is to its budget, or until `stop` comes true."""
+    """Train `cell` from its newest checkpoint to its budget, or until `stop` comes true.
+
+    Return "finished", "diverged" or "interrupted".
+    """
     trainer = Trainer(cell, inputs, journal, ranks)
     if journal is not None:
         note_environment(journal, cell, ranks, micro_batch=trainer.micro_batch)

@@ -1,4 +1,4 @@
-"""The weights of data sources from what small runs on other weights have reached."""
+"""Weights of data sources, by regression on small runs with other weights."""
 
 import json
 from collections.abc import Callable
@@ -30,68 +30,74 @@ def weigh(
     ranks: Ranks,
     stop: Callable[[], bool],
 ) -> Outcome:
-    """Write outputs/weights.json, a weight for each source, and regression.json, what they rest on.
+    """Write outputs/weights.json, a weight for each source, and regression.json, the fit.
 
     Raises:
-        ConfigError: there is no input named proxies, or too few of them have a value of the metric.
+        ConfigError: there is no input named proxies, or too few of them have a finite value of the
+            metric.
     """
     if journal is None:
         return "finished"
     note_environment(journal, cell, ranks)
     if "proxies" not in inputs:
         raise ConfigError(
-            "work=weigh needs an input named proxies, the runs on other weights; a stage gives it by from: {proxies: {stage: ..., all: true}}"
+            "work=weigh needs an input named proxies, the runs on other weights; "
+            "a stage gives it by from: {proxies: {stage: ..., all: true}}"
         )
-    mixtures, values, used = _measured(cfg.metric, inputs["proxies"])
+    mixtures, values, used = _measurements(cfg.metric, inputs["proxies"])
     target = np.log(values) if cfg.log else values
-    found = regress(mixtures, target)
+    fit = regress(mixtures, target)
     rng = np.random.default_rng(cell.config.seed)
-    drawn = rng.dirichlet(
+    candidates = rng.dirichlet(
         cfg.concentration * mixtures.shape[1] * mixtures.mean(axis=0) + 1e-6, cfg.candidates
     )
-    predicted = drawn @ found["coefficients"]
-    best = drawn[np.argsort(predicted, kind="stable")[: cfg.keep]].mean(axis=0)
-    expected = float(best @ found["coefficients"])
+    predicted = candidates @ fit["coefficients"]
+    best = candidates[np.argsort(predicted, kind="stable")[: cfg.keep]].mean(axis=0)
+    expected = float(best @ fit["coefficients"])
     record = {
         "metric": cfg.metric,
         "log": cfg.log,
         "proxies": used,
         "left_out": len(inputs["proxies"]) - len(used),
-        "coefficients": found["coefficients"].tolist(),
-        "residual_sd": found["residual_sd"],
-        "r_squared": found["r_squared"],
+        "coefficients": fit["coefficients"].tolist(),
+        "residual_sd": fit["residual_sd"],
+        "r_squared": fit["r_squared"],
         "predicted": float(np.exp(expected)) if cfg.log else expected,
         "weights": best.tolist(),
     }
     write_output(cell.folder, "regression.json", json.dumps(record, indent=1) + "\n", journal)
     write_output(cell.folder, "weights.json", json.dumps(best.tolist()) + "\n", journal)
-    journal.metrics(len(used), {"predicted": record["predicted"], "r_squared": found["r_squared"]})
+    journal.metrics(len(used), {"predicted": record["predicted"], "r_squared": fit["r_squared"]})
     return "finished"
 
 
 def regress(mixtures: Array, target: Array) -> dict[str, Any]:
-    """Return the least-squares `coefficients` of target = mixtures @ coefficients, `residual_sd` and `r_squared`.
+    """Return `coefficients`, `residual_sd` and `r_squared` of target = mixtures @ coefficients.
 
-    Weights sum to 1, so that an intercept is among the coefficients already. `residual_sd` is NaN where as many
-    runs as sources leave nothing to judge it by.
+    The fit is by least squares. It needs no intercept, since the weights of a row sum to 1.
+    `residual_sd` is NaN if there are no more runs than sources.
 
     Args:
-        mixtures: [runs, sources], rows sum to 1; target: [runs].
+        mixtures: weights, [runs, sources]; rows sum to 1.
+        target: [runs].
     """
     coefficients, _, _, _ = np.linalg.lstsq(mixtures, target, rcond=None)
     residuals = target - mixtures @ coefficients
     free = len(target) - mixtures.shape[1]
     total = float(((target - target.mean()) ** 2).sum())
-    left = float((residuals**2).sum())
+    unexplained = float((residuals**2).sum())
     return {
         "coefficients": coefficients,
-        "residual_sd": float(np.sqrt(left / free)) if free > 0 else float("nan"),
-        "r_squared": 1.0 - left / total if total > 0 else float("nan"),
+        "residual_sd": float(np.sqrt(unexplained / free)) if free > 0 else float("nan"),
+        "r_squared": 1.0 - unexplained / total if total > 0 else float("nan"),
     }
 
 
-def _measured(metric: str, runs: tuple[Path, ...]) -> tuple[Array, Array, list[dict[str, Any]]]:
-    """Return (weights [runs, sources], values [runs], a record of each run) of those that have a finite value."""
+def _measurements(metric: str, runs: tuple[Path, ...]) -> tuple[Array, Array, list[dict[str, Any]]]:
+    """Return (weights [runs, sources], values [runs], a record of each run).
+
+    Runs without a finite value of the metric are left out.
+    """
     rows = []
     for run in runs:
         sources = load_cell(run).config.data.sources
@@ -102,8 +108,8 @@ def _measured(metric: str, runs: tuple[Path, ...]) -> tuple[Array, Array, list[d
     sizes = {len(weights) for _, weights, _ in rows}
     if len(sizes) != 1 or len(rows) < max(sizes):
         raise ConfigError(
-            f"{len(rows)} of {len(runs)} proxies have a finite {metric}, of {sorted(sizes)} sources; a weight for each "
-            "source needs at least as many runs, all on the same sources"
+            f"{len(rows)} of {len(runs)} proxies have a finite {metric}, on {sorted(sizes)} "
+            "sources; the regression needs at least as many runs as sources, all on the same ones"
         )
     mixtures, values = np.stack([w for _, w, _ in rows]), np.array([v for _, _, v in rows])
     used = [{"run": name, "weights": w.tolist(), metric: v} for name, w, v in rows]

@@ -13,7 +13,7 @@ import torch
 
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
-from runner.data.benchmark_files import SHIPPED, content, specify
+from runner.data.benchmark_files import SHIPPED, content_hash, specify
 from runner.data.tokenizers import ByteTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.evaluate.config import HarnessConfig
@@ -167,9 +167,9 @@ def test_a_task_of_ones_own_is_scored_with_standard_errors_and_records(
         "question 6",
     ]
     assert few.scores[0]["identity"] != row["identity"]
-    before = content(("mine",), cfg.data, cfg.include)
+    before = content_hash(("mine",), cfg.data, cfg.include)
     (tmp_path / "mine.jsonl").write_text(json.dumps(rows[0]))
-    assert content(("mine",), cfg.data, cfg.include) != before
+    assert content_hash(("mine",), cfg.data, cfg.include) != before
 
 
 def test_programs_past_our_sandbox_need_leave(model: Decoder, tmp_path: Path) -> None:
