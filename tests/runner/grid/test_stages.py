@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runner.grid.language import Stage
+from runner.grid.language import Stage, StageInput
 from runner.grid.stages import in_order, link
 from runner.machine import storage
 from runner.machine.errors import ConfigError
@@ -43,7 +43,7 @@ def test_three_stages_run_in_order_and_a_changed_evaluation_reruns_itself_only(
     cells = _cells(tmp_path)
     assert len(cells) == 10
     tuned = cells["ft: lr=0.001 seed=1"]
-    assert tuned.upstream == cells["pre: seed=1"].folder
+    assert tuned.inputs == {"init": (cells["pre: seed=1"].folder,)}
     pre, ft, ev = (
         _weights(cells[name].folder)
         for name in ("pre: seed=1", "ft: lr=0.001 seed=1", "ft: lr=0.002 seed=1")
@@ -73,9 +73,7 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(espalier: Run, tmp_path: P
     assert espalier("-m", *more).returncode == 0
     extended, whole = (
         next(
-            f
-            for f in tmp_path.glob("runs/*")
-            if f != trunk and (load_cell(f).upstream is None) is alone
+            f for f in tmp_path.glob("runs/*") if f != trunk and (not load_cell(f).inputs) is alone
         )
         for alone in (False, True)
     )
@@ -103,7 +101,7 @@ def test_what_starts_from_a_failed_cell_waits_and_says_so(espalier: Run, tmp_pat
     stages = "hydra.sweeper.stages={pre:{params:{model._target_:tests.faults.FaultyConfig,model.fault:raise}},ft:{from:pre,match:[seed],params:{train.steps:6}}}"
     done = espalier("-m", "seed=1", "name=g", stages)
     assert done.returncode == 1
-    assert "starts from" in done.stderr
+    assert "waits for" in done.stderr
     assert "which is failed" in " ".join(done.stderr.split())
     assert sorted(c.state for c in _cells(tmp_path).values()) == ["failed", "new"]
 
@@ -111,22 +109,28 @@ def test_what_starts_from_a_failed_cell_waits_and_says_so(espalier: Run, tmp_pat
 def test_an_ambiguous_match_is_refused(compose: Callable[..., dict[str, Any]]) -> None:
     pre = make_cells((f"s{n}", compose(f"seed={n}")) for n in (1, 2))
     points = [("it", compose("seed=1", "train.steps=3"))]
-    stage = Stage(after="pre", match=("train.clip",))
-    with pytest.raises(ConfigError, match=r"it \(train\.clip=1\.0\) starts from 2 cells of pre"):
-        link("ft", stage, points, pre)
-    with pytest.raises(ConfigError, match="from 0 cells"):
-        link("ft", Stage(after="pre", match=("train.steps",)), points, pre)
+    made = {"pre": pre}
+    with pytest.raises(
+        ConfigError, match=r"it \(train\.clip=1\.0\) takes input init of 2 cells of pre"
+    ):
+        link("ft", _from("pre", "train.clip"), points, made)
+    with pytest.raises(ConfigError, match="of 0 cells"):
+        link("ft", _from("pre", "train.steps"), points, made)
     with pytest.raises(ConfigError, match=r"match: no key model\.wide"):
-        link("ft", Stage(after="pre", match=("model.wide",)), points, pre)
-    (linked,) = link("ft", Stage(after="pre", match=("seed",)), points, pre)
-    assert linked[1]["upstream"]["run"] == pre[0].fingerprint
+        link("ft", _from("pre", "model.wide"), points, made)
+    (linked,) = link("ft", _from("pre", "seed"), points, made)
+    assert linked[1]["inputs"]["init"]["runs"] == [pre[0].fingerprint]
 
 
 def test_stages_come_after_those_they_start_from() -> None:
-    stages = {"c": Stage(after="b"), "b": Stage(after="a"), "a": Stage()}
+    stages = {"c": _from("b"), "b": _from("a"), "a": Stage()}
     assert [name for name, _ in in_order(stages)] == ["a", "b", "c"]
     with pytest.raises(ConfigError, match="x from y"):
-        list(in_order({"x": Stage(after="y")}))
+        list(in_order({"x": _from("y")}))
+
+
+def _from(stage: str, *match: str) -> Stage:
+    return Stage(inputs={"init": StageInput(stage=stage, match=match)})
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
