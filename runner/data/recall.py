@@ -28,13 +28,8 @@ class RecallSamples(Dataset[Sample]):
     def __init__(
         self, cfg: RecallConfig, vocab_size: int, seq: int, seed: int, split: Split = "train"
     ) -> None:
-        self.cfg, self.vocab_size, self.seq, self.seed, self.split = (
-            cfg,
-            vocab_size,
-            seq,
-            seed,
-            split,
-        )
+        self.cfg, self.vocab_size, self.seq = cfg, vocab_size, seq
+        self.seed, self.split = seed, split
         self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, index: int) -> Sample:

@@ -71,22 +71,22 @@ class Cell:
 
 
 def with_execution(cell: Cell, changes: Mapping[str, Any]) -> Cell:
-    """Return `cell` with other values of keys that cannot change its result.
+    """Return `cell` with `changes` of execution keys, which cannot change its result.
 
     Raises:
-        ConfigError: a key is unknown, or its value counts for this cell: that is another cell.
+        ConfigError: a key is unknown, or its value changes the result, which makes another cell.
     """
     node = freeze(cell.config)
     for key, value in changes.items():
         set_key(node, key, value)
     changed = replace(validate(node), root=cell.config.root)
     half = execution_half(node)
-    counting = [key for key in changes if not is_among(key, half)]
-    if counting or derived(changed) != derived(cell.config):
-        what = counting[0] if counting else next(iter(changes))
+    science_keys = [key for key in changes if not is_among(key, half)]
+    if science_keys or derived(changed) != derived(cell.config):
+        key = science_keys[0] if science_keys else next(iter(changes))
         raise ConfigError(
-            f"{what}={changes[what]} changes the result of {cell.label}: with it, it is another cell; "
-            "give that to the sweep's own command"
+            f"{key}={changes[key]} changes the result of {cell.label}: with it, it is another "
+            "cell; give that to the sweep's own command"
         )
     return replace(cell, config=changed)
 
@@ -117,7 +117,7 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     """
     cells: dict[str, Cell] = {}
     problems = []
-    contents: dict[str, Any] = {}
+    contents: dict[str, Any] = {}  # so that text is hashed once, not once a cell
     for label, node in points:
         try:
             run = validate(with_pretrained(node))

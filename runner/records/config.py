@@ -205,20 +205,20 @@ def freeze(run: RunConfig) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the keys and values of `key=value` arguments, values read as YAML.
+    """Return {key: value} of `key=value` arguments, values parsed as YAML.
 
     Raises:
-        ConfigError: one is no override.
+        ConfigError: an argument has no `=`, no key, or starts with a dash.
     """
-    found = {}
+    overrides = {}
     for argument in arguments:
         key, sign, text = argument.partition("=")
         if not sign or not key or key.startswith("-"):
             raise ConfigError(f"{argument!r} is no override; give key=value")
         import yaml  # noqa: PLC0415
 
-        found[key] = yaml.safe_load(text)
-    return found
+        overrides[key] = yaml.safe_load(text)
+    return overrides
 
 
 def execution_half(node: Mapping[str, Any]) -> set[str]:

@@ -52,10 +52,11 @@ class Contents:
 
 
 def contents_of(run: RunConfig, known: dict[str, Any] | None = None) -> Contents:
-    """Return the hashes of what `run` reads: this reads the files.
+    """Return the hashes of the content that `run` reads; this reads all the files.
 
     Args:
-        known: of runs before, by the config that reads; filled: the same text is read once, not once a run.
+        known: hashes by the config that reads, filled by each call; hand it in again so that the
+            runs of a sweep read the same text once.
     """
     known = {} if known is None else known
 
@@ -182,7 +183,10 @@ def samples_depend_on_each_other(run: RunConfig) -> bool:
 
 
 def derived(run: RunConfig) -> dict[str, int]:
-    """Return what counts where samples of one forward pass depend on each other, and differs from the neutral value."""
+    """Return the batch sizes that count where samples of one forward pass depend on each other.
+
+    Those at their neutral values are left out.
+    """
     if not samples_depend_on_each_other(run):
         return {}
     train = run.train
