@@ -1,4 +1,4 @@
-"""docs/run-folder.md, held up to all who read a run: the same folders, written by hand, for each of them."""
+"""All readers of a run follow docs/run-folder.md: each reads the same folders, written by hand."""
 
 import io
 import json
@@ -223,9 +223,9 @@ def cell(cells: dict[str, Cell], name: str) -> Cell:
     return cells[name]
 
 
-def same(found: dict[Any, float], expected: dict[Any, float]) -> bool:
-    """Whether both have the same values at the same places, in the same order; NaN is NaN."""
-    return repr(list(found.items())) == repr(list(expected.items()))
+def same(values: dict[Any, float], expected: dict[Any, float]) -> bool:
+    """Return whether both have the same items in the same order; NaN equals NaN."""
+    return repr(list(values.items())) == repr(list(expected.items()))
 
 
 def latest(losses: dict[int, float]) -> dict[str, float]:
@@ -243,8 +243,8 @@ def test_analysis_reads_the_same(runs: Runs, cell: Cell, case: Case) -> None:
     mine = runs.history[
         (runs.history["fingerprint"] == cell.fingerprint) & (runs.history["key"] == "loss")
     ]
-    found = dict(zip(mine["step"].tolist(), mine["value"].tolist(), strict=True))
-    assert same(found, case.losses)
+    losses = dict(zip(mine["step"].tolist(), mine["value"].tolist(), strict=True))
+    assert same(losses, case.losses)
 
 
 def test_both_agree_on_the_state(runs: Runs, cell: Cell, case: Case) -> None:
@@ -271,9 +271,8 @@ def test_the_sparkline_goes_through_what_counts(cell: Cell, case: Case, tmp_path
     else:
         assert titles == [(f"{max(finite.values()):.3f}", f"{min(finite.values()):.3f}")]
     if 2 <= len(finite) < 60:
-        assert len(re.findall(r"[\d.]+,[\d.]+", re.findall(r'points="(.*?)"', page)[0])) == len(
-            finite
-        )
+        (line,) = re.findall(r'points="(.*?)"', page)
+        assert len(re.findall(r"[\d.]+,[\d.]+", line)) == len(finite)
 
 
 def test_a_study_is_told_the_last_value_that_counts(cell: Cell, case: Case, tmp_path: Path) -> None:
@@ -290,7 +289,7 @@ def test_a_study_is_told_the_last_value_that_counts(cell: Cell, case: Case, tmp_
 
 
 def test_an_evaluation_goes_on_after_the_last_row_that_counts(cell: Cell, case: Case) -> None:
-    text = case.text.replace('"loss"', '"val_loss"')
+    text = case.text.replace('"loss"', '"val_tokens"')
     folder = cell.folder.parent / f"of {cell.fingerprint}"
     folder.mkdir(exist_ok=True)
     (folder / "metrics.jsonl").write_text(text)
@@ -299,10 +298,10 @@ def test_an_evaluation_goes_on_after_the_last_row_that_counts(cell: Cell, case: 
 
 def test_show_prints_the_last_row_that_counts(cell: Cell, case: Case) -> None:
     *_, line = describe(cell.folder)
-    found = {key: float(value) for key, value in (part.split("=") for part in line.split())}
-    found.pop("val_loss", None)
+    shown = {key: float(value) for key, value in (part.split("=") for part in line.split())}
+    shown.pop("val_loss", None)
     expected = {key: float(f"{value:.6g}") for key, value in latest(case.losses).items()}
-    assert same(found, expected)
+    assert same(shown, expected)
 
 
 def test_a_store_that_is_filled_at_once_has_what_counts(root: Path, runs: Runs) -> None:
@@ -358,7 +357,7 @@ def test_a_store_keeps_what_it_has_and_is_told_that_it_does_not_count(tmp_path: 
 
 
 class Pause(threading.Event):
-    """What the printer waits for: meanwhile the first time the file grows, the second time the run ends."""
+    """The printer's wait: during the first one the file grows, during the second the run ends."""
 
     def __init__(self, file: Path, more: str) -> None:
         super().__init__()
@@ -492,7 +491,7 @@ def test_both_readers_do_as_the_rules_say(folder: Path, lines: list[dict[str, An
 def test_reading_as_a_file_grows_is_reading_it_at_once(
     folder: Path, lines: list[dict[str, Any]], cuts: list[int]
 ) -> None:
-    """Wherever the file is cut, in the middle of a line too: rows, latest values and the points of a store."""
+    """Rows, latest values and a store's points agree, wherever the file is cut, even in a line."""
     text = "".join(json.dumps(line) + "\n" for line in lines).encode()
     file = folder / "metrics.jsonl"
     file.write_bytes(b"")

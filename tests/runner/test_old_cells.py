@@ -1,7 +1,8 @@
-"""Runs that an earlier version trained keep their names, are read, shown, resumed and found finished.
+"""Runs of an earlier version keep their fingerprints and are read, shown, resumed and skipped.
 
-`tests/fixtures/runs_2026_11` holds what commit 9bf7a13 wrote, and in cells.json what it was asked. Nothing
-makes these files anew: where a test fails, the code has forgotten a run folder that users have.
+`tests/fixtures/runs_2026_11` holds what commit 9bf7a13 wrote, and in cells.json the overrides that
+it was given. These files are never regenerated: a failing test means that the code no longer reads
+run folders that users have.
 """
 
 import hashlib
@@ -192,7 +193,7 @@ def _cli(*arguments: str) -> str:
 def test_an_old_interrupted_run_ends_at_the_bits_of_an_uninterrupted_one(
     row: dict[str, Any], own_root: Path
 ) -> None:
-    """On another processor, or with another torch, losses agree as far as the order of sums lets them: to 1e-3."""
+    """On another processor or torch the order of sums differs, so losses agree to 1e-3 only."""
     folder, whole = own_root / "runs" / row["fingerprint"], row["uninterrupted"]
     before = len(journal.attempts(folder))
     done = _run(row["overrides"], own_root)

@@ -234,6 +234,6 @@ def test_what_cannot_be_evaluated_is_said(
     freeze_cell(other)
     join_sweep("x", [other])
     cells, _, skipped = evaluation_cells(tmp_path, "x", _keys(task))
-    assert [c.config.upstream.run for c in cells if c.config.upstream] == [cell.fingerprint]
+    assert [c.config.inputs["init"].run for c in cells] == [cell.fingerprint]
     assert "no checkpoint (new): left out" in skipped[0]
     assert find_cell(tmp_path, cell.fingerprint).fingerprint != cells[0].fingerprint

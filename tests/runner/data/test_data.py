@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runner.data.corpus import loads
 from runner.data.order import TrainingSamples, validation_batches
 from runner.data.sources import SourceConfig
-from runner.data.tokenizers import ByteTokenizer, loads
+from runner.data.tokenizers import ByteTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.data.tokens import TokenFile, prepare
 from runner.data.tokens_config import DataConfig

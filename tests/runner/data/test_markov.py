@@ -1,4 +1,4 @@
-"""The Markov chain: its table is what its text shows, its entropy what a model reaches, its validation its own."""
+"""The Markov chain: sequences follow its table, and its entropy is the least loss."""
 
 from pathlib import Path
 
@@ -26,12 +26,12 @@ def test_text_follows_the_table() -> None:
     chain = shared_chain(_cfg(order=2, concentration=0.5), 4)
     ids = chain.walk(60000, np.random.default_rng(0))
     context = ids[:-2] * 4 + ids[1:-1]
-    for place in range(16):
-        seen = ids[2:][context == place]
+    for row in range(16):
+        seen = ids[2:][context == row]
         if len(seen) > 500:
-            found = np.bincount(seen, minlength=4) / len(seen)
+            frequencies = np.bincount(seen, minlength=4) / len(seen)
             bound = 4 * (0.25 / len(seen)) ** 0.5
-            np.testing.assert_allclose(found, chain.table[place], atol=bound)
+            np.testing.assert_allclose(frequencies, chain.table[row], atol=bound)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -39,17 +39,16 @@ def test_entropy_is_what_a_model_that_knows_the_table_pays(order: int) -> None:
     cfg = _cfg(order=order, num_val=8)
     total, count = 0.0, 0
     for batch in _corpus(cfg).held_out(32, 3, 10**6):
-        for tokens, targets in zip(
-            batch["tokens"].tolist(), batch["targets"].tolist(), strict=True
-        ):
+        rows = zip(batch["tokens"].tolist(), batch["targets"].tolist(), strict=True)
+        for tokens, targets in rows:
             assert tokens[1:] == targets[:-1]
             text = [*tokens, targets[-1]]
-            for place in range(1, len(text)):
+            for i in range(1, len(text)):
                 row = 0
-                for token in text[max(0, place - order) : place]:
+                for token in text[max(0, i - order) : i]:
                     row = row * 4 + token
-                known = place >= order
-                total -= np.log(shared_chain(cfg, 4).table[row, text[place]] if known else 0.25)
+                p = shared_chain(cfg, 4).table[row, text[i]] if i >= order else 0.25
+                total -= np.log(p)
                 count += 1
     assert count == 8 * 32
     assert entropy(cfg, 4, 32, 10**6) == pytest.approx(total / count)
@@ -57,34 +56,33 @@ def test_entropy_is_what_a_model_that_knows_the_table_pays(order: int) -> None:
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_in_context_the_least_loss_is_that_of_counting(order: int) -> None:
-    """The posterior mean of a Dirichlet row, written out; each sequence follows a table of its own."""
+    """Written out: the posterior mean of a Dirichlet row, where each sequence has its own table."""
     cfg = _cfg(order=order, num_val=6, concentration=0.3, in_context=True)
-    found = []
+    losses = []
     for batch in _corpus(cfg).held_out(24, 4, 10**6):
         for tokens, targets in zip(
             batch["tokens"].tolist(), batch["targets"].tolist(), strict=True
         ):
             text = [*tokens, targets[-1]]
-            for place in range(1, len(text)):
-                same = [
-                    i
-                    for i in range(order, place)
-                    if text[i - order : i] == text[place - order : place]
-                ]
-                hits = sum(text[i] == text[place] for i in same)
-                p = (hits + 0.3) / (len(same) + 1.2) if place >= order else 0.25
-                found.append(-np.log(p))
-    assert len(found) == 6 * 24
-    assert entropy(cfg, 4, 24, 10**6) == pytest.approx(np.mean(found))
+            for i in range(1, len(text)):
+                context = text[i - order : i]
+                same = [j for j in range(order, i) if text[j - order : j] == context]
+                hits = sum(text[j] == text[i] for j in same)
+                p = (hits + 0.3) / (len(same) + 1.2) if i >= order else 0.25
+                losses.append(-np.log(p))
+    assert len(losses) == 6 * 24
+    assert entropy(cfg, 4, 24, 10**6) == pytest.approx(np.mean(losses))
 
 
-def test_counting_tokens_is_worse_than_counting_pairs_where_pairs_tell() -> None:
+def test_counting_tokens_is_worse_than_counting_pairs_where_pairs_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cfg = _cfg(order=1, num_val=32, concentration=0.05, in_context=True)
     alone = counting_loss(cfg, 4, 48, 10**6, order=0)
     assert entropy(cfg, 4, 48, 10**6) < alone < np.log(4)
     text = np.array([0, 1, 1, 0])  # of four symbols the first 1 is new, the second is not, 0 is
     fixed = MarkovConfig(in_context=True)
-    object.__setattr__(fixed, "_held_out", lambda *_: text[None])
+    monkeypatch.setattr("runner.data.markov._held_out", lambda *_: text[None])
     assert counting_loss(fixed, 4, 3, 3, order=0, start=0.5) == pytest.approx(
         -np.log([0.5 / 2, 1.5 / 3, 0.5 / 4]).mean()
     )

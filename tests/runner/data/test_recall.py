@@ -1,4 +1,4 @@
-"""Associative recall: what is asked has one answer, in the example itself, and nothing else is a target."""
+"""Associative recall: the targets are the values of repeated keys, which the example holds."""
 
 import json
 from dataclasses import replace
@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from analysis.runs import from_folders
+from runner.data.corpus import loads
 from runner.data.recall import RecallSamples
 from runner.data.recall_config import RecallConfig
-from runner.data.tokenizers import SymbolTokenizer, loads
+from runner.data.tokenizers import SymbolTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.machine.errors import DataError
 from tests.command_server import run
@@ -27,20 +28,20 @@ def test_every_question_is_answered_by_the_pairs_before_it() -> None:
         pairs = dict(zip(tokens[0:8:2], tokens[1:8:2], strict=True))
         assert len(pairs) == len(set(pairs.values())) == 4
         assert all(1 <= key < 32 <= value < 64 for key, value in pairs.items())
-        asked = [place for place, target in enumerate(targets) if target >= 0]
-        assert len(asked) == 4
-        assert min(asked) >= 8
-        assert all(place % 2 == 0 for place in asked)
-        assert sorted(tokens[place] for place in asked) == sorted(pairs)
-        assert all(targets[place] == pairs[tokens[place]] for place in asked)
+        queries = [position for position, target in enumerate(targets) if target >= 0]
+        assert len(queries) == 4
+        assert min(queries) >= 8
+        assert all(position % 2 == 0 for position in queries)
+        assert sorted(tokens[position] for position in queries) == sorted(pairs)
+        assert all(targets[position] == pairs[tokens[position]] for position in queries)
 
 
 def test_near_places_are_asked_more_often_by_the_power_law() -> None:
     samples = RecallSamples(RecallConfig(num_pairs=1), 64, 34, seed=0)
-    places = [int((samples.example(n, n)["targets"] >= 0).nonzero()) for n in range(3000)]
-    found = np.bincount([(place - 2) // 2 for place in places], minlength=16) / 3000
+    positions = [int((samples.example(n, n)["targets"] >= 0).nonzero()) for n in range(3000)]
+    frequencies = np.bincount([(i - 2) // 2 for i in positions], minlength=16) / 3000
     law = np.arange(1, 17) ** -0.99
-    np.testing.assert_allclose(found, law / law.sum(), atol=4 * (0.25 / 3000) ** 0.5)
+    np.testing.assert_allclose(frequencies, law / law.sum(), atol=4 * (0.25 / 3000) ** 0.5)
 
 
 def test_an_epoch_visits_each_example_once_and_seeds_differ_in_order_only() -> None:
@@ -95,7 +96,7 @@ def test_recall_of_text_is_refused_before_any_run_starts() -> None:
 
 
 def test_attention_learns_to_recall_and_the_run_says_how_often(tmp_path: Path) -> None:
-    """A convolution binds each value to its key; which of two values is meant, only attention can tell."""
+    """A convolution binds each value to its key; only attention can tell two pairs apart."""
     overrides = [
         "model=gpt_pico",
         "model.depth=1",
@@ -126,10 +127,10 @@ def test_attention_learns_to_recall_and_the_run_says_how_often(tmp_path: Path) -
     assert accuracy[-1] > 0.9
     assert torch.tensor(accuracy).isfinite().all()
     runs = from_folders(tmp_path, "default")
-    places, last = runs.positions(), runs.table.iloc[0]
-    assert places["n"].sum() == last["val_tokens"] == 2 * 100
-    assert places["position"].between(4, 15).all()
-    mean = (places["loss"] * places["n"]).sum() / places["n"].sum()
+    positions, last = runs.positions(), runs.table.iloc[0]
+    assert positions["n"].sum() == last["val_tokens"] == 2 * 100
+    assert positions["position"].between(4, 15).all()
+    mean = (positions["loss"] * positions["n"]).sum() / positions["n"].sum()
     assert mean == pytest.approx(last["val_loss"], abs=1e-6)
     with pytest.raises(ValueError, match=r"eval\.details"):
         replace(runs, root=None).positions()

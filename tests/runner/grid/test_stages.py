@@ -1,4 +1,4 @@
-"""Stages: what starts from what, what a change reruns, and what a longer run continues."""
+"""Stages: which cells are whose inputs, what a change reruns, what a longer run continues."""
 
 import re
 import subprocess
@@ -20,7 +20,17 @@ from tests.command_server import run
 from tests.conftest import TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-STAGES = "hydra.sweeper.stages={pre:{params:{train.steps:12}},ft:{from:pre,match:[seed],params:{train.steps:6,eval.tokens:256,optim.lr:'1e-3,2e-3'}},ev:{from:ft,match:[seed,optim.lr],params:{train.steps:0,optim.lr:'1e-3,2e-3',eval.tokens:%d}}}"
+STAGES = (
+    "hydra.sweeper.stages={pre:{params:{train.steps:12}},"
+    "ft:{from:pre,match:[seed],params:{train.steps:6,eval.tokens:256,optim.lr:'1e-3,2e-3'}},"
+    "ev:{from:ft,match:[seed,optim.lr],"
+    "params:{train.steps:0,optim.lr:'1e-3,2e-3',eval.tokens:%d}}}"
+)
+
+
+def _after(stage: str, *match: str) -> Stage:
+    """Return a stage that starts from the model of another one."""
+    return Stage(inputs={"init": StageInput(stage=stage, match=match)})
 
 
 def _cells(root: Path) -> dict[str, Cell]:
@@ -50,9 +60,9 @@ def test_three_stages_run_in_order_and_a_changed_evaluation_reruns_itself_only(
     )
     assert not all(torch.equal(pre[k], ft[k]) for k in pre)
     assert not all(torch.equal(ft[k], ev[k]) for k in pre)
-    judged = cells["ev: lr=0.001 seed=1"].folder
-    assert not list(judged.glob("checkpoints/*"))
-    assert _last(judged, "val_loss") == pytest.approx(_last(tuned.folder, "val_loss"), rel=1e-6)
+    evaluated = cells["ev: lr=0.001 seed=1"].folder
+    assert not list(evaluated.glob("checkpoints/*"))
+    assert _last(evaluated, "val_loss") == pytest.approx(_last(tuned.folder, "val_loss"), rel=1e-6)
     again = sweep(STAGES % 512)
     assert "10 cells (6 finished, 4 new); 4 to run" in again.stderr
     assert again.returncode == 0
@@ -71,17 +81,12 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(espalier: Run, tmp_path: P
     longer = espalier("-m", *more, *goes_on)
     assert longer.returncode == 0, longer.stderr
     assert espalier("-m", *more).returncode == 0
-    extended, whole = (
-        next(
-            f for f in tmp_path.glob("runs/*") if f != trunk and (not load_cell(f).inputs) is alone
-        )
-        for alone in (False, True)
-    )
-    assert (
-        min(row["step"] for row in storage.read_lines(extended / "metrics.jsonl") if "loss" in row)
-        == 13
-    )
-    one, two = _weights(extended), _weights(whole)
+    others = [folder for folder in tmp_path.glob("runs/*") if folder != trunk]
+    (extended,) = (folder for folder in others if load_cell(folder).inputs)
+    (uninterrupted,) = (folder for folder in others if not load_cell(folder).inputs)
+    rows = storage.read_lines(extended / "metrics.jsonl")
+    assert min(row["step"] for row in rows if "loss" in row) == 13
+    one, two = _weights(extended), _weights(uninterrupted)
     assert all(torch.equal(one[name], two[name]) for name in one)
     short = espalier(
         "-m",
@@ -98,7 +103,10 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(espalier: Run, tmp_path: P
 
 
 def test_what_starts_from_a_failed_cell_waits_and_says_so(espalier: Run, tmp_path: Path) -> None:
-    stages = "hydra.sweeper.stages={pre:{params:{model._target_:tests.faults.FaultyConfig,model.fault:raise}},ft:{from:pre,match:[seed],params:{train.steps:6}}}"
+    stages = (
+        "hydra.sweeper.stages={pre:{params:{model._target_:tests.faults.FaultyConfig,"
+        "model.fault:raise}},ft:{from:pre,match:[seed],params:{train.steps:6}}}"
+    )
     done = espalier("-m", "seed=1", "name=g", stages)
     assert done.returncode == 1
     assert "waits for" in done.stderr
@@ -110,27 +118,22 @@ def test_an_ambiguous_match_is_refused(compose: Callable[..., dict[str, Any]]) -
     pre = make_cells((f"s{n}", compose(f"seed={n}")) for n in (1, 2))
     points = [("it", compose("seed=1", "train.steps=3"))]
     made = {"pre": pre}
-    with pytest.raises(
-        ConfigError, match=r"it \(train\.clip=1\.0\) takes input init of 2 cells of pre"
-    ):
-        link("ft", _from("pre", "train.clip"), points, made)
+    message = r"it \(train\.clip=1\.0\) takes input init of 2 cells of pre"
+    with pytest.raises(ConfigError, match=message):
+        link("ft", _after("pre", "train.clip"), points, made)
     with pytest.raises(ConfigError, match="of 0 cells"):
-        link("ft", _from("pre", "train.steps"), points, made)
+        link("ft", _after("pre", "train.steps"), points, made)
     with pytest.raises(ConfigError, match=r"match: no key model\.wide"):
-        link("ft", _from("pre", "model.wide"), points, made)
-    (linked,) = link("ft", _from("pre", "seed"), points, made)
+        link("ft", _after("pre", "model.wide"), points, made)
+    (linked,) = link("ft", _after("pre", "seed"), points, made)
     assert linked[1]["inputs"]["init"]["runs"] == [pre[0].fingerprint]
 
 
-def test_stages_come_after_those_they_start_from() -> None:
-    stages = {"c": _from("b"), "b": _from("a"), "a": Stage()}
+def test_stages_come_after_those_of_their_inputs() -> None:
+    stages = {"c": _after("b"), "b": _after("a"), "a": Stage()}
     assert [name for name, _ in in_order(stages)] == ["a", "b", "c"]
     with pytest.raises(ConfigError, match="x from y"):
-        list(in_order({"x": _from("y")}))
-
-
-def _from(stage: str, *match: str) -> Stage:
-    return Stage(inputs={"init": StageInput(stage=stage, match=match)})
+        list(in_order({"x": _after("y")}))
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:

@@ -53,7 +53,7 @@ PARTS = sorted(p.stem for p in (CONF / "model/part").glob("*.yaml"))
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_is_a_branch_by_one_override(part: str, compose: Compose) -> None:
-    """Its `_target_`s come back from the frozen cell; its class counts in the fingerprint, its neutral fields not."""
+    """Freezing keeps its `_target_`; its class enters the fingerprint, neutral fields do not."""
     node = compose(f"+model/part@model.parts.x={part}", "model.pattern=xf")
     cfg = validate(node)
     with torch.device("meta"):
@@ -237,21 +237,17 @@ def test_execution_keys_do_not_count_and_science_keys_do(compose: Compose) -> No
 
 
 def test_every_field_is_one_of_the_two_halves(compose: Compose) -> None:
-    """Another value of a field changes the fingerprint, or the field is declared as execution: never both or neither."""
+    """Changing a field changes the fingerprint unless the field is declared as execution."""
     for choice in ("", "model=hybrid", "optim=muon", "data=recall", "precision=nvfp4"):
-        given = [
-            choice,
-            *(["tokenizer=symbols", "tokenizer.vocab_size=64"] if "recall" in choice else []),
-        ]
-        node = compose(*filter(None, given)) if choice else compose()
-        run = validate(node)
+        symbols = ["tokenizer=symbols", "tokenizer.vocab_size=64"] if "recall" in choice else []
+        run = validate(compose(*filter(None, [choice, *symbols])))
         execution, contents = execution_half(freeze(run)), contents_of(run)
         before = science(run, contents)
         hashed = {k.rpartition(".")[0] if k.endswith(".content") else k for k in before}
         for key, value in flatten(freeze(run)).items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            # The first count where there are benchmarks (test_harness.py), the others for some models (below).
+            # The first count with benchmarks (test_harness.py), the others for some models (below).
             if key.startswith("eval.harness.") or key in ("eval.batch_size", "train.micro_batch"):
                 continue
             changed = freeze(run)

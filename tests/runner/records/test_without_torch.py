@@ -1,4 +1,4 @@
-"""Configs need no torch: every class of conf/ is imported, validated and hashed where there is none."""
+"""Configs need no torch: every class of conf/ is imported, validated and hashed without it."""
 
 import os
 import subprocess
@@ -59,7 +59,8 @@ def test_a_cell_has_its_fingerprint_and_its_sizes(text: Path) -> None:
     code = (
         "(cell,) = make_cells([('', composed(*sys.argv[1:]))])\n"
         "model = cell.config.model\n"
-        "print(cell.fingerprint, model.num_parameters(257), *model.forward_flops_per_sequence(257, 64))"
+        "flops = model.forward_flops_per_sequence(257, 64)\n"
+        "print(cell.fingerprint, model.num_parameters(257), *flops)"
     )
     for model in ("gpt_nano", "hybrid"):
         printed = _run(code, f"model={model}", "data=text", f"data.sources.0.path={text}")

@@ -1,4 +1,4 @@
-"""MLflow as a view of the run folders: complete, nothing double, whatever the store does meanwhile."""
+"""MLflow as a view of the run folders: complete and without duplicates, whatever the store does."""
 
 import contextlib
 import json
@@ -65,9 +65,10 @@ def test_mlflow_gets_everything_once(espalier: Run, tmp_path: Path) -> None:
 
 def test_points_past_a_restored_step_are_delivered_once(tmp_path: Path) -> None:
     parts = [
-        '{"step": 1, "time": 1.0, "loss": 5.0}\n{"step": 2, "time": 2.0, "loss": 4.0, "mfu": 0.5}\n',
+        '{"step": 1, "time": 1.0, "loss": 5.0}\n'
+        '{"step": 2, "time": 2.0, "loss": 4.0, "mfu": 0.5}\n',
         '{"restored": 1, "time": 3.0, "attempt": 2}\n'
-        '{"step": 2, "time": 3.5, "attempt": 1, "loss": 9.0}\n'  # of a worker that was taken for dead
+        '{"step": 2, "time": 3.5, "attempt": 1, "loss": 9.0}\n'  # a worker that was taken for dead
         '{"step": 2, "time": 4.0, "attempt": 2, "loss": 4.5, "mfu": 0.4}\n',
         '{"step": 3, "time": 5.0, "attempt": 2, "loss": 3.0}\n{"step": 4, "ti',
     ]
@@ -284,7 +285,7 @@ def _write(cell: Cell) -> None:
 def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(
     tmp_path: Path, compose: Compose
 ) -> None:
-    """Three uploaders start on an empty store while the cells write: one holds it, the others wait."""
+    """Three uploaders start on an empty store while cells write: one holds it, the others wait."""
     cells = _sixty_four(tmp_path, compose)
     uploaders = [
         start("runner.views.mlflow", "many", "--root", str(tmp_path), keep=True) for _ in range(3)
@@ -299,7 +300,7 @@ def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(
 
 
 def test_64_cells_feed_a_server_at_once(tmp_path: Path, compose: Compose) -> None:
-    """Every cell has an uploader of its own; all begin together on a server that knows no experiment."""
+    """Every cell has an uploader of its own; all start at once on a server without experiments."""
     cells = _sixty_four(tmp_path, compose)
     server = Server(tmp_path)
     server.start()

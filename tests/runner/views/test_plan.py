@@ -105,7 +105,8 @@ def cell(compose: Callable[..., dict[str, Any]]) -> Callable[..., Cell]:
                 "precision=nvfp4",
                 "precision.backend=native",
             ],
-            r"NVFP4BlockScaling needs compute capability 10\.0, not 9\.0; use precision\.backend=auto",
+            r"NVFP4BlockScaling needs compute capability 10\.0, not 9\.0; "
+            r"use precision\.backend=auto",
         ),
         (["precision=mxfp8", "precision.backend=native", "train.device=cpu"], "only a GPU has"),
         (
@@ -149,9 +150,11 @@ def test_a_refused_cell_keeps_all_from_running(espalier: Run, tmp_path: Path) ->
 
 
 def _quotas(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a `quota` and an `lfs` on PATH that answer as the real ones do: kernels for tests have no quotas."""
+    """Put commands on PATH that answer as `quota` and `lfs` do: test machines have no quotas."""
     commands = {
-        "quota": "Disk quotas for user ada (uid 1000):\n     Filesystem  blocks  quota  limit  grace\n$mount  9000  9500  9999  0  12  0  0  0",
+        "quota": "Disk quotas for user ada (uid 1000):\n"
+        "     Filesystem  blocks  quota  limit  grace\n"
+        "$mount  9000  9500  9999  0  12  0  0  0",
         "lfs": "$mount\n        1010*    1000    1020  6d23h59m59s  12  0  0  -",
     }
     (folder / "bin").mkdir()
