@@ -280,11 +280,11 @@ def test_a_study_is_told_the_last_value_that_counts(cell: Cell, case: Case, tmp_
     study = Study(tmp_path / "sweeps" / "o", cfg, {})
     trial = study.study.ask()
     trial.set_user_attr("fingerprint", cell.fingerprint)
-    study.look(cell)
+    study.should_stop(cell)
     (seen,) = study.study.get_trials()
     assert same(seen.intermediate_values, case.losses)
     if case.state == "finished" and case.losses:
-        assert study.tell(cell)
+        assert study.record_outcome(cell)
         assert study.study.get_trials()[0].value == latest(case.losses)["loss"]
 
 

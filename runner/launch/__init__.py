@@ -1,1 +1,1 @@
-"""Where cells run: this machine's pool, SLURM; what a worker does; policies, studies, cancelling."""
+"""Launching cells: local pool and SLURM backends, the worker, studies, policies, cancelling."""

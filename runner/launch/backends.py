@@ -1,4 +1,4 @@
-"""The backends by the record that each leaves of itself."""
+"""The backend of a sweep's last launch, from launcher.json."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from runner.records.config import typed
 
 
 def last_backend(sweep: Path, jobs: int | None) -> Backend:
-    """Return the backend of a sweep's last start, or this machine with `jobs` places."""
+    """Return the backend of a sweep's last launch, or this machine with `jobs` cells at a time."""
     file = sweep / "launcher.json"
     record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"launcher": ""}
     if jobs is None and record["launcher"] == "slurm":

@@ -1,8 +1,8 @@
-"""Keeping cells from starting, and asking their holders to save and stop, wherever they run.
+"""Cancels cells: keeps them from starting, and makes running ones save and stop, on any host.
 
-The `cancel` file in a run folder does both: launchers do not start the cell, and its worker, on any
-host, sees the file with its next heartbeat. A worker of this host gets a signal too, and an array
-task that has nothing else to do is taken from SLURM.
+The `cancel` file in a run folder does both: launchers do not start the cell, and its worker sees
+the file at its next heartbeat. A worker on this host gets a signal too, and an array task without
+other cells is cancelled in SLURM.
 """
 
 import os
@@ -16,7 +16,11 @@ from runner.records.cells import Cell
 
 
 def cancel(cells: Sequence[Cell], tasks: Mapping[str, str]) -> Iterator[str]:
-    """Cancel `cells` and yield a line for each; `tasks` are the array tasks of all queued cells."""
+    """Cancel `cells` and yield a line for each.
+
+    Args:
+        tasks: the array task of each queued cell by fingerprint.
+    """
     open_cells = [c for c in cells if c.state in ("new", "interrupted", "running")]
     for cell in open_cells:
         cell.cancelled.touch()
@@ -24,10 +28,11 @@ def cancel(cells: Sequence[Cell], tasks: Mapping[str, str]) -> Iterator[str]:
     others = {task for fingerprint, task in tasks.items() if fingerprint not in chosen}
     for cell in cells:
         task = tasks.get(cell.fingerprint)
-        yield f"{cell.fingerprint[:6]} {cell.label}: {_tell(cell, None if task in others else task)}"
+        outcome = _stop(cell, None if task in others else task)
+        yield f"{cell.fingerprint[:6]} {cell.label}: {outcome}"
 
 
-def _tell(cell: Cell, task: str | None) -> str:
+def _stop(cell: Cell, task: str | None) -> str:
     state = cell.state
     if state not in ("new", "interrupted", "running"):
         return f"{state}, left as it is"

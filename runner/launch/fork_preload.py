@@ -1,4 +1,4 @@
-"""What the fork server imports once: all that a cell needs, so that a forked child imports nothing.
+"""The imports of the fork server: everything that a cell needs, so that its child imports nothing.
 
 It runs no parallel operation and touches no GPU: neither survives a fork.
 """

@@ -1,4 +1,4 @@
-"""This machine as a backend."""
+"""The backend of this machine."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -26,45 +26,44 @@ class Local:
         self.memory_gb: float | None = psutil.virtual_memory().total / 1e9
 
     def record(self) -> dict[str, Any]:
-        """Return the number of places."""
+        """Return the number of cells at a time."""
         return {"launcher": "local", "jobs": self.jobs}
 
     def prepare(self) -> None:
-        """Let the template of the workers import torch."""
+        """Start the fork server, which imports torch."""
         warm_up()
 
     def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
-        """Run the cells here; those that run under another launcher are waited for."""
+        """Run the cells here; wait for those that run under another launcher."""
         todo = [cell for cell in cells if cell.state in again]
         elsewhere = [cell for cell in cells if cell.state == "running"]
         for cell in todo:
             cell.cancelled.unlink(missing_ok=True)
             freeze_cell(cell, overwrite=True)
         if elsewhere:
-            view.say(f"{len(elsewhere)} run under another launcher; waiting for them too")
+            view.print(f"{len(elsewhere)} run under another launcher; waiting for them too")
         self.pool = self._pool(todo + elsewhere)
         device = "cuda" if self.pool.gpus else "cpu"
         recipes = [c.config.precision for c in todo if hasattr(c.config.precision, "notice")]
-        each_once = {repr(recipe): recipe for recipe in recipes}.values()
-        for line in {recipe.notice(device) for recipe in each_once} - {None}:
-            view.say(line)
-        self.pool.run(todo, elsewhere, view.tick)
+        distinct = {repr(recipe): recipe for recipe in recipes}.values()
+        for line in {recipe.notice(device) for recipe in distinct} - {None}:
+            view.print(line)
+        self.pool.run(todo, elsewhere, view.refresh)
 
     def run_study(self, study: "Study", view: View) -> None:
-        """Run trials here, one after another in each place."""
-        base = validate(study.base)
-        need = Cell(base, {}, "", "")
-        self.pool = self._pool([need] * study.cfg.trials)
+        """Run trials here, `jobs` at a time."""
+        typical = Cell(validate(study.base), {}, "", "")
+        self.pool = self._pool([typical] * study.cfg.trials)
         self.pool.source = study
-        self.pool.run([], [], view.tick)
+        self.pool.run([], [], view.refresh)
 
     def leave(self) -> str:
-        """Let every running cell save and stop."""
+        """Make every running cell save and stop."""
         self.pool.stop()
         return "stopped; every running cell saved its state. Run the same command to go on."
 
     def _pool(self, cells: list[Cell]) -> Pool:
-        """Return a pool with threads divided among its places.
+        """Return a pool that divides the cores among the cells that run at a time.
 
         Raises:
             ConfigError: a cell needs more GPUs or nodes than there are.
@@ -74,15 +73,18 @@ class Local:
         nodes = max((cell.config.resources.nodes for cell in cells), default=1)
         if need > len(gpus):
             raise ConfigError(
-                f"resources.gpus={need} but this machine has {len(gpus)}; lower it, or choose another machine"
+                f"resources.gpus={need} but this machine has {len(gpus)}; "
+                "lower it, or choose another machine"
             )
         if nodes > 1:
             raise ConfigError(f"resources.nodes={nodes} needs hydra/launcher=slurm")
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
+        cores = _num_cores()
         automatic = len(gpus) // need if need else (cores if cores <= 4 else cores // 4)
-        places = max(1, min(self.jobs or automatic, len(cells) or 1))
-        return Pool(jobs=places, threads=max(1, cores // places), gpus=gpus)
+        jobs = max(1, min(self.jobs or automatic, len(cells) or 1))
+        return Pool(jobs=jobs, threads=max(1, cores // jobs), gpus=gpus)
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

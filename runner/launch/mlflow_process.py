@@ -1,4 +1,4 @@
-"""The uploader beside a launcher or a job: a process of its own, since importing MLflow takes seconds."""
+"""Start and stop the process that uploads metrics to MLflow, whose import takes seconds."""
 
 import os
 import subprocess
@@ -7,26 +7,23 @@ from pathlib import Path
 
 from runner.records.config import RunConfig
 
-# Set where somebody already feeds MLflow: a worker then does not.
-FED = "ESPALIER_FED"
-_LAST_DELIVERY_S = 120
+# Set in the environment while an uploader runs: workers then start none.
+UPLOADER_RUNS = "ESPALIER_FED"
+_LAST_UPLOAD_S = 120
 
 
 def start_uploader(run: RunConfig, only: str | None = None) -> subprocess.Popen[bytes] | None:
-    """Feed the sweep of `run`, or `only` one of its fingerprints; None where tracking is off."""
+    """Start the uploader of a run's sweep and return its process; None if tracking is off.
+
+    Args:
+        only: upload the cell of this fingerprint alone.
+    """
     if run.track.uri == "off":
         return None
-    os.environ[FED] = "1"
+    os.environ[UPLOADER_RUNS] = "1"
     root = Path(run.root).resolve()
-    command = [
-        sys.executable,
-        "-m",
-        "runner.views.mlflow",
-        run.name,
-        "--root",
-        str(root),
-        "--until-closed",
-    ]
+    command = [sys.executable, "-m", "runner.views.mlflow", run.name]
+    command += ["--root", str(root), "--until-closed"]
     if run.track.uri:
         command += ["--uri", run.track.uri]
     if only:
@@ -38,13 +35,13 @@ def start_uploader(run: RunConfig, only: str | None = None) -> subprocess.Popen[
 
 
 def finish_uploader(
-    uploader: subprocess.Popen[bytes] | None, timeout_s: float = _LAST_DELIVERY_S
+    uploader: subprocess.Popen[bytes] | None, timeout_s: float = _LAST_UPLOAD_S
 ) -> bool:
-    """Close its input, which tells it to deliver the rest and end; True where it could in time."""
+    """Make the uploader upload the rest and end; return whether it did so within `timeout_s`."""
     if uploader is None or uploader.stdin is None:
         return True
-    os.environ.pop(FED, None)  # what this process starts from now on feeds itself again
-    uploader.stdin.close()
+    os.environ.pop(UPLOADER_RUNS, None)  # later workers of this process start their own
+    uploader.stdin.close()  # the signal to end
     try:
         return uploader.wait(timeout=timeout_s) == 0
     except (subprocess.TimeoutExpired, KeyboardInterrupt):

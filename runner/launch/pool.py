@@ -1,7 +1,7 @@
-"""Runs cells on this machine: a fork server imported torch once and forks a fresh child per cell.
+"""Runs cells on this machine, each in a child forked from a server that has imported torch.
 
-multiprocessing's forkserver is that template: it imports the preload list, then forks on request.
-A child that segfaults or runs out of memory ends that cell alone. A SLURM job is such a pool too.
+The server is multiprocessing's forkserver with a preload list. A child that segfaults or runs out
+of memory ends its own cell alone. A SLURM job runs such a pool too.
 """
 
 import os
@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psutil
 
 from runner.launch import policy
-from runner.launch.after_exit import record_crash, try_smaller
-from runner.launch.fork_server import FOR_CELLS, warm_up
-from runner.launch.mlflow_process import FED
+from runner.launch.after_exit import halve_micro_batch, record_crash
+from runner.launch.fork_server import STOP_SIGNALS, warm_up
+from runner.launch.mlflow_process import UPLOADER_RUNS
 from runner.machine.errors import DataError
 from runner.records import journal
 from runner.records.cells import Cell
@@ -32,26 +32,31 @@ from runner.records.metrics import latest
 if TYPE_CHECKING:
     from runner.grid.resources import ResourcesConfig  # torch: seconds
 
-_TICK_S, _LOOK_S = 0.25, 5.0
-_STARTS = 3  # tries to start a child whose template was killed
+_TICK_S, _CHECK_S = 0.25, 5.0
+_START_ATTEMPTS = 3  # to start a child after the fork server was killed
 
 
-class Source(Protocol):
-    """Gives out cells one by one, as places become free."""
+class CellSource(Protocol):
+    """Supplies a pool with cells one by one."""
 
     def next_cell(self) -> Cell | None:
-        """Return a cell to run, None once there is none."""
+        """Return a cell to run, None if there are no more."""
 
-    def tell(self, cell: Cell) -> bool:
-        """Take note of a cell that was run."""
+    def record_outcome(self, cell: Cell) -> bool:
+        """Record the outcome of a cell that has run; return False if it has not ended."""
 
-    def look(self, cell: Cell) -> bool:
-        """Look at a running cell; True where it is to be stopped."""
+    def should_stop(self, cell: Cell) -> bool:
+        """Read the progress of a running cell; return whether to stop it."""
 
 
 @dataclass
 class _Child:
-    """A cell's process, and what shows that it gets on."""
+    """A cell's process and its progress.
+
+    Args:
+        progress: changes as the cell gets on; it last did at `since`.
+        hung: why the process was killed as hanging, None if it was not.
+    """
 
     cell: Cell
     gpus: list[int]
@@ -65,33 +70,38 @@ class Pool:
     """Runs cells, `jobs` at a time.
 
     Args:
-        threads: cores of one place.
-        gpus: indices dealt out to the cells; None leaves them all that the environment shows.
-        source: where further cells come from; `given` are those of it that were run.
+        jobs: the most cells at a time.
+        threads: cores of each cell.
+        gpus: indices of the GPUs to divide among the cells; None lets each cell see all of them.
+        source: supplies further cells; those that have run are in `processed_cells`.
     """
 
     jobs: int
     threads: int
     gpus: list[int] | None = field(default_factory=list)
-    source: Source | None = None
-    given: list[Cell] = field(default_factory=list)
+    source: CellSource | None = None
+    processed_cells: list[Cell] = field(default_factory=list)
     stopping: bool = False
 
     def run(self, cells: list[Cell], elsewhere: list[Cell], tick: Callable[[], None]) -> None:
-        """Run `cells` to their end and wait for those `elsewhere`, taking over what is left there.
+        """Run `cells` to their end and wait for the end of those running `elsewhere`.
 
-        `tick` is called some times a second. After `stop` every child saves before this returns.
+        A cell interrupted elsewhere is continued here. After `stop` this returns when all children
+        have saved.
+
+        Args:
+            tick: called a few times a second.
         """
         warm_up()
         self._waiting, self._watched = list(cells), list(elsewhere)
         self._running: dict[BaseProcess, _Child] = {}
-        self._free, self._looked = list(self.gpus or []), time.monotonic()
+        self._free, self._last_check = list(self.gpus or []), time.monotonic()
         self._more = self.source is not None
         while self._running or (
             not self.stopping and (self._waiting or self._watched or self._more)
         ):
             if not self.stopping:
-                self._fill()
+                self._start_cells()
             tick()
             if self._running:
                 connection.wait([child.sentinel for child in self._running], timeout=_TICK_S)
@@ -99,9 +109,9 @@ class Pool:
                 time.sleep(_TICK_S)
             for process in [p for p in self._running if not p.is_alive()]:
                 self._reap(process)
-            if time.monotonic() - self._looked >= _LOOK_S:
-                self._looked = time.monotonic()
-                self._look()
+            if time.monotonic() - self._last_check >= _CHECK_S:
+                self._last_check = time.monotonic()
+                self._check_running()
             states = {cell.fingerprint: cell.state for cell in self._watched}
             self._waiting += [
                 c for c in self._watched if states[c.fingerprint] in ("new", "interrupted")
@@ -110,12 +120,12 @@ class Pool:
         tick()
 
     def stop(self) -> None:
-        """Ask every child to save and end; asked a second time, end them at once."""
+        """Make every child save and end; the second call kills them."""
         for process in list(getattr(self, "_running", ())):
             process.kill() if self.stopping else process.terminate()
         self.stopping = True
 
-    def _fill(self) -> None:
+    def _start_cells(self) -> None:
         self._waiting = [cell for cell in self._waiting if not cell.cancelled.exists()]
         while len(self._running) < self.jobs:
             if not self._waiting and self.source is not None and self._more:
@@ -128,36 +138,36 @@ class Pool:
                 self._waiting.clear()
                 self._more = False
                 return
-            cell = next((c for c in self._waiting if _may_start(c)), None)
+            cell = next((c for c in self._waiting if _inputs_ended(c)), None)
             if cell is None:
-                self._drop_orphans()
+                self._drop_unreachable()
                 return
             count = 0 if self.gpus is None else gpus_for(cell, self.gpus)
             if count > len(self._free):
                 return
-            mine, self._free = self._free[:count], self._free[count:]
+            gpus, self._free = self._free[:count], self._free[count:]
             self._waiting.remove(cell)
-            self._running[self._start(cell, mine)] = _Child(cell, mine)
+            self._running[self._start(cell, gpus)] = _Child(cell, gpus)
 
-    def _drop_orphans(self) -> None:
-        """Let go of cells that wait for a run which will not end here."""
+    def _drop_unreachable(self) -> None:
+        """Drop waiting cells with an input that neither runs, waits nor is watched."""
         running = [child.cell for child in self._running.values()]
-        coming = {c.fingerprint for c in (*self._waiting, *self._watched, *running)}
-        self._waiting = [c for c in self._waiting if coming.issuperset(c.waits_for())]
+        pending = {c.fingerprint for c in (*self._waiting, *self._watched, *running)}
+        self._waiting = [c for c in self._waiting if pending.issuperset(c.waits_for())]
 
     def _start(self, cell: Cell, gpus: list[int]) -> BaseProcess:
         arguments = (str(cell.folder), self.threads, gpus, cell.config.resources)
         kind = SpawnProcess if sys.platform == "darwin" else ForkServerProcess
-        for last in range(_STARTS, 0, -1):
-            child: BaseProcess = kind(target=_child, args=arguments)
+        for attempts_left in reversed(range(_START_ATTEMPTS)):
+            process: BaseProcess = kind(target=_run_child, args=arguments)
             try:
-                child.start()
+                process.start()
                 break
             except (EOFError, OSError):
-                if last == 1:
+                if not attempts_left:
                     raise
                 warm_up()
-        return child
+        return process
 
     def _reap(self, process: BaseProcess) -> None:
         child = self._running.pop(process)
@@ -166,22 +176,22 @@ class Pool:
             self._watched.append(child.cell)
             return
         record_crash(child.cell, process.exitcode or 0, child.hung)
-        smaller = try_smaller(child.cell)
+        smaller = halve_micro_batch(child.cell)
         if smaller is not None:
             self._waiting.insert(0, smaller)
         elif child.cell.state == "failed":
             policy.note_failure(child.cell)
         if self.source is not None:
-            self.source.tell(child.cell)
-            self.given.append(child.cell)
+            self.source.record_outcome(child.cell)
+            self.processed_cells.append(child.cell)
 
-    def _look(self) -> None:
-        """Repeat a stop that came before the child could hear it, and end children that hang."""
+    def _check_running(self) -> None:
+        """Repeat a stop that a child could not hear yet, and kill children that hang."""
         for process, child in self._running.items():
-            if self.stopping or (self.source is not None and self.source.look(child.cell)):
+            if self.stopping or (self.source is not None and self.source.should_stop(child.cell)):
                 process.terminate()
             limit = child.cell.config.resources.hang_min
-            now = _progress(process, child.cell)
+            now = _progress_mark(process, child.cell)
             if now != child.progress:
                 child.progress, child.since = now, time.monotonic()
             elif limit is not None and time.monotonic() - child.since > limit * 60:
@@ -189,9 +199,9 @@ class Pool:
                 _kill(process)
 
 
-def _progress(process: BaseProcess, cell: Cell) -> Any:
-    """Return what changes while a cell gets on: its step; before the first, the CPU time it has used."""
-    with suppress(DataError):  # a damaged file is told of elsewhere; the CPU time shows as much
+def _progress_mark(process: BaseProcess, cell: Cell) -> Any:
+    """Return a value that changes while a cell gets on: its step, or before that its CPU time."""
+    with suppress(DataError):  # a damaged file is reported elsewhere; the CPU time will do
         step = latest(cell.folder, "step").get("step", 0)
         if step:
             return step
@@ -204,7 +214,7 @@ def _progress(process: BaseProcess, cell: Cell) -> Any:
 
 
 def _kill(process: BaseProcess) -> None:
-    """End a child and what it has started."""
+    """Kill a child and its descendants."""
     try:
         tree = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -214,35 +224,35 @@ def _kill(process: BaseProcess) -> None:
     process.kill()
 
 
-def _may_start(cell: Cell) -> bool:
+def _inputs_ended(cell: Cell) -> bool:
     return not cell.waits_for()
 
 
 def gpus_for(cell: Cell, present: list[int]) -> int:
-    """Return how many GPUs `cell` gets on a machine that has `present`."""
-    asked: int | None = cell.config.resources.gpus
-    return min(1, len(present)) if asked is None else asked
+    """Return the number of GPUs of `cell` on a machine that has the GPUs `present`."""
+    num_gpus: int | None = cell.config.resources.gpus
+    return min(1, len(present)) if num_gpus is None else num_gpus
 
 
 def worker_command(folder: Path, resources: "ResourcesConfig") -> list[str]:
-    """Return the command that trains a cell in several processes, through srun in a SLURM job."""
+    """Return the command that runs a cell in several processes: torchrun, or srun in a job."""
     worker = ["-m", "runner.launch.worker", str(folder)]
     if "SLURM_JOB_ID" in os.environ:
         shape = [f"--nodes={resources.nodes}", f"--ntasks-per-node={resources.per_node}"]
         cores = max(1, resources.cpus // resources.per_node)
         shape += [f"--ntasks={resources.num_processes}", f"--cpus-per-task={cores}"]
-        # The pool is a step of this job itself: the ranks share its cores and memory.
+        # The pool is itself a step of this job: the ranks share its cores and memory.
         step = ["srun", "--overlap", "--mem=0", "--kill-on-bad-exit=1"]
         return [*step, *shape, sys.executable, *worker]
     torchrun = ["-m", "torch.distributed.run", "--standalone"]
     return [sys.executable, *torchrun, f"--nproc-per-node={resources.per_node}", *worker]
 
 
-def _child(folder: str, threads: int, gpus: list[int], resources: "ResourcesConfig") -> None:
-    """In the forked child: take the share of the machine that the launcher gave, then work."""
+def _run_child(folder: str, threads: int, gpus: list[int], resources: "ResourcesConfig") -> None:
+    """Run a cell in the forked child, on its share of the machine, and exit with its code."""
     os.environ["ESPALIER_LAUNCHED"] = "1"
-    if "SLURM_JOB_ID" not in os.environ:  # a job has it from the launcher that waits for it
-        os.environ[FED] = "1"
+    if "SLURM_JOB_ID" not in os.environ:  # in a job the launcher that waits for it has set this
+        os.environ[UPLOADER_RUNS] = "1"
     threads = max(1, threads // resources.per_node)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if gpus:
@@ -251,7 +261,7 @@ def _child(folder: str, threads: int, gpus: list[int], resources: "ResourcesConf
     os.dup2(log, 1)
     os.dup2(log, 2)
     if resources.num_processes > 1:
-        for number in FOR_CELLS:  # ignored in the template
+        for number in STOP_SIGNALS:  # ignored in the fork server
             signal.signal(number, signal.SIG_DFL)
         os.environ["MASTER_ADDR"] = socket.gethostname()
         os.environ["MASTER_PORT"] = str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
@@ -264,12 +274,13 @@ def _child(folder: str, threads: int, gpus: list[int], resources: "ResourcesConf
     torch.set_num_threads(threads)
     code = run_cell(Path(folder))
     sys.stdout.flush()
-    util._run_finalizers(0)  # type: ignore[attr-defined]  # gives back semaphores, of compiling for example
+    # Frees semaphores, for example those of compilation.
+    util._run_finalizers(0)  # type: ignore[attr-defined]
     os._exit(code)
 
 
 def count_gpus() -> list[int]:
-    """Return the indices of this machine's GPUs by NVML: torch would initialise CUDA."""
+    """Return the indices of this machine's GPUs, by NVML: torch would initialise CUDA."""
     import pynvml  # noqa: PLC0415
 
     try:

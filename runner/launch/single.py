@@ -1,4 +1,4 @@
-"""A single run in this process, its metrics printed as they are written: `python -m runner ...`."""
+"""A single run in this process, which prints its metrics: `python -m runner ...`."""
 
 import subprocess
 import threading
@@ -12,7 +12,7 @@ from runner.records.metrics import MetricsReader, valid_rows
 
 
 def run_here(cell: Cell) -> int:
-    """Train `cell` unless it is done; return the worker's exit code."""
+    """Run `cell` unless it has ended; return the worker's exit code."""
     console = Console(stderr=True)
     console.print(f"[bold]{cell.fingerprint}[/bold] {cell.state}: {cell.folder}")
     if cell.state in ("finished", "diverged"):
@@ -26,7 +26,7 @@ def run_here(cell: Cell) -> int:
         resources = cell.config.resources
         if resources.num_processes > 1:
             return _wait(subprocess.Popen(worker_command(cell.folder, resources)))
-        from runner.launch.worker import run_cell  # noqa: PLC0415  (torch: what is done needs none)
+        from runner.launch.worker import run_cell  # noqa: PLC0415  (slow: torch)
 
         return run_cell(cell.folder)
     finally:
@@ -42,13 +42,13 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     while True:
         try:
             return process.wait()
-        except KeyboardInterrupt:  # the ranks got it too: they save and end
+        except KeyboardInterrupt:  # the ranks receive it too: they save and end
             continue
 
 
 def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:
     reader = MetricsReader(cell.folder)
-    reader.read()  # earlier attempts' rows were printed then
+    reader.read()  # skip the rows of earlier attempts
     while True:
         last = done.wait(1.0)
         for row in valid_rows(reader.read()):

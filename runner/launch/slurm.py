@@ -1,9 +1,8 @@
-"""Cells as SLURM array jobs; the journal, squeue, sacct and the lease say what became of them.
+"""Cells as SLURM array jobs; their states come from the journal, the lease, squeue and sacct.
 
-submitit gives the sbatch text. A task is a pool (`runner/launch/slurm_job.py`) over one cell, or over
-`cells_per_job`; it runs a snapshot of the code taken at submission. Cells are grouped by what they
-need (`resources`), each group one array, cut where SLURM's limits are: MaxArraySize caps the index,
-so each part starts at 0 again; what the submit limit refuses follows as the queue drains.
+submitit writes the sbatch text. A task is a pool (`runner/launch/slurm_job.py`) over one cell or
+`cells_per_job` cells, run from a snapshot of the code. Cells with the same `resources` form an
+array, split by MaxArraySize; what the submit limit refuses is submitted as the queue drains.
 
     sweeps/<name>/submissions/<job>.json     {"job": id, "tasks": [[fingerprints], by array index]}
 """
@@ -35,10 +34,10 @@ if TYPE_CHECKING:
     from runner.launch.study import Study
 
 _POLL_S = 2.0
-_EMPTY = 5  # a controller that has just come back may know no jobs for some seconds
+_EMPTY_POLLS = 5  # a controller that has just restarted may list no jobs for some seconds
 _LIMIT = re.compile(r"(?i)limit|violates accounting|QOS")
-# The step was ended by a signal (KILL, TERM or USR2 before Python heard it): nothing of ours in it is left
-# to ask for another leg. A job that was cancelled is no longer RUNNING and gets none.
+# If a signal ended the step (KILL, or TERM or USR2 before Python could handle it), its own process
+# cannot requeue the task: the shell does. A cancelled job is no longer RUNNING and is not requeued.
 _TEARDOWN = """\
 code=$?
 case $code in 137|140|143)
@@ -49,15 +48,18 @@ exit $code"""
 
 @config
 class SlurmConfig:
-    """How cells are submitted; what each needs (cpus, memory, GPUs, time) stands in `resources`.
+    """Options of submission; the CPUs, memory, GPUs and time of a cell are in `resources`.
 
     Args:
-        warning_s: so long before its time limit a job saves and is queued again.
-        cells_per_job: cells of one array task, `at_once` of them at the same time on its GPU.
-        max_running: tasks at once.
+        warning_s: seconds before its time limit at which a job saves and is requeued.
+        cells_per_job: cells of one array task.
+        at_once: cells of a task that run at the same time on its GPU.
+        max_running: the most tasks that run at the same time.
+        partition, account, qos, constraint, gres, exclude, mail_user, mail_type: as in sbatch.
         setup: shell lines before the worker starts (module load, source activate).
-        srun: further arguments of srun; sbatch: further options of sbatch, {"mail-type": "END"}.
-        wait: show the table until all has ended; Ctrl-C leaves, the jobs go on.
+        srun: further arguments of srun.
+        sbatch: further options of sbatch: {"mail-type": "END"}.
+        wait: show the table until all cells have ended; Ctrl-C leaves, the jobs continue.
     """
 
     warning_s: int = 90
@@ -84,31 +86,31 @@ class SlurmConfig:
 
 
 class Slurm:
-    """The cluster: submit what is neither done nor queued, then watch it, or leave it alone."""
+    """The backend of a cluster: submits cells that are neither done nor queued, then watches."""
 
-    memory_gb: float | None = None  # nodes differ: resources.mem_gb says what a cell gets
+    memory_gb: float | None = None  # nodes differ; resources.mem_gb is a cell's share
 
     def __init__(self, cfg: SlurmConfig) -> None:
         self.cfg, self.waits, self._left = cfg, cfg.wait, False
 
     def record(self) -> dict[str, Any]:
-        """Return the keys of the submission."""
+        """Return the options of submission."""
         return {"launcher": "slurm", "keys": asdict(self.cfg)}
 
     def prepare(self) -> None:
-        """Nothing: jobs bring their own workers."""
+        """Do nothing: jobs start their own workers."""
 
     def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
-        """Submit, and wait for the end of all that is queued."""
+        """Submit the cells and, with `wait`, return when the queue holds none of them."""
         root = Path(cells[0].config.root).resolve()
         name = cells[0].config.name
         rest = self._submit(root, name, cells, again, view)
-        for waiting in self._looks(root, name, lambda: cells, view):
-            if rest and waiting is not None:
+        for tasks in self._poll(root, name, lambda: cells, view):
+            if rest and tasks is not None:
                 rest = self._submit(root, name, rest, again, view)
 
     def run_study(self, study: "Study", view: View) -> None:
-        """Submit slots, each a job that runs trial after trial, and wait for their end."""
+        """Submit slots, each an array task that runs trial after trial, and wait for their end."""
         base = validate(study.base)
         root, name = Path(base.root).resolve(), study.folder.name
         with storage.locked(study.folder / "submit.lock"):
@@ -117,30 +119,31 @@ class Slurm:
                 tasks = [{"study": str(study.folder)}] * slots
                 names = [[f"slot-{number}"] for number in range(slots)]
                 job = self._sbatch(root, name, snapshot(root), tasks, names, base.resources, [])
-                view.say(f"{slots} slots submitted as job {job}")
-        for _ in self._looks(root, name, study.cells, view):
+                view.print(f"{slots} slots submitted as job {job}")
+        for _ in self._poll(root, name, study.cells, view):
             pass
 
-    def _looks(
+    def _poll(
         self, root: Path, name: str, cells: Callable[[], list[Cell]], view: View
     ) -> Iterator[dict[str, str] | None]:
-        """Show the table every so often and yield what is queued, until nothing is.
+        """Update the table and yield the queued tasks by fingerprint, until there are none.
 
-        Yields None where SLURM does not answer, which is no end.
+        Yields None while SLURM does not answer.
         """
-        empty = 0
+        empty_polls = 0
         while self.waits and not self._left:
             end = time.monotonic() + _POLL_S
             while not self._left and time.monotonic() < end:
                 time.sleep(0.1)
             shown = cells()
-            waiting = record_lost_cells(root, name, shown)
-            if waiting is not None:
-                view.table.queued = lambda waiting=waiting: waiting  # type: ignore[misc]
-            view.tick()
-            yield waiting
-            empty = empty + 1 if waiting == {} else 0
-            if empty >= _EMPTY or (empty and {c.state for c in shown} <= set(journal.ENDED)):
+            tasks = record_lost_cells(root, name, shown)
+            if tasks is not None:
+                view.table.queued = lambda tasks=tasks: tasks  # type: ignore[misc]
+            view.refresh()
+            yield tasks
+            empty_polls = empty_polls + 1 if tasks == {} else 0
+            ended = {cell.state for cell in shown} <= set(journal.ENDED)
+            if empty_polls >= _EMPTY_POLLS or (empty_polls and ended):
                 return
 
     def leave(self) -> str:
@@ -151,63 +154,71 @@ class Slurm:
     def _submit(
         self, root: Path, name: str, cells: list[Cell], again: tuple[str, ...], view: View
     ) -> list[Cell]:
-        """Submit each cell that waits for it once, also where others launch too; return what was refused."""
+        """Submit the cells whose state is in `again`; return those that the submit limit refused.
+
+        A lock keeps concurrent launches from submitting a cell twice.
+
+        Raises:
+            StorageError: squeue does not answer, or sbatch fails.
+        """
         with storage.locked(root / "sweeps" / name / "submit.lock"):
-            waiting = record_lost_cells(root, name, cells)
-            if waiting is None:
+            jobs = record_lost_cells(root, name, cells)
+            if jobs is None:
                 raise StorageError(
                     "squeue does not answer; nothing was submitted, try again when it does"
                 )
-            known = [cell for cell in cells if cell.fingerprint in waiting]
-            todo = [c for c in cells if c.state in again and c.fingerprint not in waiting]
+            already_queued = [cell for cell in cells if cell.fingerprint in jobs]
+            todo = [c for c in cells if c.state in again and c.fingerprint not in jobs]
             for cell in todo:
                 cell.cancelled.unlink(missing_ok=True)
                 freeze_cell(cell, overwrite=True)
-            if known:
-                view.say(f"{len(known)} cells are in the queue already")
-            return self._arrays(root, name, todo, dict(waiting), view) if todo else []
+            if already_queued:
+                view.print(f"{len(already_queued)} cells are in the queue already")
+            return self._submit_arrays(root, name, todo, dict(jobs), view) if todo else []
 
-    def _arrays(
+    def _submit_arrays(
         self, root: Path, name: str, todo: list[Cell], jobs: dict[str, str], view: View
     ) -> list[Cell]:
-        """Submit an array for each stage and resource class; return the cells that the limit refused.
+        """Submit arrays by depth and resources; return the cells that the submit limit refused.
 
-        `jobs` are the array tasks of queued cells by fingerprint; those submitted are added.
+        Args:
+            jobs: the array tasks of queued cells by fingerprint; those submitted are added.
         """
-        code, rest = snapshot(root), list[Cell]()
-        for stage in _by_depth(todo):
-            ready = [c for c in stage if _comes(c, jobs)]
-            refused = {cell.fingerprint for cell in rest}
-            rest += [c for c in stage if refused.intersection(c.waits_for())]
+        code, refused = snapshot(root), list[Cell]()
+        for level in _by_depth(todo):
+            ready = [cell for cell in level if _has_inputs(cell, jobs)]
+            missing = {cell.fingerprint for cell in refused}
+            refused += [cell for cell in level if missing.intersection(cell.waits_for())]
             for group in group_by_resources(ready).values():
                 size = self.cfg.cells_per_job
                 tasks = [group[i : i + size] for i in range(0, len(group), size)]
                 while tasks:
-                    count, job = self._as_many(root, name, code, tasks, jobs)
+                    count, job = self._submit_most(root, name, code, tasks, jobs)
                     if job is None:
-                        rest += [cell for task in tasks for cell in task]
-                        view.say(
-                            f"{len(rest)} cells wait for the submit limit and follow as jobs end"
+                        refused += [cell for task in tasks for cell in task]
+                        number = len(refused)
+                        view.print(
+                            f"{number} cells wait for the submit limit and follow as jobs end"
                         )
                         break
                     sent = [cell for task in tasks[:count] for cell in task]
                     jobs |= {cell.fingerprint: job for cell in sent}
-                    view.say(f"{len(sent)} cells submitted as job {job} ({count} tasks)")
+                    view.print(f"{len(sent)} cells submitted as job {job} ({count} tasks)")
                     tasks = tasks[count:]
-        return rest
+        return refused
 
-    def _as_many(
+    def _submit_most(
         self, root: Path, name: str, code: Path, tasks: list[list[Cell]], jobs: dict[str, str]
     ) -> tuple[int, str | None]:
-        """Submit as many of `tasks` in one array as SLURM takes: how many, and the job id."""
+        """Submit as many of the first `tasks` as SLURM accepts; return (number, job id or None)."""
         count = min(len(tasks), _max_array_size())
-        before = {run for task in tasks for cell in task for run in cell.waits_for()}
-        waits_for = sorted({jobs[run].partition("_")[0] for run in before if run in jobs})
+        inputs = {run for task in tasks for cell in task for run in cell.waits_for()}
+        waits_for = sorted({jobs[run].partition("_")[0] for run in inputs if run in jobs})
         while count:
             try:
-                chosen = tasks[:count]
-                folders = [[str(cell.folder) for cell in task] for task in chosen]
-                names = [[cell.fingerprint for cell in task] for task in chosen]
+                first = tasks[:count]
+                folders = [[str(cell.folder) for cell in task] for task in first]
+                names = [[cell.fingerprint for cell in task] for task in first]
                 need = tasks[0][0].config.resources
                 return count, self._sbatch(root, name, code, folders, names, need, waits_for)
             except StorageError as error:
@@ -229,10 +240,12 @@ class Slurm:
         """Submit one array and return its job id.
 
         Args:
-            tasks: for each what `runner/launch/slurm_job.py` reads; names: the cells of each.
+            tasks: the line of each task that `runner/launch/slurm_job.py` reads.
+            names: the fingerprints of each task.
+            waits_for: ids of the jobs that must end before.
 
         Raises:
-            StorageError: sbatch refused, with its own words.
+            StorageError: sbatch refused; the message is its own.
         """
         folder = root / "sweeps" / name / "submissions"
         folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +262,8 @@ class Slurm:
             for file in (script, Path(stream.name)):
                 file.unlink()
             raise StorageError(
-                f"sbatch refused: {done.stderr.strip()}; the cells are frozen, run the same command when that is mended"
+                f"sbatch refused: {done.stderr.strip()}; the cells are frozen, run the same "
+                "command again when that is mended"
             )
         job = done.stdout.strip().partition(";")[0]
         record = {"job": job, "tasks": names}
@@ -258,7 +272,7 @@ class Slurm:
 
 
 def _by_depth(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Return the cells that start from none of the others, then those that start from these, ..."""
+    """Return the cells in levels: those without inputs among them, those that need these, ..."""
     levels, left = [], list(cells)
     while left:
         names = {cell.fingerprint for cell in left}
@@ -268,18 +282,18 @@ def _by_depth(cells: Sequence[Cell]) -> list[list[Cell]]:
     return levels
 
 
-def _comes(cell: Cell, jobs: Mapping[str, str]) -> bool:
-    """True where every run that `cell` takes something of is there, or will be."""
+def _has_inputs(cell: Cell, jobs: Mapping[str, str]) -> bool:
+    """Return whether every input of `cell` has ended or is queued."""
     return all(run in jobs for run in cell.waits_for())
 
 
 def _max_array_size() -> int:
-    """Return how many tasks one array may have."""
+    """Return the most tasks of one array."""
     done = subprocess.run(
         ["scontrol", "show", "config"], capture_output=True, text=True, check=False
     )
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", done.stdout)
-    return int(found[1]) if found else 1001
+    match = re.search(r"MaxArraySize\s*=\s*(\d+)", done.stdout)
+    return int(match[1]) if match else 1001
 
 
 def _script(
@@ -302,27 +316,15 @@ def _script(
         f'cd "{code}"',
         "trap '' TERM  # the pool hears it; this shell waits for its exit code",
     ]
-    srun = [
-        "srun",
-        "--nodes=1",
-        "--ntasks=1",
-        f"--cpus-per-task={cores}",
-        "--unbuffered",
-        *cfg.srun,
-    ]
-    job = [
-        sys.executable,
-        "-m",
-        "runner.launch.slurm_job",
-        f'"{listing}"',
-        f"--at-once={cfg.at_once}",
-    ]
-    mail: dict[str, str | None] = {"mail-user": cfg.mail_user, "mail-type": cfg.mail_type}
-    if waits_for:  # whatever became of it: a task looks at the journal for the cells it starts from
-        mail["dependency"] = f"afterany:{':'.join(waits_for)}"
-    further = {key: value for key, value in mail.items() if value} | (cfg.sbatch or {})
+    srun = ["srun", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cores}", "--unbuffered"]
+    pool = [sys.executable, "-m", "runner.launch.slurm_job"]
+    pool += [f'"{listing}"', f"--at-once={cfg.at_once}"]
+    options: dict[str, str | None] = {"mail-user": cfg.mail_user, "mail-type": cfg.mail_type}
+    if waits_for:  # afterany: a task reads the outcome of its inputs from their journals
+        options["dependency"] = f"afterany:{':'.join(waits_for)}"
+    further = {key: value for key, value in options.items() if value} | (cfg.sbatch or {})
     text: str = _make_sbatch_string(
-        command=" ".join([*srun, *job]),
+        command=" ".join([*srun, *cfg.srun, *pool]),
         folder=listing.parent,
         job_name=name,
         time=need.timeout_min,
@@ -347,5 +349,5 @@ def _script(
         additional_parameters=further or None,
         wckey="",
     )
-    # Flags without a value are beyond it, and it has an opinion on wckey.
+    # submitit writes no flags without a value, and always writes wckey.
     return text.replace("#SBATCH --wckey=''", "#SBATCH --requeue")

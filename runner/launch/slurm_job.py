@@ -1,8 +1,9 @@
-"""One SLURM array task: a pool over its cells, and what SLURM is told about them.
+"""One SLURM array task: a pool over its cells, which requeues the task if cells are unfinished.
 
-`python -m runner.launch.slurm_job LISTING --at-once=N`: line SLURM_ARRAY_TASK_ID of LISTING is the JSON list
-of the run folders, or names the study whose trials are run one after another. USR2 (before the time
-limit, at preemption) and SIGTERM make every cell save; the task then asks to be queued again. Exit codes: 0 all ended well, 75 queue me again, 1 a cell failed.
+`python -m runner.launch.slurm_job LISTING --at-once=N`: line SLURM_ARRAY_TASK_ID of LISTING is a
+JSON list of run folders, or names the study whose trials the task runs. SIGUSR2 (before the time
+limit, at preemption) and SIGTERM make every cell save. Exit codes: 0 all cells ended well, 75
+requeued, 1 a cell failed.
 """
 
 import argparse
@@ -31,42 +32,42 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m runner.launch.slurm_job", description=__doc__)
     parser.add_argument("listing", type=Path)
     parser.add_argument("--at-once", type=int, default=1)
-    given = parser.parse_args()
+    args = parser.parse_args()
     index = int(os.environ["SLURM_ARRAY_TASK_ID"])
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-    pool = Pool(jobs=given.at_once, threads=max(1, cores // given.at_once), gpus=None)
+    pool = Pool(jobs=args.at_once, threads=max(1, cores // args.at_once), gpus=None)
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda *_: None if pool.stopping else pool.stop())
     warm_up()
-    task = json.loads(given.listing.read_text().splitlines()[index])
+    task = json.loads(args.listing.read_text().splitlines()[index])
     if isinstance(task, dict):
         from runner.launch.study import load_study  # noqa: PLC0415  (optuna)
 
         study = pool.source = load_study(Path(task["study"]), slot=index)
         pool.run([], [], lambda: None)
-        cells = pool.given
+        cells = pool.processed_cells
         if study.is_over():
             policy.tell(study.folder, policy.PRUNED_TOO)
     else:
         cells = [load_cell(Path(folder)) for folder in task]
-        pool.run([cell for cell in cells if _starts(cell)], [], lambda: None)
+        pool.run([cell for cell in cells if _should_run(cell)], [], lambda: None)
         for sweep in {cell.sweep for cell in cells}:
             policy.tell(sweep)
     states = [cell.state for cell in cells]
     print(f"cells ended {', '.join(states)}", flush=True)
-    if any(_waits(cell) for cell in cells) and pool.stopping:
+    if any(_is_unfinished(cell) for cell in cells) and pool.stopping:
         _requeue(cells)
         return RESUME
-    if pool.source is not None:  # a pruned trial is interrupted and as it should be
+    if pool.source is not None:  # pruned trials are interrupted, which is no failure
         return 1 if "failed" in states else 0
     return 0 if set(states) <= {"finished", "diverged"} else 1
 
 
-def _starts(cell: Cell) -> bool:
-    """True where the cell is to run.
+def _should_run(cell: Cell) -> bool:
+    """Return whether to run the cell.
 
-    A failed one runs in the first leg only (it was submitted again on request), or where it was killed
-    together with its leg and this process had the time to call that a failure.
+    A failed cell runs if the task was not requeued (a user submitted it again), or if it was killed
+    with the whole task and the failure is a false one.
     """
     if cell.state in ("finished", "diverged") or give_up(cell):
         return False
@@ -75,19 +76,19 @@ def _starts(cell: Cell) -> bool:
     return True
 
 
-def _waits(cell: Cell) -> bool:
+def _is_unfinished(cell: Cell) -> bool:
     return cell.state in ("new", "interrupted") and not cell.cancelled.exists()
 
 
 def _requeue(cells: list[Cell]) -> None:
-    """Ask SLURM for another leg and wait for it to end this one; note where it will not."""
+    """Requeue this task and wait for SLURM to end it; else record that it needs resubmission."""
     task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     deadline = time.monotonic() + _REFUSED_AFTER_S
     while time.monotonic() < deadline:
-        state = _ask("squeue", "-h", "-j", task, "-o", "%T")
+        state = _run("squeue", "-h", "-j", task, "-o", "%T")
         if state.returncode == 0 and state.stdout.strip() != "RUNNING":
-            break  # cancelled: whoever did that wants no other leg
-        done = _ask("scontrol", "requeue", task)
+            break  # cancelled: not to be requeued
+        done = _run("scontrol", "requeue", task)
         if done.returncode == 0:
             time.sleep(deadline - time.monotonic())
             return
@@ -96,11 +97,11 @@ def _requeue(cells: list[Cell]) -> None:
             break
         time.sleep(5.0)
     for cell in cells:
-        if _waits(cell) and journal.attempts(cell.folder):
+        if _is_unfinished(cell) and journal.attempts(cell.folder):
             journal.record_end(cell.folder, "needs_resubmit")
 
 
-def _ask(*command: str) -> subprocess.CompletedProcess[str]:
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -1,7 +1,7 @@
-"""The code of a submission: a copy that queued jobs run, so that later edits change nothing for them.
+"""A copy of the code for queued jobs, so that later edits do not change what they run.
 
-snapshots/<hash>/ holds what git tracks and what it neither tracks nor ignores of our packages, and
-revision.json, the commit and its difference.
+snapshots/<hash>/ holds the files of our packages that git does not ignore, and revision.json: the
+commit and the uncommitted changes.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ _PACKAGES = ("kernels", "models", "runner", "conf")
 
 
 def snapshot(root: Path) -> Path:
-    """Copy the code under `root` if it is not there yet and return its folder."""
+    """Return the folder of a copy of the code under `root`, made unless it exists."""
     files = _files()
     digest = hashlib.sha256(revision()["git_sha"].encode())
     for file in files:

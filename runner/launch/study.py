@@ -1,13 +1,13 @@
-"""An Optuna study whose trials are cells: asked and told one by one, by whoever has a free slot.
+"""An Optuna study whose trials are cells: the base cell with some keys set to drawn values.
 
-The study lives in a journal file (sweeps/<name>/study.log; its lock holds on NFS), so a local pool and
-any number of SLURM jobs share it without a daemon and without a batch barrier. A slot takes up an
-interrupted trial before it asks for a new one. Drawn are values, not groups: each trial is the base cell with
-some keys set. Pruned trials are `interrupted` cells: a grid may finish them later.
+The study is a journal file (sweeps/<name>/study.log, whose lock works on NFS): a local pool or any
+number of SLURM jobs share it without a daemon. A slot continues an interrupted trial before it
+draws a new one. Pruned trials are `interrupted` cells, which a grid may finish later.
 """
 
 import copy
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from runner.records import metrics
 from runner.records.cells import Cell, freeze_cell, join_sweep, load_cell, make_cells
 from runner.records.config import freeze, set_key, typed
 
-_HELD_STATES = ("new", "interrupted")
+_STARTABLE = ("new", "interrupted")
 _TAKEN_S = 60.0
 
 
@@ -33,11 +33,15 @@ class StudyConfig:
     """Keys of `hydra/sweeper=optuna`.
 
     Args:
-        space: the keys drawn, each an axis as in a grid's draw.
-        metric: what is optimised, its last value of a run; direction: which way.
-        trials: cells in all, pruned and diverged ones included.
-        pruner: median stops a trial whose metric is worse than the median of the others at that step.
-        startup: trials that are neither pruned nor modelled: they are drawn at random.
+        space: the axis of each key drawn, as in a grid's draw.
+        metric: the metric optimised, by its last value in a run.
+        direction: minimize or maximize.
+        trials: the number of cells, including pruned and diverged ones.
+        sampler: tpe (tree-structured Parzen estimator) or random.
+        pruner: median stops a trial whose metric is worse than the median of the others at the
+            same step.
+        startup: the first trials, which are drawn at random and not pruned.
+        seed: seeds the sampler.
     """
 
     space: dict[str, Axis]
@@ -51,11 +55,13 @@ class StudyConfig:
 
 
 class Study:
-    """The study of one sweep, as seen by one process.
+    """The study of one sweep in one process, a `CellSource` of pools.
 
     Args:
-        folder: of the sweep; base: the cell that the drawn keys are set in.
-        slot: number of this process among those that begin together: each draws points of its own.
+        folder: of the sweep.
+        cfg: the keys of the sweeper.
+        base: the config in which the drawn keys are set.
+        slot: the number of this process among those that start together; each has its own seed.
     """
 
     def __init__(self, folder: Path, cfg: StudyConfig, base: dict[str, Any], slot: int = 0) -> None:
@@ -65,13 +71,11 @@ class Study:
         self._readers: dict[str, metrics.MetricsReader] = {}
         folder.mkdir(parents=True, exist_ok=True)
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
-        # A later process must not draw what an earlier one has drawn: it begins further on.
-        name = folder.name
-        known = [s.study_name for s in storage.get_all_studies()]
-        begun = (
-            len(optuna.load_study(study_name=name, storage=storage).trials) if name in known else 0
-        )
-        seed = cfg.seed + begun + 10_000 * slot
+        name, num_trials = folder.name, 0
+        if name in [existing.study_name for existing in storage.get_all_studies()]:
+            num_trials = len(optuna.load_study(study_name=name, storage=storage).trials)
+        # A later process must not draw the points of an earlier one again.
+        seed = cfg.seed + num_trials + 10_000 * slot
         random = optuna.samplers.RandomSampler(seed=seed)
         tpe = optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=cfg.startup, constant_liar=True
@@ -87,20 +91,20 @@ class Study:
         )
 
     def next_cell(self) -> Cell | None:
-        """Return an interrupted trial's cell, else a new one, None once all trials are taken."""
+        """Return the cell of an interrupted trial, or of a new one; None if all are taken."""
         with storage.locked(self.folder / "study.lock"):
             for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
                 cell = self._cell_of(trial)
                 if cell is not None and self._take(cell, trial.number):
                     return cell
             while len(self.study.get_trials(deepcopy=False)) < self.cfg.trials:
-                cell = self._ask()
+                cell = self._draw()
                 if cell is not None:
                     return cell
         return None
 
-    def _ask(self) -> Cell | None:
-        """Draw a trial; None where its cell has ended before, which tells the study at once."""
+    def _draw(self) -> Cell | None:
+        """Draw a trial and return its cell, None if the cell needs no run: it has ended before."""
         trial = self.study.ask()
         node = copy.deepcopy(self.base)
         for key, axis in self.cfg.space.items():
@@ -111,16 +115,16 @@ class Study:
         join_sweep(self.folder.name, [cell])
         trial.set_user_attr("fingerprint", cell.fingerprint)
         trial.set_user_attr("label", cell.label)
-        if self.tell(cell):
+        if self.record_outcome(cell):
             return None
         return cell if self._take(cell, trial.number) else None
 
     def _take(self, cell: Cell, number: int) -> bool:
-        """True where the trial waits for a slot: nobody has taken it in the last minute.
+        """Take a trial for this slot; return False if its cell runs or was taken a minute ago.
 
-        That is time enough for a process to lease the cell; both times are the file server's.
+        A minute is enough for a worker to lease the cell. Both times are the file server's.
         """
-        if cell.state not in _HELD_STATES:
+        if cell.state not in _STARTABLE:
             return False
         slots = self.folder / "slots"
         slots.mkdir(exist_ok=True)
@@ -131,12 +135,12 @@ class Study:
         note.touch()
         return True
 
-    def tell(self, cell: Cell) -> bool:
-        """Tell the study how the trials of a cell ended; False while it has not."""
+    def record_outcome(self, cell: Cell) -> bool:
+        """Record the outcome of a cell's trials in the study; return False if it has not ended."""
         state = cell.state
         outcome = {
             "finished": TrialState.COMPLETE,
-            "diverged": TrialState.PRUNED,  # as bad as what was pruned, not unknown
+            "diverged": TrialState.PRUNED,  # bad, not unknown
             "failed": TrialState.FAIL,
         }.get(state)
         if outcome is None:
@@ -146,10 +150,10 @@ class Study:
             self.study.tell(trial.number, values, outcome, skip_if_finished=True)
         return True
 
-    def look(self, cell: Cell) -> bool:
-        """Report the newest value of a running cell; True where the study wants it stopped."""
-        known = self._readers.setdefault(cell.fingerprint, metrics.MetricsReader(cell.folder))
-        rows = metrics.valid_rows(known.read())
+    def should_stop(self, cell: Cell) -> bool:
+        """Report the new values of a running cell; return whether the study prunes it."""
+        reader = self._readers.setdefault(cell.fingerprint, metrics.MetricsReader(cell.folder))
+        rows = metrics.valid_rows(reader.read())
         values = {r["step"]: float(r[self.cfg.metric]) for r in rows if self.cfg.metric in r}
         for frozen in self._running(cell):
             trial = Trial(self.study, frozen._trial_id)
@@ -161,22 +165,20 @@ class Study:
         return False
 
     def is_over(self) -> bool:
-        """Whether all trials have been asked for and told."""
+        """Return whether all trials have been drawn and have an outcome."""
         trials = self.study.get_trials(deepcopy=False)
         return len(trials) >= self.cfg.trials and all(t.state.is_finished() for t in trials)
 
     def cells(self) -> list[Cell]:
         """Return the cells of all trials so far."""
-        found = (self._cell_of(trial) for trial in self.study.get_trials(deepcopy=False))
-        return list({c.fingerprint: c for c in found if c is not None}.values())
+        cells = (self._cell_of(trial) for trial in self.study.get_trials(deepcopy=False))
+        return list({c.fingerprint: c for c in cells if c is not None}.values())
 
     def best(self) -> str:
-        """Return one line about the study."""
+        """Return a line with the number of trials by state and the best trial."""
         trials = self.study.get_trials(deepcopy=False)
-        counts = ", ".join(
-            f"{sum(t.state.name == s for t in trials)} {s.lower()}"
-            for s in sorted({t.state.name for t in trials})
-        )
+        states = Counter(trial.state.name for trial in trials)
+        counts = ", ".join(f"{count} {name.lower()}" for name, count in sorted(states.items()))
         try:
             best = self.study.best_trial
         except ValueError:
@@ -202,7 +204,8 @@ class Study:
                 metrics.last_values(metrics.read(cell.folder)).keys() - metrics.NOT_METRICS
             )
             raise ConfigError(
-                f"hydra.sweeper.metric={self.cfg.metric} was never logged; there are: {', '.join(known)}"
+                f"hydra.sweeper.metric={self.cfg.metric} was never logged; "
+                f"there are: {', '.join(known)}"
             )
         return float(last[self.cfg.metric])
 
@@ -212,7 +215,7 @@ def _short(value: Any) -> str:
 
 
 def load_study(folder: Path, slot: int = 0) -> Study:
-    """Return the study of a sweep's folder as `save_study` left it; see `Study`."""
+    """Return the study saved in a sweep's folder by `save_study`; see `Study`."""
     record = json.loads((folder / "study.json").read_text())
     return Study(folder, typed("study", StudyConfig, record["study"]), record["base"], slot)
 
@@ -228,7 +231,7 @@ def _suggest(trial: Trial, key: str, axis: Axis) -> Any:
 
 
 def save_study(folder: Path, cfg: StudyConfig, base: Cell) -> None:
-    """Write what a job needs to take part: study.json."""
+    """Write study.json, from which jobs load the study."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {"study": asdict(cfg), "base": freeze(base.config)}
     storage.write_atomically(folder / "study.json", json.dumps(record))

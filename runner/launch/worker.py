@@ -1,6 +1,6 @@
-"""Runs one frozen cell: `python -m runner.launch.worker runs/<fingerprint>`. It reads that folder only.
+"""Runs one frozen cell: `python -m runner.launch.worker runs/<fingerprint>`.
 
-Exit codes: 0 finished (or diverged: a result), 75 interrupted, resume me, 76 held by another
+It reads that folder only. Exit codes: 0 finished or diverged, 75 interrupted, 76 held by another
 worker, 1 failed.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from runner.launch.mlflow_process import FED, finish_uploader, start_uploader
+from runner.launch.mlflow_process import UPLOADER_RUNS, finish_uploader, start_uploader
 from runner.machine.errors import EspalierError, LeaseLost
 from runner.records import journal as records
 from runner.records.contracts import Outcome
@@ -27,7 +27,7 @@ RESUME, HELD, FAILED = 75, records.HELD, 1
 
 
 def run_cell(folder: Path) -> int:
-    """Train the cell of `folder` to its end or to a signal; return the exit code."""
+    """Run the cell of `folder` until it ends or a signal stops it; return the exit code."""
     first = int(os.environ.get("RANK", "0")) == 0
     attempt = records.claim(folder) if first else None
     if first and attempt is None:
@@ -35,13 +35,13 @@ def run_cell(folder: Path) -> int:
         return HELD
     journal = Journal(folder, attempt) if attempt is not None else None
     stop = _stop_on_signals()
-    uploader, patience_s = _feed_server(folder) if first else None, 120.0
+    uploader, patience_s = _start_own_uploader(folder) if first else None, 120.0
     if journal is not None:
         journal.event("started", pid=os.getpid())
         journal.beat(stop)
     try:
         outcome = _work(folder, journal, stop)
-        if outcome == "interrupted":  # whoever interrupts does not wait; `espalier sync` delivers
+        if outcome == "interrupted":  # the interrupter does not wait; `espalier sync` uploads
             patience_s = 3.0
         if journal is not None:
             journal.event(outcome)
@@ -51,7 +51,7 @@ def run_cell(folder: Path) -> int:
         return HELD
     except Exception as error:
         text = traceback.format_exc()
-        with suppress(OSError):  # a full disk does not take its own obituary
+        with suppress(OSError):  # the disk may be full
             if journal is not None:
                 journal.event(
                     "failed", error=type(error).__name__, message=str(error), traceback=text
@@ -62,9 +62,12 @@ def run_cell(folder: Path) -> int:
         finish_uploader(uploader, patience_s)
 
 
-def _feed_server(folder: Path) -> subprocess.Popen[bytes] | None:
-    """A job without a launcher beside it feeds an MLflow server itself; nobody opens SQLite from a job."""
-    if FED in os.environ:
+def _start_own_uploader(folder: Path) -> subprocess.Popen[bytes] | None:
+    """Start an uploader to an MLflow server unless the launcher runs one.
+
+    Return None for the embedded SQLite store, which jobs never open.
+    """
+    if UPLOADER_RUNS in os.environ:
         return None
     from runner.records.cells import load_cell  # noqa: PLC0415
 
@@ -75,7 +78,7 @@ def _feed_server(folder: Path) -> subprocess.Popen[bytes] | None:
 
 
 def _work(folder: Path, journal: Journal | None, stop: StopFlag) -> Outcome:
-    """Do the cell's work, in a process set up as its config says."""
+    """Set up the process by the cell's config, do its work and return the outcome."""
     import torch  # noqa: PLC0415
 
     from runner.machine.environment import first_record  # noqa: PLC0415
@@ -84,14 +87,13 @@ def _work(folder: Path, journal: Journal | None, stop: StopFlag) -> Outcome:
 
     cell = load_cell(folder)
     train = cell.config.train
-    wanted = (train.threads if train else None) or first_record(folder).get(
-        "threads", torch.get_num_threads()
-    )
-    torch.set_num_threads(min(wanted, os.cpu_count() or 1))
+    first_threads = first_record(folder).get("threads", torch.get_num_threads())
+    threads = (train.threads if train else None) or first_threads
+    torch.set_num_threads(min(threads, os.cpu_count() or 1))
     if train and train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    if train and train.compile:  # on this machine's own disk, and kept from cell to cell
+    if train and train.compile:  # on a local disk, shared by all cells
         cache = Path(tempfile.gettempdir()) / f"espalier-inductor-{getpass.getuser()}"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     ranks = Ranks(train.device if train else "auto")
@@ -103,7 +105,7 @@ def _work(folder: Path, journal: Journal | None, stop: StopFlag) -> Outcome:
 
 
 def _stop_on_signals() -> StopFlag:
-    """SIGTERM and SIGUSR2 ask for a checkpoint at the next step; Ctrl-C is the launcher's affair."""
+    """Return a flag that SIGTERM and SIGUSR2 set; so does Ctrl-C if there is no launcher."""
     stop = StopFlag()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGUSR2):
@@ -126,7 +128,7 @@ def _watch_system(journal: Journal, every_s: float) -> None:
                 "system/cpu_percent": process.cpu_percent(),
                 "system/memory_available_bytes": psutil.virtual_memory().available,
             } | _gpu_readings()
-            with suppress(OSError):  # training itself meets the full disk, and says so
+            with suppress(OSError):  # training reports a full disk itself
                 journal.metrics(journal.step, values)
             if done.wait(every_s):
                 return
@@ -152,7 +154,7 @@ def _gpu_readings() -> dict[str, float]:
 
 
 def _ranks_of_srun() -> None:
-    """Under srun with several tasks, give torch.distributed the names that torchrun would give."""
+    """Under srun with several tasks, set the variables that torchrun sets for torch.distributed."""
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "RANK" not in os.environ:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]

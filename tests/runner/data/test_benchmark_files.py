@@ -16,7 +16,7 @@ from analysis.runs import from_folders
 from analysis.stores import from_mlflow
 from runner.commands.cli import app
 from runner.grid.evaluation_cells import evaluation_cells
-from runner.launch.mlflow_process import FED
+from runner.launch.mlflow_process import UPLOADER_RUNS
 from runner.machine import storage
 from runner.machine.errors import ConfigError
 from runner.records.cells import find_cell, load_cell, make_cells, sweep_cells
@@ -103,7 +103,7 @@ def test_a_sweep_is_evaluated_as_cells_and_its_runs_get_the_scores(
     planned = _cli("eval", "s", *_keys(task), "--plan", *root)
     assert planned.count("new") >= 2, planned
     told = _cli("eval", "s", *_keys(task), "--jobs", "1", *root)
-    assert FED not in os.environ  # its uploader has ended: what is started next feeds itself
+    assert UPLOADER_RUNS not in os.environ  # its uploader has ended: later workers start their own
     runs = from_folders(tmp_path, "s").table
     assert runs["squares/acc"].notna().all(), told
     assert {cell.state for cell in sweep_cells(tmp_path, "s-eval")} == {"finished"}

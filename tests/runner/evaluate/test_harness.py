@@ -17,7 +17,7 @@ from runner.data.benchmark_files import SHIPPED, content_hash, specify
 from runner.data.tokenizers import ByteTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.evaluate.config import HarnessConfig
-from runner.evaluate.harness import HarnessModel, _spread, evaluate
+from runner.evaluate.harness import HarnessModel, _evenly_spaced, evaluate
 from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
 from runner.machine.errors import ConfigError, DataError
@@ -204,8 +204,8 @@ def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
     assert specify("boolq", None, None) == "boolq"
     with pytest.raises(ValueError, match="twice"):
         HarnessConfig(tasks=("a", "a"))
-    assert _spread(10, 3) == [0, 3, 6]
-    assert _spread(2, 5) == [0, 1]
+    assert _evenly_spaced(10, 3) == [0, 3, 6]
+    assert _evenly_spaced(2, 5) == [0, 1]
 
 
 @needs_data
