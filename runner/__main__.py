@@ -1,4 +1,4 @@
-"""`python -m runner [overrides]` trains one cell here; `-m` runs a grid. Both freeze cells first."""
+"""`python -m runner [overrides]` runs one cell; with `-m` it runs a grid of cells."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ for _name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def run_one(composed: DictConfig) -> None:
-    """Freeze one cell and train it in this process."""
+    """Freeze one cell and run it in this process."""
     (cell,) = make_cells([("", to_plain(composed))])
     freeze_cell(cell)
     join_sweep(cell.config.name, [cell])
@@ -29,7 +29,7 @@ def run_one(composed: DictConfig) -> None:
 
 
 def main() -> None:
-    """Run Hydra; a user's mistake ends in its message, not in a traceback."""
+    """Run Hydra; a user's error exits with its message, without a traceback."""
     register()
     sys.argv[1:] = open_keys(sys.argv[1:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")

@@ -204,7 +204,7 @@ def retry(
     """
     from runner.launch.backends import last_backend  # noqa: PLC0415
     from runner.launch.launch import launch  # noqa: PLC0415
-    from runner.launch.policy import load  # noqa: PLC0415
+    from runner.launch.policy import load_policy  # noqa: PLC0415
     from runner.records.cells import sweep_cells, with_execution  # noqa: PLC0415
     from runner.records.config import parse_overrides  # noqa: PLC0415
     from runner.records.failures import CLASSES, MEMORY, cause_of, last_failure  # noqa: PLC0415
@@ -219,7 +219,9 @@ def retry(
         typer.echo(f"nothing to retry: {len(failed)} cells of {name} failed, none of this class")
         return
     folder, cells = root / "sweeps" / name, [with_execution(cell, changes) for cell in chosen]
-    raise typer.Exit(launch(cells, last_backend(folder, jobs), load(folder), again=("failed",)))
+    raise typer.Exit(
+        launch(cells, last_backend(folder, jobs), load_policy(folder), again=("failed",))
+    )
 
 
 @app.command(rich_help_panel=RUN)

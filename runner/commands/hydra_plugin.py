@@ -1,7 +1,7 @@
-"""Hydra's side of a sweep: our sweeper turns overrides into cells, our launcher runs them.
+"""Hydra plug-ins: our sweepers turn overrides into cells, our launchers run them.
 
-A launcher of Hydra's own or of somebody else's works too: it then gets each point as overrides.
-What runs cells is imported when there are cells: a key that is refused is refused at once.
+Another launcher of Hydra works too: it gets each point as overrides. Slow modules are imported once
+there are cells, so that a wrong key is refused at once.
 """
 
 import copy
@@ -50,21 +50,21 @@ _NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")
 
 
 class CellLauncher(Launcher):
-    """A launcher of ours: it runs frozen cells on its backend."""
+    """The base of our launchers, which run frozen cells on a backend."""
 
     def backend(self) -> "Backend":
-        """Return where the cells run."""
+        """Return the backend that runs the cells."""
         raise NotImplementedError
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Nothing to prepare: cells carry all they need."""
+        """Do nothing: a frozen cell holds everything that a run needs."""
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Refused: frozen cells are made by our sweeper only."""
+        """Refuse Hydra's own sweepers: only ours make frozen cells."""
         raise ConfigError("this launcher needs hydra/sweeper=grid (the default)")
 
 
@@ -95,7 +95,7 @@ class SlurmLauncher(CellLauncher):
 
 
 class CellSweeper(Sweeper):
-    """A sweeper of ours: it makes frozen cells, which a `CellLauncher` runs under a policy."""
+    """The base of our sweepers, which make frozen cells for a `CellLauncher` to run."""
 
     def __init__(self, keys: dict[str, Any]) -> None:
         from runner.launch.policy import Policy  # noqa: PLC0415
@@ -107,7 +107,7 @@ class CellSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what composing points needs."""
+        """Make the composer of points and the launcher."""
         self.composer = Composer(config, hydra_context.config_loader)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -115,11 +115,12 @@ class CellSweeper(Sweeper):
 
 
 class GridSweeper(CellSweeper):
-    """`hydra/sweeper=grid`: a grid of points, each frozen as a cell before any runs.
+    """`hydra/sweeper=grid`: a grid of points, each frozen as a cell before any of them runs.
 
     Args:
-        params, zip, draw, blocks, stages: the grid, see `runner/grid/language.py`; the command line wins over it.
-        filter: keep the points for which this holds, see `runner/grid/expression.py`.
+        params, zip, draw, blocks, stages: the grid, see `runner/grid/language.py`; overrides of the
+            command line take precedence.
+        filter: a condition on the points kept, see `runner/grid/expression.py`.
         dry_run: show the plan and run nothing (`espalier plan`).
         adopt: {run, reason}: bind a finished run to a new cell and run nothing (`espalier adopt`).
         max_alike, on_finish, on_failure: see `runner/launch/policy.py`.
@@ -151,8 +152,9 @@ class GridSweeper(CellSweeper):
             from runner.records.adopt import adopt  # noqa: PLC0415
 
             cell, keys = adopt(cells, self.adopt["run"], self.adopt.get("reason", ""))
+            difference = ", ".join(keys) or "nothing"
             Console().print(
-                f"{cell.label} is now {cell.state}: {cell.folder}, differing in {', '.join(keys) or 'nothing'}"
+                f"{cell.label} is now {cell.state}: {cell.folder}, differing in {difference}"
             )
             return None
         if self.dry_run:
@@ -168,7 +170,7 @@ class GridSweeper(CellSweeper):
         return None
 
     def cells(self, arguments: list[str]) -> list[Cell]:
-        """Return the cells of the grid, of all its stages where it has some."""
+        """Return the cells of the grid or of all its stages, and missing evaluations of them."""
         made: dict[str, list[Cell]] = {}
         for name, grid in self.grids().items():
             points = self.points(grid, arguments)
@@ -184,10 +186,10 @@ class GridSweeper(CellSweeper):
         return [*cells, *missing_evaluations(cells)]
 
     def grids(self) -> dict[str, Grid]:
-        """Return the grid of each stage in order, under "" where there are no stages."""
+        """Return the grid of each stage in order; without stages the grid itself under ""."""
         stages = in_order(self.grid.stages)
-        found = {name: replace(self.grid, blocks=(stage,), stages={}) for name, stage in stages}
-        return found or {"": self.grid}
+        grids = {name: replace(self.grid, blocks=(stage,), stages={}) for name, stage in stages}
+        return grids or {"": self.grid}
 
     def points(self, grid: Grid, arguments: list[str]) -> list[Point]:
         """Return the overrides of each point of `grid` that passes the filter.
@@ -202,17 +204,18 @@ class GridSweeper(CellSweeper):
 
         points = [open_keys(p) for p in unique(expand(grid, product, arguments))]
         if self.filter:
-            kept = [p for p in points if evaluate(self.filter, self.composer.compose(p)[1])]
-            if not kept:
+            chosen = [p for p in points if evaluate(self.filter, self.composer.compose(p)[1])]
+            if not chosen:
                 raise ConfigError(
-                    f"hydra.sweeper.filter={self.filter!r} leaves none of {len(points)} points; loosen it"
+                    f"hydra.sweeper.filter={self.filter!r} leaves none of {len(points)} points; "
+                    "loosen it"
                 )
-            return kept
+            return chosen
         return points
 
 
 class OptunaSweeper(CellSweeper):
-    """`hydra/sweeper=optuna`: trials are asked and told cell by cell, see `runner/launch/study.py`."""
+    """`hydra/sweeper=optuna`: a study whose trials are cells, see `runner/launch/study.py`."""
 
     def __init__(self, **keys: Any) -> None:
         from runner.launch.study import StudyConfig  # noqa: PLC0415  (optuna)
@@ -235,7 +238,7 @@ class OptunaSweeper(CellSweeper):
 
 
 class Composer:
-    """Composes points: Hydra once for each distinct choice of groups, values set on a copy of that."""
+    """Composes points: by Hydra once per choice of groups, then by setting values on a copy."""
 
     def __init__(self, config: DictConfig, loader: ConfigLoader) -> None:
         self.config, self.loader = config, loader
@@ -243,9 +246,9 @@ class Composer:
         self.parser = OverridesParser.create(config_loader=loader)
 
     def compose(self, point: Point) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the plain, resolved node of a point, and what expressions see of it.
+        """Return (the plain, resolved node of a point, the names that expressions may use).
 
-        That is every dotted key, and the choice made in each group.
+        The names are every dotted key and, for each group, the name of its choice.
         """
         parsed = self.parser.parse_overrides(point)
         values = [o for o in parsed if self._is_plain_value(o)]
@@ -257,7 +260,7 @@ class Composer:
                 _choices(composed),
             )
         base, choices = self._bases[groups]
-        if base is None:  # resolving comes after setting: an interpolation sees the point's values
+        if base is None:  # interpolations are resolved after the point's values are set
             node = user_part(self.loader.load_sweep_config(self.config, point))
         else:
             node = copy.deepcopy(base)
@@ -270,8 +273,8 @@ class Composer:
     def _is_plain_value(self, override: Override) -> bool:
         key, value = override.key_or_group, override.value()
         group = key in ("work", *NODES) or "/" in key or override.package is not None
-        odd = isinstance(value, dict) or "${" in str(value) or override.is_delete()
-        return not group and not odd
+        needs_hydra = isinstance(value, dict) or "${" in str(value) or override.is_delete()
+        return not group and not needs_hydra
 
 
 def _plain(node: dict[str, Any]) -> dict[str, Any]:
@@ -280,22 +283,22 @@ def _plain(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_keys(arguments: list[str]) -> list[str]:
-    """Let `model.dropout=0.1` name a key that its YAML leaves at the default.
+    """Return overrides with `++`, so that `model.dropout=0.1` may set a key absent from its YAML.
 
-    Hydra would ask for `+`; our own validation knows every key and refuses the unknown ones.
+    Our own validation refuses unknown keys.
     """
     return [f"++{a}" if _NODE_KEY.match(a) else a for a in arguments]
 
 
 def to_plain(composed: DictConfig) -> dict[str, Any]:
-    """Return the node of a composed config, its resources chosen, as plain data."""
+    """Return a composed config as plain data, with `resources.classes` resolved."""
     node = user_part(composed)
     resolve_classes(node, flatten(node) | _choices(composed))
     return node
 
 
 def user_part(composed: DictConfig) -> dict[str, Any]:
-    """Return all but Hydra's own part as plain data, interpolations resolved."""
+    """Return a composed config without Hydra's own part, as plain data without interpolations."""
     plain = OmegaConf.to_container(_without_hydra(composed), resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
@@ -312,15 +315,16 @@ def _interpolates(composed: DictConfig) -> bool:
 def _choices(composed: DictConfig) -> dict[str, str]:
     if "hydra" in composed:
         choices = composed.hydra.runtime.choices
-    else:  # of a single run Hydra keeps them apart
+    else:  # in a single run
         choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     return {k: str(v) for k, v in choices.items() if k in ("work", *NODES)}
 
 
 def _label(point: Point, points: list[Point], node: dict[str, Any]) -> str:
-    """Name a point by what varies within the sweep, short enough for a table: `gpt_nano bf16 lr=1e-3`.
+    """Return a label of the keys that vary within the sweep: `gpt_nano bf16 lr=1e-3`.
 
-    Of a single point all that can change its result is named, but for paths and nodes that its work does not read.
+    A single point is labelled by all its overrides but paths, execution keys and nodes that its
+    work does not read.
     """
     common = set(point).intersection(*map(set, points)) if len(points) > 1 else set()
     parts = [o.lstrip("+").partition("=") for o in point if o not in common]
@@ -336,17 +340,18 @@ def _label(point: Point, points: list[Point], node: dict[str, Any]) -> str:
 
 
 def register() -> None:
-    """Make our launchers and sweepers known to Hydra; called once, before Hydra starts.
+    """Register our launchers and sweepers with Hydra; called once, before Hydra starts.
 
-    Hydra 1.3 takes plug-ins only from a package `hydra_plugins`, so this module also answers to
-    `hydra_plugins.espalier`.
+    Hydra 1.3 loads plug-ins only from a package `hydra_plugins`, so this module is also registered
+    as `hydra_plugins.espalier`.
     """
     try:
         parent = importlib.import_module("hydra_plugins")
     except ImportError:
         parent = sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
         parent.__path__ = []
-    parent.espalier = sys.modules["hydra_plugins.espalier"] = sys.modules[__name__]  # type: ignore[attr-defined]
+    this = sys.modules["hydra_plugins.espalier"] = sys.modules[__name__]
+    parent.espalier = this  # type: ignore[attr-defined]
     for plugin in (LocalLauncher, SlurmLauncher, GridSweeper, OptunaSweeper):
         plugin.__module__ = "hydra_plugins.espalier"
         Plugins.instance().register(plugin)

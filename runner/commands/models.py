@@ -169,7 +169,7 @@ def evaluate(
     from runner.grid.evaluation_cells import evaluation_cells  # noqa: PLC0415
     from runner.launch.backends import last_backend  # noqa: PLC0415
     from runner.launch.launch import launch  # noqa: PLC0415
-    from runner.launch.policy import load  # noqa: PLC0415
+    from runner.launch.policy import load_policy  # noqa: PLC0415
     from runner.views.mlflow import sync  # noqa: PLC0415
 
     cells, source, skipped = evaluation_cells(root, target, context.args, average=average)
@@ -181,7 +181,7 @@ def evaluate(
         show_plan(cells)
         return
     folder = root / "sweeps" / source
-    code = launch(cells, last_backend(folder, jobs), load(folder))
+    code = launch(cells, last_backend(folder, jobs), load_policy(folder))
     uri = cells[0].config.track.uri
     if uri != "off":
         sync(root, [source], uri)  # the runs evaluated have new scores

@@ -1,4 +1,4 @@
-"""Reconcile, then run: done cells are skipped, interrupted ones resumed, failed ones on request."""
+"""Launches a sweep: skips cells that have ended, resumes interrupted ones, retries on request."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ from rich.live import Live
 from runner.launch import policy
 from runner.launch.backend import Backend, View
 from runner.launch.mlflow_process import finish_uploader, start_uploader
-from runner.launch.policy import PRUNED_TOO, Policy
+from runner.launch.policy import STUDY_ENDED, Policy
 from runner.machine import storage
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep
@@ -27,18 +27,25 @@ if TYPE_CHECKING:
     from runner.launch.study import Study
 
 
-_LEFT = ("new", "interrupted")
+_UNFINISHED = ("new", "interrupted")
 
 
 def launch(
-    cells: list[Cell], backend: Backend, policies: Policy, *, again: tuple[str, ...] = _LEFT
+    cells: list[Cell], backend: Backend, policies: Policy, *, again: tuple[str, ...] = _UNFINISHED
 ) -> int:
-    """Run the cells whose state is in `again` and return the exit code of the sweep."""
+    """Run the cells whose state is in `again` and return the sweep's exit code.
+
+    It is 0 if all cells ended well or are under way, 1 if not, 130 after Ctrl-C.
+
+    Raises:
+        ConfigError: a cell does not fit the machine.
+    """
     console = Console(stderr=True)
     todo = [cell for cell in cells if cell.state in again]
     if todo:
         backend.prepare()
-        from runner.views.plan import check  # noqa: PLC0415  (torch, which a local worker's template imports meanwhile)
+        # Imports torch, as the fork server does meanwhile.
+        from runner.views.plan import check  # noqa: PLC0415
 
         check(todo, backend.memory_gb)
     for cell in cells:
@@ -56,41 +63,45 @@ def launch(
     table = LiveTable(cells)
     if not todo and not states["running"]:
         console.print(table.render())
-        _deliver_rest(cells[0].config, sweep, console)
-        policy.tell(sweep)
-        return report(cells, sweep, console)
-    if _attend(backend, cells[0], console, table, lambda view: backend.run(cells, again, view)):
+        _upload_rest(cells[0].config, sweep, console)
+        policy.notify(sweep)
+        return _report_unfinished(cells, sweep, console)
+    if _run_with_table(
+        backend, cells[0], console, table, lambda view: backend.run(cells, again, view)
+    ):
         return 130
     if not backend.waits:
         console.print(f"under way: `espalier status {sweep.name} --watch`")
         return 0
-    policy.tell(sweep)
-    return report(cells, sweep, console)
+    policy.notify(sweep)
+    return _report_unfinished(cells, sweep, console)
 
 
 def launch_study(study: "Study", base: Cell, backend: Backend, policies: Policy) -> int:
-    """Run what is left of a study's trials and return the exit code: 1 if one failed."""
+    """Run the remaining trials of a study and return the exit code: 1 if a trial failed."""
     console = Console(stderr=True)
     if not study.is_over():
         backend.prepare()
     policy.start(study.folder, policies, fresh=not study.is_over())
     console.print(f"[bold]{study.folder.name}[/bold]: {study.best()}; {study.cfg.trials} in all")
     table = LiveTable(study.cells)
-    left = _attend(backend, base, console, table, lambda view: backend.run_study(study, view))
+    left = _run_with_table(
+        backend, base, console, table, lambda view: backend.run_study(study, view)
+    )
     console.print(study.best())
     if left or not backend.waits:
         return 130 if left else 0
     if study.is_over():
-        policy.tell(study.folder, PRUNED_TOO)
+        policy.notify(study.folder, STUDY_ENDED)
     failed = [cell for cell in study.cells() if cell.state == "failed"]
-    return report(failed, study.folder, console)
+    return _report_unfinished(failed, study.folder, console)
 
 
-def _attend(
+def _run_with_table(
     backend: Backend, first: Cell, console: Console, table: LiveTable, run: Callable[["View"], None]
 ) -> bool:
-    """Let the backend run with the table shown and MLflow fed; True where the user left early."""
-    # Without anybody here to feed a server, each job of the cluster does so itself.
+    """Run cells with the live table and an uploader; return whether the user left by Ctrl-C."""
+    # If nobody waits here, each job of the cluster uploads to an MLflow server itself.
     uploader = start_uploader(first.config) if backend.waits else None
     left: list[str] = []
 
@@ -110,8 +121,8 @@ def _attend(
     return bool(left)
 
 
-def _deliver_rest(run: RunConfig, sweep: Path, console: Console) -> None:
-    """Give MLflow what an earlier launch could not deliver."""
+def _upload_rest(run: RunConfig, sweep: Path, console: Console) -> None:
+    """Upload to MLflow what an earlier launch could not."""
     if run.track.uri != "off" and not delivered(sweep, run.track.uri):
         _finish(start_uploader(run), run.name, console)
 
@@ -121,15 +132,15 @@ def _finish(uploader: subprocess.Popen[bytes] | None, name: str, console: Consol
         console.print(f"MLflow has not got everything; `espalier sync {name}` delivers it")
 
 
-def report(cells: list[Cell], sweep: Path, console: Console) -> int:
-    """Name the cells that did not end well and return the exit code: 1 if there are any."""
+def _report_unfinished(cells: list[Cell], sweep: Path, console: Console) -> int:
+    """Print the cells that did not end well; return the exit code, 1 if there are any."""
     bad = [cell for cell in cells if cell.state not in ("finished", "diverged")]
     for cell in bad:
-        awaited = cell.waits_for()
-        if awaited:
-            state = journal.state(cell.folder.parent / awaited[0])
-            more = f" and {len(awaited) - 1} more" if len(awaited) > 1 else ""
-            why = f"waits for {awaited[0][:6]}, which is {state}{more}"
+        inputs = cell.waits_for()
+        if inputs:
+            state = journal.state(cell.folder.parent / inputs[0])
+            more = f" and {len(inputs) - 1} more" if len(inputs) > 1 else ""
+            why = f"waits for {inputs[0][:6]}, which is {state}{more}"
         else:
             why = f"see {cell.folder}/log.txt"
         console.print(f"[red]{cell.state}[/red] {cell.label}: {why}")

@@ -1,8 +1,8 @@
-"""What a sweep does of itself: stops after failures that are all alike, tells somebody when it has ended.
+"""The policy of a sweep: halt it after equal failures, notify somebody at its end.
 
 sweeps/<name>/policy.json            the policy, for jobs that outlive the launcher
 sweeps/<name>/alike/<cause>/<cell>   one file for each cell that failed in this way (safe on NFS)
-sweeps/<name>/told                   made by who has called on_finish or on_failure
+sweeps/<name>/told                   created by the process that calls on_finish or on_failure
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from runner.records.cells import Cell, members
 from runner.records.config import typed
 from runner.records.failures import last_failure, signature
 
-PRUNED_TOO = (*journal.ENDED, "interrupted")  # how the trials of a study end
+STUDY_ENDED = (*journal.ENDED, "interrupted")  # states of ended trials; pruned are interrupted
 
 
 @config
@@ -30,10 +30,11 @@ class Policy:
     """Keys of the sweeper.
 
     Args:
-        max_alike: after so many cells failed with the same traceback no further one starts (None: all do).
+        max_alike: cells with the same traceback after which no further cell starts (None: no
+            limit).
         on_finish, on_failure: a shell command or an http(s) URL, called once when all cells have
-            ended: on_failure if any failed. A command finds the sweep and its counts in
-            ESPALIER_SWEEP and ESPALIER_STATES, a URL gets them as JSON.
+            ended; on_failure if any has failed. A command gets the sweep and the number of cells by
+            state in ESPALIER_SWEEP and ESPALIER_STATES, a URL gets them as JSON.
     """
 
     max_alike: int | None = 5
@@ -42,7 +43,7 @@ class Policy:
 
 
 def start(folder: Path, policy: Policy, *, fresh: bool = True) -> None:
-    """Write the policy of a sweep; `fresh`, where cells will run: count failures and tell anew."""
+    """Write the policy of a sweep; with `fresh` forget earlier failures and notifications."""
     if fresh:
         shutil.rmtree(folder / "alike", ignore_errors=True)
         (folder / "told").unlink(missing_ok=True)
@@ -50,29 +51,32 @@ def start(folder: Path, policy: Policy, *, fresh: bool = True) -> None:
 
 
 def note_failure(cell: Cell) -> None:
-    """Count a failed cell among those that failed alike."""
+    """Count a failed cell by its signature."""
     digest = hashlib.sha256("\0".join(signature(last_failure(cell))).encode()).hexdigest()[:16]
-    place = cell.sweep / "alike" / digest
-    place.mkdir(parents=True, exist_ok=True)
-    (place / cell.fingerprint).touch()
+    alike = cell.sweep / "alike" / digest
+    alike.mkdir(parents=True, exist_ok=True)
+    (alike / cell.fingerprint).touch()
 
 
 def halted(cell: Cell) -> str | None:
-    """Return why no further cell of this sweep starts, None while they do."""
+    """Return the reason why no further cell of this sweep starts, None if they do."""
     folder = cell.sweep
-    places = list((folder / "alike").glob("*"))  # none in a healthy sweep: one look
-    if not places:
+    causes = list((folder / "alike").glob("*"))  # empty in a healthy sweep: one look-up
+    if not causes:
         return None
-    most = max(len(list(place.iterdir())) for place in places)
-    limit = load(folder).max_alike
+    most = max(len(list(cause.iterdir())) for cause in causes)
+    limit = load_policy(folder).max_alike
     if limit is None or most < limit:
         return None
-    return f"{most} cells failed alike (hydra.sweeper.max_alike={limit}): no further one starts; `espalier failures {folder.name}`"
+    return (
+        f"{most} cells failed alike (hydra.sweeper.max_alike={limit}): no further one starts; "
+        f"`espalier failures {folder.name}`"
+    )
 
 
-def tell(folder: Path, ended: tuple[str, ...] = journal.ENDED) -> None:
-    """Call on_finish or on_failure if every member is in a state of `ended` and nobody has called yet."""
-    policy = load(folder)
+def notify(folder: Path, ended: tuple[str, ...] = journal.ENDED) -> None:
+    """Call on_finish or on_failure, once, if the state of every cell is in `ended`."""
+    policy = load_policy(folder)
     if policy.on_finish is None and policy.on_failure is None:
         return
     root = folder.parent.parent
@@ -99,13 +103,14 @@ def _call(target: str, name: str, states: Counter[str]) -> None:
             request = urllib.request.Request(target, body.encode(), headers)
             urllib.request.urlopen(request, timeout=30).close()
         else:
-            told = {"ESPALIER_SWEEP": name, "ESPALIER_STATES": json.dumps(states)}
-            subprocess.run(target, shell=True, env=os.environ | told, check=True, timeout=600)
+            variables = {"ESPALIER_SWEEP": name, "ESPALIER_STATES": json.dumps(states)}
+            environment = os.environ | variables
+            subprocess.run(target, shell=True, env=environment, check=True, timeout=600)
     except (OSError, subprocess.SubprocessError) as error:
         print(f"{target} could not be called: {error}", file=sys.stderr)
 
 
-def load(folder: Path) -> Policy:
-    """Return the policy of a sweep's folder, the default where it has none."""
+def load_policy(folder: Path) -> Policy:
+    """Return the policy of a sweep's folder, the default if it has none."""
     file = folder / "policy.json"
     return typed("policy", Policy, json.loads(file.read_text()) if file.exists() else {})

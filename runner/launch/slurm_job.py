@@ -47,12 +47,12 @@ def main() -> int:
         pool.run([], [], lambda: None)
         cells = pool.processed_cells
         if study.is_over():
-            policy.tell(study.folder, policy.PRUNED_TOO)
+            policy.notify(study.folder, policy.STUDY_ENDED)
     else:
         cells = [load_cell(Path(folder)) for folder in task]
         pool.run([cell for cell in cells if _should_run(cell)], [], lambda: None)
         for sweep in {cell.sweep for cell in cells}:
-            policy.tell(sweep)
+            policy.notify(sweep)
     states = [cell.state for cell in cells]
     print(f"cells ended {', '.join(states)}", flush=True)
     if any(_is_unfinished(cell) for cell in cells) and pool.stopping:

@@ -1,6 +1,6 @@
-"""The training loop: one function for every model, task and precision.
+"""The training loop, the same for every model, task and precision.
 
-A step is: micro-batches forward and backward, gradients normalised by the task's count over all of
+A step is: micro-batches forward and backward, gradients divided by the task's count over all of
 them, clip, schedule, update. All randomness is addressed by (seed, step, sample), so a run that is
 killed and resumed computes the same bits.
 """
@@ -36,10 +36,14 @@ from runner.records.journal import Journal
 
 @dataclass
 class Progress:
-    """All that a resume needs beside weights and optimiser; saved as JSON.
+    """The state of a run beside weights and optimiser, saved as JSON.
 
     Args:
-        best: the best value of the task's measure, and `best_step` where it was.
+        step: steps taken.
+        losses: of the last `diverged_window` steps, in nats.
+        best_median: the lowest median of such a window.
+        best, best_step: the best value of the task's measure, and its step.
+        wall_s: seconds of training.
     """
 
     step: int = 0
@@ -51,16 +55,21 @@ class Progress:
 
 
 def read_progress(state: dict[str, Any]) -> Progress:
-    """Return the progress in a checkpoint's state.json, of any release."""
-    known = dict(state)
-    earlier = known.pop("best_val_loss", math.inf)  # what `best` was called
-    if math.isfinite(earlier):
-        known["best"] = earlier
-    return Progress(**known)
+    """Return the progress from a checkpoint's state.json of any release."""
+    fields = dict(state)
+    best_val_loss = fields.pop("best_val_loss", math.inf)  # the former name of `best`
+    if math.isfinite(best_val_loss):
+        fields["best"] = best_val_loss
+    return Progress(**fields)
 
 
 class Trainer:
-    """One run of one cell in one process (of possibly several)."""
+    """The training of one cell in one of its processes.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: the config, the data or a checkpoint cannot be
+            used; see `set_up` and `newest_checkpoint`.
+    """
 
     def __init__(self, cell: Cell, inputs: Inputs, journal: Journal | None, ranks: Ranks) -> None:
         cfg = cell.config
@@ -86,10 +95,10 @@ class Trainer:
         self._restore()
 
     def fit(self, stop: Callable[[], bool]) -> Outcome:
-        """Train to the budget; return finished, diverged or interrupted (`stop` came true)."""
-        self._last_save = self._mark = time.monotonic()
-        self._marked_step, self._wait_s, self._aside_s = self.progress.step, 0.0, 0.0
-        self._marked_wall_s, self._compile_s = self.progress.wall_s, 0.0
+        """Train to the budget; return "finished", "diverged" or "interrupted" (by `stop`)."""
+        self._last_save = self._interval_start = time.monotonic()
+        self._interval_step, self._wait_s, self._excluded_s = self.progress.step, 0.0, 0.0
+        self._logged_wall_s, self._compile_s = self.progress.wall_s, 0.0
         batches = self._batches()
         while self.progress.step < self.steps:
             if self.ranks.any(stop()):
@@ -104,7 +113,7 @@ class Trainer:
                 self.profiler.step()
             if self._diverged():
                 return "diverged"
-            self._report(loss, norm)
+            self._after_step(loss, norm)
         if self.profiler is not None:
             self.profiler.stop()
         self._save()
@@ -112,7 +121,7 @@ class Trainer:
 
     def _step(self, batches: Iterator[Batch]) -> tuple[float, float]:
         step = self.progress.step
-        micro = self._drawn(batches)
+        micro = self._micro_batches(batches)
         count = self.ranks.sum(sum(float(contracts.count(self.task, b)) for b in micro))
         factor = self.cfg.schedule.factor(step, self.steps)
         self.precision.begin(step, self.steps)
@@ -122,10 +131,10 @@ class Trainer:
             noise = NoiseKey(seed=self.cfg.seed, step=step, samples=batch["index"])
             with self.ranks.sync_if(self.wrapped, index == len(micro) - 1):
                 with self.precision.autocast(noise):
-                    # A look at operands cannot be compiled.
+                    # Probing of operands cannot be compiled.
                     model = self.wrapped if self.precision.probing else self.forward_model
                     out = self.task.loss(model, batch, noise)
-                # DDP averages over ranks; times world makes it the sum that `count` divides.
+                # DDP averages over the ranks; times world is the sum that `count` divides.
                 torch.autograd.backward(out.total * (self.ranks.world / count))
             total += (out.nll.sum() if out.reported is None else out.reported).detach()
             for name, value in out.statistics.items():
@@ -141,8 +150,8 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         return self.ranks.sum(float(total)) / count, float(norm)
 
-    def _drawn(self, batches: Iterator[Batch]) -> Sequence[Batch]:
-        """Return the micro-batches of a step on the device, with what the task draws for them."""
+    def _micro_batches(self, batches: Iterator[Batch]) -> Sequence[Batch]:
+        """Return the micro-batches of a step on the device, as returned by the task's `draw`."""
         cfg, waited = self.cfg, time.monotonic()
         number = cfg.train.batch_size // self.ranks.world // self.micro_batch
         micro = [next(batches) for _ in range(number)]
@@ -156,7 +165,7 @@ class Trainer:
         with torch.no_grad(), self.precision.autocast():
             return contracts.draw(self.task, self.model, micro, noise)
 
-    def _report(self, loss: float, norm: float) -> None:
+    def _after_step(self, loss: float, norm: float) -> None:
         cfg, step = self.cfg, self.progress.step
         last = step == self.steps
         readings = self.precision.readings()
@@ -172,15 +181,19 @@ class Trainer:
         if (saving.every_steps and step % saving.every_steps == 0) or self.ranks.any(due):
             started = time.monotonic()
             self._save()
-            self._aside_s += time.monotonic() - started
+            self._excluded_s += time.monotonic() - started
 
     def _rates(self) -> dict[str, float]:
-        """Totals so far, and speeds since the last call: compiling, evaluating and saving left out."""
+        """Return totals so far, and speeds since the last call.
+
+        The speeds exclude the time of compiling, evaluating and saving.
+        """
         step, now = self.progress.step, time.monotonic()
-        elapsed, taken = max(1e-9, now - self._mark), step - self._marked_step
+        elapsed = max(1e-9, now - self._interval_start)
+        interval_steps = step - self._interval_step
         sequences = step * self.cfg.train.batch_size
-        self._marked_wall_s += elapsed
-        self.progress.wall_s = self._marked_wall_s
+        self._logged_wall_s += elapsed
+        self.progress.wall_s = self._logged_wall_s
         rates = {
             "lr": self.optimizers[0].param_groups[0]["lr"],
             "tokens": sequences * self.cfg.train.sequence_length,
@@ -191,18 +204,23 @@ class Trainer:
         }
         if self.cfg.train.compile:
             compiled_s = torch._dynamo.utils.calculate_time_spent()["total_wall_time"]
-            self._aside_s += compiled_s - self._compile_s
+            self._excluded_s += compiled_s - self._compile_s
             self._compile_s = rates["compile_s"] = compiled_s
-        busy = max(1e-9, elapsed - self._aside_s)
-        if taken:
-            per_s = taken * self.cfg.train.batch_size / busy
+        busy = max(1e-9, elapsed - self._excluded_s)
+        if interval_steps:
+            sequences_per_s = interval_steps * self.cfg.train.batch_size / busy
             rates["data_wait_fraction"] = self._wait_s / busy
-            rates["tokens_per_s"] = per_s * self.cfg.train.sequence_length
-            rates["flops_per_s"] = per_s * self.flops_per_sequence
+            rates["tokens_per_s"] = sequences_per_s * self.cfg.train.sequence_length
+            rates["flops_per_s"] = sequences_per_s * self.flops_per_sequence
             peak = self.ranks.peak_flops(self.cfg.precision.compute)
             if peak:
                 rates["mfu"] = rates["flops_per_s"] / peak
-        self._mark, self._marked_step, self._wait_s, self._aside_s = now, step, 0.0, 0.0
+        self._interval_start, self._interval_step, self._wait_s, self._excluded_s = (
+            now,
+            step,
+            0.0,
+            0.0,
+        )
         return rates
 
     def _evaluate(self, step: int, *, last: bool) -> None:
@@ -218,11 +236,11 @@ class Trainer:
         self._note_best(step, values)
         values |= self.evaluations.further(trained)
         eval_s = time.monotonic() - started
-        self._aside_s += eval_s
+        self._excluded_s += eval_s
         self._log(step, values | {"eval_s": eval_s})
 
     def _note_best(self, step: int, values: dict[str, float]) -> None:
-        """Save where the task's measure is better than ever."""
+        """Save a checkpoint if the task's measure is the best so far."""
         name, way = contracts.measure(self.task)
         value, best = values.get(name), self.progress.best
         if value is None or not math.isfinite(value):
@@ -233,14 +251,14 @@ class Trainer:
                 self._save()
 
     def _diverged(self) -> bool:
-        cfg, seen = self.cfg.train, self.progress.losses
-        if not math.isfinite(seen[-1]):
-            self._log(self.progress.step, {"loss": seen[-1]})
+        cfg, losses = self.cfg.train, self.progress.losses
+        if not math.isfinite(losses[-1]):
+            self._log(self.progress.step, {"loss": losses[-1]})
             return True
-        del seen[: -cfg.diverged_window]
-        if len(seen) < cfg.diverged_window:
+        del losses[: -cfg.diverged_window]
+        if len(losses) < cfg.diverged_window:
             return False
-        median = statistics.median(seen)
+        median = statistics.median(losses)
         self.progress.best_median = min(self.progress.best_median, median)
         return bool(median > self.progress.best_median + cfg.diverged_nats)
 
@@ -261,10 +279,8 @@ class Trainer:
         )
 
     def _restore(self) -> None:
-        newest, start = (
-            checkpoint_folder.newest(self.run / "checkpoints"),
-            self.cfg.inputs.get("init"),
-        )
+        newest = checkpoint_folder.newest(self.run / "checkpoints")
+        start = self.cfg.inputs.get("init")
         if newest is not None:
             self._continue_from(newest)
             self._saved_step = self.progress.step
@@ -282,7 +298,7 @@ class Trainer:
             self.average.load(checkpoint.load_average(saved, self.model))
 
     def _start_from(self, run: Path, take: str) -> None:
-        saved = newest_of(run)
+        saved = newest_checkpoint(run)
         if take != "everything":
             checkpoint.load_weights(saved, self.model, average=take == "average")
             return
@@ -321,11 +337,11 @@ class Trainer:
             self.journal.metrics(step, values)
 
 
-def newest_of(run: Path) -> Path:
-    """Return the newest checkpoint of the run that another one starts from.
+def newest_checkpoint(run: Path) -> Path:
+    """Return the newest checkpoint of a run that is the input named init.
 
     Raises:
-        CheckpointError: it has none.
+        CheckpointError: the run has no checkpoint.
     """
     saved = checkpoint_folder.newest(run / "checkpoints")
     if saved is None:

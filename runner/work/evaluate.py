@@ -9,7 +9,7 @@ from models.pretrained import load_weights
 from runner.data.pretrained import pretrained_folder
 from runner.evaluate.evaluations import Evaluations
 from runner.learn.setup import Setup, set_up
-from runner.learn.trainer import newest_of
+from runner.learn.trainer import newest_checkpoint
 from runner.machine.ranks import Ranks
 from runner.records import checkpoint
 from runner.records.budget import budget
@@ -42,7 +42,7 @@ def evaluate(
         return _evaluate_pretrained(cell, setup, journal)
     run, average = inputs["init"][0], taken.take == "average"
     if not live:
-        saved = newest_of(run)
+        saved = newest_checkpoint(run)
         checkpoint.load_weights(saved, setup.model, average=average)
         _evaluate(cell, setup, journal, 0, (run, int(saved.name)), average=average)
         return "finished"

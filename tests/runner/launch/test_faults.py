@@ -8,7 +8,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-from runner.launch.policy import tell
+from runner.launch.policy import notify
 from runner.records import journal
 from runner.records.cells import load_cell
 from runner.records.failures import clusters
@@ -88,7 +88,7 @@ def test_failures_that_are_alike_stop_the_sweep_which_tells_once(
     assert rest.returncode == 1
     assert told.read_text() == 'a {"failed": 4}\n'
     assert espalier(*grid).returncode == 1  # nothing is left to run: nobody is told again
-    tell(tmp_path / "sweeps" / "a")
+    notify(tmp_path / "sweeps" / "a")
     assert len(told.read_text().splitlines()) == 1
 
 
