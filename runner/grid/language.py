@@ -189,7 +189,7 @@ def expand(
 def _block(
     block: Block, product: Callable[[list[str]], list[Point]], given_keys: set[str]
 ) -> list[Point]:
-    params = [f"{key}={value}" for key, value in block.params.items() if key not in given_keys]
+    params = [_override(k, value) for k, value in block.params.items() if k not in given_keys]
     factors = [product(params)]
     factors += [_zipped(entry, given_keys) for entry in block.zip]
     if block.draw is not None:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from analysis.runs import from_folders
-from runner.data.corpus import weight_of
+from runner.data.corpus import source_weight
 from runner.learn.corpus import build_corpus
 from runner.machine import storage
 from runner.machine.errors import DataError
 from runner.records import journal
 from runner.records.cells import Cell, load_cell
-from runner.records.inputs import InputConfig, changed_inputs, file_of, sha256
+from runner.records.inputs import InputConfig, changed_inputs, output_file, sha256
 from tests.command_server import run, start
 from tests.conftest import TINY, write_text
 
@@ -72,7 +72,7 @@ def test_a_run_trains_on_what_another_made_and_notes_what_it_has_read(whole: Pat
     assert read["run"] == cells["gen"].fingerprint
     assert changed_inputs(cells["ft"].folder) == []
     with pytest.raises(DataError, match=r"has the outputs: documents\.jsonl; name one as"):
-        file_of("input:gen/other.jsonl", cells["ft"].inputs)
+        output_file("input:gen/other.jsonl", cells["ft"].inputs)
 
 
 def test_a_changed_file_is_drift_and_another_attempt_refuses_it(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_weights_come_of_a_set_of_proxies_one_of_which_diverged(tmp_path: Path) 
     assert corpus.weights == pytest.approx(weights)
     assert weights == pytest.approx(found["weights"])
     assert sum(weights) == pytest.approx(1.0)
-    assert [weight_of(source) for source in final.config.data.sources] == [1.0, 1.0]
+    assert [source_weight(source) for source in final.config.data.sources] == [1.0, 1.0]
     assert _events(final, "read")[0]["output"] == "weights.json"
 
 
@@ -206,7 +206,7 @@ def test_a_set_waits_for_ends_a_single_input_for_a_finish_and_a_live_one_for_not
     for name, end in (("a", "finished"), ("b", "diverged"), ("c", "failed"), ("d", None)):
         (tmp_path / name).mkdir()
         if journal.claim(tmp_path / name) is not None and end is not None:
-            journal.settle(tmp_path / name, end)
+            journal.record_end(tmp_path / name, end)
     everyone = ("d", "c", "b", "a", "new")
     assert InputConfig(runs=everyone, all=True).pending(tmp_path) == ["c", "d", "new"]
     pending = {run: InputConfig(runs=(run,)).pending(tmp_path) for run in everyone}
