@@ -1,4 +1,4 @@
-"""BDH beside GPTs of as many parameters and of as many FLOPs: loss against either, and the exponents of power laws."""
+"""BDH beside GPTs of equal parameters and of equal FLOPs: losses and exponents of power laws."""
 
 import sys
 from pathlib import Path
@@ -19,18 +19,21 @@ DRAWS = 2000
 
 
 def series(row: "pd.Series[Any]") -> str:
-    """Name the series of a run."""
+    """Return the name of a run's series."""
     if row["model._target_"].endswith("BDHConfig"):
         return SERIES[0]
     return SERIES[1] if row["model.width"] <= 64 else SERIES[2]
 
 
 def power_law(part: pd.DataFrame, x: str) -> tuple[float, float, float, float]:
-    """Return exponent, its 95% interval (by drawing one seed at each size) and the loss at x = 1."""
+    """Return (exponent, low, high, loss at x = 1) of loss against `x`.
+
+    The 95% interval comes from draws of one seed at each size.
+    """
     losses = np.log(part.pivot(index=x, columns="seed", values="val_loss"))
     picks = np.random.default_rng(0).integers(losses.shape[1], size=(DRAWS, *losses.shape))
-    drawn = np.take_along_axis(losses.to_numpy()[None], picks, axis=2).mean(axis=2)
-    low, high = np.quantile(np.polyfit(np.log(losses.index), drawn.T, 1)[0], [0.025, 0.975])
+    draws = np.take_along_axis(losses.to_numpy()[None], picks, axis=2).mean(axis=2)
+    low, high = np.quantile(np.polyfit(np.log(losses.index), draws.T, 1)[0], [0.025, 0.975])
     slope, start = np.polyfit(np.log(losses.index), losses.mean(axis=1), 1)
     return float(slope), float(low), float(high), float(np.exp(start))
 
@@ -59,9 +62,7 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     for axis, (x, label) in zip(axes, labels.items(), strict=True):
         for index, name in enumerate(SERIES):
             part = table[table["series"] == name].sort_values(x)
-            _, _, slope, _, _, start = fits[(fits["series"] == name) & (fits["against"] == x)].iloc[
-                0
-            ]
+            law = fits[(fits["series"] == name) & (fits["against"] == x)].iloc[0]
             axis.errorbar(
                 part[x],
                 part["mean"],
@@ -70,9 +71,10 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
                 capsize=2,
                 linestyle="",
                 color=f"C{index}",
-                label=f"{name}: {slope:.3f}",
+                label=f"{name}: {law['exponent']:.3f}",
             )
-            axis.plot(part[x], start * part[x] ** slope, color=f"C{index}", linewidth=0.8)
+            fitted = law["loss_at_1"] * part[x] ** law["exponent"]
+            axis.plot(part[x], fitted, color=f"C{index}", linewidth=0.8)
         axis.set(xscale="log", yscale="log", xlabel=label)
         axis.legend(title="exponent")
         axis.yaxis.set_major_formatter(plt.ScalarFormatter())

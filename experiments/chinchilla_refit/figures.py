@@ -1,4 +1,4 @@
-"""Epoch's refit of Chinchilla through our fit, beside the published numbers, and the sweep that would sharpen it.
+"""Epoch's refit of Chinchilla by our fit, the published numbers, and the sweep to sharpen it.
 
 ESPALIER_EPOCH=svg_extracted_data.csv python experiments/chinchilla_refit/figures.py
 """
@@ -33,39 +33,39 @@ def main(_: Runs | None = None, folder: Path = HERE / "figures") -> list[Path]:
     """Write figures, results.csv and sweep.yaml; return the figures. Needs no run of ours."""
     table = pd.read_csv(os.environ["ESPALIER_EPOCH"])
     table["tokens"] = table["Training FLOP"] / (6 * table["Model Size"])
-    kept = table[table["loss"] < np.sort(table["loss"])[-5]]  # the published procedure
-    found = fit(kept, CHINCHILLA, columns=COLUMNS, loss="loss", bootstraps=4000)
-    results = found.parameters.copy()
+    published = table[table["loss"] < np.sort(table["loss"])[-5]]  # the published procedure
+    fitted = fit(published, CHINCHILLA, columns=COLUMNS, loss="loss", bootstraps=4000)
+    results = fitted.parameters.copy()
     results["published"], results["published_se"] = zip(*PUBLISHED.values(), strict=True)
     results["hoffmann"] = list(HOFFMANN.values())
-    results["profile_low"], results["profile_high"] = (
-        flat_valleys(profiles(found))[["low", "high"]].to_numpy().T
-    )
+    allowed = flat_valleys(profiles(fitted))
+    results["profile_low"], results["profile_high"] = allowed["low"], allowed["high"]
     results.to_csv(folder.parent / "results.csv", index=False)
     print(
         results.to_string(index=False),
-        f"objective {found.objective:.10f}",
-        found.counts(),
+        f"objective {fitted.objective:.10f}",
+        fitted.counts(),
         sep="\n",
         end="\n\n",
     )
-    whole = fit(table, CHINCHILLA, columns=COLUMNS, loss="loss", bootstraps=0)
-    choices = sensitivity(table, whole, columns=COLUMNS, loss="loss")
+    to_all = fit(table, CHINCHILLA, columns=COLUMNS, loss="loss", bootstraps=0)
+    choices = sensitivity(table, to_all, columns=COLUMNS, loss="loss")
     choices.to_csv(folder.parent / "choices.csv", index=False)
     print(choices.to_string(index=False), end="\n\n")
-    print(found.compute_optimal(TARGET).to_string(index=False), end="\n\n")
-    _propose(found)
-    figure, data = law_plots.law_with_residuals(found.residuals(), title="Chinchilla, refitted")
+    print(fitted.compute_optimal(TARGET).to_string(index=False), end="\n\n")
+    _propose(fitted)
+    figure, data = law_plots.law_with_residuals(fitted.residuals(), title="Chinchilla, refitted")
     shown = data[["predicted", "residual"]]  # Epoch's points are theirs to publish
-    made = [plots.save(folder, "law", figure, shown, found.counts())]
-    figure, data = law_plots.pair_plot(found, title="4,000 bootstraps: alpha with A, beta with B")
+    made = [plots.save(folder, "law", figure, shown, fitted.counts())]
+    figure, data = law_plots.pair_plot(fitted, title="4,000 bootstraps: alpha with A, beta with B")
     data = data.describe().reset_index()
-    made.append(plots.save(folder, "pairs", figure, data, found.counts()))
+    made.append(plots.save(folder, "pairs", figure, data, fitted.counts()))
     return made
 
 
-def _propose(found: Fit) -> None:
-    proposed = design(found, pd.read_csv(HERE / "shapes.csv"), budget=BUDGET, target=TARGET)
+def _propose(fitted: Fit) -> None:
+    """Write the sweep that would most sharpen the fit."""
+    proposed = design(fitted, pd.read_csv(HERE / "shapes.csv"), budget=BUDGET, target=TARGET)
     print(
         proposed.runs.to_string(index=False),
         f"{proposed.before:.2%} -> {proposed.after:.2%}",

@@ -1,4 +1,4 @@
-"""The demo's figures: loss against size by precision, curves, and bf16 minus fp32 paired by seed."""
+"""Loss against size by precision, curves, and bf16 minus fp32 paired by seed."""
 
 import sys
 from pathlib import Path

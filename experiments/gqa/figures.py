@@ -34,13 +34,8 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     axes[0].set(ylabel=plots.AXES["val_loss"])
     axes[0].legend()
     axes[1].plot(table[KEY], table["state_bytes"] / 1024, marker="o")
-    axes[1].plot(
-        table[KEY],
-        table["state_bytes"].max() / 1024 * table[KEY] / 8,
-        color="0.6",
-        linestyle="--",
-        label="n_kv / n_h",
-    )
+    proportional = table["state_bytes"].max() / 1024 * table[KEY] / 8
+    axes[1].plot(table[KEY], proportional, color="0.6", linestyle="--", label="n_kv / n_h")
     axes[1].set(ylabel="keys and values of 128 tokens (KiB)", ylim=(0, None))
     axes[1].legend()
     for axis in axes:

@@ -1,4 +1,4 @@
-"""The poster: loss, cost and latency of each component alone and together, what each adds, gains, gates, memory."""
+"""The poster: loss, cost and latency of each component alone and of all together."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from analysis.runs import Runs, from_folders
 
 HERE = Path(__file__).parent
 NAME = "hybrid"
-WHOLE = "all three"
+ALL = "all three"
 ORDER = (
     "dense",
     "experts",
@@ -24,8 +24,8 @@ ORDER = (
     "memory + experts",
     "experts + mHC",
     "memory + mHC",
-    WHOLE,
-    f"{WHOLE}, nvfp4",
+    ALL,
+    f"{ALL}, nvfp4",
 )
 LEFT_OUT = {
     "all of it": "dense",
@@ -54,14 +54,12 @@ FACTS = (
 
 
 def parts_of(row: "pd.Series[Any]") -> str:
-    """Name a cell by its components."""
+    """Return a cell's name, its components."""
     pattern = row["model.pattern"] if isinstance(row["model.pattern"], str) else "af"
     streams = {"hc": "hc", "mhc": "mHC"}.get(row.get("model.streams.kind"))
-    found = [
-        name for name, there in (("memory", "n" in pattern), ("experts", "e" in pattern)) if there
-    ]
-    found += [streams] if streams else []
-    name = WHOLE if len(found) == 3 else " + ".join(found) or "dense"
+    parts = [name for name, letter in (("memory", "n"), ("experts", "e")) if letter in pattern]
+    parts += [streams] if streams else []
+    name = ALL if len(parts) == 3 else " + ".join(parts) or "dense"
     return name if pd.isna(row.get("precision.fprop.x.format")) else f"{name}, nvfp4"
 
 
@@ -70,21 +68,19 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     done = runs.finished.copy()
     done["parts"] = [parts_of(row) for _, row in done.iterrows()]
     speeds = runs.history[runs.history["key"] == "tokens_per_s"].groupby("fingerprint")["value"]
-    done["tokens_per_s"] = done["fingerprint"].map(
-        speeds.max()
-    )  # other work slows some steps, never speeds one
-    whole = done["parts"].str.startswith(WHOLE)
-    total = done.loc[whole, "num_parameters"].iloc[0]
-    done["equal"] = np.where(
-        ~whole & ((done["num_parameters"] / total - 1).abs() < 0.01), "total", "active"
-    )
+    # The fastest step: other work on the machine slows some steps and speeds none.
+    done["tokens_per_s"] = done["fingerprint"].map(speeds.max())
+    has_all = done["parts"].str.startswith(ALL)
+    total = done.loc[has_all, "num_parameters"].iloc[0]
+    equal_total = ~has_all & ((done["num_parameters"] / total - 1).abs() < 0.01)
+    done["equal"] = np.where(equal_total, "total", "active")
     active = done[done["equal"] == "active"]
     table = beside_baseline(
         active, key="parts", baseline="dense", metric="val_loss", pair=["seed"], facts=FACTS
     )
     table = table.set_index("parts").loc[list(ORDER)].reset_index()
     without = pd.concat(
-        [_without(done[whole | (done["equal"] == kind)], kind) for kind in ("active", "total")]
+        [_without(done[has_all | (done["equal"] == kind)], kind) for kind in ("active", "total")]
     )
     table.to_csv(folder.parent / "results.csv", index=False)
     without.to_csv(folder.parent / "left_out.csv", index=False)
@@ -116,7 +112,7 @@ def _bars(
     axis: plt.Axes, table: pd.DataFrame, column: str, label: str, *, error: bool = False
 ) -> None:
     bars = [table["difference"] - table["low"], table["high"] - table["difference"]]
-    colors = ["C1" if name.startswith(WHOLE) else "C0" for name in table["parts"]]
+    colors = ["C1" if name.startswith(ALL) else "C0" for name in table["parts"]]
     axis.barh(
         range(len(table)),
         table[column],
@@ -152,20 +148,20 @@ def _latency(axis: plt.Axes, latency: pd.DataFrame) -> None:
 
 
 def _without(done: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Return what leaving out costs, at parameters as equal as `kind` says."""
-    compared = done[done["parts"].isin([WHOLE, *LEFT_OUT.values()])]
-    gap = paired_difference(compared, key="parts", baseline=WHOLE, metric="val_loss", pair=["seed"])
+    """Return what leaving out each part costs at equal parameters, `kind` of them."""
+    compared = done[done["parts"].isin([ALL, *LEFT_OUT.values()])]
+    gap = paired_difference(compared, key="parts", baseline=ALL, metric="val_loss", pair=["seed"])
     names = pd.DataFrame(LEFT_OUT.items(), columns=["left_out", "value"])
     return names.merge(gap, on="value").assign(equal=kind)
 
 
 def _left_out(axis: plt.Axes, without: pd.DataFrame) -> None:
     for index, (kind, part) in enumerate(without.groupby("equal")):
-        places = np.arange(len(part)) + 0.24 * (index - 0.5)
+        heights = np.arange(len(part)) + 0.24 * (index - 0.5)
         bars = [part["difference"] - part["low"], part["high"] - part["difference"]]
         axis.errorbar(
             part["difference"],
-            places,
+            heights,
             xerr=bars,
             fmt="os"[index],
             capsize=2,
@@ -174,13 +170,13 @@ def _left_out(axis: plt.Axes, without: pd.DataFrame) -> None:
     axis.set_yticks(range(len(LEFT_OUT)), LEFT_OUT)
     axis.set_ylim(len(LEFT_OUT) - 0.4, -0.6)
     axis.axvline(0.0, color="0.4", linewidth=0.8)
-    axis.set_xlabel(f"loss without it minus {WHOLE} (nats/byte, 95%)")
+    axis.set_xlabel(f"loss without it minus {ALL} (nats/byte, 95%)")
     axis.legend(fontsize=6)
 
 
 def _load(axis: plt.Axes, done: pd.DataFrame) -> None:
     for index, name in enumerate(ORDER):
-        if "experts" in name or name.startswith(WHOLE):
+        if "experts" in name or name.startswith(ALL):
             part = done[done["parts"] == name]
             entropy = [part[f"layers.{layer}.moe.load_entropy"].mean() for layer in LAYERS]
             axis.plot(LAYERS, entropy, marker="o", label=name, **_line(index))
@@ -199,7 +195,7 @@ def _by_step(axis: plt.Axes, runs: Runs, done: pd.DataFrame, metric: str, label:
 
 
 def _line(index: int) -> dict[str, Any]:
-    """There are seven colours."""
+    """Return the style of a line: dashes where the seven colours repeat."""
     return {"color": f"C{index % 7}", "linestyle": "--" if index > 6 else "-"}
 
 

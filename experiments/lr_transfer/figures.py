@@ -1,4 +1,4 @@
-"""Loss against learning rate for each width, standard parametrisation beside muP, and where the best lies."""
+"""Loss against learning rate for each width under the standard parametrisation and muP."""
 
 import sys
 from pathlib import Path

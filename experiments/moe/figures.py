@@ -1,4 +1,4 @@
-"""Experts beside the dense model at equal active parameters: loss by step and by wall time, and how even the load is."""
+"""Experts beside the dense model at equal active parameters: loss, wall time, load."""
 
 import sys
 from dataclasses import replace
@@ -18,7 +18,7 @@ FACTS = ("num_parameters", "num_active_parameters", "wall_s", "load_entropy", "m
 
 
 def choice(row: "pd.Series[str]") -> str:
-    """Name a cell."""
+    """Return a cell's name."""
     if row["model.pattern"] != "ae":  # the default pattern is no key
         return "dense"
     return f"experts, balance={row['model.parts.e.balance']}"

@@ -1,4 +1,4 @@
-"""Accuracy of recall against width and against the bytes that a mixer remembers, at the better learning rate."""
+"""Accuracy of recall against width and bytes of state, at the better learning rate."""
 
 import sys
 from pathlib import Path
@@ -35,20 +35,21 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     )
     for axis, ((length, pairs), part) in zip(axes[0], lengths, strict=False):
         for index, mixer in enumerate(NAMES.values()):
-            one = part[part["mixer"] == mixer]
-            axis.plot(one["model.width"], one["val_accuracy"], marker="os^v"[index], label=mixer)
+            curve = part[part["mixer"] == mixer]
+            axis.plot(
+                curve["model.width"], curve["val_accuracy"], marker="os^v"[index], label=mixer
+            )
         axis.set(xscale="log", xlabel="width", title=f"{length} tokens, {pairs} pairs")
-        axis.set_xticks(
-            sorted(part["model.width"].unique()),
-            labels=[str(w) for w in sorted(part["model.width"].unique())],
-        )
+        widths = sorted(part["model.width"].unique())
+        axis.set_xticks(widths, labels=[str(width) for width in widths])
         axis.minorticks_off()
     axes[0][0].set(ylabel="accuracy of recall", ylim=(-0.03, 1.03))
     axes[0][0].legend()
     last = axes[0][-1]
     for index, mixer in enumerate(NAMES.values()):
-        one = best[best["mixer"] == mixer]
-        last.plot(one["state_bytes"] / 1024, one["val_accuracy"], marker="os^v"[index], label=mixer)
+        curve = best[best["mixer"] == mixer]
+        kib, accuracy = curve["state_bytes"] / 1024, curve["val_accuracy"]
+        last.plot(kib, accuracy, marker="os^v"[index], label=mixer)
     last.set(xscale="log", xlabel="state of a sequence (KiB)")
     least, most = best["state_bytes"].min() / 1024, best["state_bytes"].max() / 1024
     sizes = [2**n for n in range(20) if least / 2 < 2**n < 2 * most]

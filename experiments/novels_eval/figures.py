@@ -1,4 +1,4 @@
-"""Held-out loss, BLiMP and LAMBADA against size, beside the n-gram; a table with standard errors."""
+"""Held-out loss, BLiMP and LAMBADA against size, with standard errors, beside the n-gram."""
 
 import json
 import sys
@@ -29,10 +29,13 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         | {f"{m}{part}": run.get(f"{m}{part}") for m in metrics for part in ("", "_stderr")}
         for _, run in done.iterrows()
     ]
-    own = {"model": f"{baseline['order']}-gram", "val_bits_per_byte": baseline["val_bits_per_byte"]}
+    ngram = {
+        "model": f"{baseline['order']}-gram",
+        "val_bits_per_byte": baseline["val_bits_per_byte"],
+    }
     for name, row in counted.items():
-        own |= {name: row["value"], f"{name}_stderr": row["stderr"]}
-    table = pd.DataFrame([own, *rows]).dropna(axis="columns", how="all")
+        ngram |= {name: row["value"], f"{name}_stderr": row["stderr"]}
+    table = pd.DataFrame([ngram, *rows]).dropna(axis="columns", how="all")
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False))
     figure, axes = plt.subplots(1, len(PANELS), figsize=(9, 2.8), layout="constrained")
@@ -50,10 +53,8 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         value = baseline[name] if name in baseline else counted[name]["value"]
         axis.axhline(value, color="0.4", linestyle="--", label=f"{baseline['order']}-gram")
         axis.set(xscale="log", xlabel="parameters", ylabel=label)
-        axis.set_xticks(
-            done["num_parameters"].unique(),
-            labels=[plots.short(n) for n in done["num_parameters"].unique()],
-        )
+        sizes = done["num_parameters"].unique()
+        axis.set_xticks(sizes, labels=[plots.short(size) for size in sizes])
         axis.minorticks_off()
         if "perplexity" in metric:
             axis.set_yscale("log")

@@ -14,7 +14,7 @@ NAME = "nvfp4_hadamard"
 
 
 def choice(row: "pd.Series[Any]") -> str:
-    """Name the GEMMs that are transformed, and the size."""
+    """Return the GEMMs that are transformed, with the size."""
     sizes = {gemm: int(row[f"precision.{gemm}.hadamard"]) for gemm in ("fprop", "dgrad", "wgrad")}
     used = {gemm: size for gemm, size in sizes.items() if size}
     if len(used) == len(sizes):

@@ -1,4 +1,4 @@
-"""What the Hadamard transform does to outliers: on drawn ones (drawn.py), and to the operands of wgrad in training."""
+"""The Hadamard transform on drawn outliers (drawn.py) and on operands of wgrad in training."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ NAME = "nvfp4_outliers"
 
 
 def trained(runs: Runs) -> pd.DataFrame:
-    """Return SQNR and kurtosis of wgrad's operands at the last look, the mean over layers."""
+    """Return the last SQNR and kurtosis of wgrad's operands, the median over layers."""
     sizes = runs.finished.set_index("fingerprint")["precision.wgrad.hadamard"]
     history = runs.history[runs.history["key"].str.contains(r"/wgrad\.[gx]/(?:sqnr_db|kurtosis)$")]
     last = history.sort_values("step").groupby(["fingerprint", "key"])["value"].last().reset_index()
@@ -28,19 +28,20 @@ def trained(runs: Runs) -> pd.DataFrame:
 
 def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     """Write the figure and results.csv; return the figures."""
-    one, two = pd.read_csv(HERE / "drawn.csv"), trained(runs)
-    both = pd.concat([one.assign(source="drawn"), two.assign(source="trained")], ignore_index=True)
+    drawn, operands = pd.read_csv(HERE / "drawn.csv"), trained(runs)
+    parts = [drawn.assign(source="drawn"), operands.assign(source="trained")]
+    both = pd.concat(parts, ignore_index=True)
     both.to_csv(folder.parent / "results.csv", index=False)
     print(both.round(2).to_string(index=False, na_rep=""))
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 2.8))
-    for size, part in one.groupby("hadamard"):
+    for size, part in drawn.groupby("hadamard"):
         left.plot(part["factor"], part["sqnr_db"], "o-", label=f"{size or 'none'}")
     left.set(
         xscale="log", xlabel="1% of a normal tensor larger by", ylabel="SQNR in dB", title="drawn"
     )
     left.legend(title="Hadamard", fontsize=6)
     names = {"wgrad.g": "gradients", "wgrad.x": "activations"}
-    for operand, part in two.groupby("operand"):
+    for operand, part in operands.groupby("operand"):
         right.plot(range(len(part)), part["sqnr_db"], "o-", label=names[operand])
         ticks = [str(int(size) or "none") for size in part["hadamard"]]
         right.set_xticks(range(len(part)), ticks)

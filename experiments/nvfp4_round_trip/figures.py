@@ -1,4 +1,4 @@
-"""Round-trip error (SQNR) of each format: on drawn numbers (drawn.py), and on the operands of trained runs."""
+"""Round-trip error (SQNR) of each format on drawn numbers (drawn.py) and trained operands."""
 
 import sys
 from pathlib import Path
@@ -31,9 +31,9 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     last["recipe"] = last["fingerprint"].map(labels)
     means = last.groupby(["recipe", "operand"])["value"].mean()
     rows = [
-        ("trained", name, what, float(means[recipe, operand]))
+        ("trained", name, label, float(means[recipe, operand]))
         for recipe, name in RECIPES.items()
-        for operand, what in OPERANDS.items()
+        for operand, label in OPERANDS.items()
     ]
     trained = pd.DataFrame(rows, columns=drawn.columns)
     table = pd.concat([drawn, trained], ignore_index=True)
@@ -42,10 +42,9 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     print(wide.round(1).to_string(na_rep=""))
     figure, axes = plt.subplots(1, 2, figsize=(7.0, 3.2))
     for axis, (source, part) in zip(axes, table.groupby("source", sort=False), strict=True):
-        for marker, (name, some) in zip(
-            "osD^vP", part.groupby("distribution", sort=False), strict=False
-        ):
-            axis.plot(some["sqnr_db"], some["format"], marker, label=name, alpha=0.8)
+        groups = part.groupby("distribution", sort=False)
+        for marker, (name, rows_of) in zip("osD^vP", groups, strict=False):
+            axis.plot(rows_of["sqnr_db"], rows_of["format"], marker, label=name, alpha=0.8)
         axis.set(xlabel="SQNR in dB (higher is better)", title=f"{source} numbers")
         axis.legend(fontsize=6)
     return [plots.save(folder, NAME, figure, table, runs.count())]

@@ -1,4 +1,4 @@
-"""Main effects of a quantile scale, stochastic gradients and a bf16 cool-down over a 2 x 2 x 2 grid."""
+"""Main effects of a quantile scale, stochastic gradients and a bf16 cool-down."""
 
 import sys
 from pathlib import Path

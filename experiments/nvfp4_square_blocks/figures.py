@@ -1,4 +1,4 @@
-"""Weights in square blocks in the forward pass, in the backward pass, in both: beside the recipe, paired by seed."""
+"""Weights in square blocks in fprop, in dgrad, in neither: beside the recipe, paired by seed."""
 
 import sys
 from pathlib import Path

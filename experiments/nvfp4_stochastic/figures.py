@@ -1,4 +1,4 @@
-"""What stochastic rounding costs or gains by operand, beside rounding to nearest, paired by seed."""
+"""Stochastic rounding by operand, beside rounding to nearest, paired by seed."""
 
 import sys
 from pathlib import Path
@@ -15,11 +15,11 @@ OPERANDS = {"gradients": "dgrad.g", "activations": "fprop.x", "weights": "fprop.
 
 
 def choice(row: "pd.Series[Any]") -> str:
-    """Name the operands that are rounded stochastically."""
-    drawn = [
-        name for name, key in OPERANDS.items() if row[f"precision.{key}.rounding"] == "stochastic"
-    ]
-    return {0: "nearest", len(OPERANDS): "all three"}.get(len(drawn), ", ".join(drawn))
+    """Return the operands that are rounded stochastically."""
+    rounding = {name: row[f"precision.{key}.rounding"] for name, key in OPERANDS.items()}
+    stochastic = [name for name, kind in rounding.items() if kind == "stochastic"]
+    names = {0: "nearest", len(OPERANDS): "all three"}
+    return names.get(len(stochastic), ", ".join(stochastic))
 
 
 def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:

@@ -1,4 +1,4 @@
-"""Gain of the mixing matrices, gradient norm and loss against depth: one residual stream, hyper-connections, mHC."""
+"""Gain, gradient norm and loss against depth: one stream, hyper-connections, mHC."""
 
 import sys
 from pathlib import Path
@@ -23,9 +23,9 @@ PANELS = {
 
 
 def kind(row: "pd.Series[Any]") -> str:
-    """Name the residual of a run."""
-    found = row.get("model.streams.kind")
-    return "none" if pd.isna(found) else str(found)
+    """Return the kind of a run's residual streams."""
+    streams = row.get("model.streams.kind")
+    return "none" if pd.isna(streams) else str(streams)
 
 
 def largest(runs: Runs, key: str) -> pd.Series:

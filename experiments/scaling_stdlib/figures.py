@@ -1,4 +1,4 @@
-"""Three approaches to the law of small decoders on Python source, and the forecast of a size that was held out."""
+"""Three approaches to the law of small decoders, and the forecast of a held-out size."""
 
 import sys
 from pathlib import Path
@@ -23,18 +23,18 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     done, note = runs.finished, runs.count()
     ends = done[done["label"].str.startswith("cool_")].copy()
     ends["budget"] = ends["label"].str.extract(r"cool_(\w+):")[0].astype(float)
-    found = fit(
+    fitted = fit(
         ends, CHINCHILLA, columns=COLUMNS, loss="val_loss", holdout=HELD_OUT, bootstraps=2000
     )
     print(
-        found.parameters.to_string(index=False),
-        found.counts(),
-        found.report()["held_out_error"],
+        fitted.parameters.to_string(index=False),
+        fitted.counts(),
+        fitted.report()["held_out_error"],
         sep="\n",
     )
-    print(found.compute_optimal(1e13).to_string(index=False), end="\n\n")
+    print(fitted.compute_optimal(1e13).to_string(index=False), end="\n\n")
     figure, data = law_plots.law_with_residuals(
-        found.residuals(), title="The largest size was held out"
+        fitted.residuals(), title="The largest size was held out"
     )
     made = [plots.save(folder, "law", figure, data, note)]
 
@@ -67,22 +67,18 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         n=("val_loss", "count"),
     )
     results = results.reset_index()
-    results["predicted"] = found.law.predict(
-        found.theta, {"n": results["num_parameters"].to_numpy(), "d": results["tokens"].to_numpy()}
-    )
+    sizes = {name: results[column].to_numpy() for name, column in COLUMNS.items()}
+    results["predicted"] = fitted.law.predict(fitted.theta, sizes)
     results["held_out"] = results.eval(HELD_OUT)
     results.to_csv(folder.parent / "results.csv", index=False)
     if (HERE / "forecast.json").exists():
-        print(
-            score(HERE / "forecast.json", ends, columns=COLUMNS, loss="val_loss").to_string(
-                index=False
-            )
-        )
+        scores = score(HERE / "forecast.json", ends, columns=COLUMNS, loss="val_loss")
+        print(scores.to_string(index=False))
     return made
 
 
 def trunks(runs: Runs) -> pd.DataFrame:
-    """Return the training loss of each size and seed along its trunk: columns run, n, flops, loss."""
+    """Return the training loss of each size and seed: columns run, n, flops, loss."""
     facts = runs.table[runs.table["label"].str.startswith("trunk_")].set_index("fingerprint")
     loss, flops = (runs.history[runs.history["key"] == key] for key in ("loss", "flops"))
     both = loss.merge(flops, on=["fingerprint", "step"], suffixes=("", "_flops"))

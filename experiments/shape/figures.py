@@ -1,4 +1,4 @@
-"""Loss against depth at a fixed number of parameters, for few and many heads; the FLOPs that it costs."""
+"""Loss against depth and against FLOPs at equal parameters, for few and many heads."""
 
 import sys
 from pathlib import Path
@@ -35,12 +35,9 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
             )
     shapes = table.drop_duplicates("model.depth")
     axes[0].set(xscale="log", xlabel="layers (width)", ylabel=plots.AXES["val_loss"])
-    axes[0].set_xticks(
-        shapes["model.depth"],
-        labels=[
-            f"{d}\n({w})" for d, w in zip(shapes["model.depth"], shapes["model.width"], strict=True)
-        ],
-    )
+    depths, widths = shapes["model.depth"], shapes["model.width"]
+    labels = [f"{depth}\n({width})" for depth, width in zip(depths, widths, strict=True)]
+    axes[0].set_xticks(depths, labels=labels)
     axes[0].minorticks_off()
     axes[0].legend()
     axes[1].set(xlabel="training kFLOP per token", ylabel=plots.AXES["val_loss"])

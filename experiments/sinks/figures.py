@@ -1,4 +1,4 @@
-"""Loss by position, four times as far as was trained, by which keys a query sees; how much is said twice."""
+"""Loss by position, up to four times the trained length, by the keys that a query sees."""
 
 import sys
 from pathlib import Path
@@ -37,9 +37,9 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     done = runs.finished
     done = done[done["train.steps"] == 0].copy()
     done["keys"] = [NAMES[p] if isinstance(p, str) else NAMES["af"] for p in done["model.pattern"]]
-    places = by_position(runs, done)
-    places["beyond"] = np.where(places["position"] < TRAINED, "loss_within", "loss_beyond")
-    means = places.groupby(["keys", "seed", "beyond"])["loss"].mean().unstack().reset_index()
+    losses = by_position(runs, done)
+    losses["beyond"] = np.where(losses["position"] < TRAINED, "loss_within", "loss_beyond")
+    means = losses.groupby(["keys", "seed", "beyond"])["loss"].mean().unstack().reset_index()
     table = means.merge(done[["keys", "seed", "sample_repetition"]], on=["keys", "seed"])
     table = (
         table.groupby("keys")
@@ -59,7 +59,7 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     print(table.to_string(index=False))
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.0), layout="constrained", width_ratios=[2, 1])
     for index, keys in enumerate(NAMES.values()):
-        part = places[places["keys"] == keys]
+        part = losses[losses["keys"] == keys]
         curve = np.exp(part.groupby("position")["loss"].mean())
         axes[0].plot(
             curve.index + BIN / 2,
@@ -81,15 +81,8 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     axes[1].set_yticks(range(len(table)), table["keys"])
     axes[1].invert_yaxis()
     axes[1].set(xlabel="4-grams said before, of 768 tokens")
-    return [
-        plots.save(
-            folder,
-            NAME,
-            figure,
-            places.groupby(["keys", "position"])["loss"].agg(["mean", "std"]).reset_index(),
-            runs.count(),
-        )
-    ]
+    shown = losses.groupby(["keys", "position"])["loss"].agg(["mean", "std"]).reset_index()
+    return [plots.save(folder, NAME, figure, shown, runs.count())]
 
 
 if __name__ == "__main__":
