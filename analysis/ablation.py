@@ -12,7 +12,7 @@ from analysis.runs import Runs
 
 
 def first_word(row: "pd.Series[Any]") -> str:
-    """Return the first word of a cell's label: the name of its recipe where that is varied first."""
+    """Return the first word of a cell's label: its recipe where that is varied first."""
     return str(row["label"]).partition(" ")[0]
 
 
@@ -27,11 +27,13 @@ def ablate(
     name: str,
     title: str,
 ) -> list[Path]:
-    """Compare choices with a baseline; write results.csv beside `folder` and the forest plot into it.
+    """Compare choices with a baseline; return the figure's path.
+
+    The forest plot is written to `folder`, results.csv beside it.
 
     Args:
-        choice: what a run (a row of the table) is called; pair: columns in which two runs agree to be
-            compared.
+        choice: names the choice of a run, a row of the table.
+        pair: columns in which two runs agree to be compared.
     """
     done = runs.finished.copy()
     done["choice"] = [choice(row) for _, row in done.iterrows()]
@@ -52,7 +54,10 @@ def effects(
     name: str,
     title: str,
 ) -> list[Path]:
-    """Return the main effects of a full factorial grid: each factor on minus off, paired in all others.
+    """Compare each factor of a full factorial grid, on minus off, paired in all other factors.
+
+    Return the figure's path; the forest plot and the means of the cells are written to `folder`,
+    results.csv beside it.
 
     Args:
         factors: by the name in the figure (column, value when off, value when on).
@@ -64,8 +69,8 @@ def effects(
     rows = []
     for label, (column, off, on) in factors.items():
         pair = [c for c in [*columns, "seed"] if c != column]
-        found = paired_difference(done, key=column, baseline=off, metric=metric, pair=pair)
-        rows.append(found[found["value"] == on].assign(value=label))
+        differences = paired_difference(done, key=column, baseline=off, metric=metric, pair=pair)
+        rows.append(differences[differences["value"] == on].assign(value=label))
     gap = pd.concat(rows, ignore_index=True)
     gap["p_holm"] = holm(gap["p"].to_numpy())  # over the factors
     means = over_seeds(done, columns, metric)

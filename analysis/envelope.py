@@ -1,9 +1,9 @@
-"""Approach 1 to compute-optimal training: which run has the smallest loss after each number of FLOPs.
+"""Approach 1 to compute-optimal training: the run of smallest loss after each number of FLOPs.
 
-Curves are smoothed (a Gaussian in log FLOPs), the lower envelope is read at many budgets, and log n of the
-run on it is regressed on log C. Only where it lies between the smallest and the largest size does the
-envelope say anything; the rest is counted, not used. Learning rates that decay make an early point of a
-long run worse than a short run's end: use constant-rate trunks, or the ends of runs.
+Curves are smoothed (a Gaussian in log FLOPs), the lower envelope is read at many budgets, and log n
+of its runs is regressed on log C. The parts that the smallest or the largest size holds are counted
+and not used. Under a decaying learning rate an early point of a long run is worse than the end of a
+short one: use constant-rate trunks, or the ends of runs.
 
 Source: Hoffmann et al. arXiv 2203.15556, approach 1.
 """
@@ -25,9 +25,10 @@ class Envelope:
     """The lower envelope and the power laws through it.
 
     Args:
-        points: flops, run, n, loss, used on the envelope; curves: run, n, flops, loss, smoothed.
+        points: columns flops, run, n, loss, used of points on the envelope.
+        curves: columns run, n, flops, loss of the smoothed curves.
         exponents: rows n and tokens: exponent of C, low, high (resampled runs), coefficient.
-        unused: share of the envelope that the smallest or the largest size held.
+        unused: share of the envelope that the smallest or the largest size holds.
     """
 
     points: pd.DataFrame
@@ -36,7 +37,7 @@ class Envelope:
     unused: float
 
     def report(self) -> dict[str, Any]:
-        """Return every number, as JSON takes it."""
+        """Return every number, as JSON types."""
         return {
             "exponents": self.exponents.set_index("quantity").to_dict(orient="index"),
             "unused_share": self.unused,
@@ -59,15 +60,15 @@ def envelope(
     bootstraps: int = 500,
     seed: int = 0,
 ) -> Envelope:
-    """Fit the lower envelope of training curves.
+    """Return the lower envelope of training curves and the power laws through it.
 
     Args:
-        run, n, flops, loss: columns; a row for each logged point.
+        curves: a row for each logged point, in columns `run`, `n`, `flops` and `loss`.
         width: of the smoothing, in natural log of FLOPs.
 
     Raises:
         KeyError: a column is missing.
-        ValueError: fewer than three sizes, or none but the ends is ever on the envelope.
+        ValueError: fewer than three sizes, or fewer than two between the ends are on the envelope.
     """
     require(curves, [run, n, flops, loss])
     table = pd.DataFrame(
@@ -114,15 +115,15 @@ def _smoothed(part: pd.DataFrame, grid: Array, width: float) -> Array:
     """Return the smoothed loss on `grid`, NaN outside the run."""
     x, y = np.log(part["flops"].to_numpy()), part["loss"].to_numpy()
     at = np.log(grid)
-    found = np.full(len(grid), np.nan)
+    smoothed = np.full(len(grid), np.nan)
     inside = (at >= x[0]) & (at <= x[-1])
     weights = np.exp(-0.5 * ((at[inside][:, None] - x[None]) / width) ** 2)
     total = weights.sum(axis=1)
     near = total > 1e-12
     values = np.interp(at[inside], x, y)
     values[near] = (weights @ y)[near] / total[near]
-    found[inside] = values
-    return found
+    smoothed[inside] = values
+    return smoothed
 
 
 def _fit(
@@ -142,7 +143,8 @@ def _fit(
     used = points[points["used"]]
     if used["n"].nunique() < 2:
         raise ValueError(
-            "fewer than two sizes between the smallest and the largest are ever the best: widen the range of FLOPs or add sizes"
+            "fewer than two sizes between the smallest and the largest are ever the best: "
+            "widen the range of FLOPs or add sizes"
         )
     slope, start = np.polyfit(np.log(used["flops"]), np.log(used["n"]), 1)
     return points, float(slope), float(start)

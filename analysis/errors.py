@@ -1,8 +1,8 @@
-"""What is wrong with a table, said in the words of the table."""
+"""Checks of a table of runs; their errors name its columns."""
 
 import pandas as pd
 
-ASKED = "/asked"  # the column that says how a benchmark was asked
+ASKED = "/asked"  # suffix of the column that describes how a benchmark was run
 
 
 def require(table: pd.DataFrame, columns: list[str]) -> None:
@@ -10,8 +10,8 @@ def require(table: pd.DataFrame, columns: list[str]) -> None:
 
     Raises:
         KeyError: a column is missing; the table's are named.
-        ValueError: scores of a task were taken in different ways: another version, number of questions or of
-            worked examples, other prompts, another lm-eval.
+        ValueError: runs took the scores of a task in different ways: another version, number of
+            questions or of worked examples, other prompts, another lm-eval.
     """
     missing = [column for column in columns if column not in table]
     if missing:
@@ -19,11 +19,11 @@ def require(table: pd.DataFrame, columns: list[str]) -> None:
             f"no column {', '.join(missing)}; there are: {', '.join(map(str, table.columns))}"
         )
     for column in columns:
-        about = f"{str(column).partition('/')[0]}{ASKED}"
-        if "/" in str(column) and about in table:
-            ways = table.loc[table[column].notna(), about].dropna().unique()
+        described = f"{str(column).partition('/')[0]}{ASKED}"
+        if "/" in str(column) and described in table:
+            ways = table.loc[table[column].notna(), described].dropna().unique()
             if len(ways) > 1:
                 raise ValueError(
-                    f"{column} was taken in {len(ways)} ways ({'; '.join(ways)}): these are no scores of one "
-                    "benchmark; evaluate the runs alike, or choose one way"
+                    f"{column} was taken in {len(ways)} ways ({'; '.join(ways)}): these are no "
+                    "scores of one benchmark; evaluate the runs alike, or choose one way"
                 )

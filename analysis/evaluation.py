@@ -16,11 +16,12 @@ from analysis.laws import Array
 def score_with_error(
     scores: pd.DataFrame, *, score: str, by: str, cluster: str | None = None
 ) -> pd.DataFrame:
-    """Return mean and standard error of `score` for each value of `by`: columns by, mean, se, n, clusters.
+    """Return the mean of `score` for each value of `by`: columns by, mean, se, n, clusters.
 
     Args:
-        scores: a row for each question and run; cluster: questions of one value (a passage, say) stand or
-            fall together and count as such.
+        scores: a row for each question and run.
+        cluster: a column; the scores of questions that share its value (a passage) are correlated,
+            and the standard error accounts for it.
     """
     require(scores, [score, by, *([cluster] if cluster else [])])
     rows = []
@@ -48,17 +49,21 @@ def paired_score(
     question: str,
     cluster: str | None = None,
 ) -> pd.DataFrame:
-    """Return the difference from the baseline question by question: columns by, difference, se, low, high, n.
+    """Return the mean difference from the baseline over the questions that both answered.
 
-    Questions that both were asked are compared; their difficulty, common to both, cancels.
+    Columns: by, difference, se, low, high (95%), n. The difficulty of a question cancels.
+
+    Args:
+        question: the column by which two scores are paired; cluster: as in `score_with_error`.
 
     Raises:
-        ValueError: nobody has the baseline, or a run was asked a question twice.
+        ValueError: no row has the baseline, or a value of `by` has a question twice.
     """
     require(scores, [score, by, question, *([cluster] if cluster else [])])
     if scores.duplicated([by, question]).any():
         raise ValueError(
-            f"a value of {by} has a question twice: choose the run by a column that tells them apart"
+            f"a value of {by} has a question twice: choose the run by a column that tells them "
+            "apart"
         )
     wide = scores.pivot(index=question, columns=by, values=score)
     if baseline not in wide:
@@ -76,7 +81,10 @@ def paired_score(
 
 
 def standard_error(values: Array, clusters: NDArray[Any]) -> float:
-    """Return the standard error of the mean of `values` [M], cluster-robust; NaN for fewer than two clusters."""
+    """Return the cluster-robust standard error of the mean of `values` [M].
+
+    It is NaN for fewer than two clusters.
+    """
     labels, index = np.unique(clusters, return_inverse=True)
     count = len(labels)
     if count < 2:

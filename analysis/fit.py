@@ -1,4 +1,4 @@
-"""Fits a scaling law to a table of runs: every start, every bootstrap, and what could not be used.
+"""Fits of scaling laws to tables of runs, from many starts and with bootstraps.
 
 Source of the procedure: arXiv 2404.10102 (Huber loss on log L, summed; the mean would make an
 optimiser stop early).
@@ -21,12 +21,12 @@ _SAME = 1e-6  # relative: starts that end so close to the best objective are in 
 
 @dataclass(frozen=True)
 class Fit:
-    """A law with its parameters and everything that was found on the way.
+    """A law with its fitted parameters, their bootstraps and the points that they rest on.
 
     Args:
         theta: the best parameters [P]; draws: those of the bootstraps [B, P].
         values: the objective that each start ended at [S].
-        used, held_out: the points; left_out: how many rows by the reason they were not used.
+        used, held_out: the points; left_out: numbers of rows not used, by the reason.
     """
 
     law: Law
@@ -45,9 +45,9 @@ class Fit:
 
     @cached_property
     def noise(self) -> float:
-        """Standard deviation of the runs about the law, in what is compared (log loss)."""
-        found = self.residuals()
-        inside = found.loc[~found["held_out"], "residual"]
+        """Standard deviation of the used points about the law, in log loss where the law is."""
+        points = self.residuals()
+        inside = points.loc[~points["held_out"], "residual"]
         return float(np.sqrt((inside**2).sum() / max(1, len(inside) - len(self.theta))))
 
     @property
@@ -57,7 +57,7 @@ class Fit:
 
     @property
     def second_basin(self) -> float | None:
-        """The next objective that starts ended at, None where all agree."""
+        """Objective of the second-best local minimum over all starts, None if there is one only."""
         others = self.values[self.values > self.objective * (1 + 1e-3) + 1e-12]
         return float(others.min()) if len(others) else None
 
@@ -78,19 +78,19 @@ class Fit:
         return pd.DataFrame(self.draws, columns=list(self.law.parameters)).corr()
 
     def counts(self) -> str:
-        """Say how many points were used, held out and left out, and why."""
+        """Return a sentence: how many points were fitted, held out and left out, and why."""
         parts = [f"{len(self.used)} points fitted", f"{len(self.held_out)} held out"]
         parts += [f"{count} left out: {why}" for why, count in self.left_out.items()]
         return ", ".join(parts)
 
     def predict(self, data: Data, confidence: float = 0.95) -> pd.DataFrame:
-        """Return columns loss, low, high at `data`: the band is the law's own, without noise of runs."""
+        """Return columns loss, low, high at `data`; the band leaves out the noise of runs."""
         tail = (1 - confidence) / 2
         low, high = np.quantile(self.law.predict(self.draws, data), [tail, 1 - tail], axis=0)
         return pd.DataFrame({"loss": self.law.predict(self.theta, data), "low": low, "high": high})
 
     def residuals(self) -> pd.DataFrame:
-        """Return all points with `predicted` and `residual` (of log L for losses); `held_out` says which."""
+        """Return all points with columns predicted, residual (of log L for losses), held_out."""
         both = pd.concat([self.used.assign(held_out=False), self.held_out.assign(held_out=True)])
         data = {name: both[name].to_numpy() for name in self.law.columns}
         predicted = self.law.predict(self.theta, data)
@@ -98,10 +98,12 @@ class Fit:
         return both.assign(predicted=predicted, residual=residual)
 
     def compute_optimal(self, flops: float) -> pd.DataFrame:
-        """Return rows n, d and d/n that minimise a Chinchilla law at `flops` = 6 n d, with 95% intervals.
+        """Return the compute-optimal n, d and d/n at `flops` = 6 n d, a row each.
+
+        Columns: quantity, estimate, low, high (95%).
 
         Raises:
-            ValueError: the law has no n and d.
+            ValueError: the law is not of Chinchilla's form.
         """
         if {"alpha", "beta"} - set(self.law.parameters):
             raise ValueError(
@@ -117,14 +119,14 @@ class Fit:
         return pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high"])
 
     def _repr_html_(self) -> str:
-        """Show the parameters in a notebook, what they rest on above them."""
+        """Return HTML for a notebook: the parameters, above them the number of points."""
         return f"<p>{self.law.name}: {self.counts()}</p>{self.parameters.to_html(index=False)}"
 
     def report(self) -> dict[str, Any]:
-        """Return every number with its interval, as JSON takes it."""
-        found = self.residuals()
-        held = found[found["held_out"]]
-        error = (held["loss"] / held["predicted"] - 1).to_numpy()
+        """Return every number with its interval, as JSON types."""
+        points = self.residuals()
+        held_out = points[points["held_out"]]
+        error = (held_out["loss"] / held_out["predicted"] - 1).to_numpy()
         return {
             "law": self.law.name,
             "source": self.law.source,
@@ -150,12 +152,12 @@ class Fit:
                 "held_out": len(self.held_out),
                 "left_out": self.left_out,
             },
-            "rms_residual": float(np.sqrt(np.mean(found["residual"][~found["held_out"]] ** 2))),
+            "rms_residual": float(np.sqrt(np.mean(points["residual"][~points["held_out"]] ** 2))),
             "held_out_error": {
                 "mean_relative": float(error.mean()),
                 "worst_relative": float(np.abs(error).max()),
             }
-            if len(held)
+            if len(held_out)
             else None,
         }
 
@@ -172,11 +174,11 @@ def fit(
     seed: int = 0,
     starts: Array | None = None,
 ) -> Fit:
-    """Fit `law` to the rows of a table.
+    """Return `law` fitted to the rows of a table.
 
     Args:
-        columns: the law's columns by the table's names, {"n": "num_parameters", "d": "tokens"}.
-        holdout: an expression of the table's columns; rows for which it is true are predicted, not fitted.
+        columns: the table's name of each column of the law, {"n": "num_parameters"}.
+        holdout: an expression of the table's columns; rows for which it is true are not fitted.
         delta: where Huber's loss turns linear, in log loss; seed: of the bootstraps.
 
     Raises:
@@ -190,8 +192,8 @@ def fit(
     used, held = points[~out].reset_index(drop=True), points[out].reset_index(drop=True)
     if len(used) <= len(law.parameters):
         raise ValueError(
-            f"{len(used)} points are too few for the {len(law.parameters)} parameters of {law.name} "
-            f"(left out: {left_out or 'none'}, held out: {len(held)})"
+            f"{len(used)} points are too few for the {len(law.parameters)} parameters of "
+            f"{law.name} (left out: {left_out or 'none'}, held out: {len(held)})"
         )
     at = law.bind({name: used[name].to_numpy() for name in law.columns})
     target = law.response(used["loss"].to_numpy())
@@ -214,16 +216,17 @@ def fit(
 def _points(
     table: pd.DataFrame, law: Law, columns: dict[str, str], loss: str
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the usable rows under the law's own names, and how many others there are and why."""
-    wanted = {name: columns.get(name, name) for name in law.columns} | {"loss": loss}
-    require(table, list(wanted.values()))
+    """Return the usable rows under the law's own names, and numbers of others by the reason."""
+    names = {name: columns.get(name, name) for name in law.columns} | {"loss": loss}
+    require(table, list(names.values()))
     points = pd.DataFrame(
-        {name: pd.to_numeric(table[c], errors="coerce") for name, c in wanted.items()}
+        {name: pd.to_numeric(table[c], errors="coerce") for name, c in names.items()}
     )
     bad = points["loss"] <= 0
     if bad.any():
         raise ValueError(
-            f"column {loss} has {int(bad.sum())} losses that are not positive, {points['loss'].min()} for example: is it a logarithm?"
+            f"column {loss} has {int(bad.sum())} losses that are not positive, "
+            f"{points['loss'].min()} for example: is it a logarithm?"
         )
     empty = points.isna().any(axis=1)
     other = ~empty & (points <= 0).any(axis=1)

@@ -1,4 +1,4 @@
-"""What a fit says on the terminal."""
+"""A fit printed on the terminal."""
 
 from typing import Any
 
@@ -10,14 +10,18 @@ from analysis.fit import Fit
 
 
 def print_fit(
-    console: Console, found: Fit, body: dict[str, Any], budgets: dict[str, pd.DataFrame]
+    console: Console, fitted: Fit, body: dict[str, Any], budgets: dict[str, pd.DataFrame]
 ) -> None:
-    """Print parameters with intervals, how the starts ended, and every reason not to trust them."""
+    """Print parameters with intervals, how the starts ended, and reasons not to trust them.
+
+    Args:
+        body: the report of the fit; budgets: the compute-optimal sizes by FLOPs.
+    """
     table = Table(box=None, pad_edge=False)
     profiles = {row["parameter"]: row for row in body.get("profiles", [])}
-    for column in [*found.parameters.columns, *(["profile"] if profiles else [])]:
+    for column in [*fitted.parameters.columns, *(["profile"] if profiles else [])]:
         table.add_column(column, justify="left" if column == "parameter" else "right")
-    for row in found.parameters.itertuples(index=False):
+    for row in fitted.parameters.itertuples(index=False):
         cells = [f"{value:.6g}" for value in row[1:]]
         if profiles:
             allowed = profiles[row[0]]
@@ -25,19 +29,21 @@ def print_fit(
             cells.append(f"{ends}, flat" if allowed["flat"] else ends)
         table.add_row(row[0], *cells)
     console.print(table)
-    basin = found.second_basin
+    basin = fitted.second_basin
     console.print(
-        f"objective {found.objective:.10g}, reached by {found.in_best_basin:.0%} of {len(found.values)} starts; "
+        f"objective {fitted.objective:.10g}, reached by {fitted.in_best_basin:.0%} of "
+        f"{len(fitted.values)} starts; "
         + (f"next basin {basin:.4g}" if basin is not None else "no other basin")
     )
     if body["at_bound"]:
         console.print(
-            f"implausible: {', '.join(body['at_bound'])} ended outside the bounds of {found.law.name}"
+            f"implausible: {', '.join(body['at_bound'])} ended outside the bounds of "
+            f"{fitted.law.name}"
         )
     flat = [name for name, row in profiles.items() if row["flat"]]
     if flat:
         console.print(f"flat valley: the data hardly determine {', '.join(flat)}")
-    console.print(f"{found.counts()}; rms residual {body['rms_residual']:.4f}")
+    console.print(f"{fitted.counts()}; rms residual {body['rms_residual']:.4f}")
     if body["held_out_error"]:
         error = body["held_out_error"]
         console.print(
@@ -48,8 +54,8 @@ def print_fit(
         ("by variable projection", "variable_projection"),
     ):
         if key in body:
-            console.print(
-                f"\n{name}:\n{pd.DataFrame(body[key]).to_string(index=False, float_format=lambda v: f'{v:.5g}')}"
-            )
+            rows = pd.DataFrame(body[key])
+            text = rows.to_string(index=False, float_format=lambda v: f"{v:.5g}")
+            console.print(f"\n{name}:\n{text}")
     for budget, best in budgets.items():
         console.print(f"\nbest at {budget} FLOPs:\n{best.to_string(index=False)}")

@@ -1,4 +1,4 @@
-"""A prediction that is written down before the run it predicts, and its score afterwards."""
+"""Predictions written down before the runs that they predict, and their scores afterwards."""
 
 import datetime
 import json
@@ -13,39 +13,44 @@ from analysis.errors import require
 from analysis.fit import Fit
 
 
-def forecast(found: Fit, points: pd.DataFrame) -> pd.DataFrame:
-    """Return `points` with loss, low, high: a 95% interval for a new run, law and noise of runs together.
+def forecast(fitted: Fit, points: pd.DataFrame) -> pd.DataFrame:
+    """Return `points` with columns loss, low, high: a 95% interval for a new run.
+
+    The interval covers the uncertainty of the law and the noise of runs.
 
     Args:
-        points: a row for each run to come, columns as the law names them.
+        points: a row for each run to come, with the columns of the law.
 
     Raises:
         KeyError: a column of the law is missing.
     """
-    require(points, list(found.law.columns))
-    data = {name: points[name].to_numpy(dtype=float) for name in found.law.columns}
-    response = found.law.response
-    best = response(found.law.predict(found.theta, data))
-    drawn = response(found.law.predict(found.draws, data))
-    spread = np.sqrt(drawn.std(axis=0, ddof=1) ** 2 + found.noise**2)
-    half = stats.t.ppf(0.975, max(1, len(found.used) - len(found.theta))) * spread
-    turn = np.exp if found.law.log else np.asarray
-    return points.assign(loss=turn(best), low=turn(best - half), high=turn(best + half))
+    require(points, list(fitted.law.columns))
+    data = {name: points[name].to_numpy(dtype=float) for name in fitted.law.columns}
+    response = fitted.law.response
+    best = response(fitted.law.predict(fitted.theta, data))
+    bootstraps = response(fitted.law.predict(fitted.draws, data))
+    spread = np.sqrt(bootstraps.std(axis=0, ddof=1) ** 2 + fitted.noise**2)
+    half = stats.t.ppf(0.975, max(1, len(fitted.used) - len(fitted.theta))) * spread
+    inverse = np.exp if fitted.law.log else np.asarray
+    return points.assign(loss=inverse(best), low=inverse(best - half), high=inverse(best + half))
 
 
-def write_forecast(found: Fit, points: pd.DataFrame, file: Path, **facts: Any) -> pd.DataFrame:
-    """Write the forecast with the time and what it rests on; an existing one is not overwritten.
+def write_forecast(fitted: Fit, points: pd.DataFrame, file: Path, **facts: Any) -> pd.DataFrame:
+    """Return the forecast of `points` after writing it to `file` with the time and the law.
+
+    Args:
+        facts: more keys of the file.
 
     Raises:
-        FileExistsError: a forecast that can be changed afterwards is none.
+        FileExistsError: `file` exists; a forecast is never overwritten.
     """
-    table = forecast(found, points)
+    table = forecast(fitted, points)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    named = {k: float(v) for k, v in found.law.named(found.theta).items()}
+    named = {k: float(v) for k, v in fitted.law.named(fitted.theta).items()}
     body = {
         "schema": 1,
         "written": now,
-        "law": found.law.name,
+        "law": fitted.law.name,
         "parameters": named,
         **facts,
         "points": table.to_dict(orient="records"),
@@ -56,10 +61,13 @@ def write_forecast(found: Fit, points: pd.DataFrame, file: Path, **facts: Any) -
 
 
 def score(file: Path, runs: pd.DataFrame, *, columns: dict[str, str], loss: str) -> pd.DataFrame:
-    """Return each forecast point with what was measured: n runs, mean, relative error, inside the interval.
+    """Return each forecast point with the mean of the runs at it.
+
+    Columns beside those of the forecast: runs (their number), measured, error (relative), inside
+    (the interval). Runs are at a point where their sizes agree with it to 1%.
 
     Args:
-        columns: the law's columns by the table's names, as for the fit; runs agree with a point to 1%.
+        columns: the table's name of each column of the law, as for the fit.
     """
     body = json.loads(file.read_text())
     points = pd.DataFrame(body["points"])

@@ -1,4 +1,4 @@
-"""Metric histories: the table, how a run folder's file becomes one, and the cache that keeps them.
+"""Metric histories: the table, the reader of a run folder's file, and the cache of histories.
 
 A history has columns fingerprint, step, key, value; the first and the third are categories in
 lexical order, so that millions of points stay small.
@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 COLUMNS = ["fingerprint", "step", "key", "value"]
 _NOT_METRICS = {"step", "time", "attempt", "restored"}
-_VERSION = "2"  # of the rules by which what is kept was read
+_VERSION = "2"  # of the reading rules; histories cached under another one are read again
 Part = tuple[str, str, Any, Any]  # run, key, steps, values
 
 
 def assemble(parts: Iterable[Part]) -> pd.DataFrame:
-    """Return the history of many parts, each one metric of one run, in their order."""
+    """Return the history made of `parts`, each one metric of one run, in their order."""
     parts = [part for part in parts if len(part[2])]
     lengths = [len(part[2]) for part in parts]
     steps = (
@@ -61,21 +61,21 @@ def read_folder(file: Path, run: str) -> list[Part]:
     """
     if not file.exists():
         return []
-    whole = file.read_bytes().rpartition(b"\n")[0]
-    return _plain(whole, run) or _by_rules(parse_lines(file, whole), run)
+    content = file.read_bytes().rpartition(b"\n")[0]
+    return _plain(content, run) or _by_rules(parse_lines(file, content), run)
 
 
-def _plain(whole: bytes, run: str) -> list[Part]:
-    """Return the parts of a file of one attempt, in bulk; [] where it takes the rules to read it."""
-    if not whole or b'"restored"' in whole:
+def _plain(content: bytes, run: str) -> list[Part]:
+    """Return the parts of a file of one attempt, in bulk; [] where the rules are needed."""
+    if not content or b'"restored"' in content:
         return []
     try:
         table = pj.read_json(
-            pa.BufferReader(whole), pj.ReadOptions(use_threads=False, block_size=1 << 24)
+            pa.BufferReader(content), pj.ReadOptions(use_threads=False, block_size=1 << 24)
         )
     except pa.ArrowInvalid:  # NaN and Infinity are Python's JSON only
         return []
-    if "step" not in table.column_names or table.num_rows != whole.count(b"\n") + 1:
+    if "step" not in table.column_names or table.num_rows != content.count(b"\n") + 1:
         return []
     if "attempt" in table.column_names and len(table["attempt"].unique()) > 1:
         return []
@@ -95,21 +95,25 @@ def _plain(whole: bytes, run: str) -> list[Part]:
     return parts
 
 
-def parse_lines(file: Path, whole: bytes) -> list[dict[str, Any]]:
-    """Return the objects of a .jsonl file, `whole` being its lines but for a torn last one.
+def parse_lines(file: Path, content: bytes) -> list[dict[str, Any]]:
+    """Return the objects in `content`, the lines of a .jsonl file without a torn last one.
+
+    Args:
+        file: named in errors.
 
     Raises:
         ValueError: a line is not a JSON object; file and line are named.
     """
     lines = []
-    for number, text in enumerate(whole.splitlines(), 1):
+    for number, text in enumerate(content.splitlines(), 1):
         try:
             line = json.loads(text or b"{}")
         except ValueError:
             line = None
         if not isinstance(line, dict):
             raise ValueError(
-                f"{file}, line {number}: {text[:40]!r} is not a JSON object; delete the line, the others stand"
+                f"{file}, line {number}: {text[:40]!r} is not a JSON object; delete the line, "
+                "the others stand"
             )
         if line:
             lines.append(line)
@@ -117,7 +121,10 @@ def parse_lines(file: Path, whole: bytes) -> list[dict[str, Any]]:
 
 
 def _by_rules(lines: Iterable[dict[str, Any]], run: str) -> list[Part]:
-    """As `_plain`, line by line: a line after one of a later attempt is void, `restored` drops later steps."""
+    """Return the parts line by line, by the rules of docs/run-folder.md.
+
+    A line after one of a later attempt is void; `restored` voids later steps.
+    """
     points: dict[tuple[int, str], float] = {}
     newest = 0
     for line in lines:
@@ -130,7 +137,9 @@ def _by_rules(lines: Iterable[dict[str, Any]], run: str) -> list[Part]:
             continue
         for name, value in line.items():
             if name not in _NOT_METRICS:
-                points.pop((line["step"], name), None)  # the later one stands where it was written
+                points.pop(
+                    (line["step"], name), None
+                )  # a later point moves to where it was written
                 points[line["step"], name] = float(value)
     metrics: dict[str, tuple[list[int], list[float]]] = {}
     for (step, name), value in points.items():
@@ -154,22 +163,23 @@ def last_values(history: pd.DataFrame) -> pd.DataFrame:
 def cached(
     file: Path | None, stamps: Mapping[str, str], read: Callable[[list[str]], pd.DataFrame]
 ) -> pd.DataFrame:
-    """Return the history of the runs in `stamps`, reading only those whose stamp has changed since.
+    """Return the history of the runs in `stamps`; only those whose stamp has changed are read.
 
     Args:
-        file: the cache, a parquet file; None or one that cannot be written: none.
-        read: of some runs, their history.
+        file: the cache, a parquet file; None, or one that cannot be written: no cache.
+        stamps: for each run what changes with its metrics.
+        read: returns the history of the runs given.
     """
-    kept, known = _load(file) if file else (None, {})
-    fresh = [run for run, stamp in stamps.items() if known.get(run) != stamp]
-    if kept is None or not known:
+    stored, stored_stamps = _load(file) if file else (None, {})
+    changed = [run for run, stamp in stamps.items() if stored_stamps.get(run) != stamp]
+    if stored is None or not stored_stamps:
         history = read(list(stamps))
-    elif not fresh and len(known) == len(stamps):
-        return kept
+    elif not changed and len(stored_stamps) == len(stamps):
+        return stored
     else:
-        gone = (set(known) - set(stamps)) | set(fresh)
-        old = kept[~kept["fingerprint"].isin(gone)]
-        history = _together(old, read(fresh)) if fresh else _together(old)
+        outdated = (set(stored_stamps) - set(stamps)) | set(changed)
+        unchanged = stored[~stored["fingerprint"].isin(outdated)]
+        history = _together(unchanged, read(changed)) if changed else _together(unchanged)
     if file:
         with suppress(OSError):
             _store(file, history, stamps)
@@ -177,7 +187,7 @@ def cached(
 
 
 def _together(*parts: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of all parts with one lexical order of categories."""
+    """Return the rows of all parts, their categories in lexical order."""
     for column in ("fingerprint", "key"):
         known = sorted(set().union(*(part[column].unique() for part in parts)))
         parts = tuple(

@@ -1,4 +1,4 @@
-"""Whether the worker that holds a cell may still run, by what docs/run-folder.md says of it."""
+"""Whether the worker that holds a cell is alive, by the rules of docs/run-folder.md."""
 
 import os
 import socket
@@ -12,7 +12,9 @@ _STALE_S = 120.0
 
 
 def alive(attempt: Path, lease: dict[str, Any]) -> bool:
-    """True where the holder of `attempt` may run: by its process on this host, by its heartbeat elsewhere.
+    """Return whether the holder of `attempt` may still run.
+
+    On this host its process decides, elsewhere its heartbeat.
 
     Args:
         lease: the content of the attempt's lease.json.
@@ -26,11 +28,11 @@ def alive(attempt: Path, lease: dict[str, Any]) -> bool:
 
 
 def _heartbeat_age_s(attempt: Path) -> float:
-    """Return the age of the last sign of life; both times are the file server's."""
+    """Return the age of the heartbeat, else of the lease, by the file server's clock."""
     try:
         with tempfile.TemporaryFile(dir=attempt) as probe:
             now = os.fstat(probe.fileno()).st_mtime
-    except OSError:  # without the right to write there is no telling
+    except OSError:  # no right to write: the age is unknown, the holder counts as alive
         return 0.0
     beat = attempt / "heartbeat"
     return now - (beat if beat.exists() else attempt / "lease.json").stat().st_mtime

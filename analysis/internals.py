@@ -1,8 +1,8 @@
-"""A look inside a model as pictures: attention maps, the logit lens, the loss of each token; PNG, PDF and one page.
+"""Pictures of the inside of a model: attention maps, logit lens, loss of each token.
 
-The input is plain: `tokens` (texts), `losses` and `ranks` (of each token but the first), `attention`
-[layers, heads, seq, seq], `gates` (of layers with a memory of n-grams: of each token), `lens` (for each layer and
-place: says, probability, true) and `statistics` by layer.
+The input is a dict: `tokens` (texts), `losses` and `ranks` (of each token but the first),
+`attention` [layers, heads, seq, seq], `gates` (by layer, of each token, where there are memories of
+n-grams), `lens` (for each layer and token: says, probability, true) and `statistics` by layer.
 """
 
 import base64
@@ -19,26 +19,31 @@ from matplotlib.figure import Figure
 
 from analysis.plots import save
 
-_MOST = 24  # tokens that are named along an axis
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+_MAX_LABELS = 24  # tokens that are named along an axis
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto;
+  padding: 0 1rem; color: #222; }}
 .text {{ font-family: ui-monospace, monospace; white-space: pre-wrap; line-height: 1.9; }}
 .text span {{ border-radius: 3px; }}
-table {{ border-collapse: collapse; font: 12px ui-monospace, monospace; }} .wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font: 12px ui-monospace, monospace; }}
+.wide {{ overflow-x: auto; }}
 td, th {{ padding: 2px 6px; text-align: left; white-space: pre; border-bottom: 1px solid #ddd; }}
 img {{ max-width: 100%; }}
 </style></head><body><h1>{title}</h1>
-<h2>Loss of each token</h2><p>Darker is more surprising; the mean is {mean:.3f} nats, the darkest {worst:.2f}. Hover for loss,
-rank and what stood at the top.</p><div class="text">{text}</div>
-<h2>Logit lens</h2><p>What each layer would say after each token, and how likely it makes the true next one (shade).</p>
+<h2>Loss of each token</h2><p>Darker is more surprising; the mean is {mean:.3f} nats, the darkest
+{worst:.2f}. Hover for loss, rank and the likeliest token.</p><div class="text">{text}</div>
+<h2>Logit lens</h2><p>What each layer would say after each token, and how likely it makes the true
+next one (shade).</p>
 <div class="wide"><table>{lens}</table></div>
-<h2>Attention</h2><p>Rows are layers, columns heads; in each map a row is a token, a column what it looks at.</p>
+<h2>Attention</h2><p>Rows are layers, columns heads; in each map a row is a token, a column what
+it attends to.</p>
 <img alt="attention maps" src="data:image/png;base64,{attention}">
 <h2>What the layers hold</h2><table>{statistics}</table></body></html>"""
 
 
 def draw(seen: dict[str, Any], folder: Path, title: str) -> list[Path]:
-    """Write attention.png (.pdf, .csv), losses.png and look.html; return the paths of figures and page."""
+    """Return the paths of figures and page after writing them, and look.json, to `folder`."""
     maps = np.asarray(seen["attention"], dtype=float)
     figure = attention_maps(maps, seen["tokens"])
     strongest = pd.DataFrame(
@@ -75,7 +80,11 @@ def draw(seen: dict[str, Any], folder: Path, title: str) -> list[Path]:
 
 
 def attention_maps(maps: np.ndarray, tokens: list[str]) -> Figure:
-    """Return a grid of maps [layers, heads, seq, seq], each from 0 to 1; short texts are named along the axes."""
+    """Return a figure of `maps` [layers, heads, seq, seq], values from 0 to 1, one panel a head.
+
+    Args:
+        tokens: the texts, named along the axes where there are few.
+    """
     layers, heads = maps.shape[:2]
     figure, axes = plt.subplots(
         layers,
@@ -84,7 +93,7 @@ def attention_maps(maps: np.ndarray, tokens: list[str]) -> Figure:
         squeeze=False,
         layout="constrained",
     )
-    named = len(tokens) <= _MOST
+    named = len(tokens) <= _MAX_LABELS
     for layer in range(layers):
         for head in range(heads):
             axis = axes[layer][head]
@@ -100,7 +109,11 @@ def attention_maps(maps: np.ndarray, tokens: list[str]) -> Figure:
 
 
 def gate_map(gates: pd.DataFrame) -> Figure:
-    """Return the gates of each layer (a column each, beside `token`) as a row of shades, the tokens named."""
+    """Return a figure of gates, a row of shades for each layer.
+
+    Args:
+        gates: a row for each token: its text in `token`, the gates of each layer in a column.
+    """
     layers = gates.drop(columns="token")
     figure, axis = plt.subplots(
         figsize=(max(3.3, 0.11 * len(gates) + 1.4), 0.3 * layers.shape[1] + 1.0),
@@ -120,7 +133,7 @@ def _loss_bars(losses: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(7, 2.2), layout="constrained")
     axis.bar(range(len(losses)), losses["loss"], width=0.9)
     axis.set(xlabel="token", ylabel="loss (nats)")
-    if len(losses) <= 3 * _MOST:
+    if len(losses) <= 3 * _MAX_LABELS:
         axis.set_xticks(
             range(len(losses)), [repr(t)[1:-1] for t in losses["token"]], rotation=90, fontsize=6
         )
@@ -130,11 +143,11 @@ def _loss_bars(losses: pd.DataFrame) -> Figure:
 def _heat(seen: dict[str, Any]) -> str:
     top = max(*seen["losses"], 1e-9)
     parts = [html.escape(seen["tokens"][0])]
-    for place, (token, loss, rank) in enumerate(
+    for index, (token, loss, rank) in enumerate(
         zip(seen["tokens"][1:], seen["losses"], seen["ranks"], strict=True)
     ):
-        said = seen["lens"][-1][place]["says"]
-        tip = html.escape(f"{loss:.2f} nats, rank {rank}, likeliest {said!r}", quote=True)
+        prediction = seen["lens"][-1][index]["says"]
+        tip = html.escape(f"{loss:.2f} nats, rank {rank}, likeliest {prediction!r}", quote=True)
         shade = f"rgba(200, 60, 30, {0.75 * loss / top:.2f})"
         parts.append(f'<span style="background:{shade}" title="{tip}">{html.escape(token)}</span>')
     return "".join(parts)
@@ -145,7 +158,8 @@ def _lens(seen: dict[str, Any]) -> str:
     rows = [f"<tr><th>after</th>{head}</tr>"]
     for layer in reversed(range(len(seen["lens"]))):
         cells = "".join(
-            f'<td style="background:rgba(0, 114, 178, {0.8 * cell["true"]:.2f})" title="{cell["probability"]:.2f}, the true one {cell["true"]:.3f}">'
+            f'<td style="background:rgba(0, 114, 178, {0.8 * cell["true"]:.2f})" '
+            f'title="{cell["probability"]:.2f}, the true one {cell["true"]:.3f}">'
             f"{html.escape(repr(cell['says'])[1:-1])}</td>"
             for cell in seen["lens"][layer]
         )

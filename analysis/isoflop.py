@@ -1,9 +1,9 @@
-"""Approach 2 to compute-optimal training: at each budget the size with the smallest loss, then a power law.
+"""Approach 2 to compute-optimal training: the size of smallest loss at each budget, a power law.
 
-The minimum is that of a parabola in log N, fitted robustly, or of an Akima spline through the means over
-seeds. Intervals come from a parametric bootstrap with the noise that the runs themselves show. A parabola
-through a curve that is not one is biased: the same procedure on noise-free losses of a Chinchilla law
-fitted to the same runs says by how much, the optimum of such a law being known.
+The minimum is that of a parabola in log N, fitted robustly, or of an Akima spline through the means
+over seeds. Intervals come from a parametric bootstrap with the noise of the runs. A parabola is
+biased where the curve is none: the bias is measured on noise-free losses of a Chinchilla law fitted
+to the same runs, whose optimum is known.
 
 Source: Hoffmann et al. arXiv 2203.15556, approach 2; Huber, Robust Statistics, for the weights.
 """
@@ -24,22 +24,22 @@ Method = Literal["parabola", "akima"]
 Minimum = tuple[float, float, Array] | str  # log n, loss, curve on a grid; or why there is none
 Find = Callable[[Array, Array], Minimum]
 _SAME_BUDGET = 0.05  # natural log: budgets this close are one
-_FEWEST = 4  # sizes: three always lie on a parabola
+_MIN_SIZES = 4  # three always lie on a parabola
 _HUBER = 1.345  # standard deviations: 95% efficient for normal noise
 
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """What the budgets say.
+    """The minimum of each budget and the power laws through them.
 
     Args:
-        budgets: a row for each: flops, n and tokens at the minimum with _low and _high (parabolas in log n and
-            in log tokens), loss, bias (log of found over true n for the fitted law), sizes, noise, rejected
-            (why, or "").
+        budgets: a row for each: flops; n and tokens at the minimum with _low and _high; loss there;
+            bias (log of estimated over true n for the fitted law); sizes (their number); noise;
+            rejected (the reason, or "").
         exponents: rows n and tokens: exponent of C, low, high, coefficient.
-        curves: what was fitted, for the figure: flops, n, loss.
+        curves: the fitted curves, for the figure: flops, n, loss.
         points: the runs with their budget.
-        left_out: how many rows were not used, by the reason.
+        left_out: numbers of rows not used, by the reason.
     """
 
     budgets: pd.DataFrame
@@ -50,14 +50,14 @@ class IsoFlop:
     method: Method
 
     def counts(self) -> str:
-        """Say how many points and budgets were used, and why others were not."""
+        """Return a sentence: how many points and budgets were used, and why others were not."""
         parts = [f"{len(self.points)} points at {len(self.budgets)} budgets"]
         parts += _rejections(self.budgets)
         parts += [f"{count} left out: {why}" for why, count in self.left_out.items()]
         return "; ".join(parts)
 
     def report(self) -> dict[str, Any]:
-        """Return every number, as JSON takes it."""
+        """Return every number, as JSON types."""
         return {
             "method": self.method,
             "exponents": self.exponents.set_index("quantity").to_dict(orient="index"),
@@ -82,44 +82,45 @@ def isoflop(
     bootstraps: int = 1000,
     seed: int = 0,
 ) -> IsoFlop:
-    """Find the best size of each budget and how it grows.
+    """Return the size of smallest loss at each budget and its growth with compute.
 
     Args:
         flops, n, loss, tokens: columns; tokens default to flops / 6n.
 
     Raises:
         KeyError: a column is missing.
-        ValueError: fewer than two budgets have a minimum; why is named for each.
+        ValueError: fewer than two budgets have a minimum; names the reason for each.
     """
     points, left_out = _points(table, flops, n, loss, tokens)
     find = METHODS[method]
     rng, rows, curves = np.random.default_rng(seed), [], []
     draws: dict[str, list[Array]] = {"n": [], "tokens": []}
     for budget, part in points.groupby("budget"):
-        loss_at = part["loss"].to_numpy()
+        losses = part["loss"].to_numpy()
         log_n, log_d = (np.log(part[column].to_numpy()) for column in ("n", "d"))
-        row, drawn, curve = _one(find, "n", log_n, loss_at, rng, bootstraps)
-        other, drawn_tokens, _ = _one(find, "tokens", log_d, loss_at, rng, bootstraps)
-        if other["rejected"] and not row["rejected"]:
-            row["rejected"] = f"by tokens, {other['rejected']}"
-        rows.append({"flops": budget} | other | row)
-        if not row["rejected"]:
-            draws["n"].append(drawn)
-            draws["tokens"].append(drawn_tokens)
+        by_n, n_draws, curve = _one(find, "n", log_n, losses, rng, bootstraps)
+        by_tokens, token_draws, _ = _one(find, "tokens", log_d, losses, rng, bootstraps)
+        if by_tokens["rejected"] and not by_n["rejected"]:
+            by_n["rejected"] = f"by tokens, {by_tokens['rejected']}"
+        rows.append({"flops": budget} | by_tokens | by_n)
+        if not by_n["rejected"]:
+            draws["n"].append(n_draws)
+            draws["tokens"].append(token_draws)
         if curve is not None:
             curves.append(curve.assign(flops=budget))
     budgets = pd.DataFrame(rows)
-    kept = budgets[budgets["rejected"] == ""]
-    if len(kept) < 2:
+    accepted = budgets[budgets["rejected"] == ""]
+    if len(accepted) < 2:
         why = "; ".join(_rejections(budgets))
         raise ValueError(
-            f"{len(kept)} of {len(budgets)} budgets have a minimum, at least 2 are needed. {why}"
+            f"{len(accepted)} of {len(budgets)} budgets have a minimum, at least 2 are needed. "
+            f"{why}"
         )
-    bias = pd.DataFrame({"flops": kept["flops"], "bias": _bias(points, kept, find)})
+    bias = pd.DataFrame({"flops": accepted["flops"], "bias": _bias(points, accepted, find)})
     budgets = budgets.merge(bias, on="flops", how="left")
     return IsoFlop(
         budgets,
-        _exponents(kept, draws),
+        _exponents(accepted, draws),
         pd.concat(curves, ignore_index=True),
         points,
         left_out,
@@ -146,36 +147,38 @@ def _points(
 def _one(
     find: Find, name: str, x: Array, y: Array, rng: np.random.Generator, bootstraps: int
 ) -> tuple[dict[str, Any], Array, pd.DataFrame | None]:
-    """Return the row of one budget, its minimum called `name`, the drawn minima (log) and the curve."""
+    """Return (row of one budget, bootstrapped minima (log), fitted curve); `name` is the size's."""
     sizes = np.unique(x)
-    found = find(x, y) if len(sizes) >= _FEWEST else f"{len(sizes)} sizes are fewer than {_FEWEST}"
-    if isinstance(found, str):
+    minimum: Minimum = f"{len(sizes)} sizes are fewer than {_MIN_SIZES}"
+    if len(sizes) >= _MIN_SIZES:
+        minimum = find(x, y)
+    if isinstance(minimum, str):
         none = dict.fromkeys((name, f"{name}_low", f"{name}_high", "loss", "noise"), np.nan)
-        return none | {"sizes": len(sizes), "rejected": found}, np.empty(0), None
-    best, least, grid = found
+        return none | {"sizes": len(sizes), "rejected": minimum}, np.empty(0), None
+    best, least, grid = minimum
     line = np.linspace(sizes[0], sizes[-1], len(grid))
     fitted = np.interp(x, line, grid)
     noise = _noise(x, y, fitted)
-    drawn = np.full(bootstraps, np.nan)
+    draws = np.full(bootstraps, np.nan)
     for index in range(bootstraps):
-        again = find(x, fitted + rng.normal(0.0, noise, len(x)))
-        drawn[index] = again[0] if not isinstance(again, str) else np.nan
-    lost = float(np.mean(np.isnan(drawn)))
+        resampled = find(x, fitted + rng.normal(0.0, noise, len(x)))
+        draws[index] = resampled[0] if not isinstance(resampled, str) else np.nan
+    lost = float(np.mean(np.isnan(draws)))
     row = {
         name: np.exp(best),
-        f"{name}_low": np.exp(np.nanquantile(drawn, 0.025)),
-        f"{name}_high": np.exp(np.nanquantile(drawn, 0.975)),
+        f"{name}_low": np.exp(np.nanquantile(draws, 0.025)),
+        f"{name}_high": np.exp(np.nanquantile(draws, 0.975)),
         "loss": least,
         "sizes": len(sizes),
         "noise": noise,
         "rejected": f"{lost:.0%} of the bootstraps have no minimum" if lost > 0.2 else "",
     }
     curve = pd.DataFrame({"n": np.exp(line), "loss": grid})
-    return row, np.where(np.isnan(drawn), best, drawn), curve
+    return row, np.where(np.isnan(draws), best, draws), curve
 
 
 def _noise(x: Array, y: Array, fitted: Array) -> float:
-    """Return the standard deviation within sizes where they have several runs, else about the curve."""
+    """Return the standard deviation within sizes of several runs, else about the curve."""
     frame = pd.DataFrame({"x": x, "y": y})
     spare = len(x) - len(np.unique(x))
     if spare >= 3:
@@ -207,7 +210,7 @@ def _parabola(x: Array, y: Array) -> Minimum:
 
 
 def _akima(x: Array, y: Array) -> Minimum:
-    """As `_parabola`, for a spline through the mean of each size."""
+    """Return what `_parabola` does, for a spline through the mean of each size."""
     means = pd.Series(y).groupby(x).mean()
     sizes = means.index.to_numpy(dtype=float)
     line = np.linspace(sizes[0], sizes[-1], 200)
@@ -230,19 +233,19 @@ def _log_tokens(part: pd.DataFrame, log_n: Array) -> Array:
     return along
 
 
-def _exponents(kept: pd.DataFrame, draws: dict[str, list[Array]]) -> pd.DataFrame:
-    c, rows = np.log(kept["flops"].to_numpy()), []
-    for name, drawn in draws.items():
-        slope, start = np.polyfit(c, np.log(kept[name].to_numpy()), 1)
-        low, high = np.quantile(np.polyfit(c, np.stack(drawn), 1)[0], [0.025, 0.975])
+def _exponents(accepted: pd.DataFrame, draws: dict[str, list[Array]]) -> pd.DataFrame:
+    c, rows = np.log(accepted["flops"].to_numpy()), []
+    for name, minima in draws.items():
+        slope, start = np.polyfit(c, np.log(accepted[name].to_numpy()), 1)
+        low, high = np.quantile(np.polyfit(c, np.stack(minima), 1)[0], [0.025, 0.975])
         rows.append((name, slope, low, high, float(np.exp(start))))
     return pd.DataFrame(rows, columns=["quantity", "exponent", "low", "high", "coefficient"])
 
 
-def _bias(points: pd.DataFrame, kept: pd.DataFrame, find: Find) -> Array:
-    """Return log(found / true n) of the procedure on noise-free losses of a law fitted to the points."""
+def _bias(points: pd.DataFrame, accepted: pd.DataFrame, find: Find) -> Array:
+    """Return log(estimated / true n) on noise-free losses of a law fitted to the points."""
     if len(points) < 8:
-        return np.full(len(kept), np.nan)
+        return np.full(len(accepted), np.nan)
     law = fit(
         points,
         CHINCHILLA,
@@ -251,8 +254,8 @@ def _bias(points: pd.DataFrame, kept: pd.DataFrame, find: Find) -> Array:
         bootstraps=0,
         starts=CHINCHILLA.start_grid()[::9],
     )
-    found = []
-    for budget in kept["flops"].to_numpy(dtype=float):
+    biases = []
+    for budget in accepted["flops"].to_numpy(dtype=float):
         part = points[points["budget"] == budget]
 
         def loss(x: Array, part: pd.DataFrame = part) -> Array:
@@ -262,6 +265,8 @@ def _bias(points: pd.DataFrame, kept: pd.DataFrame, find: Find) -> Array:
 
         x = np.log(part["n"].to_numpy())
         line = np.linspace(x.min() - 1, x.max() + 1, 20001)
-        again = find(x, loss(x))
-        found.append(np.nan if isinstance(again, str) else again[0] - line[np.argmin(loss(line))])
-    return np.array(found)
+        minimum = find(x, loss(x))
+        biases.append(
+            np.nan if isinstance(minimum, str) else minimum[0] - line[np.argmin(loss(line))]
+        )
+    return np.array(biases)

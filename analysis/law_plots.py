@@ -1,4 +1,4 @@
-"""Figures of scaling laws; each function returns the figure and the table of what it shows."""
+"""Figures of scaling laws; each function returns the figure and the table that it shows."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,40 +39,46 @@ def law_with_residuals(
     return figure, points
 
 
-def isoflop_curves(found: IsoFlop, *, title: str) -> tuple[Figure, pd.DataFrame]:
-    """Return loss against n for each budget, the fitted curves and their minima; rejected budgets are grey."""
+def isoflop_curves(minima: IsoFlop, *, title: str) -> tuple[Figure, pd.DataFrame]:
+    """Return loss against n for each budget, fitted curves and minima; rejected ones are grey."""
     figure, axis = plt.subplots(figsize=(3.3, 2.6))
-    rejected = set(found.budgets.loc[found.budgets["rejected"] != "", "flops"])
-    colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(found.budgets)))
-    for index, (budget, part) in enumerate(found.points.groupby("budget")):
+    rejected = set(minima.budgets.loc[minima.budgets["rejected"] != "", "flops"])
+    colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(minima.budgets)))
+    for index, (budget, part) in enumerate(minima.points.groupby("budget")):
         colour = "0.7" if budget in rejected else colours[index]
         note = ", no minimum" if budget in rejected else ""
         label = f"{short_flops(float(str(budget)))}{note}"
         axis.plot(
             part["n"], part["loss"], _MARKERS[index % 7], color=colour, markersize=3, label=label
         )
-        curve = found.curves[found.curves["flops"] == budget]
+        curve = minima.curves[minima.curves["flops"] == budget]
         axis.plot(curve["n"], curve["loss"], color=colour, linewidth=0.8)
-    kept = found.budgets[found.budgets["rejected"] == ""]
-    bars = [kept["n"] - kept["n_low"], kept["n_high"] - kept["n"]]
+    accepted = minima.budgets[minima.budgets["rejected"] == ""]
+    bars = [accepted["n"] - accepted["n_low"], accepted["n_high"] - accepted["n"]]
     axis.errorbar(
-        kept["n"], kept["loss"], xerr=bars, fmt="k*", markersize=6, capsize=2, label="best size"
+        accepted["n"],
+        accepted["loss"],
+        xerr=bars,
+        fmt="k*",
+        markersize=6,
+        capsize=2,
+        label="best size",
     )
     axis.set(xscale="log", xlabel="parameters", ylabel="validation loss (nats/token)", title=title)
     axis.legend(fontsize=5, title="training FLOPs", title_fontsize=5)
-    return figure, found.points
+    return figure, minima.points
 
 
-def best_size(found: IsoFlop | Envelope, *, title: str) -> tuple[Figure, pd.DataFrame]:
+def best_size(approach: IsoFlop | Envelope, *, title: str) -> tuple[Figure, pd.DataFrame]:
     """Return the best n against compute with the fitted power law."""
     figure, axis = plt.subplots(figsize=(3.3, 2.2))
-    row = found.exponents.set_index("quantity").loc["n"]
-    if isinstance(found, IsoFlop):
-        shown = found.budgets[found.budgets["rejected"] == ""]
+    row = approach.exponents.set_index("quantity").loc["n"]
+    if isinstance(approach, IsoFlop):
+        shown = approach.budgets[approach.budgets["rejected"] == ""]
         bars = [shown["n"] - shown["n_low"], shown["n_high"] - shown["n"]]
         axis.errorbar(shown["flops"], shown["n"], yerr=bars, fmt="o", capsize=2, label="best size")
     else:
-        shown = found.points
+        shown = approach.points
         for used, part in shown.groupby("used"):
             label = "on the envelope" if used else "at the end of the sizes"
             axis.plot(
@@ -114,9 +120,9 @@ def profile_curves(profile: pd.DataFrame, *, title: str) -> tuple[Figure, pd.Dat
     return figure, profile
 
 
-def pair_plot(found: Fit, *, title: str) -> tuple[Figure, pd.DataFrame]:
+def pair_plot(fitted: Fit, *, title: str) -> tuple[Figure, pd.DataFrame]:
     """Return the bootstrapped parameters against each other; the estimate is the cross."""
-    draws, best = found.law.named(found.draws), found.law.named(found.theta)
+    draws, best = fitted.law.named(fitted.draws), fitted.law.named(fitted.theta)
     names = list(draws)
     figure, axes = plt.subplots(len(names), len(names), figsize=(5.0, 5.0))
     for i, row in enumerate(names):

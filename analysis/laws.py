@@ -1,14 +1,16 @@
-"""Scaling laws: what they are fitted by, and the ones that are known here.
+"""Scaling laws: the published ones, and what a law of your own needs.
 
-A law of your own is its formula; parameters named in `positive` are fitted by their logarithm, and the
-gradient comes from the formula itself (complex step, exact to rounding), so use numpy's analytic functions:
+A law of your own is a formula in numpy's analytic functions; its gradient comes from the formula
+itself (complex step, exact to rounding). Parameters in `positive` are fitted by their logarithm.
 
     def formula(p, x):
         return p["E"] + p["A"] / x["n"] ** p["alpha"]
-    OFFSET = Formula("offset", ("A", "alpha", "E"), ("n",), positive=("A", "E"), formula=formula,
+    OFFSET = Formula(name="offset", parameters=("A", "alpha", "E"), columns=("n",),
+                     positive=("A", "E"), formula=formula, bounds={"alpha": (0, 3)},
                      starts={"A": (1, 100, 1e4), "alpha": (0.2, 0.5), "E": (0.5, 2)})
 
-A sum of power terms is a `PowerSum`: log L is a log-sum-exp whose gradient costs no more than itself.
+A sum of power terms is a `PowerSum`: log L is a log-sum-exp, whose gradient costs no more than
+itself.
 
 Shape legend: S = parameter vectors at once, P = parameters, K = terms, M = points.
 """
@@ -31,13 +33,13 @@ _ROWS = 64  # at a time: what lies between stays in the cache
 
 @dataclass(frozen=True, kw_only=True)
 class Law(ABC):
-    """A law of a positive response, a loss say.
+    """A law of a positive response, for example a loss.
 
     Args:
-        parameters: their names; columns: of the data, positive.
-        starts: for each parameter the values, as themselves, that a multi-start fit begins from.
+        parameters: their names; columns: names of the data, which is positive.
+        starts: for each parameter the values that a multi-start fit begins from.
         positive: parameters that are fitted by their logarithm.
-        bounds: where a parameter is plausible; a fit that ends outside says so. Exponents: (0, 3).
+        bounds: the plausible range of a parameter; a fit that ends outside reports it.
         log: compare logarithms of the response (losses), or the response itself (accuracies).
     """
 
@@ -52,8 +54,10 @@ class Law(ABC):
 
     @abstractmethod
     def bind(self, data: Data) -> At:
-        """Return the function of parameters [S, P] that gives the response [S, M] (its logarithm where
-        `log`) and what turns slopes [S, M] into the gradient [S, P].
+        """Return the law at `data`, a function of parameters [S, P].
+
+        The function returns the response [S, M] (its logarithm where `log`) and a function from
+        slopes [S, M] to the gradient [S, P].
         """
 
     def start_grid(self) -> Array:
@@ -65,16 +69,16 @@ class Law(ABC):
 
     def predict(self, theta: Array, data: Data) -> Array:
         """Return the response at `data` for parameters [P] or [S, P]: [M] or [S, M]."""
-        found = self.bind(data)(np.atleast_2d(theta))[0]
-        found = np.exp(found) if self.log else found
-        return found[0] if theta.ndim == 1 else found
+        values = self.bind(data)(np.atleast_2d(theta))[0]
+        values = np.exp(values) if self.log else values
+        return values[0] if theta.ndim == 1 else values
 
     def response(self, values: Array) -> Array:
-        """Return measured values as they are compared."""
+        """Return measured values as the fit compares them: their logarithm where `log`."""
         return np.log(values) if self.log else values
 
     def named(self, theta: Array) -> dict[str, Array]:
-        """Return parameters [..., P] by name, as themselves."""
+        """Return parameters [..., P] by name, those in `positive` no longer as logarithms."""
         values = {name: theta[..., i] for i, name in enumerate(self.parameters)}
         return {n: np.exp(v) if n in self.positive else v for n, v in values.items()}
 
@@ -91,7 +95,7 @@ class Law(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PowerSum(Law):
-    """L = sum_k exp(F_k . theta); `features` are F [K, M, P] of the data, all coefficients positive."""
+    """L = sum_k exp(F_k . theta), all coefficients positive; `features` returns F [K, M, P]."""
 
     features: Callable[[Data], Array]
 
@@ -114,7 +118,7 @@ class PowerSum(Law):
 
 @dataclass(frozen=True, kw_only=True)
 class Formula(Law):
-    """Any formula of parameters (by name, [S, 1]) and data (by column, [M]), analytic in the parameters."""
+    """Any formula, analytic in the parameters, of parameters [S, 1] and data [M] by their names."""
 
     formula: Callable[[Mapping[str, Array], Data], Array]
 
@@ -122,8 +126,8 @@ class Formula(Law):
         """See `Law.bind`."""
 
         def value(theta: Array) -> Array:
-            found = self.formula({n: v[..., None] for n, v in self.named(theta).items()}, data)
-            return np.log(found) if self.log else found
+            response = self.formula({n: v[..., None] for n, v in self.named(theta).items()}, data)
+            return np.log(response) if self.log else response
 
         def at(theta: Array) -> tuple[Array, Pull]:
             def pull(slope: Array) -> Array:
@@ -158,8 +162,8 @@ def huber_objective(
     """Return sum_i w_i Huber_delta(fitted_i - target_i) of each row, [S], and its gradient [S, P].
 
     Args:
-        at: of `Law.bind`; theta: [S, P].
-        weights: [S, M] how often each point counts (a bootstrap's draw), None: once.
+        at: from `Law.bind`; theta: [S, P].
+        weights: [S, M], how often each point counts (a bootstrap's draw); None: once.
     """
     values, gradients = np.empty(len(theta)), np.empty(theta.shape)
     for first in range(0, len(theta), _ROWS):
@@ -214,19 +218,17 @@ def _data_constrained(p: Mapping[str, Array], x: Data) -> Array:
     a, b, alpha, beta = p["A"], p["B"], p["alpha"], p["beta"]
     unique = np.minimum(x["unique"], x["d"])
     ratio = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
-    enough = ratio * (unique * ratio) ** (
-        beta / alpha
-    )  # parameters that the unique tokens can feed
-    used = np.where(np.real(enough) < x["n"], enough, x["n"])
+    optimal = ratio * (unique * ratio) ** (beta / alpha)  # parameters for the unique tokens
+    used = np.where(np.real(optimal) < x["n"], optimal, x["n"])
     n = used * (1 + p["R_N"] * (1 - np.exp((1 - x["n"] / used) / p["R_N"])))
     d = unique * (1 + p["R_D"] * (1 - np.exp((1 - x["d"] / unique) / p["R_D"])))
     return np.asarray(p["E"] + a / n**alpha + b / d**beta)
 
 
 def _precision(p: Mapping[str, Array], x: Data) -> Array:
-    kept = (1 - np.exp(-x["bits_w"] / p["gamma_w"])) * (1 - np.exp(-x["bits_a"] / p["gamma_a"]))
+    share = (1 - np.exp(-x["bits_w"] / p["gamma_w"])) * (1 - np.exp(-x["bits_a"] / p["gamma_a"]))
     return np.asarray(
-        p["E"] + p["A"] / (x["n"] * kept) ** p["alpha"] + p["B"] / x["d"] ** p["beta"]
+        p["E"] + p["A"] / (x["n"] * share) ** p["alpha"] + p["B"] / x["d"] ** p["beta"]
     )
 
 
@@ -310,7 +312,8 @@ DATA_CONSTRAINED = Formula(
     starts=_FEW | {"R_D": (5.0, 15.0), "R_N": (5.0, 15.0)},
     positive=("A", "B", "E", "R_D", "R_N"),
     bounds=_ABE | _EXPONENTS | {"R_D": (0.1, 1e3), "R_N": (0.1, 1e3)},
-    source="Muennighoff et al. arXiv 2305.16264: unique tokens beside n and d; published R_D* 15.4, R_N* 5.3",
+    source="Muennighoff et al. arXiv 2305.16264: unique tokens beside n and d; "
+    "published R_D* 15.4, R_N* 5.3",
 )
 PRECISION = Formula(
     name="precision",

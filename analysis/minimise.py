@@ -19,14 +19,15 @@ _HALVINGS = 40
 
 
 def minimise(
-    objective: Objective, starts: Array, *, tolerance: float = 1e-12, most: int = 2000
+    objective: Objective, starts: Array, *, tolerance: float = 1e-12, max_iterations: int = 2000
 ) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Return the minima [S, P] reached from `starts`, their values [S], and which have converged.
 
     Args:
-        objective: of parameters [s, P] of the problems `rows` [s]: values [s] and gradients [s, P].
+        objective: takes parameters [s, P] and the problems' indices [s]; returns values [s] and
+            gradients [s, P].
         tolerance: a row is done when a step gains less than this, relative, three times running.
-        most: iterations.
+        max_iterations: rows that need more are not converged.
     """
     x = starts.astype(float).copy()
     problems, size = x.shape
@@ -36,7 +37,7 @@ def minimise(
     idle = np.zeros(problems, dtype=int)
     fresh = np.ones(problems, dtype=bool)  # its inverse Hessian has no scale yet
     live = rows[np.isfinite(value)]
-    for _ in range(most):
+    for _ in range(max_iterations):
         if not len(live):
             break
         g = slope[live]
@@ -75,21 +76,25 @@ def _search(
     slope: Array,
     first: Array,
 ) -> tuple[Array, Array, Array]:
-    """Return step lengths at weak Wolfe points (0 where there was none) with values and gradients there."""
+    """Return (steps to weak Wolfe points, 0 where there is none; values and gradients there)."""
     count = len(rows)
     low, high, step = np.zeros(count), np.full(count, np.inf), first.copy()
     best, best_value, best_slope = np.zeros(count), value.copy(), slope.copy()
     open_ = np.arange(count)
     for _ in range(_HALVINGS):
         point = x[open_] + step[open_, None] * direction[open_]
-        found, gradient = objective(point, rows[open_])
-        enough = found <= value[open_] + _ARMIJO * step[open_] * along[open_]
-        enough &= np.isfinite(found)
+        trial, gradient = objective(point, rows[open_])
+        enough = trial <= value[open_] + _ARMIJO * step[open_] * along[open_]
+        enough &= np.isfinite(trial)
         flat = np.einsum("sp,sp->s", gradient, direction[open_]) >= _WOLFE * along[open_]
-        keep = open_[enough]
-        best[keep], best_value[keep], best_slope[keep] = step[keep], found[enough], gradient[enough]
+        taken = open_[enough]
+        best[taken], best_value[taken], best_slope[taken] = (
+            step[taken],
+            trial[enough],
+            gradient[enough],
+        )
         high[open_[~enough]] = step[open_[~enough]]
-        low[keep] = step[keep]
+        low[taken] = step[taken]
         open_ = open_[~(enough & flat)]
         if not len(open_):
             break

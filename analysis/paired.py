@@ -1,4 +1,4 @@
-"""Means over seeds; differences paired by seed with interval, test and what they could have shown."""
+"""Means over seeds, and differences paired by seed with intervals, tests and power."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,11 @@ from analysis.laws import Array
 def over_seeds(
     table: pd.DataFrame, by: list[str], metric: str, *, facts: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Return mean, standard deviation (NaN at n = 1) and n of `metric` for each group of `by`; of `facts` the mean."""
+    """Return mean, std (NaN at n = 1) and n of `metric` for each group of `by`.
+
+    Args:
+        facts: more columns, of which the mean is returned.
+    """
     require(table, [*by, metric, *facts])
     grouped = table.groupby(by, dropna=False)
     means = grouped[metric].agg(["mean", "std", "count"]).rename(columns={"count": "n"})
@@ -29,9 +33,9 @@ def beside_baseline(
     pair: list[str],
     facts: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Return `over_seeds` by `key`, and beside each value its `paired_difference` (whose n is called pairs).
+    """Return `over_seeds` by `key`, beside each value its `paired_difference` from the baseline.
 
-    The baseline's own row has NaN there.
+    The n of the differences is in the column pairs; the baseline's own row has NaN.
     """
     gap = paired_difference(table, key=key, baseline=baseline, metric=metric, pair=pair)
     gap = gap.rename(columns={"value": key, "n": "pairs"})
@@ -49,9 +53,9 @@ def paired_difference(
 ) -> pd.DataFrame:
     """Return metric minus baseline's metric among runs equal in `pair`, for each value of `key`.
 
-    Columns: value, difference, low, high (Student's t; NaN at n = 1), p (paired t test, two-sided), p_holm
-    (corrected for all the values compared), n, unpaired (runs that have no partner), detectable (the smallest
-    difference that this many pairs would have shown with a power of 0.8).
+    Columns: value, difference, low, high (Student's t; NaN at n = 1), p (paired t test, two-sided),
+    p_holm (corrected for all the values compared), n, unpaired (runs that have no partner),
+    detectable (the smallest difference that this many pairs would have shown with a power of 0.8).
 
     Raises:
         ValueError: a pair holds the same value twice, or no run has the baseline.
@@ -60,30 +64,31 @@ def paired_difference(
     twice = table.duplicated([key, *pair])
     if twice.any():
         raise ValueError(
-            f"{int(twice.sum())} runs are equal in {key} and {pair}; add the key that sets them apart to pair"
+            f"{int(twice.sum())} runs are equal in {key} and {pair}; add the key that sets them "
+            "apart to pair"
         )
     wide = table.pivot(index=pair, columns=key, values=metric)
     if baseline not in wide:
         raise ValueError(f"no run has {key}={baseline}; there are: {list(wide.columns)}")
     rows = []
     for value in [c for c in wide.columns if c != baseline]:
-        both = (wide[value] - wide[baseline]).dropna().to_numpy()
-        n, mean = len(both), float(np.mean(both)) if len(both) else np.nan
-        spread = float(np.std(both, ddof=1)) if n > 1 else np.nan
+        gaps = (wide[value] - wide[baseline]).dropna().to_numpy()
+        n, mean = len(gaps), float(np.mean(gaps)) if len(gaps) else np.nan
+        spread = float(np.std(gaps, ddof=1)) if n > 1 else np.nan
         half = stats.t.ppf(0.5 + confidence / 2, n - 1) * spread / np.sqrt(n) if n > 1 else np.nan
         p = _p_value(mean, spread, n)
         rows.append(
             (value, mean, mean - half, mean + half, p, n, len(wide) - n, detectable(spread, n))
         )
-    found = pd.DataFrame(
+    differences = pd.DataFrame(
         rows, columns=["value", "difference", "low", "high", "p", "n", "unpaired", "detectable"]
     )
-    found.insert(5, "p_holm", holm(found["p"].to_numpy()))
-    return found
+    differences.insert(5, "p_holm", holm(differences["p"].to_numpy()))
+    return differences
 
 
 def holm(p: Array) -> Array:
-    """Return Holm's corrected p values: the chance of any false alarm among them stays below what is asked.
+    """Return p values corrected by Holm for the family-wise error rate.
 
     NaN (nothing was tested) stays NaN and does not count.
     """
@@ -97,10 +102,12 @@ def holm(p: Array) -> Array:
 
 
 def detectable(spread: float, n: int, *, power: float = 0.8, level: float = 0.05) -> float:
-    """Return the smallest true difference that a paired t test of `n` pairs finds with chance `power`.
+    """Return the smallest true difference that a paired t test of `n` pairs detects with `power`.
+
+    It is NaN at n < 2.
 
     Args:
-        spread: standard deviation of the differences between pairs (the noise of seeds); NaN at n < 2.
+        spread: standard deviation of the differences between pairs, the noise of seeds.
     """
     if n < 2 or not np.isfinite(spread):
         return float("nan")
@@ -116,26 +123,28 @@ def detectable(spread: float, n: int, *, power: float = 0.8, level: float = 0.05
 
 
 def reached(curves: pd.DataFrame, target: float) -> pd.Series:
-    """Return for each run where its curve first comes down to `target`, log-linear between points.
+    """Return the first x at which the curve of each run is at `target`, log-linear between points.
+
+    It is NaN for a run that never reaches the target.
 
     Args:
-        curves: columns fingerprint, x, value, as `Runs.curves` gives them; NaN where it never does.
+        curves: columns fingerprint, x, value, as `Runs.curves` returns them.
     """
-    found = {}
+    crossings = {}
     for name, part in curves.dropna().sort_values("x").groupby("fingerprint"):
         x, y = part["x"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
         below = np.flatnonzero(y <= target)
         if not len(below):
-            found[name] = np.nan
+            crossings[name] = np.nan
         elif below[0] == 0:
-            found[name] = x[0]
+            crossings[name] = x[0]
         else:
             i = below[0]
             share = (y[i - 1] - target) / (y[i - 1] - y[i])
-            found[name] = float(
+            crossings[name] = float(
                 np.exp(np.log(x[i - 1]) + share * (np.log(x[i]) - np.log(x[i - 1])))
             )
-    return pd.Series(found, name="x", dtype=float)
+    return pd.Series(crossings, name="x", dtype=float)
 
 
 def speed_up(
@@ -149,11 +158,12 @@ def speed_up(
 ) -> pd.DataFrame:
     """Return how much sooner than the baseline each value of `key` reaches `target`, paired.
 
-    Args:
-        runs: columns fingerprint, key and pair; curves: as in `reached`, x being steps, FLOPs or seconds.
+    Columns: value, speed_up (geometric mean of the baseline's x over its own), low, high (95%), n,
+    never (runs that do not reach the target; without them the mean is too good).
 
-    Columns: value, speed_up (geometric mean of baseline's x over its own), low, high (95%), n, never (runs that
-    do not reach the target: they are no pair and make the mean too good).
+    Args:
+        runs: columns fingerprint, `key` and `pair`.
+        curves: as in `reached`, x being steps, FLOPs or seconds.
     """
     table = runs.assign(log_x=np.log(runs["fingerprint"].map(reached(curves, target))))
     gap = paired_difference(table, key=key, baseline=baseline, metric="log_x", pair=pair)

@@ -1,7 +1,7 @@
-"""A folder for a paper: figures with captions, tables, every number as a macro, and a .tex that compiles.
+"""A folder for a paper: figures with captions, tables, numbers as macros, a .tex that compiles.
 
-The text names numbers (`\\BfSixteenMean`), never their digits, so it cannot drift from the data: run the
-command again and it is right again. provenance.json says which runs, commits and command they come from.
+The text refers to numbers by macros (`\\BfSixteenMean`), so it follows the data when the command is
+run again. provenance.json lists the runs, commits and the command that the numbers come from.
 """
 
 import json
@@ -55,12 +55,15 @@ def write_paper(
     readme: Path | None,
     provenance: dict[str, Any],
 ) -> Path:
-    """Fill `folder`; return the .tex file. Text that was edited is kept: main.tex is written once.
+    """Return the path of main.tex in `folder` after writing the paper there.
+
+    main.tex and captions are written once, so that edits stay; all else is written again.
 
     Args:
-        figures: PDF files, a CSV of the same name beside each; results: results.csv of the experiment.
+        figures: PDF files, a CSV of the same name beside each.
+        results: results.csv of the experiment.
         readme: of the experiment, whose question opens the paper.
-        provenance: commits, command and fingerprints of what went in.
+        provenance: commits, command and fingerprints, see `provenance`.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     blocks = []
@@ -75,19 +78,19 @@ def write_paper(
                 f"{escape(figure.stem.replace('_', ' ').capitalize())}. {escape(runs.count())}.\n"
             )
         blocks.append(_figure(stem))
-    table = ""
+    tables = ""
     macros = [
         ("NumCells", str(len(runs.table))),
         ("CellStates", escape(runs.count().partition(": ")[2])),
     ]
     if results is not None and results.exists():
-        found = pd.read_csv(results)
-        shown = _readable(found).set_index(found.columns[0])
+        numbers = pd.read_csv(results)
+        shown = _readable(numbers).set_index(numbers.columns[0])
         (folder / "results.tex").write_text(
             latex(shown, caption=f"{name}: results", label="results")
         )
-        table = r"\input{results}"
-        macros += list(_macros(found))
+        tables = r"\input{results}"
+        macros += list(_macros(numbers))
     (folder / "numbers.tex").write_text(_definitions(macros))
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
     (folder / "provenance.tex").write_text(_provenance(provenance))
@@ -96,7 +99,7 @@ def write_paper(
         parts = {
             "title": escape(name),
             "question": escape(story(readme).get("question", "") if readme else ""),
-            "tables": table,
+            "tables": tables,
             "figures": "\n".join(blocks),
             "provenance": r"\input{provenance}",
         }
@@ -112,12 +115,12 @@ def provenance(root: Path, runs: Runs) -> dict[str, Any]:
         files = sorted((root / "runs" / name).glob("attempts/*/environment.json"))
         facts += [json.loads(file.read_text()) for file in files[-1:]]
 
-    def every(key: str) -> list[str]:
+    def distinct(key: str) -> list[str]:
         return sorted({str(fact[key]) for fact in facts})
 
     return {
-        "commits": every("git_sha"),
-        "torch": every("torch"),
+        "commits": distinct("git_sha"),
+        "torch": distinct("torch"),
         "hardware": sorted({f"{fact['cpu']} {fact['gpus'] or ''}".strip() for fact in facts}),
         "fingerprints": names,
     }
@@ -131,13 +134,13 @@ def macro_name(*parts: object) -> str:
     return "".join(_DIGITS.get(word, word[:1].upper() + word[1:]) for word in words)
 
 
-def _macros(found: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Yield a macro for each number; rows are named by the leading columns that tell them apart."""
+def _macros(results: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Yield (macro, number) for each number; leading columns that identify rows name them."""
     keys = 1
-    while keys < len(found.columns) and found.iloc[:, :keys].duplicated().any():
+    while keys < len(results.columns) and results.iloc[:, :keys].duplicated().any():
         keys += 1
-    for row in found.itertuples(index=False):
-        for column, value in list(zip(found.columns, row, strict=True))[keys:]:
+    for row in results.itertuples(index=False):
+        for column, value in list(zip(results.columns, row, strict=True))[keys:]:
             if isinstance(value, (int, float)):
                 yield macro_name(*row[:keys], column), number(float(value))
 
@@ -146,7 +149,8 @@ def _definitions(macros: list[tuple[str, str]]) -> str:
     twice = {name for name, _ in macros if sum(name == other for other, _ in macros) > 1}
     if twice:
         raise ValueError(
-            f"several numbers would be called {', '.join(sorted(twice))}: name the rows of results.csv apart"
+            f"several numbers would be called {', '.join(sorted(twice))}: "
+            "name the rows of results.csv apart"
         )
     return "".join(f"\\newcommand{{\\{name}}}{{{value}}}\n" for name, value in macros)
 

@@ -32,15 +32,16 @@ AXES = {
 def learning_curves(
     runs: Runs, *, key: str = "val_loss", x: str = "step", by: str, axis: Axes | None = None
 ) -> tuple[Figure, pd.DataFrame]:
-    """Return a curve for each value of column `by`: mean over its runs, min-max band if several.
+    """Return a curve for each value of column `by`: the mean over its runs, a min-max band.
 
     Args:
-        axis: where to draw, a new figure where it is not given.
+        key: the metric; x: step, tokens, flops or wall_s.
+        axis: to draw on; None: of a new figure.
     """
     groups = runs.table.set_index("fingerprint")[by]
     curves = runs.curves(key, x)
     curves[by] = curves["fingerprint"].map(groups)
-    # Wall time differs between runs: bring them together by rank, show the mean time.
+    # Wall time differs between runs: points are matched by rank and shown at their mean time.
     curves["rank"] = curves.groupby("fingerprint").cumcount()
     shown = (
         curves.groupby([by, "rank"])
@@ -70,7 +71,7 @@ def learning_curves(
 def against_size(
     runs: Runs, *, metric: str = "val_loss", x: str = "num_parameters", by: str
 ) -> tuple[Figure, pd.DataFrame]:
-    """Return the final `metric` against `x`: mean and spread (+- one s.d.) over seeds, n stated."""
+    """Return the final `metric` against `x`: mean and standard deviation over seeds."""
     shown = over_seeds(runs.finished, [by, x], metric)
     figure, axis = plt.subplots()
     for index, (name, part) in enumerate(shown.groupby(by)):
@@ -98,7 +99,7 @@ def against_size(
 def forest(
     differences: pd.DataFrame, *, baseline: str, metric: str = "val_loss", confidence: float = 0.95
 ) -> tuple[Figure, pd.DataFrame]:
-    """Return each row of `paired_difference` as a point with its interval, the smallest on top."""
+    """Return the rows of `paired_difference` as points with intervals, the smallest on top."""
     shown = differences.sort_values("difference", ascending=False).reset_index(drop=True)
     figure, axis = plt.subplots(figsize=(3.3, 0.9 + 0.28 * len(shown)))
     bars = [shown["difference"] - shown["low"], shown["high"] - shown["difference"]]
@@ -121,7 +122,7 @@ def _error_bars(std: pd.Series | None) -> list[float] | None:
 
 
 def tick(value: object) -> str:
-    """Return a value as a label: large numbers short, all others as they are."""
+    """Return a value as a label, large numbers shortened."""
     large = isinstance(value, (int, float)) and abs(value) >= 1000
     return short(float(str(value))) if large else f"{value}"
 
@@ -135,11 +136,15 @@ def short(value: float) -> str:
 
 
 def save(folder: Path, name: str, figure: Figure, data: pd.DataFrame, note: str = "") -> Path:
-    """Write name.pdf, name.png and name.csv; `note` (which cells are missing) goes under the figure."""
+    """Return the path of name.png after writing name.pdf, name.png and name.csv to `folder`.
+
+    Args:
+        data: what the figure shows; note: printed under the figure, for example missing cells.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if note:
         figure.supxlabel(note, fontsize=5, color="0.4")
-    undated = {"CreationDate": None}  # drawn again it is the same file
+    undated = {"CreationDate": None}  # the same figure is the same file
     figure.savefig(folder / f"{name}.pdf", metadata=undated)
     figure.savefig(folder / f"{name}.png")
     data.to_csv(folder / f"{name}.csv", index=False)

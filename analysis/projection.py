@@ -1,8 +1,8 @@
 """The Chinchilla law by variable projection: only the exponents are searched, the rest is linear.
 
-For given alpha and beta the best E, A, B >= 0 are a non-negative least-squares problem with one answer, so a
-search over two numbers has no basins to fall into, and no coefficient can turn negative. It minimises squared
-relative errors: a second opinion on the Huber fit, not the same estimate.
+For given alpha and beta the best E, A, B >= 0 solve a non-negative least-squares problem, which has
+one solution; so the search is over two numbers, and no coefficient can become negative. It
+minimises squared relative errors: a check of the Huber fit, not the same estimate.
 
 Source: Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973); Lawson and Hanson's NNLS from SciPy.
 """
@@ -27,19 +27,19 @@ def variable_projection(
     logs = np.log(n), np.log(d)
     best = _search(*logs, loss, [(a, b) for a in _GRID for b in _GRID])
     rng = np.random.default_rng(seed)
-    drawn = []
+    resampled = []
     for _ in range(bootstraps):
         rows = rng.integers(0, len(loss), len(loss))
-        again = _search(logs[0][rows], logs[1][rows], loss[rows], [(best[3], best[4])])
-        drawn.append(again)
-    draws = np.array(drawn).reshape(-1, 5)
+        estimate = _search(logs[0][rows], logs[1][rows], loss[rows], [(best[3], best[4])])
+        resampled.append(estimate)
+    draws = np.array(resampled).reshape(-1, 5)
     names = ("A", "B", "E", "alpha", "beta")
-    found = pd.DataFrame({"parameter": names, "estimate": best})
+    parameters = pd.DataFrame({"parameter": names, "estimate": best})
     if bootstraps > 1:
-        found["se"] = draws.std(axis=0, ddof=1)
-        found["low"], found["high"] = np.quantile(draws, [0.025, 0.975], axis=0)
-    found["at_bound"] = found["estimate"] <= 0
-    return found
+        parameters["se"] = draws.std(axis=0, ddof=1)
+        parameters["low"], parameters["high"] = np.quantile(draws, [0.025, 0.975], axis=0)
+    parameters["at_bound"] = parameters["estimate"] <= 0
+    return parameters
 
 
 def _search(n: Array, d: Array, loss: Array, starts: list[tuple[float, float]]) -> Array:

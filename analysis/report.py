@@ -1,4 +1,4 @@
-"""The JSON that every command leaves: its numbers, and where they come from."""
+"""The JSON that every command writes: its numbers, and where they come from."""
 
 import datetime
 import hashlib
@@ -26,13 +26,13 @@ def origin(source: Path) -> dict[str, Any]:
 
 
 def write_report(file: Path, source: Path, body: dict[str, Any]) -> None:
-    """Write `body` with its origin; numbers that are none become null, as JSON has it."""
+    """Write `body` with the origin of `source` to `file`; NaN and infinities become null."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(plain({"schema": 1} | origin(source) | body), indent=1) + "\n")
 
 
 def plain(value: Any) -> Any:
-    """Return `value` as JSON takes it."""
+    """Return `value` in JSON's types; NaN and infinities become None."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,8 @@
-"""How far a fit can be trusted: profiles of each parameter, and what changes with choices nobody should hide.
+"""Robustness of a fit: profiles of each parameter, and the sensitivity to choices of the analyst.
 
-A profile fixes one parameter and fits the others again. The rise of the objective, scaled as Huber's
-likelihood-ratio statistic, is chi-square with one degree of freedom; where it stays below 3.84 the data
-allow that value. A profile that never rises is a flat valley: the parameter is not determined.
+A profile fixes one parameter and fits the others again. The rise of the objective, scaled as
+Huber's likelihood-ratio statistic, is chi-square with one degree of freedom; where it stays below
+3.84 the data allow that value. If it never rises, the parameter is not determined: a flat valley.
 
 Source: Huber and Ronchetti, Robust Statistics, section 7.
 """
@@ -20,31 +20,31 @@ _POINTS = 41
 _SPANS = 6.0  # standard errors to either side
 
 
-def profiles(found: Fit) -> pd.DataFrame:
+def profiles(fitted: Fit) -> pd.DataFrame:
     """Return columns parameter, value, statistic: a row for each fixed value of each parameter."""
-    law = found.law
-    at = law.bind({name: found.used[name].to_numpy() for name in law.columns})
-    target = law.response(found.used["loss"].to_numpy())
+    law = fitted.law
+    at = law.bind({name: fitted.used[name].to_numpy() for name in law.columns})
+    target = law.response(fitted.used["loss"].to_numpy())
     spread = (
-        found.draws.std(axis=0, ddof=1)
-        if len(found.draws) > 1
-        else np.full(len(found.theta), np.nan)
+        fitted.draws.std(axis=0, ddof=1)
+        if len(fitted.draws) > 1
+        else np.full(len(fitted.theta), np.nan)
     )
     spread = np.where(np.isfinite(spread) & (spread > 0), spread, 0.1)
-    count = len(found.theta)
+    count = len(fitted.theta)
     shifts = np.linspace(-_SPANS, _SPANS, _POINTS)
     fixed = np.repeat(np.arange(count), _POINTS)
-    starts = np.tile(found.theta, (count * _POINTS, 1))
+    starts = np.tile(fitted.theta, (count * _POINTS, 1))
     starts[np.arange(len(starts)), fixed] += np.tile(shifts, count) * spread[fixed]
 
     def objective(theta: Array, rows: NDArray[np.intp]) -> tuple[Array, Array]:
-        value, gradient = huber_objective(at, theta, target, None, found.delta)
+        value, gradient = huber_objective(at, theta, target, None, fitted.delta)
         gradient[np.arange(len(rows)), fixed[rows]] = 0.0
         return value, gradient
 
     ends, values, _ = minimise(objective, starts)
-    scale = _scale(at(found.theta[None])[0][0] - target, found.delta)
-    statistic = 2 * np.maximum(0.0, values - found.objective) / scale
+    scale = _scale(at(fitted.theta[None])[0][0] - target, fitted.delta)
+    statistic = 2 * np.maximum(0.0, values - fitted.objective) / scale
     named = law.named(ends)
     value = np.concatenate([named[name][fixed == i] for i, name in enumerate(law.parameters)])
     return pd.DataFrame(
@@ -53,9 +53,9 @@ def profiles(found: Fit) -> pd.DataFrame:
 
 
 def flat_valleys(profile: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Return for each parameter the interval its profile allows; `flat` where an end is open.
+    """Return the interval that the profile of each parameter allows.
 
-    Columns: parameter, low, high (the ends of what was tried where open), flat.
+    Columns: parameter, low, high, flat (an end is open; it is then the last value tried).
     """
     most = stats.chi2.ppf(confidence, 1)
     rows = []
@@ -71,28 +71,29 @@ def flat_valleys(profile: pd.DataFrame, confidence: float = 0.95) -> pd.DataFram
 
 def sensitivity(
     table: pd.DataFrame,
-    found: Fit,
+    fitted: Fit,
     *,
     columns: dict[str, str],
     loss: str,
     also_n: list[str] | None = None,
     holdout: str | None = None,
 ) -> pd.DataFrame:
-    """Return the parameters under other choices: Huber's delta, points left out, how parameters are counted.
+    """Return the parameters under other deltas of Huber's, without some points, with another n.
+
+    Columns: choice, points (their number), the parameters of the law.
 
     Args:
-        table, columns, loss, holdout: what the fit was given; also_n: other columns for n.
+        table, columns, loss, holdout: as given to the fit; also_n: other columns for n.
     """
-    starts = np.concatenate(
-        [found.theta[None], found.law.start_grid()[:: max(1, len(found.law.start_grid()) // 20)]]
-    )
+    grid = fitted.law.start_grid()
+    starts = np.concatenate([fitted.theta[None], grid[:: max(1, len(grid) // 20)]])
 
     def row(
         choice: str, rows: pd.DataFrame, names: dict[str, str], delta: float
     ) -> dict[str, object]:
-        again = fit(
+        refitted = fit(
             rows,
-            found.law,
+            fitted.law,
             columns=names,
             loss=loss,
             holdout=holdout,
@@ -100,41 +101,28 @@ def sensitivity(
             bootstraps=0,
             starts=starts,
         )
-        named = {k: float(v) for k, v in again.law.named(again.theta).items()}
-        return {"choice": choice, "points": len(again.used)} | named
+        named = {k: float(v) for k, v in refitted.law.named(refitted.theta).items()}
+        return {"choice": choice, "points": len(refitted.used)} | named
 
-    rows = [row("as fitted", table, columns, found.delta)]
+    rows = [row("as fitted", table, columns, fitted.delta)]
     rows += [
         row(f"delta {delta:g}", table, columns, delta)
         for delta in (1e-4, 1e-2, 1.0)
-        if delta != found.delta
+        if delta != fitted.delta
     ]
     order = pd.to_numeric(table[loss], errors="coerce").sort_values()
     for count in sorted({max(1, round(share * len(table))) for share in (0.05, 0.1)}):
-        if len(table) - count > len(found.law.parameters):
-            rows.append(
-                row(
-                    f"without the {count} highest losses",
-                    table.loc[order.index[:-count]],
-                    columns,
-                    found.delta,
-                )
-            )
-            rows.append(
-                row(
-                    f"without the {count} lowest losses",
-                    table.loc[order.index[count:]],
-                    columns,
-                    found.delta,
-                )
-            )
+        if len(table) - count > len(fitted.law.parameters):
+            for name, left in (("highest", order.index[:-count]), ("lowest", order.index[count:])):
+                choice = f"without the {count} {name} losses"
+                rows.append(row(choice, table.loc[left], columns, fitted.delta))
     for other in also_n or []:
-        rows.append(row(f"n = {other}", table, columns | {"n": other}, found.delta))
+        rows.append(row(f"n = {other}", table, columns | {"n": other}, fitted.delta))
     return pd.DataFrame(rows)
 
 
 def _scale(residual: Array, delta: float) -> float:
-    """Return what twice the rise is divided by: E[psi^2] / E[psi'] of Huber's psi."""
+    """Return the divisor of twice the rise: E[psi^2] / E[psi'] of Huber's psi."""
     slope = np.clip(residual, -delta, delta)
     return float(
         np.mean(slope**2) / max(float(np.mean(np.abs(residual) <= delta)), 1 / len(residual))

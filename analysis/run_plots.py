@@ -1,4 +1,4 @@
-"""Figures of tables of runs beyond curves: heat maps, Pareto fronts, gaps, components, layers."""
+"""Figures of tables of runs: heat maps, Pareto fronts, gaps, components, layers."""
 
 from itertools import pairwise
 
@@ -19,7 +19,10 @@ from analysis.runs import Runs
 def heat_map(
     runs: pd.DataFrame, *, x: str, y: str, metric: str = "val_loss", title: str
 ) -> tuple[Figure, pd.DataFrame]:
-    """Return the mean of `metric` over seeds for each x and y; the best of each row is framed, holes are crossed."""
+    """Return the mean of `metric` over seeds for each x and y, as shades and numbers.
+
+    The best of each row is framed; a hole of the grid has a cross.
+    """
     shown = over_seeds(runs, [y, x], metric)
     grid = shown.pivot(index=y, columns=x, values="mean")
     figure, axis = plt.subplots(
@@ -52,9 +55,9 @@ def heat_map(
 def pareto(
     runs: pd.DataFrame, *, cost: str, metric: str = "val_loss", by: str, title: str
 ) -> tuple[Figure, pd.DataFrame]:
-    """Return `metric` against `cost` (flops, wall_s, peak memory) with the front of what nothing beats in both.
+    """Return `metric` against `cost` (flops, wall_s, peak memory) with the Pareto front.
 
-    The table says of each run whether it is on the front.
+    The table has a column `front`, True for runs that no other beats in both.
     """
     require(runs, [cost, metric, by])
     shown = runs[[by, cost, metric]].dropna().sort_values([cost, metric]).reset_index(drop=True)
@@ -80,7 +83,13 @@ def pareto(
 def gap_against_tokens(
     runs: Runs, *, by: str, baseline: object, pair: list[str], key: str = "val_loss", title: str
 ) -> tuple[Figure, pd.DataFrame]:
-    """Return the relative gap to the baseline over training, in %, paired; a band is the range over pairs."""
+    """Return the relative gap to the baseline over training, in %, paired.
+
+    A curve is the mean over pairs, its band the range.
+
+    Raises:
+        ValueError: no run shares `pair` and a number of tokens with the baseline.
+    """
     curves = runs.curves(key, "tokens")
     facts = runs.finished.set_index("fingerprint")[[by, *pair]]
     points = curves.join(facts, on="fingerprint", how="inner")
@@ -116,10 +125,10 @@ def gap_against_tokens(
 def waterfall(
     steps: pd.DataFrame, *, metric: str = "val_loss", title: str
 ) -> tuple[Figure, pd.DataFrame]:
-    """Return how a metric changes as parts are added one after another.
+    """Return the changes of a metric as parts are added one after another.
 
     Args:
-        steps: columns step, mean in the order of adding; the first row is where it begins.
+        steps: columns step, mean in the order of adding; the first row is the start.
     """
     require(steps, ["step", "mean"])
     shown = steps.reset_index(drop=True).assign(change=steps["mean"].diff().to_numpy())
@@ -150,23 +159,24 @@ def waterfall(
 def by_layer(
     history: pd.DataFrame, *, statistic: str, title: str, step: int | None = None
 ) -> tuple[Figure, pd.DataFrame]:
-    """Return a statistic of the precision diagnostics for each layer and GEMM operand at one step.
+    """Return one statistic of the precision diagnostics by layer and GEMM operand at one step.
 
     Args:
         history: `Runs.history` of one run: keys precision/LAYER/OPERAND/STATISTIC.
-        step: None: the last one that has it.
+        step: None: the last step that has it.
 
     Raises:
-        ValueError: the run has no such statistic; those that it has are named.
+        ValueError: the run has no such statistic; names those that it has.
     """
-    found = history[history["key"].str.startswith("precision/")]
-    parts = found["key"].astype(str).str.rsplit("/", n=2, expand=True)
+    diagnostics = history[history["key"].str.startswith("precision/")]
+    parts = diagnostics["key"].astype(str).str.rsplit("/", n=2, expand=True)
     known = sorted(parts[2].dropna().unique()) if parts.shape[1] > 2 else []
     if statistic not in known:
         raise ValueError(
-            f"no statistic {statistic!r}; there are: {', '.join(known) or 'none: set precision.diagnostics_every'}"
+            f"no statistic {statistic!r}; there are: "
+            f"{', '.join(known) or 'none: set precision.diagnostics_every'}"
         )
-    rows = found.assign(layer=parts[0].str.removeprefix("precision/"), operand=parts[1])
+    rows = diagnostics.assign(layer=parts[0].str.removeprefix("precision/"), operand=parts[1])
     rows = rows[parts[2] == statistic]
     at = int(rows["step"].max()) if step is None else step
     grid = rows[rows["step"] == at].pivot(index="layer", columns="operand", values="value")

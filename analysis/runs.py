@@ -1,9 +1,9 @@
-"""One tidy table of runs and one of metric histories, from run folders; `analysis/stores.py` reads MLflow.
+"""Runs of a sweep, read from run folders: one tidy table and one of metric histories.
 
 Columns of `table`: fingerprint, label, state, the science keys (`model.width`, `seed`, ...), the
-run's own facts (`num_parameters`, `flops`, `tokens`, ...), benchmark scores and the last value of each metric. A cell
-that has not run is a row with its state and NaN, never 0. The format of a run folder is
-docs/run-folder.md.
+run's own facts (`num_parameters`, `flops`, `tokens`, ...), benchmark scores and the last value of
+each metric. A cell that has not run is a row with its state and NaN, never 0. docs/run-folder.md
+describes the folders; `analysis/stores.py` reads MLflow.
 """
 
 import json
@@ -30,7 +30,7 @@ class Runs:
     Args:
         table: a row for each cell, also for those that never ran.
         history: columns fingerprint, step, key, value; later attempts win.
-        notes: what could not be read, for the reader of a figure.
+        notes: what could not be read; printed under figures.
         root: where the run folders are, None of runs that came from a store.
     """
 
@@ -41,44 +41,48 @@ class Runs:
 
     @property
     def finished(self) -> pd.DataFrame:
-        """The rows that may enter a figure."""
+        """The rows of finished cells, those that may enter a figure."""
         return self.table[self.table["state"] == "finished"]
 
     def count(self) -> str:
-        """Say how many cells there are and why some are not shown."""
+        """Return a sentence: the number of cells by state, and the notes."""
         states = self.table["state"].value_counts()
-        said = f"{len(self.table)} cells: " + ", ".join(f"{n} {s}" for s, n in states.items())
-        return "; ".join([said, *self.notes])
+        counts = ", ".join(f"{n} {state}" for state, n in states.items())
+        return "; ".join([f"{len(self.table)} cells: {counts}", *self.notes])
 
     def positions(self) -> pd.DataFrame:
-        """Return columns fingerprint, position, loss, n: the loss at each place of a sequence (eval.details=true).
+        """Return the loss at each position of a sequence: columns fingerprint, position, loss, n.
 
         Raises:
-            ValueError: the runs came from a store, or none of them has it.
+            ValueError: no run folder has it, since none was trained with eval.details=true, or the
+                runs came from a store.
         """
         parts = []
         for run in self.table["fingerprint"]:
-            found = _read(f"{self.root}/runs/{run}/positions.json") if self.root else None
-            if found is not None:
-                parts.append(pd.DataFrame(json.loads(found)).assign(fingerprint=run))
+            content = _read(f"{self.root}/runs/{run}/positions.json") if self.root else None
+            if content is not None:
+                parts.append(pd.DataFrame(json.loads(content)).assign(fingerprint=run))
         if not parts:
             raise ValueError(
-                "no run folder has positions.json: train with eval.details=true, and read by from_folders"
+                "no run folder has positions.json: train with eval.details=true, and read by "
+                "from_folders"
             )
         return pd.concat(parts, ignore_index=True)[["fingerprint", "position", "loss", "n"]]
 
     def _repr_html_(self) -> str:
-        """Show the table in a notebook, what is missing above it."""
+        """Return HTML for a notebook: the table, above it the number of cells by state."""
         return f"<p>{self.count()}</p>{self.table.to_html(max_rows=20, max_cols=20)}"
 
     def curves(self, key: str, x: str) -> pd.DataFrame:
-        """Return columns fingerprint, x, value of metric `key`; `x` is step, tokens, flops or wall_s.
+        """Return the curves of metric `key`: columns fingerprint, x, value.
 
-        Where `x` was not logged at a step it is interpolated between the log lines around it; before the first and
-        after the last of them nothing is known, and the value is left out.
+        Args:
+            x: step, tokens, flops or wall_s. Where it was not logged at a step it is interpolated
+                between the lines around; values before its first and after its last line are left
+                out.
 
         Raises:
-            KeyError: no run has the metric; the known ones are named.
+            KeyError: no run has the metric; names those that there are.
         """
         known = sorted(self.history["key"].unique())
         for name in (key, x):
@@ -88,20 +92,20 @@ class Runs:
         if x == "step":
             return values.assign(x=values["step"])[["fingerprint", "x", "value"]]
         logged = self.history[self.history["key"] == x].sort_values("step")
-        places = pd.Series(np.nan, index=values.index)
+        positions = pd.Series(np.nan, index=values.index)
         for run, axis in logged.groupby("fingerprint"):
-            mine = values["fingerprint"] == run
-            places[mine] = np.interp(
-                values["step"][mine], axis["step"], axis["value"], np.nan, np.nan
+            of_run = values["fingerprint"] == run
+            positions[of_run] = np.interp(
+                values["step"][of_run], axis["step"], axis["value"], np.nan, np.nan
             )
-        return values.assign(x=places).dropna(subset="x")[["fingerprint", "x", "value"]]
+        return values.assign(x=positions).dropna(subset="x")[["fingerprint", "x", "value"]]
 
 
 def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
     """Return the runs of `sweep` under `root` (the folder that holds runs/ and sweeps/).
 
     Args:
-        cache: keep the histories as sweeps/<sweep>/history.parquet and read again only what changed.
+        cache: store the histories as sweeps/<sweep>/history.parquet; only changed runs are read.
 
     Raises:
         FileNotFoundError: there is no such sweep.
@@ -125,7 +129,7 @@ def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
 
 
 def _with_last(table: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with the last value of each metric; it wins over a fact of the same name."""
+    """Return the table with the last value of each metric, also in place of a fact of its name."""
     last = last_values(history).reindex(table["fingerprint"])
     last.index = table.index
     for name in last.columns.intersection(table.columns):
@@ -135,44 +139,45 @@ def _with_last(table: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
 
 def _stamp(file: str) -> str:
     try:
-        found = os.stat(file)
+        status = os.stat(file)
     except FileNotFoundError:
         return ""
-    return f"{found.st_mtime_ns}.{found.st_size}"
+    return f"{status.st_mtime_ns}.{status.st_size}"
 
 
 def _facts(folder: str) -> dict[str, Any]:
     cell = json.loads(Path(folder, "cell.json").read_bytes())
     if cell["schema"] > SCHEMA:
         raise ValueError(
-            f"{folder}/cell.json has schema {cell['schema']}, this analysis reads {SCHEMA}; update Espalier"
+            f"{folder}/cell.json has schema {cell['schema']}, this analysis reads {SCHEMA}; "
+            "update Espalier"
         )
     facts = json.loads(_read(f"{folder}/summary.json") or "{}")
     science = {k: v for k, v in cell["science"].items() if not isinstance(v, (list, dict))}
-    found: dict[str, Any] = {"state": _state(folder)} | science | facts | _scores(folder)
-    return found
+    return {"state": _state(folder)} | science | facts | _scores(folder)  # type: ignore[no-any-return]
 
 
 def _scores(folder: str) -> dict[str, Any]:
-    """Return what evaluations have found of a run: their values by name, and benchmark scores.
+    """Return the values of a run's evaluations by name, and its benchmark scores.
 
-    Those are `task/metric`, with its standard error and how `task` was asked. Where a task was asked twice the evaluation with more questions counts, of equals the later one.
+    A score is `task/metric`, beside it its standard error and how it was taken. Of two evaluations
+    of a task the one with more questions counts, of equals the later one.
     """
-    found: dict[str, tuple[tuple[int, float], dict[str, Any]]] = {}
+    best: dict[str, tuple[tuple[int, float], dict[str, Any]]] = {}
     scores: dict[str, Any] = {}
     for file in sorted(Path(folder).glob("evals/*.json"), key=os.path.getmtime):
         when, record = file.stat().st_mtime, json.loads(file.read_bytes())
         scores |= record.get("values", {})
         for row in record["scores"]:
             rank = (row["n"], when)
-            if row["name"] not in found or found[row["name"]][0] < rank:
-                found[row["name"]] = rank, row
-    for name, (_, row) in found.items():
+            if row["name"] not in best or best[row["name"]][0] < rank:
+                best[row["name"]] = rank, row
+    for name, (_, row) in best.items():
         error = row["stderr"]
         scores |= {name: row["value"], f"{name}_stderr": float("nan") if error is None else error}
         scores[f"{row['task']}{ASKED}"] = (
-            f"version {row['version']}, {row['n']} questions, {row['num_fewshot']} shots, prompts {row['prompt_hash']}, "
-            f"lm-eval {row['lm_eval']}"
+            f"version {row['version']}, {row['n']} questions, {row['num_fewshot']} shots, "
+            f"prompts {row['prompt_hash']}, lm-eval {row['lm_eval']}"
         )
     return scores
 

@@ -1,8 +1,9 @@
-"""The runs of an MLflow store, read in bulk: a SQL database directly, a server by its bulk endpoint.
+"""The runs of an MLflow store, read in bulk: a SQL database, or a server's bulk endpoint.
 
-Asking MLflow's client for one history after the other takes minutes where this takes seconds. A server gives
-so many points at once: a batch that reaches the limit is asked for in smaller ones, a single history that does page by
-page. One that ends before the run's last value all the same is named in `Runs.notes`.
+MLflow's client, one history after the other, takes minutes where this takes seconds. A server
+limits the points of an answer: a batch that reaches the limit is requested again in smaller ones, a
+single history page by page. `Runs.notes` names a history that ends before the run's last value all
+the same.
 """
 
 import hashlib
@@ -30,25 +31,25 @@ _STATES = {
     "SCHEDULED": "new",
     "KILLED": "interrupted",
 }
-_PAGE, _POINTS, _RUNS = 1000, 25_000, 100  # what a server gives at once
-_AT_ONCE = 4
+_PAGE, _POINTS, _RUNS = 1000, 25_000, 100  # a server's limits of an answer
+_THREADS = 4
 _VALUE = "CASE WHEN is_nan THEN NULL ELSE value END"
 
 
 def from_mlflow(
     uri: str, experiment: str, *, histories: bool = True, cache: Path | None = None
 ) -> Runs:
-    """Return the runs of an MLflow experiment: for runs made elsewhere, or on another machine.
+    """Return the runs of an MLflow experiment, also of runs that are not Espalier's.
 
     Args:
-        uri: sqlite:///file, another SQLAlchemy URL, or http(s)://server; MLFLOW_TRACKING_USERNAME,
-            _PASSWORD and _TOKEN hold for servers.
-        histories: False reads the table alone, with the last value of each metric.
+        uri: sqlite:///file, another SQLAlchemy URL, or http(s)://server, with
+            MLFLOW_TRACKING_USERNAME, _PASSWORD and _TOKEN of the environment.
+        histories: False: only the table, which has the last value of each metric.
         cache: a folder for histories (None: no cache); only runs that changed are read again.
 
     Raises:
-        KeyError: no such experiment; those there are named.
-        ValueError: a kind of URI that is not read.
+        KeyError: no such experiment; names those that there are.
+        ValueError: the URI is of another kind.
     """
     scheme = urlsplit(uri).scheme
     if scheme in ("http", "https"):
@@ -61,7 +62,10 @@ def from_mlflow(
 
 
 class _Store(ABC):
-    """What both kinds have in common; `rows` gives each run its _id and a _stamp that changes with its metrics."""
+    """What databases and servers have in common.
+
+    A row of `rows` has the run's _id and a _stamp that changes with its metrics.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -73,16 +77,16 @@ class _Store(ABC):
             raise KeyError(
                 f"no experiment {experiment!r} in {self.uri}; there are: {', '.join(names)}"
             )
-        found = self.rows(names[experiment])
+        rows = self.rows(names[experiment])
         digest = hashlib.sha256(f"{self.uri} {experiment}".encode()).hexdigest()[:16]
-        stamps = {row.pop("_id"): str(row.pop("_stamp")) for row in found}
-        times = Counter(row["fingerprint"] for row in found)
-        for run, row in zip(stamps, found, strict=True):
-            if times[row["fingerprint"]] > 1:  # the run's own id tells it from the others
+        stamps = {row.pop("_id"): str(row.pop("_stamp")) for row in rows}
+        counts = Counter(row["fingerprint"] for row in rows)
+        for run, row in zip(stamps, rows, strict=True):
+            if counts[row["fingerprint"]] > 1:  # the run's own id tells it from the others
                 row["fingerprint"] = run
-        names_of = {run: str(row["fingerprint"]) for run, row in zip(stamps, found, strict=True)}
+        names_of = {run: str(row["fingerprint"]) for run, row in zip(stamps, rows, strict=True)}
         if not histories:
-            return Runs(pd.DataFrame(found), assemble([]))
+            return Runs(pd.DataFrame(rows), assemble([]))
         history = cached(cache / f"{digest}.parquet" if cache else None, stamps, self.history)
         if not history.empty:
             categories = history["fingerprint"].cat
@@ -91,7 +95,7 @@ class _Store(ABC):
             )
             ordered = sorted(history["fingerprint"].cat.categories)
             history["fingerprint"] = history["fingerprint"].cat.reorder_categories(ordered)
-        return Runs(pd.DataFrame(found), history[COLUMNS], tuple(self.notes))
+        return Runs(pd.DataFrame(rows), history[COLUMNS], tuple(self.notes))
 
     @abstractmethod
     def experiments(self) -> dict[str, str]:
@@ -129,14 +133,17 @@ class _Database(_Store):
         return list(self._other.execute(self._text(query), values).fetchall())
 
     def experiments(self) -> dict[str, str]:
-        found = self._ask(
+        rows = self._ask(
             "SELECT name, experiment_id FROM experiments WHERE lifecycle_stage = 'active'"
         )
-        return {str(name): str(number) for name, number in found}
+        return {str(name): str(number) for name, number in rows}
 
     def rows(self, experiment: str) -> list[dict[str, Any]]:
-        mine = f"run_uuid IN (SELECT run_uuid FROM runs WHERE experiment_id = {int(experiment)} AND lifecycle_stage = 'active')"
-        found: dict[str, dict[str, Any]] = {
+        in_experiment = (
+            "run_uuid IN (SELECT run_uuid FROM runs "
+            f"WHERE experiment_id = {int(experiment)} AND lifecycle_stage = 'active')"
+        )
+        rows: dict[str, dict[str, Any]] = {
             run: {
                 "_id": run,
                 "_stamp": "",
@@ -145,30 +152,36 @@ class _Database(_Store):
                 "state": _STATES.get(status, "failed"),
             }
             for run, name, status in self._ask(
-                f"SELECT run_uuid, name, status FROM runs WHERE {mine}"
+                f"SELECT run_uuid, name, status FROM runs WHERE {in_experiment}"
             )
         }
-        for run, key, value in self._ask(f"SELECT run_uuid, key, value FROM params WHERE {mine}"):
-            found[run][key] = _number(value)
-        for run, value in self._ask(
-            f"SELECT run_uuid, value FROM tags WHERE key = 'fingerprint' AND {mine}"
+        for run, key, value in self._ask(
+            f"SELECT run_uuid, key, value FROM params WHERE {in_experiment}"
         ):
-            found[run]["fingerprint"] = value
-        newest = f"SELECT run_uuid, key, step, timestamp, {_VALUE} FROM latest_metrics WHERE {mine} ORDER BY key"
+            rows[run][key] = _number(value)
+        for run, value in self._ask(
+            f"SELECT run_uuid, value FROM tags WHERE key = 'fingerprint' AND {in_experiment}"
+        ):
+            rows[run]["fingerprint"] = value
+        newest = (
+            f"SELECT run_uuid, key, step, timestamp, {_VALUE} FROM latest_metrics "
+            f"WHERE {in_experiment} ORDER BY key"
+        )
         for run, key, step, when, value in self._ask(newest):
             self._keys.setdefault(run, []).append(key)
-            found[run]["_stamp"] += f"{key} {step} {when} "
-            found[run][key] = float(_unclamp(float("nan") if value is None else value))
-        for row in found.values():
+            rows[run]["_stamp"] += f"{key} {step} {when} "
+            rows[run][key] = float(_unclamp(float("nan") if value is None else value))
+        for row in rows.values():
             row["_stamp"] = hashlib.sha256(row["_stamp"].encode()).hexdigest()
-        return list(found.values())
+        return list(rows.values())
 
     def history(self, runs: list[str]) -> pd.DataFrame:
         return assemble(self._part(run, key) for run in runs for key in self._keys.get(run, ()))
 
     def _part(self, run: str, key: str) -> Part:
         rows = self._ask(
-            f"SELECT step, {_VALUE} FROM metrics WHERE run_uuid = :run AND key = :key ORDER BY step",
+            f"SELECT step, {_VALUE} FROM metrics "
+            "WHERE run_uuid = :run AND key = :key ORDER BY step",
             run=run,
             key=key,
         )
@@ -177,7 +190,7 @@ class _Database(_Store):
 
 
 class _Server(_Store):
-    """MLflow's REST interface: runs by the thousand, one metric of up to a hundred runs at a time."""
+    """MLflow's REST interface: pages of a thousand runs, one metric of a hundred runs a request."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri.rstrip("/"))
@@ -211,14 +224,14 @@ class _Server(_Store):
             body = body | {"page_token": page["next_page_token"]}
 
     def experiments(self) -> dict[str, str]:
-        found = self._pages(
+        pages = self._pages(
             "POST",
             "api/2.0/mlflow/experiments/search",
             "experiments",
             "json",
             {"max_results": 1000},
         )
-        return {e["name"]: e["experiment_id"] for e in found}
+        return {e["name"]: e["experiment_id"] for e in pages}
 
     def rows(self, experiment: str) -> list[dict[str, Any]]:
         body = {"experiment_ids": [experiment], "max_results": _PAGE}
@@ -248,52 +261,52 @@ class _Server(_Store):
         keys = sorted({key for run in runs for key in self._newest[run]})
         tasks = []
         for key in keys:
-            having = [run for run in runs if key in self._newest[run]]
-            tasks += [(key, having[i : i + _RUNS]) for i in range(0, len(having), _RUNS)]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            holders = [run for run in runs if key in self._newest[run]]
+            tasks += [(key, holders[i : i + _RUNS]) for i in range(0, len(holders), _RUNS)]
+        with ThreadPoolExecutor(_THREADS) as pool:
             return assemble(
-                part for found in pool.map(lambda t: self._metric(*t), tasks) for part in found
+                part for parts in pool.map(lambda t: self._metric(*t), tasks) for part in parts
             )
 
     def _metric(self, key: str, runs: list[str]) -> list[Part]:
-        """Return one metric of some runs, as many at once as the server gives points of."""
+        """Return one metric of `runs`, as many a request as the server's limit of points allows."""
         parts: list[Part] = []
         waiting, most = list(runs), 1 + max(self._newest[run][key] for run in runs)
         while waiting:
             batch = waiting[: max(1, min(_RUNS, (_POINTS - 1) // most))]
-            found = self._batch(key, batch)
-            if len(found) >= _POINTS and len(batch) > 1:
+            points = self._batch(key, batch)
+            if len(points) >= _POINTS and len(batch) > 1:
                 most = 2 * (_POINTS // len(batch))
                 continue
             waiting = waiting[len(batch) :]
-            if len(found) >= _POINTS:
+            if len(points) >= _POINTS:
                 body = {"run_id": batch[0], "metric_key": key, "max_results": _POINTS}
-                found = [
+                points = [
                     p | {"run_id": batch[0]}
                     for p in self._pages(
                         "GET", "api/2.0/mlflow/metrics/get-history", "metrics", "params", body
                     )
                 ]
-            most = max(Counter(point["run_id"] for point in found).values(), default=1)
-            parts += self._parts(key, batch, found)
+            most = max(Counter(point["run_id"] for point in points).values(), default=1)
+            parts += self._parts(key, batch, points)
         return parts
 
     def _batch(self, key: str, runs: Sequence[str]) -> list[dict[str, Any]]:
-        asked = [("run_id", run) for run in runs] + [
+        parameters = [("run_id", run) for run in runs] + [
             ("metric_key", key),
             ("max_results", str(_POINTS)),
         ]
         return list(
-            self._ask("GET", "ajax-api/2.0/mlflow/metrics/get-history-bulk", params=asked)[
+            self._ask("GET", "ajax-api/2.0/mlflow/metrics/get-history-bulk", params=parameters)[
                 "metrics"
             ]
         )
 
     def _parts(self, key: str, runs: Sequence[str], points: list[dict[str, Any]]) -> Iterator[Part]:
-        own: dict[str, list[dict[str, Any]]] = {run: [] for run in runs}
+        points_of: dict[str, list[dict[str, Any]]] = {run: [] for run in runs}
         for point in points:
-            own[point["run_id"]].append(point)
-        for run, rows in own.items():
+            points_of[point["run_id"]].append(point)
+        for run, rows in points_of.items():
             steps = np.array([int(row.get("step", 0)) for row in rows], dtype=np.int64)
             values = np.array([float(row.get("value", 0.0)) for row in rows])
             last = int(steps.max()) if len(steps) else -1
@@ -306,7 +319,7 @@ class _Server(_Store):
 
 
 def _unclamp(values: Any) -> Any:
-    """MLflow's SQL stores keep an infinity as the largest double."""
+    """Return `values` with infinities, which MLflow's SQL stores hold as the largest double."""
     return np.where(np.abs(values) >= _LARGEST, np.copysign(np.inf, values), values)
 
 

@@ -26,17 +26,17 @@ def cross_table(
     """Return cells "mean +- s.d. (n)" by value of `rows` and `columns`; a hole of the grid is "--".
 
     Args:
-        digits: after the point; None: as many as the spread of the seeds justifies.
+        digits: after the point; None: as many as the spread over seeds justifies.
     """
     require(runs, [rows, metric, *([columns] if columns else [])])
     by = [rows, columns] if columns else [rows]
     grouped = (
         runs.dropna(subset=[metric]).groupby(by, sort=False)[metric].agg(["mean", "std", "count"])
     )
-    places = digits if digits is not None else _places(grouped)
+    decimals = digits if digits is not None else _decimals(grouped)
     text = pd.Series(
         [
-            _cell(mean, spread, count, places)
+            _cell(mean, spread, count, decimals)
             for mean, spread, count in grouped.to_numpy(dtype=float)
         ],
         index=grouped.index,
@@ -50,7 +50,7 @@ def cross_table(
 
 
 def latex(table: pd.DataFrame, *, caption: str, label: str, note: str = "") -> str:
-    """Return a booktabs table; "+-" becomes a sign, every special character is escaped."""
+    """Return a LaTeX table (booktabs); "+-" becomes $\\pm$, special characters are escaped."""
     head = " & ".join(escape(str(name)) for name in [table.index.name or "", *table.columns])
     lines = [
         r"\begin{table}[htbp]",
@@ -72,12 +72,12 @@ def latex(table: pd.DataFrame, *, caption: str, label: str, note: str = "") -> s
 
 
 def escape(text: str) -> str:
-    """Return text as LaTeX shows it."""
+    """Return `text` with LaTeX's special characters escaped."""
     return "".join(_SPECIAL.get(letter, letter) for letter in text)
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Return a number as LaTeX shows it: 4 significant digits, powers of ten written out."""
+    """Return a number in LaTeX with `digits` significant digits, powers of ten written out."""
     if not np.isfinite(value):
         return _HOLE
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
@@ -86,13 +86,13 @@ def number(value: float, digits: int = 4) -> str:
     return rf"\ensuremath{{{value:.{digits}g}}}"
 
 
-def _cell(mean: float, spread: float, count: float, places: int) -> str:
-    error = f" +- {spread:.{places}f}" if np.isfinite(spread) else ""
-    return f"{mean:.{places}f}{error} ({int(count)})"
+def _cell(mean: float, spread: float, count: float, decimals: int) -> str:
+    error = f" +- {spread:.{decimals}f}" if np.isfinite(spread) else ""
+    return f"{mean:.{decimals}f}{error} ({int(count)})"
 
 
-def _places(grouped: pd.DataFrame) -> int:
-    """Return the place of the second significant digit of the typical spread, at least 2, at most 5."""
+def _decimals(grouped: pd.DataFrame) -> int:
+    """Return the decimals that show two significant digits of the median spread, from 2 to 5."""
     spread = grouped["std"].median()
     if not np.isfinite(spread) or spread <= 0:
         return 3

@@ -1,4 +1,4 @@
-"""The commands that find the best size at each compute: by isoFLOP minima, by the lower envelope."""
+"""The commands that find the best size at each compute, by isoFLOP minima or lower envelope."""
 
 from pathlib import Path
 from typing import Annotated

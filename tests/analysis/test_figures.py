@@ -1,4 +1,4 @@
-"""Every figure against its golden image; `ESPALIER_GOLDEN=write` draws them anew (look at them then)."""
+"""Every figure against its golden image; `ESPALIER_GOLDEN=write` makes the images anew."""
 
 import os
 from collections.abc import Callable

@@ -139,8 +139,9 @@ def test_a_law_of_ones_own_takes_ten_lines(tmp_path: Path) -> None:
         "from analysis.laws import Formula\n"
         "def formula(p, x):\n"
         "    return p['E'] + p['A'] / x['n'] ** p['alpha']\n"
-        "LAW = Formula(name='mine', parameters=('A', 'alpha', 'E'), columns=('n',), positive=('A', 'E'), formula=formula,\n"
-        "              starts={'A': (1, 100), 'alpha': (0.2, 0.5), 'E': (0.5, 2)}, bounds={'alpha': (0, 3)})\n"
+        "LAW = Formula(name='mine', parameters=('A', 'alpha', 'E'), columns=('n',),\n"
+        "              positive=('A', 'E'), formula=formula, bounds={'alpha': (0, 3)},\n"
+        "              starts={'A': (1, 100), 'alpha': (0.2, 0.5), 'E': (0.5, 2)})\n"
     )
     n = np.geomspace(1e6, 1e9, 12)
     pd.DataFrame({"size": n, "val_loss": 1.8 + 50 / n**0.3}).to_csv(tmp_path / "r.csv", index=False)

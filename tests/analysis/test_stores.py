@@ -1,4 +1,4 @@
-"""Histories in bulk are those of MLflow's own client, of run folders by their rules, and of the cache."""
+"""Histories in bulk equal those of MLflow's client, of run folders by the rules, of the cache."""
 
 import json
 from collections.abc import Iterator

@@ -25,7 +25,7 @@ def te_recipes() -> Any:
 
 
 def te_reference() -> Any:
-    """Return TransformerEngine's reference_nvfp4 module; what it imports of the CUDA part is stubbed."""
+    """Return TransformerEngine's reference_nvfp4 module, its imports of the CUDA part stubbed."""
     spec = importlib.util.find_spec("transformer_engine")
     assert spec is not None
     assert spec.submodule_search_locations is not None

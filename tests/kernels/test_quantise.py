@@ -1,4 +1,4 @@
-"""Quantisers against the published implementations, byte for byte, and their documented differences."""
+"""Quantisers equal the published implementations byte for byte, but for known differences."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ def test_columnwise_with_hadamard_is_transformer_engines(kind: str) -> None:
 
 @pytest.mark.parametrize(("amax", "differs"), [(3.9375, True), (4.375, True), (4.0, False)])
 def test_paper_order_differs_where_block_scales_are_ties(amax: float, differs: bool) -> None:
-    """The second rounding decides ties of E4M3, which bf16 magnitudes meet at some amax of the tensor."""
+    """The second rounding decides ties of E4M3, which bf16 magnitudes meet at some amax."""
     x = inputs("normal", 1024, 1024).clamp(-amax, amax)
     x[0, 0] = amax
     new, old = (quantise_nvfp4(x, order=order).packed()[0] for order in ("te214", "paper"))

@@ -86,7 +86,7 @@ def test_the_compiled_operand_is_the_reference_bit_for_bit(quantiser: Quantiser)
 @pytest.mark.parametrize("quantiser", FORMATS, ids=_name)
 @pytest.mark.parametrize("fp32", [True, False])
 def test_products_are_those_of_the_dequantised_operands(quantiser: Quantiser, fp32: bool) -> None:
-    """Bound: fp32 sums lose at most k * 2**-24 of the sum of magnitudes, bf16 outputs 2**-8 more."""
+    """Bound: fp32 sums lose at most k * 2**-24 of the magnitudes' sum, bf16 outputs 2**-8 more."""
     a, b = inputs("normal", 128, 512), inputs("lognormal", 256, 512, seed=1)
     got = scaled_mm(emulate(a, quantiser, 1), emulate(b, quantiser, 1), sums=(1, 1), fp32=fp32)
     left, right = quantiser(a).dequantise().double(), quantiser(b).dequantise().double()
@@ -204,8 +204,8 @@ def test_torch_compile_changes_no_bit() -> None:
     """In a process of its own: Dynamo does not trace the type checks of these tests."""
     code = (
         "import torch; from tests.kernels.test_quantised_linear import _gradients, _run\n"
-        "pairs = zip(_gradients(_run), _gradients(torch.compile(_run, fullgraph=True)), strict=True)\n"
-        "assert all(torch.equal(a, b) for a, b in pairs)"
+        "plain, compiled = _gradients(_run), _gradients(torch.compile(_run, fullgraph=True))\n"
+        "assert all(torch.equal(a, b) for a, b in zip(plain, compiled, strict=True))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -1,4 +1,4 @@
-"""Recurrences in chunks are recurrences token by token, whatever the chunk, the documents and the beginning."""
+"""Recurrences in chunks equal those token by token, for any chunk, documents and first state."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The Triton kernels by Triton's interpreter, in a process of its own: its switch is read at import."""
+"""The Triton kernels by Triton's interpreter, in a process where it is switched on at import."""
 
 import os
 import subprocess
@@ -17,7 +17,8 @@ from kernels.triton_nvfp4 import amax, dequantise, quantise, quantise_both
 from tests.kernels.oracles import KINDS, inputs
 
 def dice(shape, seed):
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 def check(found, x, block, bits, headroom, *where):
     wanted = Quantiser(format="nvfp4", block=block, sr_headroom=headroom)(x, bits)
@@ -36,7 +37,8 @@ for kind in KINDS:
         for block in ((1, 16), (16, 1), (16, 16)):
             for given in (None, bits):
                 for headroom in (1.0, 17 / 16):
-                    check(quantise(x, block, given, headroom=headroom), x, block, given, headroom, kind, shape, block)
+                    found = quantise(x, block, given, headroom=headroom)
+                    check(found, x, block, given, headroom, kind, shape, block)
     for size in HADAMARD_SIZES:
         shape = (2 * size, 80)
         x, matrix = inputs(kind, *shape), hadamard_matrix(size)
