@@ -66,9 +66,7 @@ def launch(
         _upload_rest(cells[0].config, sweep, console)
         policy.notify(sweep)
         return _report_unfinished(cells, sweep, console)
-    if _run_with_table(
-        backend, cells[0], console, table, lambda view: backend.run(cells, again, view)
-    ):
+    if _run_live(backend, cells[0], console, table, lambda view: backend.run(cells, again, view)):
         return 130
     if not backend.waits:
         console.print(f"under way: `espalier status {sweep.name} --watch`")
@@ -85,9 +83,7 @@ def launch_study(study: "Study", base: Cell, backend: Backend, policies: Policy)
     policy.start(study.folder, policies, fresh=not study.is_over())
     console.print(f"[bold]{study.folder.name}[/bold]: {study.best()}; {study.cfg.trials} in all")
     table = LiveTable(study.cells)
-    left = _run_with_table(
-        backend, base, console, table, lambda view: backend.run_study(study, view)
-    )
+    left = _run_live(backend, base, console, table, lambda view: backend.run_study(study, view))
     console.print(study.best())
     if left or not backend.waits:
         return 130 if left else 0
@@ -97,7 +93,7 @@ def launch_study(study: "Study", base: Cell, backend: Backend, policies: Policy)
     return _report_unfinished(failed, study.folder, console)
 
 
-def _run_with_table(
+def _run_live(
     backend: Backend, first: Cell, console: Console, table: LiveTable, run: Callable[["View"], None]
 ) -> bool:
     """Run cells with the live table and an uploader; return whether the user left by Ctrl-C."""
