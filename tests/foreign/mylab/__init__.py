@@ -1,1 +1,1 @@
-"""A package of somebody else's: one of each kind of thing that Espalier takes, subclassing nothing of it."""
+"""A foreign package with one plug-in of each kind; none subclasses a class of Espalier."""

@@ -1,4 +1,4 @@
-"""A model: an embedding, a causal depthwise convolution and linear layers; of its sizes it says nothing."""
+"""A model: an embedding, a causal depthwise convolution and linear layers; no formulas of sizes."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class ConvNetConfig:
-    """A plain dataclass; `build` is all that is asked of it."""
+    """A plain dataclass; `build` is its only method."""
 
     width: int = 16
     depth: int = 2
@@ -22,7 +22,7 @@ class ConvNetConfig:
 
 
 class ConvNet(nn.Module):
-    """Reads the last `taps` tokens at each place."""
+    """Reads the last `taps` tokens at each position."""
 
     def __init__(self, cfg: ConvNetConfig, vocab_size: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class ConvNet(nn.Module):
         self.lm_head = nn.Linear(cfg.width, vocab_size, bias=False)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Return logits, [batch, seq, vocab]; what `targets` are for is the house's affair."""
+        """Return logits, [batch, seq, vocab]; `targets` are ignored."""
         x = self.wte(tokens)
         padded = nn.functional.pad(x.transpose(1, 2), (self.taps - 1, 0))
         x = x + self.mix(padded).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What mypy holds: each class here satisfies the contract that it takes part by, without subclassing anything."""
+"""Checked by mypy: each class of the package satisfies its contract without subclassing."""
 
 from mylab.count_letters import CountLettersConfig
 from mylab.counter import Counter, CounterConfig

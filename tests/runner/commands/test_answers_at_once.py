@@ -1,4 +1,4 @@
-"""What is refused, done or only shown is answered at once: nothing heavy is imported for it, no worker started."""
+"""Commands that run no cell answer at once: they import no torch and start no worker."""
 
 import json
 import os

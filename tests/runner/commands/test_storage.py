@@ -85,7 +85,8 @@ def test_a_renamed_run_is_adopted_with_its_reason(
     folder = tmp_path / "renamed"
     folder.mkdir()
     (folder / "sweep.yaml").write_text(
-        "# @package _global_\ndefaults: [/config, _self_]\nname: renamed\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '7,8'}}}\n"
+        "# @package _global_\ndefaults: [/config, _self_]\nname: renamed\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '7,8'}}}\n"
     )
     overrides = [*TINY, f"data.sources.0.path={text}", f"root={tmp_path}", "train.clip=2.0"]
     _cli("adopt", old.name[:8], str(folder), "--reason", "", *overrides, code=1)

@@ -1,4 +1,4 @@
-"""Looking inside changes nothing and shows what is there."""
+"""Recording a model's internals changes no bit and returns what the layers compute."""
 
 import json
 from collections.abc import Callable
@@ -129,7 +129,7 @@ def test_a_run_logs_how_its_heads_match_prefixes(
 
 
 def test_prefix_matching_finds_a_head_that_copies() -> None:
-    """A head made to look one step behind the last occurrence, by positions of learned embeddings."""
+    """Learned position embeddings make a head attend to the token after the last occurrence."""
     length, width = 8, 64
     cfg = DecoderConfig(
         depth=1,

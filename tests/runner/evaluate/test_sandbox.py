@@ -38,6 +38,9 @@ def test_nothing_outside_can_be_read_written_or_reached(wall: Wall, tmp_path: Pa
     secret.write_text("x")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
+        remount = "ctypes.CDLL(None).mount(b'none', b'/usr', None, 32, None)"
+        connect = "import socket; socket.create_connection"
+        processes = "[p for p in os.listdir('/proc') if p.isdigit()]"
         attempts = {
             "read a file": f"open({str(secret)!r}).read()",
             "read the passwords": "open('/etc/shadow').read()",
@@ -45,11 +48,11 @@ def test_nothing_outside_can_be_read_written_or_reached(wall: Wall, tmp_path: Pa
             "write beside the libraries": "open('/usr/lib/x', 'w')",
             "write at the root": "open('/x', 'w')",
             "write beside Python": "import sys; open(sys.base_prefix + '/x', 'w')",
-            "make it writable again": "import ctypes; assert ctypes.CDLL(None).mount(b'none', b'/usr', None, 32, None) == 0",
-            "reach this machine": f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)",
-            "reach another": "import socket; socket.create_connection(('1.1.1.1', 53), 2)",
+            "make it writable again": f"import ctypes; assert {remount} == 0",
+            "reach this machine": f"{connect}(('127.0.0.1', {port}), 2)",
+            "reach another": f"{connect}(('1.1.1.1', 53), 2)",
             "see other processes": f"import os; os.kill({os.getpid()}, 0)",
-            "see many processes": "import os; assert len([p for p in os.listdir('/proc') if p.isdigit()]) > 8",
+            "see many processes": f"import os; assert len({processes}) > 8",
             "know who started it": "import os; assert 'HOME' in os.environ or 'USER' in os.environ",
         }
         for what, program in attempts.items():
@@ -79,7 +82,10 @@ def test_limits_hold(wall: Wall) -> None:
 def test_children_end_with_the_program(wall: Wall) -> None:
     mark = f"espalier-orphan-{os.getpid()}"
     command = f"sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)', {mark!r}]"
-    program = f"import os, sys, time\nif os.fork() == 0:\n    os.setsid(); os.execv({command})\ntime.sleep(0.5)"
+    program = (
+        f"import os, sys, time\nif os.fork() == 0:\n    os.setsid(); os.execv({command})\n"
+        "time.sleep(0.5)"
+    )
 
     def orphans() -> list[psutil.Process]:
         return [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]

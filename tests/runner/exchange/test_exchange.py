@@ -1,4 +1,4 @@
-"""Cells to Hugging Face folders and back: the same text, the same logits, one override to train on."""
+"""Cells as Hugging Face folders and back: the same text and logits; trained further by `init`."""
 
 import json
 import shutil

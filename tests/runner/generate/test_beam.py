@@ -1,4 +1,4 @@
-"""Beam search against everything there is to find, and what `generate` says with it."""
+"""Beam search against exhaustive search, and `espalier generate` with beams."""
 
 import itertools
 import json

@@ -1,4 +1,7 @@
-"""A compiled step: one graph whatever the length, the same text; in a process without the tests' type checks."""
+"""Compiled decoding: one graph for all lengths, the same text.
+
+It runs in another process, without the tests' type checks.
+"""
 
 import subprocess
 import sys
@@ -17,7 +20,8 @@ with torch.no_grad():
     for parameter in model.parameters():
         parameter.mul_(4.0)
 prompts = [torch.arange(3, 3 + n) for n in (1, 9, 20)]
-wishes = [Sampling(max_new_tokens=n, temperature=t, seed=n) for n, t in ((40, 0.0), (3, 0.0), (20, 0.7))]
+settings = ((40, 0.0), (3, 0.0), (20, 0.7))
+wishes = [Sampling(max_new_tokens=n, temperature=t, seed=n) for n, t in settings]
 about = {"context": 32, "decode": str, "eos": None}  # the first row passes it
 plain = generate(model, prompts, wishes, **about)
 compiled = generate(model, prompts, wishes, compiled=True, **about)

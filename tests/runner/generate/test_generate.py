@@ -1,4 +1,4 @@
-"""Generation: batched as alone, cached as not, what each wish does, and what is said when."""
+"""Generation: batches and caches change no token; sampling parameters; streaming."""
 
 import json
 from collections.abc import Callable, Iterable

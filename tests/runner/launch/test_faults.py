@@ -1,4 +1,4 @@
-"""Cells that crash, hang, run out of memory or fail alike: what the sweep makes of them, and whom it tells."""
+"""Cells that crash, hang, run out of memory or fail alike: the sweep's state, and notification."""
 
 import json
 import subprocess
@@ -131,9 +131,8 @@ def test_three_legs_without_a_checkpoint_are_enough(espalier: Run, tmp_path: Pat
 
 
 def test_resources_are_a_function_of_the_config(espalier: Run, tmp_path: Path) -> None:
-    classes = "resources.classes=[{when:'model.width >= 32',cpus:7,timeout_min:9},{when:'true',cpus:3}]".replace(
-        "true", "seed >= 0"
-    )
+    wide = "{when:'model.width >= 32',cpus:7,timeout_min:9}"
+    classes = f"resources.classes=[{wide},{{when:'seed >= 0',cpus:3}}]"
     done = espalier("-m", "model.width=24,32", "seed=1", "name=r", classes)
     assert done.returncode == 0, done.stderr
     found = {

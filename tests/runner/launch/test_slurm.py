@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM of four nodes (tests/slurm/cluster.py): states, legs, preemption, re-attaching."""
+"""Sweeps on a real SLURM of four nodes (tests/slurm/cluster.py): requeues, faults, re-attaching."""
 
 import fcntl
 import json
@@ -106,7 +106,7 @@ def command(tmp_path: Path, text: Path) -> Line:
 
 @dataclass(frozen=True)
 class Disturbed:
-    """One cell in three places: left alone, cut by its time limit, and what else the tests do to it."""
+    """One cell in three roots: undisturbed, ended by its time limit, disturbed by the tests."""
 
     text: Path
     alone: Path
@@ -114,7 +114,7 @@ class Disturbed:
     processes: list[Command]
 
     def command(self, root: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
-        """The command of the cell; TINY's one thread in all: bits depend on it."""
+        """Return the command of the cell; bits depend on its one thread (TINY)."""
         return _command(self.text, root, "model.dropout=0.1", *SLOW, *arguments, launcher=launcher)
 
     def reference(self) -> Path:
@@ -126,7 +126,7 @@ class Disturbed:
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
-    """Begun with the first test: SLURM looks at time limits twice a minute, and other tests fill the time."""
+    """Start with the first test: SLURM checks time limits only twice a minute."""
     folder = tmp_path_factory.mktemp("disturbed")
     text = write_text(folder / "text.txt")
     cell = Disturbed(text, folder / "alone", folder / "limit", [])
@@ -171,7 +171,7 @@ def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(
 def test_preempted_and_requeued_runs_end_with_the_same_bits(
     disturbed: Disturbed, start: Start, tmp_path: Path
 ) -> None:
-    """One cell, disturbed in many ways, each in a root of its own, against the same cell left alone."""
+    """One cell, disturbed in many ways, each in its own root, against the undisturbed cell."""
     kinds = {
         "requeue": ["hydra.launcher.sbatch={nodelist:n1}"],
         "low": [
@@ -241,7 +241,7 @@ def test_a_run_longer_than_its_time_limit_ends_with_the_same_bits(disturbed: Dis
 def test_killed_steps_daemons_and_nodes_lose_nothing(
     command: Line, start: Start, tmp_path: Path
 ) -> None:
-    """A killed step, a slurmd that returns, one that does not, a controller away for 20 s, scancel."""
+    """A killed step, a restarted slurmd, a lost one, a controller down for 20 s, scancel."""
     slow = [*SLOW, "train.checkpoint.every_steps=10"]
     # No job may end while the controller is away: SLURM would tell it only 60 s later.
     kinds = {
@@ -351,7 +351,8 @@ def test_a_cell_of_two_nodes_starts_its_ranks_through_srun(command: Line, tmp_pa
 
 @needs_slurm
 def test_a_stage_waits_for_the_jobs_it_starts_from(command: Line, tmp_path: Path) -> None:
-    stages = "hydra.sweeper.stages={pre:{params:{optim.lr:1e-3}},ft:{from:pre,match:[seed],params:{optim.lr:'1e-4,2e-4'}}}"
+    fine_tune = "{from:pre,match:[seed],params:{optim.lr:'1e-4,2e-4'}}"
+    stages = f"hydra.sweeper.stages={{pre:{{params:{{optim.lr:1e-3}}}},ft:{fine_tune}}}"
     done = run(command("name=g", "seed=1,2", stages))
     assert done.returncode == 0, done.stderr
     first, second = sorted(jobs_of(tmp_path), key=int)
@@ -482,8 +483,6 @@ def test_a_snapshot_holds_the_code_and_changes_with_it(tmp_path: Path) -> None:
 
 def test_unknown_launcher_keys_list_the_valid_ones() -> None:
     assert typed("hydra.launcher", SlurmConfig, {"at_once": 2}) == SlurmConfig(at_once=2)
-    with pytest.raises(
-        ValueError,
-        match=r"hydra\.launcher\.partion is not a key; did you mean partition\?; valid: .*partition",
-    ):
+    message = r"hydra\.launcher\.partion is not a key; did you mean partition\?; valid: .*partition"
+    with pytest.raises(ValueError, match=message):
         typed("hydra.launcher", SlurmConfig, {"partion": "x"})

@@ -13,7 +13,8 @@ from tests.command_server import run, start
 from tests.conftest import TINY
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-SPACE = "hydra.sweeper.space={optim.lr:{low:1e-4,high:1e-1,log:true},model.depth:{low:1,high:3,integer:true}}"
+LR, DEPTH = "{low:1e-4,high:1e-1,log:true}", "{low:1,high:3,integer:true}"
+SPACE = f"hydra.sweeper.space={{optim.lr:{LR},model.depth:{DEPTH}}}"
 OPTUNA = ["-m", "hydra/sweeper=optuna", SPACE, "name=o"]
 
 

@@ -1,7 +1,7 @@
 """Numbers do not change by accident: losses of short runs against committed ones.
 
-Where one changes on purpose, raise `numerics` of the class whose numbers changed (old cells are then
-`drifted`, never silently reused) and write the file anew:
+If one changes on purpose, raise `numerics` of the class whose numbers changed (old cells are then
+`drifted`, never silently reused) and write the file again:
 
     ESPALIER_UPDATE_GOLDEN=1 python -m pytest tests/runner/learn/test_golden.py
 """

@@ -21,7 +21,7 @@ def test_every_parameter_has_one_optimiser_and_vectors_do_not_decay(cfg: AdamWCo
 
 
 def test_muon_steps_along_the_orthogonal_factor_of_the_gradient() -> None:
-    """At the first step the momentum is along the gradient, so the step is U V^T to Muon's slack."""
+    """At the first step the momentum is along the gradient: the step is about U V^T."""
     model = MODEL.build(20, 0)
     muon = MuonConfig(weight_decay=0.0, muon_lr=1.0).build(model)[0]
     weight = model.layers[0].mlp.down.weight

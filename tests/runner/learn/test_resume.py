@@ -33,7 +33,7 @@ HARD = [
     "train.steps=40",
 ]
 
-# What balances experts sees a micro-batch, so one process takes as many samples at a time as each of two.
+# Experts are balanced per micro-batch, so one process takes micro-batches as large as each of two.
 HYBRID = ["model=hybrid", "model.depth=2", "model.width=48", "train.micro_batch=2"]
 BDH = ["model=bdh", "model.depth=2", "model.width=32", "model.num_heads=2", "model.multiplier=8"]
 PARTS = {"m": "mamba2", "r": "min_gru", "b": "based", "c": "short_conv", "w": "window_sinks"}
@@ -109,7 +109,7 @@ def test_killed_run_resumes_bit_identically(
     assert len(journal.attempts(broken.folder)) == 4
     a, b = _weights(whole), _weights(broken)
     assert all(torch.equal(a[name], b[name]) for name in a.keys() | b.keys())
-    # The master weights, under any recipe; what a memory makes of the vocabulary is all that counts.
+    # Master weights are fp32 under any recipe; an n-gram memory's table of the vocabulary is not.
     other = [name for name, tensor in a.items() if tensor.dtype != torch.float32]
     assert all(name.endswith(".canonical") for name in other), other
     assert _metrics(whole) == _metrics(broken)
@@ -200,9 +200,9 @@ def test_a_later_leg_of_a_job_takes_over_and_is_not_taken_over(
 
 
 def _on_two(cell: Cell) -> tuple[int, str]:
-    """Run a cell in two processes, told who they are as torchrun tells them; return exit code and stderr.
+    """Run a cell in two processes with the variables of torchrun; return exit code and stderr.
 
-    torchrun itself starts the cells of two processes in tests/runner/launch/test_sweep.py.
+    torchrun itself starts cells of two processes in tests/runner/launch/test_sweep.py.
     """
     freeze_cell(cell)
     with socket.socket() as probe:
@@ -250,7 +250,7 @@ def test_two_processes_lose_nothing_against_one(
 def test_a_mixture_of_experts_is_one_run_by_the_samples_of_a_forward_pass(
     compose: Compose, tmp_path: Path
 ) -> None:
-    """Two processes, or two micro-batches in one: the same name, losses, and statistics of the routers."""
+    """Two processes, or two micro-batches in one: the same name, losses and router statistics."""
     experts = ["model.pattern=ae", "+model/part@model.parts.e=experts", "train.steps=3"]
     spread = {"a": "train.micro_batch=2", "b": "resources.processes=2"}
     cells = [
@@ -288,8 +288,10 @@ def test_a_mixture_of_experts_is_one_run_by_the_samples_of_a_forward_pass(
 def test_quantised_layers_are_the_same_on_two_processes(
     overrides: list[str], compose: Compose, tmp_path: Path
 ) -> None:
-    """Scales are those of a micro-batch, so one process takes as many samples at a time as each of two. The
-    sums of gradients in another order move a rounding here and there: 1e-3 on losses."""
+    """Scales are per micro-batch, so one process takes micro-batches as large as each of two.
+
+    Gradients summed in another order change some roundings: losses agree to 1e-3.
+    """
     common = ["model.width=32", "model.hidden=64", "train.micro_batch=2", *overrides]
     cells = [make_cells([("", compose(*common, f"root={tmp_path / n}"))])[0] for n in "ab"]
     assert _start(cells[0]).wait() == 0
@@ -305,7 +307,7 @@ def test_quantised_layers_are_the_same_on_two_processes(
 
 
 def test_a_sharded_run_resumes_in_one_process_and_back(compose: Compose, tmp_path: Path) -> None:
-    """Two processes under FSDP2 save at step 5; one process goes on from there, and the other way."""
+    """Two processes under FSDP2 save at step 5, one process continues; then the other way round."""
     overrides = [
         "train.parallel=fsdp",
         "train.average.kind=last",
@@ -371,7 +373,7 @@ def test_the_average_is_what_its_name_says(kind: str, compose: Compose) -> None:
 
 
 def test_compiled_and_recomputed_steps_match_eager_ones(compose: Compose, tmp_path: Path) -> None:
-    """Compilation fuses roundings, so losses agree to 1e-4; recomputed activations are the same bits."""
+    """Compilation fuses roundings: losses agree to 1e-4; recomputed steps are bit-identical."""
     metrics = {}
     for name in ("eager", "compile", "activation_checkpointing"):
         flag = [] if name == "eager" else [f"train.{name}=true"]
