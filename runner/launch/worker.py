@@ -166,4 +166,4 @@ if __name__ == "__main__":
     code = run_cell(Path(sys.argv[1]))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # see runner/machine/ranks.py: _KEPT
+    os._exit(code)  # see runner/machine/ranks.py: _WRAPPED
