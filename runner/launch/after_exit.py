@@ -73,7 +73,7 @@ def _explain_no_halving(cell: Cell, half: int) -> None:
 
 
 def give_up(cell: Cell) -> bool:
-    """Record `failed` if the last attempts all ended without a new checkpoint; return if so."""
+    """Return whether the last attempts all ended without a new checkpoint; then record `failed`."""
     last = journal.attempts(cell.folder)[-_MAX_ATTEMPTS:]
     saved = [e for a in last for e in journal.events(a) if e["event"] == "checkpointed"]
     if len(last) < _MAX_ATTEMPTS or saved or cell.state != "interrupted":
