@@ -2,3 +2,34 @@
 
 Reads run folders or an MLflow store, or any table with the same columns; never torch, never runner.
 """
+
+__all__ = [
+    "ablation",
+    "commands",
+    "defaults",
+    "design",
+    "envelope",
+    "errors",
+    "evaluation",
+    "fit",
+    "fit_console",
+    "forecast",
+    "history",
+    "holder",
+    "internals",
+    "isoflop",
+    "law_plots",
+    "laws",
+    "minimise",
+    "paired",
+    "paper",
+    "plots",
+    "projection",
+    "readme",
+    "report",
+    "robustness",
+    "run_plots",
+    "runs",
+    "stores",
+    "tables",
+]

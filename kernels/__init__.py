@@ -3,3 +3,27 @@
 Each function states its shapes, its error and its source. Nothing is imported here, so that
 `import kernels` costs nothing; import the module you need.
 """
+
+__all__ = [
+    "attention",
+    "compilation",
+    "cross_entropy",
+    "diagnostics",
+    "emulate",
+    "format_names",
+    "formats",
+    "grouped",
+    "hadamard",
+    "native",
+    "newton_schulz",
+    "packed",
+    "philox",
+    "quantise",
+    "quantised_linear",
+    "recurrence",
+    "recurrence_flops",
+    "rotary",
+    "scaled_mm",
+    "short_conv",
+    "triton_nvfp4",
+]

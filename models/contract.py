@@ -4,7 +4,7 @@
 `TokenLoss`; it is passed `documents`, `noise` and `weights` only if it has such parameters.
 All else has a default in this file: embeddings, heads and filters are recognised by type.
 `LanguageModel` has the whole interface.
-Its config must have `build(vocab_size, seed)`; sizes that it does not say are counted (`models/sizes.py`).
+Its config must have `build(vocab_size, seed)`; `models/sizes.py` counts what it leaves out.
 """
 
 import inspect

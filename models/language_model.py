@@ -125,7 +125,7 @@ class LanguageModel(nn.Module):
 class ModelConfig(Protocol):
     """The config of a model: it builds the model, and counts it without building it.
 
-    Of a class of somebody else's only `build` is required; `models/sizes.py` has defaults for the rest.
+    A foreign class needs `build` only; `models/sizes.py` has defaults for the rest.
     """
 
     def build(self, vocab_size: int, seed: int) -> LanguageModel:

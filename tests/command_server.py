@@ -1,12 +1,12 @@
-"""The project's commands without the seconds that their imports take: each a fork of one that has imported all.
+"""The project's commands, forked from a process that has imported what they import.
 
     done = run("runner", "-m", "seed=1,2")                    # python -m runner -m seed=1,2
-    process = start("runner.launch.worker", str(folder))      # a process that signals can be sent to
+    process = start("runner.launch.worker", str(folder))      # signals can be sent to it
 
-`python -m tests.command_server FD` imports once what commands import and forks a process for each of them,
-which runs its module as `python -m` does: own arguments, environment, folder, output and exit code. The
-template of a pool that such a command starts is a fork too. A test whose claim is about starting, importing,
-process groups or a fresh interpreter starts a real one and says so.
+`python -m tests.command_server FD` imports once what commands import and forks a process for each
+of them, which runs its module as `python -m` does: own arguments, environment, folder, output and
+exit code. The template of a pool that such a command starts is a fork too. A test about starting,
+importing, process groups or a fresh interpreter starts a real process and says so.
 """
 
 import atexit
@@ -117,8 +117,8 @@ def start(
     """Start a module with its arguments, as `python -m` would.
 
     Args:
-        env: all of it; default: this process's, with one OpenMP thread. What a library reads when it is
-            imported it has read already, at the first command.
+        env: all of it; default: this process's, with one OpenMP thread. What a library reads when
+            it is imported it has read already, at the first command.
         keep: keep the output for `communicate` and `written`.
     """
     given = dict(env if env is not None else os.environ | {"OMP_NUM_THREADS": "1"})

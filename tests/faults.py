@@ -1,4 +1,4 @@
-"""A model that fails on demand, for tests of what a sweep makes of it: `model._target_=tests.faults.FaultyConfig`."""
+"""A model that fails on demand, `model._target_=tests.faults.FaultyConfig`, for tests of sweeps."""
 
 import os
 import signal

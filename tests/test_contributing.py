@@ -18,7 +18,7 @@ _PART = re.compile(
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the page shows: a block belongs to the first path named before it that has none yet."""
+    """The files on the page: a block belongs to the first path before it that has none yet."""
     folder, named = tmp_path_factory.mktemp("lab"), []
     for part in _PART.finditer((ROOT / "CONTRIBUTING.md").read_text()):
         if part["path"] is not None:

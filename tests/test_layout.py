@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("kernels", "models", "runner", "analysis")
+INITS = [f for p in PACKAGES for f in sorted((ROOT / p).rglob("__init__.py"))]
 FILES = [f for p in PACKAGES for f in sorted((ROOT / p).rglob("*.py"))]
 KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 FIGURES = sorted((ROOT / "experiments").glob("*/figures.py"))
@@ -79,3 +81,13 @@ def test_no_other_distribution_owns_our_package_names() -> None:
 
 def test_transformers_is_not_confused_by_our_kernels_package() -> None:
     subprocess.run([sys.executable, "-c", "import transformers.integrations"], check=True)
+
+
+@pytest.mark.parametrize("init", INITS, ids=lambda f: str(f.parent.relative_to(ROOT)))
+def test_a_package_lists_its_modules(init: Path) -> None:
+    modules = {f.stem for f in init.parent.glob("*.py")} | {
+        f.parent.name for f in init.parent.glob("*/__init__.py")
+    }
+    listed = re.search(r"__all__ = \[(.*?)\]", init.read_text(), re.DOTALL)
+    assert listed is not None, "add __all__, the names of its modules"
+    assert set(re.findall(r'"(\w+)"', listed[1])) == modules - {"__init__", "__main__"}

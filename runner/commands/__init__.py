@@ -1,1 +1,12 @@
 """The verbs of the command line, and Hydra's side of a run."""
+
+__all__ = [
+    "arguments",
+    "cli",
+    "figures",
+    "generation_cli",
+    "hydra_plugin",
+    "models",
+    "precision",
+    "storage",
+]

@@ -1,1 +1,19 @@
 """Data: text and synthetic sources, tokenizers, token files, the order of samples."""
+
+__all__ = [
+    "benchmark_files",
+    "corpus",
+    "markov",
+    "markov_config",
+    "order",
+    "pretrained",
+    "recall",
+    "recall_config",
+    "sources",
+    "synthetic",
+    "synthetic_config",
+    "tokenizers",
+    "tokenizers_config",
+    "tokens",
+    "tokens_config",
+]

@@ -27,7 +27,7 @@ else:
 
 
 class Samples(Protocol):
-    """A training set without an end; `torch.utils.data.Dataset` is one, and need not be its base."""
+    """A training set without an end, by index; a `torch.utils.data.Dataset` is one."""
 
     def __getitem__(self, index: int, /) -> Sample:
         """Return sample `index`.

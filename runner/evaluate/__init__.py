@@ -1,1 +1,16 @@
 """Measures of a trained model: validation, benchmarks, a look inside."""
+
+__all__ = [
+    "benchmark_rows",
+    "code_execution",
+    "config",
+    "details",
+    "evaluations",
+    "harness",
+    "internals",
+    "ngram_baseline",
+    "samples",
+    "sandbox",
+    "scores",
+    "validation",
+]

@@ -1,1 +1,21 @@
 """Launching cells: local pool and SLURM backends, the worker, studies, policies, cancelling."""
+
+__all__ = [
+    "after_exit",
+    "backend",
+    "backends",
+    "cancel",
+    "fork_preload",
+    "fork_server",
+    "launch",
+    "local",
+    "mlflow_process",
+    "policy",
+    "pool",
+    "single",
+    "slurm",
+    "slurm_job",
+    "snapshot",
+    "study",
+    "worker",
+]

@@ -1,1 +1,9 @@
 """The machine beneath: errors, storage, processes, hardware, environment."""
+
+__all__ = [
+    "environment",
+    "errors",
+    "hardware",
+    "ranks",
+    "storage",
+]

@@ -1,1 +1,13 @@
 """Views of runs: plan, table, status page, disk usage, MLflow."""
+
+__all__ = [
+    "describe",
+    "disk",
+    "mlflow",
+    "mlflow_config",
+    "mlflow_points",
+    "plan",
+    "precision_table",
+    "report",
+    "table",
+]

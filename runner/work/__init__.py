@@ -2,3 +2,13 @@
 
 Each config is a `Work` of `runner/records/contracts.py`.
 """
+
+__all__ = [
+    "config",
+    "evaluate",
+    "make",
+    "notes",
+    "outputs",
+    "train",
+    "weigh",
+]

@@ -1,4 +1,4 @@
-"""One of each kind of thing from a package of somebody else's: planned, trained, resumed, evaluated, shown."""
+"""One of each kind of thing from a foreign package: planned, trained, resumed, evaluated, shown."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def _weights(cell: Cell) -> dict[str, torch.Tensor]:
 def test_it_is_planned_trained_and_shown_and_an_evaluation_is_made_up_for(tmp_path: Path) -> None:
     planned = _sweep(tmp_path, "hydra.sweeper.dry_run=true")
     assert planned.returncode == 0, planned.stderr
-    # 28 x 16 twice, a filter of 3 taps and a bias for each of 16 channels, 2 layers of 16 x 16 and biases.
+    # 28 x 16 twice, 3 taps and a bias for each of 16 channels, 2 layers of 16 x 16 and biases.
     assert str(2 * 28 * 16 + 16 * 3 + 16 + 2 * (16 * 16 + 16)) in planned.stdout
     assert " GB" in planned.stdout  # the memory, of a step on what the task draws
     trained = _sweep(tmp_path)

@@ -1,4 +1,4 @@
-"""What runs take of other runs: files, sets, models that still train; on the local pool, by the command line."""
+"""What runs take of other runs: files, sets, models that still train, on the local pool."""
 
 import json
 import os
