@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from models.attention import Attention
 from models.branch import split_notes
-from models.contract import blocks
+from models.contract import blocks, token_loss
 from models.engram import Engram
-from models.language_model import LanguageModel, TokenLoss
+from models.language_model import LanguageModel
 from runner.data.corpus import token_texts
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell
@@ -172,9 +172,14 @@ def look_at(cell: Cell, text: str) -> dict[str, Any]:
     The text is truncated to the context.
 
     Raises:
-        ConfigError: fewer than two tokens.
+        ConfigError: fewer than two tokens, or the model does not say what a layer's output means.
     """
     model, tokenizer, context = load_model(cell.folder)
+    if not hasattr(model, "unembed"):
+        raise ConfigError(
+            f"{type(model).__name__} has no unembed(x), the logits of a layer's output, which the "
+            "logit lens reads"
+        )
     ids = torch.from_numpy(tokenizer.encode(text).astype("int64"))[:context]
     try:
         result = look(model, ids, token_texts(tokenizer))
@@ -206,8 +211,7 @@ def induction(
     half = torch.randint(0, vocab_size, (samples, length), generator=generator).to(device)
     tokens = torch.cat((half, half), dim=1)
     with recording(model) as recorded:
-        loss = model(tokens[:, :-1], tokens[:, 1:])
-    assert isinstance(loss, TokenLoss)
+        loss = token_loss(model, tokens[:, :-1], tokens[:, 1:])
     position = torch.arange(length, 2 * length - 1, device=device)
     scores = {
         f"prefix_matching/{layer}.{head}": float(

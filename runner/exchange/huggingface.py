@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from models.language_model import LanguageModel
 from models.pretrained import save_pretrained
 from runner.exchange.model_card import model_card
 from runner.exchange.tokenizer import write_tokenizer
@@ -34,13 +35,18 @@ def export(
         average: export the averaged weights (train.average).
 
     Raises:
-        ConfigError: `dtype` is unknown, the folder is not empty, or the layout does not fit the
-            model.
+        ConfigError: `dtype` is unknown, the folder is not empty, the layout does not fit the
+            model, or the model is not one of ours.
         CheckpointError: the cell has no checkpoint.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype!r} is none of: {', '.join(DTYPES)}")
     model, tokenizer, context = load_model(cell.folder, average=average)
+    if not isinstance(model, LanguageModel):
+        raise ConfigError(
+            f"{type(model).__name__} is in no layout that transformers reads; its weights are in "
+            f"{cell.folder}/checkpoints/*/model.safetensors"
+        )
     cfg: Any = model.cfg
     if getattr(cfg, "positions", None) == "rope":  # its context is the training length
         model.cfg = replace(cfg, context_length=context)

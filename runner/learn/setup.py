@@ -11,13 +11,13 @@ from torch.utils.checkpoint import checkpoint as recompute
 from models.contract import blocks, read_vocabulary
 from models.precision import Precision
 from runner.data.corpus import token_texts
-from runner.learn.corpus import build_corpus
 from runner.machine.ranks import Ranks
 from runner.records import contracts
 from runner.records.cells import Cell
 from runner.records.config import RunConfig
 from runner.records.contracts import Inputs, Task, Trained
 from runner.records.journal import Journal
+from runner.records.run_data import build_corpus
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ def _weights(cell: Cell) -> dict[str, torch.Tensor]:
     return load_file(saved / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_it_is_planned_trained_and_shown_and_an_evaluation_is_made_up_for(tmp_path: Path) -> None:
     planned = _sweep(tmp_path, "hydra.sweeper.dry_run=true")
     assert planned.returncode == 0, planned.stderr
@@ -126,9 +127,23 @@ def test_it_is_planned_trained_and_shown_and_an_evaluation_is_made_up_for(tmp_pa
     assert folder.name[:6] in page.read_text()
 
 
-def test_benchmarks_are_asked_of_it(tmp_path: Path) -> None:
-    cell = _cell(tmp_path, "train.steps=2")
+@pytest.mark.slow
+def test_what_can_be_asked_of_it_is_and_the_rest_is_refused(tmp_path: Path) -> None:
+    more = [f"+eval/also@eval.also.{name}={name}" for name in ("details", "induction")]
+    cell = _cell(tmp_path, "train.steps=2", *more)
     assert _start(cell).wait() == 0
+    rows = storage.read_lines(cell.folder / "metrics.jsonl")
+    last = {key: value for row in rows for key, value in row.items()}
+    assert {"val_accuracy", "repeat_gain", "sample_repetition"} <= last.keys()
+    assert len(_espalier(tmp_path, "generate", cell.fingerprint, "--prompt", "ab")) > 2
+    for line, said in (
+        (["export", cell.fingerprint, str(tmp_path / "hf")], "ConvNet is in no layout"),
+        (["look", cell.fingerprint, "--text", "abc"], "ConvNet has no unembed"),
+        (["ngram", cell.fingerprint], "n-grams of data=CounterConfig"),
+    ):
+        done = run("runner.commands.cli", *line, "--root", str(tmp_path), env=ENVIRONMENT)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {said}")
     tasks = [f"data={_questions(tmp_path)}", "tasks=[lambada]", "--jobs", "1"]
     _espalier(tmp_path, "eval", cell.fingerprint, *tasks)
     scores = [json.loads(file.read_text())["scores"] for file in cell.folder.glob("evals/*.json")]
@@ -144,6 +159,7 @@ def _questions(folder: Path) -> Path:
     return file.parent
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_bit_identically_and_keeps_its_best_by_the_highest_measure(
     tmp_path: Path,
 ) -> None:

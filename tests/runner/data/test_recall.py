@@ -134,3 +134,18 @@ def test_attention_learns_to_recall_and_the_run_says_how_often(tmp_path: Path) -
     assert mean == pytest.approx(last["val_loss"], abs=1e-6)
     with pytest.raises(ValueError, match=r"eval\.details"):
         replace(runs, root=None).positions()
+
+
+@pytest.mark.parametrize(
+    "data", [["data=recall", "data.num_pairs=2"], ["data=markov", "tokenizer.vocab_size=32"]]
+)
+def test_a_sample_of_symbols_follows_the_end_of_a_document(data: list[str], tmp_path: Path) -> None:
+    """Its prompt, a line feed, is no symbol."""
+    sizes = ["train.sequence_length=16", "train.batch_size=4", "train.steps=2", "eval.tokens=64"]
+    more = ["model=gpt_pico", "tokenizer=symbols", "track.uri=off", f"root={tmp_path}"]
+    done = run("runner", *data, *sizes, *more)
+    assert done.returncode == 0, done.stderr
+    (samples,) = tmp_path.glob("runs/*/samples.txt")
+    said = samples.read_text().splitlines()[-1].split()
+    assert said
+    assert all(word.isdigit() for word in said)

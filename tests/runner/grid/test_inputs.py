@@ -11,12 +11,12 @@ import pytest
 
 from analysis.runs import from_folders
 from runner.data.corpus import source_weight
-from runner.learn.corpus import build_corpus
 from runner.machine import storage
 from runner.machine.errors import DataError
 from runner.records import journal
 from runner.records.cells import Cell, load_cell
 from runner.records.inputs import InputConfig, changed_inputs, output_file, sha256
+from runner.records.run_data import build_corpus
 from tests.command_server import run, start
 from tests.conftest import TINY, write_text
 
@@ -75,6 +75,7 @@ def test_a_run_trains_on_what_another_made_and_notes_what_it_has_read(whole: Pat
         output_file("input:gen/other.jsonl", cells["ft"].inputs)
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_drift_and_another_attempt_refuses_it(tmp_path: Path) -> None:
     assert run("runner", *_made(tmp_path)).returncode == 0
     cells = _cells(tmp_path)
@@ -91,9 +92,10 @@ def test_a_changed_file_is_drift_and_another_attempt_refuses_it(tmp_path: Path) 
         storage.append_line(journal.attempts(ft.folder)[-1] / "events.jsonl", event)
     again = run("runner", *_made(tmp_path))
     assert again.returncode == 1
-    assert "is another file than an earlier attempt has read" in (ft.folder / "log.txt").read_text()
+    assert "has changed since an earlier attempt read it" in (ft.folder / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_is_started_again_and_the_same_documents_come_out(
     whole: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +169,7 @@ def _two_sources(root: Path) -> list[str]:
     return ["-m", *BASE, *chosen]
 
 
+@pytest.mark.slow
 def test_weights_come_of_a_set_of_proxies_one_of_which_diverged(tmp_path: Path) -> None:
     done = run("runner", *_two_sources(tmp_path), MIX)
     assert done.returncode == 0, done.stderr
@@ -214,6 +217,7 @@ def test_a_set_waits_for_ends_a_single_input_for_a_finish_and_a_live_one_for_not
     assert InputConfig(runs=("new",), live=True).pending(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_live_input_is_followed_while_it_trains(tmp_path: Path, text: Path) -> None:
     stages = (
         "hydra.sweeper.stages={pre:{params:{model._target_:tests.faults.FaultyConfig,"
