@@ -27,7 +27,7 @@ else:
 
 
 class Samples(Protocol):
-    """A training set without an end, by index; a `torch.utils.data.Dataset` is one."""
+    """An endless training set; a `torch.utils.data.Dataset`, or a class that inherits nothing."""
 
     def __getitem__(self, index: int, /) -> Sample:
         """Return sample `index`.

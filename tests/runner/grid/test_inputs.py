@@ -1,4 +1,4 @@
-"""What runs take of other runs: files, sets, models that still train, on the local pool."""
+"""Inputs from other runs: files, sets, live models; on the local pool, by the command line."""
 
 import json
 import os
