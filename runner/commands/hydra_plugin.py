@@ -242,6 +242,7 @@ class Composer:
 
     def __init__(self, config: DictConfig, loader: ConfigLoader) -> None:
         self.config, self.loader = config, loader
+        self._given = [str(override) for override in config.hydra.overrides.task]
         self._bases: dict[tuple[str, ...], tuple[dict[str, Any] | None, dict[str, str]]] = {}
         self.parser = OverridesParser.create(config_loader=loader)
 
@@ -250,6 +251,15 @@ class Composer:
 
         The names are every dotted key and, for each group, the name of its choice.
         """
+        node, choices = self._node(point)
+        keys = flatten(node) | choices
+        resolve_classes(node, keys)
+        return node, keys
+
+    def _node(self, point: Point) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the resolved node of a point and its choices of groups."""
+        if point == self._given:  # the command line as it stands, which Hydra has composed
+            return user_part(self.config), _choices(self.config)
         parsed = self.parser.parse_overrides(point)
         values = [o for o in parsed if self._is_plain_value(o)]
         groups = tuple(str(o.input_line) for o in parsed if o not in values)
@@ -260,15 +270,12 @@ class Composer:
                 _choices(composed),
             )
         base, choices = self._bases[groups]
-        if base is None:  # interpolations are resolved after the point's values are set
-            node = user_part(self.loader.load_sweep_config(self.config, point))
-        else:
-            node = copy.deepcopy(base)
-            for override in values:
-                set_key(node, override.key_or_group, override.value())
-        keys = flatten(node) | choices
-        resolve_classes(node, keys)
-        return node, keys
+        if base is None:  # resolving comes after setting: an interpolation sees the point's values
+            return user_part(self.loader.load_sweep_config(self.config, point)), choices
+        node = copy.deepcopy(base)
+        for override in values:
+            set_key(node, override.key_or_group, override.value())
+        return node, choices
 
     def _is_plain_value(self, override: Override) -> bool:
         key, value = override.key_or_group, override.value()
