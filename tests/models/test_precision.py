@@ -80,10 +80,10 @@ def test_every_recipe_of_conf_trains_close_to_bf16(name: str, compose: Compose) 
 
 
 def test_old_recipes_keep_their_fingerprints(compose: Compose) -> None:
-    from runner.records.fingerprint import content_of, science
+    from runner.records.fingerprint import contents_of, science
 
     run = validate(compose("precision=bf16"))
-    keys = {k: v for k, v in science(run, content_of(run)).items() if k.startswith("precision")}
+    keys = {k: v for k, v in science(run, contents_of(run)).items() if k.startswith("precision")}
     target = "models.precision_config.PrecisionConfig"
     assert keys == {
         "precision._target_": target,
