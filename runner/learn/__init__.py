@@ -2,7 +2,6 @@
 
 __all__ = [
     "config",
-    "corpus",
     "memory",
     "optim",
     "profiler",

@@ -18,6 +18,7 @@ __all__ = [
     "journal",
     "metrics",
     "new_checkpoints",
+    "run_data",
     "slurm_queue",
     "trained_model",
 ]
