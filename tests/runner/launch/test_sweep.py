@@ -69,8 +69,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, text: Path) -
         f"root={tmp_path}",
         "name=i",
         "seed=1,2",
-        "train.steps=600",
-        "eval.every=300",
+        "train.steps=400",
+        "eval.every=200",
     ]
     # A real process: Ctrl-C goes to all processes of its group.
     first = subprocess.Popen(
@@ -128,8 +128,8 @@ def test_a_second_launcher_waits_for_the_first_and_takes_over_what_it_leaves(
         f"root={tmp_path}",
         "name=w",
         "seed=1,2",
-        "train.steps=1500",
-        "eval.every=750",
+        "train.steps=1000",
+        "eval.every=500",
         "train.checkpoint.every_steps=50",
     ]
     # A real process: its whole group is killed.
