@@ -66,6 +66,7 @@ def _dice(samples: int = 4) -> Dice:
     return Dice.of(NoiseKey(seed=1, step=2, samples=torch.arange(samples) + 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantiser", FORMATS, ids=_name)
 def test_the_compiled_operand_is_the_reference_bit_for_bit(quantiser: Quantiser) -> None:
     for kind in ("normal", "lognormal", "zeros", "ties"):
@@ -200,6 +201,7 @@ def test_activation_checkpointing_and_no_grad_change_no_bit() -> None:
         assert torch.equal(_run(x, weight), plain[0])
 
 
+@pytest.mark.slow
 def test_torch_compile_changes_no_bit() -> None:
     """In a process of its own: Dynamo does not trace the type checks of these tests."""
     code = (

@@ -66,6 +66,7 @@ def _step(
     return [loss.detach(), *gradients]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOW)
 def test_every_recipe_of_conf_trains_close_to_bf16(name: str, compose: Compose) -> None:
     """No gradient is lost, and the loss differs by less than a tenth: the formats' own error."""

@@ -41,6 +41,7 @@ def _cli(tmp_path: Path, *arguments: str) -> str:
     return result.output + str(result.exception or "")
 
 
+@pytest.mark.slow
 def test_failures_are_grouped_explained_and_retried(espalier: Run, tmp_path: Path) -> None:
     lengths = "train.sequence_length=16,70000,80000"
     assert espalier("-m", lengths, "seed=1,2", "name=f").returncode == 1
@@ -75,6 +76,7 @@ def test_failed_cells_share_the_keys_that_set_them_apart(espalier: Run, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_a_cancelled_sweep_stops_and_the_next_launch_goes_on(tmp_path: Path, text: Path) -> None:
     grid = [
         "-m",
@@ -115,6 +117,7 @@ def test_diff_shows_execution_keys_too(espalier: Run, tmp_path: Path) -> None:
     assert lines == ["seed: 1 | 2", "train.micro_batch: None | 2"]
 
 
+@pytest.mark.slow
 def test_plan_names_the_experiments(tmp_path: Path) -> None:
     # Real processes: the command becomes another one (os.execv).
     command = [sys.executable, "-m", "runner.commands.cli", "plan"]

@@ -79,6 +79,7 @@ def test_a_run_asks_as_it_trains_and_at_its_end(espalier: Run, task: Path, tmp_p
     assert stored.history[stored.history["key"] == "squares/acc"]["step"].tolist() == [6, 12]
 
 
+@pytest.mark.slow
 def test_two_processes_ask_what_one_asks(espalier: Run, task: Path, tmp_path: Path) -> None:
     harness = [f"eval.harness.{key}" for key in (*_keys(task), "every=6")]
     asked: list[dict[int, float]] = []
@@ -142,6 +143,7 @@ def test_averaged_weights_have_scores_of_their_own(
     assert len(list(cell.folder.glob("evals/*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_an_evaluation_follows_the_checkpoints_of_a_run(
     espalier: Run, text: Path, task: Path, tmp_path: Path
 ) -> None:

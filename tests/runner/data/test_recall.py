@@ -95,6 +95,7 @@ def test_recall_of_text_is_refused_before_any_run_starts() -> None:
     assert "use tokenizer=symbols, not tokenizer.kind=bytes" in done.stderr
 
 
+@pytest.mark.slow
 def test_attention_learns_to_recall_and_the_run_says_how_often(tmp_path: Path) -> None:
     """A convolution binds each value to its key; only attention can tell two pairs apart."""
     overrides = [

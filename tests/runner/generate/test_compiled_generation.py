@@ -6,6 +6,8 @@ It runs in another process, without the tests' type checks.
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 SCRIPT = """
@@ -38,6 +40,7 @@ assert not counters["graph_break"], counters["graph_break"]
 """
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_one_graph_and_says_the_same() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import pytest
+
 from runner.launch.policy import notify
 from runner.records import journal
 from runner.records.cells import load_cell
@@ -22,6 +24,7 @@ def _by_fault(root: Path) -> dict[str, Path]:
     return {load_cell(f).config.model.fault: f for f in root.glob("runs/*")}
 
 
+@pytest.mark.slow
 def test_each_fault_ends_its_cell_alone_and_by_name(espalier: Run, tmp_path: Path) -> None:
     done = espalier(
         *FAULTY,

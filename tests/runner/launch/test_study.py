@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from runner.launch.study import Study, load_study
 from runner.machine import storage
 from runner.records import journal
@@ -44,6 +46,7 @@ def test_trials_are_cells_and_a_finished_study_runs_nothing(espalier: Run, tmp_p
     assert _states(load_study(tmp_path / "sweeps" / "o")) == ["COMPLETE"] * 7
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_with_its_open_trials(tmp_path: Path, text: Path) -> None:
     slow = [
         "model._target_=tests.faults.FaultyConfig",
@@ -78,6 +81,7 @@ def test_a_stopped_study_goes_on_with_its_open_trials(tmp_path: Path, text: Path
     assert sorted(len(journal.attempts(f)) for f in tmp_path.glob("runs/*")) == [1, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_bad_trial_is_pruned_while_it_runs(espalier: Run, tmp_path: Path) -> None:
     bad = [
         "model._target_=tests.faults.FaultyConfig",

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from analysis.runs import from_folders
 from runner.machine import storage
 from runner.records import journal
@@ -61,6 +63,7 @@ def test_a_dead_holder_does_not_keep_the_cell(tmp_path: Path) -> None:
     assert journal.claim(tmp_path) is not None
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, text: Path) -> None:
     grid = [
         "-m",
@@ -118,6 +121,7 @@ def test_a_holder_on_another_host_is_judged_by_its_heartbeat(tmp_path: Path) -> 
     assert first.superseded()
 
 
+@pytest.mark.slow
 def test_a_second_launcher_waits_for_the_first_and_takes_over_what_it_leaves(
     tmp_path: Path, text: Path
 ) -> None:
@@ -160,6 +164,7 @@ def test_a_second_launcher_waits_for_the_first_and_takes_over_what_it_leaves(
     assert len(journal.attempts(one)) == 2
 
 
+@pytest.mark.slow
 def test_a_cell_of_two_processes_runs_under_the_launcher(espalier: Run, tmp_path: Path) -> None:
     for flag in (["-m"], []):
         done = espalier(

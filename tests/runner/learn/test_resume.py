@@ -80,6 +80,7 @@ def _metrics(cell: Cell) -> dict[tuple[int, str], float]:
     return last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chosen",
     [
@@ -115,6 +116,7 @@ def test_killed_run_resumes_bit_identically(
     assert _metrics(whole) == _metrics(broken)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_asks_to_be_resumed(compose: Compose) -> None:
     (cell,) = make_cells([("", compose("train.steps=100000", "train.checkpoint.keep_best=false"))])
     freeze_cell(cell)
@@ -228,6 +230,7 @@ def _on_two(cell: Cell) -> tuple[int, str]:
     return failed.wait(), failed.communicate()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", SPREAD, ids=" ".join)
 def test_two_processes_lose_nothing_against_one(
     overrides: list[str], compose: Compose, tmp_path: Path
@@ -247,6 +250,7 @@ def test_two_processes_lose_nothing_against_one(
         assert two[key] == pytest.approx(value, rel=tolerance), key
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_is_one_run_by_the_samples_of_a_forward_pass(
     compose: Compose, tmp_path: Path
 ) -> None:
@@ -276,6 +280,7 @@ def test_a_mixture_of_experts_is_one_run_by_the_samples_of_a_forward_pass(
         assert two[key] == pytest.approx(value, rel=1e-3), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -306,6 +311,7 @@ def test_quantised_layers_are_the_same_on_two_processes(
     assert two[first] == pytest.approx(one[first], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_resumes_in_one_process_and_back(compose: Compose, tmp_path: Path) -> None:
     """Two processes under FSDP2 save at step 5, one process continues; then the other way round."""
     overrides = [
@@ -372,6 +378,7 @@ def test_the_average_is_what_its_name_says(kind: str, compose: Compose) -> None:
         torch.testing.assert_close(model.weight.detach(), expected)
 
 
+@pytest.mark.slow
 def test_compiled_and_recomputed_steps_match_eager_ones(compose: Compose, tmp_path: Path) -> None:
     """Compilation fuses roundings: losses agree to 1e-4; recomputed steps are bit-identical."""
     metrics = {}

@@ -44,6 +44,7 @@ def _train(text: Path, root: Path, *overrides: str) -> str:
     return shlex.join([*command, f"root={root}", *overrides])
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_its_last_good_checkpoint(
     text: Path, tmp_path: Path, compose: Compose
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_line_that_a_full_disk_cut_does_not_spoil_the_next_one(tmp_path: Path)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["", "data_cache", "runs"])
 def test_a_read_only_folder_is_named(part: str, text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "root" / part

@@ -45,6 +45,7 @@ def assert_equal(folders: Runs, store: Runs) -> None:
     assert ours["value"].tolist() == pytest.approx(theirs["value"].tolist(), nan_ok=True)
 
 
+@pytest.mark.slow
 def test_mlflow_gets_everything_once(espalier: Run, tmp_path: Path) -> None:
     done = espalier("-m", "seed=1,2", "name=m", "track.uri=null")
     assert done.returncode == 0, done.stderr
@@ -109,6 +110,7 @@ def _sync(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run("runner.commands.cli", "sync", "s", "--root", str(root), *arguments)
 
 
+@pytest.mark.slow
 def test_a_store_of_another_schema_or_locked_is_named(espalier: Run, tmp_path: Path) -> None:
     assert espalier("name=s").returncode == 0
     assert _sync(tmp_path).returncode == 0
@@ -205,6 +207,7 @@ def _job(cell: Cell) -> Command:
     return start("runner.launch.worker", str(cell.folder), env=environment)
 
 
+@pytest.mark.slow
 def test_a_server_killed_half_way_loses_nothing(
     server: Server, compose: Compose, tmp_path: Path
 ) -> None:
@@ -240,6 +243,7 @@ def test_a_server_killed_half_way_loses_nothing(
     assert names >= {"cell.json", "samples.txt", "checkpoint.txt"}
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_does_not_hold_up_training(compose: Compose) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -282,6 +286,7 @@ def _write(cell: Cell) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(
     tmp_path: Path, compose: Compose
 ) -> None:
@@ -299,6 +304,7 @@ def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(
     assert_equal(from_folders(tmp_path, "many"), from_mlflow(embedded_uri(tmp_path), "many"))
 
 
+@pytest.mark.slow
 def test_64_cells_feed_a_server_at_once(tmp_path: Path, compose: Compose) -> None:
     """Every cell has an uploader of its own; all start at once on a server without experiments."""
     cells = _sixty_four(tmp_path, compose)

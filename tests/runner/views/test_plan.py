@@ -37,6 +37,7 @@ HELD_OUT = [
 ]
 
 
+@pytest.mark.slow
 def test_memory_is_predicted_where_shapes_depend_on_what_a_router_chooses(
     compose: Callable[..., dict[str, Any]],
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_cell_that_trains_no_step_takes_the_memory_of_reading(
     assert 0 < found[0] < found[1] - 50e6
 
 
+@pytest.mark.slow
 def test_memory_is_predicted_within_15_percent(compose: Callable[..., dict[str, Any]]) -> None:
     common = [
         "train.sequence_length=256",
@@ -140,6 +142,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused(compose: Callable[..., dict[
         validate(compose("resources.processes=3"))
 
 
+@pytest.mark.slow
 def test_a_refused_cell_keeps_all_from_running(espalier: Run, tmp_path: Path) -> None:
     done = espalier("-m", "model.width=24,4096", "resources.mem_gb=1")
     assert done.returncode == 1

@@ -53,6 +53,7 @@ def test_the_page_stands_alone_and_escapes(page_file: Path) -> None:
     assert 'href="../../runs/' in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium")
 def test_a_browser_sorts_filters_and_fits_a_phone(page_file: Path, tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright
