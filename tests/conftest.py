@@ -86,6 +86,22 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(cores or 1, _MOST_WORKERS) + (not cluster.missing())
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal the tests out one by one, those of SLURM to one worker: there is one cluster.
+
+    xdist's own marks for that (--dist loadgroup) do nothing with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneByOne(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.endswith("test_slurm.py") else nodeid
+
+    return OneByOne(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow tests: one that begins last would keep the other workers waiting."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

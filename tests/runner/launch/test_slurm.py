@@ -50,7 +50,7 @@ SLOW = [
 MISSING = cluster.missing()
 needs_slurm = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: make slurm-up")
 # One worker has the cluster to itself: the tests kill its daemons and count its jobs.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
