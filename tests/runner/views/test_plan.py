@@ -75,7 +75,7 @@ def test_memory_is_predicted_within_15_percent(compose: Callable[..., dict[str, 
         [(" ".join(c), compose(*common, *c, f"seed={n}")) for n, c in enumerate(HELD_OUT)]
     )
     # From this process: the template of a forked command has imported more and takes more memory.
-    assert launch(cells, Local(1), Policy(), retry_failed=False) == 0
+    assert launch(cells, Local(1), Policy()) == 0
     ratios = {}
     for cell in cells:
         predicted = Planned(cell, {}).memory_bytes
