@@ -49,7 +49,7 @@ def main() -> None:
     attempt = journal.claim(cell.folder)
     assert attempt is not None
     uploader = start_uploader(cell.config)
-    trainer = Trainer(cell, journal.Journal(cell.folder, attempt), Ranks("cpu"))
+    trainer = Trainer(cell, cell.inputs, journal.Journal(cell.folder, attempt), Ranks("cpu"))
     spent = {"_log": 0.0, "_save": 0.0}
 
     def timed(name: str) -> None:

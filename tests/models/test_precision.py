@@ -85,7 +85,7 @@ def test_old_recipes_keep_their_fingerprints(compose: Compose) -> None:
 
     run = validate(compose("precision=bf16"))
     keys = {k: v for k, v in science(run, contents_of(run)).items() if k.startswith("precision")}
-    target = "models.precision_config.PrecisionConfig"
+    target = "models.precision.PrecisionConfig"  # where it lay first
     assert keys == {
         "precision._target_": target,
         "precision.compute": "bf16",

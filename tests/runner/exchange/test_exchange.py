@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 from typer.testing import CliRunner
 
 from runner.commands.cli import app
+from runner.data.corpus import loads
 from runner.data.pretrained import pretrained_folder, with_pretrained
-from runner.data.tokenizers import ByteTokenizer, CharTokenizer, loads
+from runner.data.tokenizers import ByteTokenizer, CharTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.exchange.tokenizer import write_tokenizer
 from runner.machine import storage

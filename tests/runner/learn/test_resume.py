@@ -139,7 +139,7 @@ def test_a_run_stopped_before_its_first_step_goes_on(compose: Compose, tmp_path:
             attempt = journal.claim(cell.folder)
             assert attempt is not None
             writer = journal.Journal(cell.folder, attempt)
-            outcome = Trainer(cell, writer, Ranks("cpu")).fit(lambda stop=stop: stop)  # type: ignore[misc]
+            outcome = Trainer(cell, cell.inputs, writer, Ranks("cpu")).fit(lambda stop=stop: stop)  # type: ignore[misc]
             assert outcome == ("interrupted" if stop else "finished")
             writer.event(outcome)
             writer.close()
