@@ -364,9 +364,9 @@ def test_a_stage_waits_for_the_jobs_it_starts_from(command: Line, tmp_path: Path
     cells = [load_cell(f) for f in tmp_path.glob("runs/*")]
     assert sum("init" in cell.inputs for cell in cells) == 4
     for cell in cells:
-        for run in cell.inputs.get("init", ()):
+        for before in cell.inputs.get("init", ()):
             begun = journal.events(journal.attempts(cell.folder)[0])[0]["time"]
-            ended = journal.events(journal.attempts(run)[-1])[-1]["time"]
+            ended = journal.events(journal.attempts(before)[-1])[-1]["time"]
             assert begun > ended
 
 
