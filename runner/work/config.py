@@ -109,6 +109,9 @@ class WeighWork:
     the proxies' mean, the `keep` with the lowest prediction are averaged (RegMix: Liu et al., arXiv
     2407.01492, with a linear fit).
 
+    A linear fit is best at a corner: where sources help each other, the mixture that it names is
+    too pure, and lies outside what the proxies have tried (`experiments/mixture`).
+
     Args:
         metric: the metric of the proxies, lower being better.
         log: regress the logarithm of the metric.
