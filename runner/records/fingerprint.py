@@ -24,6 +24,7 @@ from runner.data import pretrained
 from runner.data.corpus import content_hash, source_weight
 from runner.records.config import NODES, RunConfig, execution_half, flatten, freeze, is_among
 from runner.records.earlier_configs import EVALUATE, TRAIN
+from runner.records.inputs import InputConfig
 
 DIGITS = 16
 
@@ -162,8 +163,9 @@ def _as_first_released_work(run: RunConfig, node: dict[str, Any]) -> None:
     elif _is(run.work, EVALUATE):
         del node["work"]
         node["train"] |= {"steps": 0, "tokens": None, "flops": None, "tokens_per_parameter": None}
+    not_hashed = set(execution_keys(InputConfig, {}))
     inputs = {
-        name: {key: value for key, value in given.items() if key != "live"}
+        name: {key: value for key, value in given.items() if key not in not_hashed}
         for name, given in node.pop("inputs").items()
     }
     init = inputs.get("init")
@@ -193,7 +195,7 @@ def derived(run: RunConfig) -> dict[str, int]:
     share = train.batch_size // run.resources.num_processes
     samples = min(share, train.micro_batch or share)
     keys = {_SAMPLES: samples} if samples != train.batch_size else {}
-    if run.eval.batch_size != _EVAL_BATCH_NEUTRAL:
+    if run.eval is not None and run.eval.batch_size != _EVAL_BATCH_NEUTRAL:
         keys[_EVAL_BATCH] = run.eval.batch_size
     return keys
 
