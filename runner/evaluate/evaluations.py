@@ -15,8 +15,8 @@ SCHEMA = 1
 class Evaluations:
     """Validation and the further evaluations of `cfg`, for the run of `fingerprint`."""
 
-    def __init__(self, cfg: EvalConfig, fingerprint: str) -> None:
-        self.cfg, self.fingerprint = cfg, fingerprint
+    def __init__(self, cfg: EvalConfig) -> None:
+        self.cfg = cfg
 
     def validates(self, step: int, *, last: bool) -> bool:
         """Return whether validation is due after `step`."""

@@ -49,8 +49,7 @@ def halve_micro_batch(cell: Cell) -> Cell | None:
         return None
     if cause_of(last_failure(cell)) not in MEMORY:
         return None
-    share = run.train.batch_size // run.resources.num_processes
-    half, remainder = divmod(min(share, run.train.micro_batch or share), 2)
+    half, remainder = divmod(run.train.forward_samples(run.resources.num_processes), 2)
     if remainder or not half:
         return None
     if samples_depend_on_each_other(run):

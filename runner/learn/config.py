@@ -81,22 +81,26 @@ class TrainConfig:
                 is too small.
             ValueError: more than one budget is given.
         """
-        share = self.batch_size // processes
-        micro = min(share, self.micro_batch or share)
-        if self.batch_size % processes or share % micro:
+        for name in ("sequence_length", "batch_size", "micro_batch", "log_every", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"train.{name}={value} must be at least 1")
+        micro = self.forward_samples(processes)
+        if self.batch_size % (processes * micro):
             raise ConfigError(
                 f"train.batch_size={self.batch_size} over {processes} processes is not divisible "
-                f"into micro-batches of {micro or 1}; choose train.batch_size and "
+                f"into micro-batches of {micro}; choose train.batch_size and "
                 "train.micro_batch that are"
             )
         names = ("steps", "tokens", "flops", "tokens_per_parameter")
         given = [f"train.{n}={getattr(self, n)}" for n in names if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: give one budget; set the others to null")
-        for name in ("sequence_length", "batch_size", "log_every", "steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"train.{name}={value} must be at least 1")
+
+    def forward_samples(self, processes: int) -> int:
+        """Return the number of samples in a forward pass of one of `processes` ranks."""
+        share = max(1, self.batch_size // processes)
+        return min(share, self.micro_batch or share)
 
     def num_steps(self, num_active_parameters: int, flops_per_sequence: int) -> int:
         """Return the number of optimiser steps in the budget, at least 1."""

@@ -58,8 +58,8 @@ def predicted_bytes(run: RunConfig, vocab_size: int, *, steps: int = 1, gpu: boo
 
 def _tensor_bytes(run: RunConfig, vocab: int, *, steps: int) -> int:
     train = run.train
-    share = max(1, train.batch_size // run.resources.num_processes)
-    micro = min(share, train.micro_batch or share)
+    micro = train.forward_samples(run.resources.num_processes)
+    micro_batches = train.batch_size // (run.resources.num_processes * micro)
     with FakeTensorMode(allow_non_fake_inputs=True), _Storages() as storages:
         model = run.model.build(vocab, 0)
         precision = run.precision.build(torch.device("cpu"), planning=True)
@@ -82,7 +82,7 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, steps: int) -> int:
                 return task.loss(model, drawn, noise)
 
         for step in range(steps):  # the second has the optimiser's state from the beginning
-            for _ in range(min(2, share // micro)):
+            for _ in range(min(2, micro_batches)):
                 forward(micro).total.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:

@@ -82,15 +82,14 @@ class Trainer:
         self.budget = budget(cfg, vocab)
         self.flops_per_sequence, self.flops_per_sequence_causal = flops_per_sequence(cfg, vocab)
         self.steps = self.budget.steps
-        share = cfg.train.batch_size // ranks.world
-        self.micro_batch = min(share, cfg.train.micro_batch or share)  # samples of one forward pass
+        self.micro_batch = cfg.train.forward_samples(ranks.world)
         self.optimizers = build_optimizers(cfg.optim, self.model)
         self.average = cfg.train.average.build(self.model)
         self.wrapped = ranks.wrap(self.model)
         # Only training steps are compiled: evaluation and sampling have other shapes.
         self.forward_model = torch.compile(self.wrapped) if cfg.train.compile else self.wrapped
         self.profiler = StepProfiler(journal.attempt) if journal and cfg.train.profile else None
-        self.evaluations = Evaluations(cfg.eval, cell.fingerprint)
+        self.evaluations = Evaluations(cfg.eval)
         self.progress, self._saved_step = Progress(), -1
         self._restore()
 

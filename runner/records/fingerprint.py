@@ -192,8 +192,7 @@ def derived(run: RunConfig) -> dict[str, int]:
     if not samples_depend_on_each_other(run):
         return {}
     train = run.train
-    share = train.batch_size // run.resources.num_processes
-    samples = min(share, train.micro_batch or share)
+    samples = train.forward_samples(run.resources.num_processes)
     keys = {_SAMPLES: samples} if samples != train.batch_size else {}
     if run.eval is not None and run.eval.batch_size != _EVAL_BATCH_NEUTRAL:
         keys[_EVAL_BATCH] = run.eval.batch_size

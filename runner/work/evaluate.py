@@ -83,7 +83,7 @@ def _evaluate(
         scored: (folder, step) of the run evaluated.
         average: the model has averaged weights.
     """
-    started, evaluations = time.monotonic(), Evaluations(cell.config.eval, cell.fingerprint)
+    started, evaluations = time.monotonic(), Evaluations(cell.config.eval)
     folder = cell.folder if journal is not None else None
     trained = replace(
         setup.trained(step, folder, last=True), scored=scored, suffix="_average" if average else ""

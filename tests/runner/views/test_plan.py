@@ -142,6 +142,13 @@ def test_a_batch_that_ranks_cannot_share_is_refused(compose: Callable[..., dict[
         validate(compose("resources.processes=3"))
 
 
+@pytest.mark.parametrize("name", ["batch_size", "micro_batch", "log_every"])
+def test_a_size_below_one_is_refused(name: str, compose: Callable[..., dict[str, Any]]) -> None:
+    for value in (0, -2):
+        with pytest.raises(ValueError, match=rf"train\.{name}={value} must be at least 1"):
+            validate(compose(f"train.{name}={value}"))
+
+
 @pytest.mark.slow
 def test_a_refused_cell_keeps_all_from_running(espalier: Run, tmp_path: Path) -> None:
     done = espalier("-m", "model.width=24,4096", "resources.mem_gb=1")
