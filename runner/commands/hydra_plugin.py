@@ -31,7 +31,7 @@ from runner.grid.language import Grid, Point, expand, parse_grid, unique
 from runner.grid.resources import resolve_classes
 from runner.grid.stages import in_order, link
 from runner.machine.errors import ConfigError
-from runner.records.cells import Cell, make_cells
+from runner.records.cells import Cell, check_outputs, make_cells
 from runner.records.config import (
     NODES,
     execution_half,
@@ -183,6 +183,7 @@ class GridSweeper(CellSweeper):
             if name:
                 made[name] = [replace(cell, label=f"{name}: {cell.label}") for cell in made[name]]
         cells = list({c.fingerprint: c for stage in made.values() for c in stage}.values())
+        check_outputs(cells)
         return [*cells, *missing_evaluations(cells)]
 
     def grids(self) -> dict[str, Grid]:

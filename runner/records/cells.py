@@ -7,7 +7,7 @@ sweeps/<name>/cells.jsonl       the members of a sweep, so that missing cells ar
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from runner.machine import storage
 from runner.machine.errors import ConfigError, EspalierError, StorageError
 from runner.records import journal
 from runner.records.config import RunConfig, execution_half, freeze, is_among, set_key, validate
+from runner.records.contracts import outputs
 from runner.records.fingerprint import DIGITS, contents_of, derived, fingerprint, science
-from runner.records.inputs import check_references
+from runner.records.inputs import PREFIX, check_reference, split_reference
 
 SCHEMA = 1
 _RUN_ID = 32  # digits of an MLflow run id
@@ -121,7 +122,8 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     for label, node in points:
         try:
             run = validate(with_pretrained(node))
-            _check_references(run)
+            for key, text in _references(run).items():
+                check_reference(key, text, run.inputs)
         except ConfigError as error:
             problems.append(f"{label}: {error}" if label else str(error))
             continue
@@ -134,15 +136,38 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     return list(cells.values())
 
 
-def _check_references(run: RunConfig) -> None:
-    """Raise ConfigError where the data name an input that the run does not have."""
+def check_outputs(cells: Sequence[Cell]) -> None:
+    """Check that the inputs of `cells`, among them or run before, make the files that cells read.
+
+    Raises:
+        ConfigError: the work of an input makes no such file, or several where none is named.
+    """
+    known = {cell.fingerprint: cell for cell in cells}
+    for cell in cells:
+        for key, text in _references(cell.config).items():
+            name, output = split_reference(text)
+            fingerprint = cell.config.inputs[name].run
+            folder = cell.folder.parent / fingerprint
+            if fingerprint not in known and (folder / "cell.json").exists():
+                known[fingerprint] = load_cell(folder)
+            if fingerprint not in known:
+                continue  # a run of elsewhere: its files are looked up when the cell runs
+            made = outputs(known[fingerprint].config.work)
+            if output not in made if output else len(made) != 1:
+                raise ConfigError(
+                    f"{cell.label}: {key}={text}: the work of run {fingerprint} makes the files: "
+                    f"{', '.join(made) or 'none'}; name one as {PREFIX}{name}/FILE"
+                )
+
+
+def _references(run: RunConfig) -> dict[str, str]:
+    """Return the keys of the data that may name an input, with their values."""
     named = {
         f"data.sources.{i}.path": getattr(source, "path", None)
         for i, source in enumerate(getattr(run.data, "sources", ()))
     }
     named["data.weights"] = getattr(run.data, "weights", None)
-    for key, value in named.items():
-        check_references(key, str(value or ""), run.inputs)
+    return {key: str(value) for key, value in named.items() if str(value).startswith(PREFIX)}
 
 
 def _with_full_fingerprints(run: RunConfig) -> RunConfig:

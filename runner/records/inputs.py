@@ -54,17 +54,27 @@ class InputConfig:
         return [] if self.live else [r for r in self.runs if journal.state(folder / r) not in ended]
 
 
-def check_references(path: str, text: str, inputs: Mapping[str, InputConfig]) -> None:
-    """Check that `text`, the value of the key `path`, names one of `inputs` if it names any.
+def check_reference(path: str, text: str, inputs: Mapping[str, InputConfig]) -> None:
+    """Check that `text`, the value of the key `path`, names one run of `inputs`.
 
     Raises:
-        ConfigError: it names another; the message lists the inputs.
+        ConfigError: it names another, or a set of runs; the message lists the inputs.
     """
-    name = text.removeprefix(PREFIX).partition("/")[0]
-    if text.startswith(PREFIX) and name not in inputs:
+    name = split_reference(text)[0]
+    if name not in inputs:
         raise ConfigError(
             f"{path}={text}: no input {name!r}; there are: {', '.join(inputs) or 'none'}"
         )
+    if len(inputs[name].runs) > 1:
+        raise ConfigError(
+            f"{path}={text}: input {name} has {len(inputs[name].runs)} runs; a file is read of one"
+        )
+
+
+def split_reference(text: str) -> tuple[str, str]:
+    """Return (NAME, FILE) of `input:NAME/FILE`; FILE is "" where `text` names none."""
+    name, _, output = text.removeprefix(PREFIX).partition("/")
+    return name, output
 
 
 def output_file(reference: str, inputs: Mapping[str, tuple[Path, ...]]) -> Path:
@@ -73,7 +83,7 @@ def output_file(reference: str, inputs: Mapping[str, tuple[Path, ...]]) -> Path:
     Raises:
         DataError: the run has no such output, or several for NAME alone; they are listed.
     """
-    name, _, output = reference.removeprefix(PREFIX).partition("/")
+    name, output = split_reference(reference)
     (run,) = inputs[name]
     outputs = sorted(f for f in (run / "outputs").glob("*") if not f.name.startswith("."))
     matches = [file for file in outputs if output in ("", file.name)]

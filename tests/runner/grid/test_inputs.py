@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -73,6 +74,23 @@ def test_a_run_trains_on_what_another_made_and_notes_what_it_has_read(whole: Pat
     assert changed_inputs(cells["ft"].folder) == []
     with pytest.raises(DataError, match=r"has the outputs: documents\.jsonl; name one as"):
         output_file("input:gen/other.jsonl", cells["ft"].inputs)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("input:gen/texts.jsonl", r"makes the files: documents\.jsonl; name one as"),
+        ("input:pre", r"no input 'pre'; there are: gen"),
+    ],
+)
+def test_a_file_that_no_input_makes_is_refused_before_anything_runs(
+    reference: str, message: str, tmp_path: Path
+) -> None:
+    line = [a.replace("input:gen/documents.jsonl", reference) for a in _made(tmp_path)]
+    done = run("runner", *line)
+    assert done.returncode == 1
+    assert re.search(message, done.stderr), done.stderr
+    assert not list(tmp_path.glob("runs/*"))
 
 
 @pytest.mark.slow
