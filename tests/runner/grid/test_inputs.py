@@ -122,14 +122,14 @@ def test_a_killed_launcher_is_started_again_and_the_same_documents_come_out(
     while launcher.poll() is None and not any(len(storage.read_lines(p)) >= 16 for p in partial):
         partial = list(tmp_path.glob("runs/*/outputs/.documents.jsonl"))
         time.sleep(0.005)
+    (file,) = partial
     launcher.kill()
+    os.kill(journal.lease(journal.attempts(file.parent.parent)[-1])["pid"], signal.SIGKILL)
     launcher.wait()
     gen = _cells(tmp_path)["gen"]
-    os.kill(journal.lease(journal.attempts(gen.folder)[-1])["pid"], signal.SIGKILL)
     while gen.state == "running":
         time.sleep(0.01)
     assert gen.state == "interrupted"
-    (file,) = partial
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:11]) + lines[11][:5])  # a round is cut short, a line torn
     again = run("runner", *_made(tmp_path))
