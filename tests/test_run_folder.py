@@ -1,26 +1,17 @@
 """All readers of a run follow docs/run-folder.md: each reads the same folders, written by hand."""
 
 import io
-import json
 import math
-import os
 import re
-import socket
-import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import psutil
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 
-from analysis.history import assemble, read_folder
 from analysis.runs import Runs, from_folders
 from analysis.stores import from_mlflow
 from runner.grid.language import Axis
@@ -32,57 +23,13 @@ from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells, swee
 from runner.records.new_checkpoints import last_evaluated
 from runner.views.describe import describe
 from runner.views.mlflow import Uploader, embedded_uri, sync
-from runner.views.mlflow_points import PointReader
 from runner.views.report import write_status_page
 from runner.views.table import LiveTable
 from tests.conftest import compose_tiny, write_text
+from tests.run_folders import DONE, ENDED, Holder, restored, row
 
 NAN, INF = math.nan, math.inf
 Points = dict[tuple[str, int], float]  # (key, step): value
-
-
-def row(attempt: int, step: int, loss: float, **more: float) -> str:
-    """Return a line of metrics."""
-    stands = {"step": step, "time": 100.0 * attempt + step, "attempt": attempt}
-    return json.dumps(stands | {"loss": loss} | more) + "\n"
-
-
-def restored(attempt: int, step: int) -> str:
-    """Return the line with which an attempt goes on from a checkpoint."""
-    return json.dumps({"restored": step, "time": 100.0 * attempt, "attempt": attempt}) + "\n"
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who has or had an attempt, and what it recorded."""
-
-    events: tuple[str, ...] = ()
-    host: str = socket.gethostname()
-    process: Literal["ended", "this", "later"] = "ended"  # later: another has its pid now
-    beat_s: float | None = None  # age of its heartbeat
-
-    def write(self, attempt: Path) -> None:
-        """Write the attempt's folder."""
-        attempt.mkdir(parents=True)
-        pid, begun = os.getpid(), psutil.Process().create_time()
-        if self.process == "ended":
-            child = subprocess.Popen(["true"])
-            pid = child.pid
-            child.wait()
-        elif self.process == "later":
-            begun -= 3600
-        lease = {"host": self.host, "pid": pid, "process_start": begun}
-        (attempt / "lease.json").write_text(json.dumps(lease))
-        if self.beat_s is not None:
-            (attempt / "heartbeat").touch()
-            then = time.time() - self.beat_s
-            os.utime(attempt / "heartbeat", (then, then))
-        lines = [json.dumps({"event": event, "time": 1.0}) + "\n" for event in self.events]
-        (attempt / "events.jsonl").write_text("".join(lines))
-
-
-ENDED = Holder(("started", "interrupted"))
-DONE = Holder(("started", "finished"))
 
 
 @dataclass(frozen=True)
@@ -415,104 +362,3 @@ def test_a_line_that_is_not_json_is_named(cells: dict[str, Cell], tmp_path: Path
     Console(file=stream, width=500).print(LiveTable(both).render())
     assert f"{file}, line 5: " in stream.getvalue()
     assert "finished" in stream.getvalue()  # the other cell
-
-
-# Lines of up to three attempts in any order, each with one of two metrics or both.
-VALUES = st.sampled_from([0.5, -1.0, 2.0, NAN, INF])
-LINE = st.fixed_dictionaries({"attempt": st.integers(1, 3)}) | st.just({})
-ROW = st.fixed_dictionaries(
-    {"step": st.integers(0, 6), "time": st.just(1.5)}, optional={"a": VALUES, "b": VALUES}
-)
-BACK = st.fixed_dictionaries({"restored": st.integers(0, 6)})
-FILES = st.lists(
-    st.tuples(LINE, ROW | ROW | ROW | BACK).map(lambda pair: pair[1] | pair[0]), max_size=40
-)
-
-
-def oracle(lines: list[dict[str, Any]]) -> Points:
-    """Return what counts, where it was written: rule 1 in ten lines."""
-    points: Points = {}
-    newest = 0
-    for line in lines:
-        if line.get("attempt", newest) >= newest:
-            newest = line.get("attempt", newest)
-            if "restored" in line:
-                points = {p: v for p, v in points.items() if p[1] <= line["restored"]}
-            for key in line.keys() & {"a", "b"}:
-                points.pop((key, line["step"]), None)
-                points[key, line["step"]] = line[key]
-    return points
-
-
-def series(points: Points) -> list[str]:
-    """Return the points of each metric in their order; NaN is NaN."""
-    return [repr([(s, v) for (k, s), v in points.items() if k == key]) for key in ("a", "b")]
-
-
-def of_rows(rows: list[dict[str, Any]]) -> Points:
-    """Return the points of rows that count."""
-    return oracle([{k: v for k, v in row.items() if k != "attempt"} for row in rows])
-
-
-def last_of(points: Points) -> str:
-    """Return the last value of each metric."""
-    last = {key: value for (key, _), value in points.items()}
-    return repr([last.get(key) for key in ("a", "b")])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run folder with three attempts; of its metrics, the runner's tail is a line or two."""
-    made = tmp_path_factory.mktemp("run")
-    for number in (1, 2, 3):
-        ENDED.write(made / "attempts" / f"{number:04d}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_TAIL_BYTES", 100)
-        patch.setattr(metrics, "_FURTHER", 2)
-        yield made
-
-
-@settings(max_examples=300, deadline=None)
-@given(lines=FILES)
-def test_both_readers_do_as_the_rules_say(folder: Path, lines: list[dict[str, Any]]) -> None:
-    file = folder / "metrics.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1, "a": 7')
-    expected = oracle(lines)
-    assert series(of_rows(metrics.read(folder))) == series(expected)
-    history = assemble(read_folder(file, "run"))
-    theirs = zip(history["key"], history["step"].tolist(), history["value"].tolist(), strict=True)
-    assert series({(k, s): v for k, s, v in theirs}) == series(expected)
-    last = metrics.latest(folder, "a", "b")
-    assert repr([last.get(key) for key in ("a", "b")]) == last_of(expected)
-
-
-@settings(max_examples=300, deadline=None)
-@given(lines=FILES, cuts=st.lists(st.integers(0, 3000), max_size=6))
-def test_reading_as_a_file_grows_is_reading_it_at_once(
-    folder: Path, lines: list[dict[str, Any]], cuts: list[int]
-) -> None:
-    """Rows, latest values and a store's points agree, wherever the file is cut, even in a line."""
-    text = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    file = folder / "metrics.jsonl"
-    file.write_bytes(b"")
-    reader, values, points = (
-        metrics.MetricsReader(folder),
-        metrics.LatestValues(folder, "a", "b"),
-        PointReader(folder),
-    )
-    read: list[dict[str, Any]] = []
-    stored: list[tuple[str, int]] = []
-    for cut in [*sorted(min(cut, len(text)) for cut in cuts), len(text)]:
-        file.write_bytes(text[:cut])
-        expected = oracle(lines[: text[:cut].count(b"\n")])
-        read += reader.read()
-        assert series(of_rows(metrics.valid_rows(read))) == series(expected)
-        last = values.read()
-        assert repr([last.get(key) for key in ("a", "b")]) == last_of(expected)
-        points.read()
-        send, past, end = points.next_batch()
-        points.mark_delivered(end, past)
-        stored += [point[:2] for point in send]
-        assert all(repr(expected[point[:2]]) == repr(point[3]) for point in send)
-        assert set(stored) >= set(expected)
-    assert len(stored) == len(set(stored))

@@ -15,11 +15,8 @@ import pytest
 
 from analysis.runs import from_folders
 from analysis.stores import from_mlflow
-from runner.launch.slurm import SlurmConfig
-from runner.launch.snapshot import snapshot
 from runner.records import checkpoint_folder, journal
 from runner.records.cells import load_cell
-from runner.records.config import typed
 from tests import command_server
 from tests.command_server import ROOT, Command
 from tests.conftest import TINY, write_text
@@ -473,20 +470,3 @@ def test_a_cancelled_array_saves_what_runs_and_starts_no_more(
     assert sacct(job) == ["CANCELLED", "CANCELLED"]
     (saved,) = tmp_path.glob("runs/*/checkpoints")
     assert checkpoint_folder.newest(saved) is not None
-
-
-def test_a_snapshot_holds_the_code_and_changes_with_it(tmp_path: Path) -> None:
-    made = snapshot(tmp_path)
-    assert (made / "runner/launch/worker.py").read_bytes() == (
-        ROOT / "runner/launch/worker.py"
-    ).read_bytes()
-    assert (made / "conf/config.yaml").exists()
-    assert not list(made.rglob("*.pyc"))
-    assert snapshot(tmp_path) == made
-
-
-def test_unknown_launcher_keys_list_the_valid_ones() -> None:
-    assert typed("hydra.launcher", SlurmConfig, {"at_once": 2}) == SlurmConfig(at_once=2)
-    message = r"hydra\.launcher\.partion is not a key; did you mean partition\?; valid: .*partition"
-    with pytest.raises(ValueError, match=message):
-        typed("hydra.launcher", SlurmConfig, {"partion": "x"})

@@ -63,6 +63,16 @@ def test_a_dead_holder_does_not_keep_the_cell(tmp_path: Path) -> None:
     assert journal.claim(tmp_path) is not None
 
 
+def _own_group(grid: list[str]) -> "subprocess.Popen[bytes]":
+    """Start a launcher, a real process: signals go to all processes of its group."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "runner", *grid],
+        cwd=ROOT,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+
+
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, text: Path) -> None:
     grid = [
@@ -75,13 +85,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, text: Path) -
         "train.steps=400",
         "eval.every=200",
     ]
-    # A real process: Ctrl-C goes to all processes of its group.
-    first = subprocess.Popen(
-        [sys.executable, "-m", "runner", *grid],
-        cwd=ROOT,
-        start_new_session=True,
-        stderr=subprocess.DEVNULL,
-    )
+    first = _own_group(grid)
     deadline = time.monotonic() + 120
     while not any(f.stat().st_size > 2000 for f in tmp_path.glob("runs/*/metrics.jsonl")):
         assert time.monotonic() < deadline
@@ -136,13 +140,7 @@ def test_a_second_launcher_waits_for_the_first_and_takes_over_what_it_leaves(
         "eval.every=500",
         "train.checkpoint.every_steps=50",
     ]
-    # A real process: its whole group is killed.
-    first = subprocess.Popen(
-        [sys.executable, "-m", "runner", *grid],
-        cwd=ROOT,
-        start_new_session=True,
-        stderr=subprocess.DEVNULL,
-    )
+    first = _own_group(grid)
     deadline = time.monotonic() + 120
     while len([f for f in tmp_path.glob("runs/*") if journal.state(f) == "running"]) < 2:
         assert time.monotonic() < deadline
