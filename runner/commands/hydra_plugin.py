@@ -243,9 +243,11 @@ class Composer:
 
     def __init__(self, config: DictConfig, loader: ConfigLoader) -> None:
         self.config, self.loader = config, loader
-        self._given = [str(override) for override in config.hydra.overrides.task]
         self._bases: dict[tuple[str, ...], tuple[dict[str, Any] | None, dict[str, str]]] = {}
         self.parser = OverridesParser.create(config_loader=loader)
+        # Hydra has composed the command line's own choice, which many sweeps never leave.
+        _, groups = self._split([str(override) for override in config.hydra.overrides.task])
+        self._keep(groups, config)
 
     def compose(self, point: Point) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return (the plain, resolved node of a point, the names that expressions may use).
@@ -259,17 +261,9 @@ class Composer:
 
     def _node(self, point: Point) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the resolved node of a point and its choices of groups."""
-        if point == self._given:  # the command line as it stands, which Hydra has composed
-            return user_part(self.config), _choices(self.config)
-        parsed = self.parser.parse_overrides(point)
-        values = [o for o in parsed if self._is_plain_value(o)]
-        groups = tuple(str(o.input_line) for o in parsed if o not in values)
+        values, groups = self._split(point)
         if groups not in self._bases:
-            composed = self.loader.load_sweep_config(self.config, list(groups))
-            self._bases[groups] = (
-                None if _interpolates(composed) else user_part(composed),
-                _choices(composed),
-            )
+            self._keep(groups, self.loader.load_sweep_config(self.config, list(groups)))
         base, choices = self._bases[groups]
         if base is None:  # resolving comes after setting: an interpolation sees the point's values
             return user_part(self.loader.load_sweep_config(self.config, point)), choices
@@ -277,6 +271,16 @@ class Composer:
         for override in values:
             set_key(node, override.key_or_group, override.value())
         return node, choices
+
+    def _split(self, point: Point) -> tuple[list[Override], tuple[str, ...]]:
+        """Return the overrides that set a value, and the lines of those that only Hydra can do."""
+        parsed = self.parser.parse_overrides(point)
+        values = [o for o in parsed if self._is_plain_value(o)]
+        return values, tuple(str(o.input_line) for o in parsed if o not in values)
+
+    def _keep(self, groups: tuple[str, ...], composed: DictConfig) -> None:
+        base = None if _interpolates(composed) else user_part(composed)
+        self._bases[groups] = (base, _choices(composed))
 
     def _is_plain_value(self, override: Override) -> bool:
         key, value = override.key_or_group, override.value()
