@@ -245,7 +245,9 @@ def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Re
     specs = [specify(name, cfg.data, cfg.include) for name in cfg.tasks]
     with _quiet(cfg.allow_unsafe_code):
         named = any(isinstance(spec, str) for spec in specs)
-        tasks = TaskManager(include_path=cfg.include, include_defaults=named).load(specs)["tasks"]
+        # One for both: lm-eval's own takes seconds, since it indexes every task that it ships.
+        manager = TaskManager(include_path=cfg.include, include_defaults=named)
+        tasks = manager.load(specs)["tasks"]
         unsafe = {name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)}
         _check_sandbox(unsafe, specs, cfg)
         samples = None
@@ -256,6 +258,7 @@ def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Re
         results = lm_eval.simple_evaluate(
             model=model,
             tasks=list(tasks.values()),
+            task_manager=manager,
             num_fewshot=cfg.num_fewshot,
             samples=samples,
             bootstrap_iters=0,
