@@ -155,7 +155,8 @@ def _load(x, rows, cols, stride_row, stride_col, ROWS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     inside = (row[:, None] < rows) & (col[None, :] < cols)
-    offset = row[:, None] * stride_row + col[None, :] * stride_col
+    # 64 bits: a matrix of 2**31 elements has offsets that 32 cannot hold.
+    offset = row[:, None].to(tl.int64) * stride_row + col[None, :].to(tl.int64) * stride_col
     return tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
 
 
@@ -164,7 +165,7 @@ def _store(out, value, rows, cols, ROWS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     inside = (row[:, None] < rows) & (col[None, :] < cols)
-    tl.store(out + row[:, None] * cols + col[None, :], value, mask=inside)
+    tl.store(out + row[:, None].to(tl.int64) * cols + col[None, :], value, mask=inside)
 
 
 @triton.jit
@@ -290,7 +291,7 @@ def _quantise_both(
 
 @triton.jit
 def _dequantise(codes, scales, outer, out, rows, cols, ROWS: tl.constexpr):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)[None, :]
     inside = (row < rows) & (col < cols)
     byte = tl.load(codes + row * (cols // 2) + col // 2, mask=inside, other=0).to(tl.int32)
