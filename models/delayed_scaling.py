@@ -18,7 +18,8 @@ _HISTORY = 1024  # steps
 class AmaxHistory:
     """The largest magnitude of each operand of each layer in each of the last 1024 steps.
 
-    Layers without delayed scaling have rows of zeros.
+    Layers without delayed scaling have rows of zeros. Where the largest of the history is 0, inf or
+    NaN no scale can be made of it, and the one before is kept, as TransformerEngine does.
     """
 
     def __init__(self, linears: Sequence[QuantisedLinear], device: torch.device) -> None:
@@ -46,4 +47,21 @@ class AmaxHistory:
         for number, linear in enumerate(self.linears):
             if linear.delayed is not None:
                 linear.delayed.seen.zero_()
-                linear.delayed.amax.copy_(self.amax[number].amax(dim=-1))
+                largest, kept = self.amax[number].amax(dim=-1), linear.delayed.amax
+                kept.copy_(torch.where((largest > 0) & largest.isfinite(), largest, kept))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that a resume needs: the history, and the magnitudes of the scales."""
+        self.record()
+        kept = torch.zeros(len(self.linears), len(OPERANDS), device=self.amax.device)
+        for row, linear in zip(kept, self.linears, strict=True):
+            if linear.delayed is not None:
+                row.copy_(linear.delayed.amax)
+        return {"amax_history": self.amax, "amax_kept": kept}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore `state`; before `amax_kept` was saved, scales were made of the history alone."""
+        self.amax.copy_(state["amax_history"])
+        for row, linear in zip(state.get("amax_kept", ()), self.linears, strict=False):
+            if linear.delayed is not None:
+                linear.delayed.amax.copy_(row)

@@ -206,6 +206,30 @@ def test_delayed_scaling_uses_earlier_steps_and_resumes(compose: Compose) -> Non
     assert all(torch.equal(a, b) for a, b in zip(third, _step(other, twin, 2), strict=True))
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_step_that_is_not_finite_keeps_the_scales_of_delayed_scaling(
+    value: float, compose: Compose
+) -> None:
+    """As in TransformerEngine; else a layer's gradients would be zeros for all of the history."""
+    cfg = _config(compose, "fp8_delayed")
+    (precision, model), (twin, other) = _prepared(cfg), _prepared(cfg)
+    for step in (0, 1):
+        _step(precision, model, step)
+        _step(twin, other, step)
+    (layer,) = (m for m in model.modules() if getattr(m, "name", "") == "layers.0.attn.qkv")
+    layer.delayed.seen[2] = value  # as a gradient in bf16 that overflowed
+    saved = {name: tensor.clone() for name, tensor in precision.state().items()}
+    kept = layer.delayed.amax.clone()
+    found, wanted = _step(precision, model, 2), _step(twin, other, 2)
+    assert torch.equal(layer.delayed.amax[2], kept[2])
+    assert float(kept[2]) > 0
+    assert all(float(gradient.abs().max()) > 0 for gradient in found[1:])
+    assert torch.equal(found[0], wanted[0])
+    resumed, again = _prepared(cfg)
+    resumed.load(saved)
+    assert all(torch.equal(a, b) for a, b in zip(found, _step(resumed, again, 2), strict=True))
+
+
 @pytest.mark.parametrize("what", ["input", "weight", "gradient"])
 def test_checked_mode_stops_at_what_is_not_finite(what: str) -> None:
     precision, model = _prepared(PrecisionConfig(compute="bf16", fprop=FORWARD, check_finite=True))
