@@ -2,12 +2,15 @@
 
 TransformerEngine knows five recipes, each for all three GEMMs of a layer; a `LinearRecipe` that is
 one of them can run there. Other than in the emulation, accumulation is the hardware's, gradients of
-weights leave their GEMM in bf16, and stochastic rounding draws from torch's CUDA generator.
+weights leave their GEMM in bf16, and stochastic rounding draws from torch's CUDA generator, which
+`seed_dice` sets.
 
 Sources: transformer_engine.common.recipe and .pytorch of TransformerEngine 2.9 and later.
 """
 
-from contextlib import AbstractContextManager
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -73,11 +76,24 @@ def refuse_capability(recipe: LinearRecipe, capability: tuple[int, int] | None) 
 
 
 def native_recipe(recipe: LinearRecipe, device: torch.device) -> Any:
-    """Return `recipe` as TransformerEngine's object.
+    """Return `recipe` as TransformerEngine's object, tested by one product on `device`.
 
     Raises:
-        Unsupported: there is none, or TransformerEngine or the hardware is missing.
+        Unsupported: there is none, TransformerEngine or the hardware is missing, or the test failed
+            in whatever way.
     """
+    try:
+        native = _make_recipe(recipe, device)
+        _self_test(native, device)
+    except Unsupported:
+        raise
+    except Exception as error:  # an engine that cannot start is passed over, whatever it raises
+        first = str(error).partition("\n")[0]
+        raise Unsupported(f"TransformerEngine failed: {type(error).__name__}: {first}") from error
+    return native
+
+
+def _make_recipe(recipe: LinearRecipe, device: torch.device) -> Any:
     name, arguments = recipe_of(recipe)
     if device.type != "cuda":
         raise Unsupported(_NO_GPU)
@@ -109,6 +125,33 @@ def native_autocast(recipe: Any) -> AbstractContextManager[Any]:
     return engine.fp8_autocast(enabled=recipe is not None, fp8_recipe=recipe)  # type: ignore[no-any-return]
 
 
+@contextmanager
+def _both(
+    first: AbstractContextManager[Any], second: AbstractContextManager[Any]
+) -> Iterator[None]:
+    with first, second:
+        yield
+
+
+def recompute_contexts(
+    recipe: Any,
+) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Return the contexts of a forward pass that keeps no activations, and of its repetition.
+
+    The repetition is part of the backward pass, outside of `native_autocast`, and enters it again.
+    The engine's own contexts keep the scales of delayed scaling for it.
+    """
+    engine, _ = _transformer_engine()
+    forward, again = engine.distributed.get_activation_recompute_contexts()
+    return forward, _both(again, native_autocast(recipe))
+
+
+def seed_dice(seed: int, rank: int, step: int) -> None:
+    """Set the generator of stochastic rounding for a step: other bits for each argument."""
+    digest = hashlib.sha256(f"{seed} {rank} {step}".encode()).digest()
+    torch.cuda.manual_seed(int.from_bytes(digest[:8]) >> 1)  # a positive int64
+
+
 def native_linear(in_features: int, out_features: int) -> nn.Module:
     """Return TransformerEngine's linear without storage; `apply` gives it its weight."""
     engine, _ = _transformer_engine()
@@ -119,14 +162,18 @@ def native_linear(in_features: int, out_features: int) -> nn.Module:
 
 
 def apply(linear: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """Return x @ weight.T as `linear` computes it; tokens are padded with zeros for its GEMMs."""
+    """Return x @ weight.T as `linear` computes it; tokens are padded with zeros for its GEMMs.
+
+    `x` is made bf16: the engine casts nothing that it quantises, and refuses a Hadamard transform
+    of fp32.
+    """
     linear._parameters["weight"] = weight  # type: ignore[assignment]  # FSDP lends a plain tensor
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
     y: Tensor = linear(F.pad(rows, (0, 0, 0, -rows.shape[0] % _ALIGNED)))
     return y[: rows.shape[0]].view(*x.shape[:-1], -1)
 
 
-def self_test(recipe: Any, device: torch.device) -> None:
+def _self_test(recipe: Any, device: torch.device) -> None:
     """Check one product and its gradients against fp32: an unsupported chip may return zeros.
 
     Raises:
@@ -136,7 +183,7 @@ def self_test(recipe: Any, device: torch.device) -> None:
     x, weight, grad = (torch.randn(128, 128, generator=generator).to(device) for _ in range(3))
     linear, parameter = native_linear(128, 128), nn.Parameter(weight)
     x.requires_grad_()
-    with torch.autocast("cuda", dtype=torch.bfloat16), native_autocast(recipe):
+    with torch.autocast(device.type, dtype=torch.bfloat16), native_autocast(recipe):
         y = apply(linear, x, parameter)
     torch.autograd.backward(y, grad.to(y.dtype))
     expected = {
@@ -147,7 +194,7 @@ def self_test(recipe: Any, device: torch.device) -> None:
     computed = (y, x.grad, parameter.grad)
     for (name, exact), tensor in zip(expected.items(), computed, strict=True):
         assert tensor is not None
-        error = float((tensor.float() - exact).norm() / exact.norm())
+        error = float(((tensor.float() - exact).norm() / exact.norm()).detach())
         if not error < 0.5:  # zeros have 1, NaN compares false, 4-bit rounding about 0.15
             raise Unsupported(f"self-test: the {name} is off by {error:.2f} of its norm")
 

@@ -7,7 +7,7 @@ the hardware does not have is emulated to the last bit (`kernels/emulate.py`).
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -63,6 +63,11 @@ class Precision:
         self._native_now: Any = None
 
     @property
+    def native(self) -> bool:
+        """Whether TransformerEngine computes some of the layers."""
+        return bool(self._native)
+
+    @property
     def probing(self) -> bool:
         """Whether statistics of the operands are recorded in this step."""
         return self.shared.probing
@@ -112,10 +117,11 @@ class Precision:
                 result[name] = reasons[id(module)]
         return result
 
-    def begin(self, step: int, steps: int) -> None:
+    def begin(self, step: int, steps: int, *, seed: int = 0) -> None:
         """Set what depends on the step: the late switch, the scales of delayed scaling, probes.
 
-        Call it before the forward pass of `step`, 0 to `steps` - 1.
+        Call it before the forward pass of `step`, 0 to `steps` - 1. `seed`, that of the run, is for
+        TransformerEngine's dice; ours take it from `autocast`.
         """
         if not self._linears:
             return
@@ -126,7 +132,7 @@ class Precision:
             linear.select(forward=forward, backward=backward)
         if self._native:
             self._native_now = self._native[forward, backward]
-            torch.cuda.manual_seed(step)  # its stochastic rounding: a resumed run draws the same
+            native.seed_dice(seed, _rank(), step)  # a resumed run draws the same
         if self._history is not None:
             self._history.begin(step)
         every = self.cfg.diagnostics_every
@@ -144,6 +150,12 @@ class Precision:
         engine = native.native_autocast(self._native_now) if self._native else nullcontext()
         with torch.autocast(self.device.type, dtype=torch.bfloat16), engine:
             yield
+
+    def recompute_contexts(
+        self,
+    ) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """Return TransformerEngine's contexts of a checkpointed forward pass and its repetition."""
+        return native.recompute_contexts(self._native_now)
 
     def readings(self) -> dict[str, float]:
         """Return the statistics of this step by precision/<layer>/<operand>/<statistic>.
@@ -164,14 +176,13 @@ class Precision:
         }
         state = {name: tensor for name, tensor in native_states.items() if tensor.numel()}
         if self._history is not None:
-            self._history.record()
-            state["amax_history"] = self._history.amax
+            state |= self._history.state()
         return state
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Restore the `state` of an earlier attempt; that of another backend is ignored."""
         if self._history is not None and "amax_history" in state:
-            self._history.amax.copy_(state["amax_history"])
+            self._history.load(state)
         for linear in self._linears:
             if linear.native and f"native.{linear.name}" in state:
                 linear.native[0].set_extra_state(state[f"native.{linear.name}"])
@@ -201,7 +212,6 @@ class Precision:
                 if forward or backward:
                     recipe = linear_recipe(self.cfg.default, forward=forward, backward=backward)
                     engine = native.native_recipe(recipe, self.device)
-                    native.self_test(engine, self.device)
                 self._native[forward, backward] = engine
         except native.Unsupported as error:
             self._native.clear()
@@ -276,6 +286,11 @@ def _refuse_idle_patterns(cfg: PrecisionConfig, names: list[str]) -> None:
                 raise ValueError(
                     f"precision.{key}: {pattern!r} matches no layer; there are: {shown}, ..."
                 )
+
+
+def _rank() -> int:
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if together else 0
 
 
 def _number(share: float, blocks: int) -> int:

@@ -65,7 +65,7 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, steps: int) -> int:
         precision = run.precision.build(torch.device("cpu"), planning=True)
         precision.prepare(model)
         if train.activation_checkpointing:
-            recompute_blocks(model)
+            recompute_blocks(model, precision)
         optimizers, average = build_optimizers(run.optim, model), train.average.build(model)
         task = run.task.build(model, _AnyTokenizer(vocab), {})
 

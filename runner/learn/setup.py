@@ -62,18 +62,24 @@ def set_up(cell: Cell, inputs: Inputs, ranks: Ranks, journal: Journal | None) ->
     precision.prepare(model)
     cfg.train.check(ranks.world)
     if cfg.train.activation_checkpointing:
-        recompute_blocks(model)
+        recompute_blocks(model, precision)
     if ranks.world > 1 and cfg.train.parallel == "fsdp":
         ranks.shard(model)
     task = cfg.task.build(model, corpus.tokenizer, inputs)
     return Setup(cfg, corpus, model, precision, task, ranks)
 
 
-def recompute_blocks(model: nn.Module) -> None:
+def recompute_blocks(model: nn.Module, precision: Precision) -> None:
     """Make every block drop its activations and compute them again in the backward pass."""
     for block in blocks(model):
-        block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+        block.forward = _recomputed(block.forward, precision)  # type: ignore[method-assign]
 
 
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args: recompute(forward, *args, use_reentrant=False)
+def _recomputed(forward: Callable[..., Any], precision: Precision) -> Callable[..., Any]:
+    if not precision.native:
+        return lambda *args: recompute(forward, *args, use_reentrant=False)
+    contexts = precision.recompute_contexts
+    # Not stopped early: TransformerEngine puts its scales back after the last of its layers.
+    return lambda *args: recompute(
+        forward, *args, use_reentrant=False, context_fn=contexts, early_stop=False
+    )

@@ -123,7 +123,7 @@ class Trainer:
         micro = self._micro_batches(batches)
         count = self.ranks.sum(sum(float(contracts.count(self.task, b)) for b in micro))
         factor = self.cfg.schedule.factor(step, self.steps)
-        self.precision.begin(step, self.steps)
+        self.precision.begin(step, self.steps, seed=self.cfg.seed)
         total = torch.zeros((), device=self.device)
         self._statistics: dict[str, Tensor] = {}
         for index, batch in enumerate(micro):

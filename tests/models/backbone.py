@@ -163,7 +163,7 @@ def trains_alike_recomputed_and_in_halves(cfg: ModelConfig, bound: float = 1e-5)
     for way in ("plain", "recomputed", "halves"):
         model = perturbed(cfg)
         if way == "recomputed":
-            recompute_blocks(model)
+            recompute_blocks(model, PrecisionConfig().build(torch.device("cpu")))
         for part in tokens.split(2) if way == "halves" else (tokens,):
             out = model(part[:, :-1], part[:, 1:])
             (out.total / 96).backward()
