@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from runner.commands.hydra_plugin import open_keys, register, to_plain
 from runner.machine.errors import EspalierError
+from runner.machine.system_errors import system_error
 from runner.records.cells import freeze_cell, join_sweep, make_cells
 
 # Telemetry of the libraries beneath is off unless the user turns it on.
@@ -37,6 +38,8 @@ def main() -> None:
         run_one()
     except (EspalierError, hydra.errors.HydraException) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {system_error(error)}")
 
 
 if __name__ == "__main__":

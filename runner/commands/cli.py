@@ -23,6 +23,7 @@ from runner.commands.arguments import (
     experiment_folder,
 )
 from runner.machine.errors import ConfigError, EspalierError
+from runner.machine.system_errors import system_error
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -280,8 +281,10 @@ def main() -> None:
     """Run the console script; a user's error exits with its message, without a traceback."""
     try:
         app()
-    except (EspalierError, FileNotFoundError, KeyError) as error:
+    except (EspalierError, KeyError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+    except OSError as error:
+        sys.exit(f"error: {system_error(error)}")
 
 
 if __name__ == "__main__":

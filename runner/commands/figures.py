@@ -8,6 +8,7 @@ import typer
 
 from runner.commands.arguments import FIGURES, MODELS, Name, Reference, Root, experiment_folder
 from runner.machine.errors import ConfigError
+from runner.machine.text_files import read_text
 
 app = typer.Typer()
 
@@ -109,7 +110,7 @@ def look(
     if (text is None) == (file is None):
         raise ConfigError("give either --text or --file")
     cell = find_cell(root, run)
-    internals = look_at(cell, text if text is not None else str(file and file.read_text()))
+    internals = look_at(cell, text if text is not None else read_text(file))
     folder = out or root / "looks" / cell.fingerprint
     for path in draw(internals, folder, f"{cell.config.name} {cell.fingerprint[:8]}"):
         typer.echo(path)

@@ -6,11 +6,9 @@ A YAML here is lm-eval's task format with more keys: `files` (patterns; the firs
 """
 
 import difflib
-import gzip
 import hashlib
 import importlib
 import importlib.util
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import yaml
 
 from models.moves import current_path, with_released_paths
 from runner.machine.errors import ConfigError, DataError
+from runner.machine.text_files import json_lines, read_text
 
 SHIPPED = Path(__file__).parent / "benchmarks"
 
@@ -51,7 +50,7 @@ def specify(name: str, data: str | None, include: str | None) -> dict[str, Any] 
     file = task_file(name, include)
     if file is None:
         return name
-    spec = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    spec = yaml.load(read_text(file), _Loader)
     if "files" not in spec:
         return dict(spec)
     if data is None:
@@ -125,15 +124,14 @@ def _rows(files: list[Path], columns: list[str] | None) -> Any:
         return Dataset.from_parquet(names)
     if kind == "tsv":
         return Dataset.from_csv(names, delimiter="\t", names=columns, quoting=3)
-    rows = [json.loads(line) for file in files for line in _lines(file) if line.strip()]
+    rows = []
+    for file in files:
+        for where, row in json_lines(file):
+            if not isinstance(row, dict):
+                raise DataError(f"{where} is not a JSON object; mend or remove it")
+            rows.append(row)
     keys = dict.fromkeys(key for row in rows for key in row)  # not every row has all of them
     return Dataset.from_dict({key: [row.get(key) for row in rows] for key in keys})
-
-
-def _lines(file: Path) -> list[str]:
-    opened = gzip.open if file.suffix == ".gz" else open
-    with opened(file, "rt", encoding="utf-8") as stream:
-        return list(stream)
 
 
 def content_hash(tasks: tuple[str, ...], data: str | None, include: str | None) -> str:
@@ -151,7 +149,7 @@ def content_hash(tasks: tuple[str, ...], data: str | None, include: str | None) 
         digest.update(name.encode())
         if file is None:
             continue
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
         digest.update(with_released_paths(text).encode())
         spec = yaml.load(text, _Loader)
         for key in ("files", "fewshot_files"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from models.config import config
 from runner.machine.errors import DataError
+from runner.machine.text_files import read_text
 
 if TYPE_CHECKING:
     from runner.data.tokenizers import Tokenizer
@@ -76,7 +77,7 @@ class TokenizerConfig:
         if self.kind == "symbols":
             return SymbolTokenizer(int(self.vocab_size or 0))
         if self.kind == "folder":
-            text = self._file().read_text(encoding="utf-8")
+            text = read_text(self._file())
             return SubwordTokenizer(text, self.eos_token, self.vocab_size)
         return train_subwords(self, documents)
 

@@ -6,4 +6,6 @@ __all__ = [
     "hardware",
     "ranks",
     "storage",
+    "system_errors",
+    "text_files",
 ]

@@ -5,6 +5,7 @@ EspalierError
 ├── DataError         a file is missing, empty or unreadable
 ├── CheckpointError   a checkpoint is damaged or belongs to another model
 ├── StorageError      a disk is full, a folder read-only, a store locked or too old
+├── NetworkError      a server cannot be reached, or does not give what was asked of it
 └── LeaseLost         another worker took the cell over: this one must stop writing
 """
 
@@ -27,6 +28,10 @@ class CheckpointError(EspalierError):
 
 class StorageError(EspalierError, OSError):
     """A disk or a metrics store refused a read or a write."""
+
+
+class NetworkError(EspalierError):
+    """A server cannot be reached, or does not give what was asked of it."""
 
 
 class LeaseLost(EspalierError):

@@ -12,7 +12,8 @@ from io import FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from runner.machine.errors import DataError, StorageError
+from runner.machine.errors import DataError
+from runner.machine.system_errors import write_error
 
 
 def append_line(file: Path, record: dict[str, Any]) -> None:
@@ -25,7 +26,7 @@ def append_line(file: Path, record: dict[str, Any]) -> None:
         with open(file, "ab", buffering=0) as stream:
             write_line(stream, file, record)
     except OSError as error:
-        raise storage_error(file, error) from error
+        raise write_error(file, error) from error
 
 
 def write_line(stream: FileIO, file: Path, record: dict[str, Any]) -> None:
@@ -52,16 +53,7 @@ def write_atomically(file: Path, text: str) -> None:
             stream.write(text)
         os.replace(name, file)
     except OSError as error:
-        raise storage_error(file, error) from error
-
-
-def storage_error(file: Path, error: OSError) -> StorageError:
-    """Return the exception for a failed write, with the file, the reason and the way out."""
-    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-    return StorageError(
-        f"{file} cannot be written: {reason}; free space or set root= to a folder you can write, "
-        "then run the same command again"
-    )
+        raise write_error(file, error) from error
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -150,7 +142,7 @@ def _lockable(file: Path) -> TextIOWrapper:
         file.parent.mkdir(parents=True, exist_ok=True)
         return open(file, "w")
     except OSError as error:
-        raise storage_error(file, error) from error
+        raise write_error(file, error) from error
 
 
 def truncate_torn_line(file: Path) -> None:

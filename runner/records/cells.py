@@ -14,7 +14,8 @@ from typing import Any
 
 from runner.data.pretrained import with_pretrained
 from runner.machine import storage
-from runner.machine.errors import ConfigError, EspalierError, StorageError
+from runner.machine.errors import ConfigError, EspalierError
+from runner.machine.system_errors import write_error
 from runner.records import journal
 from runner.records.config import RunConfig, execution_half, freeze, is_among, set_key, validate
 from runner.records.contracts import outputs
@@ -309,6 +310,4 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(
-            f"{folder} cannot be made ({error.strerror}); set root= to a folder you can write"
-        ) from error
+        raise write_error(folder, error) from error

@@ -7,7 +7,6 @@ shards, one by one, and names optimiser tensors `<optimiser>/<parameter>/<slot>`
 not depend on how many processes wrote it.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from runner.machine.errors import CheckpointError
 from runner.machine.ranks import gather_full
-from runner.machine.storage import storage_error
+from runner.machine.system_errors import write_error
 from runner.records.checkpoint_folder import sha256
 
 _NUMBER = "#number"  # ends the name of a slot that is no tensor but a Python number
@@ -76,10 +75,7 @@ def save(folder: Path, files: Files, state: dict[str, Any]) -> Path:
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        full = "os error 28" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
-        raise storage_error(
-            final, OSError(errno.ENOSPC if full else errno.EIO, str(error))
-        ) from error
+        raise write_error(final, error) from error
     return final
 
 

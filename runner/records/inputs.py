@@ -7,7 +7,6 @@ that changes later is drift.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Literal
 
 from models.config import config, execution
 from runner.machine.errors import ConfigError, DataError
+from runner.machine.text_files import read_json
 from runner.records import journal
 
 # Of a path: input:NAME is the only output file of input NAME, input:NAME/FILE one of several.
@@ -134,6 +134,6 @@ def read_numbers(file: Path) -> list[float]:
         DataError: the file holds anything else.
     """
     try:
-        return [float(value) for value in json.loads(file.read_text(encoding="utf-8"))]
+        return [float(value) for value in read_json(file)]
     except (ValueError, TypeError) as error:
         raise DataError(f"{file} must hold a JSON list of numbers ({error})") from error

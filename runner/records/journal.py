@@ -21,13 +21,8 @@ from typing import Any
 
 import psutil
 
-from runner.machine.storage import (
-    append_line,
-    read_lines,
-    storage_error,
-    truncate_torn_line,
-    write_line,
-)
+from runner.machine.storage import append_line, read_lines, truncate_torn_line, write_line
+from runner.machine.system_errors import write_error
 
 ENDED = ("finished", "diverged", "failed")  # states in which a launch leaves a cell alone
 TERMINAL = (*ENDED, "interrupted")
@@ -215,4 +210,4 @@ class Journal:
             with self._one_writes:  # the training thread or that of the system metrics
                 write_line(self._metrics, self.metrics_file, line)
         except OSError as error:
-            raise storage_error(self.metrics_file, error) from error
+            raise write_error(self.metrics_file, error) from error
