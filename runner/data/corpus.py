@@ -17,6 +17,9 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+from runner.machine.system_errors import reading
+from runner.machine.text_files import as_text
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -72,6 +75,18 @@ def content_hash(cfg: Any) -> Any:
     """Return the hash (a list of hashes for a data set) of what a config reads, None if nothing."""
     own_hash = getattr(cfg, "content_hash", None)
     return own_hash() if own_hash is not None else None
+
+
+def documents(source: Any) -> Iterator[str]:
+    """Yield the documents of a source.
+
+    Raises:
+        DataError: the source cannot be read, or a document is no text.
+    """
+    name = source_name(source)
+    with reading(name):
+        for number, text in enumerate(source.documents(), start=1):
+            yield as_text(text, f"{name}, document {number}")
 
 
 def source_weight(source: Any) -> float:

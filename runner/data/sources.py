@@ -4,17 +4,23 @@ A source yields documents (str) in a fixed order. A cell's fingerprint contains 
 content, never its path.
 """
 
-import gzip
 import hashlib
-import json
+import os
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from models.config import config
 from runner.machine.errors import DataError
+from runner.machine.system_errors import read_error, reading
+from runner.machine.text_files import as_text, json_lines, read_text
+
+# Revision 1 read null as the word "None". A file in which no null can stand keeps its hash.
+_NULLS_SKIPPED = b":2"
 
 Format = Literal["text", "jsonl", "parquet", "stdlib", "hub"]
 
@@ -50,13 +56,12 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if self.format != "stdlib" and not self.path:
             raise ValueError(
-                f"data path is missing for format={self.format}; "
-                "give data.sources[..].path (or data.path)"
+                f"path is missing for format={self.format}; give data.sources.0.path=PATH"
             )
         if self.format == "hub" and not self.revision and not self._is_local():
             raise ValueError(
-                f"revision is missing for dataset {self.path!r}: pin it to a commit, else the text "
-                "can change under a finished run"
+                f"revision is missing for dataset {self.path!r}: pin it to a commit, "
+                "data.sources.0.revision=COMMIT, else the text can change under a finished run"
             )
         if self.path and not self._from_input and (self.format != "hub" or self._is_local()):
             # A job may start in another directory.
@@ -65,19 +70,30 @@ class SourceConfig:
             raise ValueError(f"weight={self.weight} must be positive; drop the source instead")
 
     def documents(self) -> Iterator[str]:
-        """Yield the documents in order.
+        """Yield the documents in order; rows without text (null) are skipped, with a warning.
 
         Raises:
-            DataError: a file is missing, empty, not UTF-8 or not JSON (with file and line).
+            DataError: a file is missing, empty or damaged, or a row is not UTF-8, not JSON or holds
+                something else than text; the message gives file and line.
+            NetworkError: the dataset cannot be fetched.
         """
-        count = 0
-        for text in self._read():
+        count = nulls = 0
+        for where, value in self._read():
+            if value is None:
+                nulls += 1
+                continue
+            text = as_text(value, where)
             if not text:
                 continue
             count += 1
             yield text
             if count == self.max_documents:
-                return
+                break
+        if nulls:
+            warnings.warn(
+                f"{self.path}: {nulls} rows with {self.field}=null are skipped, {count} have text",
+                stacklevel=1,
+            )
         if not count:
             raise DataError(
                 f"{self.path or self.format} holds no text; check the path, "
@@ -103,7 +119,13 @@ class SourceConfig:
             digest.update(f"{self.subset}:{self.hub_split}".encode())
         columns = self.format in ("jsonl", "parquet", "hub")
         digest.update(f"{self.field if columns else ''}:{self.max_documents}".encode())
+        if self.format == "jsonl" and not self._from_input and self._may_hold_null():
+            digest.update(_NULLS_SKIPPED)
         return digest.hexdigest()[:32]
+
+    def _may_hold_null(self) -> bool:
+        stats = ((file, file.stat()) for file in self.files())
+        return any(_may_hold_null(str(f), s.st_size, s.st_mtime_ns) for f, s in stats)
 
     def files(self) -> list[Path]:
         """Return the files in reading order.
@@ -120,7 +142,7 @@ class SourceConfig:
         if root.is_file():
             return [root]
         if self.format == "stdlib":
-            files = [f for f in root.rglob("*.py") if _is_library(f.relative_to(root))]
+            files = list(_library_files(root))
         else:
             files = [f for f in root.rglob(self.pattern) if f.is_file()]
         if not files:
@@ -139,93 +161,99 @@ class SourceConfig:
     def _is_local(self) -> bool:
         return Path(str(self.path)).expanduser().is_dir()
 
-    def _read(self) -> Iterator[str]:
+    def _read(self) -> Iterator[tuple[str, Any]]:
+        """Yield (place for messages, value of the field) of each document or row."""
         if self.format == "hub":
             yield from self._read_hub()
             return
         for file in self.files():
-            if self.format in ("text", "stdlib"):
-                yield _read_text(file, lenient=self.format == "stdlib")
+            if self.format == "text":
+                yield str(file), read_text(file)
+            elif self.format == "stdlib":
+                yield str(file), read_text(file, errors="replace")
             elif self.format == "jsonl":
                 yield from _read_jsonl(file, self.field)
             else:
                 yield from _read_parquet(file, self.field)
 
-    def _read_hub(self) -> Iterator[str]:
-        import datasets  # noqa: PLC0415  (0.9 s)
-
-        path = str(self._root()) if self._is_local() else self.path
-        if (Path(str(path)) / "dataset_dict.json").exists():
-            rows = datasets.load_from_disk(path)[self.hub_split]
-        else:
-            rows = datasets.load_dataset(
-                path,
-                self.subset,
-                split=self.hub_split,
-                revision=self.revision,
-                streaming=self.streaming,
-            )
-        for row in rows:
+    def _read_hub(self) -> Iterator[tuple[str, Any]]:
+        for number, row in enumerate(self._hub_rows(), start=1):
             if self.field not in row:
                 raise DataError(
                     f"dataset {self.path} has no field {self.field!r}; it has {', '.join(row)}"
                 )
-            yield row[self.field]
+            yield f"dataset {self.path}, row {number}", row[self.field]
+
+    def _hub_rows(self) -> Iterator[dict[str, Any]]:
+        import datasets  # noqa: PLC0415  (0.9 s)
+
+        name = f"dataset {self.path}"
+        path = str(self._root()) if self._is_local() else self.path
+        try:
+            with reading(name):
+                if (Path(str(path)) / "dataset_dict.json").exists():
+                    yield from datasets.load_from_disk(path)[self.hub_split]
+                else:
+                    yield from datasets.load_dataset(
+                        path,
+                        self.subset,
+                        split=self.hub_split,
+                        revision=self.revision,
+                        streaming=self.streaming,
+                    )
+        except (datasets.exceptions.DatasetsError, ValueError) as error:
+            raise read_error(name, error) from error
 
 
-def _is_library(relative: Path) -> bool:
-    """Return whether a file is of the library itself, not installed, a test or generated."""
-    skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-    return not skip.intersection(relative.parts)
+# Folders of the standard library that hold no source of it: installed, tests, generated.
+_NO_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+def _library_files(root: Path) -> Iterator[Path]:
+    """Yield the .py files of the library at `root`; other folders are not walked."""
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in _NO_LIBRARY]
+        yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
 
 @lru_cache(maxsize=100_000)
 def _file_hash(file: str, size: int, mtime_ns: int) -> str:
-    with open(file, "rb") as stream:
+    with reading(file), open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read_text(file: Path, *, lenient: bool) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace" if lenient else "strict")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file} is not UTF-8 at byte {error.start}; "
-            "convert it (iconv) or exclude it by pattern"
-        ) from None
+@lru_cache(maxsize=100_000)
+def _may_hold_null(file: str, size: int, mtime_ns: int) -> bool:
+    """Return whether a .jsonl file has "null" in it; of a .gz, which would be unpacked, True."""
+    if not size or file.endswith(".gz"):
+        return bool(size)
+    with open(file, "rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+        return content.find(b"null") >= 0
 
 
-def _read_jsonl(file: Path, field: str) -> Iterator[str]:
-    opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{file}, line {number} is not JSON ({error.msg}); mend or remove the line"
-                ) from None
-            if not isinstance(row, dict) or field not in row:
-                has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise DataError(
-                    f"{file}, line {number} has no field {field!r}; it has {has}; set data field"
-                )
-            yield str(row[field])
+def _read_jsonl(file: Path, field: str) -> Iterator[tuple[str, Any]]:
+    for where, row in json_lines(file):
+        if not isinstance(row, dict) or field not in row:
+            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise DataError(f"{where} has no field {field!r}; it has {has}; set data field")
+        yield where, row[field]
 
 
-def _read_parquet(file: Path, field: str) -> Iterator[str]:
+def _read_parquet(file: Path, field: str) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
+    number = 0
     try:
-        table = pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
+        with reading(file):
+            table = pq.ParquetFile(file)
+            if field not in table.schema_arrow.names:
+                raise DataError(
+                    f"{file} has no column {field!r}; it has {', '.join(table.schema_arrow.names)}"
+                )
+            for batch in table.iter_batches(columns=[field]):
+                for value in batch.column(0).to_pylist():
+                    number += 1
+                    yield f"{file}, row {number}", value
+    except pa.ArrowException as error:
         raise DataError(f"{file} is not a parquet file ({error}); mend or remove it") from None
-    if field not in table.schema_arrow.names:
-        raise DataError(
-            f"{file} has no column {field!r}; it has {', '.join(table.schema_arrow.names)}"
-        )
-    for batch in table.iter_batches(columns=[field]):
-        yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from runner.data.corpus import (
     Sample,
     bytes_per_id,
     content_hash,
+    documents,
     loads,
     needs_text,
     source_name,
@@ -37,7 +39,11 @@ from runner.data.tokenizers import Tokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.data.tokens_config import DataConfig
 from runner.machine.errors import DataError, EspalierError
-from runner.machine.storage import storage_error
+from runner.machine.system_errors import write_error
+
+# Raised when the same text gives other files: those in a cache are made anew.
+_TOKENIZER_REVISION = 2  # revision 1 trained on all of a source's only document
+_TOKENS_REVISION = 2
 
 
 @dataclass(frozen=True)
@@ -101,9 +107,8 @@ def prepare(
     """
     hashes = hashes if hashes is not None else data.content_hash()
     trained_on = hashes if needs_text(tokenizer) else []
-    tokenizer_key = json.dumps(
-        [_tokenizer_key(tokenizer), content_hash(tokenizer) or "", trained_on, _split_key(data)]
-    )
+    parts = [_tokenizer_key(tokenizer), content_hash(tokenizer) or "", trained_on, _split_key(data)]
+    tokenizer_key = json.dumps([*parts, _TOKENIZER_REVISION] if trained_on else parts)
     name = hashlib.sha256(tokenizer_key.encode()).hexdigest()[:16]
     folder = _cached_folder(
         cache / f"tokenizer-{name}", lambda f: _train_tokenizer(f, data, hashes, tokenizer)
@@ -111,7 +116,7 @@ def prepare(
     model: Tokenizer = loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     train, val = [], []
     for source, content in zip(data.sources, hashes, strict=True):
-        key = f"2{content}{tokenizer_hash(model)}{_split_key(data)}"
+        key = f"{_TOKENS_REVISION}{content}{tokenizer_hash(model)}{_split_key(data)}"
         cached = cache / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         make = partial(_tokenise, source=source, content=content, data=data, model=model)
         folder = _cached_folder(cached, make)
@@ -152,7 +157,7 @@ def _cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
         if isinstance(error, EspalierError):
             raise
         if not folder.exists():
-            raise storage_error(folder, error) from error
+            raise write_error(folder, error) from error
     finally:
         if unfinished is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -162,27 +167,37 @@ def _cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
 def _train_tokenizer(
     folder: Path, data: DataConfig, hashes: list[str], tokenizer: TokenizerConfig
 ) -> None:
-    def documents() -> Iterator[str]:
+    def training_texts() -> Iterator[str]:
         left = getattr(tokenizer, "train_documents", None)
         for source, content in zip(data.sources, hashes, strict=True):
             _refuse_changed(source, content)
-            for text in source.documents():
-                head, _ = _split_document(text, data)
+            for head, _ in _split_documents(source, data):
                 if head and left != 0:
                     left = None if left is None else left - 1
                     yield head
 
-    built = tokenizer.build(documents())
+    built = tokenizer.build(training_texts())
     (folder / "tokenizer.json").write_text(built.dumps(), encoding="utf-8")
 
 
-def _split_document(text: str, data: DataConfig) -> tuple[str, str]:
-    """Return (training text, validation text) of one document, of which one may be empty."""
-    if data.split == "tail":
-        cut = int(len(text) * (1.0 - data.val_fraction))
+def _split_documents(source: Any, data: DataConfig) -> Iterator[tuple[str, str]]:
+    """Yield (training text, validation text) of each document, of which one may be empty.
+
+    A source of a single document is split at its tail: by its hash one half would be empty.
+    """
+    texts = documents(source)
+    first = list(islice(texts, 2))
+    tail = data.split == "tail" or len(first) == 1
+    for text in chain(first, texts):
+        yield _split_document(text, data.val_fraction, tail=tail)
+
+
+def _split_document(text: str, val_fraction: float, *, tail: bool) -> tuple[str, str]:
+    if tail:
+        cut = int(len(text) * (1.0 - val_fraction))
         return text[:cut], text[cut:]
     draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") / 2**32
-    return ("", text) if draw < data.val_fraction else (text, "")
+    return ("", text) if draw < val_fraction else (text, "")
 
 
 def _tokenise(folder: Path, source: Any, content: str, data: DataConfig, model: Tokenizer) -> None:
@@ -193,8 +208,8 @@ def _tokenise(folder: Path, source: Any, content: str, data: DataConfig, model: 
     lengths = bytes_per_id(model)
     with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
         files = {"train": train, "val": val}
-        for text in source.documents():
-            for split, part in zip(("train", "val"), _split_document(text, data), strict=True):
+        for parts in _split_documents(source, data):
+            for split, part in zip(("train", "val"), parts, strict=True):
                 if part:
                     ids = np.append(model.encode(part).astype(dtype), np.array(model.eos, dtype))
                     starts[split].append(length[split])

@@ -25,7 +25,7 @@ class DataConfig:
         sources: of the text, mixed by weight; a source of another class names it by `_target_`.
         val_fraction: share held out for validation.
         split: documents (each document is wholly in one half, chosen by its hash) or tail (the last
-            part of every document: for a body of text that is one document).
+            part of every document). A source of one document is split at its tail in any case.
         weights: input:NAME/FILE, a JSON list of numbers that replaces the sources' weights.
         mask_documents: tokens attend within their document only.
         num_workers: loader processes (0: in the training process).

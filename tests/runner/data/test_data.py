@@ -1,34 +1,140 @@
 import gzip
+import hashlib
 import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runner.data.corpus import loads
+from runner.data.corpus import documents, loads
 from runner.data.order import TrainingSamples, validation_batches
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers import ByteTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.data.tokens import TokenFile, prepare
 from runner.data.tokens_config import DataConfig
-from runner.machine.errors import DataError
+from runner.machine.errors import DataError, NetworkError
 
 SHAKESPEARE = Path(__file__).parents[4] / "shared/data/tinyshakespeare/input.txt"
 
 
-def test_jsonl_reads_and_names_the_bad_line(tmp_path: Path) -> None:
-    file = tmp_path / "a.jsonl.gz"
-    with gzip.open(file, "wt") as stream:
-        stream.write(json.dumps({"text": "one"}) + "\n" + json.dumps({"text": "two"}) + "\n")
-    source = SourceConfig(format="jsonl", path=str(file))
-    assert list(source.documents()) == ["one", "two"]
-    bad = tmp_path / "b.jsonl"
-    bad.write_text('{"text": "one"}\n{"text": \n')
-    with pytest.raises(DataError, match="line 2"):
-        list(SourceConfig(format="jsonl", path=str(bad)).documents())
-    with pytest.raises(DataError, match="no field 'body'; it has text"):
-        list(SourceConfig(format="jsonl", path=str(file), field="body").documents())
+def _jsonl(file: Path, *lines: str | bytes) -> SourceConfig:
+    raw = b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines)
+    file.write_bytes(gzip.compress(raw) if file.suffix == ".gz" else raw)
+    return SourceConfig(format="jsonl", path=str(file))
+
+
+def test_jsonl_reads_one_document_a_line(tmp_path: Path) -> None:
+    rows = ['\ufeff{"text": "one"}', "", '{"text": "two\u2028lines", "more": null}', '{"text": ""}']
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        source = _jsonl(tmp_path / name, *rows)
+        assert list(source.documents()) == ["one", "two\u2028lines"]
+    with pytest.raises(DataError, match="line 1 has no field 'body'; it has text"):
+        list(replace(source, field="body").documents())
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"text": ', "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"text": 5}', "'5' is int, not text"),
+        ('{"text": ["a"]}', "is a list, not text"),
+        ('{"text": {"a": "b"}}', "is an object, not text"),
+        ('{"text": "a\\ud83d"}', "half of a surrogate pair"),
+        (b'{"text": "a\xff"}', "is not UTF-8 at byte 11"),
+    ],
+)
+def test_a_row_that_is_no_text_is_refused_by_file_and_line(
+    row: str | bytes, message: str, tmp_path: Path
+) -> None:
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        source = _jsonl(tmp_path / name, '{"text": "one"}', "", row, '{"text": "two"}')
+        with pytest.raises(DataError, match=rf"{name}, line 3,?:? .*{message}"):
+            list(source.documents())
+
+
+def test_null_rows_are_skipped_and_counted(tmp_path: Path) -> None:
+    import pandas as pd
+
+    rows = ['{"text": "one"}', '{"text": null}', '{"text": null}', '{"text": "two"}']
+    pd.DataFrame({"text": ["one", None, None, "two"]}).to_parquet(tmp_path / "a.parquet")
+    sources = [
+        _jsonl(tmp_path / "a.jsonl", *rows),
+        SourceConfig(format="parquet", path=str(tmp_path / "a.parquet")),
+    ]
+    for source in sources:
+        with pytest.warns(UserWarning, match="2 rows with text=null are skipped, 2 have text"):
+            assert list(source.documents()) == ["one", "two"]
+
+
+def test_only_files_in_which_null_may_stand_have_a_new_hash(tmp_path: Path) -> None:
+    def revision_1(source: SourceConfig) -> str:
+        content = hashlib.sha256(Path(str(source.path)).read_bytes()).hexdigest()
+        return hashlib.sha256(f"\0{content}\ntext:None".encode()).hexdigest()[:32]
+
+    without = _jsonl(tmp_path / "a.jsonl", '{"text": "one"}')
+    assert without.content_hash() == revision_1(without)
+    with_null = _jsonl(tmp_path / "b.jsonl", '{"text": null}', '{"text": "one"}')
+    assert with_null.content_hash() != revision_1(with_null)
+
+
+def test_files_that_are_damaged_or_no_gzip_are_named(tmp_path: Path) -> None:
+    whole = _jsonl(tmp_path / "a.jsonl.gz", *[json.dumps({"text": str(i)}) for i in range(9999)])
+    cut = tmp_path / "cut.jsonl.gz"
+    packed = Path(str(whole.path)).read_bytes()
+    cut.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz, after line \d+, is damaged or cut off"):
+        list(SourceConfig(format="jsonl", path=str(cut)).documents())
+    cut.write_bytes(packed[:999] + bytes(99) + packed[1098:])
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz.* is damaged or cut off"):
+        list(SourceConfig(format="jsonl", path=str(cut)).documents())
+    cut.write_text('{"text": "one"}')
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz is no gzip file"):
+        list(SourceConfig(format="jsonl", path=str(cut)).documents())
+    (tmp_path / "a.txt").write_bytes(b"one \xff")
+    with pytest.raises(DataError, match=r"a\.txt is not UTF-8 at byte 4"):
+        list(SourceConfig(path=str(tmp_path / "a.txt")).documents())
+
+
+def test_a_dataset_that_cannot_be_reached_is_a_matter_of_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # else it retries for 24 s
+    data = DataConfig(sources=(SourceConfig(format="hub", path="no/such", revision="abc"),))
+    with pytest.raises(NetworkError, match=r"dataset no/such cannot be fetched: .*check the net"):
+        prepare(data, TokenizerConfig(), tmp_path)
+
+
+class _Numbers:
+    """A source of somebody else's that yields no text."""
+
+    def documents(self) -> Iterator[int]:
+        yield 5
+
+
+def test_a_foreign_source_that_yields_no_text_is_named() -> None:
+    with pytest.raises(DataError, match="_Numbers, document 1: '5' is int, not text"):
+        list(documents(_Numbers()))
+
+
+def test_the_standard_library_is_read_without_what_is_installed_into_it() -> None:
+    source = SourceConfig(format="stdlib")
+    files = {file.relative_to(source.files()[0].parent).as_posix() for file in source.files()}
+    assert {"abc.py", "json/decoder.py"} <= files
+    assert not [
+        f for f in files if "site-packages" in f or f.startswith(("test/", "idlelib/idle_"))
+    ]
+    walked = []
+    sys.addaudithook(lambda event, args: walked.append(args[0]) if event == "os.scandir" else None)
+    source.files()
+    assert not [folder for folder in walked if "site-packages" in str(folder)]
 
 
 def test_empty_text_is_an_error(tmp_path: Path) -> None:
@@ -77,6 +183,16 @@ def test_sources_are_mixed_by_weight_and_sample_i_is_always_the_same() -> None:
     assert np.array_equal(fresh[3000]["tokens"], samples[3000]["tokens"])
 
 
+def test_a_single_document_is_split_at_its_tail(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a" * 90 + "b" * 10)  # bytes: ids 97 and 98, then eos
+    data = DataConfig(sources=(SourceConfig(path=str(tmp_path / "a.txt")),), val_fraction=0.1)
+    corpus = prepare(data, TokenizerConfig(), tmp_path / "cache")
+    assert [f[0].ids.tolist() for f in (corpus.train, corpus.val)] == [
+        [97] * 90 + [256],
+        [98] * 10 + [256],
+    ]
+
+
 def test_documents_are_split_whole(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -108,7 +224,7 @@ def test_shakespeare_has_65_characters(tmp_path: Path) -> None:
 def test_parquet_reads_its_column(tmp_path: Path) -> None:
     import pandas as pd
 
-    pd.DataFrame({"body": ["one", None, "two"]}).to_parquet(tmp_path / "a.parquet")
+    pd.DataFrame({"body": ["one", "two"]}).to_parquet(tmp_path / "a.parquet")
     source = SourceConfig(format="parquet", path=str(tmp_path / "a.parquet"), field="body")
     assert list(source.documents()) == ["one", "two"]
     with pytest.raises(DataError, match="no column 'text'; it has body"):
