@@ -6,6 +6,7 @@ __all__ = [
     "figures",
     "generation_cli",
     "hydra_plugin",
+    "missing_values",
     "models",
     "precision",
     "storage",

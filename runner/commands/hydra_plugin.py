@@ -25,6 +25,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from runner.commands.missing_values import refuse_missing_values
 from runner.grid.evaluation_cells import missing_evaluations
 from runner.grid.expression import evaluate
 from runner.grid.language import Grid, Point, expand, parse_grid, unique
@@ -255,9 +256,7 @@ class Composer:
         The names are every dotted key and, for each group, the name of its choice.
         """
         node, choices = self._node(point)
-        keys = flatten(node) | choices
-        resolve_classes(node, keys)
-        return node, keys
+        return node, _finished(node, choices)
 
     def _node(self, point: Point) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the resolved node of a point and its choices of groups."""
@@ -305,8 +304,16 @@ def open_keys(arguments: list[str]) -> list[str]:
 def to_plain(composed: DictConfig) -> dict[str, Any]:
     """Return a composed config as plain data, with `resources.classes` resolved."""
     node = user_part(composed)
-    resolve_classes(node, flatten(node) | _choices(composed))
+    _finished(node, _choices(composed))
     return node
+
+
+def _finished(node: dict[str, Any], choices: dict[str, str]) -> dict[str, Any]:
+    """Resolve `resources.classes` in a composed `node`; return the names expressions may use."""
+    refuse_missing_values(node, choices)
+    keys = flatten(node) | choices
+    resolve_classes(node, keys)
+    return keys
 
 
 def user_part(composed: DictConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext
 
 from runner.commands.hydra_plugin import Composer, GridSweeper, register, to_plain
+from runner.commands.missing_values import refuse_missing_values
 from runner.machine.errors import ConfigError, EspalierError
 from runner.records.cells import Cell, make_cells
 from runner.records.config import (
@@ -137,6 +138,22 @@ def test_every_point_of_every_experiment_builds_on_meta(experiment: str, name: s
                 model = cfg.model.build(vocab, cfg.seed)
                 assert cfg.optim.build(model)
             assert cfg.train.num_steps(cfg.model.num_parameters(vocab), 10**9) >= 0
+
+
+def test_values_that_a_node_leaves_open_are_named_together(
+    compose: Compose,
+) -> None:
+    open_node = {"data": {"sources": [{"path": "???"}]}, "tokenizer": {"path": "???"}, "name": "x"}
+    with pytest.raises(ConfigError) as refused:
+        refuse_missing_values(open_node, {"data": "text"})
+    assert str(refused.value) == (
+        "data.sources.0.path and tokenizer.path must be given with data=text; "
+        "add data.sources.0.path=VALUE tokenizer.path=VALUE"
+    )
+    with pytest.raises(ConfigError, match=r"data\.sources\.0\.path must be given"):
+        compose("data=jsonl", "data.sources.0.path='???'")
+    with pytest.raises(ConfigError, match="revision is missing for dataset 'some/set': pin it"):
+        make_cells([("", compose("data=hub", "data.sources.0.path=some/set"))])
 
 
 def test_a_model_from_outside_the_clone_needs_no_registration(
