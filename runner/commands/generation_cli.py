@@ -9,7 +9,8 @@ from typing import Any
 from runner.generate.generate import Completion
 from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
-from runner.machine.errors import ConfigError
+from runner.machine.errors import ConfigError, DataError
+from runner.machine.text_files import as_text, json_lines
 
 _BATCH_SIZE = 16
 
@@ -80,24 +81,24 @@ class PromptCompleter:
         """Write a continuation of each line, independently; of a refused line, the reason."""
         for line in lines:
             try:
-                self.stream(line.rstrip("\n"), write)
-            except ConfigError as error:
+                self.stream(as_text(line.rstrip("\n"), "this line"), write)
+            except (ConfigError, DataError) as error:
                 write(f"error: {error}")
             write("\n")
 
 
 def read_prompts(file: Path) -> list[str]:
-    """Return the prompts of a JSON-lines file.
+    """Return the prompts of a JSON-lines file, plain or .gz; blank lines are left out.
 
     Raises:
-        ConfigError: a line is not a JSON object with a "prompt"; the message gives its number.
+        DataError: the file cannot be read, or a line is not a JSON object whose "prompt" is text;
+            the message gives its number.
     """
     prompts = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            prompts.append(str(json.loads(line)["prompt"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f'{file}:{number} is not a JSON object with a "prompt"') from error
+    for where, row in json_lines(file):
+        if not isinstance(row, dict) or "prompt" not in row:
+            raise DataError(f'{where} is not a JSON object with a "prompt"; mend or remove it')
+        prompts.append(as_text(row["prompt"], where))
     return prompts
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from runner.commands.arguments import MODELS, Reference, Root
 from runner.machine.errors import ConfigError
+from runner.machine.text_files import as_text
 
 app = typer.Typer()
 _MAX_LENGTH = 1024  # tokens of a sequence that an imported model is measured on
@@ -106,6 +108,10 @@ def generate(
             "--stream and --interactive take one prompt and one sample; leave out --file, --n and "
             "--beams, or --stream and --interactive"
         )
+    if file is not None:
+        prompts = read_prompts(file)
+    else:
+        prompts = [as_text(text, "--prompt") for text in prompt or ["\n"]]
     completer = PromptCompleter(
         find_cell(root, run).folder,
         average=average,
@@ -126,12 +132,13 @@ def generate(
     write = partial(typer.echo, nl=False)
     if interactive:
         typer.echo("type a line to have it continued; Ctrl-D ends", err=True)
+        if isinstance(sys.stdin, TextIOWrapper):  # a byte that is no UTF-8 costs its line only
+            sys.stdin.reconfigure(errors="surrogateescape")
         completer.complete_lines(sys.stdin, write)
     elif stream:
-        completer.stream((prompt or ["\n"])[0], write)
+        completer.stream(prompts[0], write)
         typer.echo()
     else:
-        prompts = read_prompts(file) if file else prompt or ["\n"]
         json_lines = file is not None or logprobs
         for text, completion in completer.complete(prompts):
             line = as_json(text, completion, logprobs=logprobs)

@@ -196,13 +196,20 @@ def test_the_command_takes_prompts_a_file_or_streams(espalier: Run, tmp_path: Pa
         "--prompt", "line 1", "--temperature", "0"
     ).output.rstrip("\n")
     file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "line 1"}\n{"prompt": "x"}\n')
-    rows = [json.loads(line) for line in call("--file", str(file)).output.splitlines()]
-    assert [row["prompt"] for row in rows] == ["line 1", "x"]
+    file.write_text('\ufeff{"prompt": "line 1"}\n\n{"prompt": "x\u2028y"}\n')
+    rows = [json.loads(row) for row in call("--file", str(file)).output.strip().split("\n")]
+    assert [row["prompt"] for row in rows] == ["line 1", "x\u2028y"]
     assert all(row["tokens"] <= 9 and row["finish"] in ("stop", "length") for row in rows)
     assert "take one prompt" in str(call("--prompt", "a", "--prompt", "b", "--stream").exception)
-    file.write_text('{"prompt": "line 1"}\n{"text": "x"}\n')
-    assert "prompts.jsonl:2 is not a JSON object" in str(call("--file", str(file)).exception)
+    for row, message in (
+        ('{"text": "x"}', "is not a JSON object"),
+        ('{"prompt": null}', "'None' is null, not text"),
+        ('{"prompt": ["x"]}', "is a list, not text"),
+    ):
+        file.write_text(f'{{"prompt": "line 1"}}\n\n{row}\n')
+        refused = str(call("--file", str(file)).exception)
+        assert "prompts.jsonl, line 3" in refused
+        assert message in refused
     assert "the prompt has 17 tokens, more than the context of 16" in str(
         call("--prompt", "a" * 17).exception
     )
