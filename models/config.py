@@ -10,6 +10,7 @@ A class may have two attributes of its own:
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from math import inf
 from typing import Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 from models.moves import current_path, released_path
@@ -165,6 +166,16 @@ def target_class(target: str) -> Any:
     """
     module, _, name = current_path(target).rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def refuse_no_steps(name: str, value: int | float) -> None:
+    """Refuse a `value` that is neither a number of steps nor, below 1, a share of the run.
+
+    Raises:
+        ValueError: it is negative, not finite, or above 1 and no whole number.
+    """
+    if not 0 <= value < inf or (value > 1 and value != int(value)):
+        raise ValueError(f"{name}={value} must be a number of steps, or below 1 a share of the run")
 
 
 def couples_samples(cfg: Any, sequence_length: int) -> bool:

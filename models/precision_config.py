@@ -8,7 +8,7 @@ rounding and scale, by default those published with the format; without a format
 from typing import TYPE_CHECKING, Literal
 
 from kernels.format_names import HADAMARD_SIZES, Format, Signs
-from models.config import config, execution, neutral
+from models.config import config, execution, neutral, refuse_no_steps
 
 if TYPE_CHECKING:
     import torch
@@ -254,6 +254,20 @@ class PrecisionConfig:
             value = getattr(self, name)
             if value < 0 or (value > 1 and value != int(value)):
                 raise ValueError(f"{name}={value} must be a number of blocks or a share below 1")
+        if self.switch_at is not None:
+            refuse_no_steps("switch_at", self.switch_at)
+
+    def check(self, steps: int) -> None:
+        """Check that the switch comes within `steps`.
+
+        Raises:
+            ValueError: it would never come.
+        """
+        if self.switch_at is not None and self.switch_at >= max(steps, 1):
+            raise ValueError(
+                f"switch_at={self.switch_at:g} is never reached in the {steps} steps of the run; "
+                "lower it, or give a share of the run below 1"
+            )
 
     @property
     def quantised(self) -> bool:

@@ -3,6 +3,7 @@
 Fields marked `execution` change no result and are not part of the fingerprint.
 """
 
+from math import inf
 from typing import Literal
 
 from models.config import config, execution, neutral
@@ -85,6 +86,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"train.{name}={value} must be at least 1")
+        for name in ("tokens", "flops", "tokens_per_parameter", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < inf:
+                raise ConfigError(f"train.{name}={value} must be positive and finite")
         micro = self.forward_samples(processes)
         if self.batch_size % (processes * micro):
             raise ConfigError(

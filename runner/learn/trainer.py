@@ -28,7 +28,7 @@ from runner.learn.setup import Setup, set_up
 from runner.machine.errors import CheckpointError, ConfigError, LeaseLost
 from runner.machine.ranks import Ranks, gather_full
 from runner.records import checkpoint, checkpoint_folder, contracts
-from runner.records.budget import budget, flops_per_sequence
+from runner.records.budget import budget, check_steps, flops_per_sequence
 from runner.records.cells import Cell
 from runner.records.contracts import Batch, Inputs, Outcome
 from runner.records.journal import Journal
@@ -82,6 +82,7 @@ class Trainer:
         self.budget = budget(cfg, vocab)
         self.flops_per_sequence, self.flops_per_sequence_causal = flops_per_sequence(cfg, vocab)
         self.steps = self.budget.steps
+        check_steps(cfg, self.steps)
         self.micro_batch = cfg.train.forward_samples(ranks.world)
         self.optimizers = build_optimizers(cfg.optim, self.model)
         self.average = cfg.train.average.build(self.model)

@@ -6,6 +6,7 @@ from models import sizes
 from models.flops import training_flops
 from runner.machine.errors import ConfigError
 from runner.records.config import RunConfig
+from runner.records.contracts import check
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,26 @@ class Budget:
     num_embedding_parameters: int
     tokens: int
     flops: int
+
+
+def check_steps(run: RunConfig, steps: int) -> None:
+    """Check that what is planned over the steps of a run that trains fits into `steps` of them.
+
+    That is the schedule of the learning rate, the switch of the precision and the weight average.
+
+    Raises:
+        ConfigError: something does not fit; the message names its keys.
+    """
+    planned = (
+        ("schedule", run.schedule),
+        ("precision", run.precision),
+        ("train.average", run.train.average),
+    )
+    for path, cfg in planned if steps else ():
+        try:
+            check(cfg, steps)
+        except ValueError as error:
+            raise ConfigError(f"{path}.{error}") from None
 
 
 def flops_per_sequence(run: RunConfig, vocab_size: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from runner.machine import storage
 from runner.machine.errors import ConfigError, EspalierError
 from runner.machine.system_errors import write_error
 from runner.records import journal
+from runner.records.budget import check_steps
 from runner.records.config import RunConfig, execution_half, freeze, is_among, set_key, validate
 from runner.records.contracts import outputs
 from runner.records.fingerprint import DIGITS, contents_of, derived, fingerprint, science
@@ -125,6 +126,8 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
             run = validate(with_pretrained(node))
             for key, text in _references(run).items():
                 check_reference(key, text, run.inputs)
+            if run.train is not None and run.train.steps:  # other budgets: see `Planned.problem`
+                check_steps(run, run.train.steps)
         except ConfigError as error:
             problems.append(f"{label}: {error}" if label else str(error))
             continue

@@ -24,7 +24,7 @@ from runner.machine import environment
 from runner.machine.errors import ConfigError, StorageError
 from runner.machine.hardware import Gpu, gpu_named
 from runner.records import contracts, journal
-from runner.records.budget import Budget
+from runner.records.budget import Budget, check_steps
 from runner.records.cells import Cell
 from runner.records.drift import drift, drifted
 from runner.records.fingerprint import earlier_fingerprint
@@ -135,6 +135,8 @@ class Planned:
             )
         try:
             self.choices  # noqa: B018
+            if self.budget is not None:
+                check_steps(run, self.budget.steps)
         except ValueError as error:
             return str(error)
         return self._lack_of_memory(gpu)

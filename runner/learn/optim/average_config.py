@@ -34,6 +34,18 @@ class AverageConfig:
         if self.every < 1 or self.count < 1:
             raise ValueError(f"every={self.every} and count={self.count} must be at least 1")
 
+    def check(self, steps: int) -> None:
+        """Check that kind=last finds all its weights within `steps`.
+
+        Raises:
+            ValueError: it would average fewer.
+        """
+        if self.kind == "last" and self.every * self.count > steps:
+            raise ValueError(
+                f"every={self.every} and count={self.count}: the last {self.count} multiples of "
+                f"{self.every} do not fit into the {steps} steps of the run; lower one of them"
+            )
+
     def build(self, model: "nn.Module") -> "WeightAverage | None":
         """Return the average of `model`, None for kind=none."""
         from runner.learn.optim.average import WeightAverage  # noqa: PLC0415

@@ -1,5 +1,6 @@
 """The configs of AdamW and Muon."""
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from models.config import config
@@ -27,8 +28,13 @@ class AdamWConfig:
     decay_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr} must be positive")
+        if not 0 < self.lr < inf:
+            raise ValueError(f"lr={self.lr} must be positive and finite")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)} must each lie in [0, 1)")
+        for name in ("eps", "weight_decay"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative or infinite")
 
     def build(self, model: "LanguageModel") -> "list[Optimizer]":
         """Return the optimisers of all parameters of `model`."""
@@ -48,6 +54,13 @@ class MuonConfig(AdamWConfig):
 
     muon_lr: float = 3e-3
     momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.muon_lr < inf:
+            raise ValueError(f"muon_lr={self.muon_lr} must be positive and finite")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum} must lie in [0, 1)")
 
     def numerics_with(self, model: Any) -> int:
         """Return the numerics revision for a model's config.
