@@ -11,8 +11,9 @@ with the residual stream h gates how much enters it:
 Shape legend: batch, seq, dim = model width, orders = n-gram lengths, slots = orders x heads.
 """
 
-import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,14 +122,23 @@ class Engram(nn.Module):
 
 
 def _compressed(text: str) -> str:
-    """Return `text` in lower case without accents, runs of white space as one space.
+    """Return `text` in lower case without accents and without spaces at its ends.
 
-    Normal forms: NFKC, then NFD. Text of nothing but white space or accents stays as it is.
+    As in the published code: NFKC, NFD, accents off, lower case, each run of spaces, tabs and line
+    ends one space; text of nothing else is that space. What would be empty stays as it is.
     """
-    plain = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
-    plain = "".join(c for c in plain if not unicodedata.combining(c)).lower()
-    plain = " ".join(plain.split()) if plain.strip() else plain
-    return plain or text
+    fold, strip = _normalisers()
+    folded = fold.normalize_str(text)
+    return folded if folded == " " else strip.normalize_str(folded) or text
+
+
+@lru_cache
+def _normalisers() -> tuple[Any, Any]:
+    from tokenizers import Regex, normalizers  # noqa: PLC0415
+
+    unicode = [normalizers.NFKC(), normalizers.NFD(), normalizers.StripAccents()]
+    spaces = normalizers.Replace(Regex(r"[ \t\r\n]+"), " ")
+    return normalizers.Sequence([*unicode, normalizers.Lowercase(), spaces]), normalizers.Strip()
 
 
 def _multipliers(cfg: EngramConfig, number: int) -> list[int]:

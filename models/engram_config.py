@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 from itertools import compress, islice
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from models.branch_config import Host
 from models.config import config
@@ -33,6 +33,8 @@ class EngramConfig:
     looks_back: ClassVar[bool] = True
     has_filters: ClassVar[bool] = True
 
+    numerics = 2  # revision 1 counted each token of nothing but white space as its own
+
     table_size: int
     slot_dim: int = 16
     orders: tuple[int, ...] = (2, 3)
@@ -48,6 +50,10 @@ class EngramConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.orders or min(self.orders) < 1:
             raise ValueError(f"orders={self.orders} must be lengths of n-grams, (2, 3) for example")
+
+    def numerics_with(self, model: Any) -> int:
+        """Return the numerics revision: without `compress` nothing has changed since the first."""
+        return self.numerics if self.compress else 1
 
     def build(self, host: Host, number: int, vocab_size: int) -> "Engram":
         """See `BranchConfig`."""

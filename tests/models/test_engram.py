@@ -13,7 +13,10 @@ from models.contract import read_vocabulary
 from models.decoder_config import DecoderConfig
 from models.engram import Engram
 from models.engram_config import EngramConfig, primes
+from runner.data.corpus import token_texts
+from runner.data.tokenizers_config import TokenizerConfig
 from runner.learn.optim.groups_config import AdamWConfig, MuonConfig
+from tests.conftest import ROOT
 from tests.models import backbone
 
 PART = EngramConfig(table_size=61, slot_dim=4, num_heads=2)
@@ -90,7 +93,7 @@ def test_tokens_that_differ_in_case_accents_or_spaces_share_their_rows() -> None
     model = CFG.build(6, 0)
     read_vocabulary(model, lambda: ["The", "the", " thé", "a", " ", "\n"])
     engram = model.blocks()[0].engram
-    assert engram.canonical.tolist() == [0, 0, 0, 3, 4, 5]
+    assert engram.canonical.tolist() == [0, 0, 0, 3, 4, 4]
     rows = [
         engram.rows(Context(torch.tensor([[3, i]]), torch.arange(2)))[0, 1].tolist()
         for i in range(4)
@@ -101,6 +104,51 @@ def test_tokens_that_differ_in_case_accents_or_spaces_share_their_rows() -> None
     off = cfg.build(2, 0)
     read_vocabulary(off, lambda: ["a", "A"])
     assert off.blocks()[0].engram.canonical.tolist() == [0, 1]
+
+
+def test_tokens_count_as_one_where_the_published_normaliser_says_so() -> None:
+    """The vocabulary of a tokenizer of code, and characters at which Unicode's forms differ."""
+    from tokenizers import Regex, normalizers
+
+    published = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.NFD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"[ \t\r\n]+"), " "),
+            normalizers.Replace(Regex(r"^ $"), "\ue000"),
+            normalizers.Strip(),
+            normalizers.Replace("\ue000", " "),
+        ]
+    )
+    code = [file.read_text() for file in sorted((ROOT / "models").glob("*.py"))]
+    cfg = TokenizerConfig(kind="bpe", vocab_size=1000)
+    texts = [text for text in token_texts(cfg.build(code)) if "\ufffd" not in text]
+    texts += [
+        "\n",
+        "\t\n",
+        "\r\n  ",
+        "\u00a0",
+        "\u2003",
+        "\u3000\n",
+        "\x0b",
+        "\x0c",
+        "\x1c",
+        "\x85",
+        "",
+    ]
+    texts += ["\u0301", " \u0301", "\u0903", "ﬁ", "Ⅻ", "İ", "ẞ", "Å", "\u200b", "\ufeff", "a  b\n"]
+    model = CFG.build(len(texts), 0)
+    read_vocabulary(model, lambda: texts)
+    ours = model.blocks()[0].engram.canonical.tolist()
+    first: dict[str, int] = {}
+    theirs = [
+        first.setdefault(published.normalize_str(text) or text, index)
+        for index, text in enumerate(texts)
+    ]
+    assert ours == theirs
+    assert len({ours[texts.index(text)] for text in ("\n", "\t\n", "\r\n  ", "\u00a0")}) == 1
 
 
 def test_tables_learn_faster_and_never_decay_and_are_no_matrix_to_muon() -> None:

@@ -40,6 +40,12 @@ FIXTURE = Path(__file__).parents[1] / "fixtures/runs_2026_11"
 MADE: dict[str, Any] = json.loads((FIXTURE / "cells.json").read_text())
 CELLS: list[dict[str, Any]] = MADE["cells"]
 SWEEPS = sorted(path.name for path in (FIXTURE / "root/sweeps").iterdir())
+# Cases whose numbers have changed since: they are read as before, and the same overrides make a new
+# cell.
+RENUMBERED = {
+    "engram": {"model.parts.n.numerics"},
+    "hybrid": {"model.parts.n.numerics"},
+}
 PLACE = "{here}"  # where the folder lies, in its files and in cells.json
 
 
@@ -134,6 +140,9 @@ def _machine() -> dict[str, str]:
 @_cases(CELLS)
 def test_the_same_overrides_name_the_same_cell(row: dict[str, Any], root: Path) -> None:
     cell = _asked_again(row, root)
+    if row["case"] in RENUMBERED:
+        assert cell.state == "new"
+        return
     if row.get("couples"):  # samples of a forward pass did not count then
         assert cell.state == "new"
         assert earlier_fingerprint(cell.science) == row["fingerprint"]
@@ -149,6 +158,10 @@ def test_a_frozen_cell_is_read_and_hashed_as_it_was(row: dict[str, Any], root: P
     assert cell.config.root == str(root)
     keys = science(cell.config, contents_of(cell.config))
     more = {k: v for k, v in keys.items() if cell.science.get(k) != v}
+    if row["case"] in RENUMBERED:
+        assert set(more) == RENUMBERED[row["case"]]
+        assert fingerprint(keys | {key: cell.science[key] for key in more}) == row["fingerprint"]
+        return
     assert bool(more) is ("couples" in row)
     assert (earlier_fingerprint(keys) if more else fingerprint(keys)) == cell.fingerprint
     assert cell.fingerprint == row["fingerprint"]
