@@ -24,6 +24,7 @@ from kernels.formats import E2M1, E4M3, E5M2
 from kernels.quantise import (
     TENSOR,
     Block,
+    E4M3Max,
     Quantised,
     check_blocks,
     quantise_fp8,
@@ -49,14 +50,18 @@ class Quantiser:
         block: (along the other dimension, along the summed one); (0, 0): one scale for the tensor.
         scale: how scales are made. nvfp4: te214 or paper; mx: floor, rceil, ceil or even; fp8 in
             blocks: power_of_two or fp32.
-        sr_headroom, four_over_six, row_scaled: see `kernels.quantise.quantise_nvfp4`.
+        sr_headroom, e4m3_max, row_scaled: see `kernels.quantise.quantise_nvfp4`.
+        four_over_six: its error, "mae" or "mse"; "" for none.
+        element_headroom: of mx formats, see `kernels.quantise.quantise_mx`.
     """
 
     format: Format
     block: Block
     scale: str = "te214"
     sr_headroom: float = 1.0
-    four_over_six: bool = False
+    element_headroom: float = 1.0
+    four_over_six: str = ""
+    e4m3_max: E4M3Max = 448
     row_scaled: bool = False
 
     def __call__(
@@ -77,7 +82,8 @@ class Quantiser:
                 order=self.scale,  # type: ignore[arg-type]
                 bits=bits,
                 sr_headroom=self.sr_headroom,
-                four_over_six=self.four_over_six,
+                four_over_six=self.four_over_six or None,  # type: ignore[arg-type]
+                e4m3_max=self.e4m3_max,
                 row_scaled=self.row_scaled,
             )
         if self.format.startswith("mx"):
@@ -88,6 +94,7 @@ class Quantiser:
                 scale_rounding=self.scale,
                 bits=bits,
                 sr_headroom=self.sr_headroom,
+                element_headroom=self.element_headroom,
             )
         return quantise_fp8(
             x, fmt=fmt, block=self.block, amax=amax, powers_of_two=self.scale != "fp32"
@@ -101,7 +108,7 @@ class Quantiser:
     @property
     def simple_nvfp4(self) -> bool:
         """True for the variants of NVFP4 that the Triton kernel computes."""
-        options = self.four_over_six or self.row_scaled or self.scale != "te214"
+        options = bool(self.four_over_six) or self.row_scaled or self.scale != "te214"
         return self.format == "nvfp4" and not options and max(self.block) == 16
 
     @property
@@ -112,7 +119,7 @@ class Quantiser:
     @property
     def denominator(self) -> float:
         """Denominator of the factor in the epilogue."""
-        return 2688.0 if self.format == "nvfp4" else 1.0
+        return 6.0 * self.e4m3_max if self.format == "nvfp4" else 1.0
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,9 @@ def emulate(
         list(quantiser.block),
         quantiser.scale,
         quantiser.sr_headroom,
+        quantiser.element_headroom,
         quantiser.four_over_six,
+        quantiser.e4m3_max,
         quantiser.row_scaled,
     )
     block_scales = scales if quantiser.stacked else None
@@ -251,7 +260,9 @@ def _quantise(
     block: list[int],
     scale: str,
     sr_headroom: float,
-    four_over_six: bool,
+    element_headroom: float,
+    four_over_six: str,
+    e4m3_max: int,
     row_scaled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     quantiser = Quantiser(
@@ -259,7 +270,9 @@ def _quantise(
         block=(block[0], block[1]),
         scale=scale,
         sr_headroom=sr_headroom,
+        element_headroom=element_headroom,
         four_over_six=four_over_six,
+        e4m3_max=e4m3_max,  # type: ignore[arg-type]
         row_scaled=row_scaled,
     )
     if x.device.type == "cpu":
@@ -285,7 +298,9 @@ def _(
     block: list[int],
     scale: str,
     sr_headroom: float,
-    four_over_six: bool,
+    element_headroom: float,
+    four_over_six: str,
+    e4m3_max: int,
     row_scaled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = x.shape
@@ -329,7 +344,9 @@ def _on_cpu(
         *quantiser.block,
         quantiser.scale,
         quantiser.sr_headroom,
+        quantiser.element_headroom,
         quantiser.four_over_six,
+        quantiser.e4m3_max,
         quantiser.row_scaled,
         dtype,
         has_bits,

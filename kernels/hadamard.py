@@ -8,7 +8,7 @@ import math
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -25,6 +25,8 @@ def hadamard_matrix(
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Float[Tensor, "d d"]:
     """Return diag(signs) H / sqrt(size) in bf16, exact for 16 and 64 (entries 2**-k), else rounded.
+
+    Signs of each step come from dice, see `with_signs`; here they are "none".
 
     Raises:
         ValueError: `size` is none of HADAMARD_SIZES.
@@ -51,6 +53,12 @@ def _matrix(size: int, signs: Signs, seed: int, device: torch.device) -> Tensor:
 
 
 _cached_matrix = lru_cache(_matrix)
+
+
+def with_signs(matrix: Float[Tensor, "d d"], bits: UInt8[Tensor, " d"]) -> Float[Tensor, "d d"]:
+    """Return diag(signs) `matrix`, the sign of a row being minus where its byte is odd."""
+    signs = 1.0 - 2.0 * (bits & 1).to(matrix.dtype)
+    return signs[:, None] * matrix
 
 
 def hadamard(

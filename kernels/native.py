@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.emulate import Quantiser
-from kernels.quantise import TENSOR
+from kernels.quantise import TENSOR, Block, E4M3Max
 from kernels.quantised_linear import GemmRecipe, LinearRecipe, OperandRecipe
 
 _NO_GPU = "only a GPU has low-precision tensor cores"
@@ -224,19 +224,71 @@ def published() -> list[tuple[str, dict[str, Any], LinearRecipe]]:
         recipes.append(("Float8BlockScaling", {"use_f32_scales": single}, recipe))
     mx = OperandRecipe(quantiser=Quantiser(format="mxfp8_e4m3", block=(1, 32), scale="rceil"))
     recipes.append(("MXFP8BlockScaling", {"fp8_format": "E4M3"}, _all(mx, mx)))
-    row, square = (
-        OperandRecipe(quantiser=Quantiser(format="nvfp4", block=b)) for b in ((1, 16), (16, 16))
-    )
+    return recipes + _nvfp4()
+
+
+def _nvfp4() -> list[tuple[str, dict[str, Any], LinearRecipe]]:
+    """Return every NVFP4 recipe of TransformerEngine.
+
+    It transforms no operand that it quantises by four over six, rounds none of them by dice, and
+    has row-scaled activations in the forward pass only.
+    """
+    recipes = []
+    largest: tuple[E4M3Max, ...] = (448, 256)
+    chosen: list[tuple[str, E4M3Max]] = [("", 448), *product(("mae", "mse"), largest)]
     for no_hadamard, no_dice, no_square in product((False, True), repeat=3):
-        weight, size = row if no_square else square, 0 if no_hadamard else 16
-        recipe = _all(row, replace(row, stochastic=not no_dice), weight, size)
-        arguments = {
-            "disable_rht": no_hadamard,
-            "disable_stochastic_rounding": no_dice,
-            "disable_2d_quantization": no_square,
-        }
-        recipes.append(("NVFP4BlockScaling", arguments, recipe))
+        for weights, activations, rows in product(chosen, chosen, (False, True)):
+            together = {error for error, _ in (weights, activations) if error}
+            if len(together) == 2 or (activations[0] and not no_hadamard):
+                continue
+            x = _nvfp4_operand((1, 16), *activations, row_scaled=rows)
+            g = replace(_nvfp4_operand((1, 16)), stochastic=not no_dice)
+            w = _nvfp4_operand((1, 16) if no_square else (16, 16), *weights)
+            recipe = _all(x, g, w, 0 if no_hadamard else 16)
+            arguments = {
+                "disable_rht": no_hadamard,
+                "disable_stochastic_rounding": no_dice,
+                "disable_2d_quantization": no_square,
+            }
+            if together:
+                arguments |= _four_over_six(weights, activations, together.pop())
+            if rows:
+                arguments |= {"row_scaled_activation": True}
+                recipe = LinearRecipe(fprop=recipe.fprop)
+            recipes.append(("NVFP4BlockScaling", arguments, recipe))
     return recipes
+
+
+def _nvfp4_operand(
+    block: Block, error: str = "", largest: E4M3Max = 448, *, row_scaled: bool = False
+) -> OperandRecipe:
+    return OperandRecipe(
+        quantiser=Quantiser(
+            format="nvfp4",
+            block=block,
+            four_over_six=error,
+            e4m3_max=largest,
+            row_scaled=row_scaled,
+        )
+    )
+
+
+def _four_over_six(
+    weights: tuple[str, int], activations: tuple[str, int], error: str
+) -> dict[str, Any]:
+    """Return the arguments that choose (error, largest scale) for weights and activations."""
+    chosen = {"weights": weights, "activations": activations}
+    scopes = [name for name, (own, _) in chosen.items() if own]
+    wide = [name for name in scopes if chosen[name][1] == 256]
+    return {
+        "nvfp4_4over6": _scope(scopes),
+        "nvfp4_4over6_e4m3_use_256": _scope(wide) if len(wide) < len(scopes) else "all",
+        "nvfp4_4over6_err_mode": error.upper(),
+    }
+
+
+def _scope(names: list[str]) -> str:
+    return "all" if len(names) == 2 else names[0] if names else "none"
 
 
 def _fp8(format: Any, block: tuple[int, int], scale: str) -> OperandRecipe:

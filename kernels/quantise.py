@@ -33,7 +33,7 @@ Block = tuple[int, int]
 ScaleOrder = Literal["te214", "paper"]
 TENSOR: Block = (0, 0)  # one block: the tensor
 _FLT_MAX = torch.finfo(torch.float32).max
-_NVFP4_RANGE = 2688.0  # 448 * 6: the largest scale times the largest element
+E4M3Max = Literal[448, 256]  # the scale that the largest block gets
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def quantise_nvfp4(
     order: ScaleOrder = "te214",
     bits: UInt8[Tensor, "rows cols"] | None = None,
     sr_headroom: float = 1.0,
-    four_over_six: bool = False,
+    four_over_six: Literal["mae", "mse"] | None = None,
+    e4m3_max: E4M3Max = 448,
     row_scaled: bool = False,
 ) -> Quantised:
     """Return `x` as NVFP4: E2M1 elements, E4M3 block scales, an fp32 scale of the tensor.
@@ -135,7 +136,10 @@ def quantise_nvfp4(
         order: of the block scale's products: TransformerEngine >= 2.14, or the paper and TE before.
         bits: for stochastic rounding, see `round_stochastic_e2m1`; None rounds to nearest.
         sr_headroom: factor of the block scales; at 17/16 stochastic rounding does not saturate.
-        four_over_six: a block's maximum becomes 4 instead of 6 where its absolute error is smaller.
+        four_over_six: a block's maximum becomes 4 instead of 6 where its error, absolute (mae) or
+            squared (mse), is smaller.
+        e4m3_max: the scale of the block with the largest magnitude; at 256 that block too can have
+            the 1.5 times larger scale of four over six.
         row_scaled: an outer scale for each row (blocks of one row only).
 
     Raises:
@@ -146,13 +150,15 @@ def quantise_nvfp4(
     peak = blocks.abs().amax(dim=(1, 3), keepdim=True)
     if amax is None:
         amax = peak.amax(dim=2, keepdim=True) if row_scaled else peak.amax()
+    top = 6.0 * e4m3_max  # the largest element times the largest scale
     # number / tensor would be reciprocal() * number in torch: two roundings.
-    enc = torch.div(x.new_tensor(_NVFP4_RANGE), amax).clamp(max=_FLT_MAX)
+    enc = torch.div(x.new_tensor(top), amax).clamp(max=_FLT_MAX)
     enc = torch.where((amax == 0) | (enc == 0), 1.0, enc)
     dec = 1.0 / enc
-    numerator = torch.where((amax == 0) | amax.isinf(), _NVFP4_RANGE, amax)
+    numerator = torch.where((amax == 0) | amax.isinf(), top, amax)
     if four_over_six:
-        elements, scales = _four_over_six(blocks, peak, enc, dec, amax)
+        choice = _FourOverSix(top, squared=four_over_six == "mse")
+        elements, scales = choice(blocks, peak, enc, dec, amax)
     else:
         if order == "te214":
             scales = peak * (enc * x.new_tensor(6.0).reciprocal())
@@ -169,7 +175,7 @@ def quantise_nvfp4(
         scales[:, 0, :, 0],
         dec,
         numerator,
-        _NVFP4_RANGE,
+        top,
         "e4m3",
     )
 
@@ -182,10 +188,15 @@ def quantise_mx(
     scale_rounding: str = "rceil",
     bits: UInt8[Tensor, "rows cols"] | None = None,
     sr_headroom: float = 1.0,
+    element_headroom: float = 1.0,
 ) -> Quantised:
     """Return `x` as MXFP4 (`fmt` E2M1) or MXFP8 (E4M3, E5M2): E8M0 scales, see `round_scale`.
 
     Error: half a step of `fmt` times the block's scale, more where floor or even saturate.
+
+    Args:
+        element_headroom: divides the elements before they are rounded, and multiplies the whole; at
+            4/3 no element saturates under scales by floor (Tseng et al., arXiv 2502.20586).
 
     Raises:
         ValueError: a size is not a multiple of the block's, the scale rounding is unknown, or there
@@ -196,9 +207,9 @@ def quantise_mx(
     peak = blocks.abs().amax(dim=(1, 3), keepdim=True) * sr_headroom
     scales = round_scale(peak, fmt, scale_rounding)
     scaled = torch.where(scales > 0, blocks / scales.clamp(min=2.0**-127), 0.0)
-    elements = _round(scaled, fmt, bits)
-    one = torch.ones((), device=x.device)
-    return Quantised(fmt, block, elements.view(x.shape), scales[:, 0, :, 0], one, one)
+    elements = _round(scaled * (1.0 / element_headroom), fmt, bits)
+    outer = torch.full((), element_headroom, device=x.device)
+    return Quantised(fmt, block, elements.view(x.shape), scales[:, 0, :, 0], outer, outer)
 
 
 def quantise_fp8(
@@ -253,27 +264,46 @@ def _round(scaled: Tensor, fmt: FloatFormat, bits: Tensor | None) -> Tensor:
     return round_stochastic_e2m1(scaled, bits.view(scaled.shape))
 
 
-def _four_over_six(
-    blocks: Tensor, peak: Tensor, enc: Tensor, dec: Tensor, amax: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return (elements, scales) of the better of two scales for each block; ties go to 6.
+@dataclass(frozen=True)
+class _FourOverSix:
+    """Chooses the better of two scales for each block; ties go to 6.
 
     Errors are summed in TransformerEngine's order.
+
+    Args:
+        top: the largest scale times the largest element.
     """
-    base = (peak / 6.0) * enc
-    elements, scales, errors = [], [], []
-    for factor in (1.5, 1.0):
-        scale = round_nearest((base * factor).clamp(max=E4M3.max), E4M3)
-        element = _e2m1(blocks, scale, dec, None)
-        difference = (element * scale * amax / _NVFP4_RANGE - blocks).abs()
-        error = difference[..., 0]
-        for column in range(1, blocks.shape[3]):
-            error = error + difference[..., column]
-        while error.shape[1] > 1:  # the warp's tree
-            half = error.shape[1] // 2
-            error = error[:, :half] + error[:, half:]
-        elements.append(element)
-        scales.append(scale)
-        errors.append(error[..., None])
-    four = errors[0] < errors[1]
-    return torch.where(four, elements[0], elements[1]), torch.where(four, scales[0], scales[1])
+
+    top: float
+    squared: bool
+
+    def __call__(
+        self, blocks: Tensor, peak: Tensor, enc: Tensor, dec: Tensor, amax: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return (elements, scales)."""
+        base = (peak / 6.0) * enc
+        elements, scales, errors = [], [], []
+        for factor in (1.5, 1.0):
+            scale = round_nearest((base * factor).clamp(max=E4M3.max), E4M3)
+            element = _e2m1(blocks, scale, dec, None)
+            difference = element * scale * amax / self.top - blocks
+            each = difference * difference if self.squared else difference.abs()
+            elements.append(element)
+            scales.append(scale)
+            errors.append(_summed(each))
+        four = errors[0] < errors[1]
+        return (
+            torch.where(four, elements[0], elements[1]),
+            torch.where(four, scales[0], scales[1]),
+        )
+
+
+def _summed(each: Tensor) -> Tensor:
+    """Return the sum of each block: along its columns in order, along its rows by halves."""
+    error = each[..., 0]
+    for column in range(1, each.shape[3]):
+        error = error + each[..., column]
+    while error.shape[1] > 1:  # the warp's tree
+        half = error.shape[1] // 2
+        error = error[:, :half] + error[:, half:]
+    return error[..., None]

@@ -22,13 +22,14 @@ from torch import Tensor
 from kernels.diagnostics import statistics
 from kernels.emulate import Operand, Quantiser, emulate, emulate_both, fusible
 from kernels.format_names import Signs
-from kernels.hadamard import hadamard, hadamard_matrix
+from kernels.hadamard import hadamard, hadamard_matrix, with_signs
 from kernels.philox import Dice, rounding_bits
 from kernels.scaled_mm import scaled_mm
 
 OPERANDS = ("fprop.x", "fprop.w", "dgrad.g", "dgrad.w", "wgrad.g", "wgrad.x")
 Probe = dict[str, dict[str, Tensor]]  # statistics by operand
 _STREAM = 1 << 16  # dropout draws from the layers below this
+_SIGNS = 1 << 28  # and the signs of Hadamard transforms from those above this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,7 @@ class _Operands:
             x = _padded(x, gemm, dim)
         before = x
         if gemm.hadamard:
-            x = hadamard(x, hadamard_matrix(gemm.hadamard, gemm.signs, self.layer, x.device), dim)
+            x = hadamard(x, self._matrix(gemm, number // 2, x.device), dim)
         if operand is None:
             return Operand(x.to(torch.bfloat16))
         amax, bits = None, self._bits(operand, x, tokens, number)
@@ -207,18 +208,37 @@ class _Operands:
         if not (plain and recipe.wgrad.hadamard and fusible(grad, operand.quantiser)):
             return None, None
         x = _padded(grad, recipe.wgrad, 0)
-        matrix = hadamard_matrix(recipe.wgrad.hadamard, recipe.wgrad.signs, self.layer, x.device)
+        matrix = self._matrix(recipe.wgrad, 2, x.device)
         along, across = (self._bits(operand, x, grad.shape[0], number) for number in (2, 4))
         both_bits = None if along is None or across is None else (along, across)
         return emulate_both(x, operand.quantiser, matrix, both_bits)
+
+    def _matrix(self, gemm: GemmRecipe, number: int, device: torch.device) -> Tensor:
+        """Return the transform of both operands of a GEMM, whose `number` is 0, 1 or 2."""
+        if gemm.signs != "step":
+            return hadamard_matrix(gemm.hadamard, gemm.signs, self.layer, device)
+        if self.dice is None:
+            return hadamard_matrix(gemm.hadamard, "fixed", self.layer, device)
+        matrix = hadamard_matrix(gemm.hadamard, "none", self.layer, device)
+        stream = _SIGNS + 3 * self.layer + number
+        return with_signs(
+            matrix, rounding_bits(_of_no_sample(self.dice), stream, 1, len(matrix))[0]
+        )
 
     def _bits(self, operand: OperandRecipe, x: Tensor, tokens: int, number: int) -> Tensor | None:
         """Return the dice of an operand, 0 in the rows of padding beyond `tokens`."""
         if not operand.stochastic or self.dice is None:
             return None
         stream = _STREAM + len(OPERANDS) * self.layer + number
+        if OPERANDS[number].endswith("w"):
+            return rounding_bits(_of_no_sample(self.dice), stream, *x.shape)
         bits = rounding_bits(self.dice, stream, tokens, x.shape[1])
         return F.pad(bits, (0, 0, 0, x.shape[0] - tokens)) if x.shape[0] > tokens else bits
+
+
+def _of_no_sample(dice: Dice) -> Dice:
+    """Return the dice of what belongs to a step and to none of its samples, as a weight does."""
+    return Dice(torch.zeros_like(dice.samples[:1]), dice.key)
 
 
 def _same_codes(recipe: LinearRecipe) -> bool:

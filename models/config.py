@@ -30,9 +30,12 @@ def config(cls: type[T]) -> type[T]:
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
-def neutral(value: Any) -> Any:
-    """Declare a field added after the first release; its default `value` is not hashed."""
-    return field(default=value, metadata={"neutral": value})
+def neutral(value: Any, *others: Any) -> Any:
+    """Declare a field added after the first release; its default `value` is not hashed.
+
+    Nor are `others`, values that give the same numbers.
+    """
+    return field(default=value, metadata={"neutral": (value, *others)})
 
 
 def execution(value: Any = MISSING) -> Any:
@@ -45,7 +48,7 @@ def any_config() -> Any:
 
     None is the default and is not hashed.
     """
-    return field(default=None, metadata={"neutral": None, "configs": True})
+    return field(default=None, metadata={"neutral": (None,), "configs": True})
 
 
 def any_configs() -> Any:
@@ -53,7 +56,7 @@ def any_configs() -> Any:
 
     The empty dict is the default and is not hashed.
     """
-    return field(default_factory=dict, hash=False, metadata={"neutral": {}, "configs": True})
+    return field(default_factory=dict, hash=False, metadata={"neutral": ({},), "configs": True})
 
 
 def configs_of(cls: type[Any]) -> Any:

@@ -91,7 +91,8 @@ class Precision:
             chosen, reason = _choose(self.cfg, name)
             backend = "torch"
             if why is None and chosen is not None:
-                backend = self._replace(model, name, linear, chosen, index, passed_over)
+                backend, cost = self._replace(model, name, linear, chosen, index, passed_over)
+                reason = "; ".join(part for part in (reason, cost) if part)
             self._describe(name, chosen if why is None else None, why or reason, backend)
         if not self._linears:
             raise ValueError(
@@ -231,21 +232,29 @@ class Precision:
         chosen: LinearConfig,
         index: int,
         passed_over: str | None,
-    ) -> str:
-        """Replace `linear` by a quantised layer; return the name of what computes it."""
+    ) -> tuple[str, str]:
+        """Replace `linear` by a quantised layer; return what computes it, the cost of padding."""
         parent, _, attribute = name.rpartition(".")
         quantised = QuantisedLinear(linear, chosen, self.shared, index, name)
-        quantised.fit(pad=self.cfg.pad)
+        quantised.fit(pad=self.cfg.pad is not False)
         setattr(model.get_submodule(parent), attribute, quantised)
         self._linears.append(quantised)
+        return self._backend_of(quantised, passed_over), quantised.cost_of_padding()
+
+    def _backend_of(self, linear: QuantisedLinear, passed_over: str | None) -> str:
+        """Return the name of what computes a layer.
+
+        Args:
+            passed_over: why TransformerEngine computes none, None if it can.
+        """
         if self.planning:
             return {"auto": "native or emulated"}.get(self.cfg.backend, self.cfg.backend)
         if passed_over is None:
-            other = linear_recipe(chosen) != linear_recipe(self.cfg.default)
-            why = "a rule of its own" if other else quantised.go_native()
+            other = linear_recipe(linear.chosen) != linear_recipe(self.cfg.default)
+            why = "a rule of its own" if other else linear.go_native()
             if why is None:
                 return "TransformerEngine"
-            passed_over = self._passed_over(f"{name}: {why}")
+            passed_over = self._passed_over(f"{linear.name}: {why}")
         on_cpu = self.device.type == "cpu" and self.cfg.backend == "auto"
         return "emulated on cpu" if on_cpu else f"emulated: {passed_over}"
 

@@ -5,6 +5,7 @@ rounding and scale, by default those published with the format; without a format
 `compute`.
 """
 
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from kernels.format_names import HADAMARD_SIZES, Format, Signs
@@ -34,7 +35,12 @@ class OperandConfig:
             rceil, floor, ceil, even; fp8 with one scale: current, delayed; fp8 with blocks:
             power_of_two, fp32. None: the first of these.
         sr_headroom: factor on block scales; 17/16 keeps stochastic rounding from saturating.
+        element_headroom: mx formats: elements are divided by it before rounding, the product is
+            multiplied by it; 4/3 keeps stochastic rounding under floor scales from saturating.
         four_over_six: nvfp4: a block maps its maximum to 4 instead of 6 where that errs less.
+        four_over_six_error: by the mean absolute or the mean squared error of the block.
+        e4m3_max: with four_over_six: the scale of the tensor's largest block, 448 (E4M3's largest)
+            or 256, at which that block too has the choice.
         row_scaled: nvfp4: a global scale per row instead of one for the tensor.
         quantile: nvfp4: make the global scale of this quantile of |x| instead of its maximum.
     """
@@ -47,6 +53,9 @@ class OperandConfig:
     four_over_six: bool = False
     row_scaled: bool = False
     quantile: float | None = None
+    element_headroom: float = neutral(1.0)
+    four_over_six_error: Literal["mae", "mse"] = neutral("mae")
+    e4m3_max: Literal[448, 256] = neutral(448)
 
     def __post_init__(self) -> None:
         if self.format == "compute":
@@ -63,6 +72,13 @@ class OperandConfig:
         for name in ("four_over_six", "row_scaled", "quantile"):
             if getattr(self, name) and self.format != "nvfp4":
                 raise ValueError(f"{name} is for nvfp4, not for {self.format}")
+        if self.element_headroom != 1.0 and not self.format.startswith("mx"):
+            raise ValueError(f"element_headroom is for mx formats, not for {self.format}")
+        for name in ("four_over_six_error", "e4m3_max"):
+            if getattr(self, name) not in ("mae", 448) and not self.four_over_six:
+                raise ValueError(f"{name}={getattr(self, name)} needs four_over_six=true")
+        if not 1.0 <= self.element_headroom < inf:
+            raise ValueError(f"element_headroom={self.element_headroom} must be 1 or more")
         if self.row_scaled and self.block_shape[0] != 1:
             raise ValueError(f"row_scaled needs blocks of one row, not block={self.block}")
         if self.quantile is not None and not 0.0 < self.quantile <= 1.0:
@@ -116,8 +132,10 @@ class OperandConfig:
         rows, cols = self.block_shape
         block = f"{rows}x{cols}" if rows else "tensor"
         options = [f"quantile {self.quantile}"] * (self.quantile is not None)
-        options += ["4over6"] * self.four_over_six + ["row-scaled"] * self.row_scaled
+        options += [f"4over6 {self.four_over_six_error} {self.e4m3_max}"] * self.four_over_six
+        options += ["row-scaled"] * self.row_scaled
         options += [f"headroom {self.sr_headroom:g}"] * (self.sr_headroom != 1.0)
+        options += [f"elements / {self.element_headroom:g}"] * (self.element_headroom != 1.0)
         rounding = "SR" if self.rounding == "stochastic" else "RNE"
         return " ".join([self.format, block, self.scale_rule, rounding, *options])
 
@@ -128,7 +146,8 @@ class GemmConfig:
 
     Args:
         hadamard: size of the transformed groups, 0 for no transform.
-        signs: fixed (TransformerEngine's), random (one draw per layer) or none.
+        signs: fixed (TransformerEngine's), random (one draw per layer), step (another draw for each
+            step, layer and GEMM; fixed where there are no dice, in evaluation) or none.
     """
 
     hadamard: int = 0
@@ -222,7 +241,8 @@ class PrecisionConfig:
             share.
         switch_at: step from which `switch` is computed in `compute`; below 1, a share of the run.
         switch: the directions that are switched.
-        pad: fill widths that are not multiples of a block up with zeros instead of refusing them.
+        pad: whether widths that are not multiples of a block are filled up with zeros (None, true;
+            the table states the cost) or refused (false).
         check_finite: stop at a NaN or inf operand instead of training on.
         diagnostics_every: steps between statistics of every quantised operand (None: never).
         backend: `native` is TransformerEngine, and an error where it cannot be used; `emulated` is
@@ -242,7 +262,7 @@ class PrecisionConfig:
     keep_last: float = neutral(0.0)
     switch_at: float | None = neutral(None)
     switch: Literal["both", "forward", "backward"] = neutral("both")
-    pad: bool = neutral(False)
+    pad: bool | None = neutral(None, False)
     check_finite: bool = execution(False)
     diagnostics_every: int | None = execution(None)
     backend: Literal["auto", "emulated", "native"] = execution("auto")

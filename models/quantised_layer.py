@@ -88,10 +88,18 @@ class QuantisedLinear(nn.Linear):
             if missing and not pad:
                 raise ValueError(
                     f"{self.name}: {letter}={sizes[letter]} is not a multiple of {divisor} "
-                    f"({what}); change the width or the block, set precision.pad=true, or "
-                    f"precision.keep=['{self.name}']"
+                    f"({what}); change the width or the block, leave precision.pad to its default, "
+                    f"or set precision.keep=['{self.name}']"
                 )
             self.padding[letter] = max(self.padding[letter], missing)
+
+    def cost_of_padding(self) -> str:
+        """Return what the zeros of `fit` add to each GEMM, in words; "" if there are none."""
+        k, n = self.in_features, self.out_features
+        wide, tall = k + self.padding["k"], n + self.padding["n"]
+        if (wide, tall) == (k, n):
+            return ""
+        return f"{n}x{k} padded to {tall}x{wide}, {wide * tall / (k * n) - 1:+.1%} FLOPs"
 
     def _divisors(self) -> Iterator[tuple[str, str, int]]:
         """Yield (reason, dimension, divisor of its size); dimensions as in `quantised_linear`."""

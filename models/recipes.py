@@ -14,7 +14,9 @@ def operand_recipe(cfg: OperandConfig) -> OperandRecipe | None:
         block=cfg.block_shape,
         scale=cfg.scale_rule,
         sr_headroom=cfg.sr_headroom,
-        four_over_six=cfg.four_over_six,
+        element_headroom=cfg.element_headroom,
+        four_over_six=cfg.four_over_six_error if cfg.four_over_six else "",
+        e4m3_max=cfg.e4m3_max,
         row_scaled=cfg.row_scaled,
     )
     return OperandRecipe(

@@ -19,7 +19,7 @@ FORMATS = {
     "MXFP4, scale rounded up": Quantiser(format="mxfp4", block=(1, 32), scale="rceil"),
     "NVFP4 16x16": Quantiser(format="nvfp4", block=(16, 16)),
     "NVFP4 1x16": Quantiser(format="nvfp4", block=(1, 16)),
-    "NVFP4 1x16, four over six": Quantiser(format="nvfp4", block=(1, 16), four_over_six=True),
+    "NVFP4 1x16, four over six": Quantiser(format="nvfp4", block=(1, 16), four_over_six="mae"),
     "FP8 E5M2, one scale": Quantiser(format="fp8_e5m2", block=(0, 0)),
     "FP8 E4M3, one scale": Quantiser(format="fp8_e4m3", block=(0, 0)),
     "MXFP8 E4M3": Quantiser(format="mxfp8_e4m3", block=(1, 32), scale="rceil"),

@@ -110,7 +110,7 @@ def look(
     if (text is None) == (file is None):
         raise ConfigError("give either --text or --file")
     cell = find_cell(root, run)
-    internals = look_at(cell, text if text is not None else read_text(file))
+    internals = look_at(cell, read_text(file) if file is not None else text or "")
     folder = out or root / "looks" / cell.fingerprint
     for path in draw(internals, folder, f"{cell.config.name} {cell.fingerprint[:8]}"):
         typer.echo(path)

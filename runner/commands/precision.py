@@ -40,7 +40,7 @@ def inspect(
     formats = {
         "nvfp4 1x16": Quantiser(format="nvfp4", block=(1, 16)),
         "nvfp4 16x16": Quantiser(format="nvfp4", block=(16, 16)),
-        "nvfp4 4over6": Quantiser(format="nvfp4", block=(1, 16), four_over_six=True),
+        "nvfp4 4over6": Quantiser(format="nvfp4", block=(1, 16), four_over_six="mae"),
         "mxfp4": Quantiser(format="mxfp4", block=(1, 32), scale="rceil"),
         "mxfp8": Quantiser(format="mxfp8_e4m3", block=(1, 32), scale="rceil"),
         "fp8": Quantiser(format="fp8_e4m3", block=(0, 0), scale="current"),

@@ -121,20 +121,45 @@ def science(run: RunConfig, contents: Contents) -> dict[str, Any]:
     if run.eval is not None:
         _as_first_released_eval(run, node["eval"])
     _as_first_released_work(run, node)
+    for path, value in _configs(run):
+        _drop_neutral_within(value, _part(node, path))
     keys = {k: v for k, v in flatten(node).items() if not is_among(k, execution)}
     for path, value in _configs(run):
         if f"{path}._target_" not in keys:
             continue
         keys[f"{path}.numerics"] = _numerics(value, run)
         keys[f"{path}._target_"] = released_name(type(value))
-        for field in dataclasses.fields(value):
-            default = field.metadata.get("neutral", dataclasses.MISSING)
-            if getattr(value, field.name) == default:
-                keys = _without(keys, f"{path}.{field.name}")
+        for neutral in _neutral_fields(value):
+            keys = _without(keys, f"{path}.{neutral}")
     if run.eval is not None and run.eval.harness.tasks:
         keys["eval.harness.data"] = contents.benchmarks
     keys |= {f"{path}.content": digest for path, digest in contents.others}
     return {RENAMES.get(k, k): v for k, v in (keys | derived(run)).items()}
+
+
+def _neutral_fields(cfg: Any) -> list[str]:
+    """Return the fields of a config that are at a value that is not hashed."""
+    declared = {f.name: f.metadata.get("neutral", ()) for f in dataclasses.fields(cfg)}
+    return [name for name, values in declared.items() if getattr(cfg, name) in values]
+
+
+def _part(node: Any, path: str) -> Any:
+    """Return what stands at a dotted path of `node`, None if nothing does."""
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
+
+
+def _drop_neutral_within(cfg: Any, node: Any) -> None:
+    """Remove from `node`, a config as plain data, the neutral fields of the configs it holds."""
+    for item in dataclasses.fields(cfg):
+        held, data = getattr(cfg, item.name), node.get(item.name) if isinstance(node, dict) else ()
+        several = isinstance(held, (tuple, list))
+        for part, plain_part in zip(*((held, data) if several else ([held], [data])), strict=False):
+            if dataclasses.is_dataclass(part) and not isinstance(part, type):
+                _drop_neutral_within(part, plain_part)
+                for name in _neutral_fields(part) if isinstance(plain_part, dict) else ():
+                    plain_part.pop(name, None)
 
 
 def _numerics(cfg: Any, run: RunConfig) -> int:

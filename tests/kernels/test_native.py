@@ -59,9 +59,52 @@ def test_a_recipe_is_transformer_engines_with_its_knobs(name: str, compose: Comp
     assert made.fp8_format.name == backward
 
 
+X, W = (f"precision.fprop.{operand}" for operand in "xw")
+FOUR_OVER_SIX = [f"{key}.four_over_six=true" for key in (X, W)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "knobs"),
+    [
+        (
+            ["precision=nvfp4_forward", f"{X}.row_scaled=true"],
+            {"row_scaled_activation": True, "nvfp4_4over6": "none"},
+        ),
+        (
+            ["precision=nvfp4_forward", *FOUR_OVER_SIX, f"{W}.e4m3_max=256"],
+            {"nvfp4_4over6": "all", "nvfp4_4over6_e4m3_use_256": "weights"},
+        ),
+        (
+            [
+                "precision=nvfp4",
+                *(f"precision.{gemm}.w.four_over_six=true" for gemm in ("fprop", "dgrad")),
+                *(f"precision.{gemm}.w.four_over_six_error=mse" for gemm in ("fprop", "dgrad")),
+            ],
+            {
+                "disable_rht": False,
+                "nvfp4_4over6": "weights",
+                "nvfp4_4over6_e4m3_use_256": "none",
+                "nvfp4_4over6_err_mode": "MSE",
+            },
+        ),
+    ],
+)
+def test_row_scales_and_four_over_six_are_knobs_of_its_recipe(
+    overrides: list[str], knobs: dict[str, Any], compose: Compose
+) -> None:
+    kind, arguments = recipe_of(_linear(compose, *overrides))
+    made = getattr(te_recipes(), kind)(**arguments)
+    assert {knob: getattr(made, knob) for knob in knobs} == knobs
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["precision=nvfp4", f"{X}.four_over_six=true", "precision.wgrad.x.four_over_six=true"],
+            "no such recipe",
+        ),
+        (["precision=nvfp4", f"{X}.row_scaled=true"], "no such recipe"),
         (["precision=mxfp4"], "no such recipe"),
         (["precision=nvfp4_backward"], "no backward pass alone"),
         (["precision=nvfp4", "precision.wgrad.hadamard=32"], r"no such recipe: wgrad\.hadamard"),

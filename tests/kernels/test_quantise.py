@@ -31,11 +31,23 @@ def _bytes(found: Quantised, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     [
         ((1, 16), {}, {}),
         ((16, 16), {}, {}),
-        ((1, 16), {"four_over_six": True}, {"nvfp4_use_4over6": True}),
-        ((16, 16), {"four_over_six": True}, {"nvfp4_use_4over6": True}),
         ((1, 16), {"row_scaled": True}, {"row_scaled_nvfp4": True}),
+        *(
+            (
+                block,
+                {"four_over_six": error, "e4m3_max": largest},
+                {
+                    "nvfp4_use_4over6": True,
+                    "nvfp4_4over6_err_mode": error.upper(),
+                    "nvfp4_e4m3_max": largest,
+                },
+            )
+            for block in ((1, 16), (16, 16))
+            for error in ("mae", "mse")
+            for largest in (448, 256)
+        ),
     ],
-    ids=["1x16", "16x16", "1x16 four over six", "16x16 four over six", "row scaled"],
+    ids=lambda value: "-".join(map(str, getattr(value, "values", lambda: value)())),
 )
 def test_nvfp4_is_transformer_engines_bit_for_bit(
     kind: str, block: tuple[int, int], ours: dict[str, Any], theirs: dict[str, Any]
@@ -102,7 +114,7 @@ def test_torchaos_nvfp4_differs_by_its_documented_clamp() -> None:
     [
         (lambda x: quantise_nvfp4(x), 0.0952),
         (lambda x: quantise_nvfp4(x, block=(16, 16)), 0.1114),
-        (lambda x: quantise_nvfp4(x, four_over_six=True), 0.0884),
+        (lambda x: quantise_nvfp4(x, four_over_six="mae"), 0.0884),
         (lambda x: quantise_mx(x, scale_rounding="floor"), 0.1148),
     ],
     ids=["nvfp4", "16x16", "4over6", "mxfp4"],
@@ -202,3 +214,12 @@ def test_blockwise_fp8_scales_are_powers_of_two_or_exact() -> None:
         assert torch.allclose(exact.scales * 448, blocks.abs().amax((1, 3)), rtol=1e-6)
         assert exact.elements.abs().max() == 448
         assert two.elements.abs().max() <= 448
+
+
+def test_at_256_the_largest_block_too_has_the_choice_of_four_over_six() -> None:
+    """Fifteen 4.5 and a 6: scales for a maximum of 4 are exact, but at 448 the scale is clamped."""
+    x = torch.full((1, 16), 4.5)
+    x[0, 3] = 6.0
+    exact, clamped = (quantise_nvfp4(x, four_over_six="mae", e4m3_max=m) for m in (256, 448))
+    assert torch.equal(exact.dequantise(), x)
+    assert float((clamped.dequantise() - x).abs().sum()) == pytest.approx(7.5)

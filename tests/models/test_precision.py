@@ -140,14 +140,29 @@ def test_a_recipe_that_reaches_nothing_is_refused(change: dict[str, Any], messag
         _prepared(PrecisionConfig(compute="bf16", fprop=FORWARD, **change))
 
 
-def test_a_width_that_fits_no_block_is_refused_or_padded() -> None:
+def test_a_width_that_fits_no_block_is_padded_at_a_stated_cost_or_refused() -> None:
     model = replace(MODEL, hidden=200)
     cfg = PrecisionConfig(compute="bf16", fprop=FORWARD)
-    with pytest.raises(
-        ValueError, match=r"layers.0.mlp.down: k=200 is not a multiple of 16 .*precision.pad=true"
-    ):
-        _prepared(cfg, model)
-    assert all(g.isfinite().all() for g in _step(*_prepared(replace(cfg, pad=True), model)))
+    with pytest.raises(ValueError, match=r"layers.0.mlp.down: k=200 is not a multiple of 16 .*pad"):
+        _prepared(replace(cfg, pad=False), model)
+    precision, built = _prepared(cfg, model)
+    assert {c.why for c in precision.table if c.layer == "layers.0.mlp.down"} == {
+        "default; 128x200 padded to 128x208, +4.0% FLOPs"
+    }
+    padded = _step(precision, built)
+    assert all(g.isfinite().all() for g in padded)
+    named = _step(*_prepared(replace(cfg, pad=True), model))
+    assert all(torch.equal(a, b) for a, b in zip(padded, named, strict=True))
+
+
+@pytest.mark.parametrize("recipe", LOW)
+def test_every_model_takes_every_recipe_by_its_one_word(recipe: str, compose: Compose) -> None:
+    for model in sorted(p.stem for p in (ROOT / "conf" / "model").glob("*.yaml")):
+        run = validate(compose(f"model={model}", f"precision={recipe}"))
+        with torch.device("meta"):
+            precision = run.precision.build(torch.device("cpu"), planning=True)
+            precision.prepare(run.model.build(256, 0))
+        assert any(row.backend != "torch" for row in precision.table), model
 
 
 @pytest.mark.parametrize(
@@ -287,6 +302,6 @@ def test_predicting_memory_leaves_nothing_fake_behind(compose: Compose) -> None:
     from runner.learn.memory import predicted_bytes
 
     _cached_matrix.cache_clear()
-    run = validate(compose("precision=nvfp4_all_layers", "precision.pad=true"))
+    run = validate(compose("precision=nvfp4_all_layers"))
     assert predicted_bytes(run, 256) > 0
     assert all(g.isfinite().all() for g in _step(*_prepared(run.precision)))
