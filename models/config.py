@@ -196,6 +196,15 @@ def numerics_of(cls: type) -> int:
     return int(getattr(cls, "numerics", 1))
 
 
+def revision(cfg: Any, model: Any) -> int:
+    """Return the `numerics` revision of a config, beside `model`'s.
+
+    By default it is that of its class; a method `numerics_with(model)` lets it depend on both.
+    """
+    numerics_with = getattr(cfg, "numerics_with", None)
+    return int(numerics_with(model)) if numerics_with is not None else numerics_of(type(cfg))
+
+
 def released_name(cls: type) -> str:
     """Return the import path of the first release of `cls`: its name in fingerprints."""
     return str(cls.__dict__.get("released_as") or released_path(_path(cls)))

@@ -12,6 +12,7 @@ __all__ = [
     "sources",
     "synthetic",
     "synthetic_config",
+    "tokenizer_folder",
     "tokenizers",
     "tokenizers_config",
     "tokens",

@@ -9,7 +9,8 @@ source     of data.sources: documents() -> texts; optional: content_hash() -> ha
 tokenizer  config.build(documents) -> Tokenizer
            optional: planned_vocab_size(), needs_text(), content_hash() -> hash
 Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() -> JSON whose
-           "_target_" names a class with loads(text) -> Tokenizer; optional: bytes_per_id()
+           "_target_" names a class with loads(text) -> Tokenizer; optional: bytes_per_id(),
+           encode_with_special(text) -> ids, bos, ends
 """
 
 import hashlib
@@ -113,6 +114,32 @@ def bytes_per_id(tokenizer: Any) -> "np.ndarray":
     lengths = [len(tokenizer.decode([index]).encode()) for index in range(tokenizer.vocab_size)]
     lengths[tokenizer.eos] = 0
     return np.array(lengths, dtype=np.int32)
+
+
+def encode_with_special(tokenizer: Any, text: str) -> "np.ndarray":
+    """Return the ids of a text with the special tokens that its tokenizer puts around it.
+
+    By default it puts none.
+    """
+    encode = getattr(tokenizer, "encode_with_special", tokenizer.encode)
+    ids: np.ndarray = encode(text)
+    return ids
+
+
+def start_id(tokenizer: Any) -> int:
+    """Return the id that stands before an empty text: `bos` if there is one, else `eos`."""
+    bos = getattr(tokenizer, "bos", None)
+    return int(tokenizer.eos if bos is None else bos)
+
+
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of a text that a model goes on from; `start_id` for a text without ids."""
+    return [int(index) for index in encode_with_special(tokenizer, text)] or [start_id(tokenizer)]
+
+
+def end_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that end a text that a model generates; default: `eos`."""
+    return tuple(getattr(tokenizer, "ends", ())) or (tokenizer.eos,)
 
 
 def token_texts(tokenizer: Any) -> list[str]:

@@ -4,15 +4,15 @@ The folder determines model and tokenizer; its content, not its path, enters the
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from models.config import plain
+from runner.data.tokenizer_folder import named_token, read_json
 from runner.machine.errors import ConfigError
 
-_FILES = ["*.json", "*.safetensors"]
+_FILES = ["*.json", "*.safetensors", "*.jinja"]
 
 
 def pretrained_folder(init: str) -> Path:
@@ -85,22 +85,19 @@ def content_hash(init: str) -> str:
 
 def _eos_token(folder: Path) -> str:
     """Return the end-of-document token that the folder's tokenizer or model config names."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).exists():
-            token = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if token:
-                return str(token)
+    token = named_token(folder, "eos_token")
+    if token is not None:
+        return token
     file = folder / "tokenizer.json"
     if not file.exists():
         raise ConfigError(
             f"init: {folder} holds no tokenizer.json; transformers writes it: "
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) with a fast tokenizer"
         )
-    eos = json.loads((folder / "config.json").read_text()).get("eos_token_id")
-    for token in json.loads(file.read_text(encoding="utf-8")).get("added_tokens", []):
-        if token["id"] == (eos[0] if isinstance(eos, list) else eos):
-            return str(token["content"])
+    own = read_json(folder / "config.json").get("eos_token_id")
+    for added in read_json(file).get("added_tokens", []):
+        if added["id"] == (own[0] if isinstance(own, list) else own):
+            return str(added["content"])
     raise ConfigError(
         f"init: {folder} does not say which token ends a document; give tokenizer.kind=folder "
         "tokenizer.eos_token=..."

@@ -1,17 +1,19 @@
 """Tokenizers: bytes, characters, symbols, trained subwords, Hugging Face tokenizer folders.
 
 Each has an end-of-document id, `eos`, and the number of bytes of text for each id, so that losses
-can be given in bits per byte.
+can be given in bits per byte. Some put special tokens of their own around a text.
 """
 
 import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from runner.data.tokenizer_folder import FolderFiles
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.machine.errors import DataError
 
@@ -19,14 +21,17 @@ _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Tokenizer(ABC):
-    """Base class. Ids are in [0, vocab_size); `eos` ends a document and counts 0 bytes of text."""
+    """Base class. Ids are in [0, vocab_size); `eos` ends a document and counts 0 bytes of text.
+
+    What may be said besides, and what holds where it is not, `runner/data/corpus.py` lists.
+    """
 
     vocab_size: int
     eos: int
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """Return the ids of `text`, without `eos`."""
+        """Return the ids of `text`, without special tokens around it."""
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -129,12 +134,24 @@ class SubwordTokenizer(Tokenizer):
         serialised: its tokenizer.json.
         eos_token: the token that ends a document.
         padded: the vocabulary size of its model, which may have more rows than there are ids.
+        beside: what the further files of its folder say.
+
+    Attributes:
+        bos: the id that stands before an empty text, None if `eos` does.
+        ends: the ids that end a generated text.
     """
 
-    def __init__(self, serialised: str, eos_token: str, padded: int | None = None) -> None:
+    def __init__(
+        self,
+        serialised: str,
+        eos_token: str,
+        padded: int | None = None,
+        beside: FolderFiles | None = None,
+    ) -> None:
         import tokenizers  # noqa: PLC0415
 
         self.serialised, self.eos_token, self._padded = serialised, eos_token, padded
+        self.beside = beside or FolderFiles()
         self._inner = tokenizers.Tokenizer.from_str(serialised)
         eos = self._inner.token_to_id(eos_token)
         if eos is None:
@@ -146,10 +163,26 @@ class SubwordTokenizer(Tokenizer):
                 f"the tokenizer has {known} ids, the model {padded} rows: they do not belong "
                 "together; give the tokenizer of this model"
             )
+        self.bos: int | None = None
+        if self.beside.bos is not None:
+            self.bos = self._inner.token_to_id(self.beside.bos)
+        own_ends = self.beside.ends
+        self.ends = own_ends if eos in own_ends else (*own_ends, eos)
 
     def encode(self, text: str) -> np.ndarray:
         ids = self._inner.encode(text, add_special_tokens=False).ids
         return np.array(ids, dtype=np.int32)
+
+    def encode_with_special(self, text: str) -> np.ndarray:
+        """Return the ids of `text` with the special tokens around it that tokenizer.json adds.
+
+        A text that is written with its first special token, as a chat template writes it, gets no
+        second one.
+        """
+        written = self.beside.bos if self.bos is not None else self.eos_token
+        if text.startswith(str(written)):
+            return self.encode(text)
+        return np.array(self._inner.encode(text, add_special_tokens=True).ids, dtype=np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         text: str = self._inner.decode(list(ids), skip_special_tokens=True)
@@ -158,6 +191,7 @@ class SubwordTokenizer(Tokenizer):
     def bytes_per_id(self) -> np.ndarray:
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         special = {i for i, t in self._inner.get_added_tokens_decoder().items() if t.special}
+        special |= {self.eos, *self._inner.encode("", add_special_tokens=True).ids}
         byte_level = "ByteLevel" in json.dumps(json.loads(self.serialised).get("decoder"))
         for token, index in self._inner.get_vocab(with_added_tokens=True).items():
             if index not in special:
@@ -166,10 +200,12 @@ class SubwordTokenizer(Tokenizer):
         return lengths
 
     def dumps(self) -> str:
-        padded = {"padded": self._padded} if self._padded else {}
-        return json.dumps(
-            {"kind": "subword", "eos": self.eos_token, "json": self.serialised} | padded
-        )
+        data: dict[str, Any] = {"kind": "subword", "eos": self.eos_token, "json": self.serialised}
+        if self._padded:
+            data["padded"] = self._padded
+        if self.beside != FolderFiles():
+            data["beside"] = asdict(self.beside)
+        return json.dumps(data)
 
 
 def _surface(token: str) -> str:
@@ -186,8 +222,14 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Tokenizer]] = {
     "bytes": lambda _: ByteTokenizer(),
     "char": lambda data: CharTokenizer(data["characters"]),
     "symbols": lambda data: SymbolTokenizer(data["vocab_size"]),
-    "subword": lambda data: SubwordTokenizer(data["json"], data["eos"], data.get("padded")),
+    "subword": lambda data: SubwordTokenizer(
+        data["json"], data["eos"], data.get("padded"), _beside(data.get("beside"))
+    ),
 }
+
+
+def _beside(data: dict[str, Any] | None) -> FolderFiles | None:
+    return FolderFiles(data["bos"], tuple(data["ends"]), data["files"]) if data else None
 
 
 def loads(data: dict[str, Any]) -> Tokenizer:

@@ -1,9 +1,10 @@
 """The config of a tokenizer."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from models.config import config
 from runner.machine.errors import DataError
@@ -47,21 +48,43 @@ class TokenizerConfig:
         """Return the vocabulary size, None if it depends on the text."""
         return 257 if self.kind == "bytes" else self.vocab_size
 
+    def numerics_with(self, model: Any) -> int:
+        """Return the numerics revision, whatever the model.
+
+        Revision 1 left out the special tokens that a folder's tokenizer puts around a text.
+        """
+        return 2 if self.adds_special_tokens() else 1
+
+    def adds_special_tokens(self) -> bool:
+        """Return whether the tokenizer puts special tokens around a text."""
+        from runner.data.tokenizer_folder import adds_special_tokens  # noqa: PLC0415
+
+        return self.kind == "folder" and adds_special_tokens(self._serialised())
+
     def needs_text(self) -> bool:
         """Return whether the tokenizer is trained on the training text."""
         return self.kind in ("char", "bpe", "wordpiece", "unigram")
 
     def content_hash(self) -> str:
-        """Return the hash of a folder's tokenizer.json, "" for other kinds.
+        """Return the hash of what a folder says of ids, "" for other kinds.
 
-        A trained tokenizer follows from the data, which have a hash of their own.
+        That is tokenizer.json, and where special tokens stand around a text, which those are that
+        stand before an empty one and end a generated one. A trained tokenizer follows from the
+        data, which have a hash of their own.
         """
         if self.kind != "folder":
             return ""
-        return hashlib.sha256(self._file().read_bytes()).hexdigest()[:32]
+        digest = hashlib.sha256(self._file().read_bytes())
+        if self.adds_special_tokens():
+            from runner.data.tokenizer_folder import read_folder  # noqa: PLC0415
+
+            beside = read_folder(Path(str(self.path)))
+            digest.update(json.dumps([beside.bos, beside.ends]).encode())
+        return digest.hexdigest()[:32]
 
     def build(self, documents: Iterable[str]) -> "Tokenizer":
         """Return the tokenizer; kinds that need text are trained on `documents`."""
+        from runner.data.tokenizer_folder import read_folder  # noqa: PLC0415
         from runner.data.tokenizers import (  # noqa: PLC0415
             ByteTokenizer,
             CharTokenizer,
@@ -77,9 +100,12 @@ class TokenizerConfig:
         if self.kind == "symbols":
             return SymbolTokenizer(int(self.vocab_size or 0))
         if self.kind == "folder":
-            text = read_text(self._file())
-            return SubwordTokenizer(text, self.eos_token, self.vocab_size)
+            beside = read_folder(Path(str(self.path)))
+            return SubwordTokenizer(self._serialised(), self.eos_token, self.vocab_size, beside)
         return train_subwords(self, documents)
+
+    def _serialised(self) -> str:
+        return read_text(self._file())
 
     def _file(self) -> Path:
         file = Path(str(self.path)) / "tokenizer.json"

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from models.config import plain
+from models.config import plain, revision
 from runner.data.corpus import (
     Sample,
     bytes_per_id,
     content_hash,
     documents,
+    encode_with_special,
     loads,
     needs_text,
     source_name,
@@ -35,13 +36,15 @@ from runner.data.corpus import (
     tokenizer_hash,
 )
 from runner.data.order import TrainingSamples, validation_batches
+from runner.data.tokenizer_folder import read_folder
 from runner.data.tokenizers import Tokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.data.tokens_config import DataConfig
 from runner.machine.errors import DataError, EspalierError
 from runner.machine.system_errors import write_error
 
-# Raised when the same text gives other files: those in a cache are made anew.
+# Raised when the same text gives other files, whatever the `numerics` of data, sources and
+# tokenizer: those in a cache are made anew.
 _TOKENIZER_REVISION = 2  # revision 1 trained on all of a source's only document
 _TOKENS_REVISION = 2
 
@@ -107,22 +110,33 @@ def prepare(
     """
     hashes = hashes if hashes is not None else data.content_hash()
     trained_on = hashes if needs_text(tokenizer) else []
-    parts = [_tokenizer_key(tokenizer), content_hash(tokenizer) or "", trained_on, _split_key(data)]
-    tokenizer_key = json.dumps([*parts, _TOKENIZER_REVISION] if trained_on else parts)
-    name = hashlib.sha256(tokenizer_key.encode()).hexdigest()[:16]
+    tokenizer_key = [
+        _tokenizer_key(tokenizer),
+        content_hash(tokenizer) or "",
+        trained_on,
+        _split_key(data),
+        [revision(cfg, None) for cfg in (data, tokenizer, *(data.sources if trained_on else ()))],
+        *([_TOKENIZER_REVISION] if trained_on else []),
+    ]
     folder = _cached_folder(
-        cache / f"tokenizer-{name}", lambda f: _train_tokenizer(f, data, hashes, tokenizer)
+        cache / f"tokenizer-{_hash(tokenizer_key)}",
+        lambda f: _train_tokenizer(f, data, hashes, tokenizer),
     )
     model: Tokenizer = loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     train, val = [], []
     for source, content in zip(data.sources, hashes, strict=True):
-        key = f"{_TOKENS_REVISION}{content}{tokenizer_hash(model)}{_split_key(data)}"
-        cached = cache / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        numerics = [revision(cfg, None) for cfg in (data, tokenizer, source)]
+        key = [_TOKENS_REVISION, numerics, content, tokenizer_hash(model), _split_key(data)]
+        cached = cache / f"tokens-{_hash(key)}"
         make = partial(_tokenise, source=source, content=content, data=data, model=model)
         folder = _cached_folder(cached, make)
         train.append(_open_split(folder, "train", model))
         val.append(_open_split(folder, "val", model))
     return TextCorpus(model, train, val, [source_weight(source) for source in data.sources])
+
+
+def _hash(key: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
 def _refuse_changed(source: Any, frozen: str) -> None:
@@ -133,10 +147,13 @@ def _refuse_changed(source: Any, frozen: str) -> None:
         )
 
 
-def _tokenizer_key(tokenizer: Any) -> list[object]:
+def _tokenizer_key(tokenizer: Any) -> list[Any]:
     if not isinstance(tokenizer, TokenizerConfig):
         return [plain(tokenizer, target=True)]
-    return [tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_token, tokenizer.train_documents]
+    key = [tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_token, tokenizer.train_documents]
+    if tokenizer.kind == "folder":  # what an export gives back, though no id depends on it
+        key.append(asdict(read_folder(Path(str(tokenizer.path)))))
+    return key
 
 
 def _split_key(data: DataConfig) -> str:
@@ -205,13 +222,15 @@ def _tokenise(folder: Path, source: Any, content: str, data: DataConfig, model: 
     dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
     starts: dict[str, list[int]] = {"train": [], "val": []}
     length, size, counted = ({"train": 0, "val": 0} for _ in range(3))
-    lengths = bytes_per_id(model)
+    lengths, added = bytes_per_id(model), len(encode_with_special(model, "")) > 0
     with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val:
         files = {"train": train, "val": val}
         for parts in _split_documents(source, data):
             for split, part in zip(("train", "val"), parts, strict=True):
                 if part:
-                    ids = np.append(model.encode(part).astype(dtype), np.array(model.eos, dtype))
+                    ids = encode_with_special(model, part).astype(dtype)
+                    if not (added and len(ids) and ids[-1] == model.eos):
+                        ids = np.append(ids, np.array(model.eos, dtype))
                     starts[split].append(length[split])
                     length[split] += len(ids)
                     size[split] += len(part.encode())

@@ -6,6 +6,7 @@ __all__ = [
     "config",
     "details",
     "evaluations",
+    "generation_settings",
     "harness",
     "internals",
     "ngram_baseline",

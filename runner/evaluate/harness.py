@@ -25,12 +25,13 @@ from torch import Tensor
 
 from models.language_model import LanguageModel
 from runner.data.benchmark_files import specify
+from runner.data.corpus import encode_with_special, end_ids, prompt_ids, start_id
 from runner.data.tokenizers import Tokenizer
 from runner.evaluate import code_execution as code
 from runner.evaluate.config import HarnessConfig
+from runner.evaluate.generation_settings import sampling_of
 from runner.evaluate.sandbox import choose_wall
 from runner.generate.generate import generate
-from runner.generate.sampling import Sampling
 from runner.machine import storage
 from runner.machine.errors import ConfigError
 from runner.records.contracts import Trained
@@ -63,14 +64,21 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """The id of the end of a document, which also precedes an empty context."""
+        """The id of the end of a document."""
         return self.tokenizer.eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The id that precedes an empty context."""
+        return start_id(self.tokenizer)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Return the ids of a text."""
-        return [int(i) for i in self.tokenizer.encode(string)]
+        """Return the ids of a text, by default with the special tokens of the tokenizer's own."""
+        if add_special_tokens is False:
+            return [int(i) for i in self.tokenizer.encode(string)]
+        return [int(i) for i in encode_with_special(self.tokenizer, string)]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
@@ -123,7 +131,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         for number, request in enumerate(requests):
             windows = get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
-                prefix_token=self.eot_token_id,
+                prefix_token=self.prefix_token_id,
                 max_seq_len=self.context,
                 context_len=1,
             )
@@ -141,10 +149,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         texts: dict[int, str] = {}
         for first in range(0, len(order), self.rows_per_batch):
             batch = order[first : first + self.rows_per_batch]
-            samplings = [_sampling(requests[i].args[1], i) for i in batch]
+            samplings = [sampling_of(requests[i].args[1], self.tokenizer, i) for i in batch]
             prompts = []
             for i, sampling in zip(batch, samplings, strict=True):
-                ids = self.tok_encode(requests[i].args[0]) or [self.eot_token_id]
+                ids = prompt_ids(self.tokenizer, requests[i].args[0])
                 room = max(1, self.context // 2, self.context - sampling.max_new_tokens)
                 self.num_requests += 1
                 self.num_truncated += len(ids) > room
@@ -156,23 +164,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                     samplings,
                     context=self.context,
                     decode=self.tokenizer.decode,
-                    eos=self.tokenizer.eos,
+                    ends=end_ids(self.tokenizer),
+                    separate=True,
                 )
-            texts |= {i: done.text for i, done in zip(batch, completions, strict=True)}
+            for i, sampling, done in zip(batch, samplings, completions, strict=True):
+                texts[i] = _until(self.tokenizer.decode(done.ids), sampling.stop)
         return [texts[i] for i in range(len(requests))]
 
 
-def _sampling(gen_kwargs: dict[str, Any], seed: int) -> Sampling:
-    until = gen_kwargs.get("until") or []
-    sampled = gen_kwargs.get("do_sample", False) and gen_kwargs.get("temperature", 1.0) > 0
-    return Sampling(
-        max_new_tokens=int(gen_kwargs.get("max_gen_toks", 256)),
-        temperature=float(gen_kwargs.get("temperature", 1.0)) if sampled else 0.0,
-        top_k=gen_kwargs.get("top_k") or None,
-        top_p=gen_kwargs.get("top_p"),
-        stop=tuple([until] if isinstance(until, str) else until),
-        seed=seed,
-    )
+def _until(text: str, stop: Sequence[str]) -> str:
+    """Return `text` up to the first of its stop strings."""
+    return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,8 @@ def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Re
         suffix: appended to the names of the scores ("_average" for averaged weights).
 
     Raises:
-        ConfigError: a task is unknown, or it runs programs and there is no sandbox.
+        ConfigError: a task is unknown, it asks for a way of generation that is not done here, or it
+            runs programs and there is no sandbox.
     """
     specs = [specify(name, cfg.data, cfg.include) for name in cfg.tasks]
     with _quiet(cfg.allow_unsafe_code):
@@ -250,6 +253,8 @@ def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Re
         tasks = manager.load(specs)["tasks"]
         unsafe = {name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False)}
         _check_sandbox(unsafe, specs, cfg)
+        for task in tasks.values():
+            sampling_of(getattr(task.config, "generation_kwargs", None) or {})
         samples = None
         if cfg.limit is not None:
             samples = {

@@ -19,7 +19,7 @@ from models.branch import split_notes
 from models.contract import blocks, token_loss
 from models.engram import Engram
 from models.language_model import LanguageModel
-from runner.data.corpus import token_texts
+from runner.data.corpus import encode_with_special, token_texts
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell
 from runner.records.trained_model import load_model
@@ -180,7 +180,7 @@ def look_at(cell: Cell, text: str) -> dict[str, Any]:
             f"{type(model).__name__} has no unembed(x), the logits of a layer's output, which the "
             "logit lens reads"
         )
-    ids = torch.from_numpy(tokenizer.encode(text).astype("int64"))[:context]
+    ids = torch.from_numpy(encode_with_special(tokenizer, text).astype("int64"))[:context]
     try:
         result = look(model, ids, token_texts(tokenizer))
     except ValueError as error:

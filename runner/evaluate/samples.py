@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from runner.data.corpus import prompt_ids
 from runner.evaluate.config import SamplesConfig
 from runner.evaluate.scores import repetition
 from runner.generate.generate import generate
@@ -15,10 +16,10 @@ def sample(cfg: SamplesConfig, trained: Trained, step: int) -> dict[str, float]:
     """Append a continuation of `cfg.prompt` to samples.txt; return its `sample_repetition`.
 
     The result is empty if the sample is too short for a 4-gram. A prompt without tokens is replaced
-    by the end of a document.
+    by the beginning of a document.
     """
     tokenizer, run = trained.corpus.tokenizer, trained.cfg
-    ids = [int(index) for index in tokenizer.encode(cfg.prompt)] or [tokenizer.eos]
+    ids = prompt_ids(tokenizer, cfg.prompt)
     prompt = torch.tensor(ids)
     sampling = Sampling(max_new_tokens=cfg.tokens, temperature=0.8, seed=run.seed)
     (done,) = generate(
@@ -27,7 +28,7 @@ def sample(cfg: SamplesConfig, trained: Trained, step: int) -> dict[str, float]:
         sampling,
         context=run.train.sequence_length,
         decode=tokenizer.decode,
-        eos=None,
+        ends=(),
         slide=True,
     )
     if trained.folder is not None:

@@ -1,6 +1,6 @@
 """Beam search: an approximation of the most likely continuations of one prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,13 +30,13 @@ def beam_search(
     max_new_tokens: int,
     context: int,
     decode: Decode,
-    eos: int | None,
+    ends: Collection[int],
     length_penalty: float = 1.0,
     stop: Sequence[str] = (),
 ) -> list[Completion]:
     """Return `beams` continuations, the best first, by log-probability / length ** length_penalty.
 
-    The end-of-document token counts in a continuation's score and is not among its ids. Stop
+    The token that ends a continuation counts in its score and is not among its ids. Stop
     strings cut the texts after the search. The search ends when `beams` continuations have ended
     and no unfinished one scores higher at its present length.
 
@@ -58,7 +58,7 @@ def beam_search(
     for length in range(max_new_tokens):
         logprobs = torch.log_softmax(logits.float().cpu(), dim=-1)
         sums = logprobs + torch.tensor([sum(beam.logprobs) for beam in running])[:, None]
-        best = sums.flatten().topk(min(2 * beams, sums.numel()))
+        best = sums.flatten().topk(min((1 + len(ends)) * beams, sums.numel()))
         rows: list[int] = []
         extended: list[_Beam] = []
         for index in best.indices.tolist():
@@ -66,7 +66,7 @@ def beam_search(
             parent = running[row]
             logprob = float(logprobs[row, token])
             beam = _Beam((*parent.ids, token), (*parent.logprobs, logprob))
-            if token == eos:
+            if token in ends:
                 ended.append(beam)
             elif len(extended) < beams:
                 extended.append(beam)
@@ -84,15 +84,15 @@ def beam_search(
             state = state.select(torch.tensor(rows, device=device))
             logits = model(newest, state=state)  # type: ignore[assignment]
     ranked = sorted([*ended, *running], key=lambda beam: -beam.score(length_penalty))[:beams]
-    return [_completion(prompt, beam, decode, eos, stop) for beam in ranked]
+    return [_completion(prompt, beam, decode, ends, stop) for beam in ranked]
 
 
 def _completion(
-    prompt: Tensor, beam: _Beam, decode: Decode, eos: int | None, stop: Sequence[str]
+    prompt: Tensor, beam: _Beam, decode: Decode, ends: Collection[int], stop: Sequence[str]
 ) -> Completion:
-    complete = bool(beam.ids) and beam.ids[-1] == eos
+    complete = bool(beam.ids) and beam.ids[-1] in ends
     ids = list(beam.ids[:-1] if complete else beam.ids)
-    stream = TextStream(decode, stop)
+    stream = TextStream(decode, stop, prompt.tolist())
     for token in ids:
         stream.push(token)
         if stream.stopped:

@@ -4,7 +4,7 @@ A finished row leaves the batch. When a row outgrows the training context, its l
 again and generation continues from there. A model without a state reads the full text per token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +24,7 @@ class Completion:
     """The text generated for one prompt.
 
     Args:
-        ids: the new tokens, without the end-of-document token.
+        ids: the new tokens, without the one that ended the text.
         logprobs: of each new token, in nats, under the model's unmodified logits.
         text: the text of `ids` up to a stop string.
         finish: "stop" (a stop string or the end of the document) or "length".
@@ -45,9 +45,10 @@ def generate(
     *,
     context: int,
     decode: Decode,
-    eos: int | None,
+    ends: Collection[int],
     on_text: Callable[[int, str], None] | None = None,
     slide: bool = False,
+    separate: bool = False,
     compiled: bool = False,
 ) -> list[Completion]:
     """Return a completion of each prompt.
@@ -57,9 +58,11 @@ def generate(
         sampling: one for all prompts, or one for each.
         context: the most tokens that the model reads.
         decode: returns the text of ids.
-        eos: the id that ends a document (None: there is none).
+        ends: the ids that end a text.
         on_text: called with (index of the prompt, piece of text) once a piece can no longer change.
         slide: truncate a prompt longer than `context` to its last tokens instead of refusing it.
+        separate: decode the new tokens without their prompt, as lm-eval does: SentencePiece then
+            drops a space before the first word.
         compiled: decode by a compiled step, with a batch of fixed size and a cache of `context`
             tokens. The model must have a state.
 
@@ -67,10 +70,11 @@ def generate(
         ValueError: a prompt is empty, or longer than `context` without `slide`.
     """
     samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-    rows = [
-        _Row(index, truncate_prompt(prompt, context, slide), own, TextStream(decode, own.stop))
-        for index, (prompt, own) in enumerate(zip(prompts, samplings, strict=True))
-    ]
+    rows = []
+    for index, (prompt, own) in enumerate(zip(prompts, samplings, strict=True)):
+        read = truncate_prompt(prompt, context, slide)
+        stream = TextStream(decode, own.stop, () if separate else read.tolist())
+        rows.append(_Row(index, read, own, stream))
     live = [row for row in rows if row.sampling.max_new_tokens > 0]
     device = next(model.parameters()).device
     state: State | None = None
@@ -86,7 +90,7 @@ def generate(
             logits = step(newest, state=state, counts=counts)
         for row, scores in zip(live, logits.float().cpu(), strict=True):
             if not row.done.finish:
-                row.take(scores, eos, on_text)
+                row.take(scores, ends, on_text)
         unfinished = [index for index, row in enumerate(live) if not row.done.finish]
         if len(unfinished) < len(live) and not compiled:
             live = [live[index] for index in unfinished]
@@ -112,12 +116,12 @@ class _Row:
         self.done = Completion(prompt)
 
     def take(
-        self, logits: Tensor, eos: int | None, on_text: Callable[[int, str], None] | None
+        self, logits: Tensor, ends: Collection[int], on_text: Callable[[int, str], None] | None
     ) -> None:
         """Choose the next token; set `done.finish` if it is the last."""
         seen = [*self.prompt, *self.done.ids]
         token, logprob = choose(logits, seen, self.sampling, self.generator)
-        if token == eos:
+        if token in ends:
             self.done.finish = "stop"
             return
         self.done.ids.append(token)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.contract import for_inference
+from runner.data.corpus import encode_with_special, end_ids, prompt_ids
 from runner.generate.beam import beam_search
 from runner.generate.generate import Completion, generate
 from runner.generate.sampling import Sampling
@@ -75,12 +76,16 @@ class TextGenerator:
 
     def _ids(self, text: str | None) -> Tensor:
         if text is None:
-            return torch.tensor([self.tokenizer.eos])
-        return torch.from_numpy(self.tokenizer.encode(text).astype("int64"))
+            return torch.tensor(prompt_ids(self.tokenizer, ""))
+        return torch.from_numpy(encode_with_special(self.tokenizer, text).astype("int64"))
 
     def _text_options(self) -> dict[str, Any]:
         tokenizer = self.tokenizer
-        return {"context": self.context, "decode": tokenizer.decode, "eos": tokenizer.eos}
+        return {
+            "context": self.context,
+            "decode": tokenizer.decode,
+            "ends": end_ids(tokenizer),
+        }
 
 
 @contextmanager

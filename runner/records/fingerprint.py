@@ -18,6 +18,7 @@ from models.config import (
     numerics_of,
     plain,
     released_name,
+    revision,
     walk_configs,
 )
 from runner.data import pretrained
@@ -127,7 +128,7 @@ def science(run: RunConfig, contents: Contents) -> dict[str, Any]:
     for path, value in _configs(run):
         if f"{path}._target_" not in keys:
             continue
-        keys[f"{path}.numerics"] = _numerics(value, run)
+        keys[f"{path}.numerics"] = revision(value, run.model)
         keys[f"{path}._target_"] = released_name(type(value))
         for neutral in _neutral_fields(value):
             keys = _without(keys, f"{path}.{neutral}")
@@ -160,12 +161,6 @@ def _drop_neutral_within(cfg: Any, node: Any) -> None:
                 _drop_neutral_within(part, plain_part)
                 for name in _neutral_fields(part) if isinstance(plain_part, dict) else ():
                     plain_part.pop(name, None)
-
-
-def _numerics(cfg: Any, run: RunConfig) -> int:
-    """Return the `numerics` revision of `cfg`; `numerics_with` lets it depend on the model."""
-    numerics_with = getattr(cfg, "numerics_with", None)
-    return int(numerics_with(run.model)) if numerics_with is not None else numerics_of(type(cfg))
 
 
 def _as_first_released_eval(run: RunConfig, node: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.data.corpus import documents, loads
+from models.config import revision
+from runner.data.corpus import documents, end_ids, loads, prompt_ids
 from runner.data.order import TrainingSamples, validation_batches
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers import ByteTokenizer
@@ -17,6 +18,7 @@ from runner.data.tokenizers_config import TokenizerConfig
 from runner.data.tokens import TokenFile, prepare
 from runner.data.tokens_config import DataConfig
 from runner.machine.errors import DataError, NetworkError
+from tests.folders import llama3
 
 SHAKESPEARE = Path(__file__).parents[4] / "shared/data/tinyshakespeare/input.txt"
 
@@ -309,3 +311,48 @@ def test_text_that_changed_after_the_cell_was_frozen_is_refused(tmp_path: Path, 
     prepare(data, TokenizerConfig(), tmp_path / "cache", frozen)
     text.unlink()  # what is cached under the frozen hash needs no text any more
     prepare(data, TokenizerConfig(), tmp_path / "cache", frozen)
+
+
+def test_a_tokenizers_own_special_tokens_stand_in_training_and_in_the_runs_name(
+    tmp_path: Path,
+) -> None:
+    folder = llama3(tmp_path / "m")
+    cfg = TokenizerConfig(kind="folder", path=str(folder), eos_token="<|end_of_text|>")
+    (tmp_path / "a.jsonl").write_text('{"text": "A cat sat"}\n{"text": "the mat"}\n' * 40)
+    source = SourceConfig(format="jsonl", path=str(tmp_path / "a.jsonl"))
+    data = DataConfig(sources=(source,), split="tail", val_fraction=0.3)
+    corpus = prepare(data, cfg, tmp_path / "cache")
+    bos, eos = 0, 1
+    for file in (corpus.train[0], corpus.val[0]):
+        assert len(file.starts) == 80
+        assert (file.ids[file.starts] == bos).all()
+        assert (file.ids[file.starts[1:] - 1] == eos).all()
+        assert (file.ids == eos).sum() == (file.ids == bos).sum() == 80
+    assert corpus.bytes_per_counted_byte == 1.0  # special tokens are no bytes
+    back = loads(corpus.tokenizer.dumps())  # what a run writes down
+    assert prompt_ids(back, "A cat") == [bos, *back.encode("A cat")]
+    assert prompt_ids(back, "") == prompt_ids(back, "<|begin_of_text|>") == [bos]
+    assert end_ids(back) == (1, 2)
+    assert revision(cfg, None) == 2
+    # The same tokenizer without them keeps the name that runs had before they counted.
+    given = json.loads((folder / "tokenizer.json").read_text())
+    text = json.dumps(given | {"post_processor": None})
+    (folder / "tokenizer.json").write_text(text)
+    assert revision(cfg, None) == revision(TokenizerConfig(), None) == 1
+    assert cfg.content_hash() == hashlib.sha256(text.encode()).hexdigest()[:32]
+    plain = prepare(data, cfg, tmp_path / "cache")
+    assert bos not in plain.train[0].ids
+
+
+def test_a_revision_of_the_numbers_makes_new_tokens(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig(sources=(SourceConfig(path=str(text)),), split="tail")
+    names = lambda: {f.name for f in (tmp_path / "cache").glob("tokens-*")}  # noqa: E731
+    prepare(data, TokenizerConfig(), tmp_path / "cache")
+    before = names()
+    for cls in (SourceConfig, DataConfig):
+        monkeypatch.setattr(cls, "numerics", 99)
+        prepare(data, TokenizerConfig(), tmp_path / "cache")
+        assert len(names() - before) == 1
+        before = names()

@@ -112,7 +112,7 @@ def test_generation_is_that_of_the_engine_up_to_a_stop_string(model: Decoder) ->
     how = Sampling(max_new_tokens=12, temperature=0.0, stop=("\n", "e"))
     for prompt, text in zip(prompts, found, strict=True):
         ids = torch.from_numpy(BYTES.encode(prompt).astype("int64"))
-        (alone,) = generate(model, [ids], how, context=64, decode=BYTES.decode, eos=BYTES.eos)
+        (alone,) = generate(model, [ids], how, context=64, decode=BYTES.decode, ends=(BYTES.eos,))
         assert text == alone.text
         assert "e" not in text
 

@@ -38,7 +38,7 @@ def _search(
     about = {
         "context": 32,
         "decode": lambda ids: "".join(chr(97 + i) for i in ids),
-        "eos": 5,
+        "ends": (5,),
     } | more
     found = beam_search(model, torch.tensor([1, 2, 0]), beams=beams, max_new_tokens=tokens, **about)  # type: ignore[arg-type]
     return [(one.ids, sum(one.logprobs)) for one in found]
@@ -63,11 +63,11 @@ def test_a_wide_beam_finds_the_best_of_all_continuations(model: Decoder, penalty
 
 def test_one_beam_is_greedy_and_more_are_never_worse(model: Decoder) -> None:
     how = Sampling(max_new_tokens=8, temperature=0.0)
-    (greedy,) = generate(model, [torch.tensor([1, 2, 0])], how, context=32, decode=str, eos=None)
-    ((ids, total),) = _search(model, 1, 8, eos=None)
+    (greedy,) = generate(model, [torch.tensor([1, 2, 0])], how, context=32, decode=str, ends=())
+    ((ids, total),) = _search(model, 1, 8, ends=())
     assert ids == greedy.ids
     assert total == pytest.approx(sum(greedy.logprobs), abs=1e-4)
-    assert _search(model, 8, 8, eos=None)[0][1] >= total - 1e-4
+    assert _search(model, 8, 8, ends=())[0][1] >= total - 1e-4
     without = [ids for ids, _ in _search(_Forgetful(model), 4, 6)]
     assert without == [ids for ids, _ in _search(model, 4, 6)]
 
@@ -105,7 +105,7 @@ def test_beams_are_those_of_transformers(tmp_path: Path) -> None:
         pad_token_id=0,
     )
     found = beam_search(
-        ours, prompt[0], beams=5, max_new_tokens=10, context=64, decode=str, eos=None
+        ours, prompt[0], beams=5, max_new_tokens=10, context=64, decode=str, ends=()
     )
     assert [one.ids for one in found] == done[:, 3:].tolist()
 

@@ -24,7 +24,7 @@ with torch.no_grad():
 prompts = [torch.arange(3, 3 + n) for n in (1, 9, 20)]
 settings = ((40, 0.0), (3, 0.0), (20, 0.7))
 wishes = [Sampling(max_new_tokens=n, temperature=t, seed=n) for n, t in settings]
-about = {"context": 32, "decode": str, "eos": None}  # the first row passes it
+about = {"context": 32, "decode": str, "ends": ()}  # the first row passes it
 plain = generate(model, prompts, wishes, **about)
 compiled = generate(model, prompts, wishes, compiled=True, **about)
 assert [one.ids for one in plain] == [one.ids for one in compiled]

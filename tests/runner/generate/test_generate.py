@@ -49,7 +49,7 @@ def _call(
     model: Decoder, prompts: list[Tensor], how: Sampling | list[Sampling], **more: object
 ) -> list[list[int]]:
     done = generate(
-        model, prompts, how, **{"context": 64, "decode": BYTES.decode, "eos": BYTES.eos} | more
+        model, prompts, how, **{"context": 64, "decode": BYTES.decode, "ends": (BYTES.eos,)} | more
     )  # type: ignore[arg-type]
     return [one.ids for one in done]
 
@@ -97,7 +97,7 @@ def test_the_end_of_a_document_ends_the_text(model: Decoder) -> None:
         Sampling(max_new_tokens=20, temperature=0.0),
         context=64,
         decode=BYTES.decode,
-        eos=ids[4],
+        ends=(ids[4],),
     )
     assert cut.ids == ids[: ids.index(ids[4])]
     assert cut.finish == "stop"
@@ -173,7 +173,7 @@ def test_a_stop_string_over_token_boundaries_ends_its_own_row_only(model: Decode
         how,
         context=64,
         decode=_letters,
-        eos=None,
+        ends=(),
         on_text=lambda i, p: pieces.append((i, p)),
     )
     assert done[0].finish == "stop"

@@ -1,0 +1,113 @@
+"""What a Hugging Face folder says of its special tokens, read as transformers 5 reads it.
+
+Which of them stand around a text, the post-processor of tokenizer.json says and nothing else
+(`add_bos_token` of tokenizer_config.json is of older versions, which wrote it into the
+post-processor too). Which tokens they are, tokenizer_config.json says, and which of them end a
+text that the model generates, generation_config.json.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from runner.machine.errors import DataError
+
+_CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
+_GENERATION, _TEMPLATE = "generation_config.json", "chat_template.jinja"
+
+# Where tokenizer_config.json does not name it, the class of transformers does.
+_BOS_OF_CLASS = {
+    "LlamaTokenizer": "<s>",
+    "CodeLlamaTokenizer": "<s>",
+    "GemmaTokenizer": "<bos>",
+    "GPT2Tokenizer": "<|endoftext|>",
+}
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """What goes with a tokenizer.json: kept with a run, so that an export gives it back.
+
+    Args:
+        bos: the token that stands before an empty text (None: that which ends a document).
+        ends: the ids that end a generated text, in the folder's order.
+        files: the parsed content of the folder's further files by name; text of a template.
+    """
+
+    bos: str | None = None
+    ends: tuple[int, ...] = ()
+    files: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_folder(folder: Path) -> FolderFiles:
+    """Return what the files of a folder say besides tokenizer.json.
+
+    Raises:
+        DataError: a file is not JSON, or not an object.
+    """
+    files: dict[str, Any] = {}
+    for name in (_CONFIG, _MAP, _GENERATION):
+        if (folder / name).exists():
+            files[name] = read_json(folder / name)
+    for file in sorted([folder / _TEMPLATE, *folder.glob("additional_chat_templates/*.jinja")]):
+        if file.exists():
+            files[str(file.relative_to(folder))] = file.read_text(encoding="utf-8")
+    generation = files.get(_GENERATION, {}).get("eos_token_id")
+    if generation is None and (folder / "config.json").exists():
+        generation = read_json(folder / "config.json").get("eos_token_id")
+    ends = generation if isinstance(generation, list) else [generation]
+    return FolderFiles(
+        named_token(folder, "bos_token"), tuple(int(i) for i in ends if i is not None), files
+    )
+
+
+def named_token(folder: Path, name: str) -> str | None:
+    """Return the text of the special token `name` (bos_token, eos_token), None if there is none."""
+    config, legacy = (
+        read_json(folder / file) if (folder / file).exists() else {} for file in (_CONFIG, _MAP)
+    )
+    if "added_tokens_decoder" in config and config.get(name):
+        legacy = {}
+    token = legacy.get(name) or config.get(name)
+    if name == "bos_token" and name not in config and not token:
+        token = _BOS_OF_CLASS.get(str(config.get("tokenizer_class")).removesuffix("Fast"))
+    return str(token["content"] if isinstance(token, dict) else token) if token else None
+
+
+@lru_cache(maxsize=4)  # asked for every cell of a sweep
+def adds_special_tokens(serialised: str) -> bool:
+    """Return whether a tokenizer.json puts special tokens around a text.
+
+    Raises:
+        DataError: it is not JSON.
+    """
+    from tokenizers import Tokenizer  # noqa: PLC0415
+
+    try:
+        data = json.loads(serialised)
+    except ValueError as error:
+        raise DataError(f"tokenizer.json is not JSON ({error}); restore the file") from None
+    if not data.get("post_processor"):
+        return False
+    model = {"type": "BPE", "vocab": {}, "merges": []}  # the vocabulary takes a second to parse
+    parts = {"model": model, "added_tokens": [], "normalizer": None, "pre_tokenizer": None}
+    small = Tokenizer.from_str(json.dumps(data | parts | {"decoder": None}))
+    return bool(small.num_special_tokens_to_add(is_pair=False))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        DataError: the file holds no JSON object.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON ({error}); restore the file") from None
+    if not isinstance(data, dict):
+        raise DataError(f"{file} holds a {type(data).__name__}, not a JSON object; restore it")
+    return data

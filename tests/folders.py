@@ -1,0 +1,111 @@
+"""Folders as transformers saves them: small models with tokenizers of the kinds in use."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders as decoding
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+TEXT = [
+    "The quick brown fox jumps over the lazy dog, and the dog doesn't mind.",
+    "def f(x):\n    return x + 1  # Zwölf Boxkämpfer\n",
+    "A cat sat on the mat; the mat was flat. 日本語",
+]
+WIDE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 96,
+}
+
+
+def llama3(folder: Path) -> Path:
+    """Write a Llama-3-style folder: byte-level, BOS before every text, two ids that end one."""
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
+    inner = _byte_level(special)
+    inner.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=True),
+            processors.TemplateProcessing(
+                single=f"{special[0]} $A",
+                pair=f"{special[0]} $A {special[0]} $B",
+                special_tokens=[(special[0], inner.token_to_id(special[0]))],
+            ),
+        ]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token=special[0], eos_token=special[1]
+    )
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    ends = [inner.token_to_id(token) for token in special[1:]]
+    _save(folder, LlamaConfig(**WIDE, vocab_size=384), tokenizer, ends)
+    return folder
+
+
+def llama2(folder: Path) -> Path:
+    """Write a Llama-2-style folder: SentencePiece's BPE with byte fallback, BOS before a text."""
+    inner: Any = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    latin = [text.encode("ascii", "ignore").decode() for text in TEXT]  # the rest falls back
+    inner.train_from_iterator(latin * 3, trainers.BpeTrainer(vocab_size=120, show_progress=False))
+    learnt = json.loads(inner.to_str())["model"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += sorted(learnt["vocab"], key=learnt["vocab"].get)
+    tokenizer = LlamaTokenizer(
+        vocab={piece: index for index, piece in enumerate(pieces)},
+        merges=[tuple(merge) for merge in learnt["merges"]],
+        add_bos_token=True,
+    )
+    _save(folder, LlamaConfig(**WIDE, vocab_size=400), tokenizer, 2)
+    return folder
+
+
+def qwen(folder: Path) -> Path:
+    """Write a Qwen-style folder: byte-level, nothing before a text, no BOS at all."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    inner = _byte_level(special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=special[0], pad_token=special[0]
+    )
+    ends = [inner.token_to_id(special[2]), inner.token_to_id(special[0])]
+    _save(folder, Qwen3Config(**WIDE, vocab_size=384, head_dim=16), tokenizer, ends)
+    return folder
+
+
+def _byte_level(special: list[str]) -> Any:
+    inner: Any = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoding.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator(TEXT * 3, trainer)
+    return inner
+
+
+def _save(folder: Path, config: Any, tokenizer: Any, ends: int | list[int]) -> None:
+    torch.manual_seed(1)
+    config.num_key_value_heads = 1
+    config.eos_token_id = ends
+    config.bos_token_id = tokenizer.bos_token_id
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # far from uniform
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.generation_config = GenerationConfig(
+        eos_token_id=ends, bos_token_id=tokenizer.bos_token_id
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
