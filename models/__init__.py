@@ -43,6 +43,7 @@ __all__ = [
     "recipes",
     "rope",
     "rope_config",
+    "rope_layout",
     "sizes",
     "streams",
     "streams_config",

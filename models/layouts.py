@@ -4,11 +4,10 @@ A layout maps a config.json to a `DecoderConfig` and back, and says for each of 
 tensors of the transformers checkpoint it is made of.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,23 +15,7 @@ from torch import Tensor
 from models.attention_config import AttentionConfig
 from models.decoder_config import DecoderConfig
 from models.experts_config import ExpertsConfig
-from models.rope_config import RopeScaling
-
-_ROPE_KEYS = {  # key of config.json -> field of RopeScaling
-    "factor": "factor",
-    "original_max_position_embeddings": "original_context",
-    "low_freq_factor": "low_freq",
-    "high_freq_factor": "high_freq",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "truncate": "truncate",
-    "attention_factor": "gain",
-}
-_ROPE_FIELDS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "original_context", "low_freq", "high_freq"),
-    "yarn": ("factor", "original_context", "beta_fast", "beta_slow", "truncate", "gain"),
-}
+from models.rope_layout import read_rope, write_rope
 
 # Fields of ExpertsConfig that Mixtral fixes; those of training may differ.
 _MIXTRAL = {"shared": 0, "softmax": "before", "normalise": True}
@@ -70,6 +53,9 @@ class Layout(ABC):
 
     model_type: str
     architecture: str
+    defaults: ClassVar[
+        Mapping[str, Any]
+    ] = {}  # of transformers, where they differ from those in `read`
 
     @abstractmethod
     def read(self, config: Mapping[str, Any]) -> DecoderConfig:
@@ -102,8 +88,9 @@ class Llama(Layout):
             use_sliding_window=False,
             mlp_bias=bias,
             partial_rotary_factor=1.0,
+            layer_types=["full_attention"] * config["num_hidden_layers"],
         )
-        base, scaling = _read_rope(config)
+        base, scaling = read_rope(config)
         return DecoderConfig(
             depth=config["num_hidden_layers"],
             width=config["hidden_size"],
@@ -142,7 +129,7 @@ class Llama(Layout):
             "attention_bias": cfg.bias,
             "mlp_bias": cfg.bias,
             "initializer_range": cfg.init_std,
-            **_write_rope(cfg),
+            **write_rope(cfg),
         }
 
     def sources(self, cfg: DecoderConfig) -> dict[str, TensorSource]:
@@ -184,6 +171,11 @@ class Qwen3(Llama):
     """Qwen3ForCausalLM: Llama's, with norms of queries and keys."""
 
     model_type, architecture, qk_norm = "qwen3", "Qwen3ForCausalLM", True
+    defaults: ClassVar = {
+        "head_dim": 128,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+    }
 
     def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
         if cfg.bias:
@@ -196,6 +188,14 @@ class Mixtral(Llama):
     """MixtralForCausalLM: Llama's, with experts in the place of the feed-forward network."""
 
     model_type, architecture, dense = "mixtral", "MixtralForCausalLM", False
+    defaults: ClassVar = {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+    }
 
     def read(self, config: Mapping[str, Any]) -> DecoderConfig:
         _refuse_other(config, sliding_window=None, router_jitter_noise=0.0)
@@ -355,38 +355,3 @@ def _refuse_other(config: Mapping[str, Any], **required: Any) -> None:
     for key, value in required.items():
         if config.get(key, value) not in (value, None):
             raise ValueError(f"config.json has {key}={config[key]!r}; only {value!r} is read")
-
-
-def _read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Return (base, scaling) from `rope_parameters` of transformers 5 or the keys of 4."""
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    base = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return base, None
-    if kind not in _ROPE_FIELDS:
-        raise ValueError(f"config.json has rope_type={kind!r}; read are: {', '.join(_ROPE_FIELDS)}")
-    values = {
-        field: rope[key]
-        for key, field in _ROPE_KEYS.items()
-        if field in _ROPE_FIELDS[kind] and rope.get(key) is not None
-    }
-    if kind == "yarn" and rope.get("mscale") and rope.get("mscale_all_dim"):
-        log = 0.1 * math.log(values["factor"])
-        values.setdefault("gain", (log * rope["mscale"] + 1) / (log * rope["mscale_all_dim"] + 1))
-    values.setdefault("original_context", config.get("max_position_embeddings"))
-    return base, RopeScaling(kind=kind, **values)
-
-
-def _write_rope(cfg: DecoderConfig) -> dict[str, Any]:
-    """Return the rope keys of transformers 4, which version 5 and other programs read too."""
-    scaling = cfg.rope_scaling
-    if scaling is None:
-        return {"rope_theta": cfg.rope_base, "rope_scaling": None}
-    keys = {field: key for key, field in _ROPE_KEYS.items()}
-    values = {keys[field]: getattr(scaling, field) for field in _ROPE_FIELDS[scaling.kind]}
-    present = {key: value for key, value in values.items() if value is not None}
-    return {
-        "rope_theta": cfg.rope_base,
-        "rope_scaling": {"rope_type": scaling.kind, "type": scaling.kind} | present,
-    }

@@ -20,7 +20,7 @@ from models.decoder_config import DecoderConfig
 from models.language_model import LanguageModel, ModelConfig
 from models.layouts import LAYOUTS, Layout, TensorSource
 
-OWN = "espalier"
+OWN, _HEAD = "espalier", "lm_head.weight"
 _IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # computed by our models
 
 
@@ -115,12 +115,19 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
         return thaw(target_class(own.pop("_target_")), own), int(config["vocab_size"])
     layout = _layout_of(config, file)
     try:
-        return layout.read(config), int(config["vocab_size"])
-    except (KeyError, ValueError) as error:
+        cfg, vocab_size = layout.read({**layout.defaults, **config}), int(config["vocab_size"])
+    except KeyError as error:
+        raise ValueError(f"{file} lacks the key {error.args[0]}") from None
+    except ValueError as error:
         raise ValueError(f"{file}: {error.args[0]!s}") from error
+    if cfg.tied and any(folder.glob("*.safetensors")):
+        _TensorFiles(folder).refuse_other_head(layout.sources(cfg)["embedding.weight"].names[0])
+    return cfg, vocab_size
 
 
 def _layout_of(config: Mapping[str, Any], file: Path) -> Layout:
+    if config.get("quantization_config"):
+        raise ValueError(f"{file} has a quantization_config; only weights in full are read")
     for layout in LAYOUTS:
         if layout.model_type == config.get("model_type"):
             return layout
@@ -165,6 +172,8 @@ def load_weights(
         layout = _layout_of(config, folder / "config.json")
         sources = layout.sources(model.cfg)  # type: ignore[arg-type]
     files = _TensorFiles(folder)
+    if "head.weight" not in sources and "embedding.weight" in sources:
+        files.refuse_other_head(sources["embedding.weight"].names[0])
     with torch.no_grad():
         for name, parameter in parameters.items():
             source = sources[name]
@@ -178,6 +187,26 @@ def load_weights(
     files.refuse_unread()
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers would read the weights from."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if index.exists():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        files = [folder / name for name in sorted(shards)]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} holds no *.safetensors; transformers writes them: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)"
+        )
+    if missing := [file.name for file in files if not file.exists()]:
+        raise FileNotFoundError(f"{folder} lacks {missing[0]}, which {index.name} names")
+    return files
+
+
 class _TensorFiles:
     """The tensors of a folder's safetensors by name, read one at a time."""
 
@@ -185,16 +214,16 @@ class _TensorFiles:
         from safetensors import safe_open  # noqa: PLC0415
 
         self.folder = folder
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise FileNotFoundError(
-                f"{folder} holds no *.safetensors; transformers writes them: "
-                "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)"
-            )
         self.file_of: dict[str, Any] = {}
-        for file in files:
+        for file in _weight_files(folder):
             opened = safe_open(file, framework="pt")  # type: ignore[no-untyped-call]
-            self.file_of |= dict.fromkeys(opened.keys(), opened)  # type: ignore[no-untyped-call]
+            names = opened.keys()  # type: ignore[no-untyped-call]
+            if twice := sorted(self.file_of.keys() & set(names)):
+                raise ValueError(
+                    f"{folder} holds {twice[0]} in two files; delete the file that is not of this "
+                    "model, or give model.safetensors.index.json"
+                )
+            self.file_of |= dict.fromkeys(names, opened)
         self.unread = set(self.file_of)
 
     def read(self, name: str) -> Tensor:
@@ -209,12 +238,19 @@ class _TensorFiles:
         tensor: Tensor = self.file_of[stored].get_tensor(stored)
         return tensor
 
-    def refuse_unread(self) -> None:
-        """Raise ValueError if tensors were not read: the architecture is another one.
+    def refuse_other_head(self, embedding: str) -> None:
+        """Raise ValueError if a head is stored that is not the embedding to which it is tied."""
+        if _HEAD not in self.file_of:
+            return
+        if not torch.equal(self.read(_HEAD).float(), self.read(embedding).float()):
+            raise ValueError(
+                f"{self.folder}: config.json ties the head to the embedding, but {_HEAD} is not "
+                f"{embedding}; set tie_word_embeddings to false there, or delete {_HEAD}"
+            )
 
-        A head that is tied to the embedding may be stored too.
-        """
-        names = sorted(self.unread - {"lm_head.weight"})
+    def refuse_unread(self) -> None:
+        """Raise ValueError if tensors were not read: the architecture is another one."""
+        names = sorted(self.unread)
         others = [name for name in names if not name.endswith(_IGNORED)]
         if others:
             raise ValueError(

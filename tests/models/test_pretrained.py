@@ -1,12 +1,14 @@
 """Exchange with transformers: logits equal in both directions, for every form of folder."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -116,8 +118,6 @@ def test_their_logits_are_ours_in_both_directions(name: str, tmp_path: Path) -> 
 def test_the_keys_of_transformers_4_and_a_checkpoint_without_prefix_are_read(
     tmp_path: Path,
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
     for name in ("llama, llama3", "gpt2"):
         folder = tmp_path / name
         theirs = _theirs(THEIRS[name])
@@ -195,3 +195,84 @@ def test_folders_that_cannot_be_read_or_written_say_why(tmp_path: Path) -> None:
         load_pretrained(folder)
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_pretrained(tmp_path)
+
+
+def _untie(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    state["lm_head.weight"] = state["lm_head.weight"] + 1.0
+
+
+def _drop_eps(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    del config["rms_norm_eps"]
+
+
+def _drop_rope(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    del config["rope_parameters"]
+
+
+def _drop_head_dim(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    config.pop("head_dim", None)
+
+
+def _two_ropes(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    config["rope_scaling"] = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}
+
+
+def _stale_shard(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    save_file({k: v + 1.0 for k, v in state.items()}, folder / "model-00001-of-00001.safetensors")
+
+
+def _one_head_less(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    config["num_key_value_heads"] = config["num_attention_heads"]
+
+
+def _a_row_less(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    config["vocab_size"] -= 1
+
+
+def _sliding(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    config["layer_types"] = ["sliding_attention"] * config["num_hidden_layers"]
+
+
+def _quantised(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    config["quantization_config"] = {"quant_method": "fp8"}
+
+
+def _as_it_is(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    pass
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3, tied", "mixtral"])
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        (_as_it_is, True),
+        (_untie, False),
+        (_drop_eps, True),
+        (_drop_rope, True),
+        (_drop_head_dim, True),
+        (_two_ropes, True),
+        (_stale_shard, True),
+        (_one_head_less, False),
+        (_a_row_less, False),
+        (_sliding, False),
+        (_quantised, False),
+    ],
+)
+def test_a_folder_that_contradicts_its_config_is_refused_or_read_as_transformers_reads_it(
+    change: Callable[..., None], read: bool, name: str, tmp_path: Path
+) -> None:
+    theirs = _theirs(THEIRS[name])
+    theirs.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}
+    state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+    change(tmp_path, state, config)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if not read or (change is _drop_head_dim and "qwen3" in name):  # 128 is Qwen's
+        with pytest.raises(ValueError, match=str(tmp_path)):
+            load_pretrained(tmp_path)
+        return
+    ours = load_pretrained(tmp_path)
+    back = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    torch.testing.assert_close(_logits(ours), _logits(back), rtol=1e-4, atol=1e-4)
