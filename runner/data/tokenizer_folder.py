@@ -18,6 +18,8 @@ from runner.machine.errors import DataError
 _CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
 _GENERATION, _TEMPLATE = "generation_config.json", "chat_template.jinja"
 
+_MODEL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
 # Where tokenizer_config.json does not name it, the class of transformers does.
 _BOS_OF_CLASS = {
     "LlamaTokenizer": "<s>",
@@ -35,11 +37,13 @@ class FolderFiles:
         bos: the token that stands before an empty text (None: that which ends a document).
         ends: the ids that end a generated text, in the folder's order.
         files: the parsed content of the folder's further files by name; text of a template.
+        model_ids: the ids of special tokens in config.json, by key.
     """
 
     bos: str | None = None
     ends: tuple[int, ...] = ()
     files: Mapping[str, Any] = field(default_factory=dict)
+    model_ids: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_folder(folder: Path) -> FolderFiles:
@@ -55,13 +59,16 @@ def read_folder(folder: Path) -> FolderFiles:
     for file in sorted([folder / _TEMPLATE, *folder.glob("additional_chat_templates/*.jinja")]):
         if file.exists():
             files[str(file.relative_to(folder))] = file.read_text(encoding="utf-8")
-    generation = files.get(_GENERATION, {}).get("eos_token_id")
-    if generation is None and (folder / "config.json").exists():
-        generation = read_json(folder / "config.json").get("eos_token_id")
-    ends = generation if isinstance(generation, list) else [generation]
-    return FolderFiles(
-        named_token(folder, "bos_token"), tuple(int(i) for i in ends if i is not None), files
-    )
+    model = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    model_ids = {key: model[key] for key in model if key in _MODEL_IDS}
+    ends = files.get(_GENERATION, {}).get("eos_token_id", model_ids.get("eos_token_id"))
+    return FolderFiles(named_token(folder, "bos_token"), as_ids(ends), files, model_ids)
+
+
+def as_ids(given: int | list[int] | None) -> tuple[int, ...]:
+    """Return the ids of a key that holds one, several or none."""
+    listed = given if isinstance(given, list) else [given]
+    return tuple(int(index) for index in listed if index is not None)
 
 
 def named_token(folder: Path, name: str) -> str | None:

@@ -229,7 +229,7 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Tokenizer]] = {
 
 
 def _beside(data: dict[str, Any] | None) -> FolderFiles | None:
-    return FolderFiles(data["bos"], tuple(data["ends"]), data["files"]) if data else None
+    return FolderFiles(**{**data, "ends": tuple(data["ends"])}) if data else None
 
 
 def loads(data: dict[str, Any]) -> Tokenizer:

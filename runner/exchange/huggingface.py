@@ -8,7 +8,7 @@ from typing import Any
 from models.language_model import LanguageModel
 from models.pretrained import save_pretrained
 from runner.exchange.model_card import model_card
-from runner.exchange.tokenizer import write_tokenizer
+from runner.exchange.tokenizer import model_ids, write_tokenizer
 from runner.generate.text_generator import DTYPES
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell
@@ -58,7 +58,7 @@ def export(
             layout=layout,
             dtype=DTYPES[dtype],
             max_shard_size=max_shard_size,
-            extra_keys={"eos_token_id": tokenizer.eos, "bos_token_id": None},
+            extra_keys=model_ids(tokenizer),
         )
         write_tokenizer(tokenizer, folder, context)
         card = model_card(cell, architecture, dtype, license_name)

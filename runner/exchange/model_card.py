@@ -1,6 +1,7 @@
 """The model card of an exported cell, written from the run's own records."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ _MEASURED = (
     "flops",
     "wall_s",
 )
+
+
+# A card is for others, to whom folders of this machine say nothing: of an absolute path it keeps
+# the last part. The slashes of addresses (https://...) and of names (t/bleu) are none.
+_LOCAL_PATH = re.compile(r"(?<![\w./~-])~?/(?![/\s])[^\n|,;'\"`()\[\]{}=]*[^\s|,;'\"`()\[\]{}=]")
 
 
 def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | None) -> str:
@@ -52,7 +58,12 @@ def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | No
         "## Precision\n\n" + precision,
         "## Config\n\n" + _table(["key", "value"], science),
     ]
-    return "\n\n".join(parts) + "\n"
+    return without_local_paths("\n\n".join(parts)) + "\n"
+
+
+def without_local_paths(text: str) -> str:
+    """Return `text` with the last part of each absolute path for the path."""
+    return _LOCAL_PATH.sub(lambda found: Path(found.group()).name, text)
 
 
 def _front_matter(architecture: str, license_name: str | None) -> str:

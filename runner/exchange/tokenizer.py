@@ -5,15 +5,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from runner.data.corpus import end_ids
+from runner.data.tokenizer_folder import as_ids
 from runner.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
 
-_END = "<|endoftext|>"
+_END, _MAP = "<|endoftext|>", "special_tokens_map.json"
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json; `context` is the model's, in tokens."""
+    """Write tokenizer.json, tokenizer_config.json and what else its folder had beside them.
+
+    Those of a folder keep what they said (special tokens, chat template, generation_config.json).
+    `context` is the model's, in tokens.
+    """
+    given: dict[str, Any] = {}
     if isinstance(tokenizer, SubwordTokenizer):
         text, end = tokenizer.serialised, tokenizer.eos_token
+        given = dict(tokenizer.beside.files)
+        if _MAP in given:
+            given[_MAP] = {**given[_MAP], "eos_token": end}
     elif isinstance(tokenizer, CharTokenizer):
         text, end = _bpe_without_merges(tokenizer.characters, by_bytes=False), _END
     else:
@@ -22,11 +32,29 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **given.pop("tokenizer_config.json", {}),
         "eos_token": end,
         "model_max_length": context,
-        "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name, content in {"tokenizer_config.json": config, **given}.items():
+        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def model_ids(tokenizer: Any) -> dict[str, Any]:
+    """Return the ids of special tokens for config.json, as the folder had them that it came from.
+
+    If that named no such end, it is all the ids that end a text.
+    """
+    ends = list(end_ids(tokenizer))
+    own = {"bos_token_id": getattr(tokenizer, "bos", None)}
+    if isinstance(tokenizer, SubwordTokenizer):
+        own |= tokenizer.beside.model_ids
+    if tokenizer.eos in as_ids(own.get("eos_token_id")):
+        return own
+    return own | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
 def _bpe_without_merges(characters: Iterable[str], *, by_bytes: bool) -> str:

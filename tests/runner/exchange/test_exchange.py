@@ -18,6 +18,7 @@ from runner.data.corpus import loads
 from runner.data.pretrained import pretrained_folder, with_pretrained
 from runner.data.tokenizers import ByteTokenizer, CharTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
+from runner.exchange.model_card import without_local_paths
 from runner.exchange.tokenizer import write_tokenizer
 from runner.machine import storage
 from runner.machine.errors import ConfigError
@@ -25,6 +26,7 @@ from runner.records.cells import find_cell, make_cells
 from runner.records.config import validate
 from runner.records.trained_model import load_model
 from tests.command_server import run
+from tests.folders import llama3
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Compose = Callable[..., dict[str, Any]]
@@ -136,9 +138,10 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_imported_model_is_measured_spoken_to_and_trained_on(
-    foreign: Path, text: Path, tmp_path: Path
+def test_an_imported_model_is_measured_spoken_to_trained_on_and_given_back(
+    text: Path, tmp_path: Path
 ) -> None:
+    foreign = llama3(tmp_path / "llama3")
     common = [
         f"root={tmp_path}",
         "data=text",
@@ -150,12 +153,28 @@ def test_an_imported_model_is_measured_spoken_to_and_trained_on(
     assert done.returncode == 0, done.stderr
     (cell,) = [find_cell(tmp_path, folder.name) for folder in (tmp_path / "runs").iterdir()]
     model, tokenizer, context = load_model(cell.folder)
-    assert (tokenizer.vocab_size, context, cell.state) == (320, 96, "finished")
+    assert (tokenizer.vocab_size, context, cell.state) == (384, 96, "finished")
     ids = torch.from_numpy(tokenizer.encode("some text").astype("int64"))[None]
     theirs = AutoModelForCausalLM.from_pretrained(foreign)
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
     assert any("val_loss" in row for row in storage.read_lines(cell.folder / "metrics.jsonl"))
+    out, root = tmp_path / "out", ["--root", str(tmp_path)]
+    assert "LlamaForCausalLM" in _cli("export", cell.fingerprint, str(out), *root)
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (foreign, out))
+    given = before("A cat", return_tensors="pt")
+    assert after("A cat")["input_ids"] == given["input_ids"][0].tolist()
+    for key in ("bos_token", "eos_token", "chat_template"):
+        assert getattr(after, key) == getattr(before, key)
+    for name, keys in {"config": ["bos_token_id", "eos_token_id"], "generation_config": []}.items():
+        old, new = (json.loads((f / f"{name}.json").read_text()) for f in (foreign, out))
+        for key in keys or old:
+            assert new[key] == old[key]
+    assert str(tmp_path) not in (out / "README.md").read_text()
+    said = _cli("generate", str(cell.folder), "--prompt", "A cat", "--temperature", "0", *root)
+    done = theirs.generate(**given, max_new_tokens=90, do_sample=False, pad_token_id=1)
+    whole = before.decode(done[0], skip_special_tokens=True)
+    assert said.startswith(whole[:40])
     train = [
         "train.steps=3",
         "train.batch_size=2",
@@ -230,3 +249,16 @@ def test_a_padded_tokenizer_survives_its_file(foreign: Path) -> None:
     cfg = TokenizerConfig(kind="folder", path=str(foreign), vocab_size=320)
     assert loads(cfg.build([]).dumps()).vocab_size == 320
     assert Inner.from_file(str(foreign / "tokenizer.json")).get_vocab_size() == 257
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("data.sources.0.path=/home/me/my data/a.txt seed=1", "data.sources.0.path=a.txt seed=1"),
+        ("| init | hf:/models/llama |", "| init | hf:llama |"),
+        ('["~/a/b.jsonl", "/c"]', '["b.jsonl", "c"]'),
+        ("https://x.org/a, t/bleu, 3 / 4, org/name", "https://x.org/a, t/bleu, 3 / 4, org/name"),
+    ],
+)
+def test_a_model_card_names_no_folder_of_this_machine(written: str, shown: str) -> None:
+    assert without_local_paths(written) == shown
