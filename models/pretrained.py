@@ -109,7 +109,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
         raise FileNotFoundError(
             f"{file} does not exist; a model folder holds config.json and *.safetensors"
         )
-    config = json.loads(file.read_text())
+    config = _read_json(file)
     if config.get("model_type") == OWN:
         own = dict(config["config"])
         return thaw(target_class(own.pop("_target_")), own), int(config["vocab_size"])
@@ -123,6 +123,13 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
     if cfg.tied and any(folder.glob("*.safetensors")):
         _TensorFiles(folder).refuse_other_head(layout.sources(cfg)["embedding.weight"].names[0])
     return cfg, vocab_size
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); restore it") from None
 
 
 def _layout_of(config: Mapping[str, Any], file: Path) -> Layout:
@@ -164,7 +171,7 @@ def load_weights(
         FileNotFoundError: the folder has no safetensors.
         ValueError: a tensor is missing, left over or of another shape.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = _read_json(folder / "config.json")
     parameters = model.state_dict()
     if config.get("model_type") == OWN:
         sources = {name: TensorSource((name,)) for name in parameters}
@@ -193,7 +200,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if single.exists():
         return [single]
     if index.exists():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        shards = set(_read_json(index)["weight_map"].values())
         files = [folder / name for name in sorted(shards)]
     else:
         files = sorted(folder.glob("*.safetensors"))

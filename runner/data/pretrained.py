@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import plain
-from runner.data.tokenizer_folder import as_ids, named_token, read_json
+from runner.data.tokenizer_folder import as_ids, named_token, read_object
 from runner.machine.errors import ConfigError
 
 _FILES = ["*.json", "*.safetensors", "*.jinja"]
@@ -94,8 +94,8 @@ def _eos_token(folder: Path) -> str:
             f"init: {folder} holds no tokenizer.json; transformers writes it: "
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) with a fast tokenizer"
         )
-    ends = as_ids(read_json(folder / "config.json").get("eos_token_id"))
-    for added in read_json(file).get("added_tokens", []):
+    ends = as_ids(read_object(folder / "config.json").get("eos_token_id"))
+    for added in read_object(file).get("added_tokens", []):
         if added["id"] in ends[:1]:
             return str(added["content"])
     raise ConfigError(

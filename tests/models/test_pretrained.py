@@ -190,6 +190,10 @@ def test_folders_that_cannot_be_read_or_written_say_why(tmp_path: Path) -> None:
     (tmp_path / "deep" / "config.json").write_text(json.dumps(given))
     with pytest.raises(ValueError, match="its architecture does not have"):
         load_pretrained(tmp_path / "deep")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"m/config\.json is not JSON"):
+        load_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(given))
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="transformers writes them"):
         load_pretrained(folder)
