@@ -101,7 +101,12 @@ def adds_special_tokens(serialised: str) -> bool:
     if not data.get("post_processor"):
         return False
     model = {"type": "BPE", "vocab": {}, "merges": []}  # the vocabulary takes a second to parse
-    parts = {"model": model, "added_tokens": [], "normalizer": None, "pre_tokenizer": None}
+    parts: dict[str, Any] = {
+        "model": model,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": None,
+    }
     small = Tokenizer.from_str(json.dumps(data | parts | {"decoder": None}))
     return bool(small.num_special_tokens_to_add(is_pair=False))
 

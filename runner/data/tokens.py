@@ -150,7 +150,12 @@ def _refuse_changed(source: Any, frozen: str) -> None:
 def _tokenizer_key(tokenizer: Any) -> list[Any]:
     if not isinstance(tokenizer, TokenizerConfig):
         return [plain(tokenizer, target=True)]
-    key = [tokenizer.kind, tokenizer.vocab_size, tokenizer.eos_token, tokenizer.train_documents]
+    key: list[Any] = [
+        tokenizer.kind,
+        tokenizer.vocab_size,
+        tokenizer.eos_token,
+        tokenizer.train_documents,
+    ]
     if tokenizer.kind == "folder":  # what an export gives back, though no id depends on it
         key.append(asdict(read_folder(Path(str(tokenizer.path)))))
     return key

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from runner.data.corpus import loads, source_name, source_weight
+from runner.data.corpus import encode_with_special, loads, source_name, source_weight
 from runner.records.cells import Cell
 from runner.records.config import flatten
 from runner.records.metrics import latest
@@ -49,8 +49,8 @@ def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | No
         f"{architecture}, weights in {dtype}. Trained with Espalier; "
         f"state of the run: {cell.state}.",
         "## Data\n\n" + _table(["source", "weight", "content"], sources),
-        f"Tokenizer: {cfg.tokenizer.kind}; the end of a document is id "
-        f"{_eos(folder)}; sequences of {cfg.train.sequence_length} tokens.",
+        f"Tokenizer: {cfg.tokenizer.kind}; {_special_tokens(folder)}; "
+        f"sequences of {cfg.train.sequence_length} tokens.",
         "## Training\n\n" + _table(["", ""], sizes),
         "## Losses\n\nNats per token at the end of training.\n\n"
         + _table(["measure", "value"], measured),
@@ -96,8 +96,11 @@ def _number(value: float | None) -> str:
     return "not known" if value is None else f"{value:.4f}"
 
 
-def _eos(folder: Path) -> int:
-    return int(loads((folder / "tokenizer.json").read_text(encoding="utf-8")).eos)
+def _special_tokens(folder: Path) -> str:
+    tokenizer = loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    around = ", ".join(map(str, encode_with_special(tokenizer, "")))
+    added = f"it adds the ids {around} to a text, " if around else ""
+    return f"{added}the end of a document is id {tokenizer.eos}"
 
 
 def _read_json(file: Path) -> Any:

@@ -170,7 +170,9 @@ def test_an_imported_model_is_measured_spoken_to_trained_on_and_given_back(
         old, new = (json.loads((f / f"{name}.json").read_text()) for f in (foreign, out))
         for key in keys or old:
             assert new[key] == old[key]
-    assert str(tmp_path) not in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert str(tmp_path) not in card
+    assert "it adds the ids 0 to a text" in card
     said = _cli("generate", str(cell.folder), "--prompt", "A cat", "--temperature", "0", *root)
     done = theirs.generate(**given, max_new_tokens=90, do_sample=False, pad_token_id=1)
     whole = before.decode(done[0], skip_special_tokens=True)
