@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -41,6 +40,7 @@ from runner.data.tokenizers import Tokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.data.tokens_config import DataConfig
 from runner.machine.errors import DataError, EspalierError
+from runner.machine.storage import unfinished_name
 from runner.machine.system_errors import write_error
 
 # Raised when the same text gives other files, whatever the `numerics` of data, sources and
@@ -172,7 +172,8 @@ def _cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
     unfinished = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        unfinished = unfinished_name(folder)
+        unfinished.mkdir()
         make(unfinished)
         os.rename(unfinished, folder)
     except OSError as error:

@@ -86,7 +86,7 @@ def notify(folder: Path, ended: tuple[str, ...] = journal.ENDED) -> None:
         return
     target = policy.on_failure if states["failed"] else policy.on_finish
     try:
-        os.close(os.open(folder / "told", os.O_CREAT | os.O_EXCL))
+        (folder / "told").touch(exist_ok=False)
     except FileExistsError:
         return
     if target is not None:

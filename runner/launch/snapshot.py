@@ -9,9 +9,9 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
+from runner.machine import storage
 from runner.machine.environment import revision
 
 _CLONE = Path(__file__).resolve().parents[2]
@@ -27,11 +27,12 @@ def snapshot(root: Path) -> Path:
     final = root / "snapshots" / digest.hexdigest()[:16]
     if not final.exists():
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".partial-"))
+        partial = storage.unfinished_name(final)
+        partial.mkdir()
         for file in files:
             target = partial / file.relative_to(_CLONE)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, target)
+            shutil.copyfile(file, target)  # with the rights that the umask leaves
         (partial / "revision.json").write_text(json.dumps(revision()))
         try:
             os.rename(partial, final)

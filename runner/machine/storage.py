@@ -5,9 +5,9 @@ import fcntl
 import json
 import os
 import random
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,24 @@ def write_atomically(file: Path, text: str) -> None:
     Raises:
         StorageError: the disk is full or read-only.
     """
+    unfinished = unfinished_name(file)
     try:
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with open(unfinished, "x", encoding="utf-8") as stream:
             stream.write(text)
-        os.replace(name, file)
+        os.replace(unfinished, file)
     except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise write_error(file, error) from error
+
+
+def unfinished_name(path: Path) -> Path:
+    """Return a name beside `path`, new at each call, for what is renamed to `path` once complete.
+
+    What is made under it gets the rights that the umask leaves; `tempfile` would make it readable
+    by its owner alone, and so it would stay where a group shares the folder.
+    """
+    return path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

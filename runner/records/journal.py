@@ -21,12 +21,20 @@ from typing import Any
 
 import psutil
 
-from runner.machine.storage import append_line, read_lines, truncate_torn_line, write_line
+from runner.machine.storage import (
+    append_line,
+    read_lines,
+    truncate_torn_line,
+    unfinished_name,
+    write_line,
+)
 from runner.machine.system_errors import write_error
 
-ENDED = ("finished", "diverged", "failed")  # states in which a launch leaves a cell alone
+FINAL = ("finished", "diverged")  # states that no later attempt changes
+ENDED = (*FINAL, "failed")  # states in which a launch leaves a cell alone
 TERMINAL = (*ENDED, "interrupted")
 _BEAT_S, _STALE_S = 15.0, 120.0
+_ONE_CTRL_C_S = 1.0
 HELD = 76  # exit code of a worker whose cell another worker holds
 
 
@@ -72,8 +80,9 @@ def alive(attempt: Path) -> bool:
         return _heartbeat_age_s(attempt) < _STALE_S
     try:
         return bool(abs(psutil.Process(held["pid"]).create_time() - held["process_start"]) < 1.0)
-    except psutil.NoSuchProcess:
-        return False
+    except psutil.NoSuchProcess:  # some hosts hide processes of other users (hidepid)
+        others = (attempt / "lease.json").stat().st_uid != os.getuid()
+        return others and _heartbeat_age_s(attempt) < _STALE_S
 
 
 def _job() -> str | None:
@@ -113,15 +122,14 @@ def claim(run: Path) -> Path | None:
     held = {"host": socket.gethostname(), "pid": os.getpid(), "process_start": start}
     if _job() is not None:
         held |= {"job": _job(), "restart": _restart()}
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".lease-")
-    with os.fdopen(handle, "w") as stream:
-        json.dump(held, stream)
+    complete = unfinished_name(folder / "lease.json")
+    complete.write_text(json.dumps(held))
     try:
-        os.link(name, folder / "lease.json")
+        os.link(complete, folder / "lease.json")
     except FileExistsError:
         return None
     finally:
-        os.unlink(name)
+        complete.unlink()
     return folder
 
 
@@ -133,15 +141,24 @@ class StopFlag:
     """
 
     def __init__(self) -> None:
-        self._set = False
+        self._since: float | None = None
 
     def set(self) -> None:
         """Request the stop."""
-        self._set = True
+        if self._since is None:
+            self._since = time.monotonic()
 
     def is_set(self) -> bool:
         """Return whether a stop was requested."""
-        return self._set
+        return self._since is not None
+
+    def is_old(self) -> bool:
+        """Return whether the stop was requested over a second ago.
+
+        One Ctrl-C may come twice: from the terminal, and at once again from a program around this
+        one that got it too (uv, timeout, torchrun).
+        """
+        return self._since is not None and time.monotonic() - self._since > _ONE_CTRL_C_S
 
 
 class Journal:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.precision import Precision
+from runner.machine import storage
 from runner.machine.environment import changes, describe, first_record
 from runner.machine.ranks import Ranks
 from runner.records.budget import Budget
@@ -28,13 +29,15 @@ def note_environment(journal: Journal, cell: Cell, ranks: Ranks, **facts: Any) -
     if differing:
         journal.event("not_bit_identical", changes=differing)
         print(f"resumed, but not bit-identically: {'; '.join(differing)}", file=sys.stderr)
-    (journal.attempt / "environment.json").write_text(json.dumps(record, indent=1))
+    storage.write_atomically(journal.attempt / "environment.json", json.dumps(record, indent=1))
 
 
 def write_summary(folder: Path, budget: Budget, precision: Precision, tokenizer: Any) -> None:
     """Write summary.json, precision.json and tokenizer.json; analysis never recomputes them."""
-    (folder / "summary.json").write_text(json.dumps(asdict(budget), indent=1))
+    texts = {"summary.json": json.dumps(asdict(budget), indent=1)}
     table = [asdict(choice) for choice in precision.table]
     if table:
-        (folder / "precision.json").write_text(json.dumps(table, indent=1))
-    (folder / "tokenizer.json").write_text(tokenizer.dumps(), encoding="utf-8")
+        texts["precision.json"] = json.dumps(table, indent=1)
+    texts["tokenizer.json"] = tokenizer.dumps()
+    for name, text in texts.items():  # launchers read them while a resumed run writes them again
+        storage.write_atomically(folder / name, text)
