@@ -279,6 +279,8 @@ class Trainer:
         )
 
     def _restore(self) -> None:
+        if self.journal is not None:
+            checkpoint_folder.delete_unfinished(self.run / "checkpoints")
         newest = checkpoint_folder.newest(self.run / "checkpoints")
         start = self.cfg.inputs.get("init")
         if newest is not None:

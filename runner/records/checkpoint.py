@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from runner.machine.errors import CheckpointError
 from runner.machine.ranks import gather_full
 from runner.machine.system_errors import write_error
-from runner.records.checkpoint_folder import sha256
+from runner.records.checkpoint_folder import UNFINISHED, sha256
 
 _NUMBER = "#number"  # ends the name of a slot that is no tensor but a Python number
 Files = dict[str, dict[str, Tensor]]
@@ -59,7 +59,7 @@ def save(folder: Path, files: Files, state: dict[str, Any]) -> Path:
         StorageError: the disk is full or read-only; earlier checkpoints are untouched.
     """
     final = folder / f"{state['step']:08d}"
-    partial = folder / f".partial-{final.name}-{os.getpid()}"
+    partial = folder / f"{UNFINISHED}{final.name}-{os.getpid()}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -9,6 +9,8 @@ import shutil
 import warnings
 from pathlib import Path
 
+UNFINISHED = ".partial-"  # begins the name of a checkpoint that is being written
+
 
 def newest(folder: Path) -> Path | None:
     """Return the newest undamaged checkpoint, None if there is none; warn of damaged ones."""
@@ -50,6 +52,12 @@ def prune(folder: Path, *, keep_last: int, keep_every: int | None, best: int | N
         step = int(path.name)
         if step != best and not (keep_every and step % keep_every == 0):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def delete_unfinished(folder: Path) -> None:
+    """Delete what killed writers left; called by the holder of the lease, before it writes."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sha256(file: Path) -> str:
