@@ -99,7 +99,7 @@ def waste(root: Path, *, checkpoints: bool = False) -> Iterator[Waste]:
         state = journal.state(folder)
         if folder.name not in in_sweeps and state != "running":
             yield Waste(folder, size_bytes(folder), f"a run of no sweep ({state})")
-        elif checkpoints and state in ("finished", "diverged"):
+        elif checkpoints and state in journal.FINAL:
             newest = checkpoint_folder.newest(folder / "checkpoints")
             for saved in sorted(folder.glob("checkpoints/[0-9]*")):
                 if saved != newest:

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from runner.machine.errors import DataError, StorageError
+from runner.machine.errors import StorageError
 from runner.records import journal
 from runner.records.cells import Cell, UnreadableCell
 from runner.records.metrics import LatestValues
@@ -18,7 +18,7 @@ _STYLES = {"finished": "green", "failed": "red", "diverged": "yellow", "running"
 
 
 class LiveTable:
-    """Reads the metrics of running cells as they grow; ended cells are read once.
+    """Reads the metrics of cells as they grow; those of finished and diverged cells once.
 
     Args:
         cells: those of the sweep, or a function that returns the current ones.
@@ -43,9 +43,10 @@ class LiveTable:
                 unreadable.append(f"{cell.fingerprint[:6]} {cell.problem}")
             try:
                 state, last = self._read(cell)
-            except DataError as error:  # a damaged file must not hide other cells or end a launcher
+            except (OSError, ValueError, KeyError) as error:
+                # What a table cannot read must not hide other cells or end the launcher.
                 state, last = "unreadable", {}
-                unreadable.append(str(error))
+                unreadable.append(f"{cell.fingerprint[:6]} {error}")
             if cell.fingerprint in queue and state != "running":
                 state = "queued"
             left = _left(last) if state == "running" else ""
@@ -76,7 +77,7 @@ class LiveTable:
         if state not in ("new", "unreadable"):
             reader = self._latest.setdefault(cell.fingerprint, LatestValues(cell.folder, *_KEYS))
             last = reader.read()
-        if state in journal.ENDED:
+        if state in journal.FINAL:
             self._ended[cell.fingerprint] = (state, last)
         return state, last
 
