@@ -14,9 +14,16 @@ from models.decoder_config import DecoderConfig
 
 @config
 class FaultyConfig(DecoderConfig):
-    """A decoder with a fault; `oom` cannot hold more than one sample, `slow` takes 0.2 s a step."""
+    """A decoder with a fault.
 
-    fault: Literal["none", "segfault", "exit0", "hang", "raise", "oom", "slow"] = "none"
+    Args:
+        fault: `oom` and `kernel_oom` cannot hold more than one sample, the latter until the kernel
+            kills it; `slow` takes 0.2 s a step, `stuck` an hour.
+    """
+
+    fault: Literal[
+        "none", "segfault", "exit0", "hang", "raise", "oom", "kernel_oom", "slow", "stuck"
+    ] = "none"
 
     def build(self, vocab_size: int, seed: int) -> Decoder:
         """Return the model, or fail; the launcher, which builds models to plan, is spared."""
@@ -33,11 +40,21 @@ class FaultyConfig(DecoderConfig):
         model = super().build(vocab_size, seed)
         if self.fault == "oom":
             model.register_forward_pre_hook(_too_large)
-        if self.fault == "slow":
-            model.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+        if self.fault == "kernel_oom":
+            model.register_forward_pre_hook(_fill_memory)
+        if self.fault in ("slow", "stuck"):
+            seconds = 0.2 if self.fault == "slow" else 3600.0
+            model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
         return model
 
 
 def _too_large(_: Any, arguments: tuple[Any, ...]) -> None:
     if arguments and len(arguments[0]) > 1:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+def _fill_memory(_: Any, arguments: tuple[Any, ...]) -> None:
+    if arguments and len(arguments[0]) > 1:
+        held = [torch.ones(1 << 24)]
+        while sum(map(len, held)) < 1 << 31:  # 8 GB: a test's limit is far below
+            held.append(torch.ones(1 << 24))

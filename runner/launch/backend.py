@@ -21,13 +21,20 @@ class View:
     def __init__(self, console: Console, live: Live, table: LiveTable) -> None:
         self.console, self.live, self.table = console, live, table
         self._shown = 0.0
+        self._notices: list[str] = []
+
+    def notify(self, line: str) -> None:
+        """Print a line at the next refresh; a signal handler may call it."""
+        self._notices.append(line)
 
     def print(self, line: str) -> None:
         """Print a line above the table."""
         self.console.print(line)
 
     def refresh(self) -> None:
-        """Update the table, twice a second at most: it reads every cell."""
+        """Print what is to be said and update the table, the latter twice a second at most."""
+        while self._notices:
+            self.print(self._notices.pop(0))
         if time.monotonic() - self._shown >= _SHOW_EVERY_S:
             self.live.update(self.table.render())
             self._shown = time.monotonic()
@@ -57,4 +64,7 @@ class Backend(Protocol):
         """Run the trials of a study; return when all are taken and none runs any more."""
 
     def leave(self) -> str:
-        """On Ctrl-C: make `run` return; return a message on what becomes of the cells."""
+        """On Ctrl-C: make `run` return; return a message on what becomes of the cells.
+
+        A signal handler calls it, again at each further Ctrl-C.
+        """

@@ -41,7 +41,8 @@ def launch(
         ConfigError: a cell does not fit the machine.
     """
     console = Console(stderr=True)
-    todo = [cell for cell in cells if cell.state in again]
+    now = {cell.fingerprint: cell.state for cell in cells}  # read once: cells may end meanwhile
+    todo = [cell for cell in cells if now[cell.fingerprint] in again]
     if todo:
         backend.prepare()
         # Imports torch, as the fork server does meanwhile.
@@ -51,7 +52,7 @@ def launch(
     for cell in cells:
         freeze_cell(cell)
     sweep = join_sweep(cells[0].config.name, cells)
-    states = Counter(cell.state for cell in cells)
+    states = Counter(now.values())
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
     policy.start(sweep, policies, fresh=bool(todo))
     storage.write_atomically(sweep / "launcher.json", json.dumps(backend.record()))
@@ -99,22 +100,25 @@ def _run_live(
     """Run cells with the live table and an uploader; return whether the user left by Ctrl-C."""
     # If nobody waits here, each job of the cluster uploads to an MLflow server itself.
     uploader = start_uploader(first.config) if backend.waits else None
-    left: list[str] = []
-
-    def leave(*_: Any) -> None:
-        left[:] = [backend.leave()]
-
-    before = signal.signal(signal.SIGINT, leave)
+    left = False
+    before = signal.getsignal(signal.SIGINT)
     try:
         with Live(table.render(), console=console, refresh_per_second=4) as live:
-            run(View(console, live, table))
+            view = View(console, live, table)
+
+            def leave(*_: Any) -> None:
+                nonlocal left
+                left = True
+                view.notify(backend.leave())
+
+            signal.signal(signal.SIGINT, leave)
+            run(view)
+            view.refresh()
             live.update(table.render())
     finally:
         signal.signal(signal.SIGINT, before)
         _finish(uploader, first.config.name, console)
-    if left:
-        console.print(left[0])
-    return bool(left)
+    return left
 
 
 def _upload_rest(run: RunConfig, sweep: Path, console: Console) -> None:
@@ -130,7 +134,7 @@ def _finish(uploader: subprocess.Popen[bytes] | None, name: str, console: Consol
 
 def _report_unfinished(cells: list[Cell], sweep: Path, console: Console) -> int:
     """Print the cells that did not end well; return the exit code, 1 if there are any."""
-    bad = [cell for cell in cells if cell.state not in ("finished", "diverged")]
+    bad = [cell for cell in cells if cell.state not in journal.FINAL]
     for cell in bad:
         inputs = cell.waits_for()
         if inputs:

@@ -1,6 +1,8 @@
 """The backend of this machine."""
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -9,8 +11,9 @@ from runner.launch.backend import View
 from runner.launch.fork_server import warm_up
 from runner.launch.pool import Pool, count_gpus, gpus_for
 from runner.machine.errors import ConfigError
-from runner.records.cells import Cell, freeze_cell
+from runner.records.cells import Cell, renew_cell
 from runner.records.config import validate
+from runner.records.journal import StopFlag
 
 if TYPE_CHECKING:
     from runner.launch.study import Study
@@ -23,6 +26,8 @@ class Local:
         if jobs is not None and jobs < 1:
             raise ConfigError(f"hydra.launcher.jobs={jobs} must be at least 1")
         self.jobs, self.waits = jobs, True
+        self.pool: Pool | None = None
+        self._left = StopFlag()
         self.memory_gb: float | None = psutil.virtual_memory().total / 1e9
 
     def record(self) -> dict[str, Any]:
@@ -35,35 +40,48 @@ class Local:
 
     def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
         """Run the cells here; wait for those that run under another launcher."""
-        todo = [cell for cell in cells if cell.state in again]
-        elsewhere = [cell for cell in cells if cell.state == "running"]
+        states = {cell.fingerprint: cell.state for cell in cells}  # read once: cells may end now
+        todo = [cell for cell in cells if states[cell.fingerprint] in again]
+        elsewhere = [cell for cell in cells if states[cell.fingerprint] == "running"]
         for cell in todo:
-            cell.cancelled.unlink(missing_ok=True)
-            freeze_cell(cell, overwrite=True)
+            renew_cell(cell)
         if elsewhere:
             view.print(f"{len(elsewhere)} run under another launcher; waiting for them too")
-        self.pool = self._pool(todo + elsewhere)
-        device = "cuda" if self.pool.gpus else "cpu"
+        pool = self._pool(todo + elsewhere)
+        device = "cuda" if pool.gpus else "cpu"
         recipes = [c.config.precision for c in todo if hasattr(c.config.precision, "notice")]
         distinct = {repr(recipe): recipe for recipe in recipes}.values()
         for line in {recipe.notice(device) for recipe in distinct} - {None}:
             view.print(line)
-        self.pool.run(todo, elsewhere, view.refresh)
+        pool.run(todo, elsewhere, view.refresh)
+        if pool.stopping:
+            view.print(_stopped(cells))
 
     def run_study(self, study: "Study", view: View) -> None:
         """Run trials here, `jobs` at a time."""
         typical = Cell(validate(study.base), {}, "", "")
-        self.pool = self._pool([typical] * study.cfg.trials)
-        self.pool.source = study
-        self.pool.run([], [], view.refresh)
+        pool = self._pool([typical] * study.cfg.trials)
+        pool.source = study
+        pool.run([], [], view.refresh)
+        if pool.stopping:
+            view.print(_stopped(study.cells()))
 
     def leave(self) -> str:
-        """Make every running cell save and stop."""
-        self.pool.stop()
-        return "stopped; every running cell saved its state. Run the same command to go on."
+        """Make every running cell save and stop; when called again, kill them."""
+        if not self._left.is_set():
+            self._left.set()
+            if self.pool is not None:
+                self.pool.stop()
+            return (
+                "stopping: running cells save their state; Ctrl-C again kills them, and they lose "
+                "what they did since their last checkpoint"
+            )
+        if self.pool is None or not self._left.is_old():
+            return "running cells still save their state; Ctrl-C again kills them"
+        return f"{self.pool.kill()} running cells killed; they go on from their last checkpoints"
 
     def _pool(self, cells: list[Cell]) -> Pool:
-        """Return a pool that divides the cores among the cells that run at a time.
+        """Make the pool, which divides the cores among the cells that run at a time.
 
         Raises:
             ConfigError: a cell needs more GPUs or nodes than there are.
@@ -81,7 +99,17 @@ class Local:
         cores = _num_cores()
         automatic = len(gpus) // need if need else (cores if cores <= 4 else cores // 4)
         jobs = max(1, min(self.jobs or automatic, len(cells) or 1))
-        return Pool(jobs=jobs, threads=max(1, cores // jobs), gpus=gpus)
+        self.pool = Pool(jobs=jobs, threads=max(1, cores // jobs), gpus=gpus)
+        self.pool.stopping = self._left.is_set()  # before there was a pool to stop
+        return self.pool
+
+
+def _stopped(cells: Sequence[Cell]) -> str:
+    """Return a line: how many cells are in which state, and whether anything is left to run."""
+    states = Counter(cell.state for cell in cells)
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+    left = "; the same command goes on" if {"new", "interrupted"} & set(states) else ""
+    return f"stopped: {counts}{left}"
 
 
 def _num_cores() -> int:

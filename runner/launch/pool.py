@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psutil
 
 from runner.launch import policy
-from runner.launch.after_exit import halve_micro_batch, record_crash
+from runner.launch.after_exit import give_up, halve_micro_batch, record_exit, was_killed
 from runner.launch.fork_server import STOP_SIGNALS, warm_up
 from runner.launch.mlflow_process import UPLOADER_RUNS
 from runner.machine.errors import DataError
+from runner.machine.memory_kill import MemoryWatch
 from runner.records import journal
 from runner.records.cells import Cell
 from runner.records.metrics import latest
@@ -54,15 +55,28 @@ class _Child:
     """A cell's process and its progress.
 
     Args:
+        memory: watches the memory of the process.
+        logged: bytes of the cell's log.txt before this attempt.
         progress: changes as the cell gets on; it last did at `since`.
         hung: why the process was killed as hanging, None if it was not.
+        stopped: whether it was told to end, by a user or a study.
     """
 
     cell: Cell
     gpus: list[int]
+    memory: MemoryWatch
+    logged: int
     progress: Any = None
     since: float = field(default_factory=time.monotonic)
     hung: str | None = None
+    stopped: bool = False
+
+    def output(self) -> str:
+        """Return what this attempt has written."""
+        with suppress(OSError), open(self.cell.folder / "log.txt", "rb") as stream:
+            stream.seek(self.logged)
+            return stream.read().decode(errors="replace")
+        return ""
 
 
 @dataclass
@@ -82,48 +96,72 @@ class Pool:
     source: CellSource | None = None
     processed_cells: list[Cell] = field(default_factory=list)
     stopping: bool = False
+    _running: dict[BaseProcess, _Child] = field(default_factory=dict)
 
     def run(self, cells: list[Cell], elsewhere: list[Cell], tick: Callable[[], None]) -> None:
         """Run `cells` to their end and wait for the end of those running `elsewhere`.
 
         A cell interrupted elsewhere is continued here. After `stop` this returns when all children
-        have saved.
+        have saved; so it does before it raises what `tick` or the source raises.
 
         Args:
             tick: called a few times a second.
         """
         warm_up()
         self._waiting, self._watched = list(cells), list(elsewhere)
-        self._running: dict[BaseProcess, _Child] = {}
         self._free, self._last_check = list(self.gpus or []), time.monotonic()
         self._more = self.source is not None
-        while self._running or (
-            not self.stopping and (self._waiting or self._watched or self._more)
-        ):
-            if not self.stopping:
-                self._start_cells()
+        try:
+            while self._running or (
+                not self.stopping and (self._waiting or self._watched or self._more)
+            ):
+                if not self.stopping:
+                    self._start_cells()
+                tick()
+                self._wait_for_ends()
+                self._look_elsewhere()
             tick()
-            if self._running:
-                connection.wait([child.sentinel for child in self._running], timeout=_TICK_S)
-            else:
-                time.sleep(_TICK_S)
-            for process in [p for p in self._running if not p.is_alive()]:
-                self._reap(process)
-            if time.monotonic() - self._last_check >= _CHECK_S:
-                self._last_check = time.monotonic()
-                self._check_running()
-            states = {cell.fingerprint: cell.state for cell in self._watched}
-            self._waiting += [
-                c for c in self._watched if states[c.fingerprint] in ("new", "interrupted")
-            ]
-            self._watched = [c for c in self._watched if states[c.fingerprint] == "running"]
-        tick()
+        except BaseException:
+            self.stop()
+            while self._running:  # else Python would wait for their ends and start no other
+                self._wait_for_ends()
+            raise
+
+    def _wait_for_ends(self) -> None:
+        """Wait a moment for children to end, and see to those that have and those that run on."""
+        if self._running:
+            connection.wait([child.sentinel for child in self._running], timeout=_TICK_S)
+        else:
+            time.sleep(_TICK_S)
+        for process in [p for p in self._running if not p.is_alive()]:
+            self._reap(process)
+        if time.monotonic() - self._last_check >= _CHECK_S:
+            self._last_check = time.monotonic()
+            self._check_running()
+
+    def _look_elsewhere(self) -> None:
+        """Take over cells that were interrupted elsewhere; forget those that ended there."""
+        states = {cell.fingerprint: cell.state for cell in self._watched}
+        self._waiting += [
+            c for c in self._watched if states[c.fingerprint] in ("new", "interrupted")
+        ]
+        self._watched = [c for c in self._watched if states[c.fingerprint] == "running"]
 
     def stop(self) -> None:
-        """Make every child save and end; the second call kills them."""
-        for process in list(getattr(self, "_running", ())):
-            process.kill() if self.stopping else process.terminate()
+        """Make every child save and end."""
         self.stopping = True
+        for process, child in list(self._running.items()):
+            child.stopped = True
+            process.terminate()
+
+    def kill(self) -> int:
+        """Kill every child, which loses what it did since its last checkpoint; return how many."""
+        self.stopping = True
+        children = list(self._running.items())
+        for process, child in children:
+            child.stopped = True
+            _kill(process)
+        return len(children)
 
     def _start_cells(self) -> None:
         self._waiting = [cell for cell in self._waiting if not cell.cancelled.exists()]
@@ -147,7 +185,7 @@ class Pool:
                 return
             gpus, self._free = self._free[:count], self._free[count:]
             self._waiting.remove(cell)
-            self._running[self._start(cell, gpus)] = _Child(cell, gpus)
+            self._start(cell, gpus)
 
     def _drop_unreachable(self) -> None:
         """Drop waiting cells with an input that neither runs, waits nor is watched."""
@@ -155,7 +193,9 @@ class Pool:
         pending = {c.fingerprint for c in (*self._waiting, *self._watched, *running)}
         self._waiting = [c for c in self._waiting if pending.issuperset(c.waits_for())]
 
-    def _start(self, cell: Cell, gpus: list[int]) -> BaseProcess:
+    def _start(self, cell: Cell, gpus: list[int]) -> None:
+        log = cell.folder / "log.txt"
+        logged = log.stat().st_size if log.exists() else 0
         arguments = (str(cell.folder), self.threads, gpus, cell.config.resources)
         kind = SpawnProcess if sys.platform == "darwin" else ForkServerProcess
         for attempts_left in reversed(range(_START_ATTEMPTS)):
@@ -167,7 +207,8 @@ class Pool:
                 if not attempts_left:
                     raise
                 warm_up()
-        return process
+        assert process.pid is not None
+        self._running[process] = _Child(cell, gpus, MemoryWatch(process.pid), logged)
 
     def _reap(self, process: BaseProcess) -> None:
         child = self._running.pop(process)
@@ -175,21 +216,32 @@ class Pool:
         if process.exitcode == journal.HELD:
             self._watched.append(child.cell)
             return
-        record_crash(child.cell, process.exitcode or 0, child.hung)
-        smaller = halve_micro_batch(child.cell)
-        if smaller is not None:
-            self._waiting.insert(0, smaller)
-        elif child.cell.state == "failed":
-            policy.note_failure(child.cell)
+        cell = child.cell
+        record_exit(
+            cell,
+            process.exitcode or 0,
+            child.output() if cell.config.resources.num_processes > 1 else "",
+            stopped=child.stopped,
+            hung=child.hung,
+            memory=child.memory.shortage(),
+        )
+        again = None if self.stopping else _second_try(cell)
+        if again is not None:
+            self._waiting.insert(0, again)
+            return
+        if cell.state == "failed":
+            policy.note_failure(cell)
         if self.source is not None:
-            self.source.record_outcome(child.cell)
-            self.processed_cells.append(child.cell)
+            self.source.record_outcome(cell)
+            self.processed_cells.append(cell)
 
     def _check_running(self) -> None:
         """Repeat a stop that a child could not hear yet, and kill children that hang."""
         for process, child in self._running.items():
             if self.stopping or (self.source is not None and self.source.should_stop(child.cell)):
+                child.stopped = True
                 process.terminate()
+            child.memory.sample()
             limit = child.cell.config.resources.hang_min
             now = _progress_mark(process, child.cell)
             if now != child.progress:
@@ -197,6 +249,13 @@ class Pool:
             elif limit is not None and time.monotonic() - child.since > limit * 60:
                 child.hung = f"no new step for {limit:g} minutes (resources.hang_min)"
                 _kill(process)
+
+
+def _second_try(cell: Cell) -> Cell | None:
+    """Return the cell to run again if it was killed or ran out of memory, else None."""
+    if was_killed(cell) and not give_up(cell):
+        return cell
+    return halve_micro_batch(cell)
 
 
 def _progress_mark(process: BaseProcess, cell: Cell) -> Any:
@@ -219,9 +278,10 @@ def _kill(process: BaseProcess) -> None:
         tree = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return
+    process.kill()  # first: it would record the end of its parts as a failure
     for part in tree:
-        part.kill()
-    process.kill()
+        with suppress(psutil.NoSuchProcess):
+            part.kill()
 
 
 def _inputs_ended(cell: Cell) -> bool:
@@ -257,7 +317,7 @@ def _run_child(folder: str, threads: int, gpus: list[int], resources: "Resources
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-    log = os.open(Path(folder) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(Path(folder) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
     if resources.num_processes > 1:

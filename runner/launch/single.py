@@ -1,5 +1,6 @@
 """A single run in this process, which prints its metrics: `python -m runner ...`."""
 
+import os
 import subprocess
 import threading
 
@@ -7,7 +8,8 @@ from rich.console import Console
 
 from runner.launch.mlflow_process import finish_uploader, start_uploader
 from runner.launch.pool import worker_command
-from runner.records.cells import Cell
+from runner.records import journal
+from runner.records.cells import Cell, renew_cell
 from runner.records.metrics import MetricsReader, valid_rows
 
 
@@ -15,9 +17,11 @@ def run_here(cell: Cell) -> int:
     """Run `cell` unless it has ended; return the worker's exit code."""
     console = Console(stderr=True)
     console.print(f"[bold]{cell.fingerprint}[/bold] {cell.state}: {cell.folder}")
-    if cell.state in ("finished", "diverged"):
+    if cell.state in journal.FINAL:
         console.print("nothing to do; change a key, or delete the folder to run it again")
         return 0
+    if cell.state != "running":
+        renew_cell(cell)
     uploader = start_uploader(cell.config)
     done = threading.Event()
     printer = threading.Thread(target=_print_metrics, args=(cell, console, done), daemon=True)
@@ -42,8 +46,9 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     while True:
         try:
             return process.wait()
-        except KeyboardInterrupt:  # the ranks receive it too: they save and end
-            continue
+        except KeyboardInterrupt:
+            # The ranks receive it too. torchrun kills those that have not saved 30 s later.
+            os.write(2, b"\nstopping: the ranks save their state and end\n")
 
 
 def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:

@@ -25,7 +25,7 @@ from runner.launch.snapshot import snapshot
 from runner.machine import storage
 from runner.machine.errors import StorageError
 from runner.records import journal
-from runner.records.cells import Cell, freeze_cell
+from runner.records.cells import Cell, renew_cell
 from runner.records.config import validate
 from runner.records.slurm_queue import queued, record_lost_cells
 
@@ -170,8 +170,7 @@ class Slurm:
             already_queued = [cell for cell in cells if cell.fingerprint in jobs]
             todo = [c for c in cells if c.state in again and c.fingerprint not in jobs]
             for cell in todo:
-                cell.cancelled.unlink(missing_ok=True)
-                freeze_cell(cell, overwrite=True)
+                renew_cell(cell)
             if already_queued:
                 view.print(f"{len(already_queued)} cells are in the queue already")
             return self._submit_arrays(root, name, todo, dict(jobs), view) if todo else []

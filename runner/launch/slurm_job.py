@@ -22,7 +22,7 @@ from runner.launch.pool import Pool
 from runner.launch.worker import RESUME
 from runner.records import journal
 from runner.records.cells import Cell, load_cell
-from runner.records.failures import last_failure
+from runner.records.failures import OUT_OF_HOST_MEMORY, last_failure
 
 _REFUSED_AFTER_S = 300
 
@@ -60,7 +60,7 @@ def main() -> int:
         return RESUME
     if pool.source is not None:  # pruned trials are interrupted, which is no failure
         return 1 if "failed" in states else 0
-    return 0 if set(states) <= {"finished", "diverged"} else 1
+    return 0 if set(states) <= set(journal.FINAL) else 1
 
 
 def _should_run(cell: Cell) -> bool:
@@ -69,10 +69,10 @@ def _should_run(cell: Cell) -> bool:
     A failed cell runs if the task was not requeued (a user submitted it again), or if it was killed
     with the whole task and the failure is a false one.
     """
-    if cell.state in ("finished", "diverged") or give_up(cell):
+    if cell.state in journal.FINAL or give_up(cell):
         return False
     if cell.state == "failed" and int(os.environ.get("SLURM_RESTART_COUNT", "0")):
-        return "SIGKILL" in str(last_failure(cell).get("message"))
+        return last_failure(cell).get("error") == OUT_OF_HOST_MEMORY
     return True
 
 

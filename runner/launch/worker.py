@@ -49,6 +49,11 @@ def run_cell(folder: Path) -> int:
     except LeaseLost as error:
         print(error, file=sys.stderr)
         return HELD
+    except KeyboardInterrupt:  # the second Ctrl-C, see `_interrupt`
+        if journal is not None:
+            journal.event("interrupted")
+        patience_s = 0.0
+        return RESUME
     except Exception as error:
         text = traceback.format_exc()
         with suppress(OSError):  # the disk may be full
@@ -113,8 +118,23 @@ def _stop_on_signals() -> StopFlag:
         if os.environ.get("ESPALIER_LAUNCHED"):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         else:
-            signal.signal(signal.SIGINT, lambda *_: stop.set())
+            signal.signal(signal.SIGINT, lambda *_: _interrupt(stop))
     return stop
+
+
+def _interrupt(stop: StopFlag) -> None:
+    """Make a run without a launcher save and end; a second Ctrl-C ends it as it is.
+
+    Raises:
+        KeyboardInterrupt: at the second Ctrl-C.
+    """
+    if stop.is_old():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.write(2, b"\nending without saving; the same command goes on from the last checkpoint\n")
+        raise KeyboardInterrupt
+    if not stop.is_set():
+        os.write(2, b"\nstopping after this step; Ctrl-C again ends the run without saving\n")
+    stop.set()
 
 
 def _watch_system(journal: Journal, every_s: float) -> None:

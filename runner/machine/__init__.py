@@ -4,6 +4,7 @@ __all__ = [
     "environment",
     "errors",
     "hardware",
+    "memory_kill",
     "ranks",
     "storage",
     "system_errors",

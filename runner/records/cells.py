@@ -204,6 +204,12 @@ def freeze_cell(cell: Cell, *, overwrite: bool = False) -> None:
     storage.write_atomically(file, json.dumps(record, indent=1))
 
 
+def renew_cell(cell: Cell) -> None:
+    """Freeze `cell` for its next attempt: with the execution half it has now, and not cancelled."""
+    cell.cancelled.unlink(missing_ok=True)
+    freeze_cell(cell, overwrite=True)
+
+
 def load_cell(folder: Path) -> Cell:
     """Return the cell frozen in `folder`; its root is derived from where the folder lies now."""
     record = json.loads((folder / "cell.json").read_text())

@@ -13,9 +13,13 @@ from runner.records.cells import Cell
 from runner.records.config import flatten, freeze
 
 # First match wins: (class, pattern of "error: message").
+KILLED, OUT_OF_HOST_MEMORY = "Killed", "OutOfHostMemory"  # errors that a launcher records
+_GPU = r"OutOfMemoryError:|(?i:cuda)[^\n]*out of memory|CU\w+_STATUS_ALLOC_FAILED"
+_HOST = rf"^(\w*MemoryError|{OUT_OF_HOST_MEMORY}):|an(no|')t allocate memory|std::bad_alloc"
 _CLASSES = (
-    ("gpu memory", re.compile(r"OutOfMemoryError|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED")),
-    ("host memory", re.compile(r"MemoryError|can't allocate memory|ended with SIGKILL")),
+    ("gpu memory", re.compile(_GPU)),
+    ("host memory", re.compile(_HOST)),
+    ("killed", re.compile(rf"^{KILLED}:|ended with SIGKILL$")),
     ("disk", re.compile(r"StorageError|No space left|Read-only file system")),
     ("data", re.compile(r"DataError")),
     ("config", re.compile(r"ConfigError|CheckpointError")),
@@ -69,8 +73,13 @@ def cause_of(event: dict[str, Any]) -> str:
 
 
 def signature(event: dict[str, Any]) -> tuple[str, str, str]:
-    """Return (cause, exception type, innermost frame); equal for failures that count as alike."""
-    return cause_of(event), event.get("error", ""), _frame(event.get("traceback", ""))
+    """Return (cause, exception type, innermost frame); equal for failures that count as alike.
+
+    Where nothing was raised (a crash, a hang), the message stands for the exception.
+    """
+    if "traceback" not in event:
+        return cause_of(event), str(event.get("message", "")), ""
+    return cause_of(event), event.get("error", ""), _frame(event["traceback"])
 
 
 def last_failure(cell: Cell) -> dict[str, Any]:
@@ -109,6 +118,9 @@ def _cause(cell: Cell) -> tuple[tuple[str, str, str], str] | None:
     if state != "interrupted":
         return None
     events = journal.events(journal.attempts(cell.folder)[-1])
+    killed = [event["message"] for event in events if event.get("error") == KILLED]
+    if killed:
+        return ("killed", "", ""), f"{killed[-1]}; the same command goes on"
     states = [event["slurm"] for event in events if "slurm" in event]
     if not states:
         return None

@@ -1,6 +1,9 @@
 """Cells that crash, hang, run out of memory or fail alike: the sweep's state, and notification."""
 
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -8,16 +11,31 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from runner.launch.policy import notify
 from runner.records import journal
 from runner.records.cells import load_cell
-from runner.records.failures import clusters
-from tests.conftest import ROOT
+from runner.records.failures import cause_of, clusters, last_failure
+from tests.command_server import start
+from tests.conftest import ROOT, TINY
+from tests.slurm.watch import points, running_step, same_weights, until
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-FAULTY = ["-m", "model._target_=tests.faults.FaultyConfig"]
+Line = Callable[..., list[str]]
+CGROUP = Path("/sys/fs/cgroup/memory/espalier-test")
+FAULTY = ["model._target_=tests.faults.FaultyConfig"]
+
+
+@pytest.fixture
+def command(tmp_path: Path, text: Path) -> Line:
+    """The command of a tiny sweep: module and arguments."""
+
+    def inner(*arguments: str, root: Path = tmp_path) -> list[str]:
+        return ["runner", "-m", *TINY, f"data.sources.0.path={text}", f"root={root}", *arguments]
+
+    return inner
 
 
 def _by_fault(root: Path) -> dict[str, Path]:
@@ -27,6 +45,7 @@ def _by_fault(root: Path) -> dict[str, Path]:
 @pytest.mark.slow
 def test_each_fault_ends_its_cell_alone_and_by_name(espalier: Run, tmp_path: Path) -> None:
     done = espalier(
+        "-m",
         *FAULTY,
         "model.fault=none,segfault,exit0,hang",
         "name=f",
@@ -46,14 +65,14 @@ def test_each_fault_ends_its_cell_alone_and_by_name(espalier: Run, tmp_path: Pat
         "hang": "no new step for 0.1 minutes (resources.hang_min)",
     }
     causes = sorted(c.cause for c in clusters([load_cell(f) for f in cells.values()]))
-    assert causes == ["crash", "hang"]
+    assert causes == ["crash", "crash", "hang"]  # a segfault and an early end are two
 
 
 def test_out_of_memory_halves_the_micro_batch_at_equal_tokens(
     espalier: Run, tmp_path: Path
 ) -> None:
     done = espalier(
-        *FAULTY, "model.fault=oom", "seed=1", "name=o", "eval.batch_size=1", "eval.tokens=32"
+        "-m", *FAULTY, "model.fault=oom", "seed=1", "name=o", "eval.batch_size=1", "eval.tokens=32"
     )
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.glob("runs/*")
@@ -64,9 +83,104 @@ def test_out_of_memory_halves_the_micro_batch_at_equal_tokens(
         for a in journal.attempts(folder)
     ]
     assert tried == [4, 2, 1]
-    kept = espalier(*FAULTY, "model.fault=oom", "seed=2", "name=o", "resources.halve_on_oom=false")
+    kept = espalier(
+        "-m", *FAULTY, "model.fault=oom", "seed=2", "name=o", "resources.halve_on_oom=false"
+    )
     assert kept.returncode == 1
     assert "gpu memory" in str(clusters([load_cell(f) for f in tmp_path.glob("runs/*")])[0].cause)
+
+
+def test_a_worker_that_is_killed_goes_on_with_the_same_bits(command: Line, tmp_path: Path) -> None:
+    line = [*FAULTY, "model.fault=slow", "name=k", "train.checkpoint.every_steps=2"]
+    disturbed = start(*command(*line, root=tmp_path / "disturbed"), keep=True)
+    undisturbed = start(*command(*line, root=tmp_path / "undisturbed"))
+    until(lambda: running_step(tmp_path / "disturbed", 3), "step 3")
+    (folder,) = tmp_path.glob("disturbed/runs/*")
+    frozen = (folder / "cell.json").read_text()
+    half_written = folder / "checkpoints/.partial-00000004-1"
+    half_written.mkdir(parents=True)  # as by a kill amid a write
+    os.kill(journal.lease(journal.attempts(folder)[0])["pid"], signal.SIGKILL)
+    _, errors = disturbed.communicate(timeout=120)
+    assert disturbed.returncode == 0, errors
+    assert undisturbed.wait(timeout=120) == 0
+    first, second = journal.attempts(folder)
+    ended = journal.events(first)[-1]
+    assert (ended["event"], ended["error"]) == ("interrupted", "Killed")
+    assert not any(e["event"] == "not_bit_identical" for e in journal.events(second))
+    assert (folder / "cell.json").read_text() == frozen
+    assert not half_written.exists()
+    reference = tmp_path / "undisturbed" / "runs" / folder.name
+    assert same_weights(folder, reference)
+    assert points(folder) == points(reference)
+
+
+def test_three_kills_without_a_checkpoint_end_a_cell(command: Line, tmp_path: Path) -> None:
+    process = start(*command(*FAULTY, "model.fault=stuck", "name=t"), keep=True)
+    for attempt in (1, 2, 3):
+        begun = f"runs/*/attempts/{attempt:04d}/environment.json"
+        until(lambda begun=begun: list(tmp_path.glob(begun)), f"attempt {attempt}")
+        (folder,) = tmp_path.glob("runs/*")
+        os.kill(journal.lease(journal.attempts(folder)[-1])["pid"], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    cell = load_cell(folder)
+    assert (cell.state, cause_of(last_failure(cell))) == ("failed", "killed")
+    assert "3 attempts ended without a new checkpoint" in last_failure(cell)["message"]
+
+
+@pytest.mark.slow  # two ranks, started by torchrun
+def test_a_killed_rank_is_no_crash(command: Line, tmp_path: Path) -> None:
+    grid = [*FAULTY, "model.fault=slow", "name=r", "resources.processes=2", "train.parallel=ddp"]
+    process = start(*command(*grid), keep=True)
+    until(lambda: running_step(tmp_path, 1), "step 1")
+    (folder,) = tmp_path.glob("runs/*")
+    first_rank = psutil.Process(journal.lease(journal.attempts(folder)[0])["pid"])
+    next(p for p in first_rank.parent().children() if p.pid != first_rank.pid).kill()
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    killed, _ = journal.attempts(folder)
+    assert journal.events(killed)[-1]["error"] == "Killed"
+    assert load_cell(folder).config.train.micro_batch is None
+
+
+@pytest.mark.skipif(not CGROUP.parent.is_dir(), reason="needs cgroups of version 1 and root")
+def test_the_kernels_kill_for_memory_halves_the_micro_batch(command: Line, tmp_path: Path) -> None:
+    line = command(*FAULTY, "model.fault=kernel_oom", "name=o", "train.batch_size=2")
+    line += ["eval.batch_size=1", "eval.tokens=16", "train.steps=2"]
+    CGROUP.mkdir()
+    try:
+        (CGROUP / "memory.limit_in_bytes").write_text(str(3 << 30))
+        inside = f"echo $$ > {CGROUP}/cgroup.procs; exec {sys.executable} -m {shlex.join(line)}"
+        done = subprocess.run(
+            ["sh", "-c", inside], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        until(lambda: not (CGROUP / "cgroup.procs").read_text(), "empty cgroup")
+    finally:
+        CGROUP.rmdir()
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("runs/*")
+    assert load_cell(folder).config.train.micro_batch == 1
+    (failed,) = journal.events(journal.attempts(folder)[0])[1:]
+    assert cause_of(failed) == "host memory"
+    assert failed["message"].endswith("the kernel killed it for want of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "cause"),
+    [
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20 MiB", "gpu memory"),
+        ("AcceleratorError", "CUDA error: out of memory", "gpu memory"),
+        ("RuntimeError", "CUDNN_STATUS_ALLOC_FAILED when calling ...", "gpu memory"),
+        ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried", "host memory"),
+        ("OSError", "[Errno 12] Cannot allocate memory", "host memory"),
+        ("_ArrayMemoryError", "Unable to allocate 8 TiB", "host memory"),
+        ("RuntimeError", "the program of task 3 raised MemoryError", "code"),
+        ("Crash", "the process ended with SIGKILL", "killed"),  # as recorded by earlier releases
+        ("Crash", "the process ended with SIGSEGV", "crash"),
+    ],
+)
+def test_memory_is_blamed_on_evidence_only(error: str, message: str, cause: str) -> None:
+    assert cause_of({"error": error, "message": message}) == cause
 
 
 def test_failures_that_are_alike_stop_the_sweep_which_tells_once(
@@ -74,6 +188,7 @@ def test_failures_that_are_alike_stop_the_sweep_which_tells_once(
 ) -> None:
     told = tmp_path / "told.txt"
     grid = [
+        "-m",
         *FAULTY,
         "model.fault=raise",
         "seed=1,2,3,4",

@@ -1,5 +1,6 @@
 """The local launcher and its MLflow view, through the command line."""
 
+import io
 import json
 import os
 import signal
@@ -8,16 +9,24 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
 
 from analysis.runs import from_folders
+from runner.launch.pool import Pool
 from runner.machine import storage
-from runner.records import journal
+from runner.records import checkpoint_folder, journal
+from runner.records.cells import freeze_cell, make_cells
+from runner.views.table import LiveTable
 from tests.command_server import ROOT, run, start
 from tests.conftest import TINY
+from tests.slurm.watch import running_step
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Compose = Callable[..., dict[str, Any]]
 
 
 def test_grid_runs_once_and_is_then_skipped(espalier: Run, tmp_path: Path) -> None:
@@ -105,6 +114,61 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, text: Path) -
         if row.get("restored")
     ]
     assert restored
+
+
+def test_a_stop_is_never_a_failure_and_a_later_ctrl_c_says_what_it_kills(
+    tmp_path: Path, text: Path
+) -> None:
+    faulty = ["model._target_=tests.faults.FaultyConfig", "model.fault=stuck", "name=two"]
+    grid = ["-m", *TINY, f"data.sources.0.path={text}", f"root={tmp_path}", *faulty]
+    sweep = start("runner", *grid, keep=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*/summary.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (folder,) = tmp_path.glob("runs/*")
+    frozen = (folder / "cell.json").read_text()
+    for wait_s in (0.05, 1.2, 0.0):  # the second comes at once: uv and timeout pass on a first
+        assert sweep.poll() is None
+        sweep.send_signal(signal.SIGINT)
+        time.sleep(wait_s)
+    _, errors = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130, errors
+    said = ["Ctrl-C again kills them", "still save", "1 running cells killed", "1 interrupted"]
+    assert [errors.find(words) for words in said] == sorted(errors.find(words) for words in said)
+    assert -1 not in [errors.find(words) for words in said], errors
+    assert journal.state(folder) == "interrupted"
+    assert [e["event"] for e in journal.events(journal.attempts(folder)[0])] == [
+        "started",
+        "interrupted",
+    ]
+    assert (folder / "cell.json").read_text() == frozen
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_a_single_run_takes_new_execution_keys_and_ends_at_the_second_ctrl_c(
+    espalier: Run, tmp_path: Path, text: Path
+) -> None:
+    faulty = ["model._target_=tests.faults.FaultyConfig", "model.fault=stuck"]
+    failed = espalier(*faulty, "train.device=cuda")
+    assert failed.returncode == 1
+    assert "torch sees no GPU here" in failed.stderr
+    line = [*TINY, f"data.sources.0.path={text}", f"root={tmp_path}", *faulty]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ESPALIER_LAUNCHED": ""}
+    again = start("runner", *line, "train.device=auto", env=environment, keep=True)
+    (folder,) = tmp_path.glob("runs/*")
+    deadline = time.monotonic() + 60
+    while not (folder / "attempts/0002/environment.json").exists():
+        assert time.monotonic() < deadline, again.written()
+        time.sleep(0.05)
+    again.send_signal(signal.SIGINT)
+    time.sleep(1.2)
+    again.send_signal(signal.SIGINT)
+    _, errors = again.communicate(timeout=60)
+    assert again.returncode == 75, errors
+    assert "stopping after this step" in errors
+    assert "ending without saving" in errors
+    assert journal.state(folder) == "interrupted"
 
 
 def test_a_holder_on_another_host_is_judged_by_its_heartbeat(tmp_path: Path) -> None:
@@ -195,3 +259,42 @@ def test_a_resume_on_other_terms_says_so(espalier: Run, tmp_path: Path) -> None:
     again = espalier("train.steps=6")
     assert again.returncode == 0
     assert "not bit-identically: torch: 1.0 at first" in again.stderr
+
+
+def test_an_error_of_the_launcher_saves_what_runs(tmp_path: Path, compose: Compose) -> None:
+    faulty = ["model._target_=tests.faults.FaultyConfig", "model.fault=slow", "train.steps=400"]
+    (cell,) = make_cells([("", compose(*faulty))])
+    freeze_cell(cell)
+
+    def tick() -> None:
+        if running_step(tmp_path, 2):
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        Pool(jobs=1, threads=1).run([cell], [], tick)
+    assert cell.state == "interrupted"
+    assert checkpoint_folder.newest(cell.folder / "checkpoints") is not None
+
+
+def test_the_table_outlives_what_it_cannot_read_and_follows_a_retried_cell(
+    tmp_path: Path, compose: Compose
+) -> None:
+    (cell,) = make_cells([("", compose())])
+    freeze_cell(cell)
+    table = LiveTable([cell])
+
+    def shown() -> str:
+        console = Console(width=120, record=True, file=io.StringIO())
+        console.print(table.render())
+        return console.export_text()
+
+    assert journal.claim(cell.folder) is not None
+    (cell.folder / "summary.json").write_text("")  # as a full disk may leave it
+    assert "unreadable" in shown()
+    (cell.folder / "summary.json").write_text('{"steps": 12}')
+    journal.record_end(cell.folder, "failed", error="Crash", message="")
+    assert "failed" in shown()
+    assert journal.claim(cell.folder) is not None
+    assert "running" in shown()
+    journal.record_end(cell.folder, "finished")
+    assert "finished" in shown()
