@@ -113,19 +113,24 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Print new output while the cell runs.")
     ] = False,
 ) -> None:
-    """Print the stdout and stderr of a cell's launched attempts."""
+    """Print the stdout and stderr of a cell's attempts, and of a job that ended before its own."""
     from runner.records.cells import find_cell, members  # noqa: PLC0415
+    from runner.records.slurm_queue import log_without_worker  # noqa: PLC0415
 
     cell = find_cell(root, cells[-1])
     if len(cells) > 1:
         fingerprints = {row["fingerprint"] for row in members(root, cells[0])}
         if cell.fingerprint not in fingerprints:
             raise ConfigError(f"{cell.fingerprint} is no cell of {cells[0]}")
-    file = cell.folder / "log.txt"
-    if not file.exists():
+    file, leg = cell.folder / "log.txt", log_without_worker(cell)
+    if not file.exists() and leg is None:
         raise ConfigError(
             f"{file} does not exist: no launcher has started this cell ({cell.state})"
         )
+    if leg is not None:
+        for part in (file, leg) if file.exists() else (leg,):
+            typer.echo(part.read_text(encoding="utf-8", errors="replace"), nl=False)
+        return
     with open(file, encoding="utf-8", errors="replace") as stream:
         typer.echo(stream.read(), nl=False)
         while follow and cell.state == "running":
@@ -168,9 +173,14 @@ def failures(name: Name, root: Root = Path(".")) -> None:
     """Group the failed cells of a sweep by cause, with the keys that they share."""
     from runner.records.cells import sweep_cells  # noqa: PLC0415
     from runner.records.failures import clusters  # noqa: PLC0415
+    from runner.records.slurm_queue import queued  # noqa: PLC0415
 
     cells = sweep_cells(root, name)
-    failed = clusters(cells)
+    try:
+        queue = queued(root, name)
+    except OSError:  # not where SLURM answers: what the journals and logs tell is shown
+        queue = {}
+    failed = clusters(cells, queue)
     if not failed:
         typer.echo(f"no cell of {len(cells)} failed")
     for cluster in failed:

@@ -15,6 +15,8 @@ __all__ = [
     "single",
     "slurm",
     "slurm_job",
+    "slurm_limit",
+    "slurm_script",
     "snapshot",
     "study",
     "worker",

@@ -20,6 +20,8 @@ from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep
 from runner.records.config import RunConfig
 from runner.records.drift import drifted
+from runner.records.failures import why_no_worker
+from runner.records.slurm_queue import log_without_worker
 from runner.views.mlflow import delivered
 from runner.views.table import LiveTable
 
@@ -141,6 +143,8 @@ def _report_unfinished(cells: list[Cell], sweep: Path, console: Console) -> int:
             state = journal.state(cell.folder.parent / inputs[0])
             more = f" and {len(inputs) - 1} more" if len(inputs) > 1 else ""
             why = f"waits for {inputs[0][:6]}, which is {state}{more}"
+        elif log := log_without_worker(cell):
+            why = ": ".join(why_no_worker(log))
         else:
             why = f"see {cell.folder}/log.txt"
         console.print(f"[red]{cell.state}[/red] {cell.label}: {why}")
@@ -148,5 +152,7 @@ def _report_unfinished(cells: list[Cell], sweep: Path, console: Console) -> int:
     if halted:
         console.print(halted)
     elif any(cell.state == "failed" for cell in bad):
-        console.print(f"by cause: `espalier failures {sweep.name}`")
+        console.print(
+            f"by cause: `espalier failures {sweep.name}`; again: `espalier retry {sweep.name}`"
+        )
     return 1 if bad else 0

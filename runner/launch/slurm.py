@@ -9,9 +9,8 @@ array, split by MaxArraySize; what the submit limit refuses is submitted as the 
 
 import json
 import re
+import secrets
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -21,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 from models.config import config
 from runner.grid.resources import group_by_resources
 from runner.launch.backend import View
+from runner.launch.slurm_limit import Array, Chain, chains
+from runner.launch.slurm_script import sbatch_script, submission_environment
 from runner.launch.snapshot import snapshot
 from runner.machine import storage
 from runner.machine.errors import StorageError
 from runner.records import journal
 from runner.records.cells import Cell, renew_cell
 from runner.records.config import validate
-from runner.records.slurm_queue import queued, record_lost_cells
+from runner.records.slurm_queue import at_once, queued, record_lost_cells
 
 if TYPE_CHECKING:
     from runner.grid.resources import ResourcesConfig  # torch: seconds
@@ -36,14 +37,6 @@ if TYPE_CHECKING:
 _POLL_S = 2.0
 _EMPTY_POLLS = 5  # a controller that has just restarted may list no jobs for some seconds
 _LIMIT = re.compile(r"(?i)limit|violates accounting|QOS")
-# If a signal ended the step (KILL, or TERM or USR2 before Python could handle it), its own process
-# cannot requeue the task: the shell does. A cancelled job is no longer RUNNING and is not requeued.
-_TEARDOWN = """\
-code=$?
-case $code in 137|140|143)
-  [ "$(squeue -h -j "$TASK" -o %T)" = RUNNING ] && scontrol requeue "$TASK" && sleep 300 ;;
-esac
-exit $code"""
 
 
 @config
@@ -54,9 +47,10 @@ class SlurmConfig:
         warning_s: seconds before its time limit at which a job saves and is requeued.
         cells_per_job: cells of one array task.
         at_once: cells of a task that run at the same time on its GPU.
-        max_running: the most tasks that run at the same time.
+        max_running: the most tasks of the sweep that run at the same time.
         partition, account, qos, constraint, gres, exclude, mail_user, mail_type: as in sbatch.
-        setup: shell lines before the worker starts (module load, source activate).
+        setup: shell lines before the worker starts (module load, source activate); the first that
+            fails ends the job.
         srun: further arguments of srun.
         sbatch: further options of sbatch: {"mail-type": "END"}.
         wait: show the table until all cells have ended; Ctrl-C leaves, the jobs continue.
@@ -115,10 +109,11 @@ class Slurm:
         root, name = Path(base.root).resolve(), study.folder.name
         with storage.locked(study.folder / "submit.lock"):
             if not queued(root, name):
-                slots = min(self.cfg.max_running, study.cfg.trials)
+                slots = min(self.cfg.max_running, study.cfg.trials, _max_array_size())
+                array = Array(slots, slots)
                 tasks = [{"study": str(study.folder)}] * slots
                 names = [[f"slot-{number}"] for number in range(slots)]
-                job = self._sbatch(root, name, snapshot(root), tasks, names, base.resources, [])
+                job = self._sbatch(root, name, snapshot(root), tasks, names, base.resources, array)
                 view.print(f"{slots} slots submitted as job {job}")
         for _ in self._poll(root, name, study.cells, view):
             pass
@@ -184,47 +179,63 @@ class Slurm:
             jobs: the array tasks of queued cells by fingerprint; those submitted are added.
         """
         code, refused = snapshot(root), list[Cell]()
+        live = at_once(root, name, jobs)
         for level in _by_depth(todo):
             ready = [cell for cell in level if _has_inputs(cell, jobs)]
             missing = {cell.fingerprint for cell in refused}
             refused += [cell for cell in level if missing.intersection(cell.waits_for())]
-            for group in group_by_resources(ready).values():
-                size = self.cfg.cells_per_job
-                tasks = [group[i : i + size] for i in range(0, len(group), size)]
+            size = self.cfg.cells_per_job
+            groups = [
+                [group[i : i + size] for i in range(0, len(group), size)]
+                for group in group_by_resources(ready).values()
+            ]
+            lines = chains([len(tasks) for tasks in groups], self.cfg.max_running, live)
+            for tasks, chain in zip(groups, lines, strict=True):
                 while tasks:
-                    count, job = self._submit_most(root, name, code, tasks, jobs)
-                    if job is None:
+                    array, job = self._submit_most(root, name, code, tasks, jobs, chain)
+                    if array is None:
                         refused += [cell for task in tasks for cell in task]
                         number = len(refused)
                         view.print(
                             f"{number} cells wait for the submit limit and follow as jobs end"
                         )
                         break
-                    sent = [cell for task in tasks[:count] for cell in task]
+                    chain.add(job)
+                    live[job] = array.at_once
+                    sent = [cell for task in tasks[: array.tasks] for cell in task]
                     jobs |= {cell.fingerprint: job for cell in sent}
-                    view.print(f"{len(sent)} cells submitted as job {job} ({count} tasks)")
-                    tasks = tasks[count:]
+                    view.print(f"{len(sent)} cells submitted as job {job} ({array.tasks} tasks)")
+                    tasks = tasks[array.tasks :]
         return refused
 
     def _submit_most(
-        self, root: Path, name: str, code: Path, tasks: list[list[Cell]], jobs: dict[str, str]
-    ) -> tuple[int, str | None]:
-        """Submit as many of the first `tasks` as SLURM accepts; return (number, job id or None)."""
+        self,
+        root: Path,
+        name: str,
+        code: Path,
+        tasks: list[list[Cell]],
+        jobs: dict[str, str],
+        chain: Chain,
+    ) -> tuple[Array | None, str]:
+        """Submit as many of the first `tasks` as SLURM accepts; return the array and its job id.
+
+        Returns (None, "") where the submit limit leaves room for none.
+        """
         count = min(len(tasks), _max_array_size())
-        inputs = {run for task in tasks for cell in task for run in cell.waits_for()}
-        waits_for = sorted({jobs[run].partition("_")[0] for run in inputs if run in jobs})
+        runs = {run for task in tasks for cell in task for run in cell.waits_for()}
+        inputs = sorted({jobs[run].partition("_")[0] for run in runs if run in jobs})
         while count:
             try:
-                first = tasks[:count]
-                folders = [[str(cell.folder) for cell in task] for task in first]
-                names = [[cell.fingerprint for cell in task] for task in first]
+                array = chain.array(count, inputs)
+                folders = [[str(cell.folder) for cell in task] for task in tasks[:count]]
+                names = [[cell.fingerprint for cell in task] for task in tasks[:count]]
                 need = tasks[0][0].config.resources
-                return count, self._sbatch(root, name, code, folders, names, need, waits_for)
+                return array, self._sbatch(root, name, code, folders, names, need, array)
             except StorageError as error:
                 if not _LIMIT.search(str(error)) or (count == 1 and not queued(root, name)):
                     raise
                 count //= 2
-        return 0, None
+        return None, ""
 
     def _sbatch(
         self,
@@ -234,38 +245,39 @@ class Slurm:
         tasks: Sequence[Any],
         names: list[list[str]],
         need: "ResourcesConfig",
-        waits_for: Sequence[str],
+        array: Array,
     ) -> str:
         """Submit one array and return its job id.
 
         Args:
             tasks: the line of each task that `runner/launch/slurm_job.py` reads.
             names: the fingerprints of each task.
-            waits_for: ids of the jobs that must end before.
 
         Raises:
             StorageError: sbatch refused; the message is its own.
         """
         folder = root / "sweeps" / name / "submissions"
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tasks", delete=False) as stream:
-            stream.writelines(json.dumps(task) + "\n" for task in tasks)
-        script = Path(stream.name).with_suffix(".sh")
-        script.write_text(
-            _script(Path(stream.name), code, len(tasks), need, self.cfg, name, waits_for)
-        )
+        listing = folder / f"{secrets.token_hex(4)}.tasks"
+        listing.write_text("".join(json.dumps(task) + "\n" for task in tasks))
+        script = listing.with_suffix(".sh")
+        script.write_text(sbatch_script(listing, code, need, self.cfg, name, array))
         done = subprocess.run(
-            ["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False
+            ["sbatch", "--parsable", str(script)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=submission_environment(),
         )
         if done.returncode:
-            for file in (script, Path(stream.name)):
+            for file in (script, listing):
                 file.unlink()
             raise StorageError(
                 f"sbatch refused: {done.stderr.strip()}; the cells are frozen, run the same "
                 "command again when that is mended"
             )
         job = done.stdout.strip().partition(";")[0]
-        record = {"job": job, "tasks": names}
+        record = {"job": job, "tasks": names, "at_once": array.at_once}
         storage.write_atomically(folder / f"{int(job):08d}.json", json.dumps(record))
         return job
 
@@ -293,60 +305,3 @@ def _max_array_size() -> int:
     )
     match = re.search(r"MaxArraySize\s*=\s*(\d+)", done.stdout)
     return int(match[1]) if match else 1001
-
-
-def _script(
-    listing: Path,
-    code: Path,
-    count: int,
-    need: "ResourcesConfig",
-    cfg: SlurmConfig,
-    name: str,
-    waits_for: Sequence[str],
-) -> str:
-    # submitit has no public name for this.
-    from submitit.slurm.slurm import _make_sbatch_string  # noqa: PLC0415
-
-    cores, mem_gb = need.cpus * cfg.at_once, need.mem_gb
-    setup = [
-        *cfg.setup,
-        'TASK="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"',
-        f'export PYTHONPATH="{code}${{PYTHONPATH:+:$PYTHONPATH}}"',
-        f'cd "{code}"',
-        "trap '' TERM  # the pool hears it; this shell waits for its exit code",
-    ]
-    srun = ["srun", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cores}", "--unbuffered"]
-    pool = [sys.executable, "-m", "runner.launch.slurm_job"]
-    pool += [f'"{listing}"', f"--at-once={cfg.at_once}"]
-    options: dict[str, str | None] = {"mail-user": cfg.mail_user, "mail-type": cfg.mail_type}
-    if waits_for:  # afterany: a task reads the outcome of its inputs from their journals
-        options["dependency"] = f"afterany:{':'.join(waits_for)}"
-    further = {key: value for key, value in options.items() if value} | (cfg.sbatch or {})
-    text: str = _make_sbatch_string(
-        command=" ".join([*srun, *cfg.srun, *pool]),
-        folder=listing.parent,
-        job_name=name,
-        time=need.timeout_min,
-        nodes=need.nodes,
-        ntasks_per_node=need.per_node if need.num_processes > 1 else None,
-        cpus_per_task=max(1, cores // need.per_node),
-        mem=None if mem_gb is None else f"{round(mem_gb * cfg.at_once * 1024)}M",
-        gpus_per_node=need.gpus or None,
-        gres=cfg.gres,
-        partition=cfg.partition,
-        account=cfg.account,
-        qos=cfg.qos,
-        constraint=cfg.constraint,
-        exclude=cfg.exclude,
-        signal_delay_s=cfg.warning_s,
-        map_count=count,
-        array_parallelism=cfg.max_running,
-        stderr_to_stdout=True,
-        use_srun=False,
-        setup=setup,
-        teardown=_TEARDOWN.splitlines(),
-        additional_parameters=further or None,
-        wckey="",
-    )
-    # submitit writes no flags without a value, and always writes wckey.
-    return text.replace("#SBATCH --wckey=''", "#SBATCH --requeue")

@@ -4,13 +4,15 @@ For example: "14 of 60: gpu memory, all model.width=1024 precision.compute=bf16"
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from runner.records import journal
 from runner.records.cells import Cell
 from runner.records.config import flatten, freeze
+from runner.records.slurm_queue import SETUP_FAILED, log_without_worker
 
 # First match wins: (class, pattern of "error: message").
 KILLED, OUT_OF_HOST_MEMORY = "Killed", "OutOfHostMemory"  # errors that a launcher records
@@ -37,6 +39,8 @@ _ENDED_BY_SLURM = {
     "OUT_OF_MEMORY": "host memory",
     "CANCELLED": "cancelled",
 }
+# The cause of a leg that ended before its worker started, by how a line of its log begins.
+_BEFORE_START = {"setup": SETUP_FAILED, "srun": ("srun: ", "slurmstepd: ")}
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S+)')
 
 
@@ -88,15 +92,19 @@ def last_failure(cell: Cell) -> dict[str, Any]:
     return next(e for e in reversed(journal.events(tries[-1])) if e["event"] == "failed")
 
 
-def clusters(cells: Sequence[Cell]) -> list[Cluster]:
+def clusters(cells: Sequence[Cell], queue: Collection[str] = ()) -> list[Cluster]:
     """Return the failed, diverged and SLURM-ended cells, grouped by `signature`, largest first.
 
-    SLURM-ended are those whose job ended without being submitted again.
+    SLURM-ended are those whose job ended without being submitted again, before or after its worker
+    started.
+
+    Args:
+        queue: the fingerprints of queued cells.
     """
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     messages: dict[tuple[str, str, str], str] = {}
     for cell in cells:
-        cause = _cause(cell)
+        cause = _cause(cell, queue)
         if cause is not None:
             key, message = cause
             groups.setdefault(key, []).append(cell)
@@ -108,8 +116,24 @@ def clusters(cells: Sequence[Cell]) -> list[Cluster]:
     return sorted(unsorted, key=lambda c: -len(c.cells))
 
 
-def _cause(cell: Cell) -> tuple[tuple[str, str, str], str] | None:
+def why_no_worker(log: Path) -> tuple[str, str]:
+    """Return (cause, message) of a job leg that ended before its worker started, by its log."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    cause, said = "no worker", lines[-1] if lines else "it wrote nothing"
+    for name, beginning in _BEFORE_START.items():
+        known = [line for line in lines if line.startswith(beginning)]
+        if known:
+            cause, said = name, known[-1]
+            break
+    return cause, f"{said} (before a worker started: {log}); the same command submits it again"
+
+
+def _cause(cell: Cell, queue: Collection[str]) -> tuple[tuple[str, str, str], str] | None:
     state = cell.state
+    log = log_without_worker(cell, queue)
+    if log is not None:
+        cause, message = why_no_worker(log)
+        return (cause, message.partition(" (before")[0], ""), message
     if state == "failed":
         event = last_failure(cell)
         return signature(event), str(event.get("message", "")).strip().partition("\n")[0]

@@ -2,12 +2,17 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from runner.machine.errors import StorageError
 from runner.records import journal
 from runner.records.cells import Cell
+
+SETUP_FAILED = "hydra.launcher.setup ended the job"  # its script writes this
+_LATER_S = 30.0  # between an attempt's last sign of life and what a later leg writes
 
 
 def queued(root: Path, name: str) -> dict[str, str]:
@@ -16,9 +21,7 @@ def queued(root: Path, name: str) -> dict[str, str]:
     Raises:
         StorageError: squeue does not answer, so it is unknown which cells are queued.
     """
-    files = (root / "sweeps" / name / "submissions").glob("*.json")
-    records = [json.loads(file.read_text()) for file in files]
-    known: dict[str, list[list[str]]] = {record["job"]: record["tasks"] for record in records}
+    known = {record["job"]: record["tasks"] for record in submissions(root, name)}
     if not known:
         return {}
     command = ["squeue", "--me", "-h", "-r", "-o", "%F %K"]
@@ -31,6 +34,23 @@ def queued(root: Path, name: str) -> dict[str, str]:
         if job in known and index.isdigit():
             queue |= {cell: f"{job}_{index}" for cell in known[job][int(index)]}
     return queue
+
+
+def submissions(root: Path, name: str) -> list[dict[str, Any]]:
+    """Return the records of a sweep's arrays, oldest first; see docs/run-folder.md."""
+    files = (root / "sweeps" / name / "submissions").glob("*.json")
+    return [json.loads(file.read_text()) for file in sorted(files)]
+
+
+def at_once(root: Path, name: str, queue: Mapping[str, str]) -> dict[str, int]:
+    """Return the most tasks that may run at the same time of each array in `queue`, by job id.
+
+    Args:
+        queue: the array task of each queued cell, as `queued` returns them.
+    """
+    tasks = Counter(task.partition("_")[0] for task in set(queue.values()))
+    limits = {record["job"]: record.get("at_once") for record in submissions(root, name)}
+    return {job: min(count, limits.get(job) or count) for job, count in tasks.items()}
 
 
 def record_lost_cells(root: Path, name: str, cells: list[Cell]) -> dict[str, str] | None:
@@ -73,3 +93,34 @@ def _sacct(jobs: Sequence[str]) -> dict[str, str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     rows = (line.split("|") for line in done.stdout.splitlines() if "|" in line)
     return {job: state.split()[0] for job, state in rows}
+
+
+def log_without_worker(cell: Cell, queue: Collection[str] = ()) -> Path | None:
+    """Return the log of a cell's newest job leg if that ended before its worker started, else None.
+
+    The setup failed, for example, or srun did: no attempt knows of it.
+
+    Args:
+        queue: the fingerprints of queued cells; their jobs may still start it.
+    """
+    if cell.fingerprint in queue or cell.state not in ("new", "interrupted"):
+        return None
+    folder = cell.sweep / "submissions"
+    tasks = [
+        (folder / f"{int(record['job']):08d}.json", f"{record['job']}_{index}")
+        for record in submissions(cell.folder.parent.parent, cell.sweep.name)
+        for index, names in enumerate(record["tasks"])
+        if cell.fingerprint in names
+    ]
+    if not tasks:
+        return None
+    submitted, task = tasks[-1]
+    log = folder / f"{task}_0_log.out"
+    if not log.exists():
+        return None
+    tries = journal.attempts(cell.folder)
+    begun = (tries[-1] / "lease.json").stat().st_mtime if tries else 0.0
+    if begun < submitted.stat().st_mtime:
+        return log
+    last_sign = max(file.stat().st_mtime for file in tries[-1].iterdir())
+    return log if log.stat().st_mtime > last_sign + _LATER_S else None

@@ -424,6 +424,71 @@ def test_arrays_are_cut_at_slurms_limits_and_the_rest_follows(
 
 
 @needs_slurm
+def test_all_arrays_of_a_sweep_keep_to_its_limit(
+    command: Line, start: Start, tmp_path: Path
+) -> None:
+    """Two classes of resources, each cut at MaxArraySize, and cells that join while they run."""
+    classes = "resources.classes=[{when:'seed < 3',timeout_min:9}]"
+    grid = ["name=m", *SLOW, "train.steps=4", "hydra.launcher.max_running=2", classes]
+    most, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.3):
+            most.append(len(ask("squeue", "-h", "-r", "-t", "R,CG", "-n", "m").splitlines()))
+
+    cluster.configure(MaxArraySize=2)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        first = start(command(*grid, "seed=0,1,2,3"))
+        until(lambda: running_step(tmp_path, 1), "training")
+        more = start(command(*grid, "seed=0,1,2,3,4"))
+        for process in (first, more):
+            _, errors = process.communicate(timeout=280)
+            assert process.returncode == 0, errors
+    finally:
+        ended.set()
+        watcher.join()
+        cluster.configure(MaxArraySize=10001)
+    assert max(most) == 2
+    assert [journal.state(f) for f in tmp_path.glob("runs/*")] == ["finished"] * 5
+
+
+@needs_slurm
+def test_a_job_that_ends_before_its_worker_starts_is_found_shown_and_classified(
+    command: Line, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {
+        "exit": ("hydra.launcher.setup=['exit 3']", "setup", "with exit code 3: exit 3"),
+        "first": ("hydra.launcher.setup=['source /nowhere','true']", "setup", "source /nowhere"),
+        "srun": ("hydra.launcher.srun=['--nonsense']", "srun", "srun: "),
+    }
+    begun = {
+        kind: start(command(f"name={kind}", key, root=tmp_path / kind))
+        for kind, (key, _, _) in kinds.items()
+    }
+    for kind, (_, cause, said) in kinds.items():
+        root = tmp_path / kind
+        _, errors = begun[kind].communicate(timeout=200)
+        assert begun[kind].returncode == 1, errors
+        assert said in errors.replace("\n", ""), errors
+        failures = run(["runner.commands.cli", "failures", kind, "--root", str(root)]).stdout
+        assert failures.startswith(f"1 of 1: {cause}"), failures
+        assert said in failures
+        (folder,) = root.glob("runs/*")
+        shown = run(["runner.commands.cli", "logs", folder.name, "--root", str(root)]).stdout
+        assert said in shown
+        assert not journal.attempts(folder)
+    # What a caller has of a job of its own is not passed on: srun would refuse it.
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "100")
+    monkeypatch.setenv("SBATCH_MEM_PER_NODE", "200M")
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "200")
+    monkeypatch.setenv("RANK", "1")
+    mended = run(command("name=exit", "train.steps=2", root=tmp_path / "exit"))
+    assert mended.returncode == 0, mended.stderr
+
+
+@needs_slurm
 def test_a_killed_launcher_is_replaced_by_the_same_command(
     command: Line, start: Start, tmp_path: Path
 ) -> None:
