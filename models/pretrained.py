@@ -8,6 +8,7 @@ reads those.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def save_pretrained(
     kind = str(next(iter(state.values())).dtype).removeprefix("torch.")
     keys |= {"dtype": kind, "torch_dtype": kind, **(extra_keys or {})}
     (folder / "config.json").write_text(json.dumps(keys, indent=2) + "\n")
+    for file in folder.glob("*.safetensors"):  # made for their owner alone, whatever the umask
+        shutil.copymode(folder / "config.json", file)
     return str(keys["architectures"][0])
 
 

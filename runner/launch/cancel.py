@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from runner.records import journal
 from runner.records.cells import Cell
@@ -43,5 +44,6 @@ def _stop(cell: Cell, task: str | None) -> str:
         return "will not start"
     lease = journal.lease(journal.attempts(cell.folder)[-1])
     if lease["host"] == socket.gethostname():
-        os.kill(lease["pid"], signal.SIGTERM)
+        with suppress(PermissionError, ProcessLookupError):  # another user's sees the file
+            os.kill(lease["pid"], signal.SIGTERM)
     return "asked to save and stop"

@@ -66,6 +66,8 @@ def save(folder: Path, files: Files, state: dict[str, Any]) -> Path:
         for name, tensors in files.items():
             save_file(tensors, partial / f"{name}.safetensors")
         (partial / "state.json").write_text(json.dumps(state))
+        for file in partial.glob("*.safetensors"):  # made for their owner alone, whatever the umask
+            shutil.copymode(partial / "state.json", file)
         sums = {f.name: sha256(f) for f in sorted(partial.iterdir())}
         (partial / "manifest.json").write_text(json.dumps(sums))
         for file in partial.iterdir():

@@ -80,9 +80,19 @@ def alive(attempt: Path) -> bool:
         return _heartbeat_age_s(attempt) < _STALE_S
     try:
         return bool(abs(psutil.Process(held["pid"]).create_time() - held["process_start"]) < 1.0)
-    except psutil.NoSuchProcess:  # some hosts hide processes of other users (hidepid)
-        others = (attempt / "lease.json").stat().st_uid != os.getuid()
-        return others and _heartbeat_age_s(attempt) < _STALE_S
+    except psutil.NoSuchProcess:
+        return _is_hidden(held["pid"]) and _heartbeat_age_s(attempt) < _STALE_S
+
+
+def _is_hidden(pid: int) -> bool:
+    """Return whether a process is there but not shown: another user's, where /proc has hidepid."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return False
 
 
 def _job() -> str | None:
