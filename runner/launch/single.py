@@ -29,10 +29,16 @@ def run_here(cell: Cell) -> int:
     try:
         resources = cell.config.resources
         if resources.num_processes > 1:
-            return _wait(subprocess.Popen(worker_command(cell.folder, resources)))
-        from runner.launch.worker import run_cell  # noqa: PLC0415  (slow: torch)
+            code = _wait(subprocess.Popen(worker_command(cell.folder, resources)))
+        else:
+            from runner.launch.worker import run_cell  # noqa: PLC0415  (slow: torch)
 
-        return run_cell(cell.folder)
+            code = run_cell(cell.folder)
+        if cell.state == "failed":
+            console.print("failed; when the cause is mended, run the same command again")
+        elif cell.state == "interrupted":
+            console.print("interrupted; the same command goes on")
+        return code
     finally:
         done.set()
         printer.join()

@@ -27,8 +27,7 @@ def write_error(file: Path, error: Exception) -> EspalierError:
         return _network_error(str(file), error)
     reason = "the disk is full" if is_full(error) else _reason(error)
     return StorageError(
-        f"{file} cannot be written: {reason}; free space or set root= to a folder you can write, "
-        "then run the same command again"
+        f"{file} cannot be written: {reason}; free space or set root= to a folder you can write"
     )
 
 
