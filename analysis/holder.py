@@ -24,7 +24,18 @@ def alive(attempt: Path, lease: dict[str, Any]) -> bool:
     try:
         return bool(abs(psutil.Process(lease["pid"]).create_time() - lease["process_start"]) < 1.0)
     except psutil.NoSuchProcess:
+        return _is_hidden(lease["pid"]) and _heartbeat_age_s(attempt) < _STALE_S
+
+
+def _is_hidden(pid: int) -> bool:
+    """Return whether a process is there but not shown: another user's, where /proc has hidepid."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
         return False
+    return False
 
 
 def _heartbeat_age_s(attempt: Path) -> float:

@@ -48,13 +48,15 @@ class Chain:
 def chains(sizes: Sequence[int], limit: int, live: Mapping[str, int]) -> list[Chain]:
     """Return a chain for each group of `sizes[i]` tasks; groups above the limit share chains.
 
+    They run beside `live` where most of the limit is free for them, else after it.
+
     Args:
         sizes: tasks of each group of cells, at least 1.
         limit: the most tasks of all chains and of `live` that run at the same time.
         live: the tasks that may run at the same time of each array that has not ended, by job id.
     """
     free, after = limit - sum(live.values()), list[str]()
-    if free < 1:
+    if free < min(sum(sizes), limit // 2 + 1):  # they would run by ones long after `live` has ended
         free, after = limit, list(live)
     count = min(len(sizes), free)
     tasks = [sum(sizes[i::count]) for i in range(count)]

@@ -88,10 +88,10 @@ def _is_hidden(pid: int) -> bool:
     """Return whether a process is there but not shown: another user's, where /proc has hidepid."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
     except PermissionError:
         return True
+    except ProcessLookupError:
+        return False
     return False
 
 

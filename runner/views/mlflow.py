@@ -73,6 +73,9 @@ class Uploader:
 
         self.root, self.uri = root.resolve(), uri or embedded_uri(root)
         self.embedded = uri is None
+        if self.embedded:  # SQLite would make it for its owner alone to write, whatever the umask
+            (self.root / "mlflow").mkdir(exist_ok=True)
+            (self.root / "mlflow" / "mlflow.db").touch()
         self._readers: dict[Path, PointReader] = {}  # by cursor
         self._refusals = (MlflowException, SQLAlchemyError)
         try:

@@ -37,6 +37,8 @@ def test_unknown_launcher_keys_list_the_valid_ones() -> None:
         ([4, 4, 4], 2, {}, [1, 1, 1]),  # the third waits for the first
         ([8], 5, {"1": 2}, [3]),
         ([8], 5, {"1": 4, "2": 1}, [5]),  # waits for both
+        ([8], 5, {"1": 3}, [5]),
+        ([2], 5, {"1": 3}, [2]),
     ],
 )
 def test_arrays_that_run_at_the_same_time_share_the_limit(
