@@ -40,7 +40,7 @@ _ENDED_BY_SLURM = {
     "CANCELLED": "cancelled",
 }
 # The cause of a leg that ended before its worker started, by how a line of its log begins.
-_BEFORE_START = {"setup": SETUP_FAILED, "srun": ("srun: ", "slurmstepd: ")}
+_BEFORE_START = {"setup": (SETUP_FAILED,), "srun": ("srun: ", "slurmstepd: ")}
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S+)')
 
 
