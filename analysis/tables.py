@@ -1,5 +1,8 @@
 """Tables for a paper: mean +- spread over runs by rows and columns, as text or LaTeX (booktabs)."""
 
+import re
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -16,8 +19,13 @@ _SPECIAL = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
 }
 _HOLE = "--"
+_EMPTY = "(empty)"
+_MOST_DECIMALS = 5
 
 
 def cross_table(
@@ -25,11 +33,21 @@ def cross_table(
 ) -> pd.DataFrame:
     """Return cells "mean +- s.d. (n)" by value of `rows` and `columns`; a hole of the grid is "--".
 
+    Runs whose value of `rows` or `columns` is empty have a row or column of their own.
+
     Args:
         digits: after the point; None: as many as the spread over seeds justifies.
+
+    Raises:
+        ValueError: rows and columns are the same.
     """
-    require(runs, [rows, metric, *([columns] if columns else [])])
     by = [rows, columns] if columns else [rows]
+    require(runs, [*by, metric])
+    if rows == columns:
+        raise ValueError(f"rows and columns are both {rows}: choose two columns")
+    for name in by:
+        if runs[name].isna().any():
+            runs = runs.assign(**{name: in_words(runs[name])})
     grouped = (
         runs.dropna(subset=[metric]).groupby(by, sort=False)[metric].agg(["mean", "std", "count"])
     )
@@ -49,9 +67,33 @@ def cross_table(
     return table.fillna(_HOLE)
 
 
+def in_words(values: "pd.Series[Any]") -> "pd.Series[str]":
+    """Return the values of a column as words: whole numbers without a point, no value "(empty)"."""
+    return values.map(lambda v: _EMPTY if pd.isna(v) else _word(v)).astype(object)
+
+
+def same_word(text: str, words: "pd.Series[str]") -> str:
+    """Return the one of `words` that `text` means: 16.0 is 16, true is True; `text` if none is."""
+    try:
+        number = _word(float(text))
+    except ValueError:
+        number = text
+    meant = [word for word in words if word in (text, number) or word.lower() == text.lower()]
+    return meant[0] if meant and text not in meant else text
+
+
+def _word(value: object) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
 def latex(table: pd.DataFrame, *, caption: str, label: str, note: str = "") -> str:
-    """Return a LaTeX table (booktabs); "+-" becomes $\\pm$, special characters are escaped."""
+    """Return a LaTeX table (booktabs); "+-" becomes $\\pm$, special characters are escaped.
+
+    Args:
+        label: of \\ref, after "tab:"; what is no letter, digit, "_", ":", "." or "-" becomes "-".
+    """
     head = " & ".join(escape(str(name)) for name in [table.index.name or "", *table.columns])
+    label = re.sub(r"[^A-Za-z0-9_:.-]", "-", label)
     lines = [
         r"\begin{table}[htbp]",
         r"\centering",
@@ -64,7 +106,10 @@ def latex(table: pd.DataFrame, *, caption: str, label: str, note: str = "") -> s
     ]
     for name, row in table.iterrows():
         cells = [escape(str(value)).replace("+-", r"$\pm$") for value in row]
-        lines.append(" & ".join([escape(str(name)), *cells]) + r" \\")
+        first = escape(str(name))
+        if first.startswith(("[", "*")):  # after the end of a row TeX reads them as its arguments
+            first = "{}" + first
+        lines.append(" & ".join([first, *cells]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     if note:
         lines.append(rf"\par\smallskip\footnotesize {escape(note)}")
@@ -72,28 +117,41 @@ def latex(table: pd.DataFrame, *, caption: str, label: str, note: str = "") -> s
 
 
 def escape(text: str) -> str:
-    """Return `text` with LaTeX's special characters escaped."""
-    return "".join(_SPECIAL.get(letter, letter) for letter in text)
+    """Return `text` in one line with LaTeX's special characters escaped."""
+    return "".join(_SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
 
 
 def number(value: float, digits: int = 4) -> str:
     """Return a number in LaTeX with `digits` significant digits, powers of ten written out."""
     if not np.isfinite(value):
         return _HOLE
-    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+    if value != 0 and not 1e-3 <= abs(value) < 10**digits:
         mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
         return rf"\ensuremath{{{float(mantissa):g} \times 10^{{{int(power)}}}}}"
     return rf"\ensuremath{{{value:.{digits}g}}}"
 
 
 def _cell(mean: float, spread: float, count: float, decimals: int) -> str:
-    error = f" +- {spread:.{decimals}f}" if np.isfinite(spread) else ""
-    return f"{mean:.{decimals}f}{error} ({int(count)})"
+    error = f" +- {_shown(spread, decimals, 2)}" if np.isfinite(spread) else ""
+    return f"{_shown(mean, decimals, 3)}{error} ({int(count)})"
+
+
+def _shown(value: float, decimals: int, digits: int) -> str:
+    """Return a number with `decimals`, or with a power of ten where these would hide it."""
+    hidden = value != 0 and not 10.0**-decimals <= abs(value) < 1e7
+    return f"{value:.{digits}g}" if hidden else f"{value:.{decimals}f}"
 
 
 def _decimals(grouped: pd.DataFrame) -> int:
-    """Return the decimals that show two significant digits of the median spread, from 2 to 5."""
-    spread = grouped["std"].median()
-    if not np.isfinite(spread) or spread <= 0:
-        return 3
-    return int(np.clip(1 - np.floor(np.log10(spread)), 2, 5))
+    """Return the decimals that show two significant digits of the median spread.
+
+    They are 2 to 5; without a spread, those that show four digits of the median mean, 3 or more.
+    """
+    spread, mean = grouped["std"].median(), grouped["mean"].abs().median()
+    if np.isfinite(spread) and spread > 0:
+        least, digits, shown = 2, 1, spread
+    else:
+        least, digits, shown = 3, 3, mean
+    if not np.isfinite(shown) or shown <= 0:
+        return least
+    return int(np.clip(digits - np.floor(np.log10(shown)), least, _MOST_DECIMALS))

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from analysis.tables import cross_table, escape, latex, number
+from analysis.tables import cross_table, escape, in_words, latex, number, same_word
 
 
 def _runs() -> pd.DataFrame:
@@ -39,3 +39,41 @@ def test_numbers_keep_four_digits() -> None:
     assert number(0.123456) == r"\ensuremath{0.1235}"
     assert number(3.0e12) == r"\ensuremath{3 \times 10^{12}}"
     assert number(float("nan")) == "--"
+
+
+def test_runs_whose_key_is_empty_have_a_row_and_a_column() -> None:
+    runs = _runs().assign(kind=[1.0, None, None, 2.0])
+    table = cross_table(runs, rows="kind", columns="model", metric="val_loss")
+    assert list(table.index) == ["1", "(empty)", "2"]
+    assert table.loc["(empty)", "small"] == "2.1450 +- 0.0071 (2)"
+    turned = cross_table(runs, rows="model", columns="kind", metric="val_loss")
+    assert turned.loc["small", "(empty)"] == "2.1450 +- 0.0071 (2)"
+
+
+@pytest.mark.parametrize(
+    ("values", "cell"),
+    [
+        ([3.1e-7, 3.3e-7], "3.2e-07 +- 1.4e-08 (2)"),
+        ([2.0e9, 2.2e9], "2.1e+09 +- 1.4e+08 (2)"),
+        ([0.0001234], "0.00012 (1)"),
+        ([0.0, 0.0], "0.000 +- 0.000 (2)"),
+        ([117120.0], "117120.000 (1)"),
+    ],
+)
+def test_no_number_is_rounded_away(values: list[float], cell: str) -> None:
+    runs = pd.DataFrame({"a": "x", "m": values})
+    assert cross_table(runs, rows="a", columns=None, metric="m").loc["x", "m"] == cell
+
+
+def test_labels_and_keys_are_safe_in_latex() -> None:
+    table = pd.DataFrame({"m": ["1"]}, index=["[a] <b> | c\nd"])
+    text = latex(table, caption="a", label="50% of #1_x")
+    assert r"\label{tab:50--of--1_x}" in text
+    assert r"{}[a] \textless{}b\textgreater{} \textbar{} c d & 1 \\" in text
+
+
+def test_values_are_named_as_they_are_typed() -> None:
+    words = in_words(pd.Series([16.0, None, 1e-5]))
+    assert list(words) == ["16", "(empty)", "1e-05"]
+    assert [same_word(text, words) for text in ("16.0", "1e-5", "7")] == ["16", "1e-05", "7"]
+    assert same_word("true", in_words(pd.Series([True, False]))) == "True"
