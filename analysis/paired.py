@@ -1,4 +1,4 @@
-"""Means over seeds, and differences paired by seed with intervals, tests and power."""
+"""Means over seeds, and differences, paired by seed or not, with intervals, tests and power."""
 
 from collections.abc import Sequence
 
@@ -84,6 +84,38 @@ def paired_difference(
         rows, columns=["value", "difference", "low", "high", "p", "n", "unpaired", "detectable"]
     )
     differences.insert(5, "p_holm", holm(differences["p"].to_numpy()))
+    return differences
+
+
+def unpaired_difference(
+    table: pd.DataFrame, *, key: str, baseline: object, metric: str, confidence: float = 0.95
+) -> pd.DataFrame:
+    """Return the mean of `metric` minus the baseline's, over all runs of each value of `key`.
+
+    Columns: value, difference, low, high, p (Welch's t test, two-sided), p_holm (corrected for all
+    values compared), n, n_baseline. Intervals and p are NaN where either has fewer than two runs.
+    What the runs of a value differ in, all of it, is noise here.
+
+    Raises:
+        ValueError: no run has the baseline.
+    """
+    require(table, [key, metric])
+    groups: dict[object, pd.Series[float]] = {
+        value: part[metric].dropna() for value, part in table.groupby(key, dropna=False)
+    }
+    if baseline not in groups:
+        raise ValueError(f"no run has {key}={baseline}; there are: {list(groups)}")
+    base = groups.pop(baseline)
+    rows = []
+    for value, scores in groups.items():
+        low = high = p = np.nan
+        if min(len(scores), len(base)) > 1:
+            test = stats.ttest_ind(scores, base, equal_var=False)
+            (low, high), p = test.confidence_interval(confidence), float(test.pvalue)
+        rows.append((value, scores.mean() - base.mean(), low, high, p, len(scores), len(base)))
+    columns = ["value", "difference", "low", "high", "p", "n", "n_baseline"]
+    differences = pd.DataFrame(rows, columns=columns)
+    differences.insert(5, "p_holm", holm(differences["p"].to_numpy(dtype=float)))
     return differences
 
 

@@ -11,6 +11,7 @@ from analysis.paired import (
     paired_difference,
     reached,
     speed_up,
+    unpaired_difference,
 )
 
 
@@ -27,6 +28,26 @@ def test_paired_difference_is_the_paired_t_interval() -> None:
     assert got["difference"] == pytest.approx(0.11)
     assert (got["low"], got["high"]) == pytest.approx((low, high))
     assert (got["n"], got["unpaired"]) == (3, 1)
+
+
+def test_unpaired_difference_is_welchs() -> None:
+    table = pd.concat([_table(), pd.DataFrame({"kind": ["c"], "loss": [9.0]})])
+    got = unpaired_difference(table, key="kind", baseline="a", metric="loss").set_index("value")
+    a, b = (table.loc[table["kind"] == kind, "loss"] for kind in "ab")
+    squares = np.array([part.var() / len(part) for part in (a, b)])
+    freedom = squares.sum() ** 2 / (squares**2 / [len(a) - 1, len(b) - 1]).sum()
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(squares.sum())
+    difference = b.mean() - a.mean()
+    assert got["difference"]["b"] == pytest.approx(difference)
+    assert (got["low"]["b"], got["high"]["b"]) == pytest.approx(
+        (difference - half, difference + half)
+    )
+    p = 2 * stats.t.sf(abs(difference) / np.sqrt(squares.sum()), freedom)
+    assert got["p"]["b"] == pytest.approx(p)
+    assert (got["n"]["b"], got["n_baseline"]["b"]) == (3, 4)
+    assert got.loc["c", ["low", "high", "p"]].isna().all(), "one run has no spread"
+    with pytest.raises(ValueError, match=r"no run has kind=d; there are: \['a', 'b', 'c'\]"):
+        unpaired_difference(table, key="kind", baseline="d", metric="loss")
 
 
 def test_beside_the_baseline_stand_means_facts_and_differences() -> None:
