@@ -11,6 +11,7 @@ __all__ = [
     "envelope",
     "errors",
     "evaluation",
+    "expressions",
     "fit",
     "fit_console",
     "forecast",
@@ -21,6 +22,7 @@ __all__ = [
     "law_plots",
     "laws",
     "minimise",
+    "outputs",
     "paired",
     "paper",
     "plots",
@@ -30,6 +32,7 @@ __all__ = [
     "robustness",
     "run_plots",
     "runs",
+    "source",
     "stores",
     "tables",
 ]

@@ -25,8 +25,14 @@ def main() -> None:
         app()
     except FileExistsError as error:
         sys.exit(f"{error.filename} exists: a forecast is not overwritten")
+    except OSError as error:
+        sys.exit(_line(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
     except (KeyError, ValueError) as error:
-        sys.exit(str(error.args[0]))
+        sys.exit(_line(str(error.args[0]) if isinstance(error, KeyError) else str(error)))
+
+
+def _line(message: str) -> str:
+    return " ".join(message.split())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import require
+from analysis.expressions import true_rows
 from analysis.laws import Array, Data, Law, huber_objective
 from analysis.minimise import minimise
 
@@ -188,7 +189,7 @@ def fit(
     points, left_out = _points(table, law, columns, loss)
     out = np.zeros(len(points), dtype=bool)
     if holdout:
-        out = points.index.isin(table.query(holdout).index)
+        out = points.index.isin(table.index[true_rows(table, holdout, "--holdout")])
     used, held = points[~out].reset_index(drop=True), points[out].reset_index(drop=True)
     if len(used) <= len(law.parameters):
         raise ValueError(

@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 from analysis import plots
-from analysis.commands.options import Metric, RunsFile, finish, read_table
+from analysis.commands.options import Metric, RunsFile, Where, claim, finish, read_table, write
 from analysis.errors import require
-from analysis.paired import paired_difference
-from analysis.report import write_report
-from analysis.tables import cross_table
+from analysis.paired import paired_difference, unpaired_difference
+from analysis.tables import cross_table, in_words, same_word
 from analysis.tables import latex as as_latex
 
 
@@ -21,25 +20,40 @@ def ablate(
         str, typer.Option(help="columns in which two runs agree to be compared")
     ] = "seed",
     metric: Metric = "val_loss",
+    where: Where = None,
     out: Annotated[Path, typer.Option(help="JSON; figure and CSV go beside it")] = Path(
         "ablation.json"
     ),
 ) -> None:
-    """Compare each value of a column with a baseline, paired: differences, intervals and tests."""
-    key, equals, value = baseline.partition("=")
+    """Compare each value of a column with a baseline: differences, intervals and tests.
+
+    Paired, and beside it unpaired (Welch), where runs that differ in the columns of --pair are
+    pooled.
+    """
+    key, equals, text = baseline.partition("=")
     if not equals:
-        raise typer.BadParameter(f"{baseline} must be column=value", param_hint="--baseline")
-    table = read_table(runs)
-    require(table, [key])
-    table[key] = table[key].astype(str)
-    gap = paired_difference(table, key=key, baseline=value, metric=metric, pair=pair.split(","))
-    print(gap.to_string(index=False))
+        raise ValueError(f"--baseline {baseline} must be column=value")
+    outputs = claim("ablate", out, [runs], [""])
+    source = read_table(runs, metric, where=where)
+    table, agree = source.table, pair.split(",")
+    require(table, [key, *agree])
+    table[key] = in_words(table[key])
+    value = same_word(text, table[key])
+    paired = paired_difference(table, key=key, baseline=value, metric=metric, pair=agree)
+    unpaired = unpaired_difference(table, key=key, baseline=value, metric=metric)
+    print(paired.to_string(index=False))
+    print(f"\nunpaired (Welch), all runs of a value, whatever their {', '.join(agree)}:")
+    print(unpaired.to_string(index=False), end="\n\n")
     note = f"{len(table)} runs, {int(table[metric].isna().sum())} without {metric}"
     print(note)
-    figure, data = plots.forest(gap, baseline=value, metric=metric)
-    figures = [plots.save(out.parent, out.stem, figure, data, note)]
-    differences = gap.to_dict(orient="records")
-    finish(out, runs, {"metric": metric, "baseline": baseline, "differences": differences}, figures)
+    figure, data = plots.forest(paired, baseline=value, metric=metric)
+    body = {
+        "metric": metric,
+        "baseline": baseline,
+        "differences": paired.to_dict(orient="records"),
+        "unpaired_differences": unpaired.to_dict(orient="records"),
+    }
+    finish(outputs, source, body, [("", figure, data, note)])
 
 
 def table(
@@ -47,6 +61,7 @@ def table(
     rows: Annotated[str, typer.Option(help="column whose values are the rows")],
     cols: Annotated[str | None, typer.Option(help="column whose values are the columns")] = None,
     metric: Metric = "val_loss",
+    where: Where = None,
     latex: Annotated[bool, typer.Option(help="print LaTeX (booktabs)")] = False,
     caption: Annotated[str, typer.Option(help="of the LaTeX table")] = "",
     out: Annotated[Path, typer.Option(help="JSON; a .csv and a .tex go beside it")] = Path(
@@ -54,18 +69,18 @@ def table(
     ),
 ) -> None:
     """Tabulate mean +- standard deviation (number of runs); holes of the grid are shown."""
-    scores = read_table(runs)
+    outputs = claim("table", out, [runs], texts=[".csv", ".tex"])
+    source = read_table(runs, metric, where=where)
+    scores = source.table
     cells = cross_table(scores, rows=rows, columns=cols, metric=metric)
     holes, lost = int((cells == "--").sum().sum()), int(scores[metric].isna().sum())
     note = f"{cells.size} cells, {holes} without a run; {len(scores)} runs, {lost} without {metric}"
     caption = caption or f"{metric}: mean +- s.d. (runs)"
     text = as_latex(cells, caption=caption, label=out.stem, note=note)
-    out.with_suffix(".tex").write_text(text)
-    cells.to_csv(out.with_suffix(".csv"))
     records = cells.reset_index().to_dict(orient="records")
-    write_report(out, runs, {"metric": metric, "cells": records, "note": note})
+    body = {"metric": metric, "cells": records, "note": note}
+    paths = write(outputs, source, body, texts={".tex": text, ".csv": cells.to_csv()})
     if latex:
-        print(text, end="")
-        print(f"% {note}")
+        print(f"{text}% {note}\n% {paths}")
     else:
-        print(cells.to_string(), note, out, sep="\n")
+        print(cells.to_string(), note, paths, sep="\n")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from analysis import law_plots, plots
+from analysis import law_plots
 from analysis.commands.options import (
     Bootstrap,
     Loss,
@@ -13,7 +13,9 @@ from analysis.commands.options import (
     RunsFile,
     Seed,
     Where,
+    claim,
     finish,
+    positive,
     read_table,
 )
 from analysis.envelope import envelope as lower_envelope
@@ -37,9 +39,11 @@ def isoflop(
 ) -> None:
     """Find the best size at each budget and how it grows with compute (approach 2)."""
     if method not in METHODS:
-        raise typer.BadParameter(f"{method} is none of {', '.join(METHODS)}", param_hint="--method")
+        raise ValueError(f"--method {method} is none of {', '.join(METHODS)}")
+    outputs = claim("isoflop", out, [runs], ["", "_best"])
+    source = read_table(runs, flops, n, loss, *([d] if d else []), where=where)
     minima = isoflop_minima(
-        read_table(runs, flops, n, loss, *([d] if d else []), where=where),
+        source.table,
         flops=flops,
         n=n,
         loss=loss,
@@ -54,10 +58,10 @@ def isoflop(
     print(note)
     exponent = minima.exponents.set_index("quantity").loc["n"]["exponent"]
     figure, data = law_plots.isoflop_curves(minima, title=f"Best size grows as C^{exponent:.2f}")
-    figures = [plots.save(out.parent, out.stem, figure, data, note)]
+    drawings = [("", figure, data, note)]
     figure, data = law_plots.best_size(minima, title="Compute-optimal size, isoFLOP minima")
-    figures.append(plots.save(out.parent, f"{out.stem}_best", figure, data, note))
-    finish(out, runs, minima.report(), figures)
+    drawings.append(("_best", figure, data, note))
+    finish(outputs, source, minima.report(), drawings)
 
 
 def envelope(
@@ -71,13 +75,18 @@ def envelope(
     n: N = "num_parameters",
     flops: Annotated[str, typer.Option(help="column of the FLOPs so far")] = "flops",
     loss: Loss = "loss",
-    width: Annotated[float, typer.Option(help="of the smoothing, in natural log of FLOPs")] = 0.1,
+    where: Where = None,
+    width: Annotated[
+        float, typer.Option(help="of the smoothing, in natural log of FLOPs", callback=positive)
+    ] = 0.1,
     out: Annotated[Path, typer.Option(help="JSON; figures and CSVs go beside it")] = Path(
         "envelope.json"
     ),
 ) -> None:
     """Find which size has the smallest loss after each number of FLOPs (approach 1)."""
-    hull = lower_envelope(read_table(curves), run=run, n=n, flops=flops, loss=loss, width=width)
+    outputs = claim("envelope", out, [curves], [""])
+    source = read_table(curves, n, flops, loss, where=where)
+    hull = lower_envelope(source.table, run=run, n=n, flops=flops, loss=loss, width=width)
     print(hull.exponents.to_string(index=False))
     note = (
         f"{hull.curves['run'].nunique()} runs; {hull.unused:.0%} of the envelope lies at the "
@@ -85,4 +94,4 @@ def envelope(
     )
     print(note)
     figure, data = law_plots.best_size(hull, title="Compute-optimal size, lower envelope")
-    finish(out, curves, hull.report(), [plots.save(out.parent, out.stem, figure, data, note)])
+    finish(outputs, source, hull.report(), [("", figure, data, note)])

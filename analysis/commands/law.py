@@ -7,12 +7,13 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from analysis import law_plots, plots
+from analysis import law_plots
 from analysis.commands.options import (
     Bootstrap,
     Column,
     D,
     Delta,
+    Drawing,
     Holdout,
     LawName,
     Loss,
@@ -21,9 +22,12 @@ from analysis.commands.options import (
     Seed,
     Where,
     X,
+    claim,
     column_names,
     find_law,
     finish,
+    law_file,
+    positive,
     read_table,
 )
 from analysis.fit import Fit
@@ -47,7 +51,8 @@ def fit(
     bootstrap: Bootstrap = 4000,
     seed: Seed = 0,
     flops: Annotated[
-        list[float] | None, typer.Option(help="budgets to find the best n and d for")
+        list[float] | None,
+        typer.Option(help="budgets to find the best n and d for", callback=positive),
     ] = None,
     also_n: Annotated[
         list[str] | None, typer.Option(help="other counts of the parameters, for the sensitivity")
@@ -58,11 +63,13 @@ def fit(
     ),
 ) -> None:
     """Fit a scaling law: parameters, intervals, how far to trust them; figures and a report."""
-    names = column_names(n, d, x, column)
-    table = read_table(runs, *names.values(), *(also_n or []), where=where)
+    outputs = claim("fit", out, [runs, law_file(law)], ["", "_pairs", "_profiles"])
+    found = find_law(law)
+    names = column_names(found.columns, n, d, x, column)
+    source = read_table(runs, *names.values(), loss, *(also_n or []), where=where)
     fitted = fit_law(
-        table,
-        find_law(law),
+        source.table,
+        found,
         columns=names,
         loss=loss,
         holdout=holdout,
@@ -70,17 +77,15 @@ def fit(
         bootstraps=bootstrap,
         seed=seed,
     )
-    body, figures = fitted.report(), _figures(fitted, out)
+    body, drawings = fitted.report(), _drawings(fitted)
     if check:
         curves = profiles(fitted)
         figure, data = law_plots.profile_curves(
             curves, title="What the data allow, one parameter fixed at a time"
         )
-        figures.append(
-            plots.save(out.parent, f"{out.stem}_profiles", figure, data, fitted.counts())
-        )
+        drawings.append(("_profiles", figure, data, fitted.counts()))
         choices = sensitivity(
-            table, fitted, columns=names, loss=loss, also_n=also_n, holdout=holdout
+            source.table, fitted, columns=names, loss=loss, also_n=also_n, holdout=holdout
         )
         body["profiles"] = flat_valleys(curves).to_dict(orient="records")
         body["sensitivity"] = choices.to_dict(orient="records")
@@ -88,22 +93,22 @@ def fit(
     budgets = {f"{budget:g}": fitted.compute_optimal(budget) for budget in flops or []}
     body["compute_optimal"] = {k: v.to_dict(orient="records") for k, v in budgets.items()}
     print_fit(Console(), fitted, body, budgets)
-    finish(out, runs, body, figures)
+    finish(outputs, source, body, drawings)
 
 
-def _figures(fitted: Fit, out: Path) -> list[Path]:
+def _drawings(fitted: Fit) -> list[Drawing]:
     """Draw the law with its residuals and, where there are bootstraps, its parameters in pairs."""
-    name, drawn = fitted.law.name, []
+    name, note = fitted.law.name, fitted.counts()
     figure, data = law_plots.law_with_residuals(
         fitted.residuals(), title=f"{name}: fitted against measured"
     )
-    drawn.append((out.stem, figure, data))
+    drawings: list[Drawing] = [("", figure, data, note)]
     if len(fitted.draws) > 1:
         figure, data = law_plots.pair_plot(
             fitted, title=f"{len(fitted.draws)} bootstraps of {name}"
         )
-        drawn.append((f"{out.stem}_pairs", figure, data))
-    return [plots.save(out.parent, *parts, fitted.counts()) for parts in drawn]
+        drawings.append(("_pairs", figure, data, note))
+    return drawings
 
 
 def _second_method(fitted: Fit, seed: int) -> dict[str, Any]:

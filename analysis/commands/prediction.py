@@ -1,5 +1,9 @@
 """The commands about runs to come: predict them, score the prediction, choose the next ones."""
 
+import errno
+import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,11 +23,13 @@ from analysis.commands.options import (
     Seed,
     Where,
     X,
+    claim,
     column_names,
     find_law,
-    finish,
+    positive,
     read_table,
     split_pair,
+    write,
 )
 from analysis.design import as_sweep
 from analysis.design import design as choose_runs
@@ -32,6 +38,7 @@ from analysis.fit import fit
 from analysis.forecast import score as score_forecast
 from analysis.forecast import write_forecast
 from analysis.laws import CHINCHILLA
+from analysis.outputs import check_folder
 from analysis.report import origin
 
 
@@ -52,10 +59,15 @@ def forecast(
     out: Annotated[Path, typer.Option(help="JSON, never overwritten")] = Path("forecast.json"),
 ) -> None:
     """Predict runs that have not been made; write it down with the time and the input."""
-    names = column_names(n, d, x, column)
+    found = find_law(law)
+    names, points = column_names(found.columns, n, d, x, column), _points(at, found.columns)
+    if out.exists():
+        raise FileExistsError(errno.EEXIST, "exists", str(out))
+    check_folder(out.parent)
+    source = read_table(runs, *names.values(), loss, where=where)
     fitted = fit(
-        read_table(runs, *names.values(), where=where),
-        find_law(law),
+        source.table,
+        found,
         columns=names,
         loss=loss,
         holdout=holdout,
@@ -63,8 +75,8 @@ def forecast(
         bootstraps=bootstrap,
         seed=seed,
     )
-    points = pd.DataFrame([_point(text) for text in at])
-    print(write_forecast(fitted, points, out, **origin(runs)).to_string(index=False))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    print(write_forecast(fitted, points, out, **origin(source)).to_string(index=False))
     print(f"{fitted.counts()}\n{out}")
 
 
@@ -82,23 +94,28 @@ def score(
     out: Annotated[Path, typer.Option(help="JSON; a CSV goes beside it")] = Path("score.json"),
 ) -> None:
     """Compare a forecast with what was measured since."""
-    names = column_names(n, d, x, column)
-    table = read_table(runs, *names.values(), where=where)
-    points = score_forecast(file, table, columns=names, loss=loss)
+    outputs = claim("score", out, [file, runs], texts=[".csv"])
+    names = column_names(_forecast_columns(file), n, d, x, column)
+    source = read_table(runs, *names.values(), loss, where=where)
+    points = score_forecast(file, source.table, columns=names, loss=loss)
     print(points.to_string(index=False))
-    points.to_csv(out.with_suffix(".csv"), index=False)
-    finish(out, runs, {"points": points.to_dict(orient="records")}, [])
+    body = {"points": points.to_dict(orient="records")}
+    print(write(outputs, source, body, texts={".csv": points.to_csv(index=False)}))
 
 
 def design(
     runs: RunsFile,
-    target: Annotated[float, typer.Option(help="FLOPs of the run whose loss is to be known")],
+    target: Annotated[
+        float, typer.Option(help="FLOPs of the run whose loss is to be known", callback=positive)
+    ],
     keys: Annotated[str, typer.Option(help="keys that make a shape: model.width,model.depth")],
-    budget: Annotated[float | None, typer.Option(help="FLOPs to spend")] = None,
+    budget: Annotated[float | None, typer.Option(help="FLOPs to spend", callback=positive)] = None,
     gpu_hours: Annotated[
-        float | None, typer.Option(help="instead of --budget, with --rate")
+        float | None, typer.Option(help="instead of --budget, with --rate", callback=positive)
     ] = None,
-    rate: Annotated[float, typer.Option(help="FLOP/s that a GPU reaches in training")] = 4e14,
+    rate: Annotated[
+        float, typer.Option(help="FLOP/s that a GPU reaches in training", callback=positive)
+    ] = 4e14,
     shapes: Annotated[
         Path | None,
         typer.Option(help="CSV of n and keys: shapes to choose from; default: those of RUNS"),
@@ -116,12 +133,14 @@ def design(
 ) -> None:
     """Propose the runs that most reduce the uncertainty of a prediction, as a sweep to run."""
     if (budget is None) == (gpu_hours is None):
-        raise typer.BadParameter("give one of --budget and --gpu-hours")
+        raise ValueError("give one of --budget and --gpu-hours")
     flops = budget if budget is not None else float(gpu_hours or 0.0) * 3600 * rate
-    table, names = read_table(runs, n, d, where=where), keys.split(",")
+    outputs = claim("design", out.with_suffix(".json"), [runs, shapes], texts=[out.suffix])
+    source, names = read_table(runs, n, d, loss, where=where), keys.split(",")
+    table = source.table
     columns = {"n": n, "d": d}
     fitted = fit(table, CHINCHILLA, columns=columns, loss=loss, bootstraps=bootstrap, seed=seed)
-    choices = pd.read_csv(shapes) if shapes else table.assign(n=table[n])
+    choices = read_table(shapes, "n").table if shapes else table.assign(n=table[n])
     require(choices, ["n", *names])
     choices = choices[["n", *names]].drop_duplicates()
     proposed = choose_runs(fitted, choices, budget=flops, target=target)
@@ -130,11 +149,45 @@ def design(
         f"relative standard error of the loss at {target:.3g} FLOPs: {proposed.before:.2%} now, "
         f"{proposed.after:.2%} then"
     )
-    out.write_text(as_sweep(proposed, name=name))
-    finish(out.with_suffix(".json"), runs, proposed.report(), [])
-    print(out)
+    sweep = {out.suffix: as_sweep(proposed, name=name)}
+    print(write(outputs, source, proposed.report(), texts=sweep))
 
 
-def _point(text: str) -> dict[str, float]:
-    """Return the run that "n=1e9,d=2e10" describes."""
-    return {name: float(value) for name, value in map(split_pair, text.split(","))}
+def _points(at: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Return a row for each text "n=1e9,d=2e10".
+
+    Raises:
+        ValueError: a text does not give each of `columns` once, or no positive number.
+    """
+    points = []
+    for text in at:
+        pairs = [split_pair(part) for part in text.split(",")]
+        given = {name.strip(): _number(value) for name, value in pairs}
+        if sorted(name.strip() for name, _ in pairs) != sorted(columns):
+            raise ValueError(f"--at {text} must give {', '.join(columns)}, each once")
+        wrong = [name for name, value in given.items() if not 0 < value < math.inf]
+        if wrong:
+            raise ValueError(f"--at {text}: {wrong[0]} must be a finite number above 0")
+        points.append(given)
+    return pd.DataFrame(points)
+
+
+def _number(text: str) -> float:
+    """Return the number in `text`, NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _forecast_columns(file: Path) -> list[str]:
+    """Return the columns of the law that a forecast was made by.
+
+    Raises:
+        ValueError: the file is no forecast.
+    """
+    try:
+        points = json.loads(file.read_bytes())["points"]
+        return [name for name in points[0] if name not in ("loss", "low", "high")]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"{file} is no forecast, as `forecast` writes it") from error
