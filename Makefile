@@ -8,12 +8,12 @@ EXP ?= demo
 demo: .venv/ready  ## train a small grid and draw its figure
 	$(BIN)/python -m runner -m -cd experiments/demo -cn sweep
 	$(BIN)/espalier plots demo
-	@echo "figure: experiments/demo/figures/loss_by_size.png    MLflow: make ui, then http://127.0.0.1:5000"
+	@echo "figure: plots/demo/figures/loss_by_size.png    MLflow: make ui, then http://127.0.0.1:5000"
 
 sweep: .venv/ready  ## run experiments/$(EXP)
 	$(BIN)/python -m runner -m -cd experiments/$(EXP) -cn sweep
 
-plots: .venv/ready  ## draw the figures of experiments/$(EXP)
+plots: .venv/ready  ## draw the figures of experiments/$(EXP) in plots/$(EXP)
 	$(BIN)/espalier plots $(EXP)
 
 ui: .venv/ready  ## serve the MLflow UI

@@ -100,10 +100,9 @@ class Outputs:
         except OSError as error:
             raise OutputError(unwritable(self.folder, error)) from error
 
-    def drawn(self, kind: str) -> list[Path]:
-        """Return the files of `kind` (".png") that the latest call made, [] before the first."""
-        names = self._record().get("files", {})
-        return [self.folder / name for name in names if Path(name).suffix == kind]
+    def made(self) -> list[Path]:
+        """Return the files that the latest call made, [] before the first."""
+        return [self.folder / name for name in self._record().get("files", {})]
 
     def _record(self) -> dict[str, Any]:
         """Return the record that an earlier call of the command left, {} if there is none."""

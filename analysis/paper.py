@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.outputs import Outputs
 from analysis.readme import story
 from analysis.runs import Runs
 from analysis.tables import escape, latex, number
@@ -57,45 +58,38 @@ def write_paper(
 ) -> Path:
     """Return the path of main.tex in `folder` after writing the paper there.
 
-    main.tex and captions are written once, so that edits stay; all else is written again.
+    main.tex and captions are written once, so that edits stay; all else is written again, but for
+    files that are no longer, or never were, as this function made them.
 
     Args:
         figures: PDF files, a CSV of the same name beside each.
         results: results.csv of the experiment.
         readme: of the experiment, whose question opens the paper.
         provenance: commits, command and fingerprints, see `provenance`.
+
+    Raises:
+        OutputError: a file there was not made by this function, or the folder cannot be written.
+        ValueError: two numbers would have one name.
     """
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    blocks = []
-    for figure in figures:
-        stem = re.sub(r"[^A-Za-z0-9_-]", "-", figure.stem)  # TeX reads file names too
-        for kind in (".pdf", ".csv"):
-            if figure.with_suffix(kind).exists():
-                shutil.copy(figure.with_suffix(kind), folder / "figures" / f"{stem}{kind}")
-        caption = folder / "figures" / f"{stem}.caption.tex"
-        if not caption.exists():
-            caption.write_text(
-                f"{escape(figure.stem.replace('_', ' ').capitalize())}. {escape(runs.count())}.\n"
+    outputs = Outputs(folder / "provenance.json", "espalier paper")
+    with outputs.staged(provenance) as staged:
+        (staged / "figures").mkdir()
+        blocks = [_copy_figure(figure, runs, staged / "figures") for figure in figures]
+        tables = ""
+        macros = [
+            ("NumCells", str(len(runs.table))),
+            ("CellStates", escape(runs.count().partition(": ")[2])),
+        ]
+        if results is not None and results.exists():
+            numbers = pd.read_csv(results)
+            shown = _readable(numbers).set_index(numbers.columns[0])
+            (staged / "results.tex").write_text(
+                latex(shown, caption=f"{name}: results", label="results")
             )
-        blocks.append(_figure(stem))
-    tables = ""
-    macros = [
-        ("NumCells", str(len(runs.table))),
-        ("CellStates", escape(runs.count().partition(": ")[2])),
-    ]
-    if results is not None and results.exists():
-        numbers = pd.read_csv(results)
-        shown = _readable(numbers).set_index(numbers.columns[0])
-        (folder / "results.tex").write_text(
-            latex(shown, caption=f"{name}: results", label="results")
-        )
-        tables = r"\input{results}"
-        macros += list(_macros(numbers))
-    (folder / "numbers.tex").write_text(_definitions(macros))
-    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
-    (folder / "provenance.tex").write_text(_provenance(provenance))
-    main = folder / "main.tex"
-    if not main.exists():
+            tables = r"\input{results}"
+            macros += list(_macros(numbers))
+        (staged / "numbers.tex").write_text(_definitions(macros))
+        (staged / "provenance.tex").write_text(_provenance(provenance))
         parts = {
             "title": escape(name),
             "question": escape(story(readme).get("question", "") if readme else ""),
@@ -103,8 +97,22 @@ def write_paper(
             "figures": "\n".join(blocks),
             "provenance": r"\input{provenance}",
         }
-        main.write_text(_MAIN % parts)
-    return main
+        (staged / "main.tex").write_text(_MAIN % parts)
+        for file in [staged / "main.tex", *staged.glob("figures/*.caption.tex")]:
+            if (folder / file.relative_to(staged)).exists():  # yours since it was written
+                file.unlink()
+    return folder / "main.tex"
+
+
+def _copy_figure(figure: Path, runs: Runs, folder: Path) -> str:
+    """Return the LaTeX of a figure after copying it, its CSV and a caption to `folder`."""
+    stem = re.sub(r"[^A-Za-z0-9_-]", "-", figure.stem)  # TeX reads file names too
+    for kind in (".pdf", ".csv"):
+        if figure.with_suffix(kind).exists():
+            shutil.copy(figure.with_suffix(kind), folder / f"{stem}{kind}")
+    title = escape(figure.stem.replace("_", " ").capitalize())
+    (folder / f"{stem}.caption.tex").write_text(f"{title}. {escape(runs.count())}.\n")
+    return _figure(stem)
 
 
 def provenance(root: Path, runs: Runs) -> dict[str, Any]:

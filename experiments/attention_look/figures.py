@@ -1,6 +1,5 @@
 """Loss and prefix matching of one and two layers over training, beside what counting reaches."""
 
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,13 +8,13 @@ import pandas as pd
 
 from analysis import plots
 from analysis.paired import over_seeds
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
 HERE = Path(__file__).parent
 NAME = "attention_look"
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure, results.csv and scores.csv; return the figure."""
     done = runs.finished
     scores = _scores(runs, done)
@@ -92,8 +91,3 @@ def _ideal(run: "pd.Series[float]") -> float:
     same = tokens[:, :, None] == tokens[:, None, queries]
     before = (np.arange(2 * length)[:, None] < queries[None]) & same
     return float((1 / before.sum(axis=1)).mean())
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

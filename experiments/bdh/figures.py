@@ -1,6 +1,5 @@
 """BDH beside GPTs of equal parameters and of equal FLOPs: losses and exponents of power laws."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import pandas as pd
 
 from analysis import plots
 from analysis.paired import over_seeds
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 NAME = "bdh"
 SERIES = ("BDH", "GPT, equal parameters", "GPT, equal FLOPs")
 DRAWS = 2000
@@ -38,7 +36,7 @@ def power_law(part: pd.DataFrame, x: str) -> tuple[float, float, float, float]:
     return float(slope), float(low), float(high), float(np.exp(start))
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure, results.csv and exponents.csv; return the figure."""
     done = runs.finished.copy()
     done["series"] = [series(row) for _, row in done.iterrows()]
@@ -82,8 +80,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         axis.xaxis.set_minor_formatter(plt.NullFormatter())
     axes[0].set_ylabel("validation loss (nats/byte)")
     return [plots.save(folder, NAME, figure, table, runs.count())]
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

@@ -29,7 +29,7 @@ COLUMNS = {"n": "Model Size", "d": "tokens"}
 TARGET, BUDGET = 5.76e23, 1e21  # FLOPs of Chinchilla; what the proposed sweep may cost
 
 
-def main(_: Runs | None = None, folder: Path = HERE / "figures") -> list[Path]:
+def main(_: Runs | None, folder: Path) -> list[Path]:
     """Write figures, results.csv and sweep.yaml; return the figures. Needs no run of ours."""
     table = pd.read_csv(os.environ["ESPALIER_EPOCH"])
     table["tokens"] = table["Training FLOP"] / (6 * table["Model Size"])
@@ -53,7 +53,7 @@ def main(_: Runs | None = None, folder: Path = HERE / "figures") -> list[Path]:
     choices.to_csv(folder.parent / "choices.csv", index=False)
     print(choices.to_string(index=False), end="\n\n")
     print(fitted.compute_optimal(TARGET).to_string(index=False), end="\n\n")
-    _propose(fitted)
+    (folder.parent / "sweep.yaml").write_text(_propose(fitted))
     figure, data = law_plots.law_with_residuals(fitted.residuals(), title="Chinchilla, refitted")
     shown = data[["predicted", "residual"]]  # Epoch's points are theirs to publish
     made = [plots.save(folder, "law", figure, shown, fitted.counts())]
@@ -63,17 +63,17 @@ def main(_: Runs | None = None, folder: Path = HERE / "figures") -> list[Path]:
     return made
 
 
-def _propose(fitted: Fit) -> None:
-    """Write the sweep that would most sharpen the fit."""
+def _propose(fitted: Fit) -> str:
+    """Print and return the sweep that would most sharpen the fit."""
     proposed = design(fitted, pd.read_csv(HERE / "shapes.csv"), budget=BUDGET, target=TARGET)
     print(
         proposed.runs.to_string(index=False),
         f"{proposed.before:.2%} -> {proposed.after:.2%}",
         sep="\n",
     )
-    (HERE / "sweep.yaml").write_text(as_sweep(proposed, name="chinchilla_refit"))
+    return as_sweep(proposed, name="chinchilla_refit")
 
 
 if __name__ == "__main__":
-    for path in main():
+    for path in main(None, HERE / "figures"):
         print(path)

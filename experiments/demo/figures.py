@@ -1,16 +1,13 @@
 """Loss against size by precision, curves, and bf16 minus fp32 paired by seed."""
 
-import sys
 from pathlib import Path
 
 from analysis import plots
 from analysis.paired import over_seeds, paired_difference
-from analysis.runs import Runs, from_folders
-
-HERE = Path(__file__).parent
+from analysis.runs import Runs
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write figures and results.csv; return the figures."""
     done, note = runs.finished, runs.count()
     figure, data = plots.against_size(runs, by="precision.compute")
@@ -30,8 +27,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     print("\nbf16 minus fp32, paired by model and seed (95% interval):")
     print(gap.to_string(index=False))
     return made
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), "demo")):
-        print(path)

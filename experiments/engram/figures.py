@@ -1,6 +1,5 @@
 """The toy beside its entropy; loss by size of the tables and by share of experts; gates."""
 
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,7 +8,7 @@ import pandas as pd
 from analysis import plots
 from analysis.internals import gate_map
 from analysis.paired import over_seeds
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
 HERE = Path(__file__).parent
 NAME = "engram"
@@ -35,7 +34,7 @@ def parts(runs: Runs) -> dict[str, pd.DataFrame]:
     }
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write figures and results.csv; return the figures."""
     means = parts(runs)
     least = float(pd.read_csv(HERE / "entropy.csv")["entropy_nats"].iloc[0])
@@ -64,8 +63,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     made = [plots.save(folder, NAME, figure, table, runs.count())]
     gates = pd.read_csv(HERE / "gates.csv", keep_default_na=False)
     return [*made, plots.save(folder, "gates", gate_map(gates), gates)]
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

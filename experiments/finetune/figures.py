@@ -1,6 +1,5 @@
 """What fine-tuning gains on Shakespeare over training from scratch, and what it forgets of code."""
 
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,12 +7,10 @@ import pandas as pd
 
 from analysis import plots
 from analysis.paired import over_seeds
-from analysis.runs import Runs, from_folders
-
-HERE = Path(__file__).parent
+from analysis.runs import Runs
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     done = runs.finished.copy()
     done["stage"] = done["label"].str.partition(":")[0]
@@ -42,8 +39,3 @@ def _draw(table: pd.DataFrame) -> plt.Figure:
         axis.set(title=f"on {text}", xlim=(-0.5, len(part) - 0.5))
     axes[0].set_ylabel(plots.AXES["val_loss"])
     return figure
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), "finetune")):
-        print(path)

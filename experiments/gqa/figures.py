@@ -1,20 +1,18 @@
 """Loss and memory of decoding against key/value heads at equal parameters, paired by seed."""
 
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 from analysis import plots
 from analysis.paired import beside_baseline
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 NAME = "gqa"
 KEY = "model.num_kv_heads"
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     done = runs.finished
     table = beside_baseline(
@@ -43,8 +41,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         axis.set_xticks(table[KEY], labels=[str(n) for n in table[KEY]])
         axis.minorticks_off()
     return [plots.save(folder, NAME, figure, table, runs.count())]
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

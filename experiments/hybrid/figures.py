@@ -1,6 +1,5 @@
 """The poster: loss, cost and latency of each component alone and of all together."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pandas as pd
 
 from analysis import plots
 from analysis.paired import beside_baseline, paired_difference
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
 HERE = Path(__file__).parent
 NAME = "hybrid"
@@ -63,7 +62,7 @@ def parts_of(row: "pd.Series[Any]") -> str:
     return name if pd.isna(row.get("precision.fprop.x.format")) else f"{name}, nvfp4"
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the poster and results.csv; return the figure."""
     done = runs.finished.copy()
     done["parts"] = [parts_of(row) for _, row in done.iterrows()]
@@ -197,8 +196,3 @@ def _by_step(axis: plt.Axes, runs: Runs, done: pd.DataFrame, metric: str, label:
 def _line(index: int) -> dict[str, Any]:
     """Return the style of a line: dashes where the seven colours repeat."""
     return {"color": f"C{index % 7}", "linestyle": "--" if index > 6 else "-"}
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

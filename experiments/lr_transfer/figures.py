@@ -1,6 +1,5 @@
 """Loss against learning rate for each width under the standard parametrisation and muP."""
 
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,14 +8,13 @@ from matplotlib.figure import Figure
 
 from analysis import plots
 from analysis.paired import over_seeds
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 NAMES = {"gpt2": "standard parametrisation", "mup": "muP (base width 64)"}
 BY = ["model.init", "model.width", "optim.lr"]
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure, results.csv and best.csv; return the figures."""
     table = over_seeds(runs.finished, BY, "val_loss")
     best = table.loc[table.groupby(["model.init", "model.width"])["mean"].idxmin()]
@@ -45,8 +43,3 @@ def _draw(table: pd.DataFrame, best: pd.DataFrame) -> Figure:
     axes[0].set_ylim(top=table["mean"].min() + 1.2)
     axes[0].legend()
     return figure
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), "lr_transfer")):
-        print(path)

@@ -1,7 +1,6 @@
 """What the proxies say of mixtures, and what the mixture that they choose is worth."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ import pandas as pd
 
 from analysis import plots
 from analysis.paired import over_seeds
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 SOURCES = ("code", "stories", "encyclopaedia")
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     done = runs.finished.copy()
     done["stage"] = done["label"].str.partition(":")[0]
@@ -81,8 +79,3 @@ def _draw(proxies: pd.DataFrame, larger: pd.DataFrame, table: pd.DataFrame) -> p
     right.set(title="the larger run, 3 seeds", ylabel=plots.AXES["val_loss"])
     right.margins(x=0.2)
     return figure
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), "mixture")):
-        print(path)

@@ -1,6 +1,5 @@
 """Experts beside the dense model at equal active parameters: loss, wall time, load."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +8,8 @@ import pandas as pd
 
 from analysis import plots
 from analysis.paired import beside_baseline
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 NAME = "moe"
 LAYERS = range(4)
 FACTS = ("num_parameters", "num_active_parameters", "wall_s", "load_entropy", "max_violation")
@@ -24,7 +22,7 @@ def choice(row: "pd.Series[str]") -> str:
     return f"experts, balance={row['model.parts.e.balance']}"
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     done = runs.finished.copy()
     done["model"] = [choice(row) for _, row in done.iterrows()]
@@ -48,8 +46,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     axes[2].axhline(1.0, color="0.6", linewidth=0.8)
     axes[2].set(xlabel="layer", ylabel="entropy of the experts' load (1: even)", xticks=LAYERS)
     return [plots.save(folder, NAME, figure, table, runs.count())]
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

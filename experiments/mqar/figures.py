@@ -1,20 +1,18 @@
 """Accuracy of recall against width and bytes of state, at the better learning rate."""
 
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 from analysis import plots
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 NAME = "mqar"
 NAMES = {"a": "attention", "b": "Based", "d": "gated DeltaNet", "l": "gated long convolution"}
 BY = ["train.sequence_length", "data.num_pairs", "mixer", "model.width"]
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     done = runs.finished.copy()
     done["mixer"] = done["model.pattern"].map(NAMES)
@@ -56,8 +54,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     last.set_xticks(sizes, labels=[str(size) for size in sizes])
     last.minorticks_off()
     return [plots.save(folder, NAME, figure, best, runs.count())]
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

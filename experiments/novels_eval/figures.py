@@ -1,14 +1,13 @@
 """Held-out loss, BLiMP and LAMBADA against size, with standard errors, beside the n-gram."""
 
 import json
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from analysis import plots
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
 HERE = Path(__file__).parent
 PANELS = {  # metric: (label, its name in ngram.json)
@@ -18,7 +17,7 @@ PANELS = {  # metric: (label, its name in ngram.json)
 }
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     baseline = json.loads((HERE / "ngram.json").read_text())
     counted = {row["name"]: row for row in baseline["scores"]}
@@ -61,8 +60,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     axes[1].axhline(0.5, color="0.7", linewidth=0.8)
     axes[0].legend()
     return [plots.save(folder, "scores", figure, table, runs.count())]
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), "novels_eval")):
-        print(path)

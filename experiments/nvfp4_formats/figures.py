@@ -1,16 +1,14 @@
 """What each format costs beside bf16, paired by seed."""
 
-import sys
 from pathlib import Path
 
 from analysis.ablation import ablate, first_word
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 NAME = "nvfp4_formats"
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     return ablate(
         runs,
@@ -21,8 +19,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         name=NAME,
         title="Each format beside bf16",
     )
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

@@ -1,13 +1,12 @@
 """The Hadamard transform on drawn outliers (drawn.py) and on operands of wgrad in training."""
 
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from analysis import plots
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
 HERE = Path(__file__).parent
 NAME = "nvfp4_outliers"
@@ -26,7 +25,7 @@ def trained(runs: Runs) -> pd.DataFrame:
     return table.reset_index()
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     drawn, operands = pd.read_csv(HERE / "drawn.csv"), trained(runs)
     parts = [drawn.assign(source="drawn"), operands.assign(source="trained")]
@@ -48,8 +47,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     right.set(xlabel="Hadamard on wgrad", ylabel="SQNR in dB", title="trained, median of layers")
     right.legend()
     return [plots.save(folder, NAME, figure, both, runs.count())]
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

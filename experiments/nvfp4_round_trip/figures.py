@@ -1,13 +1,12 @@
 """Round-trip error (SQNR) of each format on drawn numbers (drawn.py) and trained operands."""
 
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
 from analysis import plots
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
 HERE = Path(__file__).parent
 NAME = "nvfp4_round_trip"
@@ -20,7 +19,7 @@ RECIPES = {
 OPERANDS = {"fprop.x": "activations", "fprop.w": "weights", "dgrad.g": "gradients"}
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     drawn = pd.read_csv(HERE / "drawn.csv")
     history = runs.history[runs.history["key"].str.endswith("/sqnr_db")]
@@ -48,8 +47,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         axis.set(xlabel="SQNR in dB (higher is better)", title=f"{source} numbers")
         axis.legend(fontsize=6)
     return [plots.save(folder, NAME, figure, table, runs.count())]
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

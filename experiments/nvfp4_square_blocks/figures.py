@@ -1,14 +1,12 @@
 """Weights in square blocks in fprop, in dgrad, in neither: beside the recipe, paired by seed."""
 
-import sys
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.ablation import ablate
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 NAME = "nvfp4_square_blocks"
 SQUARE = ("precision.fprop.w.block", "precision.dgrad.w.block")
 
@@ -22,7 +20,7 @@ def _choice(row: "pd.Series[object]") -> str:
     }.get((fprop, dgrad), "both 1x16")
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     return ablate(
         runs,
@@ -33,8 +31,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         name=NAME,
         title="Blocks of weights beside the recipe",
     )
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

@@ -1,15 +1,13 @@
 """Stochastic rounding by operand, beside rounding to nearest, paired by seed."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.ablation import ablate
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 NAME = "nvfp4_stochastic"
 OPERANDS = {"gradients": "dgrad.g", "activations": "fprop.x", "weights": "fprop.w"}
 
@@ -22,7 +20,7 @@ def choice(row: "pd.Series[Any]") -> str:
     return names.get(len(stochastic), ", ".join(stochastic))
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     return ablate(
         runs,
@@ -33,8 +31,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         name=NAME,
         title="Stochastic rounding of ...",
     )
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

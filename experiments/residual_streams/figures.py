@@ -1,6 +1,5 @@
 """Gain, gradient norm and loss against depth: one stream, hyper-connections, mHC."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ import pandas as pd
 
 from analysis import plots
 from analysis.paired import over_seeds
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 NAME = "residual_streams"
 NAMES = {"none": "one residual", "hc": "hyper-connections", "mhc": "mHC"}
 PANELS = {
@@ -33,7 +31,7 @@ def largest(runs: Runs, key: str) -> pd.Series:
     return runs.history[runs.history["key"] == key].groupby("fingerprint")["value"].max()
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     done = runs.finished.copy()
     done["residual"] = [kind(row) for _, row in done.iterrows()]
@@ -65,8 +63,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
         axis.minorticks_off()
     axes[3].legend()
     return [plots.save(folder, NAME, figure, table, runs.count())]
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

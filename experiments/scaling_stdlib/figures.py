@@ -1,6 +1,5 @@
 """Three approaches to the law of small decoders, and the forecast of a held-out size."""
 
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -11,14 +10,14 @@ from analysis.fit import fit
 from analysis.forecast import score
 from analysis.isoflop import isoflop
 from analysis.laws import CHINCHILLA
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
 HERE = Path(__file__).parent
 COLUMNS = {"n": "num_parameters", "d": "tokens"}
 HELD_OUT = "num_parameters > 8e5"  # the size that forecast.json predicts
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write figures and results.csv; return the figures."""
     done, note = runs.finished, runs.count()
     ends = done[done["label"].str.startswith("cool_")].copy()
@@ -93,10 +92,3 @@ def trunks(runs: Runs) -> pd.DataFrame:
             "loss": both["value"],
         }
     )
-
-
-if __name__ == "__main__":
-    for path in main(
-        from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), "scaling_stdlib")
-    ):
-        print(path)

@@ -1,17 +1,15 @@
 """Validation loss against steps, and the mean of the seeds beside nanoGPT's."""
 
-import sys
 from pathlib import Path
 
 from analysis import plots
 from analysis.paired import over_seeds
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 NANOGPT = 1.8857  # nanoGPT with the same layers, heads, width, block, batch and steps, on a CPU
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     figure, data = plots.learning_curves(runs, by="num_parameters")
     figure.axes[0].axhline(NANOGPT, color="0.4", linestyle="--", label="nanoGPT, final")
@@ -23,10 +21,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     result.to_csv(folder.parent / "results.csv", index=False)
     print(result.to_string(index=False))
     return made
-
-
-if __name__ == "__main__":
-    for path in main(
-        from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), "shakespeare_char")
-    ):
-        print(path)

@@ -1,20 +1,18 @@
 """Loss against depth and against FLOPs at equal parameters, for few and many heads."""
 
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 from analysis import plots
 from analysis.paired import over_seeds
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 NAME = "shape"
 BY = ["model.depth", "model.width", "model.num_heads"]
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     done = runs.finished.copy()
     done["kflop_per_token"] = done["flops"] / done["tokens"] / 1e3
@@ -42,8 +40,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     axes[0].legend()
     axes[1].set(xlabel="training kFLOP per token", ylabel=plots.AXES["val_loss"])
     return [plots.save(folder, NAME, figure, table, runs.count())]
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

@@ -1,6 +1,5 @@
 """Loss by position, up to four times the trained length, by the keys that a query sees."""
 
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,9 +7,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import plots
-from analysis.runs import Runs, from_folders
+from analysis.runs import Runs
 
-HERE = Path(__file__).parent
 NAME = "sinks"
 TRAINED = 256
 BIN = 32
@@ -32,7 +30,7 @@ def by_position(runs: Runs, done: pd.DataFrame) -> pd.DataFrame:
     return (binned["nats"] / binned["n"]).rename("loss").reset_index()
 
 
-def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
+def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     done = runs.finished
     done = done[done["train.steps"] == 0].copy()
@@ -83,8 +81,3 @@ def main(runs: Runs, folder: Path = HERE / "figures") -> list[Path]:
     axes[1].set(xlabel="4-grams said before, of 768 tokens")
     shown = losses.groupby(["keys", "position"])["loss"].agg(["mean", "std"]).reset_index()
     return [plots.save(folder, NAME, figure, shown, runs.count())]
-
-
-if __name__ == "__main__":
-    for path in main(from_folders(Path(sys.argv[1] if len(sys.argv) > 1 else "."), NAME)):
-        print(path)

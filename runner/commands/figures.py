@@ -1,14 +1,22 @@
 """The verbs of `espalier` that draw: plots, report, paper, look. The only imports of analysis."""
 
 import importlib.util
+import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from runner.commands.arguments import FIGURES, MODELS, Name, Reference, Root, experiment_folder
 from runner.machine.errors import ConfigError
 from runner.machine.text_files import read_text
+
+if TYPE_CHECKING:
+    from analysis.outputs import Outputs
+    from analysis.runs import Runs
 
 app = typer.Typer()
 
@@ -17,30 +25,40 @@ app = typer.Typer()
 def plots(
     name: Name,
     root: Root = Path("."),
-    out: Annotated[
-        Path | None, typer.Option(help="Folder; default: the experiment's, or plots/NAME.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: plots/NAME.")] = None,
+    publish: Annotated[
+        bool,
+        typer.Option(
+            "--publish", help="Also copy figures and tables into the experiment's folder."
+        ),
+    ] = False,
 ) -> None:
-    """Draw the figures of a sweep by its experiment's figures.py, or else default figures."""
+    """Draw the figures of a sweep by its experiment's figures.py, or else default figures.
+
+    A figures.py writes to figures/ and beside it, as in the experiment's own folder.
+    """
     from analysis.runs import from_folders  # noqa: PLC0415
 
-    runs = from_folders(root, name)
-    script = experiment_folder(name) / "figures.py"
-    if script.exists():
-        typer.echo(f"figures of {script}")
-        spec = importlib.util.spec_from_file_location("figures", script)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        made = module.main(runs, out) if out else module.main(runs)
-    else:
-        from analysis.defaults import default_figures  # noqa: PLC0415
-
-        typer.echo(f"{script} does not exist: default figures")
-        made = default_figures(runs, out or root / "plots" / name)
-    for path in made:
-        typer.echo(path)
+    experiment = experiment_folder(name)
+    script = experiment / "figures.py"
+    if publish and not script.exists():
+        raise ConfigError(f"--publish needs {script}, which does not exist")
+    with _refusals(script):
+        outputs = _outputs(out or root / "plots" / name, "espalier plots")
+        outputs.check([])
+        runs = from_folders(root, name)
+        with outputs.staged({"sweep": name}) as staged:
+            drawn = _draw(runs, script, staged)
+        made = outputs.made()
+        if publish:
+            for file in made:
+                copy = experiment / file.relative_to(outputs.folder)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
+    for path in drawn:
+        typer.echo(outputs.folder / path.relative_to(staged))
+    if publish:
+        typer.echo(f"published: {len(made)} files in {experiment}")
 
 
 @app.command(rich_help_panel=FIGURES)
@@ -53,14 +71,20 @@ def report(
     ] = "http://127.0.0.1:5000",
 ) -> None:
     """Write a self-contained HTML page: verdict, figures, results, cells, curves, failures."""
+    from analysis.outputs import check_folder  # noqa: PLC0415
     from analysis.readme import story  # noqa: PLC0415
     from runner.records.cells import sweep_rows  # noqa: PLC0415
-    from runner.views.report import write_status_page  # noqa: PLC0415
+    from runner.views.report import is_status_page, write_status_page  # noqa: PLC0415
 
-    file, folder = out or root / "sweeps" / name / "report.html", experiment_folder(name)
-    figures = _drawn_figures(name, root, "png")
-    verdict, results = story(folder / "README.md"), folder / "results.csv"
-    write_status_page(sweep_rows(root, name), name, file, mlflow, figures, verdict, results)
+    file = out or root / "sweeps" / name / "report.html"
+    if out is not None and out.exists() and not is_status_page(out):
+        raise ConfigError(f"{out} exists and is no report; choose another --out")
+    rows = sweep_rows(root, name)
+    with _refusals():
+        check_folder(file.parent)
+        figures, results = _drawn(name, root, ".png")
+        verdict = story(experiment_folder(name) / "README.md")
+        write_status_page(rows, name, file, mlflow, figures, verdict, results)
     typer.echo(file)
 
 
@@ -74,20 +98,21 @@ def paper(
     from analysis.paper import provenance, write_paper  # noqa: PLC0415
     from analysis.runs import from_folders  # noqa: PLC0415
 
-    runs, folder = from_folders(root, name), experiment_folder(name)
-    figures = _drawn_figures(name, root, "pdf")
+    runs = from_folders(root, name)
+    figures, results = _drawn(name, root, ".pdf")
     if not figures:
         raise ConfigError(f"no figures of {name} yet: run `espalier plots {name}` first")
     facts = {"sweep": name, "command": f"espalier paper {name}"} | provenance(root, runs)
-    main_tex = write_paper(
-        runs,
-        name,
-        out or root / "papers" / name,
-        figures=figures,
-        results=folder / "results.csv",
-        readme=folder / "README.md",
-        provenance=facts,
-    )
+    with _refusals():
+        main_tex = write_paper(
+            runs,
+            name,
+            out or root / "papers" / name,
+            figures=figures,
+            results=results,
+            readme=experiment_folder(name) / "README.md",
+            provenance=facts,
+        )
     typer.echo(f"{main_tex}: latexmk -pdf -cd {main_tex}")
 
 
@@ -110,13 +135,59 @@ def look(
     if (text is None) == (file is None):
         raise ConfigError("give either --text or --file")
     cell = find_cell(root, run)
+    outputs = _outputs(out or root / "looks" / cell.fingerprint, "espalier look")
+    with _refusals():
+        outputs.check([])
     internals = look_at(cell, read_text(file) if file is not None else text or "")
-    folder = out or root / "looks" / cell.fingerprint
-    for path in draw(internals, folder, f"{cell.config.name} {cell.fingerprint[:8]}"):
-        typer.echo(path)
+    title = f"{cell.config.name} {cell.fingerprint[:8]}"
+    with _refusals(), outputs.staged({"run": cell.fingerprint}) as staged:
+        drawn = draw(internals, staged, title)
+    for path in drawn:
+        typer.echo(outputs.folder / path.relative_to(staged))
 
 
-def _drawn_figures(name: str, root: Path, kind: str) -> list[Path]:
-    """Return the files drawn by `plots`: the experiment's own figures, or else the default ones."""
-    own = sorted((experiment_folder(name) / "figures").glob(f"*.{kind}"))
-    return own or sorted((root / "plots" / name).glob(f"*.{kind}"))
+def _draw(runs: "Runs", script: Path, folder: Path) -> list[Path]:
+    """Return the figures after writing them, and what a figures.py writes besides, to `folder`."""
+    from analysis.defaults import default_figures  # noqa: PLC0415
+
+    if not script.exists():
+        typer.echo(f"{script} does not exist: default figures")
+        return default_figures(runs, folder)
+    typer.echo(f"figures of {script}")
+    spec = importlib.util.spec_from_file_location("figures", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: list[Path] = module.main(runs, folder / "figures")
+    return made
+
+
+def _outputs(folder: Path, command: str) -> "Outputs":
+    from analysis.outputs import Outputs  # noqa: PLC0415
+
+    return Outputs(folder / "made.json", command)
+
+
+def _drawn(name: str, root: Path, kind: str) -> tuple[list[Path], Path | None]:
+    """Return the figures of `kind` (".png") and the results.csv that `plots` has made last."""
+    files = _outputs(root / "plots" / name, "espalier plots").made()
+    results = [file for file in files if file.name == "results.csv"]
+    return [file for file in files if file.suffix == kind], results[0] if results else None
+
+
+@contextmanager
+def _refusals(script: Path | None = None) -> Iterator[None]:
+    """Turn what analysis refuses into one line, with the line of `script` that asked for it."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if script and Path(frame.filename) == script]
+        asked = f"{script}, line {lines[-1]}: " if lines else ""
+        named = f"no {error.args[0]!r}" if type(error) is KeyError and asked else error.args[0]
+        raise ConfigError(f"{asked}{named}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ConfigError(str(error)) from error  # a sweep that does not exist

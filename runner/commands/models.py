@@ -203,7 +203,9 @@ def ngram(
     context: typer.Context,
     run: Reference,
     order: Annotated[int, typer.Option(help="Tokens of an n-gram.")] = 4,
-    out: Annotated[Path | None, typer.Option(help="Also write it here, as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write it here, as JSON: a new file.")
+    ] = None,
     root: Root = Path("."),
 ) -> None:
     """Fit an n-gram model to a run's training text and evaluate it as the run was: a baseline.
@@ -214,6 +216,8 @@ def ngram(
     from runner.grid.evaluation_cells import harness_config  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
 
+    if out is not None and out.exists():
+        raise ConfigError(f"{out} exists; choose another --out")
     results = ngram_baseline(find_cell(root, run), order, harness_config(context.args))
     for name in ("val_loss", "val_bits_per_byte"):
         typer.echo(f"{name}: {results[name]:.4f}")

@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from string import Template
@@ -66,6 +67,13 @@ def write_status_page(
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     storage.write_atomically(file, text)
+
+
+def is_status_page(file: Path) -> bool:
+    """Return whether `file` was written by `write_status_page`."""
+    with suppress(OSError), file.open("rb") as stream:
+        return b'name="generator" content="espalier report"' in stream.read(1000)
+    return False
 
 
 def _heads() -> list[str]:
