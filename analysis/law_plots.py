@@ -9,7 +9,7 @@ from scipy import stats
 from analysis.envelope import Envelope
 from analysis.fit import Fit
 from analysis.isoflop import IsoFlop
-from analysis.plots import short
+from analysis.plots import short_flops
 
 _MARKERS = "osD^vPX"
 
@@ -145,9 +145,3 @@ def pair_plot(fitted: Fit, *, title: str) -> tuple[Figure, pd.DataFrame]:
                 axis.set_ylabel(row)
     figure.suptitle(title, fontsize=8)
     return figure, pd.DataFrame({name: np.asarray(values) for name, values in draws.items()})
-
-
-def short_flops(value: float) -> str:
-    """Return 3e+12 as 3e12; large numbers of FLOPs have no familiar unit."""
-    mantissa, _, power = f"{value:.2g}".partition("e")
-    return f"{mantissa}e{int(power)}" if power else short(value)

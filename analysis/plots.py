@@ -1,5 +1,6 @@
 """Figures: each is saved as PDF, PNG and the CSV of what it shows."""
 
+import textwrap
 from pathlib import Path
 from typing import cast
 
@@ -7,15 +8,26 @@ import matplotlib
 
 matplotlib.use("Agg", force=False)
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from analysis.paired import over_seeds
 from analysis.runs import Runs
+from analysis.tables import EMPTY
 
 plt.style.use(str(Path(__file__).parent / "style.mplstyle"))
+
+# Of a figure as wide as a column, 3.3 inch.
+_LETTERS = 50  # in a row of the legend
+_LABELS_INCH = 0.4  # height of the tick labels and the label of the horizontal axis
+_NAME = 24  # letters beside an axis
+_LABEL_WIDTH = 0.12  # of a tick's label, in widths of the axis
+_NO_UNIT = 1e12  # from here on B is no familiar unit
+_FEW = 30.0  # a logarithmic axis over less than this shows too few powers of ten
 
 AXES = {
     "step": "optimiser steps",
@@ -44,7 +56,7 @@ def learning_curves(
     # Wall time differs between runs: points are matched by rank and shown at their mean time.
     curves["rank"] = curves.groupby("fingerprint").cumcount()
     shown = (
-        curves.groupby([by, "rank"])
+        curves.groupby([by, "rank"], dropna=False)
         .agg(
             x=("x", "mean"),
             mean=("value", "mean"),
@@ -55,16 +67,15 @@ def learning_curves(
         .reset_index()
     )
     axis = plt.subplots()[1] if axis is None else axis
-    for name, part in shown.groupby(by):
+    for name, part in shown.groupby(by, dropna=False):
         n = int(part["n"].max())
-        axis.plot(part["x"], part["mean"], marker="o", label=f"{by}={tick(name)} (n={n})")
+        axis.plot(part["x"], part["mean"], marker="o", label=f"{tick(name)} (n={n})")
         if n > 1:
             axis.fill_between(part["x"], part["low"], part["high"], alpha=0.2)
     axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(key, key))
     if x in ("flops", "tokens"):
-        axis.set_xscale("log")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.legend()
+        log_x(axis)
+    legend(axis, by)
     return cast("Figure", axis.figure), shown
 
 
@@ -74,7 +85,7 @@ def against_size(
     """Return the final `metric` against `x`: mean and standard deviation over seeds."""
     shown = over_seeds(runs.finished, [by, x], metric)
     figure, axis = plt.subplots()
-    for index, (name, part) in enumerate(shown.groupby(by)):
+    for index, (name, part) in enumerate(shown.groupby(by, dropna=False)):
         n = int(part["n"].min())
         # Series that coincide stay visible: another marker, and each smaller than the one beneath.
         marker, size = "osD^v"[index % 5], max(3, 8 - 3 * index)
@@ -86,14 +97,61 @@ def against_size(
             marker=marker,
             markersize=size,
             capsize=2,
-            label=f"{name} (n={n})",
+            label=f"{tick(name)} (n={n})",
         )
     axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(metric, metric), xscale="log")
-    sizes = sorted(shown[x].unique())
-    axis.set_xticks(sizes, labels=[short(size) for size in sizes])
+    sizes = sorted(shown[x].dropna().unique())
+    axis.set_xticks(sizes, labels=_apart(sizes))
     axis.minorticks_off()
-    axis.legend(title=by)
+    legend(axis, by)
     return figure, shown
+
+
+def legend(axis: Axes, title: str) -> None:
+    """Name the series of `axis`: below it, where they hide no point, if it has the figure alone."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure = cast("Figure", axis.figure)
+    if len(figure.axes) > 1 or not labels:
+        axis.legend(title=title)
+        return
+    labels = [textwrap.fill(label, _LETTERS) for label in labels]
+    letters = max(len(line) for label in labels for line in label.split("\n")) + 6  # the handle's
+    columns = max(1, min(len(labels), _LETTERS // letters))
+    rows = -(-sum(label.count("\n") + 1 for label in labels) // columns) + 1
+    figure.set_figheight(figure.get_figheight() + 0.13 * rows)
+    below = axis.transAxes + ScaledTranslation(0.0, -_LABELS_INCH, figure.dpi_scale_trans)
+    axis.legend(
+        handles,
+        labels,
+        title=title,
+        ncols=columns,
+        loc="upper right",
+        bbox_to_anchor=(1.0, 0.0),
+        bbox_transform=below,
+    )
+
+
+def log_x(axis: Axes) -> None:
+    """Make the horizontal axis logarithmic, with a number at 1, 2 and 5 where decades are few."""
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    if high / low >= _FEW:
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        return
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    shortened = short if high < _NO_UNIT else short_flops
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shortened(value)))
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def _apart(sizes: list[float]) -> list[str]:
+    """Return labels of ticks on a logarithmic axis, "" where it would touch the one before."""
+    labels, last = [], 0.0
+    for size in sizes:
+        free = size >= last * (sizes[-1] / sizes[0]) ** _LABEL_WIDTH
+        labels.append(short(size) if free else "")
+        last = size if free else last
+    return labels
 
 
 def forest(
@@ -106,8 +164,9 @@ def forest(
     axis.errorbar(shown["difference"], range(len(shown)), xerr=bars, fmt="o", capsize=2)
     axis.axvline(0.0, color="0.5", linewidth=0.8)
     axis.set_ylim(-0.5, len(shown) - 0.5)
+    values = [textwrap.fill(tick(value), _NAME) for value in shown["value"]]
     axis.set_yticks(
-        range(len(shown)), [f"{v} (n={n})" for v, n in zip(shown["value"], shown["n"], strict=True)]
+        range(len(shown)), [f"{v} (n={n})" for v, n in zip(values, shown["n"], strict=True)]
     )
     axis.locator_params(axis="x", nbins=4)
     name, _, unit = AXES.get(metric, metric).partition(" (")
@@ -122,9 +181,13 @@ def _error_bars(std: pd.Series | None) -> list[float] | None:
 
 
 def tick(value: object) -> str:
-    """Return a value as a label, large numbers shortened."""
-    large = isinstance(value, (int, float)) and abs(value) >= 1000
-    return short(float(str(value))) if large else f"{value}"
+    """Return a value as a label: numbers in four digits, large ones shortened."""
+    if pd.isna(value):  # type: ignore[call-overload]
+        return EMPTY
+    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+        number = float(value)
+        return short(number) if abs(number) >= 1000 else f"{number:.4g}"
+    return f"{value}"
 
 
 def short(value: float) -> str:
@@ -133,6 +196,12 @@ def short(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:g}"
+
+
+def short_flops(value: float) -> str:
+    """Return 3e+12 as 3e12; large numbers of FLOPs have no familiar unit."""
+    mantissa, _, power = f"{value:.2g}".partition("e")
+    return f"{mantissa}e{int(power)}" if power else short(value)
 
 
 def save(folder: Path, name: str, figure: Figure, data: pd.DataFrame, note: str = "") -> Path:

@@ -8,11 +8,10 @@ import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import NullFormatter
 
 from analysis.errors import require
 from analysis.paired import over_seeds
-from analysis.plots import AXES, tick
+from analysis.plots import AXES, legend, log_x, tick
 from analysis.runs import Runs
 
 
@@ -31,12 +30,15 @@ def heat_map(
     worst = np.nanquantile(grid.to_numpy(), 0.9)  # one diverged run must not flatten the rest
     mesh = axis.imshow(grid, cmap="viridis_r", aspect="auto", vmax=worst)
     middle = (np.nanmin(grid.to_numpy()) + worst) / 2
+    decimals = _decimals(grid.to_numpy())
     for (i, j), value in np.ndenumerate(grid.to_numpy()):
         if np.isnan(value):
             axis.text(j, i, "x", ha="center", va="center", color="0.5")
         else:
             colour = "black" if value < middle else "white"
-            axis.text(j, i, f"{value:.3g}", ha="center", va="center", color=colour, fontsize=6)
+            axis.text(
+                j, i, f"{value:.{decimals}f}", ha="center", va="center", color=colour, fontsize=6
+            )
     for i, row in enumerate(grid.to_numpy()):
         if not np.isnan(row).all():
             best = int(np.nanargmin(row))
@@ -52,6 +54,12 @@ def heat_map(
     return figure, shown
 
 
+def _decimals(values: np.ndarray) -> int:
+    """Return the decimals that show three digits of the smallest of `values`, 0 to 4."""
+    least = np.nanmin(np.abs(values))
+    return int(np.clip(2 - np.floor(np.log10(least)), 0, 4)) if least > 0 else 2
+
+
 def pareto(
     runs: pd.DataFrame, *, cost: str, metric: str = "val_loss", by: str, title: str
 ) -> tuple[Figure, pd.DataFrame]:
@@ -60,23 +68,23 @@ def pareto(
     The table has a column `front`, True for runs that no other beats in both.
     """
     require(runs, [cost, metric, by])
-    shown = runs[[by, cost, metric]].dropna().sort_values([cost, metric]).reset_index(drop=True)
+    shown = runs[[by, cost, metric]].dropna(subset=[cost, metric])
+    shown = shown.sort_values([cost, metric]).reset_index(drop=True)
     shown["front"] = shown[metric] < shown[metric].cummin().shift(fill_value=np.inf)
     figure, axis = plt.subplots()
-    for index, (name, part) in enumerate(shown.groupby(by, sort=False)):
+    for index, (name, part) in enumerate(shown.groupby(by, sort=False, dropna=False)):
         axis.plot(
             part[cost],
             part[metric],
             "osD^vPX"[index % 7],
             markersize=3,
-            label=f"{name} (n={len(part)})",
+            label=f"{tick(name)} (n={len(part)})",
         )
     front = shown[shown["front"]]
     axis.step(front[cost], front[metric], where="post", color="0.4", linewidth=0.8, label="front")
-    axis.set(
-        xscale="log", xlabel=AXES.get(cost, cost), ylabel=AXES.get(metric, metric), title=title
-    )
-    axis.legend(title=by)
+    axis.set(xlabel=AXES.get(cost, cost), ylabel=AXES.get(metric, metric), title=title)
+    log_x(axis)
+    legend(axis, by)
     return figure, shown
 
 
@@ -103,22 +111,23 @@ def gap_against_tokens(
             f"no run shares {', '.join(pair)} and a number of tokens with {by}={baseline}"
         )
     both["gap"] = 100 * (both["value"] / both["value_base"] - 1)
-    shown = both.groupby([by, "x"])["gap"].agg(["mean", "min", "max", "count"]).reset_index()
+    grouped = both.groupby([by, "x"], dropna=False)["gap"]
+    shown = grouped.agg(["mean", "min", "max", "count"]).reset_index()
     figure, axis = plt.subplots()
-    for name, part in shown.groupby(by, sort=False):
+    for name, part in shown.groupby(by, sort=False, dropna=False):
         axis.plot(
             part["x"],
             part["mean"],
             marker="o",
             markersize=3,
-            label=f"{name} (n={int(part['count'].max())})",
+            label=f"{tick(name)} (n={int(part['count'].max())})",
         )
         if part["count"].max() > 1:
             axis.fill_between(part["x"], part["min"], part["max"], alpha=0.2)
     axis.axhline(0.0, color="0.5", linewidth=0.8)
-    axis.set(xscale="log", xlabel="tokens", ylabel=f"gap to {baseline} (%)", title=title)
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.legend()
+    axis.set(xlabel="tokens", ylabel=f"gap to {baseline} (%)", title=title)
+    log_x(axis)
+    legend(axis, by)
     return figure, shown
 
 

@@ -24,7 +24,7 @@ _SPECIAL = {
     "|": r"\textbar{}",
 }
 _HOLE = "--"
-_EMPTY = "(empty)"
+EMPTY = "(empty)"  # the name of a value that is missing
 _MOST_DECIMALS = 5
 
 
@@ -69,7 +69,7 @@ def cross_table(
 
 def in_words(values: "pd.Series[Any]") -> "pd.Series[str]":
     """Return the values of a column as words: whole numbers without a point, no value "(empty)"."""
-    return values.map(lambda v: _EMPTY if pd.isna(v) else _word(v)).astype(object)
+    return values.map(lambda v: EMPTY if pd.isna(v) else _word(v)).astype(object)
 
 
 def same_word(text: str, words: "pd.Series[str]") -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -159,6 +160,43 @@ def test_a_figure_looks_as_it_did(name: str, tmp_path: Path) -> None:
     assert golden.exists(), f"no {golden}; ESPALIER_GOLDEN=write makes it"
     difference = compare_images(str(golden), str(drawn), tol=TOLERANCE)
     assert difference is None, difference
+
+
+def test_a_legend_hides_no_point_and_an_empty_key_is_a_series() -> None:
+    runs = _runs()
+    long = "model=gpt_micro precision=nvfp4 optim.lr=0.001 and some more words"
+    runs.table["recipe"] = runs.table["precision.compute"].map({"nvfp4": long})
+    drawn = (
+        plots.learning_curves(runs, x="tokens", by="recipe"),
+        plots.against_size(runs, by="recipe"),
+        run_plots.pareto(runs.finished, cost="flops", by="recipe", title="Pareto"),
+    )
+    for figure, shown in drawn:
+        figure.canvas.draw()
+        (axis,) = figure.axes
+        legend = axis.get_legend()
+        assert legend is not None
+        box, page = legend.get_window_extent(), figure.bbox
+        assert not box.overlaps(axis.get_window_extent())
+        assert box.x0 >= page.x0
+        assert box.y0 >= page.y0
+        named = [text.get_text().replace("\n", " ") for text in legend.get_texts()]
+        assert any(name.startswith("(empty) (n=") for name in named), named
+        assert shown["recipe"].isna().any()
+
+
+@pytest.mark.parametrize(
+    ("ends", "labels"),
+    [((2e5, 2e6), ["200k", "500k", "1M", "2M"]), ((9e16, 6e17), ["1e17", "2e17", "5e17"])],
+)
+def test_a_short_logarithmic_axis_has_numbers(ends: tuple[float, float], labels: list[str]) -> None:
+    figure, axis = plt.subplots()
+    axis.plot(ends, [1.0, 2.0])
+    plots.log_x(axis)
+    figure.canvas.draw()
+    shown = [text.get_text() for text in axis.get_xticklabels()]
+    assert [label for label in labels if label in shown] == labels
+    plt.close(figure)
 
 
 def test_the_default_figures_of_a_grid_follow_what_it_varies(tmp_path: Path) -> None:
