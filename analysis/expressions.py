@@ -1,11 +1,20 @@
 """Expressions of a table's columns, and columns of numbers; their errors name column and row."""
 
 import re
+from tokenize import TokenError
 
 import pandas as pd
 
 # What pandas raises for an expression that is mistyped or does not fit the columns.
-_MISTYPED = (NameError, SyntaxError, TypeError, ValueError, KeyError, AttributeError)
+_MISTYPED = (
+    NameError,
+    SyntaxError,
+    TokenError,
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+)
 
 
 def true_rows(table: pd.DataFrame, expression: str, option: str) -> "pd.Series[bool]":

@@ -82,23 +82,40 @@ class Outputs:
         Raises:
             OutputError: as in `check`; or the files cannot be written.
         """
-        try:
+        with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".writing-", dir=self.folder) as name:
-                staged = Path(name)
-                yield staged
-                files = sorted(file for file in staged.rglob("*") if file.is_file())
-                names = [str(file.relative_to(staged)) for file in files]
-                self.check(names)
-                made = dict(zip(names, map(sha256, files), strict=True))
-                earlier = {k: v for k, v in self._listed().items() if k not in made}
-                record = facts | {"made_by": self.made_by, "files": made, "earlier": earlier}
-                (staged / self.record.name).write_text(json.dumps(record, indent=1) + "\n")
-                for name in [self.record.name, *names]:
-                    (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(staged / name, self.folder / name)
+            scratch = tempfile.TemporaryDirectory(prefix=".writing-", dir=self.folder)
+        with scratch as name, self._writing(name):
+            staged = Path(name)
+            yield staged
+            files = sorted(file for file in staged.rglob("*") if file.is_file())
+            names = [str(file.relative_to(staged)) for file in files]
+            self.check(names)
+            made = dict(zip(names, map(sha256, files), strict=True))
+            earlier = {k: v for k, v in self._listed().items() if k not in made}
+            record = facts | {"made_by": self.made_by, "files": made, "earlier": earlier}
+            text = json.dumps(record, indent=1, allow_nan=False)
+            (staged / self.record.name).write_text(f"{text}\n")
+            for name in [self.record.name, *names]:
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(staged / name, self.folder / name)
+
+    @contextmanager
+    def _writing(self, staged: str = "") -> Iterator[None]:
+        """Explain what the system refuses to write in the folder, nothing that it refuses to read.
+
+        Args:
+            staged: the only files that are written by then.
+        """
+        try:
+            yield
         except OSError as error:
-            raise OutputError(unwritable(self.folder, error)) from error
+            if not str(error.filename or staged).startswith(staged):
+                raise
+            raise OutputError(
+                f"{self.folder} cannot be written: {error.strerror or error}; choose another "
+                "folder by --out"
+            ) from error
 
     def made(self) -> list[Path]:
         """Return the files that the latest call made, [] before the first."""
@@ -131,12 +148,6 @@ def check_folder(folder: Path) -> None:
         raise OutputError(f"{there} is not a folder; {_WAY_OUT}")
     if not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(f"{there} cannot be written; choose a folder that can by --out")
-
-
-def unwritable(place: Path, error: OSError) -> str:
-    """Return the message of a failed write: the file, the reason, the way out."""
-    reason = error.strerror or str(error)
-    return f"{error.filename or place} cannot be written: {reason}; choose another folder by --out"
 
 
 def sha256(file: Path) -> str:

@@ -52,6 +52,7 @@ def learning_curves(
     """
     groups = runs.table.set_index("fingerprint")[by]
     curves = runs.curves(key, x)
+    curves = curves[curves["fingerprint"].isin(groups.index)]
     curves[by] = curves["fingerprint"].map(groups)
     # Wall time differs between runs: points are matched by rank and shown at their mean time.
     curves["rank"] = curves.groupby("fingerprint").cumcount()

@@ -39,12 +39,12 @@ def cross_table(
         digits: after the point; None: as many as the spread over seeds justifies.
 
     Raises:
-        ValueError: rows and columns are the same.
+        ValueError: two of rows, columns and metric are the same.
     """
     by = [rows, columns] if columns else [rows]
     require(runs, [*by, metric])
-    if rows == columns:
-        raise ValueError(f"rows and columns are both {rows}: choose two columns")
+    if len({*by, metric}) <= len(by):
+        raise ValueError(f"rows, columns and metric are {', '.join([*by, metric])}: choose others")
     for name in by:
         if runs[name].isna().any():
             runs = runs.assign(**{name: in_words(runs[name])})

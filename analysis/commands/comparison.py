@@ -33,6 +33,8 @@ def ablate(
     key, equals, text = baseline.partition("=")
     if not equals:
         raise ValueError(f"--baseline {baseline} must be column=value")
+    if key == metric:
+        raise ValueError(f"--baseline {baseline} is of the metric; choose what differs in it")
     outputs = claim("ablate", out, [runs], [""])
     source = read_table(runs, metric, where=where)
     table, agree = source.table, pair.split(",")

@@ -110,4 +110,6 @@ def test_a_figures_file_that_fails_is_one_line(
         "def main(runs, folder):\n    return runs.finished['nothing']\n"
     )
     assert f"{folder}/figures.py, line 2: no 'nothing'" in _call("plots", "x")
+    (folder / "figures.py").write_text("def main(runs, folder):\n    open('/no/such/file')\n")
+    assert "No such file or directory: '/no/such/file'" in _call("plots", "x")
     assert not (tmp_path / "plots/x/made.json").exists()
