@@ -38,7 +38,7 @@ from analysis.fit import fit
 from analysis.forecast import score as score_forecast
 from analysis.forecast import write_forecast
 from analysis.laws import CHINCHILLA
-from analysis.outputs import check_folder
+from analysis.outputs import check_folder, sha256
 from analysis.report import origin
 
 
@@ -95,11 +95,12 @@ def score(
 ) -> None:
     """Compare a forecast with what was measured since."""
     outputs = claim("score", out, [file, runs], texts=[".csv"])
+    read = sha256(file)
     names = column_names(_forecast_columns(file), n, d, x, column)
     source = read_table(runs, *names.values(), loss, where=where)
     points = score_forecast(file, source.table, columns=names, loss=loss)
     print(points.to_string(index=False))
-    body = {"points": points.to_dict(orient="records")}
+    body = {"forecast": str(file), "forecast_sha256": read, "points": points.to_dict("records")}
     print(write(outputs, source, body, texts={".csv": points.to_csv(index=False)}))
 
 
@@ -140,7 +141,8 @@ def design(
     table = source.table
     columns = {"n": n, "d": d}
     fitted = fit(table, CHINCHILLA, columns=columns, loss=loss, bootstraps=bootstrap, seed=seed)
-    choices = read_table(shapes, "n").table if shapes else table.assign(n=table[n])
+    given = read_table(shapes, "n") if shapes else None
+    choices = given.table if given else table.assign(n=table[n])
     require(choices, ["n", *names])
     choices = choices[["n", *names]].drop_duplicates()
     proposed = choose_runs(fitted, choices, budget=flops, target=target)
@@ -150,7 +152,8 @@ def design(
         f"{proposed.after:.2%} then"
     )
     sweep = {out.suffix: as_sweep(proposed, name=name)}
-    print(write(outputs, source, proposed.report(), texts=sweep))
+    body = proposed.report() | {"shapes_sha256": given.sha256 if given else None}
+    print(write(outputs, source, body, texts=sweep))
 
 
 def _points(at: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:

@@ -5,6 +5,7 @@ import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ def plots(
     name: Name,
     root: Root = Path("."),
     out: Annotated[Path | None, typer.Option(help="Folder; default: plots/NAME.")] = None,
+    where: Annotated[str | None, typer.Option(help="Cells to draw: 'seed < 3'.")] = None,
     publish: Annotated[
         bool,
         typer.Option(
@@ -46,8 +48,8 @@ def plots(
     with _refusals(script):
         outputs = _outputs(out or root / "plots" / name, "espalier plots")
         outputs.check([])
-        runs = from_folders(root, name)
-        with outputs.staged({"sweep": name}) as staged:
+        runs = _chosen(from_folders(root, name), where)
+        with outputs.staged({"sweep": name, "where": where}) as staged:
             drawn = _draw(runs, script, staged)
         made = outputs.made()
         if publish:
@@ -144,6 +146,18 @@ def look(
         drawn = draw(internals, staged, title)
     for path in drawn:
         typer.echo(outputs.folder / path.relative_to(staged))
+
+
+def _chosen(runs: "Runs", where: str | None) -> "Runs":
+    """Return the runs for which `where` is true, with a note of it; all if it is None."""
+    from analysis.expressions import true_rows  # noqa: PLC0415
+
+    if where is None:
+        return runs
+    chosen = runs.table[true_rows(runs.table, where, "--where")]
+    if chosen.empty:
+        raise ConfigError(f"--where {where!r} leaves none of {len(runs.table)} cells")
+    return replace(runs, table=chosen, notes=(*runs.notes, f"only {where}"))
 
 
 def _draw(runs: "Runs", script: Path, folder: Path) -> list[Path]:

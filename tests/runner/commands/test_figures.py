@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +71,7 @@ def test_what_analysis_writes_by_default_is_ignored_by_git() -> None:
             subprocess.run(["git", "check-ignore", "-q", file], cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 def test_drawing_overwrites_no_other_file(
     espalier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +87,9 @@ def test_drawing_overwrites_no_other_file(
     assert f"mine/val_loss_by_step.csv {not_ours} plots" in _call("plots", "x", "--out", "mine")
     assert f"mine/losses.csv {not_ours} look" in _call("look", key, "--text=line", "--out=mine")
     assert "mine/page.html exists and is no report" in _call("report", "x", "--out=mine/page.html")
-    assert "val_loss_by_step.png" in _call("plots", "x")
+    assert "leaves none of 1 cells" in _call("plots", "x", "--where", "seed > 9")
+    assert "name 'sead' is not defined" in _call("plots", "x", "--where", "sead > 9")
+    assert "val_loss_by_step.png" in _call("plots", "x", "--where", "seed < 9")
     assert f"mine/numbers.tex {not_ours} paper" in _call("paper", "x", "--out", "mine")
     assert {name: (mine / name).read_text() for name in owned} == dict.fromkeys(owned, "my own")
     assert sorted(file.name for file in mine.iterdir()) == sorted(owned), "a refusal leaves files"
@@ -113,3 +118,19 @@ def test_a_figures_file_that_fails_is_one_line(
     (folder / "figures.py").write_text("def main(runs, folder):\n    open('/no/such/file')\n")
     assert "No such file or directory: '/no/such/file'" in _call("plots", "x")
     assert not (tmp_path / "plots/x/made.json").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts a folder read-only")
+def test_a_root_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(ROOT / "tests/fixtures/runs_2026_11/root", root)
+    main = f"{sys.executable} -m runner.commands.cli plots grid --root {root}"
+    script = f"mount --bind {root} {root} && mount -o remount,ro,bind {root} && {main}"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no mounts here: {done.stderr.strip()}")
+    assert done.returncode == 1
+    expected = f"error: {root} cannot be written; choose a folder that can by --out"
+    assert done.stderr.strip() == expected
