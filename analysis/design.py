@@ -135,14 +135,17 @@ def _greedy(
 
 
 def as_sweep(proposed: Design, *, name: str) -> str:
-    """Return the text of a sweep.yaml: a block for each shape, its tokens and seeds as choices."""
+    """Return the text of a sweep.yaml: a block for each shape, its tokens and seeds as choices.
+
+    A key that is empty for a shape is at its default and not written.
+    """
     keys = [c for c in proposed.runs.columns if c not in ("n", "d", "flops", "seed", "se_after")]
     blocks = []
-    for shape, part in proposed.runs.groupby(["n", *keys], sort=True):
-        same = dict(zip(["n", *keys], shape, strict=True))
+    for shape, part in proposed.runs.groupby(["n", *keys], dropna=False):
+        same: dict[str, Any] = dict(zip(["n", *keys], shape, strict=True))
         uses = part.groupby("d")["seed"].max()
         for count in sorted(set(uses)):
-            values = {key: _plain(same[key]) for key in keys}
+            values = {key: _plain(same[key]) for key in keys if not pd.isna(same[key])}
             values["train.tokens"] = ",".join(str(round(d)) for d in uses.index[uses == count])
             values["seed"] = ",".join(str(s + 1) for s in range(int(count)))
             blocks.append({"params": values})

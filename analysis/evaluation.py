@@ -25,7 +25,7 @@ def score_with_error(
     """
     require(scores, [score, by, *([cluster] if cluster else [])])
     rows = []
-    for name, part in scores.groupby(by):
+    for name, part in scores.groupby(by, dropna=False):
         values = part[score].to_numpy(dtype=float)
         groups: NDArray[Any] = part[cluster].to_numpy() if cluster else np.arange(len(part))
         rows.append(

@@ -199,7 +199,7 @@ def speed_up(
     """
     table = runs.assign(log_x=np.log(runs["fingerprint"].map(reached(curves, target))))
     gap = paired_difference(table, key=key, baseline=baseline, metric="log_x", pair=pair)
-    never = table[table["log_x"].isna()].groupby(key).size()
+    never = table[table["log_x"].isna()].groupby(key, dropna=False).size()
     return pd.DataFrame(
         {
             "value": gap["value"],

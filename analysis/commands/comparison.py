@@ -47,6 +47,9 @@ def ablate(
     print(f"\nunpaired (Welch), all runs of a value, whatever their {', '.join(agree)}:")
     print(unpaired.to_string(index=False), end="\n\n")
     note = f"{len(table)} runs, {int(table[metric].isna().sum())} without {metric}"
+    alone = paired.loc[paired["n"] == 0, "value"]
+    if len(alone):
+        note += f"; no run of {', '.join(alone)} has a partner equal in {', '.join(agree)}"
     print(note)
     figure, data = plots.forest(paired, baseline=value, metric=metric)
     body = {

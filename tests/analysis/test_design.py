@@ -55,6 +55,14 @@ def test_the_uncertainty_after_the_sweep_is_that_of_bayes_rule(found: Fit) -> No
     )
 
 
+def test_a_shape_with_an_empty_key_keeps_the_default() -> None:
+    runs = pd.DataFrame({"n": [1e7, 1e8], "d": 1e9, "flops": 1e17, "seed": 1, "se_after": 0.1})
+    runs["model.kind"] = ["wide", None]
+    text = as_sweep(Design(runs, 0.2, 0.1, {"flops": 1e20}), name="next")
+    blocks = yaml.safe_load(text)["hydra"]["sweeper"]["blocks"]
+    assert [block["params"].get("model.kind") for block in blocks] == ["wide", None]
+
+
 def test_what_cannot_help_is_refused(found: Fit) -> None:
     with pytest.raises(ValueError, match="pay for no run"):
         design(found, SHAPES, budget=1e10, target=1e23)

@@ -26,6 +26,8 @@ def test_without_clusters_it_is_the_standard_error_of_the_mean() -> None:
     row = score_with_error(scores, score="right", by="run").iloc[0]
     assert row["se"] == pytest.approx(scores["right"].sem())
     assert (row["n"], row["clusters"]) == (6, 6)
+    unnamed = scores.assign(run=None)
+    assert score_with_error(unnamed, score="right", by="run")["n"].tolist() == [6]
 
 
 def test_pairing_by_question_takes_their_difficulty_out() -> None:
