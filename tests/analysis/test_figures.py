@@ -152,7 +152,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_looks_as_it_did(name: str, tmp_path: Path) -> None:
     drawn = tmp_path / f"{name}.png"
-    FIGURES[name]().savefig(drawn, dpi=100)
+    figure = FIGURES[name]()
+    figure.savefig(drawn, dpi=100)
+    plt.close(figure)
     golden = GOLDEN / f"{name}.png"
     if os.environ.get("ESPALIER_GOLDEN") == "write":
         golden.parent.mkdir(exist_ok=True)
@@ -183,6 +185,7 @@ def test_a_legend_hides_no_point_and_an_empty_key_is_a_series() -> None:
         named = [text.get_text().replace("\n", " ") for text in legend.get_texts()]
         assert any(name.startswith("(empty) (n=") for name in named), named
         assert shown["recipe"].isna().any()
+        plt.close(figure)
 
 
 @pytest.mark.parametrize(
