@@ -161,7 +161,7 @@ class GridSweeper(CellSweeper):
         if self.dry_run:
             from runner.views.plan import show_plan  # noqa: PLC0415
 
-            show_plan(cells)
+            show_plan(cells, time_limited=isinstance(self.launcher, SlurmLauncher))
             return None
         from runner.launch.launch import launch  # noqa: PLC0415
 

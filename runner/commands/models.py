@@ -182,13 +182,14 @@ def evaluate(
     cells, source, skipped = evaluation_cells(root, target, context.args, average=average)
     for line in skipped:
         typer.echo(line, err=True)
+    folder = root / "sweeps" / source
+    backend = last_backend(folder, jobs)
     if plan:
         from runner.views.plan import show_plan  # noqa: PLC0415
 
-        show_plan(cells)
+        show_plan(cells, time_limited=backend.record()["launcher"] == "slurm")
         return
-    folder = root / "sweeps" / source
-    code = launch(cells, last_backend(folder, jobs), load_policy(folder))
+    code = launch(cells, backend, load_policy(folder))
     uri = cells[0].config.track.uri
     if uri != "off":
         sync(root, [source], uri)  # the runs evaluated have new scores

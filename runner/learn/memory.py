@@ -49,14 +49,14 @@ def predicted_bytes(run: RunConfig, vocab_size: int, *, steps: int = 1, gpu: boo
     science["optim"] = {k: v for k, v in science["optim"].items() if not isinstance(v, float)}
     key = json.dumps([science, vocab_size, trains], sort_keys=True)
     if key not in _TENSOR_BYTES:
-        _TENSOR_BYTES[key] = _tensor_bytes(run, vocab_size, steps=2 if trains else 0)
+        _TENSOR_BYTES[key] = _tensor_bytes(run, vocab_size, trains=trains)
     if gpu:
         return _TENSOR_BYTES[key]
     slack = _SLACK_RECOMPUTING if run.train.activation_checkpointing else _SLACK
     return int(_PROCESS + slack * _TENSOR_BYTES[key])
 
 
-def _tensor_bytes(run: RunConfig, vocab: int, *, steps: int) -> int:
+def _tensor_bytes(run: RunConfig, vocab: int, *, trains: bool) -> int:
     train = run.train
     micro = train.forward_samples(run.resources.num_processes)
     micro_batches = train.batch_size // (run.resources.num_processes * micro)
@@ -81,17 +81,27 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, steps: int) -> int:
             with precision.autocast(noise):
                 return task.loss(model, drawn, noise)
 
-        for step in range(steps):  # the second has the optimiser's state from the beginning
-            for _ in range(min(2, micro_batches)):
-                forward(micro).total.backward()
+        def update(step: int) -> None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             if average is not None:
-                average.update(step + 1)
-        with torch.no_grad():
-            forward(run.eval.batch_size)
+                average.update(step)
+
+        if (
+            trains
+        ):  # the largest step is the second: it has the optimiser's state from its beginning
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
+            update(1)
+            for _ in range(min(2, micro_batches)):
+                forward(micro).total.backward()
+            update(2)
+        if not trains or run.eval.batch_size > micro:  # else it needs less than training does
+            with torch.no_grad():
+                forward(run.eval.batch_size)
     return int(storages.peak)
 
 

@@ -1,26 +1,23 @@
 """The plan: each cell's state, sizes, memory, disk, time and problems, before anything runs.
 
-The time of a cell comes from the median FLOP/s of finished runs under the same root, at the same
-precision and on the same hardware; without such runs, from a range of MFU on the GPU that
+The time of a cell comes from the speed of finished runs under the same root, at the same precision
+and on the same hardware (`speed.py`); without such runs, from a range of MFU on the GPU that
 `resources.gpu` names; else it is unknown.
 """
 
 import json
 import math
-import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from models.precision import Choice
 from runner.learn.memory import predicted_bytes
-from runner.machine import environment
 from runner.machine.errors import ConfigError, StorageError
 from runner.machine.hardware import Gpu, gpu_named
 from runner.records import contracts, journal
@@ -28,11 +25,11 @@ from runner.records.budget import Budget, check_steps
 from runner.records.cells import Cell
 from runner.records.drift import drift, drifted
 from runner.records.fingerprint import earlier_fingerprint
-from runner.records.metrics import latest
 from runner.views import disk
 from runner.views.precision_table import choices_table, resolve
+from runner.views.speed import Key, Speed, expected_flops_per_s, hardware_key, precision_key, speeds
 
-_WILL_RUN = ("new", "interrupted")
+_WILL_RUN, _ENDED = ("new", "interrupted"), ("finished", "diverged", "drifted")
 _FILE_WIDTH = 240  # columns of a plan that is not printed to a terminal
 _MFU = (0.2, 0.5)  # range for a GPU without finished runs: that of decoders of 0.1B to 7B
 _CHECKPOINT_BYTES = 12  # per parameter: the weight and AdamW's two moments in fp32
@@ -43,13 +40,13 @@ class Planned:
     """A cell with its predicted sizes, memory, disk and time.
 
     Args:
-        speeds: the FLOP/s of this root's finished runs, by (precision, hardware).
+        speeds: those of this root's finished runs.
         machine_gb: memory of the machine, for cells without resources.mem_gb (None: unknown).
         done_flops: training FLOPs of the run that the cell continues.
     """
 
     cell: Cell
-    speeds: dict[tuple[str, str], float]
+    speeds: Mapping[Key, Sequence[Speed]]
     machine_gb: float | None = None
     done_flops: int = 0
 
@@ -106,15 +103,21 @@ class Planned:
             count += self.budget.steps // retention.keep_every
         return int(count * _CHECKPOINT_BYTES * self.budget.num_parameters)
 
+    @property
+    def speed_key(self) -> Key:
+        """The precision and hardware of the runs that tell its time."""
+        return precision_key(self.cell.science), hardware_key(self.cell.config.resources.gpu)
+
     @cached_property
     def seconds(self) -> tuple[float, float] | None:
         """The training time as (least, most), None if unknown."""
-        if self.flops is None:
+        if self.budget is None or self.flops is None:
             return None
         resources = self.cell.config.resources
-        known = self.speeds.get((_precision(self.cell.science), _hardware(resources.gpu)))
-        if known:
-            return self.flops / known, self.flops / known
+        known = self.speeds.get(self.speed_key, ())
+        expected = expected_flops_per_s(known, self.budget.flops / max(1, self.budget.steps))
+        if expected is not None:
+            return self.flops / expected, self.flops / expected
         gpu = gpu_named(resources.gpu) if resources.gpu else None
         precision = self.cell.config.precision
         peak = gpu.peak(precision.compute) if gpu and precision else None
@@ -172,7 +175,7 @@ def check(cells: Sequence[Cell], machine_gb: float | None = None) -> None:
         StorageError: the disk has no room for their checkpoints.
     """
     rows = [Planned(cell, {}, machine_gb) for cell in cells]
-    bad = [f"{row.cell.label}: {row.problem}" for row in rows if row.problem]
+    bad = [f"{row.cell.label}: {row.problem}" for row in rows if row.state == "invalid"]
     if bad:
         raise ConfigError("\n".join(bad))
     short = _short_of_disk(rows)
@@ -193,21 +196,25 @@ def _short_of_disk(rows: Sequence[Planned]) -> str | None:
     )
 
 
-def show_plan(cells: Sequence[Cell]) -> None:
-    """Print the plan of `cells`; in a file or a pipe lines are not folded."""
+def show_plan(cells: Sequence[Cell], *, time_limited: bool) -> None:
+    """Print the plan of `cells`; see `plan`. In a file or a pipe lines are not folded."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_FILE_WIDTH)
-    console.print(*plan(cells), sep="\n")
+    console.print(*plan(cells, time_limited=time_limited), sep="\n")
 
 
-def plan(cells: Sequence[Cell]) -> list[Table | str]:
-    """Return what to print: the table of `cells`, the totals of those to run, precision tables."""
+def plan(cells: Sequence[Cell], *, time_limited: bool) -> list[Table | str]:
+    """Return what to print: the table of `cells`, the totals of those to run, precision tables.
+
+    Args:
+        time_limited: the cells run in jobs that end after `resources.timeout_min`.
+    """
     root = Path(cells[0].config.root).resolve()
-    speeds = flops_per_s(root)
+    known = speeds(root, {Planned(cell, {}).speed_key for cell in cells})
     rows: list[Planned] = []
     for cell in cells:
-        rows.append(Planned(cell, speeds, done_flops=_continued(cell, rows)))
+        rows.append(Planned(cell, known, done_flops=_continued(cell, rows)))
     table = Table(box=None, pad_edge=False)
     columns = ("cell", "state", "parameters", "steps", "tokens", "FLOPs", "memory", "disk", "time")
     for column in columns:
@@ -223,11 +230,17 @@ def plan(cells: Sequence[Cell]) -> list[Table | str]:
             row.cell.label,
             state,
             *counts,
-            _bytes(row.memory_bytes),
-            _bytes(row.disk_bytes),
-            _range(row.seconds),
+            *_needs(row),
         )
-    return [table, "\n".join(_totals(rows)), *_precisions(rows)]
+    totals = [*_totals(rows), *(_outlasting(rows) if time_limited else ())]
+    return [table, "\n".join(totals), *_precisions(rows)]
+
+
+def _needs(row: Planned) -> tuple[str, str, str]:
+    """Return the memory, disk and time of a cell, blanks if it has ended: it needs none of them."""
+    if row.state in _ENDED:
+        return "", "", ""
+    return _bytes(row.memory_bytes), _bytes(row.disk_bytes), _range(row.seconds)
 
 
 def _continued(cell: Cell, before: Sequence[Planned]) -> int:
@@ -274,17 +287,24 @@ def _totals(rows: list[Planned]) -> list[str]:
     if len(known) < len(todo):
         unknown = len(todo) - len(known)
         lines[0] += f"; {unknown} cells of unknown time (no finished run on this hardware yet)"
-    longer = sum(s[1] > r.cell.config.resources.timeout_min * 60 for r, s in known)
-    if longer:
-        lines.append(
-            f"{longer} cells outlast resources.timeout_min and take several SLURM jobs each"
-        )
     short = _short_of_disk(todo)
     if short:
         lines.append(f"[red]{short}[/]")
-    lines += [f"[red]invalid[/] {row.cell.label}: {row.problem}" for row in rows if row.problem]
+    lines += [
+        f"[red]invalid[/] {row.cell.label}: {row.problem}" for row in rows if row.state == "invalid"
+    ]
     lines += _earlier_runs(rows)
     return lines + drifted([row.cell for row in rows])
+
+
+def _outlasting(rows: list[Planned]) -> Iterator[str]:
+    """Yield a line on the cells to run that take longer than a job may."""
+    limits = [
+        (r.seconds, r.cell.config.resources.timeout_min) for r in rows if r.state in _WILL_RUN
+    ]
+    longer = sum(s is not None and s[1] > minutes * 60 for s, minutes in limits)
+    if longer:
+        yield f"{longer} cells outlast resources.timeout_min and take several SLURM jobs each"
 
 
 def _earlier_runs(rows: list[Planned]) -> Iterator[str]:
@@ -297,36 +317,6 @@ def _earlier_runs(rows: list[Planned]) -> Iterator[str]:
                 "under such a model or precision; to keep it: "
                 f"espalier adopt {earlier} EXPERIMENT --reason '...'"
             )
-
-
-def flops_per_s(root: Path) -> dict[tuple[str, str], float]:
-    """Return the median FLOP/s of finished runs by (precision, the JSON of its keys; hardware)."""
-    speeds: dict[tuple[str, str], list[float]] = {}
-    for folder in root.glob("runs/*"):
-        if journal.state(folder) != "finished":
-            continue
-        speed = latest(folder, "flops_per_s").get("flops_per_s")
-        record = environment.first_record(folder)
-        if speed and record:
-            science = json.loads((folder / "cell.json").read_text())["science"]
-            hardware = record["gpus"][0] if record["gpus"] else record["cpu"]
-            key = (_precision(science), _hardware(hardware))
-            speeds.setdefault(key, []).append(speed)
-    return {key: statistics.median(values) for key, values in speeds.items()}
-
-
-def _hardware(name: str | None) -> str:
-    """Return a key equal for equal hardware: the table's entry of a GPU, else the name itself."""
-    if name is None:
-        return environment.cpu_name()
-    gpu = gpu_named(name)
-    return name if gpu is None else repr(gpu)
-
-
-def _precision(science: dict[str, Any]) -> str:
-    return json.dumps(
-        {k: v for k, v in science.items() if k.startswith("precision.")}, sort_keys=True
-    )
 
 
 def _short(value: float) -> str:

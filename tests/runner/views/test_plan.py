@@ -17,8 +17,8 @@ from runner.machine.errors import StorageError
 from runner.records.cells import Cell, load_cell, make_cells
 from runner.records.config import validate
 from runner.views import disk
-from runner.views import plan as planning
 from runner.views.plan import Planned, check, plan
+from runner.views.speed import Speed, expected_flops_per_s, speed_of, speeds
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # None of these was used to fit the constants of runner/learn/memory.py.
@@ -134,7 +134,9 @@ def test_what_cannot_run_is_refused_with_the_key(
     assert Planned(made, {}).state == "invalid"
     with pytest.raises(ValueError, match=message):
         check([made])
-    assert "invalid it: " in plan([made])[1].replace("[red]", "").replace("[/]", "")
+    assert "invalid it: " in plan([made], time_limited=False)[1].replace("[red]", "").replace(
+        "[/]", ""
+    )
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(compose: Callable[..., dict[str, Any]]) -> None:
@@ -180,10 +182,10 @@ def test_time_disk_and_drift_are_told(
 ) -> None:
     assert espalier("-m", "seed=1", "name=d").returncode == 0
     (folder,) = tmp_path.glob("runs/*")
-    speeds = planning.flops_per_s(tmp_path)
-    assert len(speeds) == 1
     done = load_cell(folder)
-    row = Planned(done, speeds)
+    known = speeds(tmp_path, {Planned(done, {}).speed_key})
+    assert len(known) == 1
+    row = Planned(done, known)
     assert row.state == "finished"
     assert row.seconds is not None
     assert row.seconds[0] == row.seconds[1] > 0
@@ -201,9 +203,35 @@ def test_time_disk_and_drift_are_told(
     assert disk.free_bytes(tmp_path) == 10 * 1024
     record.unlink()
     (folder / "attempts/0001/events.jsonl").unlink()
-    assert "checkpoints may take" in plan([done])[1]
+    assert "checkpoints may take" in plan([done], time_limited=False)[1]
     with pytest.raises(StorageError, match=r"lower train\.checkpoint\.keep_last"):
         check([done])
+
+
+def _rows(rates: list[float], every: int, attempts: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    """Rows of a run of 100 FLOPs a step: `rates` in FLOP/s, one each `every` steps."""
+    tries = attempts or (1,) * len(rates)
+    return [
+        {"step": step, "flops": 100.0 * step, "flops_per_s": rate, "attempt": attempt}
+        for step, rate, attempt in zip(range(every, 10**6, every), rates, tries, strict=False)
+    ]
+
+
+def test_the_first_steps_of_an_attempt_tell_no_speed() -> None:
+    assert speed_of(_rows([1.0], every=1)) is None  # a smoke run of a step
+    assert speed_of(_rows([1.0], every=500)) is None
+    assert speed_of(_rows([1.0, 50.0, 25.0], every=10)) == Speed(100.0, 2000.0, 20.0 + 40.0)
+    resumed = _rows([1.0, 50.0, 1.0, 25.0], every=10, attempts=(1, 1, 2, 2))
+    assert speed_of(resumed) == Speed(100.0, 2000.0, 20.0 + 40.0)
+
+
+def test_runs_count_by_their_length_and_those_nearest_in_size_are_asked() -> None:
+    short, long = Speed(100.0, 10.0, 10.0), Speed(110.0, 9990.0, 990.0)
+    assert expected_flops_per_s([short, long], 100.0) == pytest.approx(10.0)
+    large = Speed(1e6, 1e9, 10.0)
+    assert expected_flops_per_s([short, long, large], 2e6) == 1e8
+    assert expected_flops_per_s([short, long, large], 50.0) == pytest.approx(10.0)
+    assert expected_flops_per_s([], 50.0) is None
 
 
 def test_a_named_gpu_without_runs_gets_a_range_of_time(cell: Callable[..., Cell]) -> None:
@@ -219,6 +247,7 @@ def test_a_named_gpu_without_runs_gets_a_range_of_time(cell: Callable[..., Cell]
     seconds = Planned(made, {}).seconds
     assert seconds is not None
     assert seconds[1] / seconds[0] == pytest.approx(2.5)
-    total = plan([made])[1]
+    total = plan([made], time_limited=True)[1]
     assert "of GPU time" in total
     assert "outlast resources.timeout_min" in total
+    assert "SLURM" not in plan([made], time_limited=False)[1]
