@@ -33,6 +33,43 @@ def test_programs_pass_by_reaching_their_end(wall: Wall) -> None:
         assert not run(early, wall=wall).passed
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import io, sys\nsys.stdout = io.StringIO()\nprint('x')",
+        "import sys\nsys.stdout.close()",
+        "import os\nprint('x')\nos.close(1)",
+        "import os\nos.dup2(os.open('/dev/null', os.O_WRONLY), 1)",
+        "import atexit\natexit.register(print, 'bye')",
+        "from __future__ import annotations\nassert __name__ == '__main__'",
+        "import sys\nassert sys.stdin.read() == '' and len(sys.argv) == 1",
+        "import multiprocessing as m\ndef f(x):\n    return x * x\n"
+        "with m.Pool(2) as pool:\n    assert pool.map(f, [1, 2, 3]) == [1, 4, 9]",
+        "from multiprocessing.shared_memory import SharedMemory as S\n"
+        "s = S(create=True, size=9)\ns.buf[0] = 1\ns.close()\ns.unlink()",
+    ],
+)
+def test_right_programs_pass_whatever_they_do_to_stdout_or_start(program: str, wall: Wall) -> None:
+    assert run(program, wall=wall) == sandbox.Outcome(True, "")
+
+
+@pytest.mark.parametrize("first", ["sys.exit(0)", "assert False"])
+def test_a_child_does_not_reach_the_end_for_its_parent(first: str, wall: Wall) -> None:
+    program = f"import os, sys\nif os.fork():\n    os.wait()\n    {first}"
+    assert not run(program, wall=wall).passed
+
+
+def test_memory_is_limited_over_all_processes(wall: Wall) -> None:
+    """Six processes: pages that they share count once, pages of their own each time."""
+    limits = Limits(total_memory_bytes=200 << 20)
+    fork = "for _ in range(6):\n    if os.fork() == 0:\n        "
+    shared = f"import os, time\nx = bytearray(b'1' * (90 << 20))\n{fork}"
+    shared += "time.sleep(0.3); os._exit(0)\nfor _ in range(6): os.wait()"
+    assert run(shared, wall=wall, limits=limits).passed
+    own = f"import os, time\n{fork}x = bytearray(b'1' * (90 << 20)); time.sleep(60)\ntime.sleep(60)"
+    assert "took more than 210 MB" in run(own, wall=wall, limits=limits).reason
+
+
 def test_nothing_outside_can_be_read_written_or_reached(wall: Wall, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("x")
@@ -72,6 +109,8 @@ def test_limits_hold(wall: Wall) -> None:
         "a large file": "open('/tmp/x', 'wb').write(b'0' * (2 << 20))",
         "many open files": "f = [open('/dev/null') for _ in range(64)]",
         "a full disk": "for i in range(200): open(f'/tmp/{i}', 'wb').write(b'0' * (1 << 20))",
+        "full devices": "for i in range(200): open(f'/dev/{i}', 'wb').write(b'0' * (1 << 20))",
+        "full memory": "for i in range(200): open(f'/dev/shm/{i}', 'wb').write(b'0' * (1 << 20))",
         "much to say": "while True: print('0' * 9999)",
     }.items():
         assert not run(program, wall=wall, limits=small).passed, what
