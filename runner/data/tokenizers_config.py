@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.config import config
-from runner.machine.errors import DataError
-from runner.machine.text_files import read_text
+from runner.machine.errors import DataError, EspalierError
+from runner.machine.text_files import read_json, read_text
 
 if TYPE_CHECKING:
     from runner.data.tokenizers import Tokenizer
@@ -84,11 +84,9 @@ class TokenizerConfig:
 
     def build(self, documents: Iterable[str]) -> "Tokenizer":
         """Return the tokenizer; kinds that need text are trained on `documents`."""
-        from runner.data.tokenizer_folder import read_folder  # noqa: PLC0415
         from runner.data.tokenizers import (  # noqa: PLC0415
             ByteTokenizer,
             CharTokenizer,
-            SubwordTokenizer,
             SymbolTokenizer,
             train_subwords,
         )
@@ -100,9 +98,24 @@ class TokenizerConfig:
         if self.kind == "symbols":
             return SymbolTokenizer(int(self.vocab_size or 0))
         if self.kind == "folder":
-            beside = read_folder(Path(str(self.path)))
-            return SubwordTokenizer(self._serialised(), self.eos_token, self.vocab_size, beside)
+            return self._read_folder()
         return train_subwords(self, documents)
+
+    def _read_folder(self) -> "Tokenizer":
+        from runner.data.tokenizer_folder import read_folder  # noqa: PLC0415
+        from runner.data.tokenizers import SubwordTokenizer  # noqa: PLC0415
+
+        file = self._file()
+        read_json(file)
+        beside = read_folder(file.parent)
+        try:
+            return SubwordTokenizer(self._serialised(), self.eos_token, self.vocab_size, beside)
+        except EspalierError:
+            raise
+        except Exception as error:  # tokenizers raises no other class
+            raise DataError(
+                f"{file} is no tokenizer that tokenizers reads ({error}); save it again"
+            ) from error
 
     def _serialised(self) -> str:
         return read_text(self._file())

@@ -243,6 +243,14 @@ def test_a_hugging_face_folder_loads_and_a_missing_one_is_named(tmp_path: Path) 
     assert loaded.encode("some text").tolist() == trained.encode("some text").tolist()
     with pytest.raises(DataError, match=r"tokenizer\.json does not exist"):
         TokenizerConfig(kind="folder", path=str(tmp_path / "no")).build([])
+    for content, message in (
+        ("no", "is not JSON"),
+        ("{}", "is no tokenizer"),
+        ("\xff", "not UTF-8"),
+    ):
+        (tmp_path / "tokenizer.json").write_text(content, encoding="latin-1")
+        with pytest.raises(DataError, match=rf"tokenizer\.json {message}|json is {message}"):
+            TokenizerConfig(kind="folder", path=str(tmp_path)).build([])
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "disk"])
