@@ -19,6 +19,7 @@ import psutil
 
 from runner.launch.mlflow_process import UPLOADER_RUNS, finish_uploader, start_uploader
 from runner.machine.errors import EspalierError, LeaseLost
+from runner.machine.system_errors import system_error
 from runner.records import journal as records
 from runner.records.contracts import Outcome
 from runner.records.journal import Journal, StopFlag
@@ -61,7 +62,8 @@ def run_cell(folder: Path) -> int:
                 journal.event(
                     "failed", error=type(error).__name__, message=str(error), traceback=text
                 )
-        print(str(error) if isinstance(error, EspalierError) else text, file=sys.stderr)
+        told = system_error(error) if isinstance(error, OSError) else error
+        print(str(told) if isinstance(told, EspalierError) else text, file=sys.stderr)
         return FAILED
     finally:
         finish_uploader(uploader, patience_s)

@@ -81,24 +81,21 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, trains: bool) -> int:
             with precision.autocast(noise):
                 return task.loss(model, drawn, noise)
 
-        def update(step: int) -> None:
+        if trains:
+            # The largest step is the second: it has the optimiser's state from its beginning. So
+            # the first needs no forward pass, and the second's update no more than the first's.
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            if average is not None:
+            for step in (1, 2) if average is not None else ():
                 average.update(step)
-
-        if (
-            trains
-        ):  # the largest step is the second: it has the optimiser's state from its beginning
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.grad = torch.zeros_like(parameter)
-            update(1)
             for _ in range(min(2, micro_batches)):
                 forward(micro).total.backward()
-            update(2)
+            model.zero_grad(set_to_none=True)
         if not trains or run.eval.batch_size > micro:  # else it needs less than training does
             with torch.no_grad():
                 forward(run.eval.batch_size)
@@ -123,9 +120,13 @@ class _Storages(TorchDispatchMode):
         self.live = self.peak = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the wrapper costs as much as an operation
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
+        for leaf in (out,) if isinstance(out, torch.Tensor) else tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
                 self._count(leaf.untyped_storage())
         return out
