@@ -4,8 +4,11 @@ A source yields documents (str) in a fixed order. A cell's fingerprint contains 
 content, never its path.
 """
 
+import gzip
 import hashlib
+import json
 import os
+import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
@@ -19,7 +22,7 @@ from runner.machine.errors import DataError
 from runner.machine.system_errors import read_error, reading
 from runner.machine.text_files import as_text, json_lines, read_text
 
-# Revision 1 read null as the word "None". A file in which no null can stand keeps its hash.
+# Revision 1 read null as the word "None". A file without null keeps its hash.
 _NULLS_SKIPPED = b":2"
 
 Format = Literal["text", "jsonl", "parquet", "stdlib", "hub"]
@@ -119,13 +122,13 @@ class SourceConfig:
             digest.update(f"{self.subset}:{self.hub_split}".encode())
         columns = self.format in ("jsonl", "parquet", "hub")
         digest.update(f"{self.field if columns else ''}:{self.max_documents}".encode())
-        if self.format == "jsonl" and not self._from_input and self._may_hold_null():
+        if self.format == "jsonl" and not self._from_input and self._has_null():
             digest.update(_NULLS_SKIPPED)
         return digest.hexdigest()[:32]
 
-    def _may_hold_null(self) -> bool:
+    def _has_null(self) -> bool:
         stats = ((file, file.stat()) for file in self.files())
-        return any(_may_hold_null(str(f), s.st_size, s.st_mtime_ns) for f, s in stats)
+        return any(_has_null(str(f), self.field, s.st_size, s.st_mtime_ns) for f, s in stats)
 
     def files(self) -> list[Path]:
         """Return the files in reading order.
@@ -223,12 +226,21 @@ def _file_hash(file: str, size: int, mtime_ns: int) -> str:
 
 
 @lru_cache(maxsize=100_000)
-def _may_hold_null(file: str, size: int, mtime_ns: int) -> bool:
-    """Return whether a .jsonl file has "null" in it; of a .gz, which would be unpacked, True."""
-    if not size or file.endswith(".gz"):
-        return bool(size)
-    with open(file, "rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
-        return content.find(b"null") >= 0
+def _has_null(file: str, field: str, size: int, mtime_ns: int) -> bool:
+    """Return whether a row of a .jsonl(.gz) file has null in `field`.
+
+    Within a text the quotes of a key are escaped: only a key itself is found.
+    """
+    names = {json.dumps(field).encode(), json.dumps(field, ensure_ascii=False).encode()}
+    null = re.compile(b"(?:" + b"|".join(map(re.escape, names)) + rb")\s*:\s*null")
+    with reading(file):
+        if file.endswith(".gz"):
+            with gzip.open(file, "rb") as lines:
+                return any(null.search(line) for line in lines)
+        with open(file, "rb") as stream:
+            return (
+                bool(size) and null.search(mmap(stream.fileno(), 0, access=ACCESS_READ)) is not None
+            )
 
 
 def _read_jsonl(file: Path, field: str) -> Iterator[tuple[str, Any]]:

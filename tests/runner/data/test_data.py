@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -59,29 +60,45 @@ def test_a_row_that_is_no_text_is_refused_by_file_and_line(
             list(source.documents())
 
 
-def test_null_rows_are_skipped_and_counted(tmp_path: Path) -> None:
+def test_null_rows_are_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
     import pandas as pd
 
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "hub").mkdir()
     rows = ['{"text": "one"}', '{"text": null}', '{"text": null}', '{"text": "two"}']
     pd.DataFrame({"text": ["one", None, None, "two"]}).to_parquet(tmp_path / "a.parquet")
     sources = [
         _jsonl(tmp_path / "a.jsonl", *rows),
         SourceConfig(format="parquet", path=str(tmp_path / "a.parquet")),
+        SourceConfig(format="hub", path=str(tmp_path / "hub"), streaming=True),
     ]
+    shutil.copy(tmp_path / "a.jsonl", tmp_path / "hub")
     for source in sources:
         with pytest.warns(UserWarning, match="2 rows with text=null are skipped, 2 have text"):
             assert list(source.documents()) == ["one", "two"]
+    pd.DataFrame({"text": ["one", 2.5]}, dtype=object).iloc[1:].to_parquet(tmp_path / "b.parquet")
+    (tmp_path / "hub/a.jsonl").write_text('{"text": ["one"]}\n')
+    numbers = SourceConfig(format="parquet", path=str(tmp_path / "b.parquet"))
+    for source, message in (
+        (numbers, r"b\.parquet, row 1: '2\.5' is float, not text"),
+        (sources[2], r"dataset .*hub, row 1: .* is a list, not text"),
+    ):
+        with pytest.raises(DataError, match=message):
+            list(source.documents())
 
 
-def test_only_files_in_which_null_may_stand_have_a_new_hash(tmp_path: Path) -> None:
+def test_only_files_with_null_have_a_new_hash(tmp_path: Path) -> None:
     def revision_1(source: SourceConfig) -> str:
         content = hashlib.sha256(Path(str(source.path)).read_bytes()).hexdigest()
         return hashlib.sha256(f"\0{content}\ntext:None".encode()).hexdigest()[:32]
 
-    without = _jsonl(tmp_path / "a.jsonl", '{"text": "one"}')
-    assert without.content_hash() == revision_1(without)
-    with_null = _jsonl(tmp_path / "b.jsonl", '{"text": null}', '{"text": "one"}')
-    assert with_null.content_hash() != revision_1(with_null)
+    for end in ("jsonl", "jsonl.gz"):
+        said = json.dumps({"more": None, "text": json.dumps({"text": None})})
+        without = _jsonl(tmp_path / f"a.{end}", '{"text": "one"}', said)
+        assert without.content_hash() == revision_1(without)
+        with_null = _jsonl(tmp_path / f"b.{end}", '{"text" :null}', '{"text": "one"}')
+        assert with_null.content_hash() != revision_1(with_null)
 
 
 def test_files_that_are_damaged_or_no_gzip_are_named(tmp_path: Path) -> None:
