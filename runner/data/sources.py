@@ -225,6 +225,15 @@ def _file_hash(file: str, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _unpacked(file: str, *, overlap: int) -> Iterator[bytes]:
+    """Yield what a .gz file holds in parts, each beginning with the end of the one before."""
+    with gzip.open(file, "rb") as stream:
+        end = b""
+        while part := stream.read(1 << 22):
+            yield end + part
+            end = part[-overlap:]
+
+
 @lru_cache(maxsize=100_000)
 def _has_null(file: str, field: str, size: int, mtime_ns: int) -> bool:
     """Return whether a row of a .jsonl(.gz) file has null in `field`.
@@ -235,8 +244,7 @@ def _has_null(file: str, field: str, size: int, mtime_ns: int) -> bool:
     null = re.compile(b"(?:" + b"|".join(map(re.escape, names)) + rb")\s*:\s*null")
     with reading(file):
         if file.endswith(".gz"):
-            with gzip.open(file, "rb") as lines:
-                return any(null.search(line) for line in lines)
+            return any(null.search(part) for part in _unpacked(file, overlap=256))
         with open(file, "rb") as stream:
             return (
                 bool(size) and null.search(mmap(stream.fileno(), 0, access=ACCESS_READ)) is not None
