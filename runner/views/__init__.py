@@ -9,5 +9,6 @@ __all__ = [
     "plan",
     "precision_table",
     "report",
+    "speed",
     "table",
 ]
