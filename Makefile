@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXP ?= demo
 
-.PHONY: demo test test-quick check sweep plots ui clean test-gpu bench-gpu debian slurm-up slurm-down browser latex sandbox
+.PHONY: demo test test-quick check sweep plots ui clean test-gpu bench-gpu debian slurm-up slurm-down browser latex postgresql sandbox
 
 demo: .venv/ready  ## train a small grid and draw its figure
 	$(BIN)/python -m runner -m -cd experiments/demo -cn sweep
@@ -41,7 +41,7 @@ SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge mariadb-server
 LATEX_PACKAGES := latexmk texlive-latex-recommended
 
 debian:  ## all that the tests use from Debian (root), at once
-	$(call install,$(SLURM) chromium latexmk bwrap,$(SLURM_PACKAGES) chromium $(LATEX_PACKAGES) bubblewrap)
+	$(call install,$(SLURM) chromium latexmk bwrap pg_ctlcluster,$(SLURM_PACKAGES) chromium $(LATEX_PACKAGES) bubblewrap postgresql)
 
 slurm-up: .venv/dev  ## a four-node SLURM on this Debian machine (root), for the tests
 	$(call install,$(SLURM),$(SLURM_PACKAGES))
@@ -52,6 +52,9 @@ browser:  ## Chromium from Debian (root), for the tests of the status page
 
 latex:  ## LaTeX from Debian (root), for the test of papers
 	$(call install,latexmk,$(LATEX_PACKAGES))
+
+postgresql:  ## PostgreSQL from Debian (root), for the tests of MLflow servers
+	$(call install,pg_ctlcluster,postgresql)
 
 sandbox:  ## bubblewrap from Debian (root), in which programs of models run
 	$(call install,bwrap,bubblewrap)

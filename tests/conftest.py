@@ -76,6 +76,7 @@ def espalier(tmp_path: Path, text: Path) -> Callable[..., subprocess.CompletedPr
 # How the tests share a machine, and what `make test-quick` leaves out.
 
 _MOST_WORKERS = 8
+_ONE_WORKER = ("test_slurm.py", "test_mlflow_server.py")
 _LEFT_OUT: Counter[str] = Counter()
 
 
@@ -88,7 +89,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Deal the tests out one by one, those of SLURM to one worker: there is one cluster.
+    """Deal the tests out one by one, but files with one cluster or server to one worker each.
 
     xdist's own marks for that (--dist loadgroup) do nothing with pytest 9.2.
     """
@@ -97,7 +98,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class OneByOne(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return file if file.endswith("test_slurm.py") else nodeid
+            return file if file.endswith(_ONE_WORKER) else nodeid
 
     return OneByOne(config, log)
 

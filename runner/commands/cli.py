@@ -254,10 +254,10 @@ def sync(
     names: Annotated[list[str], typer.Argument(help="Sweeps.")],
     root: Root = Path("."),
     uri: Annotated[
-        str | None, typer.Option(help="MLflow tracking URI; default: the embedded store.")
+        str | None, typer.Option(help="MLflow tracking URI; default: where each was tracked.")
     ] = None,
     rebuild: Annotated[
-        bool, typer.Option(help="Write the embedded store again from these sweeps alone.")
+        bool, typer.Option(help="Write them again from the start; an embedded store: all it has.")
     ] = False,
 ) -> None:
     """Upload to MLflow the points that it does not have yet."""
@@ -269,7 +269,7 @@ def sync(
 @app.command(rich_help_panel=MLFLOW)
 def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> None:
     """Serve the MLflow UI on the embedded store."""
-    from runner.views.mlflow import embedded_uri  # noqa: PLC0415
+    from runner.views.mlflow_cursors import embedded_uri  # noqa: PLC0415
 
     typer.echo(f"http://{host}:{port}  (Ctrl-C ends it)")
     environment = os.environ | {

@@ -190,9 +190,8 @@ def evaluate(
         show_plan(cells, time_limited=backend.record()["launcher"] == "slurm")
         return
     code = launch(cells, backend, load_policy(folder))
-    uri = cells[0].config.track.uri
-    if uri != "off":
-        sync(root, [source], uri)  # the runs evaluated have new scores
+    if cells[0].config.track.uri != "off":
+        sync(root, [source])  # the runs evaluated have new scores
     raise typer.Exit(code)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.live import Live
 
 from runner.launch import policy
 from runner.launch.backend import Backend, View
-from runner.launch.mlflow_process import finish_uploader, start_uploader
+from runner.launch.mlflow_process import UploaderProcess, finish_uploader, start_uploader
 from runner.launch.policy import STUDY_ENDED, Policy
 from runner.machine import storage
 from runner.records import journal
@@ -119,19 +118,19 @@ def _run_live(
             live.update(table.render())
     finally:
         signal.signal(signal.SIGINT, before)
-        _finish(uploader, first.config.name, console)
+        _finish(uploader, console)
     return left
 
 
 def _upload_rest(run: RunConfig, sweep: Path, console: Console) -> None:
     """Upload to MLflow what an earlier launch could not."""
     if run.track.uri != "off" and not delivered(sweep, run.track.uri):
-        _finish(start_uploader(run), run.name, console)
+        _finish(start_uploader(run), console)
 
 
-def _finish(uploader: subprocess.Popen[bytes] | None, name: str, console: Console) -> None:
-    if not finish_uploader(uploader):
-        console.print(f"MLflow has not got everything; `espalier sync {name}` delivers it")
+def _finish(uploader: UploaderProcess | None, console: Console) -> None:
+    for line in finish_uploader(uploader):
+        console.print(line, markup=False)
 
 
 def _report_unfinished(cells: list[Cell], sweep: Path, console: Console) -> int:

@@ -3,16 +3,50 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from runner.records.config import RunConfig
+from runner.views.mlflow import NOTICE
+from runner.views.mlflow_cursors import record_store
 
 # Set in the environment while an uploader runs: workers then start none.
 UPLOADER_RUNS = "ESPALIER_FED"
 _LAST_UPLOAD_S = 120
 
 
-def start_uploader(run: RunConfig, only: str | None = None) -> subprocess.Popen[bytes] | None:
+@dataclass(frozen=True)
+class UploaderProcess:
+    """A running uploader; its log, to which others may append too, is its own from `begin` on."""
+
+    process: subprocess.Popen[bytes]
+    sweep: str
+    log: Path
+    begin: int
+
+    def finish(self, timeout_s: float = _LAST_UPLOAD_S) -> list[str]:
+        """Make it upload the rest and end; return lines for the user: notices, what is missing."""
+        assert self.process.stdin is not None
+        os.environ.pop(UPLOADER_RUNS, None)  # later workers of this process start their own
+        self.process.stdin.close()  # the signal to end
+        try:
+            complete = self.process.wait(timeout=timeout_s) == 0
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            self.process.kill()
+            complete = False
+        with open(self.log, encoding="utf-8", errors="replace") as stream:
+            stream.seek(self.begin)
+            lines = stream.read().splitlines()
+        notices = list(dict.fromkeys(line for line in lines if line.startswith(NOTICE)))
+        if complete:
+            return notices
+        return [
+            *notices,
+            f"MLflow has not got everything; `espalier sync {self.sweep}` delivers it",
+        ]
+
+
+def start_uploader(run: RunConfig, only: str | None = None) -> UploaderProcess | None:
     """Start the uploader of a run's sweep and return its process; None if tracking is off.
 
     Args:
@@ -22,28 +56,23 @@ def start_uploader(run: RunConfig, only: str | None = None) -> subprocess.Popen[
         return None
     os.environ[UPLOADER_RUNS] = "1"
     root = Path(run.root).resolve()
+    record_store(root, run.name, run.track.uri)
     command = [sys.executable, "-m", "runner.views.mlflow", run.name]
     command += ["--root", str(root), "--until-closed"]
     if run.track.uri:
         command += ["--uri", run.track.uri]
     if only:
         command += ["--only", only]
-    with open(root / "sweeps" / run.name / "sync.log", "ab") as log:
-        return subprocess.Popen(
+    file = root / "sweeps" / run.name / "sync.log"
+    with open(file, "ab") as log:
+        process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         )
+        return UploaderProcess(process, run.name, file, log.tell())
 
 
 def finish_uploader(
-    uploader: subprocess.Popen[bytes] | None, timeout_s: float = _LAST_UPLOAD_S
-) -> bool:
-    """Make the uploader upload the rest and end; return whether it did so within `timeout_s`."""
-    if uploader is None or uploader.stdin is None:
-        return True
-    os.environ.pop(UPLOADER_RUNS, None)  # later workers of this process start their own
-    uploader.stdin.close()  # the signal to end
-    try:
-        return uploader.wait(timeout=timeout_s) == 0
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        uploader.kill()
-        return False
+    uploader: UploaderProcess | None, timeout_s: float = _LAST_UPLOAD_S
+) -> list[str]:
+    """Return what `UploaderProcess.finish` does, nothing without an uploader."""
+    return [] if uploader is None else uploader.finish(timeout_s)

@@ -196,7 +196,9 @@ class Pool:
     def _start(self, cell: Cell, gpus: list[int]) -> None:
         log = cell.folder / "log.txt"
         logged = log.stat().st_size if log.exists() else 0
-        arguments = (str(cell.folder), self.threads, gpus, cell.config.resources)
+        # The child's environment is that of the fork server, which may be older than the uploader.
+        fed = UPLOADER_RUNS in os.environ
+        arguments = (str(cell.folder), self.threads, gpus, cell.config.resources, fed)
         kind = SpawnProcess if sys.platform == "darwin" else ForkServerProcess
         for attempts_left in reversed(range(_START_ATTEMPTS)):
             process: BaseProcess = kind(target=_run_child, args=arguments)
@@ -308,10 +310,16 @@ def worker_command(folder: Path, resources: "ResourcesConfig") -> list[str]:
     return [sys.executable, *torchrun, f"--nproc-per-node={resources.per_node}", *worker]
 
 
-def _run_child(folder: str, threads: int, gpus: list[int], resources: "ResourcesConfig") -> None:
-    """Run a cell in the forked child, on its share of the machine, and exit with its code."""
+def _run_child(
+    folder: str, threads: int, gpus: list[int], resources: "ResourcesConfig", fed: bool
+) -> None:
+    """Run a cell in the forked child, on its share of the machine, and exit with its code.
+
+    Args:
+        fed: whether the launcher has an uploader, so that the worker starts none.
+    """
     os.environ["ESPALIER_LAUNCHED"] = "1"
-    if "SLURM_JOB_ID" not in os.environ:  # in a job the launcher that waits for it has set this
+    if fed:
         os.environ[UPLOADER_RUNS] = "1"
     threads = max(1, threads // resources.per_node)
     os.environ["OMP_NUM_THREADS"] = str(threads)

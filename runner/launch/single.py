@@ -42,10 +42,8 @@ def run_here(cell: Cell) -> int:
     finally:
         done.set()
         printer.join()
-        if not finish_uploader(uploader):
-            console.print(
-                f"MLflow has not got everything; `espalier sync {cell.config.name}` delivers it"
-            )
+        for line in finish_uploader(uploader):
+            console.print(line, markup=False)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

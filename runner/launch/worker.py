@@ -7,7 +7,6 @@ worker, 1 failed.
 import getpass
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -17,7 +16,12 @@ from pathlib import Path
 
 import psutil
 
-from runner.launch.mlflow_process import UPLOADER_RUNS, finish_uploader, start_uploader
+from runner.launch.mlflow_process import (
+    UPLOADER_RUNS,
+    UploaderProcess,
+    finish_uploader,
+    start_uploader,
+)
 from runner.machine.errors import EspalierError, LeaseLost
 from runner.machine.system_errors import system_error
 from runner.records import journal as records
@@ -66,10 +70,11 @@ def run_cell(folder: Path) -> int:
         print(str(told) if isinstance(told, EspalierError) else text, file=sys.stderr)
         return FAILED
     finally:
-        finish_uploader(uploader, patience_s)
+        for line in finish_uploader(uploader, patience_s):
+            print(line, file=sys.stderr)
 
 
-def _start_own_uploader(folder: Path) -> subprocess.Popen[bytes] | None:
+def _start_own_uploader(folder: Path) -> UploaderProcess | None:
     """Start an uploader to an MLflow server unless the launcher runs one.
 
     Return None for the embedded SQLite store, which jobs never open.

@@ -1,16 +1,14 @@
 """Upload run folders to MLflow, which is a view of them: idempotently, and from scratch if needed.
 
 A cursor file in the run folder records which points of metrics.jsonl a store has
-(runner/views/mlflow_points.py). A delivery that was cut off is repeated with the same timestamps,
-which MLflow's stores accept once. The holder of `mlflow/lock` may write to the embedded store.
+(runner/views/mlflow_cursors.py, mlflow_points.py). A delivery that was cut off is repeated with the
+same timestamps, which MLflow's stores accept once. Of all uploaders, one at a time holds a cursor's
+lock: it alone may make the run. The holder of `mlflow/lock` may write to the embedded store.
 
 `python -m runner.views.mlflow --root R --until-closed NAME` uploads until standard input closes.
 """
 
 import argparse
-import getpass
-import hashlib
-import json
 import logging
 import os
 import random
@@ -23,12 +21,12 @@ from typing import Any
 
 from runner.machine import storage
 from runner.machine.errors import EspalierError, StorageError
-from runner.records import journal
 from runner.records.cells import members
-from runner.records.config import execution_half, flatten, is_among
-from runner.records.metrics import FILE
+from runner.views.mlflow_cursors import Cursor, embedded_uri, forget, recorded_store
 from runner.views.mlflow_points import Point, PointReader, indices, ranges
+from runner.views.mlflow_runs import clean_name, find_or_create, params_of, write_state
 
+NOTICE = "MLflow: "  # begins a line of the uploader's log that is meant for the user
 _SENDERS = 8  # uploaders of one root that may talk to a server at the same time
 _EVERY_S, _LONGEST_PAUSE_S = 2.0, 60.0
 _CLIENT = {
@@ -36,18 +34,6 @@ _CLIENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
 }
-_STATUS = {
-    "finished": "FINISHED",
-    "failed": "FAILED",
-    "diverged": "FAILED",
-    "interrupted": "KILLED",
-    "running": "RUNNING",
-}
-
-
-def embedded_uri(root: Path) -> str:
-    """Return the URI of the embedded store under `root`."""
-    return f"sqlite:///{root.resolve() / 'mlflow' / 'mlflow.db'}"
 
 
 class Uploader:
@@ -76,7 +62,7 @@ class Uploader:
         if self.embedded:  # SQLite would make it for its owner alone to write, whatever the umask
             (self.root / "mlflow").mkdir(exist_ok=True)
             (self.root / "mlflow" / "mlflow.db").touch()
-        self._readers: dict[Path, PointReader] = {}  # by cursor
+        self._readers: dict[str, PointReader] = {}  # by run id
         self._refusals = (MlflowException, SQLAlchemyError)
         try:
             self.client = MlflowClient(self.uri)
@@ -103,24 +89,49 @@ class Uploader:
             with storage.semaphore(self.root / "mlflow" / "senders", _SENDERS):
                 return self._deliver(sweep, only)
         except self._refusals as error:
-            raise StorageError(
-                f"the MLflow store {self.uri} took not everything: {_reason(error)}; "
-                f"nothing is lost, `espalier sync {sweep}` delivers the rest"
-            ) from error
+            raise self._incomplete(sweep, _reason(error)) from error
 
     def _deliver(self, sweep: str, only: str | None) -> int:
+        rows = [row for row in members(self.root, sweep) if only in (None, row["fingerprint"])]
+        behind = [row for row in rows if self._cursor(sweep, row).is_behind()]
+        if not behind:
+            return 0
         experiment = self._experiment(sweep)
-        sent = 0
-        for row in members(self.root, sweep):
-            folder = self.root / "runs" / row["fingerprint"]
-            if only in (None, row["fingerprint"]) and journal.state(folder) != "new":
-                sent += self._deliver_cell(experiment, sweep, folder, row["label"])
+        sent, refused = 0, list[str]()
+        for row in behind:
+            try:
+                sent += self._deliver_cell(experiment, self._cursor(sweep, row), row["label"])
+            except self._refusals as error:
+                if not _concerns_one_run(error):
+                    raise
+                refused.append(f"{row['label']}: {_reason(error)}")
+        if refused:
+            raise self._incomplete(sweep, f"{refused[0]} ({len(refused)} runs refused)")
         return sent
 
+    def _incomplete(self, sweep: str, reason: str) -> StorageError:
+        return StorageError(
+            f"the MLflow store {self.uri} took not everything: {reason}; "
+            f"nothing is lost, `espalier sync {sweep}` delivers the rest"
+        )
+
+    def _cursor(self, sweep: str, row: dict[str, Any]) -> Cursor:
+        return Cursor(self.root / "runs" / row["fingerprint"], sweep, self.uri)
+
     def _experiment(self, sweep: str) -> str:
+        """Return the id of the sweep's experiment, made or restored if need be."""
         experiment = self.client.get_experiment_by_name(sweep)
-        if experiment is not None:
-            return str(experiment.experiment_id)
+        if experiment is None:
+            return self._new_experiment(sweep)
+        if experiment.lifecycle_stage == "deleted":  # its name stays taken
+            self.client.restore_experiment(experiment.experiment_id)
+            _notice(
+                f"experiment {sweep!r} was deleted there; its runs have new results, so it is "
+                "restored"
+            )
+        return str(experiment.experiment_id)
+
+    def _new_experiment(self, sweep: str) -> str:
         artifacts = (self.root / "mlflow" / "artifacts" / sweep).as_uri() if self.embedded else None
         # The kind makes the UI open on training runs with their metrics, not on traces.
         tags = {"mlflow.experimentKind": "custom_model_development"}
@@ -132,145 +143,102 @@ class Uploader:
                 raise
             return str(experiment.experiment_id)  # another uploader was faster
 
-    def _deliver_cell(self, experiment: str, sweep: str, folder: Path, label: str) -> int:
+    def _deliver_cell(self, experiment: str, cursor: Cursor, label: str) -> int:
+        """Bring one run up to date, made if the store has none; return the points sent."""
+        with storage.locked(cursor.lock):
+            if not cursor.is_behind():
+                return 0  # another uploader was faster
+            entries = cursor.read()
+            if "run_id" in entries:
+                try:
+                    return self._update(cursor, entries)
+                except self._refusals as error:
+                    if not _concerns_one_run(error) or not self._is_deleted(entries["run_id"]):
+                        raise
+                _notice(f"run {label!r} was deleted there; it has new results and is made anew")
+            run_id = find_or_create(self.client, experiment, cursor.run, label)
+            entries = {"experiment": experiment, "run_id": run_id, "sent": 0, "params": 0}
+            cursor.write(entries)
+            return self._update(cursor, entries)
+
+    def _is_deleted(self, run_id: str) -> bool:
+        try:
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "deleted")
+        except self._refusals as error:
+            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                return True
+            raise
+
+    def _update(self, cursor: Cursor, entries: dict[str, Any]) -> int:
+        """Send what the store lacks of a run and record it in the cursor; return the points."""
         from mlflow.entities import Metric  # noqa: PLC0415
 
-        file = _cursor_file(folder, sweep, self.uri)
-        cursor = json.loads(file.read_text()) if file.exists() else {}
-        now = _now(folder)
-        state, scored = now["state"], now.get("scored", 0)
-        if now.items() <= cursor.items():
-            return 0
-        if "run_id" not in cursor:
-            run_id = self._open_run(experiment, folder, label)
-            cursor = {"experiment": experiment, "run_id": run_id, "sent": 0}
-            _write(file, cursor)
-            self._readers.pop(file, None)
-        run_id, reader = cursor["run_id"], self._readers.setdefault(file, PointReader(folder))
+        now = cursor.now()
+        run_id = entries["run_id"]
+        reader = self._readers.setdefault(run_id, PointReader(cursor.run))
         reader.read()
+        self._send_params(cursor, entries)
         sent = 0
-        for points in self._batches(reader, file, cursor):
-            metrics = [Metric(key, value, time, step) for key, step, time, value in points]
+        for points in self._batches(reader, cursor, entries):
+            metrics = [Metric(clean_name(k), value, time, step) for k, step, time, value in points]
             self.client.log_batch(run_id, metrics=metrics)
             sent += len(points)
-        scores = [Metric(*score) for score in reader.scores()]
-        if scores and cursor.get("scored") != scored:
+        scores = [Metric(clean_name(key), *rest) for key, *rest in reader.scores()]
+        if scores and entries.get("scored") != now.get("scored", 0):
             self.client.log_batch(run_id, metrics=scores)
-        if reader.superseded() != cursor.get("superseded", 0):
-            cursor["superseded"] = reader.superseded()
-            self.client.set_tag(run_id, "superseded_points", str(cursor["superseded"]))
-        self._close(run_id, folder, state)
-        _write(file, cursor | now)
+        if reader.superseded() != entries.get("superseded", 0):
+            entries["superseded"] = reader.superseded()
+            self.client.set_tag(run_id, "superseded_points", str(entries["superseded"]))
+        write_state(self.client, run_id, cursor.run, now["state"])
+        cursor.write(entries | now)
         return sent
 
+    def _send_params(self, cursor: Cursor, entries: dict[str, Any]) -> None:
+        """Send the parameters that the run lacks: summary.json comes after the run has begun."""
+        from mlflow.entities import Param  # noqa: PLC0415
+
+        if "params" not in entries:  # sent by an earlier release
+            return
+        params = [Param(*pair) for pair in params_of(cursor.run)]
+        for start in range(entries["params"], len(params), 100):  # MLflow takes 100 a call
+            self.client.log_batch(entries["run_id"], params=params[start : start + 100])
+        entries["params"] = len(params)
+
     def _batches(
-        self, reader: PointReader, file: Path, cursor: dict[str, Any]
+        self, reader: PointReader, cursor: Cursor, entries: dict[str, Any]
     ) -> Iterator[list[Point]]:
         """Yield batches of points to send; resuming records the last batch in the cursor."""
-        reader.mark_delivered(cursor["sent"], indices(cursor.get("past", [])))
-        while cursor["sent"] < len(reader.points):
+        reader.mark_delivered(entries["sent"], indices(entries.get("past", [])))
+        while entries["sent"] < len(reader.points):
             points, past, after = reader.next_batch()
             if points:
                 yield points
-            cursor |= {"sent": after, "past": ranges([*indices(cursor.get("past", [])), *past])}
+            past_indices = [*indices(entries.get("past", [])), *past]
+            entries |= {"sent": after, "past": ranges(past_indices)}
             reader.mark_delivered(after, past)
-            _write(file, cursor)
+            cursor.write(entries)
 
-    def _open_run(self, experiment: str, folder: Path, label: str) -> str:
-        from mlflow.entities import Param  # noqa: PLC0415
 
-        record = json.loads((folder / "cell.json").read_text())
-        key = record["fingerprint"]
-        # There is one already only after a crash between creating it and recording its id.
-        runs = self.client.search_runs([experiment], f"tags.fingerprint = '{key}'", max_results=1)
-        if runs:
-            return str(runs[0].info.run_id)
-        half = execution_half(record["config"])
-        execution = {k: v for k, v in flatten(record["config"]).items() if is_among(k, half)}
-        tags = {"fingerprint": key, "folder": str(folder)}
-        tags |= {f"execution.{k}": json.dumps(v) for k, v in execution.items()}
-        tags |= {"mlflow.source.name": "espalier", "mlflow.user": getpass.getuser()}
-        lease = journal.attempts(folder)[0] / "lease.json"
-        started_ms = int(lease.stat().st_mtime * 1000)
-        run = self.client.create_run(experiment, started_ms, tags, run_name=label)
-        run_id = str(run.info.run_id)
-        params = [Param(k, _param(v)) for k, v in record["science"].items()]
-        summary = folder / "summary.json"
-        if summary.exists():
-            facts = json.loads(summary.read_text())
-            params += [Param(k, str(v)) for k, v in facts.items()]
-        for start in range(0, len(params), 100):  # MLflow takes 100 parameters a call
-            self.client.log_batch(run_id, params=params[start : start + 100])
-        return run_id
-
-    def _close(self, run_id: str, folder: Path, state: str) -> None:
-        tries = journal.attempts(folder)
-        attempt = tries[-1]
-        environment = attempt / "environment.json"
-        if environment.exists():
-            sha = json.loads(environment.read_text())["git_sha"]
-            for tag in ("git_sha", "mlflow.source.git.commit"):
-                self.client.set_tag(run_id, tag, sha)
-        self.client.set_tag(run_id, "attempt", str(int(attempt.name)))
-        if any(e["event"] == "not_bit_identical" for a in tries for e in journal.events(a)):
-            self.client.set_tag(run_id, "bit_identical", "false")
-        if state == "diverged":
-            self.client.set_tag(run_id, "diverged", "true")
-        if state == "running":
-            self.client.update_run(run_id, status="RUNNING")
-            return
-        for name in ("cell.json", "samples.txt", "summary.json", "precision.json"):
-            if (folder / name).exists():
-                self.client.log_artifact(run_id, str(folder / name))
-        for scored in sorted((folder / "evals").glob("[0-9a-f]*")):
-            self.client.log_artifact(run_id, str(scored), "evals")
-        saved = sorted((folder / "checkpoints").glob("[0-9]*"))
-        if saved:
-            self.client.log_text(run_id, f"{saved[-1]}\n", "checkpoint.txt")
-        events = journal.events(attempt)
-        ended_ms = int(events[-1]["time"] * 1000) if events else None
-        self.client.set_terminated(run_id, _STATUS[state], end_time=ended_ms)
+def _concerns_one_run(error: Exception) -> bool:
+    """Return whether a store refused a request for what it says of a run, and may take others."""
+    status = getattr(error, "get_http_status_code", lambda: 500)()
+    return 400 <= status < 500 and status not in (401, 403, 429)
 
 
 def _reason(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _param(value: Any) -> str:
-    return (value if isinstance(value, str) else json.dumps(value))[:6000]
+def _notice(text: str) -> None:
+    print(f"{NOTICE}{text}", file=sys.stderr, flush=True)
 
 
 def delivered(sweep: Path, uri: str | None) -> bool:
     """Return whether the cursors say that a store has all of a sweep, without asking the store."""
     root = sweep.parent.parent
-    for row in members(root, sweep.name):
-        folder = root / "runs" / row["fingerprint"]
-        file, now = _cursor_file(folder, sweep.name, uri or embedded_uri(root)), _now(folder)
-        cursor = json.loads(file.read_text()) if file.exists() else {}
-        if now["state"] != "new" and not now.items() <= cursor.items():
-            return False
-    return True
-
-
-def _cursor_file(folder: Path, sweep: str, uri: str) -> Path:
-    """Return the file that records how much of a run the store at `uri` has."""
-    return folder / "mlflow" / f"{sweep}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.json"
-
-
-def _now(folder: Path) -> dict[str, Any]:
-    """Return the entries of a cursor that differ when a run has changed since its delivery."""
-    scored = max((f.stat().st_mtime_ns for f in folder.glob("evals/*.json")), default=0)
-    now = {"state": journal.state(folder), "size": _size(folder / FILE)}
-    return now | ({"scored": scored} if scored else {})
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
-
-
-def _write(file: Path, cursor: dict[str, Any]) -> None:
-    file.parent.mkdir(exist_ok=True)
-    storage.write_atomically(file, json.dumps(cursor))
+    runs = [root / "runs" / row["fingerprint"] for row in members(root, sweep.name)]
+    store = uri or embedded_uri(root)
+    return not any(Cursor(run, sweep.name, store).is_behind() for run in runs)
 
 
 @contextmanager
@@ -283,21 +251,38 @@ def one_writer(root: Path, uri: str | None) -> Iterator[None]:
         yield
 
 
-def sync(root: Path, sweeps: list[str], uri: str | None, *, rebuild: bool = False) -> int:
+def sync(root: Path, sweeps: list[str], uri: str | None = None, *, rebuild: bool = False) -> int:
     """Deliver what the store lacks of `sweeps`; return the number of points sent.
 
-    `rebuild` deletes the embedded store and its cursors first.
+    Args:
+        uri: of the store; None is the one that each sweep was tracked in.
+        rebuild: write the sweeps again from the start. The embedded store is deleted first, and all
+            sweeps that were in it are written; a server keeps its runs and gets those it lacks.
 
     Raises:
+        ConfigError: there is no such sweep.
         StorageError: the store did not take all.
     """
-    with one_writer(root, uri):
-        if rebuild and uri is None:
-            (root / "mlflow" / "mlflow.db").unlink(missing_ok=True)
-            for cursor in root.glob("runs/*/mlflow/*.json"):
-                cursor.unlink()
-        uploader = Uploader(root, uri)
-        return sum(uploader.deliver(sweep) for sweep in sweeps)
+    stores: dict[str | None, list[str]] = {}
+    for sweep in sweeps:
+        store = uri or recorded_store(root, sweep)
+        stores.setdefault(None if store == embedded_uri(root) else store, []).append(sweep)
+    sent = 0
+    for store, names in stores.items():
+        with one_writer(root, store):
+            had = _forget(root, names, store) if rebuild else []
+            uploader = Uploader(root, store)
+            sent += sum(uploader.deliver(sweep) for sweep in dict.fromkeys([*names, *had]))
+    return sent
+
+
+def _forget(root: Path, sweeps: list[str], uri: str | None) -> list[str]:
+    """Forget what a store has of `sweeps`; delete the embedded store and return all it had."""
+    if uri is not None:
+        return forget(root, uri, sweeps)
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        (root / "mlflow" / f"mlflow.db{suffix}").unlink(missing_ok=True)
+    return forget(root, embedded_uri(root))
 
 
 def upload_until_closed(

@@ -11,7 +11,7 @@ import pytest
 from analysis.history import assemble, cached, read_folder
 from analysis.runs import _with_last
 from analysis.stores import _Server, from_mlflow
-from tests.runner.views.test_mlflow import Server
+from tests.mlflow_server import Server
 
 
 @pytest.fixture(scope="module")

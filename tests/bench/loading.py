@@ -19,7 +19,7 @@ from pathlib import Path
 
 from analysis.runs import Runs, from_folders
 from analysis.stores import from_mlflow
-from tests.runner.views.test_mlflow import Server
+from tests.mlflow_server import Server
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 WIDE, LONG, STEPS, METRICS, PARAMS, EVERY = 10_000, 1_000, 1_000, 5, 20, 50

@@ -67,7 +67,7 @@ def main() -> None:
     start = time.perf_counter()
     trainer.fit(lambda: False)
     total = time.perf_counter() - start
-    assert finish_uploader(uploader)
+    assert not finish_uploader(uploader)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     uploader_s = used.ru_utime + used.ru_stime
     training = total - sum(spent.values())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.records import journal
-from tests.runner.views.test_mlflow import Server
+from tests.mlflow_server import Server
 
 STEPS = 300
 VALUES = {f"metric{i}": 1.0 / (i + 1) for i in range(10)}

@@ -20,7 +20,7 @@ from runner.records.cells import load_cell
 from tests import command_server
 from tests.command_server import ROOT, Command
 from tests.conftest import TINY, write_text
-from tests.runner.views.test_mlflow import Server, assert_equal
+from tests.mlflow_server import Server, assert_equal
 from tests.slurm import cluster
 from tests.slurm.watch import (
     as_each_runs,

@@ -3,46 +3,30 @@
 import contextlib
 import json
 import math
-import os
-import random
-import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from analysis.runs import Runs, from_folders
+from analysis.runs import from_folders
 from analysis.stores import from_mlflow
-from runner.machine.errors import StorageError
 from runner.records import journal
-from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells
+from runner.records.cells import freeze_cell, join_sweep, make_cells, sweep_cells
 from runner.views.mlflow import Uploader, delivered, embedded_uri, sync
+from runner.views.mlflow_cursors import Cursor
 from runner.views.mlflow_points import PointReader
-from tests.command_server import Command, run, start
+from tests.command_server import run, start
+from tests.mlflow_server import POINTS, assert_equal, new_cells, start_job, write
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Compose = Callable[..., dict[str, Any]]
-
-
-def assert_equal(folders: Runs, store: Runs) -> None:
-    """Assert that both hold the same runs and points; system metrics have no fixed number."""
-    assert len(store.table) == len(folders.table)
-    key = ["fingerprint", "key", "step"]
-    ours, theirs = (
-        runs.history[~runs.history["key"].str.startswith("system/")].sort_values(key)
-        for runs in (folders, store)
-    )
-    assert ours[key].to_numpy().tolist() == theirs[key].to_numpy().tolist()
-    assert ours["value"].tolist() == pytest.approx(theirs["value"].tolist(), nan_ok=True)
 
 
 @pytest.mark.slow
@@ -133,116 +117,6 @@ def test_a_store_of_another_schema_or_locked_is_named(espalier: Run, tmp_path: P
     assert_equal(from_folders(tmp_path, "s"), from_mlflow(embedded_uri(tmp_path), "s"))
 
 
-class Server:
-    """A real `mlflow server` on loopback that can be killed and started again."""
-
-    def __init__(self, folder: Path, workers: int = 1) -> None:
-        self.workers = workers
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri, self.folder = f"http://127.0.0.1:{self.port}", folder
-
-    def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--workers",
-            str(self.workers),
-        ]
-        command += [
-            "--backend-store-uri",
-            f"sqlite:///{self.folder}/server.db",
-            "--port",
-            str(self.port),
-        ]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        self.process = subprocess.Popen(
-            command,
-            env=os.environ | quiet,
-            start_new_session=True,
-            cwd=self.folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 90
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-                return
-            assert self.process.poll() is None, "the server ended"
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-
-    def kill(self) -> None:
-        """End the whole process tree at once."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    (tmp_path / "server").mkdir()
-    made = Server(tmp_path / "server")
-    made.start()
-    yield made
-    made.kill()
-
-
-def _job(cell: Cell) -> Command:
-    """Start the cell as a cluster's job would: no launcher beside it."""
-    freeze_cell(cell)
-    join_sweep(cell.config.name, [cell])
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    }
-    return start("runner.launch.worker", str(cell.folder), env=environment)
-
-
-@pytest.mark.slow
-def test_a_server_killed_half_way_loses_nothing(
-    server: Server, compose: Compose, tmp_path: Path
-) -> None:
-    overrides = [
-        "name=k",
-        f"track.uri={server.uri}",
-        "train.steps=6000",
-        "eval.every=3000",
-        "train.log_every=20",
-    ]
-    (cell,) = make_cells([("", compose(*overrides))])
-    job = _job(cell)
-    cursor = cell.folder / "mlflow"
-    deadline = time.monotonic() + 120
-    while not any(json.loads(f.read_text())["sent"] for f in cursor.glob("*.json")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    server.kill()
-    assert job.poll() is None, "the run ended before the server did; give it more steps"
-    assert job.wait(timeout=120) == 0
-    assert cell.state == "finished"
-    with pytest.raises(StorageError, match="espalier sync"):
-        sync(tmp_path, ["k"], server.uri)
-    server.start()
-    assert sync(tmp_path, ["k"], server.uri) > 0
-    assert sync(tmp_path, ["k"], server.uri) == 0
-    assert_equal(from_folders(tmp_path, "k"), from_mlflow(server.uri, "k"))
-    client = Uploader(tmp_path, server.uri).client
-    (run,) = client.search_runs([client.get_experiment_by_name("k").experiment_id])
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["fingerprint"] == cell.fingerprint
-    names = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert names >= {"cell.json", "samples.txt", "checkpoint.txt"}
-
-
 @pytest.mark.slow
 def test_a_server_that_never_answers_does_not_hold_up_training(compose: Compose) -> None:
     with socket.socket() as listener:
@@ -251,7 +125,7 @@ def test_a_server_that_never_answers_does_not_hold_up_training(compose: Compose)
         threading.Thread(target=_swallow, args=(listener,), daemon=True).start()
         uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
         (cell,) = make_cells([("", compose("name=slow", f"track.uri={uri}"))])
-        job = _job(cell)
+        job = start_job(cell)
         deadline = time.monotonic() + 60
         while cell.state != "finished":  # said as soon as training is over, not when MLflow is
             assert time.monotonic() < deadline
@@ -266,37 +140,17 @@ def _swallow(listener: socket.socket) -> None:
             held.append(listener.accept())
 
 
-def _sixty_four(tmp_path: Path, compose: Compose) -> list[Cell]:
-    """Cells of one sweep, each written by a thread of its own while others read."""
-    node = compose("name=many")
-    cells = make_cells((f"seed={n}", {**node, "seed": n}) for n in range(64))
-    for cell in cells:
-        freeze_cell(cell)
-    join_sweep("many", cells)
-    return cells
-
-
-def _write(cell: Cell) -> None:
-    attempt = journal.claim(cell.folder)
-    assert attempt is not None
-    writer = journal.Journal(cell.folder, attempt)
-    for step in range(50):
-        writer.metrics(step, {"loss": 5.0 / (step + 1), "lr": 1e-3, "tokens": step * 64})
-    writer.event("finished")
-    writer.close()
-
-
 @pytest.mark.slow
 def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(
     tmp_path: Path, compose: Compose
 ) -> None:
     """Three uploaders start on an empty store while cells write: one holds it, the others wait."""
-    cells = _sixty_four(tmp_path, compose)
+    cells = new_cells(compose, "many", 64)
     uploaders = [
         start("runner.views.mlflow", "many", "--root", str(tmp_path), keep=True) for _ in range(3)
     ]
     with ThreadPoolExecutor(64) as pool:
-        list(pool.map(_write, cells))
+        list(pool.map(write, cells))
     for uploader in uploaders:
         _, errors = uploader.communicate(timeout=120)
         assert uploader.returncode == 0, errors
@@ -304,34 +158,16 @@ def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(
     assert_equal(from_folders(tmp_path, "many"), from_mlflow(embedded_uri(tmp_path), "many"))
 
 
-@pytest.mark.slow
-def test_64_cells_feed_a_server_at_once(tmp_path: Path, compose: Compose) -> None:
-    """Every cell has an uploader of its own; all start at once on a server without experiments."""
-    cells = _sixty_four(tmp_path, compose)
-    server = Server(tmp_path)
-    server.start()
-    try:
-        refusals = []
-
-        def run(cell: Cell) -> None:
-            _write(cell)
-            uploader = Uploader(tmp_path, server.uri)
-            # As `upload_until_closed` does: what a slow server did not take is sent again.
-            for _ in range(5):
-                try:
-                    uploader.deliver("many", only=cell.fingerprint)
-                    return
-                except StorageError as error:
-                    refusals.append(str(error))
-                    time.sleep(random.uniform(1.0, 10.0))
-
-        with ThreadPoolExecutor(64) as pool:
-            list(pool.map(run, cells))
-        assert not [r for r in refusals if "locked" in r or "exists" in r]
-        assert_equal(from_folders(tmp_path, "many"), from_mlflow(server.uri, "many"))
-        client = Uploader(tmp_path, server.uri).client
-        runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-        assert len(runs) == 64
-        assert {run.info.status for run in runs} == {"FINISHED"}
-    finally:
-        server.kill()
+def test_a_rebuilt_store_keeps_the_other_sweeps(tmp_path: Path, compose: Compose) -> None:
+    for name in ("a", "b"):
+        for cell in new_cells(compose, name, 2):
+            write(cell)
+        assert sync(tmp_path, [name], None) == 2 * POINTS
+    server = [Cursor(cell.folder, "a", "http://elsewhere") for cell in sweep_cells(tmp_path, "a")]
+    for cursor in server:
+        cursor.write({"run_id": "1" * 32, "sent": 3})
+    assert sync(tmp_path, ["a"], None, rebuild=True) == 4 * POINTS
+    for name in ("a", "b"):
+        assert_equal(from_folders(tmp_path, name), from_mlflow(embedded_uri(tmp_path), name))
+        assert sync(tmp_path, [name], None) == 0
+    assert [cursor.read()["sent"] for cursor in server] == [3, 3]

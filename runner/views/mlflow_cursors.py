@@ -1,0 +1,104 @@
+"""What each MLflow store has of each run, and the store that a sweep is tracked in.
+
+runs/<fingerprint>/mlflow/<sweep>-<store>.json   experiment, run_id, points delivered
+runs/<fingerprint>/mlflow/<sweep>-<store>.lock   held by the one who makes or writes that run
+sweeps/<name>/mlflow.json                        {"uri"}: the store of the last launch
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from runner.machine import storage
+from runner.records import journal
+from runner.records.cells import members
+from runner.records.metrics import FILE
+
+
+def embedded_uri(root: Path) -> str:
+    """Return the URI of the embedded store under `root`."""
+    return f"sqlite:///{root.resolve() / 'mlflow' / 'mlflow.db'}"
+
+
+def record_store(root: Path, sweep: str, uri: str | None) -> None:
+    """Record that the sweep is tracked in the store at `uri`; None is the embedded one."""
+    storage.write_atomically(root / "sweeps" / sweep / "mlflow.json", json.dumps({"uri": uri}))
+
+
+def recorded_store(root: Path, sweep: str) -> str | None:
+    """Return the URI of the store that the sweep was tracked in last; None is the embedded one.
+
+    Where a launch has recorded none, the frozen cells name it.
+
+    Raises:
+        ConfigError: there is no such sweep.
+    """
+    rows = members(root, sweep)
+    file = root / "sweeps" / sweep / "mlflow.json"
+    if file.exists():
+        uri: str | None = json.loads(file.read_text())["uri"]
+        return uri
+    for row in reversed(rows):
+        cell = root / "runs" / row["fingerprint"] / "cell.json"
+        config = json.loads(cell.read_text())["config"] if cell.exists() else {}
+        named = config.get("track", {}).get("uri")
+        if named not in (None, "off"):
+            return str(named)
+    return None
+
+
+class Cursor:
+    """The record of how much of a run the store at `uri` has, for one sweep.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: Path, sweep: str, uri: str) -> None:
+        self.file = run / "mlflow" / f"{sweep}-{_digest(uri)}.json"
+        self.lock = self.file.with_suffix(".lock")
+        self.run = run
+
+    def read(self) -> dict[str, Any]:
+        """Return its entries, {} if the store has nothing yet."""
+        entries: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        return entries
+
+    def write(self, entries: dict[str, Any]) -> None:
+        """Replace its entries."""
+        self.file.parent.mkdir(exist_ok=True)
+        storage.write_atomically(self.file, json.dumps(entries))
+
+    def now(self) -> dict[str, Any]:
+        """Return the entries that differ when the run has changed since its delivery."""
+        scored = max((f.stat().st_mtime_ns for f in self.run.glob("evals/*.json")), default=0)
+        metrics = self.run / FILE
+        size = metrics.stat().st_size if metrics.exists() else 0
+        return {"state": journal.state(self.run), "size": size} | (
+            {"scored": scored} if scored else {}
+        )
+
+    def is_behind(self) -> bool:
+        """Return whether the run has begun and the store lacks something of it."""
+        now = self.now()
+        return now["state"] != "new" and not now.items() <= self.read().items()
+
+
+def forget(root: Path, uri: str, sweeps: list[str] | None = None) -> list[str]:
+    """Delete the cursors to the store at `uri`, of `sweeps` or all; return the sweeps that had any.
+
+    Sweeps that are gone are left out.
+    """
+    tail = f"-{_digest(uri)}.json"
+    had = set()
+    for file in root.glob(f"runs/*/mlflow/*{tail}"):
+        sweep = file.name.removesuffix(tail)
+        if sweeps is None or sweep in sweeps:
+            file.unlink()
+            had.add(sweep)
+    return sorted(s for s in had if (root / "sweeps" / s / "cells.jsonl").exists())
+
+
+def _digest(uri: str) -> str:
+    return hashlib.sha256(uri.encode()).hexdigest()[:8]
