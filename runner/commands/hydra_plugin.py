@@ -220,7 +220,7 @@ class OptunaSweeper(CellSweeper):
     """`hydra/sweeper=optuna`: a study whose trials are cells, see `runner/launch/study.py`."""
 
     def __init__(self, **keys: Any) -> None:
-        from runner.launch.study import StudyConfig  # noqa: PLC0415  (optuna)
+        from runner.launch.study_config import StudyConfig  # noqa: PLC0415
 
         super().__init__(keys)
         self.study = typed("hydra.sweeper", StudyConfig, self.keys)
@@ -230,11 +230,13 @@ class OptunaSweeper(CellSweeper):
         if not isinstance(self.launcher, CellLauncher):
             raise ConfigError("hydra/sweeper=optuna needs hydra/launcher=local or slurm")
         from runner.launch.launch import launch_study  # noqa: PLC0415
-        from runner.launch.study import load_study, save_study  # noqa: PLC0415
+        from runner.launch.study import load_study  # noqa: PLC0415
+        from runner.launch.study_config import save_study  # noqa: PLC0415
 
         (base,) = make_cells([("base", self.composer.compose(open_keys(arguments))[0])])
-        save_study(base.sweep, self.study, base)
-        code = launch_study(load_study(base.sweep), base, self.launcher.backend(), self.policy)
+        changed = save_study(base.sweep, self.study, base)
+        study = load_study(base.sweep)
+        code = launch_study(study, base, self.launcher.backend(), self.policy, changed)
         if code:
             raise SystemExit(code)
 

@@ -19,5 +19,7 @@ __all__ = [
     "slurm_script",
     "snapshot",
     "study",
+    "study_config",
+    "trials",
     "worker",
 ]

@@ -3,7 +3,7 @@
 import json
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from runner.launch.backend import Backend, View
 from runner.launch.mlflow_process import UploaderProcess, finish_uploader, start_uploader
 from runner.launch.policy import STUDY_ENDED, Policy
 from runner.machine import storage
+from runner.machine.errors import ConfigError
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep
 from runner.records.config import RunConfig
@@ -77,22 +78,59 @@ def launch(
     return _report_unfinished(cells, sweep, console)
 
 
-def launch_study(study: "Study", base: Cell, backend: Backend, policies: Policy) -> int:
-    """Run the remaining trials of a study and return the exit code: 1 if a trial failed."""
+def launch_study(
+    study: "Study", base: Cell, backend: Backend, policies: Policy, changed: Sequence[str] = ()
+) -> int:
+    """Run the remaining trials of a study and return the exit code.
+
+    It is 1 if a trial failed or has no outcome, 130 after Ctrl-C.
+
+    Args:
+        changed: the keys in which it differs from the study that the sweep had before.
+
+    Raises:
+        ConfigError: no run logs the metric.
+    """
     console = Console(stderr=True)
-    if not study.is_over():
+    over = study.is_over()
+    if not over:
         backend.prepare()
-    policy.start(study.folder, policies, fresh=not study.is_over())
+        for cell in study.open_cells():
+            cell.cancelled.unlink(missing_ok=True)
+    policy.start(study.folder, policies, fresh=not over)
+    if changed:
+        console.print(f"another study than the last of {study.folder.name}: {'; '.join(changed)}")
     console.print(f"[bold]{study.folder.name}[/bold]: {study.best()}; {study.cfg.trials} in all")
-    table = LiveTable(study.cells)
-    left = _run_live(backend, base, console, table, lambda view: backend.run_study(study, view))
-    console.print(study.best())
-    if left or not backend.waits:
-        return 130 if left else 0
-    if study.is_over():
+    if over and study.cells():
+        _upload_rest(base.config, study.folder, console)
+    if not over:
+        storage.write_atomically(study.folder / "launcher.json", json.dumps(backend.record()))
+        table = LiveTable(study.cells)
+        left = _run_live(backend, base, console, table, lambda view: backend.run_study(study, view))
+        over = study.is_over()
+        console.print(study.best())
+        if left or not backend.waits:
+            return 130 if left else 0
+    return _report_study(study, over, console)
+
+
+def _report_study(study: "Study", over: bool, console: Console) -> int:
+    """Print what a study lacks; return the exit code, 1 if a trial failed or is open."""
+    if over and study.cells():
         policy.notify(study.folder, STUDY_ENDED)
+    invalid = study.invalid_points()
+    if invalid:
+        console.print(
+            f"{len(invalid)} drawn points are invalid, which counts as pruned: {invalid[0]}",
+            markup=False,
+        )
+    problem = study.problem()
+    if problem is not None:
+        raise ConfigError(problem)
+    if not over:
+        console.print(f"{study.num_open()} trials are open; the same command goes on with them")
     failed = [cell for cell in study.cells() if cell.state == "failed"]
-    return _report_unfinished(failed, study.folder, console)
+    return _report_unfinished(failed, study.folder, console) or int(not over)
 
 
 def _run_live(

@@ -58,13 +58,18 @@ class Local:
             view.print(_stopped(cells))
 
     def run_study(self, study: "Study", view: View) -> None:
-        """Run trials here, `jobs` at a time."""
+        """Run trials here, `jobs` at a time; wait for those that run under another launcher."""
         typical = Cell(validate(study.base), {}, "", "")
         pool = self._pool([typical] * study.cfg.trials)
         pool.source = study
         pool.run([], [], view.refresh)
-        if pool.stopping:
-            view.print(_stopped(study.cells()))
+        while not pool.stopping:
+            elsewhere = [cell for cell in study.open_cells() if cell.state == "running"]
+            if not elsewhere:
+                return
+            view.print(f"{len(elsewhere)} run under another launcher; waiting for them too")
+            pool.run([], elsewhere, view.refresh)
+        view.print(_stopped(study.cells()))
 
     def leave(self) -> str:
         """Make every running cell save and stop; when called again, kill them."""

@@ -108,11 +108,13 @@ class Slurm:
         base = validate(study.base)
         root, name = Path(base.root).resolve(), study.folder.name
         with storage.locked(study.folder / "submit.lock"):
-            if not queued(root, name):
-                slots = min(self.cfg.max_running, study.cfg.trials, _max_array_size())
+            prefix = f"{study.fingerprint}-slot-"
+            if not any(task.startswith(prefix) for task in queued(root, name)):
+                slots = min(self.cfg.max_running, study.num_open(), _max_array_size())
                 array = Array(slots, slots)
-                tasks = [{"study": str(study.folder)}] * slots
-                names = [[f"slot-{number}"] for number in range(slots)]
+                task = {"study": str(study.folder), "fingerprint": study.fingerprint}
+                tasks = [task] * slots
+                names = [[f"{prefix}{number}"] for number in range(slots)]
                 job = self._sbatch(root, name, snapshot(root), tasks, names, base.resources, array)
                 view.print(f"{slots} slots submitted as job {job}")
         for _ in self._poll(root, name, study.cells, view):

@@ -43,7 +43,8 @@ def main() -> int:
     if isinstance(task, dict):
         from runner.launch.study import load_study  # noqa: PLC0415  (optuna)
 
-        study = pool.source = load_study(Path(task["study"]), slot=index)
+        study = load_study(Path(task["study"]), index, task.get("fingerprint"))
+        pool.source = study
         pool.run([], [], lambda: None)
         cells = pool.processed_cells
         if study.is_over():
