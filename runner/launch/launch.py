@@ -89,7 +89,7 @@ def launch_study(
         changed: the keys in which it differs from the study that the sweep had before.
 
     Raises:
-        ConfigError: no run logs the metric.
+        ConfigError: no run logs the metric, or no point drawn was valid.
     """
     console = Console(stderr=True)
     over = study.is_over()
@@ -116,9 +116,11 @@ def launch_study(
 
 def _report_study(study: "Study", over: bool, console: Console) -> int:
     """Print what a study lacks; return the exit code, 1 if a trial failed or is open."""
-    if over and study.cells():
+    invalid, cells = study.invalid_points(), study.cells()
+    if invalid and not cells:
+        raise ConfigError(f"none of {len(invalid)} drawn points is valid: {invalid[0]}")
+    if over:
         policy.notify(study.folder, STUDY_ENDED)
-    invalid = study.invalid_points()
     if invalid:
         console.print(
             f"{len(invalid)} drawn points are invalid, which counts as pruned: {invalid[0]}",
@@ -129,7 +131,7 @@ def _report_study(study: "Study", over: bool, console: Console) -> int:
         raise ConfigError(problem)
     if not over:
         console.print(f"{study.num_open()} trials are open; the same command goes on with them")
-    failed = [cell for cell in study.cells() if cell.state == "failed"]
+    failed = [cell for cell in cells if cell.state == "failed"]
     return _report_unfinished(failed, study.folder, console) or int(not over)
 
 

@@ -175,8 +175,8 @@ class Study:
 
     def num_open(self) -> int:
         """Return the number of trials that are still to be drawn or have no outcome."""
-        ended = [trial for trial in standing(self.study) if trial.state.is_finished()]
-        return max(0, self.cfg.trials - len(ended))
+        drawn, running = (len(standing(self.study, s)) for s in (None, TrialState.RUNNING))
+        return running + max(0, self.cfg.trials - drawn)
 
     def problem(self) -> str | None:
         """Return why no further trial is drawn, None if they are: no run logs the metric."""

@@ -24,7 +24,13 @@ from runner.machine.errors import EspalierError, StorageError
 from runner.records.cells import members
 from runner.views.mlflow_cursors import Cursor, embedded_uri, forget, recorded_store
 from runner.views.mlflow_points import Point, PointReader, indices, ranges
-from runner.views.mlflow_runs import clean_name, find_or_create, params_of, write_state
+from runner.views.mlflow_runs import (
+    clean_name,
+    find_or_create,
+    params_of,
+    run_name,
+    write_state,
+)
 
 NOTICE = "MLflow: "  # begins a line of the uploader's log that is meant for the user
 _SENDERS = 8  # uploaders of one root that may talk to a server at the same time
@@ -91,6 +97,31 @@ class Uploader:
         except self._refusals as error:
             raise self._incomplete(sweep, _reason(error)) from error
 
+    def say_what_is_deleted(self, sweep: str) -> None:
+        """Say which runs of a sweep were deleted in the store and are left out, if any.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        from mlflow.entities import ViewType  # noqa: PLC0415
+
+        sent = {self._cursor(sweep, row).read().get("run_id") for row in members(self.root, sweep)}
+        try:
+            experiment = self.client.get_experiment_by_name(sweep)
+            if experiment is None:
+                return
+            deleted = self.client.search_runs(
+                [experiment.experiment_id], run_view_type=ViewType.DELETED_ONLY
+            )
+        except self._refusals as error:
+            raise self._incomplete(sweep, _reason(error)) from error
+        count = len(sent.intersection(run.info.run_id for run in deleted))
+        if count:
+            _notice(
+                f"{count} runs of {sweep!r} were deleted there and are left out, as they have "
+                f"nothing new; `espalier sync {sweep} --rebuild` brings them back"
+            )
+
     def _deliver(self, sweep: str, only: str | None) -> int:
         rows = [row for row in members(self.root, sweep) if only in (None, row["fingerprint"])]
         behind = [row for row in rows if self._cursor(sweep, row).is_behind()]
@@ -104,7 +135,8 @@ class Uploader:
             except self._refusals as error:
                 if not _concerns_one_run(error):
                     raise
-                refused.append(f"{row['label']}: {_reason(error)}")
+                name = run_name(row["label"], row["fingerprint"])
+                refused.append(f"{name}: {_reason(error)}")
         if refused:
             raise self._incomplete(sweep, f"{refused[0]} ({len(refused)} runs refused)")
         return sent
@@ -124,7 +156,11 @@ class Uploader:
         if experiment is None:
             return self._new_experiment(sweep)
         if experiment.lifecycle_stage == "deleted":  # its name stays taken
-            self.client.restore_experiment(experiment.experiment_id)
+            try:
+                self.client.restore_experiment(experiment.experiment_id)
+            except self._refusals:
+                if self.client.get_experiment_by_name(sweep).lifecycle_stage == "deleted":
+                    raise  # else another uploader was faster
             _notice(
                 f"experiment {sweep!r} was deleted there; its runs have new results, so it is "
                 "restored"
@@ -155,7 +191,8 @@ class Uploader:
                 except self._refusals as error:
                     if not _concerns_one_run(error) or not self._is_deleted(entries["run_id"]):
                         raise
-                _notice(f"run {label!r} was deleted there; it has new results and is made anew")
+                name = run_name(label, cursor.run.name)
+                _notice(f"run {name!r} was deleted there; it has new results and is made anew")
             run_id = find_or_create(self.client, experiment, cursor.run, label)
             entries = {"experiment": experiment, "run_id": run_id, "sent": 0, "params": 0}
             cursor.write(entries)
@@ -272,7 +309,9 @@ def sync(root: Path, sweeps: list[str], uri: str | None = None, *, rebuild: bool
         with one_writer(root, store):
             had = _forget(root, names, store) if rebuild else []
             uploader = Uploader(root, store)
-            sent += sum(uploader.deliver(sweep) for sweep in dict.fromkeys([*names, *had]))
+            for sweep in dict.fromkeys([*names, *had]):
+                sent += uploader.deliver(sweep)
+                uploader.say_what_is_deleted(sweep)
     return sent
 
 

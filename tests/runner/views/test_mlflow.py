@@ -18,7 +18,7 @@ import pytest
 from analysis.runs import from_folders
 from analysis.stores import from_mlflow
 from runner.records import journal
-from runner.records.cells import freeze_cell, join_sweep, make_cells, sweep_cells
+from runner.records.cells import freeze_cell, join_sweep, make_cells
 from runner.views.mlflow import Uploader, delivered, embedded_uri, sync
 from runner.views.mlflow_cursors import Cursor
 from runner.views.mlflow_points import PointReader
@@ -91,30 +91,37 @@ def test_infinities_and_nans_survive_the_store(tmp_path: Path, compose: Compose)
 
 
 def _sync(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run("runner.commands.cli", "sync", "s", "--root", str(root), *arguments)
+    return run("runner.commands.cli", "sync", *arguments, "--root", str(root))
 
 
 @pytest.mark.slow
-def test_a_store_of_another_schema_or_locked_is_named(espalier: Run, tmp_path: Path) -> None:
-    assert espalier("name=s").returncode == 0
-    assert _sync(tmp_path).returncode == 0
+def test_a_store_of_another_schema_or_locked_is_named_and_rebuilt_with_all_it_had(
+    compose: Compose, tmp_path: Path
+) -> None:
+    cells = [*new_cells(compose, "s", 1), *new_cells(compose, "other", 2)]
+    for cell in cells:
+        write(cell)
+    assert _sync(tmp_path, "s", "other").stdout == f"{3 * POINTS} points delivered\n"
+    server = Cursor(cells[0].folder, "s", "http://elsewhere")
+    server.write({"run_id": "1" * 32, "sent": 3})
     file = tmp_path / "mlflow" / "mlflow.db"
     with contextlib.closing(sqlite3.connect(file)) as store:
         store.execute("BEGIN EXCLUSIVE")
-        for cursor in tmp_path.glob("runs/*/mlflow/*.json"):
-            cursor.unlink()
-        locked = _sync(tmp_path)
+        Cursor(cells[0].folder, "s", embedded_uri(tmp_path)).file.unlink()
+        locked = _sync(tmp_path, "s")
         store.rollback()
         store.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
         store.commit()
-    older = _sync(tmp_path)
+    older = _sync(tmp_path, "s")
     for done, word in ((locked, "locked"), (older, "schema")):
         assert done.returncode != 0
         assert word in done.stderr
         assert "sync" in done.stderr
         assert "Traceback" not in done.stderr, done.stderr
-    assert _sync(tmp_path, "--rebuild").returncode == 0
-    assert_equal(from_folders(tmp_path, "s"), from_mlflow(embedded_uri(tmp_path), "s"))
+    assert _sync(tmp_path, "s", "--rebuild").stdout == f"{3 * POINTS} points delivered\n"
+    for name in ("s", "other"):
+        assert_equal(from_folders(tmp_path, name), from_mlflow(embedded_uri(tmp_path), name))
+    assert server.read()["sent"] == 3
 
 
 @pytest.mark.slow
@@ -156,18 +163,3 @@ def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(
         assert uploader.returncode == 0, errors
     sync(tmp_path, ["many"], None)
     assert_equal(from_folders(tmp_path, "many"), from_mlflow(embedded_uri(tmp_path), "many"))
-
-
-def test_a_rebuilt_store_keeps_the_other_sweeps(tmp_path: Path, compose: Compose) -> None:
-    for name in ("a", "b"):
-        for cell in new_cells(compose, name, 2):
-            write(cell)
-        assert sync(tmp_path, [name], None) == 2 * POINTS
-    server = [Cursor(cell.folder, "a", "http://elsewhere") for cell in sweep_cells(tmp_path, "a")]
-    for cursor in server:
-        cursor.write({"run_id": "1" * 32, "sent": 3})
-    assert sync(tmp_path, ["a"], None, rebuild=True) == 4 * POINTS
-    for name in ("a", "b"):
-        assert_equal(from_folders(tmp_path, name), from_mlflow(embedded_uri(tmp_path), name))
-        assert sync(tmp_path, [name], None) == 0
-    assert [cursor.read()["sent"] for cursor in server] == [3, 3]

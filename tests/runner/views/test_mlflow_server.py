@@ -111,7 +111,8 @@ def test_a_run_deleted_in_the_ui_is_made_anew_and_holds_up_no_other(
     assert uploader.deliver(name) == 2 * POINTS
     for cell in (first, second):
         uploader.client.delete_run(Cursor(cell.folder, name, server.uri).read()["run_id"])
-    assert uploader.deliver(name) == 0  # what has nothing new stays deleted
+    assert sync(tmp_path, [name], server.uri) == 0  # what has nothing new stays deleted
+    assert f"2 runs of {name!r} were deleted there and are left out" in capsys.readouterr().err
     write(first)
     write(third)
     assert uploader.deliver(name) >= 2 * POINTS
