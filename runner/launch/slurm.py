@@ -104,21 +104,33 @@ class Slurm:
                 rest = self._submit(root, name, rest, again, view)
 
     def run_study(self, study: "Study", view: View) -> None:
-        """Submit slots, each an array task that runs trial after trial, and wait for their end."""
+        """Submit slots, each an array task that runs trial after trial, and wait for their end.
+
+        If slots of an earlier launch are queued, wait for them first.
+        """
         base = validate(study.base)
         root, name = Path(base.root).resolve(), study.folder.name
+        for _ in range(2):
+            submitted = self._submit_slots(study, base.resources, root, view)
+            for _ in self._poll(root, name, study.cells, view):
+                pass
+            if submitted or not self.waits or self._left or study.is_over():
+                return
+
+    def _submit_slots(
+        self, study: "Study", need: "ResourcesConfig", root: Path, view: View
+    ) -> bool:
+        """Submit slots for the open trials unless some are queued; return whether it did."""
+        prefix, name = f"{study.fingerprint}-slot-", study.folder.name
         with storage.locked(study.folder / "submit.lock"):
-            prefix = f"{study.fingerprint}-slot-"
-            if not any(task.startswith(prefix) for task in queued(root, name)):
-                slots = min(self.cfg.max_running, study.num_open(), _max_array_size())
-                array = Array(slots, slots)
-                task = {"study": str(study.folder), "fingerprint": study.fingerprint}
-                tasks = [task] * slots
-                names = [[f"{prefix}{number}"] for number in range(slots)]
-                job = self._sbatch(root, name, snapshot(root), tasks, names, base.resources, array)
-                view.print(f"{slots} slots submitted as job {job}")
-        for _ in self._poll(root, name, study.cells, view):
-            pass
+            if any(task.startswith(prefix) for task in queued(root, name)):
+                return False
+            slots = min(self.cfg.max_running, study.num_open(), _max_array_size())
+            tasks = [{"study": str(study.folder), "fingerprint": study.fingerprint}] * slots
+            names = [[f"{prefix}{number}"] for number in range(slots)]
+            job = self._sbatch(root, name, snapshot(root), tasks, names, need, Array(slots, slots))
+            view.print(f"{slots} slots submitted as job {job}")
+            return True
 
     def _poll(
         self, root: Path, name: str, cells: Callable[[], list[Cell]], view: View

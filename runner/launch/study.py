@@ -10,7 +10,7 @@ finish later.
 import copy
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,15 @@ from runner.launch.trials import outcome, replace_trial, standing, tell
 from runner.machine import storage
 from runner.machine.errors import ConfigError
 from runner.records import journal, metrics
-from runner.records.cells import Cell, freeze_cell, join_sweep, load_cell, make_cells
-from runner.records.config import set_key, typed
+from runner.records.cells import (
+    Cell,
+    freeze_cell,
+    join_sweep,
+    load_cell,
+    make_cells,
+    with_execution,
+)
+from runner.records.config import execution_half, flatten, is_among, set_key, typed
 
 _STARTABLE = ("new", "interrupted")
 _TAKEN_S = 60.0
@@ -68,7 +75,7 @@ class Study:
             for trial in standing(self.study, TrialState.RUNNING):
                 cell = self._cell_of(trial)
                 if cell is not None and self._take(cell):
-                    return cell
+                    return self._with_newest_execution(cell)
             while self.problem() is None and len(standing(self.study)) < self.cfg.trials:
                 cell = self._draw()
                 if cell is not None:
@@ -119,6 +126,18 @@ class Study:
             return False
         note.write_text(attempts)
         return True
+
+    def _with_newest_execution(self, cell: Cell) -> Cell:
+        """Freeze and return an interrupted cell with the execution keys of the latest launch.
+
+        Where one of them counts under this model, the cell keeps its own.
+        """
+        half = execution_half(self.base).difference(self.cfg.space)
+        keys = {key: value for key, value in flatten(self.base).items() if is_among(key, half)}
+        with suppress(ConfigError):
+            cell = with_execution(cell, keys)
+            freeze_cell(cell, overwrite=True)
+        return cell
 
     def record_outcome(self, cell: Cell) -> bool:
         """Record the outcome of a cell's trials in the study; return False if it has not ended."""

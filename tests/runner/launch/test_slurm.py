@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -383,20 +384,33 @@ def test_jobs_that_nobody_waits_for_feed_a_server_themselves(command: Line, tmp_
 
 
 @needs_slurm
-def test_slots_of_a_study_share_its_trials(command: Line, tmp_path: Path) -> None:
-    space = "hydra.sweeper.space={optim.lr:{low:1e-4,high:1e-1,log:true}}"
+def test_slots_of_a_study_share_its_trials_and_later_ones_go_on(
+    command: Line, start: Start, tmp_path: Path
+) -> None:
+    """Launcher and slots are killed; half the points are invalid, which ends nothing."""
+    rate, width = "{low:1e-4,high:1e-1,log:true}", "{choices:[24,27]}"
     study = command(
         "name=o",
         "hydra/sweeper=optuna",
-        space,
-        "hydra.sweeper.trials=5",
+        f"hydra.sweeper.space={{optim.lr:{rate},model.width:{width}}}",
+        "hydra.sweeper.trials=6",
         "hydra.launcher.max_running=2",
+        *SLOW[:2],
+        "train.steps=40",
     )
+    first = start(study)
+    until(lambda: len(list(tmp_path.glob("runs/*/metrics.jsonl"))) == 2, "two running trials")
+    first.kill()
+    (job,) = jobs_of(tmp_path)
+    subprocess.run(["scancel", job], check=True)
     done = run(study)
     assert done.returncode == 0, done.stderr
-    assert "5 trials (5 complete)" in done.stderr
-    assert sacct(jobs_of(tmp_path)[0]) == ["COMPLETED"] * 2
-    assert sorted(len(journal.attempts(f)) for f in tmp_path.glob("runs/*")) == [1] * 5
+    assert re.search(r"6 trials \((\d) complete, (\d) pruned\); best val_loss", done.stderr)
+    assert "width=27 is not divisible by num_heads=2" in " ".join(done.stderr.split())
+    assert {journal.state(f) for f in tmp_path.glob("runs/*")} == {"finished"}
+    legs = sorted(len(journal.attempts(f)) for f in tmp_path.glob("runs/*"))
+    assert legs == [1] * (len(legs) - 2) + [2, 2]
+    assert len(jobs_of(tmp_path)) == 2
 
 
 @needs_slurm
