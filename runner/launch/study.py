@@ -46,9 +46,9 @@ class Study:
         folder: of the sweep.
         cfg: the keys of the sweeper.
         base: the config in which the drawn keys are set.
-        fingerprint: of the study, see `study_config.identity`.
-        log_name: its name in the journal file.
         slot: the number of this process among those that start together; each has its own seed.
+        fingerprint: of the study, see `study_config.identity`.
+        log_name: its name in the journal file, by default the sweep's.
     """
 
     def __init__(
@@ -56,15 +56,16 @@ class Study:
         folder: Path,
         cfg: StudyConfig,
         base: dict[str, Any],
-        fingerprint: str,
-        log_name: str,
         slot: int = 0,
+        fingerprint: str = "",
+        log_name: str | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.cfg, self.base, self.fingerprint = folder, cfg, base, fingerprint
         self.root = folder.parent.parent
         self._readers: dict[str, metrics.MetricsReader] = {}
-        self.study = _open(folder / "study.log", log_name, cfg, slot)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.study = _open(folder / "study.log", log_name or folder.name, cfg, slot)
 
     def next_cell(self) -> Cell | None:
         """Return the cell of an interrupted trial, or of a new one; None if there is none."""
@@ -277,7 +278,7 @@ def load_study(folder: Path, slot: int = 0, fingerprint: str | None = None) -> S
     """Return a study that `save_study` has recorded in a sweep's folder, by default the latest."""
     name, record = read_study(folder, fingerprint)
     cfg = typed("study", StudyConfig, record["study"])
-    return Study(folder, cfg, record["base"], name, record["log_name"], slot)
+    return Study(folder, cfg, record["base"], slot, name, record["log_name"])
 
 
 def _suggest(trial: Trial, key: str, axis: Axis) -> Any:

@@ -194,11 +194,11 @@ def test_the_keys_in_which_a_study_differs_from_the_one_before_are_named(
 def test_a_study_of_an_earlier_release_goes_on(compose: Compose) -> None:
     """It has the name of its sweep in the log, and its record has no fingerprint."""
     study = _new_study(compose)
-    name, record = read_study(study.folder)
+    _, record = read_study(study.folder)
     (study.folder / "study.log").unlink()
     before = {"study": record["study"], "base": record["base"]}
     storage.write_atomically(study.folder / "study.json", json.dumps(before))
-    old = Study(study.folder, study.cfg, study.base, name, "o")
+    old = Study(study.folder, study.cfg, study.base)
     _end(old.next_cell(), val_loss=2.5)
     again = _new_study(compose)
     assert again.next_cell() is not None
