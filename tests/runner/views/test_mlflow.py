@@ -36,10 +36,15 @@ def test_mlflow_gets_everything_once(espalier: Run, tmp_path: Path) -> None:
     assert sync(tmp_path, ["m"], None) == 0
     assert delivered(tmp_path / "sweeps" / "m", None)
     for cursor in tmp_path.glob("runs/*/mlflow/*.json"):  # as if noting the delivery had failed
-        cursor.write_text(json.dumps(json.loads(cursor.read_text()) | {"sent": 0, "size": -1}))
+        entries = json.loads(cursor.read_text()) | {"sent": 0, "size": -1}
+        cursor.write_text(json.dumps(entries))
+    Uploader(tmp_path, None).client.delete_run(entries["run_id"])  # as the UI does
     assert not delivered(tmp_path / "sweeps" / "m", None)
     again = espalier("-m", "seed=1,2", "name=m", "track.uri=null")
     assert "0 to run" in again.stderr  # ... but MLflow gets what it lacks
+    assert "was deleted there; it has new results and is made anew" in " ".join(
+        again.stderr.split()
+    )
     assert sync(tmp_path, ["m"], None) == 0
     assert delivered(tmp_path / "sweeps" / "m", None)
     assert_equal(from_folders(tmp_path, "m"), from_mlflow(embedded_uri(tmp_path), "m"))
