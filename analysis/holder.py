@@ -22,7 +22,9 @@ def alive(attempt: Path, lease: dict[str, Any]) -> bool:
     if lease["host"] != socket.gethostname():
         return _heartbeat_age_s(attempt) < _STALE_S
     try:
-        return bool(abs(psutil.Process(lease["pid"]).create_time() - lease["process_start"]) < 1.0)
+        process = psutil.Process(lease["pid"])
+        began = abs(process.create_time() - lease["process_start"]) < 1.0
+        return bool(began and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return _is_hidden(lease["pid"]) and _heartbeat_age_s(attempt) < _STALE_S
 

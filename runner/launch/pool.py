@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, util
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from runner.grid.resources import ResourcesConfig  # torch: seconds
 
 _TICK_S, _CHECK_S = 0.25, 5.0
+_RANKS_END_S = 30.0  # for ranks to end after torchrun
 _START_ATTEMPTS = 3  # to start a child after the fork server was killed
 
 
@@ -60,6 +61,8 @@ class _Child:
         progress: changes as the cell gets on; it last did at `since`.
         hung: why the process was killed as hanging, None if it was not.
         stopped: whether it was told to end, by a user or a study.
+        ranks: the processes that torchrun has started.
+        alone_since: when the ranks were first seen to outlive torchrun.
     """
 
     cell: Cell
@@ -70,6 +73,26 @@ class _Child:
     since: float = field(default_factory=time.monotonic)
     hung: str | None = None
     stopped: bool = False
+    ranks: list[psutil.Process] = field(default_factory=list)
+    alone_since: float | None = None
+
+    def note_ranks(self, process: BaseProcess) -> None:
+        """Note the processes below `process`, torchrun; they may outlive it."""
+        if self.cell.config.resources.num_processes > 1:
+            with suppress(psutil.NoSuchProcess):
+                self.ranks = psutil.Process(process.pid).children(recursive=True)
+
+    def ranks_have_ended(self) -> bool:
+        """Return whether none of the ranks is left; kill those left after half a minute."""
+        left = [rank for rank in self.ranks if journal.is_alive(rank)]
+        if not left:
+            return True
+        now = time.monotonic()
+        self.alone_since = self.alone_since or now
+        if now - self.alone_since > _RANKS_END_S:
+            _kill_all(left)
+        time.sleep(_TICK_S)
+        return False
 
     def output(self) -> str:
         """Return what this attempt has written."""
@@ -133,8 +156,9 @@ class Pool:
             connection.wait([child.sentinel for child in self._running], timeout=_TICK_S)
         else:
             time.sleep(_TICK_S)
-        for process in [p for p in self._running if not p.is_alive()]:
-            self._reap(process)
+        for process, child in list(self._running.items()):
+            if not process.is_alive() and child.ranks_have_ended():
+                self._reap(process)
         if time.monotonic() - self._last_check >= _CHECK_S:
             self._last_check = time.monotonic()
             self._check_running()
@@ -152,6 +176,7 @@ class Pool:
         self.stopping = True
         for process, child in list(self._running.items()):
             child.stopped = True
+            child.note_ranks(process)
             process.terminate()
 
     def kill(self) -> int:
@@ -160,6 +185,7 @@ class Pool:
         children = list(self._running.items())
         for process, child in children:
             child.stopped = True
+            child.note_ranks(process)
             _kill(process)
         return len(children)
 
@@ -241,8 +267,12 @@ class Pool:
         """Repeat a stop that a child could not hear yet, and kill children that hang."""
         for process, child in self._running.items():
             if self.stopping or (self.source is not None and self.source.should_stop(child.cell)):
+                # torchrun would give up ranks that still save at a second signal.
+                if not (child.stopped and child.ranks and child.cell.state == "running"):
+                    process.terminate()
                 child.stopped = True
-                process.terminate()
+            if process.is_alive():
+                child.note_ranks(process)
             child.memory.sample()
             limit = child.cell.config.resources.hang_min
             now = _progress_mark(process, child.cell)
@@ -281,9 +311,13 @@ def _kill(process: BaseProcess) -> None:
     except psutil.NoSuchProcess:
         return
     process.kill()  # first: it would record the end of its parts as a failure
-    for part in tree:
+    _kill_all(tree)
+
+
+def _kill_all(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
-            part.kill()
+            process.kill()
 
 
 def _inputs_ended(cell: Cell) -> bool:

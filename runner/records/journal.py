@@ -79,9 +79,18 @@ def alive(attempt: Path) -> bool:
     if held["host"] != socket.gethostname():
         return _heartbeat_age_s(attempt) < _STALE_S
     try:
-        return bool(abs(psutil.Process(held["pid"]).create_time() - held["process_start"]) < 1.0)
+        process = psutil.Process(held["pid"])
+        return abs(process.create_time() - held["process_start"]) < 1.0 and is_alive(process)
     except psutil.NoSuchProcess:
         return _is_hidden(held["pid"]) and _heartbeat_age_s(attempt) < _STALE_S
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process of this host runs: one that only waits to be reaped does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_hidden(pid: int) -> bool:
