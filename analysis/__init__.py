@@ -19,6 +19,7 @@ __all__ = [
     "holder",
     "internals",
     "isoflop",
+    "law",
     "law_plots",
     "laws",
     "minimise",

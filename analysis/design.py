@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 
 from analysis.fit import Fit, compute_optimal
-from analysis.laws import Array
+from analysis.law import Array
 
 _REPEATS = 2  # of one point, as seeds
 _LEAST = 0.01  # of the variance: a run that reduces it by less is not proposed

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import require
-from analysis.laws import Array
+from analysis.law import Array
 
 _POINTS = 1500
 

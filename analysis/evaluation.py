@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.errors import require
-from analysis.laws import Array
+from analysis.law import Array
 
 
 def score_with_error(

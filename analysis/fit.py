@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from analysis.errors import require
 from analysis.expressions import true_rows
-from analysis.laws import Array, Data, Law, huber_objective
+from analysis.law import Array, Data, Law, huber_objective
 from analysis.minimise import minimise
 
 _SAME = 1e-6  # relative: starts that end so close to the best objective are in its basin

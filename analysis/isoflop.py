@@ -18,7 +18,8 @@ from scipy.interpolate import Akima1DInterpolator
 
 from analysis.errors import require
 from analysis.fit import fit
-from analysis.laws import CHINCHILLA, Array
+from analysis.law import Array
+from analysis.laws import CHINCHILLA
 
 Method = Literal["parabola", "akima"]
 Minimum = tuple[float, float, Array] | str  # log n, loss, curve on a grid; or why there is none

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import optimize, stats
 
 from analysis.errors import require
-from analysis.laws import Array
+from analysis.law import Array
 
 
 def over_seeds(

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize, nnls
 
-from analysis.laws import Array
+from analysis.law import Array
 
 _GRID = np.linspace(0.05, 1.05, 11)
 

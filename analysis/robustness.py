@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.fit import Fit, fit
-from analysis.laws import Array, huber_objective
+from analysis.law import Array, huber_objective
 from analysis.minimise import minimise
 
 _POINTS = 41

@@ -10,7 +10,8 @@ import pandas as pd
 import typer
 from matplotlib.figure import Figure
 
-from analysis.laws import LAWS, Law
+from analysis.law import Law
+from analysis.laws import LAWS
 from analysis.outputs import Outputs
 from analysis.plots import save
 from analysis.report import origin, plain

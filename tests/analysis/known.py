@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from analysis.laws import CHINCHILLA, Array
+from analysis.law import Array
+from analysis.laws import CHINCHILLA
 
 TRUE = {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.34, "beta": 0.28}
 THETA: Array = CHINCHILLA.theta({name: np.array(value) for name, value in TRUE.items()})

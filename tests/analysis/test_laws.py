@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from analysis.fit import fit
-from analysis.laws import CHINCHILLA, LAWS, Array, Data, Law, huber_objective
+from analysis.law import Array, Data, Law, huber_objective
+from analysis.laws import CHINCHILLA, LAWS
 from analysis.minimise import minimise
 from tests.conftest import ROOT
 
@@ -81,6 +82,7 @@ def test_a_known_surface_is_recovered_to_1e_6() -> None:
 KNOWN = {
     "chinchilla": {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.34, "beta": 0.28},
     "power": {"A": 30.0, "E": 1.7, "alpha": 0.2},
+    "pure_power": {"A": 30.0, "alpha": 0.2},
     "overtraining": {"a": 60.0, "b": 80.0, "E": 1.5, "eta": 0.12},
     "kaplan": {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.095},
     "data_constrained": {
@@ -102,7 +104,49 @@ KNOWN = {
         "gamma_a": 2.2,
     },
     "sigmoid": {"floor": 0.25, "height": 0.7, "k": 6.0, "middle": 2.2},
+    "exponential_error": {"epsilon": 0.85, "k": 2.1, "gamma": 0.7},
 }
+
+
+def test_a_law_of_fixed_parameters_or_linear_residuals_is_recovered_and_keeps_its_gradient() -> (
+    None
+):
+    theta = np.array([np.log(406.4), np.log(410.7), np.log(1.69), 0.34, 0.28])
+    data, log_loss = _surface(theta)
+    table = pd.DataFrame(data | {"loss": np.exp(log_loss)})
+    columns = {"n": "n", "d": "d"}
+    held = CHINCHILLA.fix({"alpha": 0.34, "E": 1.69})
+    for law in (held, CHINCHILLA.linear(), held.linear()):
+        starts = law.start_grid()[:: max(1, len(law.start_grid()) // 60)]
+        found = fit(table, law, columns=columns, loss="loss", bootstraps=0, starts=starts)
+        values = {k: float(v) for k, v in law.named(found.theta).items()}
+        assert list(values) == ["A", "B", "E", "alpha", "beta"]
+        assert list(values.values()) == pytest.approx([406.4, 410.7, 1.69, 0.34, 0.28], rel=1e-3)
+        at = law.bind(data)
+        fitted, pull = at(found.theta[None] + 0.01)
+        gradient = pull(np.ones_like(fitted))[0]
+        for p, shift in enumerate(1e-6 * np.eye(len(found.theta))):
+            up, down = (at(found.theta[None] + 0.01 + s)[0].sum() for s in (shift, -shift))
+            assert gradient[p] == pytest.approx((up - down) / 2e-6, rel=1e-5)
+    for values, message in (
+        ({"gamma": 1.0}, "no parameter gamma; there are: A, B, E, alpha, beta"),
+        ({"E": 0.0}, "E=0 must be a positive number"),
+        (dict.fromkeys(CHINCHILLA.parameters, 1.0), "every parameter of chinchilla is held"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CHINCHILLA.fix(values)
+
+
+def test_repetition_that_costs_nothing_is_the_plain_law_however_large_its_constant() -> None:
+    law = LAWS["data_constrained"]
+    data = {"n": np.array([1e8]), "d": np.array([1e11]), "unique": np.array([1e10])}
+    named = {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.34, "beta": 0.28}
+    plain = CHINCHILLA.predict(CHINCHILLA.theta({k: np.array(v) for k, v in named.items()}), data)
+    for constant in (1e9, 1e12, 1e16, 1e20):
+        theta = law.theta(
+            {k: np.array(v) for k, v in (named | {"R_D": constant, "R_N": constant}).items()}
+        )
+        assert law.predict(theta, data) == pytest.approx(plain, rel=1e-7)
 
 
 @pytest.mark.parametrize("name", LAWS)
@@ -136,7 +180,7 @@ def test_every_law_is_recovered_from_its_own_points(name: str) -> None:
 
 def test_a_law_of_ones_own_takes_ten_lines(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "from analysis.laws import Formula\n"
+        "from analysis.law import Formula\n"
         "def formula(p, x):\n"
         "    return p['E'] + p['A'] / x['n'] ** p['alpha']\n"
         "LAW = Formula(name='mine', parameters=('A', 'alpha', 'E'), columns=('n',),\n"

@@ -17,7 +17,8 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import huber, logsumexp
 
-from analysis.laws import CHINCHILLA, huber_objective
+from analysis.law import huber_objective
+from analysis.laws import CHINCHILLA
 from analysis.minimise import minimise
 
 EVERY = 50
