@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from analysis.errors import require
 from analysis.expressions import true_rows
-from analysis.law import Array, Data, Law, huber_objective
-from analysis.minimise import minimise
+from analysis.law import Array, Data, Law
+from analysis.objective import Objective
+from analysis.points import usable_points
+from analysis.resampling import Progress, bootstrap, search
 
 _SAME = 1e-6  # relative: starts that end so close to the best objective are in its basin
 
@@ -26,23 +26,20 @@ class Fit:
 
     Args:
         theta: the best parameters [P]; draws: those of the bootstraps [B, P].
-        values: the objective that each start ended at [S].
+        objective: sum of Huber losses at the best parameters.
+        values: the objective that each start ended at [S]; with many points, on some of them.
         used, held_out: the points; left_out: numbers of rows not used, by the reason.
     """
 
     law: Law
     theta: Array
     draws: Array
+    objective: float
     values: Array
     delta: float
     used: pd.DataFrame
     held_out: pd.DataFrame
     left_out: dict[str, int]
-
-    @property
-    def objective(self) -> float:
-        """Sum of Huber losses at the best parameters."""
-        return float(self.values.min())
 
     @cached_property
     def noise(self) -> float:
@@ -54,24 +51,20 @@ class Fit:
     @property
     def in_best_basin(self) -> float:
         """Share of the starts that reached the best objective."""
-        return float(np.mean(self.values <= self.objective * (1 + _SAME) + 1e-15))
+        return float(np.mean(self.values <= self.values.min() * (1 + _SAME) + 1e-15))
 
     @property
     def second_basin(self) -> float | None:
         """Objective of the second-best local minimum over all starts, None if there is one only."""
-        others = self.values[self.values > self.objective * (1 + 1e-3) + 1e-12]
+        others = self.values[self.values > self.values.min() * (1 + 1e-3) + 1e-12]
+        others = others[np.isfinite(others)]
         return float(others.min()) if len(others) else None
 
     @cached_property
     def parameters(self) -> pd.DataFrame:
-        """A row for each parameter: estimate, SE, 95% interval of the bootstraps."""
-        draws = self.law.named(self.draws)
-        rows = []
-        for name, value in self.law.named(self.theta).items():
-            low, high = np.quantile(draws[name], [0.025, 0.975])
-            rows.append(
-                (name, float(value), float(draws[name].std(ddof=1)), float(low), float(high))
-            )
+        """A row for each parameter: estimate, SE, 95% interval; NaN without bootstraps."""
+        named, draws = self.law.named(self.theta), self.law.named(self.draws)
+        rows = [(k, float(v), _deviation(draws[k]), *_ends(draws[k])) for k, v in named.items()]
         return pd.DataFrame(rows, columns=["parameter", "estimate", "se", "low", "high"])
 
     def correlation(self) -> pd.DataFrame:
@@ -106,17 +99,14 @@ class Fit:
         Raises:
             ValueError: the law is not of Chinchilla's form.
         """
-        if {"alpha", "beta"} - set(self.law.parameters):
+        if {"A", "B", "alpha", "beta"} - self.law.named(self.theta).keys():
             raise ValueError(
                 f"law {self.law.name} has no compute-optimal size: it needs alpha and beta"
             )
         best, draws = (
             compute_optimal(self.law.named(theta), flops) for theta in (self.theta, self.draws)
         )
-        rows = []
-        for name, value in best.items():
-            low, high = np.quantile(draws[name], [0.025, 0.975])
-            rows.append((name, float(value), float(low), float(high)))
+        rows = [(name, float(value), *_ends(draws[name])) for name, value in best.items()]
         return pd.DataFrame(rows, columns=["quantity", "estimate", "low", "high"])
 
     def _repr_html_(self) -> str:
@@ -133,10 +123,12 @@ class Fit:
             "source": self.law.source,
             "at_bound": self.law.at_bound(self.theta),
             "parameters": self.parameters.set_index("parameter").to_dict(orient="index"),
-            "correlation": self.correlation().to_dict(),
+            "correlation": self.correlation().to_dict() if len(self.draws) > 1 else None,
             "covariance": pd.DataFrame(self.draws, columns=list(self.law.parameters))
             .cov()
-            .to_dict(),
+            .to_dict()
+            if len(self.draws) > 1
+            else None,
             "objective": {
                 "value": self.objective,
                 "kind": f"sum of Huber({self.delta:g}) of "
@@ -170,23 +162,32 @@ def fit(
     columns: dict[str, str],
     loss: str,
     holdout: str | None = None,
+    cluster: str | None = None,
     delta: float = 1e-3,
     bootstraps: int = 4000,
     seed: int = 0,
     starts: Array | None = None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Fit:
     """Return `law` fitted to the rows of a table.
 
     Args:
         columns: the table's name of each column of the law, {"n": "num_parameters"}.
         holdout: an expression of the table's columns; rows for which it is true are not fitted.
+        cluster: a column; the bootstrap draws all rows of one of its values together, for example
+            all points of a run. None: rows are drawn.
         delta: where Huber's loss turns linear, in log loss; seed: of the bootstraps.
+        progress: told what is done, how many of how many.
 
     Raises:
         KeyError: a column is missing; the table's are named.
-        ValueError: a loss is not positive, or there are too few points for the law.
+        ValueError: a value or an argument is not possible, or there are too few points for the law.
     """
-    points, left_out = _points(table, law, columns, loss)
+    if not (np.isfinite(delta) and delta > 0):
+        raise ValueError(f"delta={delta:g} must be a positive number; 1e-3 is the published one")
+    if bootstraps < 0:
+        raise ValueError(f"bootstraps={bootstraps} must be 0 or more")
+    points, left_out = usable_points(table, law, columns, loss, cluster)
     out = np.zeros(len(points), dtype=bool)
     if holdout:
         out = points.index.isin(table.index[true_rows(table, holdout, "--holdout")])
@@ -196,55 +197,35 @@ def fit(
             f"{len(used)} points are too few for the {len(law.parameters)} parameters of "
             f"{law.name} (left out: {left_out or 'none'}, held out: {len(held)})"
         )
-    at = law.bind({name: used[name].to_numpy() for name in law.columns})
-    target = law.response(used["loss"].to_numpy())
-
-    def objective(theta: Array, _: NDArray[np.intp]) -> tuple[Array, Array]:
-        return huber_objective(at, theta, target, None, delta)
-
-    ends, values, _ = minimise(objective, law.start_grid() if starts is None else starts)
-    best = ends[np.nanargmin(values)]
-    generator, count = np.random.default_rng(seed), len(used)
-    weights = generator.multinomial(count, np.full(count, 1 / count), size=bootstraps).astype(float)
-
-    def resampled(theta: Array, rows: NDArray[np.intp]) -> tuple[Array, Array]:
-        return huber_objective(at, theta, target, weights[rows], delta)
-
-    draws, _, _ = minimise(resampled, np.tile(best, (bootstraps, 1)))
-    return Fit(law, best, draws, values, delta, used, held, left_out)
+    objective = Objective(law, used, delta)
+    grid = law.start_grid() if starts is None else starts
+    ends, values, reached, allowed = search(objective, grid, progress)
+    if not np.isfinite(values[0]):
+        raise ValueError(f"{law.name} is finite at these points from none of {len(grid)} starts")
+    codes = used["cluster"].to_numpy()
+    draws = bootstrap(objective, allowed, codes, bootstraps, seed, progress)
+    return Fit(law, ends[0], draws, float(values[0]), reached, delta, used, held, left_out)
 
 
-def _points(
-    table: pd.DataFrame, law: Law, columns: dict[str, str], loss: str
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the usable rows under the law's own names, and numbers of others by the reason."""
-    names = {name: columns.get(name, name) for name in law.columns} | {"loss": loss}
-    require(table, list(names.values()))
-    points = pd.DataFrame(
-        {name: pd.to_numeric(table[c], errors="coerce") for name, c in names.items()}
-    )
-    bad = points["loss"] <= 0
-    if bad.any():
-        raise ValueError(
-            f"column {loss} has {int(bad.sum())} losses that are not positive, "
-            f"{points['loss'].min()} for example: is it a logarithm?"
-        )
-    empty = points.isna().any(axis=1)
-    other = ~empty & (points <= 0).any(axis=1)
-    twice = ~empty & ~other & points.duplicated()
-    counts = {
-        "a value is missing": empty,
-        "a size is not positive": other,
-        "the same point again": twice,
-    }
-    left_out = {why: int(rows.sum()) for why, rows in counts.items() if rows.any()}
-    return points[~(empty | other | twice)], left_out
+def _ends(draws: Array) -> tuple[float, float]:
+    """Return the 95% interval of `draws`, NaN where there are none."""
+    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def _deviation(draws: Array) -> float:
+    return float(draws.std(ddof=1)) if len(draws) > 1 else np.nan
 
 
 def compute_optimal(named: dict[str, Array], flops: float) -> dict[str, Array]:
-    """Return n, d and d/n that minimise a Chinchilla law of these parameters at `flops` = 6 n d."""
-    a, b, alpha, beta = (named[name] for name in ("A", "B", "alpha", "beta"))
-    ratio = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
-    n = ratio * (flops / 6) ** (beta / (alpha + beta))
-    d = (flops / 6) / n
+    """Return n, d and d/n that minimise a Chinchilla law of these parameters at `flops` = 6 n d.
+
+    As an exponent goes to 0 they leave all bounds, and are then given as exp of -300 to 300.
+    """
+    log_a, log_b = np.log(named["A"]), np.log(named["B"])
+    alpha, beta = (np.maximum(named[name], 1e-9) for name in ("alpha", "beta"))
+    budget = np.log(flops / 6)
+    log_n = (np.log(alpha / beta) + log_a - log_b + beta * budget) / (alpha + beta)
+    log_n = np.clip(log_n, -300.0, 300.0)
+    n, d = np.exp(log_n), np.exp(np.clip(budget - log_n, -300.0, 300.0))
     return {"n": n, "d": d, "tokens_per_parameter": d / n}

@@ -40,9 +40,8 @@ def print_fit(
             f"implausible: {', '.join(body['at_bound'])} ended outside the bounds of "
             f"{fitted.law.name}"
         )
-    flat = [name for name, row in profiles.items() if row["flat"]]
-    if flat:
-        console.print(f"flat valley: the data hardly determine {', '.join(flat)}")
+    for doubt in body["doubts"]:
+        console.print(doubt)
     console.print(f"{fitted.counts()}; rms residual {body['rms_residual']:.4f}")
     if body["held_out_error"]:
         error = body["held_out_error"]

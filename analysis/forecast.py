@@ -12,27 +12,42 @@ from scipy import stats
 from analysis.errors import require
 from analysis.fit import Fit
 
+_BOOTSTRAPS = 20
+
 
 def forecast(fitted: Fit, points: pd.DataFrame) -> pd.DataFrame:
     """Return `points` with columns loss, low, high: a 95% interval for a new run.
 
-    The interval covers the uncertainty of the law and the noise of runs.
+    The interval covers the uncertainty of the law, to either side its own, and the noise of runs.
 
     Args:
         points: a row for each run to come, with the columns of the law.
 
     Raises:
         KeyError: a column of the law is missing.
+        ValueError: a size is not positive, or the fit has fewer than 20 bootstraps.
     """
     require(points, list(fitted.law.columns))
+    if len(fitted.draws) < _BOOTSTRAPS:
+        raise ValueError(
+            f"{len(fitted.draws)} bootstraps give no interval; fit with at least {_BOOTSTRAPS}"
+        )
+    for name in fitted.law.columns:
+        for value in points[name]:
+            if not 0 < value < np.inf:
+                raise ValueError(f"{name}={value:g} must be a finite number above 0")
     data = {name: points[name].to_numpy(dtype=float) for name in fitted.law.columns}
     response = fitted.law.response
     best = response(fitted.law.predict(fitted.theta, data))
     bootstraps = response(fitted.law.predict(fitted.draws, data))
-    spread = np.sqrt(bootstraps.std(axis=0, ddof=1) ** 2 + fitted.noise**2)
-    half = stats.t.ppf(0.975, max(1, len(fitted.used) - len(fitted.theta))) * spread
+    below, above = np.quantile(bootstraps, [0.025, 0.975], axis=0)
+    wide = stats.t.ppf(0.975, max(1, len(fitted.used) - len(fitted.theta)))
+    low, high = (
+        best + sign * wide * np.hypot(np.maximum(0.0, sign * (end - best)) / 1.96, fitted.noise)
+        for sign, end in ((-1, below), (1, above))
+    )
     inverse = np.exp if fitted.law.log else np.asarray
-    return points.assign(loss=inverse(best), low=inverse(best - half), high=inverse(best + half))
+    return points.assign(loss=inverse(best), low=inverse(low), high=inverse(high))
 
 
 def write_forecast(fitted: Fit, points: pd.DataFrame, file: Path, **facts: Any) -> pd.DataFrame:

@@ -19,25 +19,37 @@ _HALVINGS = 40
 
 
 def minimise(
-    objective: Objective, starts: Array, *, tolerance: float = 1e-12, max_iterations: int = 2000
+    objective: Objective,
+    starts: Array,
+    *,
+    inverse: Array | None = None,
+    watch: Callable[[int], None] | None = None,
+    tolerance: float = 1e-12,
+    floor: float = 1e-300,
+    max_iterations: int = 2000,
 ) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Return the minima [S, P] reached from `starts`, their values [S], and which have converged.
 
     Args:
         objective: takes parameters [s, P] and the problems' indices [s]; returns values [s] and
             gradients [s, P].
+        inverse: estimates of the inverse Hessians at the starts [S, P, P]; None: none is known.
+        watch: called at each iteration with the number of rows that have not converged.
         tolerance: a row is done when a step gains less than this, relative, three times running.
+        floor: the least value that a gain is relative to; of a row that falls to 0 none is small.
         max_iterations: rows that need more are not converged.
     """
     x = starts.astype(float).copy()
     problems, size = x.shape
     rows = np.arange(problems)
     value, slope = objective(x, rows)
-    inverse = np.tile(np.eye(size), (problems, 1, 1))
+    fresh = np.full(problems, inverse is None)  # its inverse Hessian has no scale yet
+    inverse = np.tile(np.eye(size), (problems, 1, 1)) if inverse is None else inverse.copy()
     idle = np.zeros(problems, dtype=int)
-    fresh = np.ones(problems, dtype=bool)  # its inverse Hessian has no scale yet
     live = rows[np.isfinite(value)]
     for _ in range(max_iterations):
+        if watch:
+            watch(len(live))
         if not len(live):
             break
         g = slope[live]
@@ -57,7 +69,7 @@ def minimise(
         x[live] += s
         value[live], slope[live] = new_value, new_slope
         _update(inverse, fresh, live, s, y)
-        small = gained <= tolerance * np.maximum(np.abs(new_value), 1e-300)
+        small = gained <= tolerance * np.maximum(np.abs(new_value), floor)
         idle[live] = np.where(small, idle[live] + 1, 0)
         stuck = step == 0.0
         inverse[live[stuck]] = np.eye(size)

@@ -13,6 +13,7 @@ from scipy.optimize import minimize, nnls
 
 from analysis.law import Array
 
+_BOUNDS = [(0.0, 3.0)] * 2  # of the exponents, as of the law
 _GRID = np.linspace(0.05, 1.05, 11)
 
 
@@ -56,7 +57,13 @@ def _search(n: Array, d: Array, loss: Array, starts: list[tuple[float, float]]) 
 
     first = min(starts, key=lambda start: solved(np.array(start))[0])
     options = {"xatol": 1e-12, "fatol": 1e-300, "maxiter": 2000}
-    end = minimize(lambda e: solved(e)[0], np.array(first), method="Nelder-Mead", options=options).x  # type: ignore[call-overload]
+    end = minimize(
+        lambda exponents: solved(exponents)[0],
+        np.array(first),
+        method="Nelder-Mead",
+        bounds=_BOUNDS,
+        options=options,
+    ).x
     a, b, e = solved(end)[1]
     scaled = a * np.exp(end[0] * middle[0]), b * np.exp(end[1] * middle[1])
     return np.array([*scaled, e, *end])

@@ -12,39 +12,41 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from analysis.expressions import true_rows
 from analysis.fit import Fit, fit
-from analysis.law import Array, huber_objective
+from analysis.law import Array
 from analysis.minimise import minimise
+from analysis.objective import Objective
 
 _POINTS = 41
 _SPANS = 6.0  # standard errors to either side
 
 
 def profiles(fitted: Fit) -> pd.DataFrame:
-    """Return columns parameter, value, statistic: a row for each fixed value of each parameter."""
-    law = fitted.law
-    at = law.bind({name: fitted.used[name].to_numpy() for name in law.columns})
-    target = law.response(fitted.used["loss"].to_numpy())
-    spread = (
-        fitted.draws.std(axis=0, ddof=1)
-        if len(fitted.draws) > 1
-        else np.full(len(fitted.theta), np.nan)
-    )
-    spread = np.where(np.isfinite(spread) & (spread > 0), spread, 0.1)
+    """Return columns parameter, value, statistic: a row for each fixed value of each parameter.
+
+    A statistic below zero is a better fit than the one found: the starts have missed the minimum.
+    """
+    law, of_points = fitted.law, Objective(fitted.law, fitted.used, fitted.delta)
     count = len(fitted.theta)
+    spread = np.full(count, 0.1)
+    if len(fitted.draws) > 1:
+        below, above = np.quantile(fitted.draws, [0.16, 0.84], axis=0)
+        spread = np.where(above > below, (above - below) / 2, spread)
     shifts = np.linspace(-_SPANS, _SPANS, _POINTS)
     fixed = np.repeat(np.arange(count), _POINTS)
     starts = np.tile(fitted.theta, (count * _POINTS, 1))
-    starts[np.arange(len(starts)), fixed] += np.tile(shifts, count) * spread[fixed]
+    moved = fitted.theta[fixed] + np.tile(shifts, count) * spread[fixed]
+    low, high = of_points.walls
+    starts[np.arange(len(starts)), fixed] = np.clip(moved, low[fixed], high[fixed])
 
     def objective(theta: Array, rows: NDArray[np.intp]) -> tuple[Array, Array]:
-        value, gradient = huber_objective(at, theta, target, None, fitted.delta)
+        value, gradient = of_points(theta)
         gradient[np.arange(len(rows)), fixed[rows]] = 0.0
         return value, gradient
 
     ends, values, _ = minimise(objective, starts)
-    scale = _scale(at(fitted.theta[None])[0][0] - target, fitted.delta)
-    statistic = 2 * np.maximum(0.0, values - fitted.objective) / scale
+    statistic = 2 * (values - fitted.objective) / of_points.scale(fitted.theta)
     named = law.named(ends)
     value = np.concatenate([named[name][fixed == i] for i, name in enumerate(law.parameters)])
     return pd.DataFrame(
@@ -61,7 +63,7 @@ def flat_valleys(profile: pd.DataFrame, confidence: float = 0.95) -> pd.DataFram
     rows = []
     for name, part in profile.groupby("parameter", sort=False):
         value, statistic = part["value"].to_numpy(), part["statistic"].to_numpy()
-        allowed = np.flatnonzero(statistic <= most)
+        allowed = np.flatnonzero(statistic <= most + min(0.0, float(np.min(statistic))))
         first, last = allowed[0], allowed[-1]
         low = value[0] if first == 0 else _crossing(value, statistic, first - 1, most)
         high = value[-1] if last == len(value) - 1 else _crossing(value, statistic, last, most)
@@ -80,28 +82,27 @@ def sensitivity(
 ) -> pd.DataFrame:
     """Return the parameters under other deltas of Huber's, without some points, with another n.
 
-    Columns: choice, points (their number), the parameters of the law.
+    Columns: choice, points (their number), the parameters of the law, and, if a choice cannot be
+    fitted, why_not. Rows held out of the fit are in none of them.
 
     Args:
         table, columns, loss, holdout: as given to the fit; also_n: other columns for n.
     """
-    grid = fitted.law.start_grid()
+    law, grid = fitted.law, fitted.law.start_grid()
     starts = np.concatenate([fitted.theta[None], grid[:: max(1, len(grid) // 20)]])
+    if holdout:
+        table = table[~true_rows(table, holdout, "--holdout")]
 
     def row(
         choice: str, rows: pd.DataFrame, names: dict[str, str], delta: float
     ) -> dict[str, object]:
-        refitted = fit(
-            rows,
-            fitted.law,
-            columns=names,
-            loss=loss,
-            holdout=holdout,
-            delta=delta,
-            bootstraps=0,
-            starts=starts,
-        )
-        named = {k: float(v) for k, v in refitted.law.named(refitted.theta).items()}
+        try:
+            refitted = fit(
+                rows, law, columns=names, loss=loss, delta=delta, bootstraps=0, starts=starts
+            )
+        except (KeyError, ValueError) as error:  # the fit itself stands
+            return {"choice": choice, "points": len(rows), "why_not": str(error.args[0])}
+        named = {k: float(v) for k, v in law.named(refitted.theta).items()}
         return {"choice": choice, "points": len(refitted.used)} | named
 
     rows = [row("as fitted", table, columns, fitted.delta)]
@@ -110,23 +111,16 @@ def sensitivity(
         for delta in (1e-4, 1e-2, 1.0)
         if delta != fitted.delta
     ]
-    order = pd.to_numeric(table[loss], errors="coerce").sort_values()
-    for count in sorted({max(1, round(share * len(table))) for share in (0.05, 0.1)}):
-        if len(table) - count > len(fitted.law.parameters):
-            for name, left in (("highest", order.index[:-count]), ("lowest", order.index[count:])):
-                choice = f"without the {count} {name} losses"
-                rows.append(row(choice, table.loc[left], columns, fitted.delta))
+    order = pd.to_numeric(table[loss], errors="coerce").dropna().sort_values()
+    for count in sorted({max(1, round(share * len(order))) for share in (0.05, 0.1)}):
+        for name, left in (("highest", order.index[:-count]), ("lowest", order.index[count:])):
+            choice = f"without the {count} {name} losses"
+            rows.append(row(choice, table.loc[left], columns, fitted.delta))
     for other in also_n or []:
         rows.append(row(f"n = {other}", table, columns | {"n": other}, fitted.delta))
-    return pd.DataFrame(rows)
-
-
-def _scale(residual: Array, delta: float) -> float:
-    """Return the divisor of twice the rise: E[psi^2] / E[psi'] of Huber's psi."""
-    slope = np.clip(residual, -delta, delta)
-    return float(
-        np.mean(slope**2) / max(float(np.mean(np.abs(residual) <= delta)), 1 / len(residual))
-    )
+    shown = pd.DataFrame(rows)
+    names = [name for name in law.named(fitted.theta) if name in shown]
+    return shown[["choice", "points", *names, *(["why_not"] if "why_not" in shown else [])]]
 
 
 def _crossing(value: Array, statistic: Array, first: int, level: float) -> float:

@@ -10,14 +10,17 @@ from rich.console import Console
 from analysis import law_plots
 from analysis.commands.options import (
     Bootstrap,
+    Cluster,
     Column,
     D,
     Delta,
     Drawing,
+    Fix,
     Holdout,
     LawName,
     Loss,
     N,
+    Residuals,
     RunsFile,
     Seed,
     Where,
@@ -28,11 +31,13 @@ from analysis.commands.options import (
     finish,
     law_file,
     positive,
+    progress_bar,
     read_table,
 )
 from analysis.fit import Fit
 from analysis.fit import fit as fit_law
 from analysis.fit_console import print_fit
+from analysis.identification import extrapolation, missed_minimum, unidentified
 from analysis.projection import variable_projection
 from analysis.robustness import flat_valleys, profiles, sensitivity
 
@@ -47,6 +52,9 @@ def fit(
     loss: Loss = "val_loss",
     where: Where = None,
     holdout: Holdout = None,
+    fix: Fix = None,
+    residuals: Residuals = "log",
+    cluster: Cluster = None,
     delta: Delta = 1e-3,
     bootstrap: Bootstrap = 4000,
     seed: Seed = 0,
@@ -64,20 +72,25 @@ def fit(
 ) -> None:
     """Fit a scaling law: parameters, intervals, how far to trust them; figures and a report."""
     outputs = claim("fit", out, [runs, law_file(law)], ["", "_pairs", "_profiles"])
-    found = find_law(law)
+    found = find_law(law, fix, residuals)
     names = column_names(found.columns, n, d, x, column)
     source = read_table(runs, *names.values(), loss, *(also_n or []), where=where)
-    fitted = fit_law(
-        source.table,
-        found,
-        columns=names,
-        loss=loss,
-        holdout=holdout,
-        delta=delta,
-        bootstraps=bootstrap,
-        seed=seed,
-    )
+    with progress_bar() as progress:
+        fitted = fit_law(
+            source.table,
+            found,
+            columns=names,
+            loss=loss,
+            holdout=holdout,
+            cluster=cluster,
+            delta=delta,
+            bootstraps=bootstrap,
+            seed=seed,
+            progress=progress,
+        )
     body, drawings = fitted.report(), _drawings(fitted)
+    budgets = {f"{budget:g}": fitted.compute_optimal(budget) for budget in flops or []}
+    body["doubts"] = extrapolation(fitted, _sizes(budgets))
     if check:
         curves = profiles(fitted)
         figure, data = law_plots.profile_curves(
@@ -87,13 +100,20 @@ def fit(
         choices = sensitivity(
             source.table, fitted, columns=names, loss=loss, also_n=also_n, holdout=holdout
         )
-        body["profiles"] = flat_valleys(curves).to_dict(orient="records")
+        allowed = flat_valleys(curves)
+        body["profiles"] = allowed.to_dict(orient="records")
+        body["doubts"] += unidentified(fitted, allowed) + missed_minimum(curves)
         body["sensitivity"] = choices.to_dict(orient="records")
         body |= _second_method(fitted, seed)
-    budgets = {f"{budget:g}": fitted.compute_optimal(budget) for budget in flops or []}
     body["compute_optimal"] = {k: v.to_dict(orient="records") for k, v in budgets.items()}
     print_fit(Console(), fitted, body, budgets)
     finish(outputs, source, body, drawings)
+
+
+def _sizes(budgets: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the compute-optimal n and d, a row for each budget."""
+    best = [table.set_index("quantity")["estimate"] for table in budgets.values()]
+    return pd.DataFrame(best, columns=["n", "d"])
 
 
 def _drawings(fitted: Fit) -> list[Drawing]:

@@ -2,19 +2,24 @@
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
 import typer
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
 from analysis.law import Law
 from analysis.laws import LAWS
 from analysis.outputs import Outputs
 from analysis.plots import save
 from analysis.report import origin, plain
+from analysis.resampling import Progress
 from analysis.source import Source, read_source
 
 
@@ -64,6 +69,13 @@ Column = Annotated[
 ]
 Loss = Annotated[str, typer.Option(help="column of the loss, or of what the law is of")]
 Holdout = Annotated[str | None, typer.Option(help="rows to predict, not to fit: 'flops > 1e21'")]
+Fix = Annotated[
+    list[str] | None, typer.Option(help="hold a parameter at a value: alpha=0.34; again for more")
+]
+Residuals = Annotated[str, typer.Option(help="differences of the log of the loss, or linear ones")]
+Cluster = Annotated[
+    str | None, typer.Option(help="column; rows of one of its values are resampled together")
+]
 Delta = Annotated[float, typer.Option(help="Huber's, in log loss", callback=positive)]
 Bootstrap = Annotated[int, typer.Option(help="resamples", callback=resamples)]
 Where = Annotated[str | None, typer.Option(help="rows to use at all: 'loss < 3.9'")]
@@ -84,12 +96,24 @@ def read_table(file: Path, *columns: str, where: str | None = None) -> Source:
     return read_source(file).where(where).with_numbers(*columns)
 
 
-def find_law(name: str) -> Law:
+def find_law(name: str, fix: list[str] | None = None, residuals: str = "log") -> Law:
     """Return the law called `name`, or the one called NAME in FILE.py for FILE.py:NAME.
 
+    Args:
+        fix: parameters to hold, "alpha=0.34"; residuals: "log" (as the law says) or "linear".
+
     Raises:
-        ValueError: there is no such law, file or name.
+        ValueError: there is no such law, file or name, no such residuals, or a parameter cannot be
+            held so.
     """
+    if residuals not in ("log", "linear"):
+        raise ValueError(f"--residuals {residuals} is neither log nor linear")
+    law = _named_law(name)
+    law = law.linear() if residuals == "linear" else law
+    return law.fix(dict(split_number(text) for text in fix or []))
+
+
+def _named_law(name: str) -> Law:
     if name in LAWS:
         return LAWS[name]
     file, colon, attribute = name.rpartition(":")
@@ -139,6 +163,34 @@ def split_pair(text: str) -> tuple[str, str]:
     if not equals:
         raise ValueError(f"{text} must be name=value")
     return name, value
+
+
+def split_number(text: str) -> tuple[str, float]:
+    """Return (name, number) of "name=number".
+
+    Raises:
+        ValueError: there is no "=", or no number after it.
+    """
+    name, value = split_pair(text)
+    try:
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"{text} must be name=number") from None
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Yield what a fit tells its progress to; a bar on stderr, gone when the fit is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def told(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield told
 
 
 def claim(

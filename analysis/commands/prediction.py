@@ -12,13 +12,16 @@ import typer
 
 from analysis.commands.options import (
     Bootstrap,
+    Cluster,
     Column,
     D,
     Delta,
+    Fix,
     Holdout,
     LawName,
     Loss,
     N,
+    Residuals,
     RunsFile,
     Seed,
     Where,
@@ -27,6 +30,7 @@ from analysis.commands.options import (
     column_names,
     find_law,
     positive,
+    progress_bar,
     read_table,
     split_pair,
     write,
@@ -37,6 +41,7 @@ from analysis.errors import require
 from analysis.fit import fit
 from analysis.forecast import score as score_forecast
 from analysis.forecast import write_forecast
+from analysis.identification import extrapolation, unidentified
 from analysis.laws import CHINCHILLA
 from analysis.outputs import check_folder, sha256
 from analysis.report import origin
@@ -53,31 +58,39 @@ def forecast(
     loss: Loss = "val_loss",
     where: Where = None,
     holdout: Holdout = None,
+    fix: Fix = None,
+    residuals: Residuals = "log",
+    cluster: Cluster = None,
     delta: Delta = 1e-3,
     bootstrap: Bootstrap = 1000,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="JSON, never overwritten")] = Path("forecast.json"),
 ) -> None:
     """Predict runs that have not been made; write it down with the time and the input."""
-    found = find_law(law)
+    found = find_law(law, fix, residuals)
     names, points = column_names(found.columns, n, d, x, column), _points(at, found.columns)
     if out.exists():
         raise FileExistsError(errno.EEXIST, "exists", str(out))
     check_folder(out.parent)
     source = read_table(runs, *names.values(), loss, where=where)
-    fitted = fit(
-        source.table,
-        found,
-        columns=names,
-        loss=loss,
-        holdout=holdout,
-        delta=delta,
-        bootstraps=bootstrap,
-        seed=seed,
-    )
+    with progress_bar() as progress:
+        fitted = fit(
+            source.table,
+            found,
+            columns=names,
+            loss=loss,
+            holdout=holdout,
+            cluster=cluster,
+            delta=delta,
+            bootstraps=bootstrap,
+            seed=seed,
+            progress=progress,
+        )
+    doubts = unidentified(fitted) + extrapolation(fitted, points)
     out.parent.mkdir(parents=True, exist_ok=True)
-    print(write_forecast(fitted, points, out, **origin(source)).to_string(index=False))
-    print(f"{fitted.counts()}\n{out}")
+    table = write_forecast(fitted, points, out, doubts=doubts, **origin(source))
+    print(table.to_string(index=False))
+    print(*doubts, fitted.counts(), out, sep="\n")
 
 
 def score(

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import Result
@@ -89,6 +90,42 @@ def test_forecast_and_its_score(tmp_path: Path) -> None:
     (point,) = json.loads((tmp_path / "s.json").read_text())["points"]
     assert point["inside"] is True
     assert abs(point["error"]) < 5e-3
+
+
+def test_fit_says_what_is_not_identified_and_takes_held_parameters(tmp_path: Path) -> None:
+    n = np.geomspace(2e7, 4e9, 8)
+    loss = TRUE["E"] + TRUE["A"] / n ** TRUE["alpha"] + TRUE["B"] / (20 * n) ** TRUE["beta"]
+    noise = 1 + 1e-3 * np.array([1, -1, 0, 2, -2, 1, 0, -1])
+    table = pd.DataFrame({"n": n, "d": 20 * n, "run": list("aabbccdd"), "loss": loss * noise})
+    file, out = _csv(tmp_path, table), tmp_path / "f.json"
+    names = [file, "--n", "n", "--d", "d", "--loss", "loss", "--bootstrap", 20, "--out", out]
+    held = [
+        "--fix",
+        "alpha=0.34",
+        "--fix",
+        "beta=0.28",
+        "--residuals",
+        "linear",
+        "--cluster",
+        "run",
+    ]
+    done = _call("fit", *names, *held, "--no-check", "--flops", 1e22)
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text())
+    assert report["parameters"]["alpha"]["low"] == report["parameters"]["alpha"]["high"] == 0.34
+    assert report["objective"]["kind"] == "sum of Huber(0.001) of the response"
+    asked = report["compute_optimal"]["1e+22"][2]["estimate"]
+    assert report["doubts"] == [
+        f"extrapolation: {asked:.4g} tokens per parameter, the fitted runs have 20"
+    ]
+    told = _call("forecast", *names[:-1], tmp_path / "to_come.json", "--at", "n=1e9,d=1e12", *held)
+    assert told.exit_code == 0, told.output
+    assert "d / n is 20 in all runs: their terms cannot be told apart" in told.output
+    assert "extrapolation: 1000 tokens per parameter, the fitted runs have 20" in told.output
+    for bad, message in (("n=1e9,d=-1", "d=-1 must be"), ("n=1e9,d=x", "d=x must be name=number")):
+        told = _call("forecast", *names[:-1], tmp_path / "no.json", "--at", bad)
+        assert message in told.output + str(told.exception)
+        assert not (tmp_path / "no.json").exists()
 
 
 def test_table(tmp_path: Path) -> None:

@@ -10,7 +10,11 @@ import pandas as pd
 import pytest
 
 from analysis.fit import fit
+from analysis.forecast import forecast
 from analysis.laws import CHINCHILLA, POWER_WITH_OFFSET
+from analysis.minimise import minimise
+from analysis.objective import Objective
+from analysis.report import plain
 from analysis.runs import Runs
 from tests.conftest import ROOT
 
@@ -50,6 +54,49 @@ def test_a_fit_covers_the_truth_predicts_what_it_has_not_seen_and_counts_all_row
     assert band["low"][0] < band["loss"][0] < band["high"][0]
 
 
+def test_points_of_a_run_are_drawn_together_where_they_share_its_error(runs: pd.DataFrame) -> None:
+    """Six points of a run share its error: drawn by rows, they look like six times the runs."""
+    once = runs.drop_duplicates().dropna()
+    parts = [
+        once.assign(val_loss=once["val_loss"] * (1 + 1e-6 * i), run=once.index) for i in range(6)
+    ]
+    spread = {}
+    for cluster in (None, "run"):
+        found = fit(
+            pd.concat(parts, ignore_index=True),
+            POWER_WITH_OFFSET,
+            columns={"x": "flops"},
+            loss="val_loss",
+            cluster=cluster,
+            delta=1.0,
+            bootstraps=200,
+        )
+        spread[cluster] = found.parameters.set_index("parameter")["se"]["E"]
+    assert spread["run"] / spread[None] == pytest.approx(6**0.5, rel=0.25)
+
+
+def test_many_points_start_from_some_of_them_and_end_where_all_starts_would() -> None:
+    rng = np.random.default_rng(0)
+    n, d = np.exp(rng.uniform(np.log(1e7), np.log(1e10), 1500)), np.exp(rng.uniform(21, 27, 1500))
+    loss = CHINCHILLA.predict(THETA, {"n": n, "d": d}) * np.exp(rng.normal(0, 2e-3, 1500))
+    table = pd.DataFrame({"size": n, "tokens": d, "val_loss": loss})
+    starts, told = CHINCHILLA.start_grid()[::90], set[str]()
+    found = fit(
+        table,
+        CHINCHILLA,
+        columns=COLUMNS,
+        loss="val_loss",
+        bootstraps=20,
+        starts=starts,
+        progress=lambda stage, done, total: told.add(stage),
+    )
+    every = Objective(CHINCHILLA, found.used, 1e-3)
+    _, values, _ = minimise(lambda theta, _: every(theta), starts)
+    assert found.objective <= np.nanmin(values) * (1 + 1e-9)
+    assert len(found.values) == len(starts)
+    assert told == {"starts, on some points", "best starts, on all points", "bootstraps"}
+
+
 def test_the_compute_optimal_size_is_the_minimum_along_a_budget(runs: pd.DataFrame) -> None:
     found = fit(runs, CHINCHILLA, columns=COLUMNS, loss="val_loss", bootstraps=50)
     best = found.compute_optimal(1e21).set_index("quantity")["estimate"]
@@ -74,9 +121,25 @@ def test_what_cannot_be_fitted_is_refused_with_the_reason(runs: pd.DataFrame) ->
     with pytest.raises(ValueError, match="5 points are too few for the 5 parameters of chinchilla"):
         fit(runs[:6], CHINCHILLA, columns=COLUMNS, loss="val_loss")
     logs = runs.assign(val_loss=np.log(runs["val_loss"]) - 1)
-    with pytest.raises(ValueError, match=r"losses that are not positive.*is it a logarithm"):
+    with pytest.raises(
+        ValueError, match=r"row \d+ and 24 more: -0.03.* positive: is it a logarithm"
+    ):
         fit(logs, CHINCHILLA, columns=COLUMNS, loss="val_loss")
-    power = fit(runs, POWER_WITH_OFFSET, columns={"x": "flops"}, loss="val_loss", bootstraps=20)
+    for column in ("size", "val_loss"):
+        spoilt = runs.copy()
+        spoilt.loc[7, column] = np.inf
+        with pytest.raises(
+            ValueError, match=rf"column {column}, row 7: inf must be a finite number"
+        ):
+            fit(spoilt, CHINCHILLA, columns=COLUMNS, loss="val_loss")
+    for argument, value in (("delta", 0.0), ("bootstraps", -1)):
+        with pytest.raises(ValueError, match=f"{argument}={value:g} must be"):
+            fit(runs, CHINCHILLA, columns=COLUMNS, loss="val_loss", **{argument: value})  # type: ignore[arg-type]
+    power = fit(runs, POWER_WITH_OFFSET, columns={"x": "flops"}, loss="val_loss", bootstraps=0)
+    assert power.parameters[["se", "low", "high"]].isna().all().all()
+    json.dumps(plain(power.report()), allow_nan=False)
+    with pytest.raises(ValueError, match="0 bootstraps give no interval; fit with at least 20"):
+        forecast(power, pd.DataFrame({"x": [1e22]}))
     with pytest.raises(ValueError, match="power has no compute-optimal size"):
         power.compute_optimal(1e21)
 

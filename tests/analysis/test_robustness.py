@@ -56,6 +56,33 @@ def test_sensitivity_names_each_choice_and_changes_little_on_clean_data() -> Non
     assert abs(rows.loc["n = n_all", "A"] / rows.loc["as fitted", "A"] - 1) > 0.02
 
 
+def test_sensitivity_leaves_held_out_rows_out_and_survives_a_choice_that_cannot_be_fitted() -> None:
+    table = grid(1e-3).sort_values("flops").reset_index(drop=True)
+    held = f"flops > {table['flops'][6]}"  # two points more are left than parameters
+    found = fit(
+        table,
+        CHINCHILLA,
+        columns=COLUMNS,
+        loss="loss",
+        holdout=held,
+        bootstraps=0,
+        starts=CHINCHILLA.start_grid()[::50],
+    )
+    rows = sensitivity(
+        table.assign(few=table["n"].where(table["n"] < 2e7)),
+        found,
+        columns=COLUMNS,
+        loss="loss",
+        holdout=held,
+        also_n=["few", "none"],
+    ).set_index("choice")
+    assert rows.loc["as fitted", "points"] == len(found.used)
+    assert rows.loc["without the 1 highest losses", "points"] == len(found.used) - 1
+    assert "too few for the 5 parameters" in rows.loc["n = few", "why_not"]
+    assert "no column none" in rows.loc["n = none", "why_not"]
+    assert rows.loc["as fitted", "alpha"] == pytest.approx(float(found.theta[3]), rel=0.2)
+
+
 def test_variable_projection_agrees_and_keeps_coefficients_from_turning_negative() -> None:
     table = grid(1e-3)
     found = variable_projection(
