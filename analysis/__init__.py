@@ -5,6 +5,7 @@ Reads run folders or an MLflow store, or any table with the same columns; never 
 
 __all__ = [
     "ablation",
+    "budgets",
     "commands",
     "defaults",
     "design",
@@ -23,6 +24,7 @@ __all__ = [
     "law",
     "law_plots",
     "laws",
+    "minima",
     "minimise",
     "objective",
     "outputs",

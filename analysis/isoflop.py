@@ -1,32 +1,26 @@
 """Approach 2 to compute-optimal training: the size of smallest loss at each budget, a power law.
 
-The minimum is that of a parabola in log N, fitted robustly, or of an Akima spline through the means
-over seeds. Intervals come from a parametric bootstrap with the noise of the runs. A parabola is
-biased where the curve is none: the bias is measured on noise-free losses of a Chinchilla law fitted
-to the same runs, whose optimum is known.
+A minimum found on few noisy losses has a bias and a spread that depend on the curve, the sizes and
+the method. Both are measured: the shape of a Chinchilla law fitted to all runs, moved to the
+minimum found, gives losses whose minimum is known; the same procedure on them, without noise, has
+the bias, which is subtracted, and on noisy copies the deviations, which make the intervals. The
+noise is that of the runs about the law, a parabola at each budget taken out, one for all budgets.
 
-Source: Hoffmann et al. arXiv 2203.15556, approach 2; Huber, Robust Statistics, for the weights.
+Source: Hoffmann et al. arXiv 2203.15556, approach 2.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.interpolate import Akima1DInterpolator
 
-from analysis.errors import require
-from analysis.fit import fit
+from analysis.budgets import Shape, budget_points, fitted_law, noise_of_runs, outliers
 from analysis.law import Array
-from analysis.laws import CHINCHILLA
+from analysis.minima import METHODS, MIN_SIZES, Find, Minima
 
 Method = Literal["parabola", "akima"]
-Minimum = tuple[float, float, Array] | str  # log n, loss, curve on a grid; or why there is none
-Find = Callable[[Array, Array], Minimum]
-_SAME_BUDGET = 0.05  # natural log: budgets this close are one
-_MIN_SIZES = 4  # three always lie on a parabola
-_HUBER = 1.345  # standard deviations: 95% efficient for normal noise
+_LOST = 0.2  # of the noisy copies may have no minimum
 
 
 @dataclass(frozen=True)
@@ -35,27 +29,57 @@ class IsoFlop:
 
     Args:
         budgets: a row for each: flops; n and tokens at the minimum with _low and _high; loss there;
-            bias (log of estimated over true n for the fitted law); sizes (their number); noise;
-            rejected (the reason, or "").
+            bias (log of the n found over the true one, for the fitted law; it is subtracted); sizes
+            (their number); rejected (the reason, or "").
         exponents: rows n and tokens: exponent of C, low, high, coefficient.
         curves: the fitted curves, for the figure: flops, n, loss.
         points: the runs with their budget.
+        outliers: runs more than four standard deviations off: row, flops, n, loss, deviations.
+        noise: standard deviation of the loss of a run.
         left_out: numbers of rows not used, by the reason.
+        lines: log n and log tokens at log C = 0 and their slopes, bootstrapped [2, 2, B].
     """
 
     budgets: pd.DataFrame
     exponents: pd.DataFrame
     curves: pd.DataFrame
     points: pd.DataFrame
+    outliers: pd.DataFrame
+    noise: float
     left_out: dict[str, int]
     method: Method
+    lines: Array
 
     def counts(self) -> str:
-        """Return a sentence: how many points and budgets were used, and why others were not."""
+        """Return a sentence: points, budgets and bias, and why others were not used."""
         parts = [f"{len(self.points)} points at {len(self.budgets)} budgets"]
         parts += _rejections(self.budgets)
+        bias = self.budgets.loc[self.budgets["rejected"] == "", "bias"]
+        if bias.isna().all():
+            parts.append("bias of the method not known")
+        else:
+            worst = float(np.expm1(bias.loc[bias.abs().idxmax()]))
+            parts.append(f"bias of the {self.method} (up to {worst:+.1%} of n) subtracted")
+        if len(self.outliers):
+            parts.append(f"outliers: {len(self.outliers)}")
         parts += [f"{count} left out: {why}" for why, count in self.left_out.items()]
         return "; ".join(parts)
+
+    def at(self, flops: float) -> pd.DataFrame:
+        """Return the best n, tokens and tokens per parameter at `flops`, a row each.
+
+        Columns: quantity, estimate, low, high (95%).
+        """
+        rows, log_c = self.exponents.set_index("quantity"), np.log(flops)
+        best = np.log(rows["coefficient"].to_numpy()) + rows["exponent"].to_numpy() * log_c
+        draws = self.lines[:, 0] + self.lines[:, 1] * log_c
+        values = {
+            "n": (best[0], draws[0]),
+            "tokens": (best[1], draws[1]),
+            "tokens_per_parameter": (best[1] - best[0], draws[1] - draws[0]),
+        }
+        table = [(name, np.exp(v), *np.exp(_interval(b))) for name, (v, b) in values.items()]
+        return pd.DataFrame(table, columns=["quantity", "estimate", "low", "high"])
 
     def report(self) -> dict[str, Any]:
         """Return every number, as JSON types."""
@@ -63,6 +87,8 @@ class IsoFlop:
             "method": self.method,
             "exponents": self.exponents.set_index("quantity").to_dict(orient="index"),
             "budgets": self.budgets.to_dict(orient="records"),
+            "noise": self.noise,
+            "outliers": self.outliers.to_dict(orient="records"),
             "points": {"used": len(self.points), "left_out": self.left_out},
         }
 
@@ -92,21 +118,17 @@ def isoflop(
         KeyError: a column is missing.
         ValueError: fewer than two budgets have a minimum; names the reason for each.
     """
-    points, left_out = _points(table, flops, n, loss, tokens)
-    find = METHODS[method]
+    points, left_out = budget_points(table, flops, n, loss, tokens)
+    law = fitted_law(points)
+    noise, degrees = noise_of_runs(points, law)
     rng, rows, curves = np.random.default_rng(seed), [], []
-    draws: dict[str, list[Array]] = {"n": [], "tokens": []}
+    deviations: list[Array] = []
+    spread = noise * np.sqrt(max(1, degrees) / rng.chisquare(max(1, degrees), bootstraps))
     for budget, part in points.groupby("budget"):
-        losses = part["loss"].to_numpy()
-        log_n, log_d = (np.log(part[column].to_numpy()) for column in ("n", "d"))
-        by_n, n_draws, curve = _one(find, "n", log_n, losses, rng, bootstraps)
-        by_tokens, token_draws, _ = _one(find, "tokens", log_d, losses, rng, bootstraps)
-        if by_tokens["rejected"] and not by_n["rejected"]:
-            by_n["rejected"] = f"by tokens, {by_tokens['rejected']}"
-        rows.append({"flops": budget} | by_tokens | by_n)
-        if not by_n["rejected"]:
-            draws["n"].append(n_draws)
-            draws["tokens"].append(token_draws)
+        row, draws, curve = _one(METHODS[method], part, law, noise, spread, rng)
+        rows.append({"flops": budget} | row)
+        if not row["rejected"]:
+            deviations.append(draws)
         if curve is not None:
             curves.append(curve.assign(flops=budget))
     budgets = pd.DataFrame(rows)
@@ -117,157 +139,111 @@ def isoflop(
             f"{len(accepted)} of {len(budgets)} budgets have a minimum, at least 2 are needed. "
             f"{why}"
         )
-    bias = pd.DataFrame({"flops": accepted["flops"], "bias": _bias(points, accepted, find)})
-    budgets = budgets.merge(bias, on="flops", how="left")
+    exponents, lines = _exponents(accepted, np.stack(deviations, axis=1))
     return IsoFlop(
         budgets,
-        _exponents(accepted, draws),
+        exponents,
         pd.concat(curves, ignore_index=True),
         points,
+        outliers(points, law, noise),
+        noise,
         left_out,
         method,
+        lines,
     )
-
-
-def _points(
-    table: pd.DataFrame, flops: str, n: str, loss: str, tokens: str | None
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    names = {"flops": flops, "n": n, "loss": loss} | ({"d": tokens} if tokens else {})
-    require(table, list(names.values()))
-    points = pd.DataFrame({k: pd.to_numeric(table[c], errors="coerce") for k, c in names.items()})
-    good = (points > 0).all(axis=1)
-    left_out = {"a value is missing or not positive": int((~good).sum())} if not good.all() else {}
-    points = points[good].sort_values("flops").reset_index(drop=True)
-    if not tokens:
-        points["d"] = points["flops"] / (6 * points["n"])
-    group = (np.log(points["flops"]).diff() > _SAME_BUDGET).cumsum()
-    points["budget"] = np.exp(np.log(points["flops"]).groupby(group).transform("mean"))
-    return points, left_out
 
 
 def _one(
-    find: Find, name: str, x: Array, y: Array, rng: np.random.Generator, bootstraps: int
+    find: Find,
+    part: pd.DataFrame,
+    law: Array | None,
+    noise: float,
+    spread: Array,
+    rng: np.random.Generator,
 ) -> tuple[dict[str, Any], Array, pd.DataFrame | None]:
-    """Return (row of one budget, bootstrapped minima (log), fitted curve); `name` is the size's."""
-    sizes = np.unique(x)
-    minimum: Minimum = f"{len(sizes)} sizes are fewer than {_MIN_SIZES}"
-    if len(sizes) >= _MIN_SIZES:
-        minimum = find(x, y)
-    if isinstance(minimum, str):
-        none = dict.fromkeys((name, f"{name}_low", f"{name}_high", "loss", "noise"), np.nan)
-        return none | {"sizes": len(sizes), "rejected": minimum}, np.empty(0), None
-    best, least, grid = minimum
-    line = np.linspace(sizes[0], sizes[-1], len(grid))
-    fitted = np.interp(x, line, grid)
-    noise = _noise(x, y, fitted)
-    draws = np.full(bootstraps, np.nan)
-    for index in range(bootstraps):
-        resampled = find(x, fitted + rng.normal(0.0, noise, len(x)))
-        draws[index] = resampled[0] if not isinstance(resampled, str) else np.nan
-    lost = float(np.mean(np.isnan(draws)))
-    row = {
-        name: np.exp(best),
-        f"{name}_low": np.exp(np.nanquantile(draws, 0.025)),
-        f"{name}_high": np.exp(np.nanquantile(draws, 0.975)),
-        "loss": least,
-        "sizes": len(sizes),
-        "noise": noise,
-        "rejected": f"{lost:.0%} of the bootstraps have no minimum" if lost > 0.2 else "",
-    }
-    curve = pd.DataFrame({"n": np.exp(line), "loss": grid})
-    return row, np.where(np.isnan(draws), best, draws), curve
+    """Return (row of one budget, deviations of log n and log tokens [2, B], fitted curve).
+
+    Args:
+        spread: the noise of each copy [B].
+    """
+    sizes, y = part["n"].nunique(), part["loss"].to_numpy()
+    logs = [np.log(part[column].to_numpy()) for column in ("n", "d")]
+    names = [f"{name}{end}" for name in ("n", "tokens") for end in ("", "_low", "_high")]
+    row: dict[str, Any] = dict.fromkeys([*names, "loss", "bias"], np.nan) | {"sizes": sizes}
+    if sizes < MIN_SIZES:
+        why = f"{sizes} sizes are fewer than {MIN_SIZES}"
+        return row | {"rejected": why}, np.empty((2, 0)), None
+    by_n, by_d = (find(x, y[None], noise) for x in logs)
+    if by_n.reason or by_d.reason:
+        why = by_n.reason or f"by tokens, {by_d.reason}"
+        return row | {"rejected": why}, np.empty((2, 0)), None
+    row["loss"] = float(by_n.loss[0])
+    exact, truth, calibrated = _known_shape(by_n, part, law, find, noise)
+    copies = exact + spread[:, None] * rng.standard_normal((len(spread), len(y)))
+    deviations = []
+    for name, x, found, true in zip(("n", "tokens"), logs, (by_n, by_d), truth, strict=True):
+        bias = float(find(x, exact[None], noise).best[0]) - true
+        moved = find(x, copies, noise).best - true - bias
+        best, (low, high) = float(found.best[0]) - bias, _interval(moved)
+        row |= {name: np.exp(best)}
+        row |= {f"{name}_low": np.exp(best - high), f"{name}_high": np.exp(best - low)}
+        if name == "n" and calibrated:
+            row["bias"] = bias
+        deviations.append(moved)
+    both = np.stack(deviations)
+    lost = np.isnan(both).any(axis=0)
+    rejected = f"{lost.mean():.0%} of the noisy copies have no minimum" if len(lost) else ""
+    row["rejected"] = rejected if len(lost) and lost.mean() > _LOST else ""
+    both[:, lost] = both[:, rng.choice(np.flatnonzero(~lost), lost.sum())] if lost.any() else 0.0
+    line = np.linspace(*by_n.reach, 200)
+    return row, both, pd.DataFrame({"n": np.exp(line), "loss": by_n.curve(line)})
 
 
-def _noise(x: Array, y: Array, fitted: Array) -> float:
-    """Return the standard deviation within sizes of several runs, else about the curve."""
-    frame = pd.DataFrame({"x": x, "y": y})
-    spare = len(x) - len(np.unique(x))
-    if spare >= 3:
-        within = frame["y"] - frame.groupby("x")["y"].transform("mean")
-        return float(np.sqrt((within**2).sum() / spare))
-    return float(np.sqrt(np.sum((y - fitted) ** 2) / max(1, len(x) - 3)))
+def _known_shape(
+    found: Minima, part: pd.DataFrame, law: Array | None, find: Find, noise: float
+) -> tuple[Array, tuple[float, float], bool]:
+    """Return noise-free losses [M] near those of a budget, their true minimum, whether of the law.
+
+    The minimum is that in log n and in log tokens. Where the law has none at these sizes, the
+    fitted curve itself is taken.
+    """
+    x = np.log(part["n"].to_numpy())
+    if law is not None:
+        shape = Shape.of(law, part)
+        for _ in range(2):  # the bias hangs a little on where the minimum lies
+            first = find(x, shape.losses(x)[None], noise).best[0]
+            if not np.isfinite(first):
+                break
+            shape = shape.moved(float(found.best[0] - first))
+        else:
+            if np.isfinite(find(x, shape.losses(x)[None], noise).best[0]):
+                return shape.losses(x), shape.minimum, True
+    x_fitted = np.clip(x, *found.reach)
+    order = np.argsort(x)
+    tokens = np.interp(found.best[0], x[order], np.log(part["d"].to_numpy())[order])
+    return found.curve(x_fitted), (float(found.best[0]), float(tokens)), False
 
 
-def _parabola(x: Array, y: Array) -> Minimum:
-    """Return the minimum (log n, loss) and the curve on a grid, or why there is none."""
-    middle = x.mean()
-    design = np.stack([np.ones_like(x), x - middle, (x - middle) ** 2], axis=1)
-    weights = np.ones_like(y)
-    for _ in range(20):
-        root = np.sqrt(weights)
-        c, *_ = np.linalg.lstsq(design * root[:, None], y * root, rcond=None)
-        residual = np.abs(y - design @ c)
-        scale = 1.4826 * np.median(residual)
-        if scale <= 1e-12:
-            break
-        weights = np.minimum(1.0, _HUBER * scale / np.maximum(residual, 1e-300))
-    if c[2] <= 0:
-        return "the parabola opens downwards"
-    best = middle - c[1] / (2 * c[2])
-    if not x.min() < best < x.max():
-        return "the minimum lies outside the sizes"
-    grid = np.linspace(x.min(), x.max(), 200) - middle
-    return float(best), float(c[0] - c[1] ** 2 / (4 * c[2])), c[0] + c[1] * grid + c[2] * grid**2
+def _exponents(accepted: pd.DataFrame, deviations: Array) -> tuple[pd.DataFrame, Array]:
+    """Return the rows of the power laws, and their bootstrapped lines [2, 2, B].
+
+    Args:
+        deviations: of log n and log tokens [2, budgets, B].
+    """
+    c, rows, lines = np.log(accepted["flops"].to_numpy()), [], []
+    middle = c.mean()
+    for index, name in enumerate(("n", "tokens")):
+        slope, at_middle = np.polyfit(c - middle, np.log(accepted[name].to_numpy()), 1)
+        moved = np.polyfit(c - middle, deviations[index], 1)
+        slopes, heights = slope - moved[0], at_middle - moved[1]
+        rows.append((name, slope, *_interval(slopes), float(np.exp(at_middle - slope * middle))))
+        lines.append(np.stack([heights - slopes * middle, slopes]))
+    columns = ["quantity", "exponent", "low", "high", "coefficient"]
+    return pd.DataFrame(rows, columns=columns), np.stack(lines)
 
 
-def _akima(x: Array, y: Array) -> Minimum:
-    """Return what `_parabola` does, for a spline through the mean of each size."""
-    means = pd.Series(y).groupby(x).mean()
-    sizes = means.index.to_numpy(dtype=float)
-    line = np.linspace(sizes[0], sizes[-1], 200)
-    curve = Akima1DInterpolator(sizes, means.to_numpy())(line)
-    lowest = int(np.argmin(curve))
-    if lowest in (0, len(line) - 1):
-        return "the smallest loss is at the edge of the sizes"
-    return float(line[lowest]), float(curve[lowest]), curve
-
-
-METHODS: dict[str, Find] = {
-    "parabola": _parabola,
-    "akima": _akima,
-}
-
-
-def _log_tokens(part: pd.DataFrame, log_n: Array) -> Array:
-    slope, start = np.polyfit(np.log(part["n"].to_numpy()), np.log(part["d"].to_numpy()), 1)
-    along: Array = start + slope * log_n
-    return along
-
-
-def _exponents(accepted: pd.DataFrame, draws: dict[str, list[Array]]) -> pd.DataFrame:
-    c, rows = np.log(accepted["flops"].to_numpy()), []
-    for name, minima in draws.items():
-        slope, start = np.polyfit(c, np.log(accepted[name].to_numpy()), 1)
-        low, high = np.quantile(np.polyfit(c, np.stack(minima), 1)[0], [0.025, 0.975])
-        rows.append((name, slope, low, high, float(np.exp(start))))
-    return pd.DataFrame(rows, columns=["quantity", "exponent", "low", "high", "coefficient"])
-
-
-def _bias(points: pd.DataFrame, accepted: pd.DataFrame, find: Find) -> Array:
-    """Return log(estimated / true n) on noise-free losses of a law fitted to the points."""
-    if len(points) < 8:
-        return np.full(len(accepted), np.nan)
-    law = fit(
-        points,
-        CHINCHILLA,
-        columns={"n": "n", "d": "d"},
-        loss="loss",
-        bootstraps=0,
-        starts=CHINCHILLA.start_grid()[::9],
-    )
-    biases = []
-    for budget in accepted["flops"].to_numpy(dtype=float):
-        part = points[points["budget"] == budget]
-
-        def loss(x: Array, part: pd.DataFrame = part) -> Array:
-            return CHINCHILLA.predict(
-                law.theta, {"n": np.exp(x), "d": np.exp(_log_tokens(part, x))}
-            )
-
-        x = np.log(part["n"].to_numpy())
-        line = np.linspace(x.min() - 1, x.max() + 1, 20001)
-        minimum = find(x, loss(x))
-        biases.append(
-            np.nan if isinstance(minimum, str) else minimum[0] - line[np.argmin(loss(line))]
-        )
-    return np.array(biases)
+def _interval(draws: Array) -> tuple[float, float]:
+    """Return the 2.5% and 97.5% quantiles, NaN where there are no draws."""
+    known = draws[np.isfinite(draws)]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
+    return float(low), float(high)

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -41,7 +42,7 @@ def law_with_residuals(
 
 def isoflop_curves(minima: IsoFlop, *, title: str) -> tuple[Figure, pd.DataFrame]:
     """Return loss against n for each budget, fitted curves and minima; rejected ones are grey."""
-    figure, axis = plt.subplots(figsize=(3.3, 2.6))
+    figure, axis = plt.subplots(figsize=(3.3, 3.0))
     rejected = set(minima.budgets.loc[minima.budgets["rejected"] != "", "flops"])
     colours = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(minima.budgets)))
     for index, (budget, part) in enumerate(minima.points.groupby("budget")):
@@ -65,7 +66,17 @@ def isoflop_curves(minima: IsoFlop, *, title: str) -> tuple[Figure, pd.DataFrame
         label="best size",
     )
     axis.set(xscale="log", xlabel="parameters", ylabel="validation loss (nats/token)", title=title)
-    axis.legend(fontsize=5, title="training FLOPs", title_fontsize=5)
+    if len(minima.outliers):
+        far = minima.outliers
+        axis.plot(far["n"], far["loss"], "o", color="C1", fillstyle="none", label="outlier")
+    axis.legend(  # below the axes: the points fill them
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        ncols=4,
+        fontsize=5,
+        title="training FLOPs",
+        title_fontsize=5,
+    )
     return figure, minima.points
 
 
@@ -111,8 +122,9 @@ def profile_curves(profile: pd.DataFrame, *, title: str) -> tuple[Figure, pd.Dat
         axis.plot(part["value"], part["statistic"])
         axis.axhline(level, color="0.5", linewidth=0.8, linestyle="--")
         seen = part.loc[part["statistic"] <= 4 * level, "value"]
-        axis.set(ylim=(0, 4 * level), xlim=(seen.min(), seen.max()), xlabel=name)
-        axis.locator_params(axis="x", nbins=4)
+        axis.set(ylim=(0, 4 * level), xlabel=name)
+        _few_ticks(axis, "x", (seen.min(), seen.max()), log=seen.max() > 5 * seen.min() > 0)
+        axis.tick_params(labelsize=6)
     for axis in list(axes.flat)[len(names) :]:
         axis.set_axis_off()
     figure.suptitle(title, fontsize=8)
@@ -121,10 +133,19 @@ def profile_curves(profile: pd.DataFrame, *, title: str) -> tuple[Figure, pd.Dat
 
 
 def pair_plot(fitted: Fit, *, title: str) -> tuple[Figure, pd.DataFrame]:
-    """Return the bootstrapped parameters against each other; the estimate is the cross."""
-    draws, best = fitted.law.named(fitted.draws), fitted.law.named(fitted.theta)
-    names = list(draws)
-    figure, axes = plt.subplots(len(names), len(names), figsize=(5.0, 5.0))
+    """Return the bootstrapped parameters against each other; the estimate is the cross.
+
+    Those that are fitted by their logarithm have a logarithmic axis, and of each the middle 99% are
+    shown: where a parameter is not determined, a few bootstraps lie far beyond all others.
+    """
+    law = fitted.law
+    draws, best = law.named(fitted.draws), law.named(fitted.theta)
+    names = list(law.parameters)
+    low, high = np.quantile(fitted.draws, [0.005, 0.995], axis=0)
+    margin = 0.05 * np.maximum(high - low, 1e-6)
+    lowest, highest = law.named(low - margin), law.named(high + margin)
+    shown = {name: (float(lowest[name]), float(highest[name])) for name in names}
+    figure, axes = plt.subplots(len(names), len(names), figsize=(5.0, 5.0), squeeze=False)
     for i, row in enumerate(names):
         for j, column in enumerate(names):
             axis = axes[i, j]
@@ -132,16 +153,33 @@ def pair_plot(fitted: Fit, *, title: str) -> tuple[Figure, pd.DataFrame]:
                 axis.set_axis_off()
                 continue
             if i == j:
-                axis.hist(draws[row], bins=30, color="0.6")
+                spaced = np.geomspace if row in law.positive else np.linspace
+                axis.hist(draws[row], list(spaced(*shown[row], 31)), color="0.6")
                 axis.axvline(float(best[row]), color="C1", linewidth=0.8)
             else:
                 axis.plot(draws[column], draws[row], ".", markersize=1, alpha=0.3, rasterized=True)
                 axis.plot(best[column], best[row], "+", color="C1")
+                _few_ticks(axis, "y", shown[row], log=row in law.positive)
+            _few_ticks(axis, "x", shown[column], log=column in law.positive)
             axis.tick_params(labelbottom=i == len(names) - 1, labelleft=j == 0 and i > 0)
-            axis.locator_params(nbins=2)
             if i == len(names) - 1:
                 axis.set_xlabel(column)
             if j == 0:
                 axis.set_ylabel(row)
     figure.suptitle(title, fontsize=8)
     return figure, pd.DataFrame({name: np.asarray(values) for name, values in draws.items()})
+
+
+def _few_ticks(axis: Axes, which: str, limits: tuple[float, float], *, log: bool) -> None:
+    """Set the limits of axis x or y and two ticks that fit under a small panel."""
+    spaced = np.geomspace if log else np.linspace
+    ticks = [float(f"{value:.2g}") for value in spaced(*limits, 5)[[1, 3]]]
+    axis.set(**{f"{which}scale": "log" if log else "linear"})
+    axis.set(**{f"{which}ticks": ticks, f"{which}ticklabels": [_short_tick(t) for t in ticks]})
+    axis.set(**{f"{which}lim": limits})
+    axis.minorticks_off()
+
+
+def _short_tick(value: float) -> str:
+    """Return a value as a tick label; powers of ten instead of many digits."""
+    return f"{value:g}" if 1e-3 <= abs(value) < 1e5 or value == 0 else short_flops(value)

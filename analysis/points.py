@@ -26,10 +26,10 @@ def usable_points(
         {name: pd.to_numeric(table[c], errors="coerce").astype(float) for name, c in names.items()}
     )
     for name, column in names.items():
-        _refuse(points[name], np.isinf(points[name]), column, "a finite number; leave the row out")
+        refuse(points[name], np.isinf(points[name]), column, "a finite number; leave the row out")
     if law.log:
         wanted = "positive: is it a logarithm?"
-        _refuse(points["loss"], points["loss"] <= 0, loss, wanted)
+        refuse(points["loss"], points["loss"] <= 0, loss, wanted)
     empty = points.isna().any(axis=1)
     other = ~empty & (points[list(law.columns)] <= 0).any(axis=1)
     twice = ~empty & ~other & points.duplicated()
@@ -48,7 +48,8 @@ def usable_points(
     return points[~(empty | other | twice)], left_out
 
 
-def _refuse(values: pd.Series, bad: pd.Series, column: str, wanted: str) -> None:
+def refuse(values: pd.Series, bad: pd.Series, column: str, wanted: str) -> None:
+    """Raise ValueError if any of `values` is `bad`: the column, the first row, what is wanted."""
     if bad.any():
         more = f" and {int(bad.sum()) - 1} more" if bad.sum() > 1 else ""
         raise ValueError(

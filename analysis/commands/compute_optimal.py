@@ -19,8 +19,8 @@ from analysis.commands.options import (
     read_table,
 )
 from analysis.envelope import envelope as lower_envelope
-from analysis.isoflop import METHODS
 from analysis.isoflop import isoflop as isoflop_minima
+from analysis.minima import METHODS
 
 
 def isoflop(
@@ -33,6 +33,9 @@ def isoflop(
     method: Annotated[str, typer.Option(help="parabola or akima")] = "parabola",
     bootstrap: Bootstrap = 1000,
     seed: Seed = 0,
+    at: Annotated[
+        list[float] | None, typer.Option(help="FLOPs to give the best size at; again for more")
+    ] = None,
     out: Annotated[Path, typer.Option(help="JSON; figures and CSVs go beside it")] = Path(
         "isoflop.json"
     ),
@@ -54,6 +57,11 @@ def isoflop(
     )
     print(minima.budgets.to_string(index=False), end="\n\n")
     print(minima.exponents.to_string(index=False))
+    later = {f"{budget:g}": minima.at(budget) for budget in at or []}
+    for budget, best in later.items():
+        print(f"\nbest at {budget} FLOPs:\n{best.to_string(index=False)}")
+    if len(minima.outliers):
+        print(f"\noutliers:\n{minima.outliers.to_string(index=False)}\n")
     note = minima.counts()
     print(note)
     exponent = minima.exponents.set_index("quantity").loc["n"]["exponent"]
@@ -61,7 +69,8 @@ def isoflop(
     drawings = [("", figure, data, note)]
     figure, data = law_plots.best_size(minima, title="Compute-optimal size, isoFLOP minima")
     drawings.append(("_best", figure, data, note))
-    finish(outputs, source, minima.report(), drawings)
+    sizes = {budget: best.to_dict(orient="records") for budget, best in later.items()}
+    finish(outputs, source, minima.report() | {"compute_optimal": sizes}, drawings)
 
 
 def envelope(

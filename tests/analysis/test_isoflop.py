@@ -6,7 +6,7 @@ import pytest
 
 from analysis.envelope import envelope
 from analysis.isoflop import Method, isoflop
-from tests.analysis.known import EXPONENT, TRUE, budgets, curves
+from tests.analysis.known import EXPONENT, best_size, budgets, curves
 
 
 @pytest.mark.parametrize("method", ["parabola", "akima"])
@@ -19,12 +19,47 @@ def test_the_exponent_of_the_best_size_is_found(method: Method) -> None:
     assert tokens["exponent"] == pytest.approx(1 - row["exponent"], abs=1e-2)
 
 
-def test_the_bias_of_the_parabola_is_reported_as_it_is() -> None:
-    found = isoflop(budgets(), flops="flops", n="n", loss="loss", bootstraps=2).budgets
-    a, b, alpha, beta = (TRUE[k] for k in ("A", "B", "alpha", "beta"))
-    true = (alpha * a / (beta * b)) ** (1 / (alpha + beta)) * (found["flops"] / 6) ** EXPONENT
-    assert np.log(found["n"] / true).to_numpy() == pytest.approx(found["bias"].to_numpy(), abs=1e-4)
-    assert (found["bias"].abs() > 0.01).all()
+@pytest.mark.parametrize("method", ["parabola", "akima"])
+@pytest.mark.parametrize(("span", "off"), [(5.0, 1.0), (25.0, 1.0), (16.0, 3.0)])
+def test_the_best_size_has_no_bias_however_wide_and_lopsided_the_sizes(
+    method: Method, span: float, off: float
+) -> None:
+    table = budgets(span=span, sizes=11, off=off)
+    found = isoflop(table, flops="flops", n="n", loss="loss", method=method, bootstraps=2)
+    true = best_size(found.budgets["flops"].to_numpy())
+    assert found.budgets["n"].to_numpy() == pytest.approx(true, rel=1e-3)
+    assert found.budgets["bias"].abs().max() < 0.05  # before it is subtracted
+    assert found.exponents["exponent"].iloc[0] == pytest.approx(EXPONENT, abs=1e-4)
+    assert "subtracted" in found.counts()
+
+
+def test_intervals_of_a_spline_through_one_run_a_size_are_not_empty() -> None:
+    table = budgets(2e-3, seeds=1)
+    found = isoflop(table, flops="flops", n="n", loss="loss", method="akima", bootstraps=300)
+    assert found.noise == pytest.approx(2e-3 * table["loss"].mean(), rel=0.5)
+    width = np.log(found.budgets["n_high"] / found.budgets["n_low"])
+    assert (width > 0.2).all()
+    row = found.exponents.set_index("quantity").loc["n"]
+    assert row["low"] < EXPONENT < row["high"]
+    assert 0.02 < row["high"] - row["low"] < 0.5
+    later = found.at(1e23).set_index("quantity")
+    true = float(best_size(np.array([1e23]))[0])
+    assert later.loc["n", "low"] < true < later.loc["n", "high"]
+    product = later.loc["n", "estimate"] * later.loc["tokens", "estimate"]
+    assert 6 * product == pytest.approx(1e23, rel=0.01)
+
+
+def test_a_run_far_off_is_listed_with_its_row() -> None:
+    table = budgets(1e-3, sizes=9)
+    assert isoflop(table, flops="flops", n="n", loss="loss", bootstraps=2).outliers.empty
+    table.loc[31, "loss"] += 0.1
+    found = isoflop(table, flops="flops", n="n", loss="loss", bootstraps=2)
+    assert found.outliers["row"].tolist() == [31]
+    assert found.outliers["deviations"][0] > 10
+    assert "outliers: 1" in found.counts()
+    table.loc[3, "n"] = np.inf
+    with pytest.raises(ValueError, match="column n, row 3: inf must be a finite number"):
+        isoflop(table, flops="flops", n="n", loss="loss")
 
 
 def test_budgets_without_a_minimum_are_rejected_with_the_reason() -> None:
