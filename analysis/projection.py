@@ -56,7 +56,8 @@ def _search(n: Array, d: Array, loss: Array, starts: list[tuple[float, float]]) 
         return norm**2, coefficients
 
     first = min(starts, key=lambda start: solved(np.array(start))[0])
-    options = {"xatol": 1e-12, "fatol": 1e-300, "maxiter": 2000}
+    least = 1e-12 * solved(np.array(first))[0]
+    options = {"xatol": 1e-9, "fatol": max(least, 1e-300), "maxiter": 2000}
     end = minimize(
         lambda exponents: solved(exponents)[0],
         np.array(first),

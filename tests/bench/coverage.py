@@ -72,7 +72,7 @@ def _laws(seeds: int, draw: int) -> Inside:
     yield "a forecast at 1e24 FLOPs", _forecast(found, n, LATER / (6 * n), draw)
     yield "a forecast within the sizes", _forecast(found, 3e8, 2e10, draw)
     points = (table[name].to_numpy() for name in ("n", "d", "loss"))
-    second = variable_projection(*points, bootstraps=100, seed=draw).set_index("parameter")
+    second = variable_projection(*points, bootstraps=60, seed=draw).set_index("parameter")
     yield "a law's parameters, by variable projection", _share(second, TRUE)
 
 
