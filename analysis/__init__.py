@@ -6,6 +6,7 @@ Reads run folders or an MLflow store, or any table with the same columns; never 
 __all__ = [
     "ablation",
     "budgets",
+    "chain",
     "commands",
     "defaults",
     "design",
