@@ -9,13 +9,14 @@ import sys
 
 import typer
 
+from analysis.commands.chain import chain
 from analysis.commands.comparison import ablate, table
 from analysis.commands.compute_optimal import envelope, isoflop
 from analysis.commands.law import fit
 from analysis.commands.prediction import design, forecast, score
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
-for _command in (fit, isoflop, envelope, forecast, score, ablate, table, design):
+for _command in (fit, isoflop, envelope, forecast, score, chain, ablate, table, design):
     app.command()(_command)
 
 

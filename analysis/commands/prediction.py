@@ -68,7 +68,7 @@ def forecast(
 ) -> None:
     """Predict runs that have not been made; write it down with the time and the input."""
     found = find_law(law, fix, residuals)
-    names, points = column_names(found.columns, n, d, x, column), _points(at, found.columns)
+    names, points = column_names(found.columns, n, d, x, column), run_points(at, found.columns)
     if out.exists():
         raise FileExistsError(errno.EEXIST, "exists", str(out))
     check_folder(out.parent)
@@ -169,7 +169,7 @@ def design(
     print(write(outputs, source, body, texts=sweep))
 
 
-def _points(at: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+def run_points(at: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
     """Return a row for each text "n=1e9,d=2e10".
 
     Raises:

@@ -122,10 +122,25 @@ def test_fit_says_what_is_not_identified_and_takes_held_parameters(tmp_path: Pat
     assert told.exit_code == 0, told.output
     assert "d / n is 20 in all runs: their terms cannot be told apart" in told.output
     assert "extrapolation: 1000 tokens per parameter, the fitted runs have 20" in told.output
-    for bad, message in (("n=1e9,d=-1", "d=-1 must be"), ("n=1e9,d=x", "d=x must be name=number")):
-        told = _call("forecast", *names[:-1], tmp_path / "no.json", "--at", bad)
-        assert message in told.output + str(told.exception)
-        assert not (tmp_path / "no.json").exists()
+
+
+def test_chain_writes_both_laws_and_the_accuracy_of_a_larger_run(tmp_path: Path) -> None:
+    table = grid(1e-3)
+    table["accuracy"] = 0.25 + 0.7 / (1 + np.exp(6 * (table["loss"] - 2.6)))
+    names = [_csv(tmp_path, table), "--n", "n", "--d", "d", "--loss", "loss"]
+    out = tmp_path / "c.json"
+    more = ["--accuracy", "accuracy", "--bootstrap", 20, "--at", "n=1e11,d=1e13", "--out", out]
+    done = _call("chain", *names, *more)
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text())
+    assert report["laws"] == ["chinchilla", "sigmoid"]
+    (point,) = report["points"]
+    loss = TRUE["E"] + TRUE["A"] / 1e11 ** TRUE["alpha"] + TRUE["B"] / 1e13 ** TRUE["beta"]
+    true = 0.25 + 0.7 / (1 + np.exp(6 * (loss - 2.6)))
+    assert point["low"] < true < point["high"]
+    assert point["accuracy"] == pytest.approx(true, abs=0.01)
+    wrong = _call("chain", *names, "--accuracy", "accuracy", "--at", "n=1,d=1", "--laws", "mine")
+    assert "--laws mine is none of olmo_ladder, gadre" in str(wrong.exception)
 
 
 def test_table(tmp_path: Path) -> None:
