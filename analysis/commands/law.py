@@ -38,6 +38,7 @@ from analysis.fit import Fit
 from analysis.fit import fit as fit_law
 from analysis.fit_console import print_fit
 from analysis.identification import extrapolation, missed_minimum, unidentified
+from analysis.laws import CHINCHILLA
 from analysis.projection import variable_projection
 from analysis.robustness import flat_valleys, profiles, sensitivity
 
@@ -133,7 +134,7 @@ def _drawings(fitted: Fit) -> list[Drawing]:
 
 def _second_method(fitted: Fit, seed: int) -> dict[str, Any]:
     """Return the parameters by variable projection, {} where the law is not Chinchilla's."""
-    if fitted.law.name != "chinchilla":
+    if fitted.law != CHINCHILLA:
         return {}
     points = (fitted.used[name].to_numpy() for name in ("n", "d", "loss"))
     parameters: pd.DataFrame = variable_projection(*points, bootstraps=100, seed=seed)
