@@ -33,7 +33,9 @@ def variable_projection(
         rows = rng.integers(0, len(loss), len(loss))
         estimate = _search(logs[0][rows], logs[1][rows], loss[rows], [(best[3], best[4])])
         resampled.append(estimate)
-    draws = np.array(resampled).reshape(-1, 5)
+    # Resampled points vary less than new ones would, by the five that the parameters take.
+    few = np.sqrt(len(loss) / max(1, len(loss) - 5))
+    draws = np.maximum(0.0, best + few * (np.array(resampled).reshape(-1, 5) - best))
     names = ("A", "B", "E", "alpha", "beta")
     parameters = pd.DataFrame({"parameter": names, "estimate": best})
     if bootstraps > 1:

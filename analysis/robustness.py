@@ -2,7 +2,8 @@
 
 A profile fixes one parameter and fits the others again. The rise of the objective, scaled as
 Huber's likelihood-ratio statistic, is chi-square with one degree of freedom; where it stays below
-3.84 the data allow that value. If it never rises, the parameter is not determined: a flat valley.
+3.84 the data allow that value. With few points it is reduced as Student's t asks. If it never
+rises, the parameter is not determined: a flat valley.
 
 Source: Huber and Ronchetti, Robust Statistics, section 7.
 """
@@ -46,7 +47,9 @@ def profiles(fitted: Fit) -> pd.DataFrame:
         return value, gradient
 
     ends, values, _ = minimise(objective, starts)
-    statistic = 2 * (values - fitted.objective) / of_points.scale(fitted.theta)
+    points, free = len(fitted.used), len(fitted.used) - count
+    few = stats.chi2.ppf(0.95, 1) / stats.t.ppf(0.975, free) ** 2 * free / points
+    statistic = 2 * few * (values - fitted.objective) / of_points.scale(fitted.theta)
     named = law.named(ends)
     value = np.concatenate([named[name][fixed == i] for i, name in enumerate(law.parameters)])
     return pd.DataFrame(

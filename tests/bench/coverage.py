@@ -1,6 +1,6 @@
 """How often intervals of 95% hold the truth, on tables of runs whose law is known.
 
-    python -m tests.bench.coverage [REPETITIONS [PART ...]]    PART: laws, isoflop, envelope, chain
+    python -m tests.bench.coverage [REPETITIONS [PART ...]]    PART: laws, isoflop, envelope
 
 Each repetition draws new noise (0.2% of the loss of a run) for a table of the Chinchilla law with
 one or three runs a size, and makes every interval that is shown for such a table. The binomial
@@ -72,7 +72,7 @@ def _laws(seeds: int, draw: int) -> Inside:
     yield "a forecast at 1e24 FLOPs", _forecast(found, n, LATER / (6 * n), draw)
     yield "a forecast within the sizes", _forecast(found, 3e8, 2e10, draw)
     points = (table[name].to_numpy() for name in ("n", "d", "loss"))
-    second = variable_projection(*points, bootstraps=60, seed=draw).set_index("parameter")
+    second = variable_projection(*points, bootstraps=100, seed=draw).set_index("parameter")
     yield "a law's parameters, by variable projection", _share(second, TRUE)
 
 
