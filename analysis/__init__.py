@@ -33,6 +33,7 @@ __all__ = [
     "paper",
     "plots",
     "points",
+    "pooling",
     "projection",
     "readme",
     "report",

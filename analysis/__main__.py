@@ -14,6 +14,7 @@ from analysis.commands.comparison import ablate, table
 from analysis.commands.compute_optimal import envelope, isoflop
 from analysis.commands.law import fit
 from analysis.commands.prediction import design, forecast, score
+from analysis.pooling import warn_in_one_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
 for _command in (fit, isoflop, envelope, forecast, score, chain, ablate, table, design):
@@ -22,6 +23,7 @@ for _command in (fit, isoflop, envelope, forecast, score, chain, ablate, table, 
 
 def main() -> None:
     """Run a command; an error in its input is one line."""
+    warn_in_one_line()
     try:
         app()
     except FileExistsError as error:

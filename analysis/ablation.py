@@ -11,11 +11,6 @@ from analysis.paired import beside_baseline, holm, over_seeds, paired_difference
 from analysis.runs import Runs
 
 
-def first_word(row: "pd.Series[Any]") -> str:
-    """Return the first word of a cell's label: its recipe where that is varied first."""
-    return str(row["label"]).partition(" ")[0]
-
-
 def ablate(
     runs: Runs,
     *,

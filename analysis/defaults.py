@@ -1,29 +1,38 @@
 """Sensible figures for any sweep, nothing to write."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.plots import against_size, learning_curves, save
+from analysis.pooling import varied
 from analysis.run_plots import heat_map, pareto
 from analysis.runs import Runs
 
+_MOST_SERIES = 8
+
 
 def default_figures(runs: Runs, folder: Path) -> list[Path]:
-    """Draw curves against four axes, and loss against parameters where the sweep varies them."""
-    by = "label" if len(runs.table) <= 8 else _varying(runs)
+    """Draw curves against four axes, and loss against parameters where the sweep varies them.
+
+    A series is what the runs differ in besides the seed, so that a mean is over seeds.
+    """
+    curves, by = _series(runs, varied(runs.table))
+    if curves.table[by].nunique() > _MOST_SERIES:
+        curves, by = runs, _coarse(runs)
     made = []
     logged = set(runs.history["key"].unique()) | {"step"}
     for x in [x for x in ("step", "tokens", "flops", "wall_s") if x in logged]:
-        figure, data = learning_curves(runs, x=x, by=by)
+        figure, data = learning_curves(curves, x=x, by=by)
         made.append(save(folder, f"val_loss_by_{x}", figure, data, runs.count()))
     done = runs.finished
+    sized, by = _series(runs, _varied_at_a_size(done))
     if done["num_parameters"].nunique() > 1:
-        figure, data = against_size(runs, by="precision.compute")
+        figure, data = against_size(sized, by=by)
         made.append(save(folder, "val_loss_by_parameters", figure, data, runs.count()))
     if done["flops"].nunique() > 1:
-        series = "precision.compute" if _varies(done, "precision.compute") else "num_parameters"
-        figure, data = pareto(done, cost="flops", by=series, title="Loss against compute")
+        figure, data = pareto(sized.finished, cost="flops", by=by, title="Loss against compute")
         made.append(save(folder, "pareto", figure, data, runs.count()))
     for other in ("model.width", "train.batch_size"):
         if _varies(done, "optim.lr") and _varies(done, other):
@@ -39,8 +48,26 @@ def _varies(table: pd.DataFrame, column: str) -> bool:
     return column in table and 1 < table[column].nunique() <= 12
 
 
-def _varying(runs: Runs) -> str:
-    for column in ("num_parameters", "optim.lr", "precision.compute", "seed"):
-        if column in runs.table and 1 < runs.table[column].nunique() <= 8:
-            return column
-    return "label"
+def _series(runs: Runs, columns: list[str]) -> tuple[Runs, str]:
+    """Return `runs` with a column that joins the values of `columns`, and its name."""
+    if len(columns) == 1:
+        return runs, columns[0]
+    name = ", ".join(columns) or "runs"
+    parts = runs.table[columns].astype(str)
+    joined = parts.agg(", ".join, axis=1) if columns else pd.Series("all", index=parts.index)
+    table = runs.table.assign(**{name: joined})
+    table.attrs |= runs.table.attrs
+    return replace(runs, table=table), name
+
+
+def _varied_at_a_size(table: pd.DataFrame) -> list[str]:
+    """Return what runs of the same number of parameters differ in besides the seed."""
+    found = [varied(part) for _, part in table.groupby("num_parameters")]
+    return list(dict.fromkeys(column for columns in found for column in columns))
+
+
+def _coarse(runs: Runs) -> str:
+    """Return a column of few values to draw curves by, where series would be too many."""
+    columns = (*varied(runs.table), "num_parameters", "seed")
+    few = [c for c in columns if 1 < runs.table[c].nunique() <= _MOST_SERIES]
+    return few[0] if few else "label"

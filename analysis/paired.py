@@ -8,20 +8,31 @@ from scipy import optimize, stats
 
 from analysis.errors import require
 from analysis.law import Array
+from analysis.pooling import is_seed, say_pooled
 
 
 def over_seeds(
-    table: pd.DataFrame, by: list[str], metric: str, *, facts: Sequence[str] = ()
+    table: pd.DataFrame,
+    by: list[str],
+    metric: str,
+    *,
+    facts: Sequence[str] = (),
+    over: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Return mean, std (NaN at n = 1) and n of `metric` for each group of `by`.
 
+    What the runs of a group differ in besides the seed is said, see `analysis.pooling.say_pooled`.
+
     Args:
         facts: more columns, of which the mean is returned.
+        over: columns over which the mean is meant to be, besides the seed.
     """
     require(table, [*by, metric, *facts])
     grouped = table.groupby(by, dropna=False)
     means = grouped[metric].agg(["mean", "std", "count"]).rename(columns={"count": "n"})
-    return means.join(grouped[list(facts)].mean()).reset_index()
+    means = means.join(grouped[list(facts)].mean()).reset_index()
+    say_pooled(means, table[table[metric].notna()], [*by, *over], metric)
+    return means
 
 
 def beside_baseline(
@@ -39,7 +50,10 @@ def beside_baseline(
     """
     gap = paired_difference(table, key=key, baseline=baseline, metric=metric, pair=pair)
     gap = gap.rename(columns={"value": key, "n": "pairs"})
-    return over_seeds(table, [key], metric, facts=facts).merge(gap, on=key, how="left")
+    means = over_seeds(table, [key], metric, facts=facts, over=pair)
+    beside = means.merge(gap, on=key, how="left")
+    beside.attrs |= gap.attrs
+    return beside
 
 
 def paired_difference(
@@ -84,6 +98,8 @@ def paired_difference(
         rows, columns=["value", "difference", "low", "high", "p", "n", "unpaired", "detectable"]
     )
     differences.insert(5, "p_holm", holm(differences["p"].to_numpy()))
+    alike = [key, *(column for column in pair if not is_seed(column))]
+    say_pooled(differences, table[table[metric].notna()], alike, metric)
     return differences
 
 

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from matplotlib.transforms import ScaledTranslation
 
 from analysis.paired import over_seeds
+from analysis.pooling import POOLED, say_pooled
 from analysis.runs import Runs
 from analysis.tables import EMPTY
 
@@ -67,6 +68,7 @@ def learning_curves(
         )
         .reset_index()
     )
+    say_pooled(shown, runs.table[runs.table["fingerprint"].isin(curves["fingerprint"])], [by], key)
     axis = plt.subplots()[1] if axis is None else axis
     for name, part in shown.groupby(by, dropna=False):
         n = int(part["n"].max())
@@ -209,9 +211,11 @@ def save(folder: Path, name: str, figure: Figure, data: pd.DataFrame, note: str 
     """Return the path of name.png after writing name.pdf, name.png and name.csv to `folder`.
 
     Args:
-        data: what the figure shows; note: printed under the figure, for example missing cells.
+        data: what the figure shows; note: printed under the figure, for example missing cells, and
+            after it what `data` pools.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    note = "\n".join(filter(None, (note, data.attrs.get(POOLED))))
     if note:
         figure.supxlabel(note, fontsize=5, color="0.4")
     undated = {"CreationDate": None}  # the same figure is the same file

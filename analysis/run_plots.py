@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from analysis.errors import require
 from analysis.paired import over_seeds
 from analysis.plots import AXES, legend, log_x, tick
+from analysis.pooling import is_seed, say_pooled
 from analysis.runs import Runs
 
 
@@ -113,6 +114,8 @@ def gap_against_tokens(
     both["gap"] = 100 * (both["value"] / both["value_base"] - 1)
     grouped = both.groupby([by, "x"], dropna=False)["gap"]
     shown = grouped.agg(["mean", "min", "max", "count"]).reset_index()
+    compared = runs.finished[runs.finished["fingerprint"].isin(points["fingerprint"])]
+    say_pooled(shown, compared, [by, *(c for c in pair if not is_seed(c))], key)
     figure, axis = plt.subplots()
     for name, part in shown.groupby(by, sort=False, dropna=False):
         axis.plot(

@@ -1,13 +1,16 @@
 """Runs of a sweep, read from run folders: one tidy table and one of metric histories.
 
-Columns of `table`: fingerprint, label, state, the science keys (`model.width`, `seed`, ...), the
-run's own facts (`num_parameters`, `flops`, `tokens`, ...), benchmark scores and the last value of
-each metric. A cell that has not run is a row with its state and NaN, never 0. docs/run-folder.md
+Columns of `table`: fingerprint, label, the name chosen in each group (`model`, `precision`, ...),
+state, the science keys (`model.width`, `seed`, ...; lists as JSON), the run's own facts
+(`num_parameters`, `flops`, `tokens`, ...), benchmark scores and the last value of each metric. A
+cell that has not run is a row with its state and NaN, never 0. docs/run-folder.md
 describes the folders; `analysis/stores.py` reads MLflow.
 """
 
+import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,12 @@ import pandas as pd
 from analysis.errors import ASKED
 from analysis.history import assemble, cached, last_values, parse_lines, read_folder
 from analysis.holder import alive
+from analysis.pooling import SETTINGS
 
 SCHEMA = 1
 _ENDED = ("finished", "diverged", "failed", "interrupted")
+_UPSTREAM = "upstream.run"
+_INPUT = re.compile(r"inputs\.[^.]+\.runs")
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,12 @@ def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
         raise FileNotFoundError(f"{listing} does not exist; run the sweep first, or name its root")
     members = {row["fingerprint"]: row for row in _lines(listing)}
     folders = {run: f"{root}/runs/{run}" for run in members}
-    rows = [member | _facts(folders[run]) for run, member in members.items()]
+    sciences = _Sciences(root)
+    rows, settings = [], set()
+    for run, member in members.items():
+        chosen, science = member.pop("choices", {}), sciences.columns(run)
+        rows.append(member | chosen | _facts(folders[run], science))
+        settings |= set(chosen) | set(science)
     stamps = {run: _stamp(f"{folder}/metrics.jsonl") for run, folder in folders.items()}
     history = cached(
         listing.with_name("history.parquet") if cache else None,
@@ -125,7 +136,9 @@ def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
             p for r in runs for p in read_folder(Path(folders[r]) / "metrics.jsonl", r)
         ),
     )
-    return Runs(_with_last(pd.DataFrame(rows), history), history, root=root)
+    table = _with_last(pd.DataFrame(rows), history)
+    table.attrs[SETTINGS] = tuple(sorted(settings - {_UPSTREAM}))
+    return Runs(table, history, root=root)
 
 
 def _with_last(table: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
@@ -145,15 +158,54 @@ def _stamp(file: str) -> str:
     return f"{status.st_mtime_ns}.{status.st_size}"
 
 
-def _facts(folder: str) -> dict[str, Any]:
-    cell = json.loads(Path(folder, "cell.json").read_bytes())
-    if cell["schema"] > SCHEMA:
-        raise ValueError(
-            f"{folder}/cell.json has schema {cell['schema']}, this analysis reads {SCHEMA}; "
-            "update Espalier"
-        )
+class _Sciences:
+    """The science keys of the runs under `root`, each cell.json read once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._read: dict[str, dict[str, Any]] = {}
+
+    def columns(self, run: str) -> dict[str, Any]:
+        """Return the keys of `run`, lists as JSON.
+
+        Of its inputs it has beside their names what tells them apart but for the seed:
+        `upstream.settings` and `inputs.NAME.settings`.
+        """
+        keys = self._of(run)
+        inputs = {_UPSTREAM: [keys[_UPSTREAM]]} if _UPSTREAM in keys else {}
+        inputs |= {k: v for k, v in keys.items() if _INPUT.fullmatch(k)}
+        settings = {
+            f"{key.rpartition('.')[0]}.settings": " ".join(sorted(map(self._settings, runs)))
+            for key, runs in inputs.items()
+        }
+        kept = {k: v for k, v in keys.items() if k == _UPSTREAM or k not in inputs}
+        text = {k: json.dumps(v) for k, v in kept.items() if isinstance(v, (list, dict))}
+        return kept | text | settings
+
+    def _of(self, run: str) -> dict[str, Any]:
+        if run not in self._read:
+            file = self.root / "runs" / run / "cell.json"
+            cell = json.loads(file.read_bytes())
+            if cell["schema"] > SCHEMA:
+                raise ValueError(
+                    f"{file} has schema {cell['schema']}, this analysis reads {SCHEMA}; "
+                    "update Espalier"
+                )
+            self._read[run] = cell["science"]
+        return self._read[run]
+
+    def _settings(self, run: str) -> str:
+        """Return a hash of the keys of `run` without its seed; `run` itself if it is not here."""
+        try:
+            keys = self.columns(run)
+        except FileNotFoundError:
+            return run
+        text = json.dumps({k: v for k, v in keys.items() if k not in ("seed", _UPSTREAM)})
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _facts(folder: str, science: dict[str, Any]) -> dict[str, Any]:
     facts = json.loads(_read(f"{folder}/summary.json") or "{}")
-    science = {k: v for k, v in cell["science"].items() if not isinstance(v, (list, dict))}
     return {"state": _state(folder)} | science | facts | _scores(folder)  # type: ignore[no-any-return]
 
 

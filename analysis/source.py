@@ -9,7 +9,7 @@ from typing import Literal
 import pandas as pd
 
 from analysis.expressions import numbers, true_rows
-from analysis.runs import from_folders
+from analysis.runs import Runs, from_folders
 
 _COMPRESSION: dict[str, Literal["gzip", "bz2", "xz", "zstd", "zip"]] = {
     ".gz": "gzip",
@@ -27,11 +27,13 @@ class Source:
     Args:
         file: a CSV or parquet file, or a folder sweeps/NAME.
         sha256: of the bytes that were read; of a folder, those of its list of cells.
+        runs: those of the folder, None of a file.
     """
 
     file: Path
     sha256: str
     table: pd.DataFrame
+    runs: Runs | None = None
 
     def where(self, expression: str | None) -> "Source":
         """Return the rows for which `expression` is true, all if it is None; print how many.
@@ -64,6 +66,7 @@ def read_source(file: Path) -> Source:
     Raises:
         ValueError: the file is no table, or has no rows.
     """
+    runs = None
     if file.is_dir():
         listing = file / "cells.jsonl"
         content = listing.read_bytes() if listing.exists() else b""
@@ -79,7 +82,7 @@ def read_source(file: Path) -> Source:
             raise ValueError(f"{file} is no table: {reason}") from error
     if table.empty:
         raise ValueError(f"{file} has no {'finished runs' if file.is_dir() else 'rows'}")
-    return Source(file, hashlib.sha256(content).hexdigest(), table)
+    return Source(file, hashlib.sha256(content).hexdigest(), table, runs)
 
 
 def _parse(file: Path, content: bytes) -> pd.DataFrame:

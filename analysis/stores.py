@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.history import COLUMNS, Part, assemble, cached
+from analysis.pooling import SETTINGS
 from analysis.runs import Runs
 
 _LARGEST = 1.797e308
@@ -70,6 +71,7 @@ class _Store(ABC):
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.notes: list[str] = []
+        self.settings: set[str] = set()  # the parameters of the runs
 
     def runs(self, experiment: str, histories: bool, cache: Path | None) -> Runs:
         names = self.experiments()
@@ -86,7 +88,7 @@ class _Store(ABC):
                 row["fingerprint"] = run
         names_of = {run: str(row["fingerprint"]) for run, row in zip(stamps, rows, strict=True)}
         if not histories:
-            return Runs(pd.DataFrame(rows), assemble([]))
+            return Runs(self._table(rows), assemble([]))
         history = cached(cache / f"{digest}.parquet" if cache else None, stamps, self.history)
         if not history.empty:
             categories = history["fingerprint"].cat
@@ -95,7 +97,12 @@ class _Store(ABC):
             )
             ordered = sorted(history["fingerprint"].cat.categories)
             history["fingerprint"] = history["fingerprint"].cat.reorder_categories(ordered)
-        return Runs(pd.DataFrame(rows), history[COLUMNS], tuple(self.notes))
+        return Runs(self._table(rows), history[COLUMNS], tuple(self.notes))
+
+    def _table(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
+        table = pd.DataFrame(rows)
+        table.attrs[SETTINGS] = tuple(sorted(self.settings))
+        return table
 
     @abstractmethod
     def experiments(self) -> dict[str, str]:
@@ -159,6 +166,7 @@ class _Database(_Store):
             f"SELECT run_uuid, key, value FROM params WHERE {in_experiment}"
         ):
             rows[run][key] = _number(value)
+            self.settings.add(key)
         for run, value in self._ask(
             f"SELECT run_uuid, value FROM tags WHERE key = 'fingerprint' AND {in_experiment}"
         ):
@@ -239,7 +247,8 @@ class _Server(_Store):
         for run in self._pages("POST", "api/2.0/mlflow/runs/search", "runs", "json", body):
             info, data = run["info"], run.get("data", {})
             tags = {tag["key"]: tag["value"] for tag in data.get("tags", [])}
-            metrics = data.get("metrics", [])
+            metrics, params = data.get("metrics", []), data.get("params", [])
+            self.settings |= {param["key"] for param in params}
             self._newest[info["run_id"]] = {m["key"]: int(m.get("step", 0)) for m in metrics}
             stamp = json.dumps(
                 sorted((m["key"], m.get("step", 0), m["timestamp"]) for m in metrics)
@@ -252,7 +261,7 @@ class _Server(_Store):
                     "label": info.get("run_name", ""),
                     "state": _STATES.get(info["status"], "failed"),
                 }
-                | {param["key"]: _number(param["value"]) for param in data.get("params", [])}
+                | {param["key"]: _number(param["value"]) for param in params}
                 | {m["key"]: float(_unclamp(float(m.get("value", 0.0)))) for m in metrics}
             )
         return rows

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import require
+from analysis.pooling import say_pooled
 
 _SPECIAL = {
     "&": r"\&",
@@ -33,7 +34,8 @@ def cross_table(
 ) -> pd.DataFrame:
     """Return cells "mean +- s.d. (n)" by value of `rows` and `columns`; a hole of the grid is "--".
 
-    Runs whose value of `rows` or `columns` is empty have a row or column of their own.
+    Runs whose value of `rows` or `columns` is empty have a row or column of their own. What the
+    runs of a cell differ in besides the seed is said, see `analysis.pooling.say_pooled`.
 
     Args:
         digits: after the point; None: as many as the spread over seeds justifies.
@@ -64,7 +66,9 @@ def cross_table(
     table = table.reindex(index=every)
     if columns:
         table = table.reindex(columns=list(dict.fromkeys(runs[columns])))
-    return table.fillna(_HOLE)
+    table = table.fillna(_HOLE)
+    say_pooled(table, runs.dropna(subset=[metric]), by, metric)
+    return table
 
 
 def in_words(values: "pd.Series[Any]") -> "pd.Series[str]":

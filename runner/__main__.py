@@ -4,9 +4,11 @@ import os
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from runner.commands.hydra_plugin import open_keys, register, to_plain
+from runner.commands.choices import choices_of
+from runner.commands.hydra_plugin import chosen_names, open_keys, register, to_plain
 from runner.machine.errors import EspalierError
 from runner.machine.system_errors import system_error
 from runner.records.cells import freeze_cell, join_sweep, make_cells
@@ -19,7 +21,9 @@ for _name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def run_one(composed: DictConfig) -> None:
     """Freeze one cell and run it in this process."""
-    (cell,) = make_cells([("", to_plain(composed))])
+    node, overrides = to_plain(composed), list(HydraConfig.get().overrides.task)
+    choices = choices_of(node, overrides, chosen_names(composed))
+    (cell,) = make_cells([("", node)], [choices])
     freeze_cell(cell)
     join_sweep(cell.config.name, [cell])
     from runner.launch.single import run_here  # noqa: PLC0415

@@ -9,6 +9,7 @@ from analysis import plots
 from analysis.commands.options import Metric, RunsFile, Where, claim, finish, read_table, write
 from analysis.errors import require
 from analysis.paired import paired_difference, unpaired_difference
+from analysis.pooling import POOLED
 from analysis.tables import cross_table, in_words, same_word
 from analysis.tables import latex as as_latex
 
@@ -57,6 +58,7 @@ def ablate(
         "baseline": baseline,
         "differences": paired.to_dict(orient="records"),
         "unpaired_differences": unpaired.to_dict(orient="records"),
+        POOLED: paired.attrs.get(POOLED),
     }
     finish(outputs, source, body, [("", figure, data, note)])
 
@@ -80,6 +82,7 @@ def table(
     cells = cross_table(scores, rows=rows, columns=cols, metric=metric)
     holes, lost = int((cells == "--").sum().sum()), int(scores[metric].isna().sum())
     note = f"{cells.size} cells, {holes} without a run; {len(scores)} runs, {lost} without {metric}"
+    note = "; ".join(filter(None, (note, cells.attrs.get(POOLED))))
     caption = caption or f"{metric}: mean +- s.d. (runs)"
     text = as_latex(cells, caption=caption, label=out.stem, note=note)
     records = cells.reset_index().to_dict(orient="records")

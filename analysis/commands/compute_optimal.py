@@ -16,6 +16,7 @@ from analysis.commands.options import (
     claim,
     finish,
     positive,
+    read_curves,
     read_table,
 )
 from analysis.envelope import envelope as lower_envelope
@@ -77,7 +78,9 @@ def envelope(
     curves: Annotated[
         Path,
         typer.Argument(
-            exists=True, metavar="CURVES", help="CSV or parquet, a row for each logged point"
+            exists=True,
+            metavar="CURVES",
+            help="CSV or parquet, a row for each logged point, or sweeps/NAME",
         ),
     ],
     run: Annotated[str, typer.Option(help="column that names the run")] = "fingerprint",
@@ -94,7 +97,7 @@ def envelope(
 ) -> None:
     """Find which size has the smallest loss after each number of FLOPs (approach 1)."""
     outputs = claim("envelope", out, [curves], [""])
-    source = read_table(curves, n, flops, loss, where=where)
+    source = read_curves(curves, run=run, n=n, flops=flops, loss=loss, where=where)
     hull = lower_envelope(source.table, run=run, n=n, flops=flops, loss=loss, width=width)
     print(hull.exponents.to_string(index=False))
     note = (

@@ -4,6 +4,7 @@ import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from analysis.errors import require
 from analysis.law import Law
 from analysis.laws import LAWS
 from analysis.outputs import Outputs
@@ -94,6 +96,22 @@ def read_table(file: Path, *columns: str, where: str | None = None) -> Source:
         where: only the rows for which this expression is true.
     """
     return read_source(file).where(where).with_numbers(*columns)
+
+
+def read_curves(
+    file: Path, *, run: str, n: str, flops: str, loss: str, where: str | None = None
+) -> Source:
+    """Return the table in `file`, or the curves of the finished runs of a sweep's folder.
+
+    The curves have the columns `run`, `n`, `flops` and `loss`, a row for each logged loss.
+    """
+    source = read_source(file)
+    if source.runs is not None:
+        require(source.table, [run, n])
+        facts = source.table[list(dict.fromkeys(["fingerprint", run, n]))]
+        curves = source.runs.curves(loss, flops).rename(columns={"x": flops, "value": loss})
+        source = replace(source, table=curves.merge(facts, on="fingerprint"))
+    return source.where(where).with_numbers(n, flops, loss)
 
 
 def find_law(name: str, fix: list[str] | None = None, residuals: str = "log") -> Law:

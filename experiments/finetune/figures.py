@@ -13,7 +13,6 @@ from analysis.runs import Runs
 def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     done = runs.finished.copy()
-    done["stage"] = done["label"].str.partition(":")[0]
     table = over_seeds(done, ["stage", "optim.lr"], "val_loss")
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False))

@@ -18,7 +18,6 @@ SOURCES = ("code", "stories", "encyclopaedia")
 def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     done = runs.finished.copy()
-    done["stage"] = done["label"].str.partition(":")[0]
     fitted = _regression(runs, done)
     proxies = pd.DataFrame([p["weights"] for p in fitted["proxies"]], columns=list(SOURCES))
     proxies["measured"] = [p["val_loss"] for p in fitted["proxies"]]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from analysis.ablation import ablate, first_word
+from analysis.ablation import ablate
 from analysis.runs import Runs
 
 NAME = "nvfp4_formats"
@@ -12,7 +12,7 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figures."""
     return ablate(
         runs,
-        choice=first_word,
+        choice=lambda row: str(row["precision"]),
         baseline="bf16",
         pair=["seed"],
         folder=folder,

@@ -26,8 +26,7 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     last = history.sort_values("step").groupby(["fingerprint", "key"])["value"].last().reset_index()
     parts = last["key"].str.split("/", expand=True)
     last["operand"] = parts[2]
-    labels = runs.finished.set_index("fingerprint")["label"].str.partition(" ")[0]
-    last["recipe"] = last["fingerprint"].map(labels)
+    last["recipe"] = last["fingerprint"].map(runs.finished.set_index("fingerprint")["precision"])
     means = last.groupby(["recipe", "operand"])["value"].mean()
     rows = [
         ("trained", name, label, float(means[recipe, operand]))

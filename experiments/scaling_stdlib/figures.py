@@ -20,8 +20,8 @@ HELD_OUT = "num_parameters > 8e5"  # the size that forecast.json predicts
 def main(runs: Runs, folder: Path) -> list[Path]:
     """Write figures and results.csv; return the figures."""
     done, note = runs.finished, runs.count()
-    ends = done[done["label"].str.startswith("cool_")].copy()
-    ends["budget"] = ends["label"].str.extract(r"cool_(\w+):")[0].astype(float)
+    ends = done[done["stage"].str.startswith("cool_")].copy()
+    ends["budget"] = ends["stage"].str.removeprefix("cool_").astype(float)
     fitted = fit(
         ends, CHINCHILLA, columns=COLUMNS, loss="val_loss", holdout=HELD_OUT, bootstraps=2000
     )
@@ -78,7 +78,7 @@ def main(runs: Runs, folder: Path) -> list[Path]:
 
 def trunks(runs: Runs) -> pd.DataFrame:
     """Return the training loss of each size and seed: columns run, n, flops, loss."""
-    facts = runs.table[runs.table["label"].str.startswith("trunk_")].set_index("fingerprint")
+    facts = runs.table[runs.table["stage"].str.startswith("trunk_")].set_index("fingerprint")
     loss, flops = (runs.history[runs.history["key"] == key] for key in ("loss", "flops"))
     both = loss.merge(flops, on=["fingerprint", "step"], suffixes=("", "_flops"))
     both = both[both["fingerprint"].isin(facts.index)].astype({"fingerprint": str})

@@ -2,6 +2,7 @@
 
 __all__ = [
     "arguments",
+    "choices",
     "cli",
     "figures",
     "generation_cli",

@@ -39,8 +39,10 @@ def plots(
 
     A figures.py writes to figures/ and beside it, as in the experiment's own folder.
     """
+    from analysis.pooling import warn_in_one_line  # noqa: PLC0415
     from analysis.runs import from_folders  # noqa: PLC0415
 
+    warn_in_one_line()
     experiment = experiment_folder(name)
     script = experiment / "figures.py"
     if publish and not script.exists():

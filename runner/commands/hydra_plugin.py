@@ -25,6 +25,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from runner.commands.choices import choices_of
 from runner.commands.missing_values import refuse_missing_values
 from runner.grid.evaluation_cells import missing_evaluations
 from runner.grid.expression import evaluate
@@ -180,7 +181,9 @@ class GridSweeper(CellSweeper):
             stage = self.grid.stages.get(name)
             if stage is not None and stage.inputs:
                 nodes = link(name, stage, nodes, made)
-            made[name] = make_cells(nodes)
+            of = {"stage": name} if name else {}
+            choices = [of | self.composer.choices(p, node) for p, node in composed]
+            made[name] = make_cells(nodes, choices)
             if name:
                 made[name] = [replace(cell, label=f"{name}: {cell.label}") for cell in made[name]]
         cells = list({c.fingerprint: c for stage in made.values() for c in stage}.values())
@@ -233,7 +236,9 @@ class OptunaSweeper(CellSweeper):
         from runner.launch.study import load_study  # noqa: PLC0415
         from runner.launch.study_config import save_study  # noqa: PLC0415
 
-        (base,) = make_cells([("base", self.composer.compose(open_keys(arguments))[0])])
+        point = open_keys(arguments)
+        node, _ = self.composer.compose(point)
+        (base,) = make_cells([("base", node)], [self.composer.choices(point, node)])
         changed = save_study(base.sweep, self.study, base)
         study = load_study(base.sweep)
         code = launch_study(study, base, self.launcher.backend(), self.policy, changed)
@@ -246,7 +251,7 @@ class Composer:
 
     def __init__(self, config: DictConfig, loader: ConfigLoader) -> None:
         self.config, self.loader = config, loader
-        self._bases: dict[tuple[str, ...], tuple[dict[str, Any] | None, dict[str, str]]] = {}
+        self._bases: dict[tuple[str, ...], tuple[dict[str, Any] | None, dict[str, Any]]] = {}
         self.parser = OverridesParser.create(config_loader=loader)
         # Hydra has composed the command line's own choice, which many sweeps never leave.
         _, groups = self._split([str(override) for override in config.hydra.overrides.task])
@@ -265,13 +270,17 @@ class Composer:
         values, groups = self._split(point)
         if groups not in self._bases:
             self._keep(groups, self.loader.load_sweep_config(self.config, list(groups)))
-        base, choices = self._bases[groups]
+        base, chosen = self._bases[groups]
         if base is None:  # resolving comes after setting: an interpolation sees the point's values
-            return user_part(self.loader.load_sweep_config(self.config, point)), choices
+            return user_part(self.loader.load_sweep_config(self.config, point)), _of_nodes(chosen)
         node = copy.deepcopy(base)
         for override in values:
             set_key(node, override.key_or_group, override.value())
-        return node, choices
+        return node, _of_nodes(chosen)
+
+    def choices(self, point: Point, node: dict[str, Any]) -> dict[str, str]:
+        """Return the name chosen in each group by `point`, whose composed node is `node`."""
+        return choices_of(node, point, self._bases[self._split(point)[1]][1])
 
     def _split(self, point: Point) -> tuple[list[Override], tuple[str, ...]]:
         """Return the overrides that set a value, and the lines of those that only Hydra can do."""
@@ -281,7 +290,7 @@ class Composer:
 
     def _keep(self, groups: tuple[str, ...], composed: DictConfig) -> None:
         base = None if _interpolates(composed) else user_part(composed)
-        self._bases[groups] = (base, _choices(composed))
+        self._bases[groups] = (base, chosen_names(composed))
 
     def _is_plain_value(self, override: Override) -> bool:
         key, value = override.key_or_group, override.value()
@@ -334,11 +343,19 @@ def _interpolates(composed: DictConfig) -> bool:
 
 
 def _choices(composed: DictConfig) -> dict[str, str]:
+    return _of_nodes(chosen_names(composed))
+
+
+def chosen_names(composed: DictConfig) -> dict[str, Any]:
+    """Return the names by Hydra's groups, `eval/also@eval.also.norms` and `hydra/launcher` too."""
     if "hydra" in composed:
-        choices = composed.hydra.runtime.choices
-    else:  # in a single run
-        choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return {k: str(v) for k, v in choices.items() if k in ("work", *NODES)}
+        return dict(composed.hydra.runtime.choices)
+    # in a single run
+    return dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+
+
+def _of_nodes(chosen: dict[str, Any]) -> dict[str, str]:
+    return {group: str(name) for group, name in chosen.items() if group in ("work", *NODES)}
 
 
 def _label(point: Point, points: list[Point], node: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ def evaluation_cells(
     if not changes.get("eval.harness.tasks"):
         raise ConfigError("no benchmark is named; give tasks=[lambada,...]")
     follow = bool(changes.get("eval.harness.follow"))
-    points, skipped = [], []
+    points, choices, skipped = [], [], []
     for cell in sources:
         if cell.config.model is None or cell.config.train is None:
             skipped.append(f"{cell.fingerprint} ({cell.label}) trains no model: left out")
@@ -49,11 +49,12 @@ def evaluation_cells(
             )
         else:
             points.append((cell.label, _node(cell, name, changes, average=average)))
+            choices.append(cell.choices)
     if not points:
         raise ConfigError(
             "\n".join([*skipped, f"nothing of {target} can be evaluated; train it first"])
         )
-    return make_cells(points), name, skipped
+    return make_cells(points, choices), name, skipped
 
 
 def benchmark_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def missing_evaluations(cells: Sequence[Cell]) -> list[Cell]:
 
     It makes the missing evaluations only.
     """
-    points = []
+    points, choices = [], []
     for cell in cells:
         also = getattr(cell.config.eval, "also", {})
         if not also or cell.config.train is None or cell.state != "finished":
@@ -126,4 +127,5 @@ def missing_evaluations(cells: Sequence[Cell]) -> list[Cell]:
             node["eval"]["harness"] = {}
             node["eval"]["also"] = {n: plain(e, target=True) for n, e in missing.items()}
             points.append((f"{cell.label}: {', '.join(missing)}", node))
-    return make_cells(points)
+            choices.append(cell.choices)
+    return make_cells(points, choices)

@@ -9,10 +9,11 @@ finish later.
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -49,6 +50,7 @@ class Study:
         slot: the number of this process among those that start together; each has its own seed.
         fingerprint: of the study, see `study_config.identity`.
         log_name: its name in the journal file, by default the sweep's.
+        choices: those of the base, see `Cell`.
     """
 
     def __init__(
@@ -59,9 +61,14 @@ class Study:
         slot: int = 0,
         fingerprint: str = "",
         log_name: str | None = None,
+        choices: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.cfg, self.base, self.fingerprint = folder, cfg, base, fingerprint
+        self.choices = {
+            path: f"{name.removesuffix('*')}*" if _is_drawn(path, cfg.space) else name
+            for path, name in choices.items()
+        }
         self.root = folder.parent.parent
         self._readers: dict[str, metrics.MetricsReader] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +103,7 @@ class Study:
         label = f"trial {trial.number}: {drawn}"
         trial.set_user_attr("label", label)
         try:
-            (cell,) = make_cells([(label, node)])
+            (cell,) = make_cells([(label, node)], [self.choices])
         except ConfigError as error:
             reason = str(error).removeprefix(f"{label}: ")
             drawn_trial = self.study.get_trials(deepcopy=False)[trial.number]
@@ -278,7 +285,13 @@ def load_study(folder: Path, slot: int = 0, fingerprint: str | None = None) -> S
     """Return a study that `save_study` has recorded in a sweep's folder, by default the latest."""
     name, record = read_study(folder, fingerprint)
     cfg = typed("study", StudyConfig, record["study"])
-    return Study(folder, cfg, record["base"], slot, name, record["log_name"])
+    choices = record.get("choices", {})
+    return Study(folder, cfg, record["base"], slot, name, record["log_name"], choices)
+
+
+def _is_drawn(path: str, space: Mapping[str, Axis]) -> bool:
+    """Return whether a key of the node at `path` is drawn."""
+    return any(key.startswith(f"{path}.") for key in space)
 
 
 def _suggest(trial: Trial, key: str, axis: Axis) -> Any:

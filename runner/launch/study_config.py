@@ -93,6 +93,7 @@ def save_study(folder: Path, cfg: StudyConfig, base: Cell) -> list[str]:
         record = _read(folder)
         before = record["studies"].get(record["latest"], {})
         entry = {"study": asdict(cfg), "base": freeze(base.config), "identity": keys}
+        entry["choices"] = dict(base.choices)
         # A study of an earlier release has its sweep's name in the log.
         entry["log_name"] = record["studies"].get(name, {}).get("log_name", name)
         record["studies"][name] = entry

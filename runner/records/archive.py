@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runner.machine.errors import ConfigError
 from runner.records import journal
-from runner.records.cells import Cell, add_members
+from runner.records.cells import Cell, add_members, member_row
 
 _MEMBERS = "members.json"
 _LEFT_OUT = {"mlflow", "cancel"}
@@ -30,7 +30,7 @@ def pack(cells: Sequence[Cell], name: str, file: Path) -> int:
         )
     if file.exists():
         raise ConfigError(f"{file} exists; name another file with --out")
-    rows = [{"fingerprint": cell.fingerprint, "label": cell.label} for cell in cells]
+    rows = [member_row(cell) for cell in cells]
     with tarfile.open(file, "w") as tar, tempfile.TemporaryDirectory() as scratch:
         listing = Path(scratch) / _MEMBERS
         listing.write_text(json.dumps({"schema": 1, "name": name, "cells": rows}))

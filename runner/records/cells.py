@@ -8,7 +8,7 @@ sweeps/<name>/cells.jsonl       the members of a sweep, so that missing cells ar
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,15 @@ class Cell:
     Args:
         science: the dotted keys and values that the fingerprint is made of.
         label: the overrides that set the cell apart within its sweep.
+        choices: the name chosen in each group, by the path of its node: {"precision": "nvfp4"};
+            "nvfp4*" if keys of the node were set besides. In a sweep of stages also its `stage`.
     """
 
     config: RunConfig
     science: dict[str, Any]
     fingerprint: str
     label: str
+    choices: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -112,8 +115,13 @@ class UnreadableCell:
         return self.folder.name
 
 
-def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
+def make_cells(
+    points: Iterable[tuple[str, dict[str, Any]]], choices: Sequence[Mapping[str, str]] = ()
+) -> list[Cell]:
     """Return the cells of (label, composed node) points; repeated points become one cell.
+
+    Args:
+        choices: those of each point, see `Cell`; none by default.
 
     Raises:
         ConfigError: some points are invalid; each is named. Nothing has been written.
@@ -121,7 +129,7 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
     cells: dict[str, Cell] = {}
     problems = []
     contents: dict[str, Any] = {}  # so that text is hashed once, not once a cell
-    for label, node in points:
+    for index, (label, node) in enumerate(points):
         try:
             run = validate(with_pretrained(node))
             for key, text in _references(run).items():
@@ -134,7 +142,8 @@ def make_cells(points: Iterable[tuple[str, dict[str, Any]]]) -> list[Cell]:
         run = _with_full_fingerprints(run)
         keys = science(run, contents_of(run, contents))
         key = fingerprint(keys)
-        cells.setdefault(key, Cell(run, keys, key, label or run.name))
+        chosen = choices[index] if choices else {}
+        cells.setdefault(key, Cell(run, keys, key, label or run.name, chosen))
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return list(cells.values())
@@ -221,21 +230,33 @@ def load_cell(folder: Path) -> Cell:
 def join_sweep(name: str, cells: list[Cell]) -> Path:
     """Add `cells` to the sweep's list of members and return its folder."""
     folder = Path(cells[0].config.root).resolve() / "sweeps" / name
-    add_members(folder, [{"fingerprint": cell.fingerprint, "label": cell.label} for cell in cells])
+    add_members(folder, map(member_row, cells))
     return folder
 
 
+def member_row(cell: Cell) -> dict[str, Any]:
+    """Return the line of `cell` in cells.jsonl."""
+    choices = {"choices": dict(cell.choices)} if cell.choices else {}
+    return {"fingerprint": cell.fingerprint, "label": cell.label, **choices}
+
+
 def add_members(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append to the sweep in `folder` those of `rows` that are not members yet."""
+    """Append to the sweep in `folder` those of `rows` that are not members yet.
+
+    A member of before that has no choices gets those of its row, in a further line.
+    """
     _make(folder)
-    known = {row["fingerprint"] for row in storage.read_lines(folder / "cells.jsonl")}
+    known = {row["fingerprint"]: row for row in storage.read_lines(folder / "cells.jsonl")}
     for row in rows:
-        if row["fingerprint"] not in known:
+        before = known.get(row["fingerprint"])
+        if before is None:
             storage.append_line(folder / "cells.jsonl", row)
+        elif "choices" in row and "choices" not in before:
+            storage.append_line(folder / "cells.jsonl", before | {"choices": row["choices"]})
 
 
 def members(root: Path, name: str) -> list[dict[str, Any]]:
-    """Return the members of a sweep, a row (`fingerprint`, `label`) for each cell.
+    """Return the members of a sweep, a row (see `member_row`) for each cell.
 
     Raises:
         ConfigError: there is no such sweep; the existing ones are named.
@@ -257,7 +278,7 @@ def sweep_rows(root: Path, name: str) -> list[Cell | UnreadableCell]:
         ConfigError: there is no such sweep.
     """
     runs = root.resolve() / "runs"
-    return [_member(runs / row["fingerprint"], row["label"]) for row in members(root, name)]
+    return [_member(runs / row["fingerprint"], row) for row in members(root, name)]
 
 
 def sweep_cells(root: Path, name: str) -> list[Cell]:
@@ -273,9 +294,10 @@ def sweep_cells(root: Path, name: str) -> list[Cell]:
     return [row for row in rows if isinstance(row, Cell)]
 
 
-def _member(folder: Path, label: str) -> Cell | UnreadableCell:
+def _member(folder: Path, row: Mapping[str, Any]) -> Cell | UnreadableCell:
+    label = row["label"]
     try:
-        return replace(load_cell(folder), label=label)
+        return replace(load_cell(folder), label=label, choices=row.get("choices", {}))
     except (EspalierError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         return UnreadableCell(folder, label, f"{folder / 'cell.json'}: {reason}")

@@ -131,7 +131,7 @@ class Uploader:
         sent, refused = 0, list[str]()
         for row in behind:
             try:
-                sent += self._deliver_cell(experiment, self._cursor(sweep, row), row["label"])
+                sent += self._deliver_cell(experiment, self._cursor(sweep, row), row)
             except self._refusals as error:
                 if not _concerns_one_run(error):
                     raise
@@ -179,24 +179,25 @@ class Uploader:
                 raise
             return str(experiment.experiment_id)  # another uploader was faster
 
-    def _deliver_cell(self, experiment: str, cursor: Cursor, label: str) -> int:
+    def _deliver_cell(self, experiment: str, cursor: Cursor, member: dict[str, Any]) -> int:
         """Bring one run up to date, made if the store has none; return the points sent."""
+        choices = member.get("choices", {})
         with storage.locked(cursor.lock):
             if not cursor.is_behind():
                 return 0  # another uploader was faster
             entries = cursor.read()
             if "run_id" in entries:
                 try:
-                    return self._update(cursor, entries)
+                    return self._update(cursor, entries, choices)
                 except self._refusals as error:
                     if not _concerns_one_run(error) or not self._is_deleted(entries["run_id"]):
                         raise
-                name = run_name(label, cursor.run.name)
+                name = run_name(member["label"], cursor.run.name)
                 _notice(f"run {name!r} was deleted there; it has new results and is made anew")
-            run_id = find_or_create(self.client, experiment, cursor.run, label)
+            run_id = find_or_create(self.client, experiment, cursor.run, member["label"], choices)
             entries = {"experiment": experiment, "run_id": run_id, "sent": 0, "params": 0}
             cursor.write(entries)
-            return self._update(cursor, entries)
+            return self._update(cursor, entries, choices)
 
     def _is_deleted(self, run_id: str) -> bool:
         try:
@@ -206,7 +207,7 @@ class Uploader:
                 return True
             raise
 
-    def _update(self, cursor: Cursor, entries: dict[str, Any]) -> int:
+    def _update(self, cursor: Cursor, entries: dict[str, Any], choices: dict[str, str]) -> int:
         """Send what the store lacks of a run and record it in the cursor; return the points."""
         from mlflow.entities import Metric  # noqa: PLC0415
 
@@ -214,7 +215,7 @@ class Uploader:
         run_id = entries["run_id"]
         reader = self._readers.setdefault(run_id, PointReader(cursor.run))
         reader.read()
-        self._send_params(cursor, entries)
+        self._send_params(entries, params_of(cursor.run, choices))
         sent = 0
         for points in self._batches(reader, cursor, entries):
             metrics = [Metric(clean_name(k), value, time, step) for k, step, time, value in points]
@@ -230,13 +231,13 @@ class Uploader:
         cursor.write(entries | now)
         return sent
 
-    def _send_params(self, cursor: Cursor, entries: dict[str, Any]) -> None:
+    def _send_params(self, entries: dict[str, Any], pairs: list[tuple[str, str]]) -> None:
         """Send the parameters that the run lacks: summary.json comes after the run has begun."""
         from mlflow.entities import Param  # noqa: PLC0415
 
         if "params" not in entries:  # sent by an earlier release
             return
-        params = [Param(*pair) for pair in params_of(cursor.run)]
+        params = [Param(*pair) for pair in pairs]
         for start in range(entries["params"], len(params), 100):  # MLflow takes 100 a call
             self.client.log_batch(entries["run_id"], params=params[start : start + 100])
         entries["params"] = len(params)

@@ -26,8 +26,14 @@ _STATUS = {
 }
 
 
-def find_or_create(client: "MlflowClient", experiment: str, folder: Path, label: str) -> str:
-    """Return the id of the run of `folder` in an experiment, which is made if there is none."""
+def find_or_create(
+    client: "MlflowClient", experiment: str, folder: Path, label: str, choices: dict[str, str]
+) -> str:
+    """Return the id of the run of `folder` in an experiment, which is made if there is none.
+
+    Args:
+        choices: the name chosen in each group, tags of the run.
+    """
     record = json.loads((folder / "cell.json").read_text())
     key = record["fingerprint"]
     # There is one already only after a crash between creating it and recording its id.
@@ -36,7 +42,7 @@ def find_or_create(client: "MlflowClient", experiment: str, folder: Path, label:
         return str(runs[0].info.run_id)
     half = execution_half(record["config"])
     execution = {k: v for k, v in flatten(record["config"]).items() if is_among(k, half)}
-    tags = {"fingerprint": key, "folder": str(folder)}
+    tags = choices | {"fingerprint": key, "folder": str(folder)}
     tags |= {clean_name(f"execution.{k}"): _text(json.dumps(v)) for k, v in execution.items()}
     tags |= {"mlflow.source.name": "espalier", "mlflow.user": getpass.getuser()}
     lease = journal.attempts(folder)[0] / "lease.json"
@@ -62,12 +68,13 @@ def clean_name(name: str) -> str:
     return "/".join(part for part in parts if part.strip("."))[:_NAME] or "_"
 
 
-def params_of(folder: Path) -> list[tuple[str, str]]:
-    """Return the parameters (name, value): the hashed keys, then the facts of summary.json."""
+def params_of(folder: Path, choices: dict[str, str]) -> list[tuple[str, str]]:
+    """Return the parameters (name, value): hashed keys, choices, then the facts of summary.json."""
     record = json.loads((folder / "cell.json").read_text())
     summary = folder / "summary.json"
     facts = json.loads(summary.read_text()) if summary.exists() else {}
-    keys = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in record["science"].items()]
+    hashed = record["science"] | choices
+    keys = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in hashed.items()]
     return [(clean_name(k), _text(v)) for k, v in (*keys, *((k, str(v)) for k, v in facts.items()))]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.ablation import ablate, effects, first_word
+from analysis.ablation import ablate, effects
 from analysis.runs import Runs
 
 EFFECTS = {"a": -0.3, "b": 0.1}
@@ -55,7 +55,7 @@ def test_main_effects_are_paired_in_all_other_factors(tmp_path: Path) -> None:
 def test_choices_are_compared_with_their_baseline(tmp_path: Path) -> None:
     ablate(
         _runs(),
-        choice=first_word,
+        choice=lambda row: "on" if row["part.a"] == 16 else "off",
         baseline="off",
         pair=["part.b", "seed"],
         folder=tmp_path / "f",

@@ -149,6 +149,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::analysis.pooling.PooledWarning")  # some pool, and look so
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_looks_as_it_did(name: str, tmp_path: Path) -> None:
     drawn = tmp_path / f"{name}.png"
@@ -164,6 +165,7 @@ def test_a_figure_looks_as_it_did(name: str, tmp_path: Path) -> None:
     assert difference is None, difference
 
 
+@pytest.mark.filterwarnings("ignore::analysis.pooling.PooledWarning")  # the sizes of a recipe
 def test_a_legend_hides_no_point_and_an_empty_key_is_a_series() -> None:
     runs = _runs()
     long = "model=gpt_micro precision=nvfp4 optim.lr=0.001 and some more words"
@@ -202,10 +204,14 @@ def test_a_short_logarithmic_axis_has_numbers(ends: tuple[float, float], labels:
     plt.close(figure)
 
 
+@pytest.mark.filterwarnings("ignore::analysis.pooling.PooledWarning")  # the map of the rates
 def test_the_default_figures_of_a_grid_follow_what_it_varies(tmp_path: Path) -> None:
     runs = _runs()
     runs.table["model.width"] = runs.table["num_parameters"].map({1e5: 32, 1e6: 96, 1e7: 300})
     made = {file.stem for file in default_figures(runs, tmp_path)}
+    by_size = pd.read_csv(tmp_path / "val_loss_by_parameters.csv")
+    assert list(by_size.columns[:2]) == ["precision.compute, optim.lr", "num_parameters"]
+    assert set(by_size["n"]) <= {1, 2}, "a point is a mean over seeds alone"
     assert made == {
         "val_loss_by_step",
         "val_loss_by_tokens",
@@ -218,6 +224,7 @@ def test_the_default_figures_of_a_grid_follow_what_it_varies(tmp_path: Path) -> 
     assert not dated, "drawn again it differs"
 
 
+@pytest.mark.filterwarnings("ignore::analysis.pooling.PooledWarning")  # it pools two formats
 def test_a_heat_map_shows_holes_and_the_best_of_each_row() -> None:
     figure, shown = run_plots.heat_map(
         _runs().finished.query("num_parameters < 1e7 or seed < 2"),

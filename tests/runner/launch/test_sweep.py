@@ -39,6 +39,7 @@ def test_grid_runs_once_and_is_then_skipped(espalier: Run, tmp_path: Path) -> No
     runs = from_folders(tmp_path, "g")
     assert list(runs.table["state"]) == ["finished"] * 2
     assert sorted(runs.table["seed"]) == [1, 2]
+    assert set(runs.table["precision"] + runs.table["model"]) == {"fp32gpt_pico"}
 
 
 def test_a_bad_point_stops_the_sweep_before_anything_runs(espalier: Run, tmp_path: Path) -> None:

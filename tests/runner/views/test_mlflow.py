@@ -50,6 +50,7 @@ def test_mlflow_gets_everything_once(espalier: Run, tmp_path: Path) -> None:
     assert_equal(from_folders(tmp_path, "m"), from_mlflow(embedded_uri(tmp_path), "m"))
     run = Uploader(tmp_path, None).client.search_runs(["1"])[0]
     assert run.info.status == "FINISHED"
+    assert run.data.params["precision"] == run.data.tags["precision"] == "fp32"
     assert run.data.params["model.width"] == "24"
 
 
