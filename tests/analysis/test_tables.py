@@ -41,6 +41,7 @@ def test_numbers_keep_four_digits() -> None:
     assert number(float("nan")) == "--"
 
 
+@pytest.mark.filterwarnings("ignore::analysis.pooling.PooledWarning")  # models in one cell
 def test_runs_whose_key_is_empty_have_a_row_and_a_column() -> None:
     runs = _runs().assign(kind=[1.0, None, None, 2.0])
     table = cross_table(runs, rows="kind", columns="model", metric="val_loss")
