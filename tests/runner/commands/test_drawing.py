@@ -31,6 +31,7 @@ def _call(*arguments: str, tool: object = app) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::analysis.pooling.PooledWarning")  # curves by size alone
 def test_figures_of_a_run_go_to_plots_and_into_the_experiment_by_publishing_alone(
     espalier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
