@@ -86,8 +86,10 @@ def status(
 ) -> None:
     """Show the cells of a sweep: state, step, loss."""
     from rich.live import Live  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
-    from runner.records.cells import sweep_rows  # noqa: PLC0415
+    from runner.records.cells import Cell, sweep_rows  # noqa: PLC0415
+    from runner.records.drift import drifted  # noqa: PLC0415
     from runner.records.slurm_queue import queued  # noqa: PLC0415
     from runner.views.table import LiveTable  # noqa: PLC0415
 
@@ -95,7 +97,8 @@ def status(
     table = LiveTable(cells)
     table.queued = lambda: queued(root, name)
     if not watch:
-        Console().print(table.render())
+        lines = drifted([cell for cell in cells if isinstance(cell, Cell)])
+        Console().print(table.render(), *map(Text, lines), sep="\n", soft_wrap=True)
         return
     with Live(table.render(), console=Console(), refresh_per_second=2) as live:
         while any(cell.state == "running" for cell in cells) or table.queue():

@@ -22,12 +22,13 @@ from runner.learn.config import TrainConfig
 from runner.learn.optim.groups_config import AdamWConfig, MuonConfig
 from runner.learn.optim.schedule import ScheduleConfig
 from runner.learn.tasks.language_modelling_config import LanguageModellingConfig
+from runner.machine.code import hashes
 from runner.machine.environment import versions
 from runner.records.config import RunConfig, adapter
 from runner.views.mlflow_config import TrackConfig
 from runner.work.config import EvaluateWork, TrainWork
 
-for _config in (
+_CONFIGS = (
     RunConfig,
     DecoderConfig,
     PrecisionConfig,
@@ -43,6 +44,8 @@ for _config in (
     ResourcesConfig,
     TrainWork,
     EvaluateWork,
-):
+)
+for _config in _CONFIGS:
     adapter(_config)
 versions()
+hashes(_config.__module__ for _config in _CONFIGS)

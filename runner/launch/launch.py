@@ -60,7 +60,7 @@ def launch(
     storage.write_atomically(sweep / "launcher.json", json.dumps(backend.record()))
     console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {len(todo)} to run")
     for line in drifted(cells):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     if states["failed"] and "failed" not in again:
         console.print(f"failed cells run again with `espalier retry {sweep.name}`")
     table = LiveTable(cells)

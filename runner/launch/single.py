@@ -10,6 +10,7 @@ from runner.launch.mlflow_process import finish_uploader, start_uploader
 from runner.launch.pool import worker_command
 from runner.records import journal
 from runner.records.cells import Cell, renew_cell
+from runner.records.drift import drifted
 from runner.records.metrics import MetricsReader, valid_rows
 
 
@@ -19,6 +20,8 @@ def run_here(cell: Cell) -> int:
     console.print(f"[bold]{cell.fingerprint}[/bold] {cell.state}: {cell.folder}")
     if cell.state in journal.FINAL:
         console.print("nothing to do; change a key, or delete the folder to run it again")
+        for line in drifted([cell]):
+            console.print(line, soft_wrap=True)
         return 0
     if cell.state != "running":
         renew_cell(cell)

@@ -1,6 +1,7 @@
 """The machine beneath: errors, storage, processes, hardware, environment."""
 
 __all__ = [
+    "code",
     "environment",
     "errors",
     "hardware",

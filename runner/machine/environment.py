@@ -80,15 +80,22 @@ def changes(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{key}: {first[key]} at first, {now.get(key)} now" for key in keys]
 
 
-def drift(run: Path) -> str | None:
-    """Return how the commit or torch that finished `run` differs from today's, None if neither."""
-    then = json.loads(last[-1].read_text()) if (last := _records(run)) else {}
-    torch, sha = _torch_version(), _sha()
-    if str(then.get("torch", torch)).split(".")[:2] != torch.split(".")[:2]:
-        return f"torch {then['torch']} then, {torch} now"
-    if sha and then.get("git_sha") not in (None, "", sha):
-        return f"commit {then['git_sha'][:9]} then, {sha[:9]} now"
-    return None
+def torch_drift(run: Path) -> str | None:
+    """Return how the minor release of torch that `run` ended with differs from today's, or None."""
+    then, now = str(_last_record(run).get("torch", _torch_version())), _torch_version()
+    return f"torch {then} then, {now} now" if then.split(".")[:2] != now.split(".")[:2] else None
+
+
+def commit_drift(run: Path) -> str | None:
+    """Return how the commit that `run` ended at differs from today's, None if it does not."""
+    then, now = _last_record(run).get("git_sha"), _sha()
+    different = now and then not in (None, "", now)
+    return f"commit {then[:9]} then, {now[:9]} now" if different and then else None
+
+
+def _last_record(run: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(last[-1].read_text()) if (last := _records(run)) else {}
+    return record
 
 
 @lru_cache

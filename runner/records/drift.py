@@ -1,27 +1,87 @@
-"""Drift: a finished run of the same config might come out differently today."""
+"""Drift: a finished run of the same config might come out differently today.
 
-from collections.abc import Sequence
+Each attempt notes the code that the classes of its config reach, attempts/<n>/code.json. Attempts
+of releases that did not note it are compared by their commit.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from runner.machine import environment
+from models.moves import current_path
+from runner.machine import code, environment
 from runner.records.cells import Cell
+from runner.records.config import SETTINGS, freeze
 from runner.records.inputs import changed_inputs
+
+_FILE = "code.json"
+_RESULTS = ("finished", "diverged")
+_SHOWN = 3  # modules named in a line
 
 
 def drift(run: Path) -> str | None:
-    """Return what changed since `run` finished (input files, commit, torch), None if nothing."""
-    changed = changed_inputs(run)
-    return f"input {'; '.join(changed)}" if changed else environment.drift(run)
+    """Return what changed since `run` finished (input files, torch, code), None if nothing."""
+    inputs = changed_inputs(run)
+    if inputs:
+        return f"input {'; '.join(inputs)}"
+    notes = _notes(run)
+    return environment.torch_drift(run) or (
+        _changed(notes[-1]) if notes else environment.commit_drift(run)
+    )
 
 
 def drifted(cells: Sequence[Cell]) -> list[str]:
-    """Return a line for each reason of drift among the finished cells of `cells`."""
-    reasons: dict[str, list[Cell]] = {}
+    """Return a line for each reason of drift among those of `cells` that have a result."""
+    reasons: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        reason = drift(cell.folder) if cell.state == "finished" else None
+        reason = drift(cell.folder) if cell.state in _RESULTS else None
         if reason is not None:
-            reasons.setdefault(reason, []).append(cell)
+            reasons.setdefault((cell.state, reason), []).append(cell)
     return [
-        f"{len(group)} finished cells are kept but drifted, {group[0].fingerprint[:6]}: {reason}"
-        for reason, group in reasons.items()
+        f"{len(group)} {state} cells are kept but drifted, {group[0].fingerprint[:6]}: {reason}"
+        for (state, reason), group in reasons.items()
     ]
+
+
+def note_code(attempt: Path, cell: Cell) -> str | None:
+    """Write code.json of `attempt`; return what differs from the first one of `cell`, if anything.
+
+    The modules are those of the classes that the config names and of all that these import.
+    """
+    nodes = [node for key, node in freeze(cell.config).items() if key not in SETTINGS]
+    names = map(current_path, _names(nodes))
+    now = code.hashes({name.rpartition(".")[0] for name in names})
+    (attempt / _FILE).write_text(json.dumps(now, indent=1))
+    modules = code.changed(json.loads(_notes(cell.folder)[0].read_text()))
+    return f"code: {_listed(modules)} edited since the first attempt" if modules else None
+
+
+def _notes(run: Path) -> list[Path]:
+    return sorted(run.glob(f"attempts/*/{_FILE}"))
+
+
+def _changed(note: Path) -> str | None:
+    modules = code.changed(json.loads(note.read_text()))
+    if not modules:
+        return None
+    return (
+        f"{_listed(modules)} edited since; if numbers change, raise the `numerics` of the config "
+        "class, which makes new cells"
+    )
+
+
+def _listed(modules: Sequence[str]) -> str:
+    more = f" and {len(modules) - _SHOWN} more" if len(modules) > _SHOWN else ""
+    return ", ".join(modules[:_SHOWN]) + more
+
+
+def _names(node: Any) -> Iterator[str]:
+    """Yield each `_target_` within a frozen config."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        node = list(node.values())
+    if isinstance(node, list):
+        for part in node:
+            yield from _names(part)

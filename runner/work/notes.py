@@ -12,20 +12,22 @@ from runner.machine.environment import changes, describe, first_record
 from runner.machine.ranks import Ranks
 from runner.records.budget import Budget
 from runner.records.cells import Cell
+from runner.records.drift import note_code
 from runner.records.journal import Journal
 
 
 def note_environment(journal: Journal, cell: Cell, ranks: Ranks, **facts: Any) -> None:
-    """Write environment.json of this attempt.
+    """Write environment.json and code.json of this attempt.
 
-    If it differs from the first attempt's in a way that changes bits, print and record the
+    If they differ from the first attempt's in a way that changes bits, print and record the
     differences.
     """
     train, first = cell.config.train, first_record(cell.folder)
     record = describe() | {"world": ranks.world, "device": str(ranks.device)} | facts
     if train is not None:
         record |= {"parallel": train.parallel, "compile": train.compile}
-    differing = changes(first, record)
+    edited = note_code(journal.attempt, cell)
+    differing = [*changes(first, record), *([edited] if edited else [])]
     if differing:
         journal.event("not_bit_identical", changes=differing)
         print(f"resumed, but not bit-identically: {'; '.join(differing)}", file=sys.stderr)

@@ -195,7 +195,7 @@ def test_time_disk_and_drift_are_told(
     record = folder / "attempts/0001/environment.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"torch": "2.11.0"}))
     assert Planned(done, {}).state == "drifted"
-    assert str(environment.drift(folder)).startswith("torch 2.11.0 then")
+    assert str(environment.torch_drift(folder)).startswith("torch 2.11.0 then")
     again = espalier("-m", "seed=1", "name=d")
     kept = f"1 finished cells are kept but drifted, {folder.name[:6]}: torch 2.11.0 then"
     assert kept in again.stderr
