@@ -2,6 +2,8 @@
 
 from typing import Any
 
+_TOLERANCE = 0.01  # of a formula's FLOPs: some leave out biases and other small terms
+
 
 def num_parameters(cfg: Any, vocab_size: int) -> int:
     """Return the number of parameters. Default: those of the built model, each counted once."""
@@ -44,21 +46,76 @@ def forward_flops_per_sequence(cfg: Any, vocab_size: int, seq: int) -> tuple[int
     if hasattr(cfg, "forward_flops_per_sequence"):
         full, causal = cfg.forward_flops_per_sequence(vocab_size, seq)
         return int(full), int(causal)
-    import torch  # noqa: PLC0415
-    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
-
     model = _on_meta(cfg, vocab_size)
-    counter = FlopCounterMode(display=False)
     try:
-        with counter, torch.no_grad(), torch.device("meta"):
-            model(torch.zeros(1, seq, dtype=torch.long))
+        counted = _counted_flops(model, seq)
     except Exception as error:
         raise ValueError(
             f"{type(cfg).__name__} has no forward_flops_per_sequence(vocab_size, seq), and its "
             f"FLOPs cannot be counted on the meta device ({type(error).__name__}: {error}); "
             "give it that method"
         ) from error
-    return counter.get_total_flops(), counter.get_total_flops()
+    return counted, counted
+
+
+def check_parameters(cfg: Any, vocab_size: int, model: Any) -> None:
+    """Check the number of parameters that `cfg` gives against `model`, which it has built.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if not hasattr(cfg, "num_parameters"):
+        return
+    said, there = num_parameters(cfg, vocab_size), sum(p.numel() for p in model.parameters())
+    if said != there:
+        raise ValueError(
+            f"{type(cfg).__name__}.num_parameters({vocab_size}) gives {said:,}, the model that it "
+            f"builds has {there:,}; mend the formula, or leave it out: they are counted then"
+        )
+
+
+def check_formulas(cfg: Any, vocab_size: int, seq: int) -> str | None:
+    """Check the formulas of `cfg` on the meta device; what cannot be built or run there passes.
+
+    Return a remark if the FLOPs are more than torch's counter sees, which is right only of a model
+    with operations that it does not know.
+
+    Raises:
+        ValueError: the parameters differ, or the counter sees more FLOPs than the formula gives.
+    """
+    try:
+        model = _on_meta(cfg, vocab_size)
+    except Exception:  # it needs a device, or values
+        return None
+    check_parameters(cfg, vocab_size, model)
+    try:
+        counted = _counted_flops(model, seq)
+    except Exception:
+        return None
+    said, _ = forward_flops_per_sequence(cfg, vocab_size, seq)
+    formula = f"{type(cfg).__name__}.forward_flops_per_sequence({vocab_size}, {seq})"
+    if said < counted * (1 - _TOLERANCE):
+        raise ValueError(
+            f"{formula} gives {said:,} for all pairs, torch's counter sees {counted:,}; mend the "
+            "formula, or leave it out: they are counted then"
+        )
+    if said <= counted * (1 + _TOLERANCE):
+        return None
+    return (
+        f"{formula} gives {said:,}, torch's counter sees {counted:,} in matrix products and "
+        "convolutions; is the rest done by operations of the model's own?"
+    )
+
+
+def _counted_flops(model: Any, seq: int) -> int:
+    """Return what torch's counter sees in a forward pass over `seq` tokens on the meta device."""
+    import torch  # noqa: PLC0415
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), torch.device("meta"):
+        model(torch.zeros(1, seq, dtype=torch.long))
+    return int(counter.get_total_flops())
 
 
 def _on_meta(cfg: Any, vocab_size: int) -> Any:

@@ -50,7 +50,8 @@ def launch(
         # Imports torch, as the fork server does meanwhile.
         from runner.views.plan import check  # noqa: PLC0415
 
-        check(todo, backend.memory_gb)
+        for remark in check(todo, backend.memory_gb):
+            console.print(remark, soft_wrap=True)
     for cell in cells:
         freeze_cell(cell)
     sweep = join_sweep(cells[0].config.name, cells)

@@ -10,7 +10,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from models.contract import blocks, read_vocabulary
 from models.precision import Precision
+from models.sizes import check_parameters
 from runner.data.corpus import token_texts
+from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
 from runner.records import contracts
 from runner.records.cells import Cell
@@ -57,6 +59,10 @@ def set_up(cell: Cell, inputs: Inputs, ranks: Ranks, journal: Journal | None) ->
     vocab = corpus.tokenizer.vocab_size
     contracts.check(cfg.model, vocab, cfg.train.sequence_length)
     model = cfg.model.build(vocab, cfg.seed).to(ranks.device)
+    try:
+        check_parameters(cfg.model, vocab, model)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
     read_vocabulary(model, lambda: token_texts(corpus.tokenizer))
     precision = cfg.precision.build(ranks.device)
     precision.prepare(model)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.precision import Choice
+from models.sizes import check_formulas
 from runner.learn.memory import predicted_bytes
 from runner.machine.errors import ConfigError, StorageError
 from runner.machine.hardware import Gpu, gpu_named
@@ -32,6 +33,7 @@ from runner.views.speed import Key, Speed, expected_flops_per_s, hardware_key, p
 _WILL_RUN, _ENDED = ("new", "interrupted"), ("finished", "diverged", "drifted")
 _FILE_WIDTH = 240  # columns of a plan that is not printed to a terminal
 _MFU = (0.2, 0.5)  # range for a GPU without finished runs: that of decoders of 0.1B to 7B
+_REMARKS: dict[tuple[str, int, int], str | None] = {}  # by (model, vocabulary, sequence length)
 _CHECKPOINT_BYTES = 12  # per parameter: the weight and AdamW's two moments in fp32
 
 
@@ -140,9 +142,25 @@ class Planned:
             self.choices  # noqa: B018
             if self.budget is not None:
                 check_steps(run, self.budget.steps)
+            self.remark  # noqa: B018
         except ValueError as error:
             return str(error)
         return self._lack_of_memory(gpu)
+
+    @cached_property
+    def remark(self) -> str | None:
+        """What is odd about the formulas of somebody else's model; None if nothing is.
+
+        ValueError if they are wrong. Those of our own models are held by tests.
+        """
+        model, train = self.cell.config.model, self.cell.config.train
+        ours = type(model).__module__.partition(".")[0] == "models"
+        if model is None or train is None or ours or self.budget is None:
+            return None
+        key = (str(model), self.budget.vocab_size, train.sequence_length)
+        if key not in _REMARKS:
+            _REMARKS[key] = check_formulas(model, *key[1:])
+        return _REMARKS[key]
 
     def _lack_of_memory(self, gpu: Gpu | None) -> str | None:
         resources = self.cell.config.resources
@@ -164,8 +182,8 @@ class Planned:
         )
 
 
-def check(cells: Sequence[Cell], machine_gb: float | None = None) -> None:
-    """Check that `cells` can run, before anything is submitted.
+def check(cells: Sequence[Cell], machine_gb: float | None = None) -> list[str]:
+    """Check that `cells` can run, before anything is submitted; return what is odd about them.
 
     Args:
         machine_gb: see `Planned`.
@@ -181,6 +199,12 @@ def check(cells: Sequence[Cell], machine_gb: float | None = None) -> None:
     short = _short_of_disk(rows)
     if short:
         raise StorageError(short)
+    return _remarks(rows)
+
+
+def _remarks(rows: Sequence[Planned]) -> list[str]:
+    remarks = (row.remark for row in rows if not row.problem)
+    return list(dict.fromkeys(remark for remark in remarks if remark))
 
 
 def _short_of_disk(rows: Sequence[Planned]) -> str | None:
@@ -293,6 +317,7 @@ def _totals(rows: list[Planned]) -> list[str]:
     lines += [
         f"[red]invalid[/] {row.cell.label}: {row.problem}" for row in rows if row.state == "invalid"
     ]
+    lines += _remarks(rows)
     lines += _earlier_runs(rows)
     return lines + drifted([row.cell for row in rows])
 

@@ -12,8 +12,10 @@ import pytest
 from runner.launch.launch import launch
 from runner.launch.local import Local
 from runner.launch.policy import Policy
+from runner.learn.setup import set_up
 from runner.machine import environment, storage
-from runner.machine.errors import StorageError
+from runner.machine.errors import ConfigError, StorageError
+from runner.machine.ranks import Ranks
 from runner.records.cells import Cell, load_cell, make_cells
 from runner.records.config import validate
 from runner.views import disk
@@ -91,6 +93,19 @@ def test_memory_is_predicted_within_15_percent(compose: Callable[..., dict[str, 
 def cell(compose: Callable[..., dict[str, Any]]) -> Callable[..., Cell]:
     """Return the cell of some overrides."""
     return lambda *overrides: make_cells([("it", compose(*overrides))])[0]
+
+
+def test_a_foreign_model_that_miscounts_itself_is_refused_before_it_runs_and_when_built(
+    compose: Callable[..., dict[str, Any]],
+) -> None:
+    node = compose("train.steps=1", "eval.sample_tokens=0")
+    node["model"] = {"_target_": "tests.models.test_sizes.TiedConfig", "parameters": 99}
+    (wrong,) = make_cells([("it", node)])
+    with pytest.raises(ConfigError, match=r"num_parameters\(257\) gives 99"):
+        check([wrong])
+    assert Planned(wrong, {}).state == "invalid"
+    with pytest.raises(ConfigError, match=r"model: TiedConfig.num_parameters\(257\) gives 99"):
+        set_up(wrong, {}, Ranks("cpu"), None)
 
 
 @pytest.mark.parametrize(
