@@ -11,7 +11,7 @@ from runner.launch.pool import worker_command
 from runner.records import journal
 from runner.records.cells import Cell, renew_cell
 from runner.records.drift import drifted
-from runner.records.metrics import MetricsReader, valid_rows
+from runner.records.metrics import MetricsReader, measure_of, valid_rows
 
 
 def run_here(cell: Cell) -> int:
@@ -64,7 +64,8 @@ def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:
     while True:
         last = done.wait(1.0)
         for row in valid_rows(reader.read()):
-            parts = [f"{k} {row[k]:.4f}" for k in ("loss", "val_loss") if k in row]
+            keys = dict.fromkeys(("loss", "val_loss", measure_of(cell.folder)))
+            parts = [f"{key} {row[key]:.4f}" for key in keys if key in row]
             if "tokens_per_s" in row:
                 parts.append(f"{row['tokens_per_s']:,.0f} tokens/s")
             if parts:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from runner.machine import storage
+from runner.machine import environment, storage
 from runner.records import journal
 
 FILE = "metrics.jsonl"
@@ -76,6 +76,15 @@ def read(run: Path) -> list[Line]:
         DataError: a line is not JSON; the message names file and line.
     """
     return valid_rows(MetricsReader(run).read())
+
+
+def measure_of(run: Path) -> str:
+    """Return the name of the measure that chooses the best checkpoint of `run`, as it noted.
+
+    val_loss where it has not.
+    """
+    name, _ = environment.first_record(run).get("measure", ("val_loss", "min"))
+    return str(name)
 
 
 def latest(run: Path, *keys: str) -> Line:

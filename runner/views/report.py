@@ -22,10 +22,9 @@ Row = Cell | UnreadableCell
 _PAGE = Path(__file__).with_suffix(".html")
 _WIDTH, _HEIGHT, _POINTS = 120, 28, 60
 _TEXT = ("cell", "state", "run")  # headings of the first columns
-_NUMBERS = (  # (heading, key of the metric, digits)
-    ("step", "step", 0),
-    ("loss", "loss", 3),
-    ("val loss", "val_loss", 4),
+Column = tuple[str, str, int]  # (heading, key of the metric, digits)
+_BEFORE: tuple[Column, ...] = (("step", "step", 0), ("loss", "loss", 3))
+_AFTER: tuple[Column, ...] = (
     ("bits/byte", "val_bits_per_byte", 4),
     ("tokens/s", "tokens_per_s", 0),
     ("hours", "wall_s", 3),
@@ -51,13 +50,17 @@ def write_status_page(
         results: the experiment's table, a CSV file.
     """
     states = Counter(cell.state for cell in cells)
+    begun = [cell.folder for cell in cells if cell.state != "new"]
+    measures = dict.fromkeys(map(metrics.measure_of, begun)) or ("val_loss",)
+    judged = [(key.replace("_", " "), key, 4) for key in measures]
+    columns = [*_BEFORE, *judged, *_AFTER]
     text = Template(_PAGE.read_text(encoding="utf-8")).substitute(
         name=escape(name),
         summary=f"{len(cells)} cells: " + ", ".join(f"{n} {s}" for s, n in sorted(states.items())),
         written=time.strftime("%Y-%m-%d %H:%M"),
         commit=environment.revision()["git_sha"][:9] or "unknown",
-        head="".join(_heads()),
-        rows="\n".join(_row(cell, file.parent, mlflow) for cell in cells),
+        head="".join(_heads(columns)),
+        rows="\n".join(_row(cell, columns, file.parent, mlflow) for cell in cells),
         failures=_failures([cell for cell in cells if isinstance(cell, Cell)]),
         figures=_figures(figures),
         story="".join(
@@ -76,13 +79,13 @@ def is_status_page(file: Path) -> bool:
     return False
 
 
-def _heads() -> list[str]:
+def _heads(columns: Sequence[Column]) -> list[str]:
     text = [f'<th class="text" scope="col">{name}</th>' for name in _TEXT]
-    numbers = [f'<th scope="col">{name}</th>' for name, _, _ in _NUMBERS]
+    numbers = [f'<th scope="col">{name}</th>' for name, _, _ in columns]
     return [*text, *numbers, '<th class="text" scope="col">loss by step</th>']
 
 
-def _row(cell: Row, page: Path, mlflow: str) -> str:
+def _row(cell: Row, columns: Sequence[Column], page: Path, mlflow: str) -> str:
     state = cell.state
     rows = metrics.read(cell.folder)
     values = metrics.last_values(rows)
@@ -98,7 +101,7 @@ def _row(cell: Row, page: Path, mlflow: str) -> str:
         _text("state", badge),
         _text("run", _links(cell, page, mlflow)),
     ]
-    for heading, key, digits in _NUMBERS:
+    for heading, key, digits in columns:
         value = values.get(key)
         shown = "" if value is None else f"{value:,.{digits}f}"
         exact = "" if value is None else f"{value:.10g}"

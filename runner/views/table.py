@@ -1,4 +1,4 @@
-"""The live table of a sweep: a row per cell with its state, step, losses, tokens/s, time left."""
+"""The live table of a sweep: a row per cell with state, step, loss, measure, tokens/s, time left."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -10,10 +10,11 @@ from rich.text import Text
 from runner.machine.errors import StorageError
 from runner.records import journal
 from runner.records.cells import Cell, UnreadableCell
-from runner.records.metrics import LatestValues
+from runner.records.metrics import LatestValues, measure_of
 
 Row = Cell | UnreadableCell
-_KEYS = ("step", "loss", "val_loss", "tokens_per_s", "wall_s")
+_KEYS = ("step", "loss", "tokens_per_s", "wall_s")
+_DEFAULT = "val_loss"  # the measure of a task that names none
 _STYLES = {"finished": "green", "failed": "red", "diverged": "yellow", "running": "cyan"}
 
 
@@ -29,15 +30,11 @@ class LiveTable:
         self.queued: Callable[[], Collection[str]] = tuple  # returns queued cells' fingerprints
         self._ended: dict[str, tuple[str, dict[str, Any]]] = {}
         self._latest: dict[str, LatestValues] = {}
+        self._measures: dict[str, str] = {}
 
     def render(self) -> RenderableType:
         """Return the current table and, below it, a line for each cell that could not be read."""
-        table = Table(box=None, pad_edge=False)
-        for column in ("cell", "run", "state", "step", "loss", "val loss", "tokens/s", "left"):
-            is_text = column in ("cell", "run", "state")
-            table.add_column(column, justify="left" if is_text else "right")
-        queue = self.queue()
-        unreadable: list[str] = []
+        queue, unreadable, rows = self.queue(), list[str](), []
         for cell in self.cells():
             if isinstance(cell, UnreadableCell):
                 unreadable.append(f"{cell.fingerprint[:6]} {cell.problem}")
@@ -49,16 +46,27 @@ class LiveTable:
                 unreadable.append(f"{cell.fingerprint[:6]} {error}")
             if cell.fingerprint in queue and state != "running":
                 state = "queued"
-            left = _left(last) if state == "running" else ""
+            rows.append((cell, state, last))
+        begun = [
+            self._measures[c.fingerprint] for c, _, _ in rows if c.fingerprint in self._measures
+        ]
+        measures = list(dict.fromkeys(begun)) or [_DEFAULT]
+        table = Table(box=None, pad_edge=False)
+        for column in ("cell", "run", "state"):
+            table.add_column(column)
+        names = [measure.replace("_", " ") for measure in measures]
+        for column in ("step", "loss", *names, "tokens/s", "left"):
+            table.add_column(column, justify="right")
+        for cell, state, last in rows:
             table.add_row(
                 cell.label,
                 cell.fingerprint[:6],
                 f"[{_STYLES.get(state, 'dim')}]{state}[/]",
                 f"{last.get('step', 0)}/{last.get('steps', '?')}",
                 _number(last.get("loss")),
-                _number(last.get("val_loss")),
+                *(_number(last.get(measure)) for measure in measures),
                 _number(last.get("tokens_per_s"), 0),
-                left,
+                _left(last) if state == "running" else "",
             )
         return Group(table, *map(Text, unreadable))
 
@@ -75,11 +83,20 @@ class LiveTable:
         state = cell.state
         last: dict[str, Any] = {}
         if state not in ("new", "unreadable"):
-            reader = self._latest.setdefault(cell.fingerprint, LatestValues(cell.folder, *_KEYS))
-            last = reader.read()
+            last = self._reader(cell).read()
         if state in journal.FINAL:
             self._ended[cell.fingerprint] = (state, last)
         return state, last
+
+    def _reader(self, cell: Row) -> LatestValues:
+        """Return the reader of the metrics of `cell`; its measure is known once it has begun."""
+        measure = self._measures.get(cell.fingerprint, _DEFAULT)
+        if cell.fingerprint not in self._latest or measure == _DEFAULT:
+            found = measure_of(cell.folder)
+            if cell.fingerprint not in self._latest or found != measure:
+                self._latest[cell.fingerprint] = LatestValues(cell.folder, *_KEYS, found)
+            self._measures[cell.fingerprint] = found
+        return self._latest[cell.fingerprint]
 
 
 def _number(value: float | None, digits: int = 3) -> str:

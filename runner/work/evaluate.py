@@ -11,7 +11,7 @@ from runner.evaluate.evaluations import Evaluations
 from runner.learn.setup import Setup, set_up
 from runner.learn.trainer import newest_checkpoint
 from runner.machine.ranks import Ranks
-from runner.records import checkpoint
+from runner.records import checkpoint, contracts
 from runner.records.budget import budget
 from runner.records.cells import Cell
 from runner.records.contracts import Inputs, Outcome
@@ -31,7 +31,8 @@ def evaluate(
     taken = cfg.inputs.get("init")
     live = taken is not None and taken.live
     if journal is not None:
-        note_environment(journal, cell, ranks, micro_batch=cfg.eval.batch_size)
+        judged = {"measure": contracts.measure(setup.task)}
+        note_environment(journal, cell, ranks, micro_batch=cfg.eval.batch_size, **judged)
         vocab = setup.corpus.tokenizer.vocab_size
         sizes = budget(cfg, vocab, steps=0)
         write_summary(cell.folder, sizes, setup.precision, setup.corpus.tokenizer)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from runner.learn.trainer import Trainer
 from runner.machine.ranks import Ranks
+from runner.records import contracts
 from runner.records.cells import Cell
 from runner.records.contracts import Inputs, Outcome
 from runner.records.journal import Journal
@@ -19,6 +20,7 @@ def train(
     """
     trainer = Trainer(cell, inputs, journal, ranks)
     if journal is not None:
-        note_environment(journal, cell, ranks, micro_batch=trainer.micro_batch)
+        judged = {"measure": contracts.measure(trainer.task)}
+        note_environment(journal, cell, ranks, micro_batch=trainer.micro_batch, **judged)
         write_summary(cell.folder, trainer.budget, trainer.precision, trainer.corpus.tokenizer)
     return trainer.fit(stop)

@@ -121,10 +121,15 @@ def test_it_is_planned_trained_and_shown_and_an_evaluation_is_made_up_for(tmp_pa
     assert row["weight_norm"] == pytest.approx(expected, rel=1e-6)
     assert 0.0 <= row["val_recovered"] <= 1.0
 
-    assert "finished" in _espalier(tmp_path, "status", "lab")
+    table = _espalier(tmp_path, "status", "lab")
+    assert "finished" in table
+    assert "val recovered" in table
+    assert f"{row['val_recovered']:.3f}" in table
     assert "val_recovered=" in _espalier(tmp_path, "show", folder.name)
     page = Path(_espalier(tmp_path, "report", "lab").strip())
-    assert folder.name[:6] in page.read_text()
+    text = page.read_text()
+    assert folder.name[:6] in text
+    assert f'<td data-label="val recovered" data-value="{row["val_recovered"]:.10g}">' in text
 
 
 @pytest.mark.slow
