@@ -9,6 +9,7 @@ __all__ = [
     "hydra_plugin",
     "missing_values",
     "models",
+    "overrides",
     "precision",
     "storage",
 ]

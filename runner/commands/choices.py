@@ -9,6 +9,7 @@ What a node holds does not give its name back: bf16 and nvfp4 both have precisio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from runner.commands.overrides import key_of
 from runner.machine.errors import ConfigError
 from runner.records.config import NODES, execution_half, is_among, target_class
 from runner.records.contracts import reads
@@ -34,15 +35,14 @@ def choices_of(
         idle = set(NODES).difference(reads(target_class("work", node["work"]["_target_"])))
     except ConfigError:  # an invalid node, of which validation says what is wrong
         return {}
-    lines = [line.lstrip("+~").partition("=") for line in overrides]
-    keys = [key for key, _, value in lines if "." in key or value.startswith("{")]
-    set_keys = [key for key in keys if "@" not in key and not is_among(key, half)]
+    values = [line for line in overrides if "." in key_of(line) or "={" in line]
+    keys = [key for key in map(key_of, values) if "@" not in key and not is_among(key, half)]
     choices = {}
     for group, name in reversed(list(chosen.items())):  # Hydra has the last of the defaults first
         path = _path(group)
         if name is None or group.startswith("hydra/") or is_among(path, half | idle):
             continue
-        choices[path] = f"{name}*" if any(is_among(key, {path}) for key in set_keys) else name
+        choices[path] = f"{name}*" if any(is_among(key, {path}) for key in keys) else name
     if node.get("init"):
         choices |= {path: str(node["init"]) for path in _OF_PRETRAINED if path in choices}
     return choices

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.commands.choices import choices_of
 from runner.commands.missing_values import refuse_missing_values
+from runner.commands.overrides import wholes_first
 from runner.grid.evaluation_cells import missing_evaluations
 from runner.grid.expression import evaluate
 from runner.grid.language import Grid, Point, expand, parse_grid, unique
@@ -307,9 +308,9 @@ def _plain(node: dict[str, Any]) -> dict[str, Any]:
 def open_keys(arguments: list[str]) -> list[str]:
     """Return overrides with `++`, so that `model.dropout=0.1` may set a key absent from its YAML.
 
-    Our own validation refuses unknown keys.
+    Our own validation refuses unknown keys. Their order is that of `wholes_first`.
     """
-    return [f"++{a}" if _NODE_KEY.match(a) else a for a in arguments]
+    return [f"++{a}" if _NODE_KEY.match(a) else a for a in wholes_first(arguments)]
 
 
 def to_plain(composed: DictConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The live table of a sweep: a row per cell with state, step, loss, measure, tokens/s, time left."""
+"""The live table of a sweep: for each cell state, step, loss, measure, tokens/s and time left."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any

@@ -148,6 +148,17 @@ def test_no_text_does_more_than_fail(text: str) -> None:
         pass
 
 
+def test_a_whole_list_and_a_swept_key_within_it_both_hold(
+    espalier: Run, tmp_path: Path, text: Path
+) -> None:
+    source = f"{{_target_: runner.data.sources.SourceConfig, path: {text}}}"
+    lists = f"data.sources=[{source}, {source}]"
+    for order in (["data.sources.1.weight=2,3", lists], [lists, "data.sources.1.weight=2,3"]):
+        done = espalier("-m", *order, "hydra.sweeper.dry_run=true", f"name=l{len(order[0])}")
+        assert done.returncode == 0, done.stderr
+        assert "2 cells (2 new)" in done.stdout
+
+
 def test_dry_run_plans_and_runs_nothing(espalier: Run, tmp_path: Path) -> None:
     grid = [
         "-m",
