@@ -64,7 +64,7 @@ def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:
     while True:
         last = done.wait(1.0)
         for row in valid_rows(reader.read()):
-            keys = dict.fromkeys(("loss", "val_loss", measure_of(cell.folder)))
+            keys = dict.fromkeys(("loss", "val_loss", measure_of(cell.folder) or "val_loss"))
             parts = [f"{key} {row[key]:.4f}" for key in keys if key in row]
             if "tokens_per_s" in row:
                 parts.append(f"{row['tokens_per_s']:,.0f} tokens/s")

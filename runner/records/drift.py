@@ -11,12 +11,12 @@ from typing import Any
 
 from models.moves import current_path
 from runner.machine import code, environment
+from runner.records import journal
 from runner.records.cells import Cell
 from runner.records.config import SETTINGS, freeze
 from runner.records.inputs import changed_inputs
 
 _FILE = "code.json"
-_RESULTS = ("finished", "diverged")
 _SHOWN = 3  # modules named in a line
 
 
@@ -35,7 +35,7 @@ def drifted(cells: Sequence[Cell]) -> list[str]:
     """Return a line for each reason of drift among those of `cells` that have a result."""
     reasons: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        reason = drift(cell.folder) if cell.state in _RESULTS else None
+        reason = drift(cell.folder) if cell.state in journal.FINAL else None
         if reason is not None:
             reasons.setdefault((cell.state, reason), []).append(cell)
     return [

@@ -78,13 +78,13 @@ def read(run: Path) -> list[Line]:
     return valid_rows(MetricsReader(run).read())
 
 
-def measure_of(run: Path) -> str:
+def measure_of(run: Path) -> str | None:
     """Return the name of the measure that chooses the best checkpoint of `run`, as it noted.
 
-    val_loss where it has not.
+    None before it has begun.
     """
-    name, _ = environment.first_record(run).get("measure", ("val_loss", "min"))
-    return str(name)
+    record = environment.first_record(run)
+    return str(record.get("measure", ("val_loss", "min"))[0]) if record else None
 
 
 def latest(run: Path, *keys: str) -> Line:

@@ -50,9 +50,8 @@ def write_status_page(
         results: the experiment's table, a CSV file.
     """
     states = Counter(cell.state for cell in cells)
-    begun = [cell.folder for cell in cells if cell.state != "new"]
-    measures = dict.fromkeys(map(metrics.measure_of, begun)) or ("val_loss",)
-    judged = [(key.replace("_", " "), key, 4) for key in measures]
+    measures = dict.fromkeys(filter(None, (metrics.measure_of(cell.folder) for cell in cells)))
+    judged = [(key.replace("_", " "), key, 4) for key in measures or ("val_loss",)]
     columns = [*_BEFORE, *judged, *_AFTER]
     text = Template(_PAGE.read_text(encoding="utf-8")).substitute(
         name=escape(name),

@@ -90,13 +90,14 @@ class LiveTable:
 
     def _reader(self, cell: Row) -> LatestValues:
         """Return the reader of the metrics of `cell`; its measure is known once it has begun."""
-        measure = self._measures.get(cell.fingerprint, _DEFAULT)
-        if cell.fingerprint not in self._latest or measure == _DEFAULT:
-            found = measure_of(cell.folder)
-            if cell.fingerprint not in self._latest or found != measure:
-                self._latest[cell.fingerprint] = LatestValues(cell.folder, *_KEYS, found)
-            self._measures[cell.fingerprint] = found
-        return self._latest[cell.fingerprint]
+        key = cell.fingerprint
+        if key not in self._measures:
+            measure = measure_of(cell.folder)
+            if key not in self._latest or measure not in (None, _DEFAULT):
+                self._latest[key] = LatestValues(cell.folder, *_KEYS, measure or _DEFAULT)
+            if measure is not None:
+                self._measures[key] = measure
+        return self._latest[key]
 
 
 def _number(value: float | None, digits: int = 3) -> str:
