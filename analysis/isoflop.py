@@ -58,7 +58,8 @@ class IsoFlop:
         if bias.isna().all():
             parts.append("bias of the method not known")
         else:
-            worst = float(np.expm1(bias.loc[bias.abs().idxmax()]))
+            known = bias.dropna().to_numpy()
+            worst = float(np.expm1(known[np.argmax(np.abs(known))]))
             parts.append(f"bias of the {self.method} (up to {worst:+.1%} of n) subtracted")
         if len(self.outliers):
             parts.append(f"outliers: {len(self.outliers)}")
@@ -191,9 +192,10 @@ def _one(
             row["bias"] = bias
         deviations.append(moved)
     both = np.stack(deviations)
-    lost = np.isnan(both).any(axis=0)
-    rejected = f"{lost.mean():.0%} of the noisy copies have no minimum" if len(lost) else ""
-    row["rejected"] = rejected if len(lost) and lost.mean() > _LOST else ""
+    lost = np.asarray(np.isnan(both).any(axis=0))
+    share = float(lost.mean()) if lost.size else 0.0
+    why = f"{share:.0%} of the noisy copies have no minimum"
+    row["rejected"] = why if share > _LOST else ""
     both[:, lost] = both[:, rng.choice(np.flatnonzero(~lost), lost.sum())] if lost.any() else 0.0
     line = np.linspace(*by_n.reach, 200)
     return row, both, pd.DataFrame({"n": np.exp(line), "loss": by_n.curve(line)})

@@ -60,7 +60,7 @@ def _search(n: Array, d: Array, loss: Array, starts: list[tuple[float, float]]) 
     first = min(starts, key=lambda start: solved(np.array(start))[0])
     least = 1e-12 * solved(np.array(first))[0]
     options = {"xatol": 1e-9, "fatol": max(least, 1e-300), "maxiter": 2000}
-    end = minimize(
+    end = minimize(  # type: ignore[call-overload]
         lambda exponents: solved(exponents)[0],
         np.array(first),
         method="Nelder-Mead",
