@@ -196,7 +196,8 @@ def _one(
     share = float(lost.mean()) if lost.size else 0.0
     why = f"{share:.0%} of the noisy copies have no minimum"
     row["rejected"] = why if share > _LOST else ""
-    both[:, lost] = both[:, rng.choice(np.flatnonzero(~lost), lost.sum())] if lost.any() else 0.0
+    if 0 < share < 1:
+        both[:, lost] = both[:, rng.choice(np.flatnonzero(~lost), lost.sum())]
     line = np.linspace(*by_n.reach, 200)
     return row, both, pd.DataFrame({"n": np.exp(line), "loss": by_n.curve(line)})
 
