@@ -9,7 +9,10 @@ __all__ = [
     "hydra_plugin",
     "missing_values",
     "models",
+    "names",
     "overrides",
     "precision",
+    "refusals",
     "storage",
+    "sweep_keys",
 ]

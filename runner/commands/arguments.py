@@ -14,8 +14,18 @@ if TYPE_CHECKING:
 RUN, RUNS, FIGURES = "Run", "Look at runs", "Figures and pages"
 MODELS, MLFLOW, DISK = "Trained models", "MLflow", "Disk"
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
 Root = Annotated[Path, typer.Option(help="The folder of runs/, sweeps/ and mlflow/.")]
-Name = Annotated[str, typer.Argument(help="The sweep's `name`.")]
+
+
+def _name(given: str) -> str:
+    from runner.records.names import check_name  # noqa: PLC0415
+
+    return check_name("NAME", given)
+
+
+Name = Annotated[str, typer.Argument(help="The sweep's `name`.", callback=_name)]
 Reference = Annotated[
     str, typer.Argument(help="A run folder, the beginning of a fingerprint, or an MLflow run id.")
 ]
@@ -37,7 +47,9 @@ def chosen_cells(root: Path, name: str, prefixes: list[str] | None) -> "list[Cel
 
 
 def experiment_folder(name: str) -> Path:
-    """Return the folder of an experiment, given by name or by path."""
+    """Return the folder of an experiment, given by name or by path, or by its sweep.yaml."""
     given = Path(name)
-    named = Path(__file__).parents[2] / "experiments" / name
+    if given.name == "sweep.yaml":
+        given = given.parent
+    named = EXPERIMENTS / given
     return given.resolve() if (given / "sweep.yaml").exists() else named

@@ -9,7 +9,7 @@ import importlib
 import re
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,31 +25,33 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from models.config import config
 from runner.commands.choices import choices_of
 from runner.commands.missing_values import refuse_missing_values
+from runner.commands.names import key_of, label, with_grid_name
 from runner.commands.overrides import wholes_first
+from runner.commands.sweep_keys import GridKeys, LocalKeys
+from runner.data.pretrained import refuse_determined
 from runner.grid.evaluation_cells import missing_evaluations
 from runner.grid.expression import evaluate
 from runner.grid.language import Grid, Point, expand, parse_grid, unique
 from runner.grid.resources import resolve_classes
 from runner.grid.stages import in_order, link
+from runner.launch.policy import Policy
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell, check_outputs, make_cells
 from runner.records.config import (
     NODES,
-    execution_half,
+    SETTINGS,
     flatten,
-    is_among,
     set_key,
-    target_class,
     typed,
 )
-from runner.records.contracts import reads
 
 if TYPE_CHECKING:
     from runner.launch.backend import Backend
 
-_NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.))[a-z_]+\.[\w.]+=")
+_NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.|sweeper\.))[a-z_]+\.[\w.]+=")
 
 
 class CellLauncher(Launcher):
@@ -74,14 +76,14 @@ class CellLauncher(Launcher):
 class LocalLauncher(CellLauncher):
     """`hydra/launcher=local`: the fork-server pool on this machine."""
 
-    def __init__(self, jobs: int | None = None) -> None:
-        self.jobs = jobs
+    def __init__(self, **keys: Any) -> None:
+        self.keys = typed("hydra.launcher", LocalKeys, _plain(keys))
 
     def backend(self) -> "Backend":
         """See `CellLauncher`."""
         from runner.launch.local import Local  # noqa: PLC0415
 
-        return Local(self.jobs)
+        return Local(self.keys.jobs)
 
 
 class SlurmLauncher(CellLauncher):
@@ -100,12 +102,8 @@ class SlurmLauncher(CellLauncher):
 class CellSweeper(Sweeper):
     """The base of our sweepers, which make frozen cells for a `CellLauncher` to run."""
 
-    def __init__(self, keys: dict[str, Any]) -> None:
-        from runner.launch.policy import Policy  # noqa: PLC0415
-
-        self.keys = _plain(keys)
-        policies = {f.name: self.keys.pop(f.name) for f in fields(Policy) if f.name in self.keys}
-        self.policy = typed("hydra.sweeper", Policy, policies)
+    def __init__(self, keys: Policy) -> None:
+        self.policy = Policy(**{f.name: getattr(keys, f.name) for f in fields(Policy)})
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -118,28 +116,11 @@ class CellSweeper(Sweeper):
 
 
 class GridSweeper(CellSweeper):
-    """`hydra/sweeper=grid`: a grid of points, each frozen as a cell before any of them runs.
+    """`hydra/sweeper=grid`: a grid of points, each frozen as a cell before any of them runs."""
 
-    Args:
-        params, zip, draw, blocks, stages: the grid, see `runner/grid/language.py`; overrides of the
-            command line take precedence.
-        filter: a condition on the points kept, see `runner/grid/expression.py`.
-        dry_run: show the plan and run nothing (`espalier plan`).
-        adopt: {run, reason}: bind a finished run to a new cell and run nothing (`espalier adopt`).
-        max_alike, on_finish, on_failure: see `runner/launch/policy.py`.
-    """
-
-    def __init__(
-        self,
-        filter: str | None = None,
-        dry_run: bool = False,
-        adopt: dict[str, str] | None = None,
-        **grid: Any,
-    ) -> None:
-        super().__init__(grid)
-        self.adopt = adopt
-        self.filter, self.dry_run = filter, dry_run
-        self.grid = parse_grid(self.keys)
+    def __init__(self, **keys: Any) -> None:
+        self.grid = parse_grid(_plain(keys), GridKeys)
+        super().__init__(self.grid)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the grid and exit with its code."""
@@ -149,18 +130,19 @@ class GridSweeper(CellSweeper):
                 raise ConfigError("hydra.sweeper.stages needs hydra/launcher=local or slurm")
             return self.launcher.launch(self.points(self.grid, arguments), initial_job_idx=0)
         cells = self.cells(arguments)
-        if self.adopt:
+        binding = self.grid.adopt
+        if binding:
             from rich.console import Console  # noqa: PLC0415
 
             from runner.records.adopt import adopt  # noqa: PLC0415
 
-            cell, keys = adopt(cells, self.adopt["run"], self.adopt.get("reason", ""))
+            cell, keys = adopt(cells, binding["run"], binding.get("reason", ""))
             difference = ", ".join(keys) or "nothing"
             Console().print(
                 f"{cell.label} is now {cell.state}: {cell.folder}, differing in {difference}"
             )
             return None
-        if self.dry_run:
+        if self.grid.dry_run:
             from runner.views.plan import show_plan  # noqa: PLC0415
 
             show_plan(cells, time_limited=isinstance(self.launcher, SlurmLauncher))
@@ -178,7 +160,7 @@ class GridSweeper(CellSweeper):
         for name, grid in self.grids().items():
             points = self.points(grid, arguments)
             composed = [(p, self.composer.compose(p)[0]) for p in points]
-            nodes = [(_label(p, points, node), node) for p, node in composed]
+            nodes = [(label(p, points, node), node) for p, node in composed]
             stage = self.grid.stages.get(name)
             if stage is not None and stage.inputs:
                 nodes = link(name, stage, nodes, made)
@@ -189,9 +171,10 @@ class GridSweeper(CellSweeper):
                 made[name] = [replace(cell, label=f"{name}: {cell.label}") for cell in made[name]]
         cells = list({c.fingerprint: c for stage in made.values() for c in stage}.values())
         check_outputs(cells)
+        cells = with_grid_name(cells, arguments)
         return [*cells, *missing_evaluations(cells)]
 
-    def grids(self) -> dict[str, Grid]:
+    def grids(self) -> Mapping[str, Grid]:
         """Return the grid of each stage in order; without stages the grid itself under ""."""
         stages = in_order(self.grid.stages)
         grids = {name: replace(self.grid, blocks=(stage,), stages={}) for name, stage in stages}
@@ -206,14 +189,16 @@ class GridSweeper(CellSweeper):
 
         def product(overrides: list[str]) -> list[Point]:
             parsed = self.composer.parser.parse_overrides(open_keys(overrides))
+            _refuse_lost_sweeps(parsed)
             return [list(p) for batch in BasicSweeper.split_arguments(parsed, None) for p in batch]
 
         points = [open_keys(p) for p in unique(expand(grid, product, arguments))]
-        if self.filter:
-            chosen = [p for p in points if evaluate(self.filter, self.composer.compose(p)[1])]
+        condition = self.grid.filter
+        if condition:
+            chosen = [p for p in points if evaluate(condition, self.composer.compose(p)[1])]
             if not chosen:
                 raise ConfigError(
-                    f"hydra.sweeper.filter={self.filter!r} leaves none of {len(points)} points; "
+                    f"hydra.sweeper.filter={condition!r} leaves none of {len(points)} points; "
                     "loosen it"
                 )
             return chosen
@@ -226,8 +211,13 @@ class OptunaSweeper(CellSweeper):
     def __init__(self, **keys: Any) -> None:
         from runner.launch.study_config import StudyConfig  # noqa: PLC0415
 
-        super().__init__(keys)
-        self.study = typed("hydra.sweeper", StudyConfig, self.keys)
+        @config
+        class StudyKeys(StudyConfig, Policy):
+            """Keys of `hydra.sweeper`."""
+
+        given = typed("hydra.sweeper", StudyKeys, _plain(keys))
+        super().__init__(given)
+        self.study = StudyConfig(**{f.name: getattr(given, f.name) for f in fields(StudyConfig)})
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the study and exit with its code."""
@@ -237,6 +227,7 @@ class OptunaSweeper(CellSweeper):
         from runner.launch.study import load_study  # noqa: PLC0415
         from runner.launch.study_config import save_study  # noqa: PLC0415
 
+        _refuse_sweeps(self.composer.parser.parse_overrides(arguments))
         point = open_keys(arguments)
         node, _ = self.composer.compose(point)
         (base,) = make_cells([("base", node)], [self.composer.choices(point, node)])
@@ -264,6 +255,7 @@ class Composer:
         The names are every dotted key and, for each group, the name of its choice.
         """
         node, choices = self._node(point)
+        refuse_determined(node.get("init"), map(key_of, point))
         return node, _finished(node, choices)
 
     def _node(self, point: Point) -> tuple[dict[str, Any], dict[str, str]]:
@@ -294,10 +286,9 @@ class Composer:
         self._bases[groups] = (base, chosen_names(composed))
 
     def _is_plain_value(self, override: Override) -> bool:
-        key, value = override.key_or_group, override.value()
-        group = key in ("work", *NODES) or "/" in key or override.package is not None
+        value = override.value()
         needs_hydra = isinstance(value, dict) or "${" in str(value) or override.is_delete()
-        return not group and not needs_hydra
+        return not is_group(override) and not needs_hydra
 
 
 def _plain(node: dict[str, Any]) -> dict[str, Any]:
@@ -316,6 +307,8 @@ def open_keys(arguments: list[str]) -> list[str]:
 def to_plain(composed: DictConfig) -> dict[str, Any]:
     """Return a composed config as plain data, with `resources.classes` resolved."""
     node = user_part(composed)
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    refuse_determined(node.get("init"), map(key_of, given))
     _finished(node, _choices(composed))
     return node
 
@@ -359,23 +352,50 @@ def _of_nodes(chosen: dict[str, Any]) -> dict[str, str]:
     return {group: str(name) for group, name in chosen.items() if group in ("work", *NODES)}
 
 
-def _label(point: Point, points: list[Point], node: dict[str, Any]) -> str:
-    """Return a label of the keys that vary within the sweep: `gpt_nano bf16 lr=1e-3`.
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Check that groups are chosen by name: on anything else Hydra itself fails.
 
-    A single point is labelled by all its overrides but paths, execution keys and nodes that its
-    work does not read.
+    Raises:
+        ConfigError: a group's value is no name.
     """
-    common = set(point).intersection(*map(set, points)) if len(points) > 1 else set()
-    parts = [o.lstrip("+").partition("=") for o in point if o not in common]
-    if len(points) == 1:
-        work = target_class("work", node["work"]["_target_"])
-        idle = execution_half(node) | set(NODES).difference(reads(work))
-        parts = [p for p in parts if not is_among(p[0], idle) and "path" not in p[0]]
-    keys = [key.rpartition(".")[2] for key, _, _ in parts]
-    return " ".join(
-        value if key in ("work", *NODES) else f"{key if keys.count(last) > 1 else last}={value}"
-        for (key, _, value), last in zip(parts, keys, strict=True)
-    )
+    words = [a for a in arguments if "=" in a and not a.startswith("-")]
+    for override in OverridesParser.create().parse_overrides(words):
+        if not is_group(override) or override.is_sweep_override() or override.is_delete():
+            continue
+        key, value = override.key_or_group, override.value()
+        names = value if isinstance(value, list) else [value]
+        if not all(isinstance(name, str) for name in names):
+            raise ConfigError(
+                f"{override.input_line}: {key} is chosen by name, {key}=NAME, of conf/{key}/; "
+                "a key below it is set as GROUP.KEY=VALUE"
+            )
+
+
+def is_group(override: Override) -> bool:
+    """Return whether an override chooses a config of a group."""
+    key = override.key_or_group
+    return key in ("work", *NODES, *SETTINGS) or "/" in key or override.package is not None
+
+
+def _refuse_lost_sweeps(overrides: Sequence[Override]) -> None:
+    """Raise ConfigError if a later override takes the place of several values of its key."""
+    keys = [(o.key_or_group, o.package) for o in overrides]
+    for index, override in enumerate(overrides):
+        if override.is_sweep_override() and keys[index] in keys[index + 1 :]:
+            raise ConfigError(
+                f"{override.input_line}: {override.key_or_group} is given twice, and only the last "
+                "would count; give all values in one place"
+            )
+
+
+def _refuse_sweeps(overrides: Sequence[Override]) -> None:
+    """Raise ConfigError if an override has several values, which a study does not take."""
+    swept = [str(o.input_line) for o in overrides if o.is_sweep_override()]
+    if swept:
+        raise ConfigError(
+            f"{', '.join(swept)}: a study draws its points itself; give one value, or name the key "
+            "in hydra.sweeper.space"
+        )
 
 
 def register() -> None:

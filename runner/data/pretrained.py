@@ -4,7 +4,7 @@ The folder determines model and tokenizer; its content, not its path, enters the
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from runner.data.tokenizer_folder import as_ids, named_token, read_object
 from runner.machine.errors import ConfigError
 
 _FILES = ["*.json", "*.safetensors", "*.jinja"]
+_DETERMINED = ("model", "tokenizer")
+_KEPT = ("model.dropout", "model.z_loss", "tokenizer.kind", "tokenizer.eos_token")
 
 
 def pretrained_folder(init: str) -> Path:
@@ -72,6 +74,20 @@ def with_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
         "vocab_size": vocab_size,
     }
     return {**node, "init": f"hf:{folder}", "model": model, "tokenizer": tokenizer}
+
+
+def refuse_determined(init: str | None, keys: Iterable[str]) -> None:
+    """Check that `keys`, those that the user sets, do not contradict the folder of `init`.
+
+    Raises:
+        ConfigError: one of them is determined by the folder.
+    """
+    lost = [k for k in keys if init and k.partition(".")[0] in _DETERMINED and k not in _KEPT]
+    if lost:
+        raise ConfigError(
+            f"init={init} determines model and tokenizer: leave out {', '.join(sorted(lost))} "
+            f"(what stays yours: {', '.join(_KEPT)})"
+        )
 
 
 def content_hash(init: str) -> str:

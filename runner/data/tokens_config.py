@@ -41,6 +41,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("sources is empty; name at least one")
+        for index, source in enumerate(self.sources):
+            if not hasattr(source, "documents"):
+                raise ValueError(
+                    f"sources.{index}={source!r} is no source; give {{path: FILE}} or a class with "
+                    "documents() by _target_"
+                )
         if not 0.0 < self.val_fraction < 1.0:
             raise ValueError(f"val_fraction={self.val_fraction} must lie in (0, 1)")
         if self.split not in ("documents", "tail"):

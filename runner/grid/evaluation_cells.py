@@ -13,6 +13,7 @@ from runner.records.cells import Cell, find_cell, make_cells, sweep_cells
 from runner.records.config import freeze, parse_overrides, set_key, typed
 from runner.records.earlier_configs import EVALUATE
 from runner.records.fingerprint import evaluation_key
+from runner.records.names import sweep_folder
 
 _BUDGETS = ("tokens", "flops", "tokens_per_parameter")
 
@@ -30,7 +31,7 @@ def evaluation_cells(
     Raises:
         ConfigError: `target` is neither, an override is malformed, or nothing can be evaluated.
     """
-    if (root / "sweeps" / target / "cells.jsonl").exists():
+    if "/" not in target and (sweep_folder(root, target) / "cells.jsonl").exists():
         sources, name = sweep_cells(root, target), target
     else:
         source = find_cell(root, target)

@@ -13,7 +13,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from models.config import config
 from runner.machine.errors import ConfigError
@@ -137,15 +137,18 @@ class Grid(Block):
     stages: dict[str, Stage] = field(default_factory=dict)
 
 
-def parse_grid(node: dict[str, Any]) -> Grid:
-    """Return the grid of `node`, the keys of hydra.sweeper.
+G = TypeVar("G", bound=Grid)
+
+
+def parse_grid(node: dict[str, Any], cls: type[G]) -> G:
+    """Return the grid of `node`, the keys of hydra.sweeper, as a `cls`.
 
     Raises:
         ConfigError: a key is unknown or a value has the wrong type.
     """
     keys = {k: v for k, v in node.items() if v is not None}
     keys["stages"] = {name: _stage(stage) for name, stage in (keys.get("stages") or {}).items()}
-    return typed("hydra.sweeper", Grid, keys)
+    return typed("hydra.sweeper", cls, keys)
 
 
 def _stage(given: dict[str, Any]) -> dict[str, Any]:

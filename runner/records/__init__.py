@@ -17,6 +17,7 @@ __all__ = [
     "inputs",
     "journal",
     "metrics",
+    "names",
     "new_checkpoints",
     "run_data",
     "slurm_queue",

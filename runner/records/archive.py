@@ -6,12 +6,15 @@ What belongs to one machine is left out: MLflow cursors, queue records, code sna
 import json
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from runner.machine.errors import ConfigError
+from runner.machine.errors import ConfigError, EspalierError
 from runner.records import journal
 from runner.records.cells import Cell, add_members, member_row
+from runner.records.names import run_folder, sweep_folder
 
 _MEMBERS = "members.json"
 _LEFT_OUT = {"mlflow", "cancel"}
@@ -48,17 +51,10 @@ def unpack(file: Path, root: Path) -> tuple[str, int, int]:
     Raises:
         ConfigError: `file` was not made by `pack`.
     """
-    with tarfile.open(file) as tar:
-        try:
-            stream = tar.extractfile(_MEMBERS)
-        except KeyError:
-            stream = None
-        if stream is None:
-            raise ConfigError(f"{file} is no archive of `espalier pack`")
-        record = json.loads(stream.read())
-        added = 0
+    added = 0
+    with _opened(file) as (tar, record):
         for row in record["cells"]:
-            folder = root / "runs" / row["fingerprint"]
+            folder = run_folder(root, row["fingerprint"])
             if journal.attempts(folder):
                 continue
             prefix = f"runs/{row['fingerprint']}/"
@@ -66,8 +62,22 @@ def unpack(file: Path, root: Path) -> tuple[str, int, int]:
                 root, [m for m in tar.getmembers() if m.name.startswith(prefix)], filter="data"
             )
             added += 1
-    add_members(root / "sweeps" / record["name"], record["cells"])
+    add_members(sweep_folder(root, record["name"]), record["cells"])
     return record["name"], added, len(record["cells"]) - added
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[tarfile.TarFile, dict[str, Any]]]:
+    """Yield (the archive, its listing: name, cells)."""
+    try:
+        with tarfile.open(file) as tar:
+            stream = tar.extractfile(_MEMBERS)
+            assert stream is not None
+            yield tar, json.loads(stream.read())
+    except (tarfile.TarError, KeyError, ValueError, AssertionError, EOFError) as error:
+        if isinstance(error, EspalierError):
+            raise
+        raise ConfigError(f"{file} is no archive of `espalier pack`, or damaged") from error
 
 
 def _portable(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:

@@ -6,6 +6,7 @@ sweeps/<name>/cells.jsonl       the members of a sweep, so that missing cells ar
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,13 +19,24 @@ from runner.machine.errors import ConfigError, EspalierError
 from runner.machine.system_errors import write_error
 from runner.records import journal
 from runner.records.budget import check_steps
-from runner.records.config import RunConfig, execution_half, freeze, is_among, set_key, validate
+from runner.records.config import (
+    RunConfig,
+    execution_half,
+    flatten,
+    freeze,
+    is_among,
+    refuse_infinite,
+    set_key,
+    validate,
+)
 from runner.records.contracts import outputs
 from runner.records.fingerprint import DIGITS, contents_of, derived, fingerprint, science
 from runner.records.inputs import PREFIX, check_reference, split_reference
+from runner.records.names import check_name, run_folder, sweep_folder
 
 SCHEMA = 1
 _RUN_ID = 32  # digits of an MLflow run id
+_FINGERPRINT = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
 
 
 @dataclass(frozen=True)
@@ -47,12 +59,12 @@ class Cell:
     @property
     def folder(self) -> Path:
         """The run folder, absolute."""
-        return Path(self.config.root).resolve() / "runs" / self.fingerprint
+        return run_folder(Path(self.config.root).resolve(), self.fingerprint)
 
     @property
     def sweep(self) -> Path:
         """Folder of the sweep that the cell belongs to by its `name`."""
-        return self.folder.parent.parent / "sweeps" / str(self.config.name)
+        return sweep_folder(self.folder.parent.parent, self.config.name)
 
     @property
     def state(self) -> str:
@@ -63,7 +75,8 @@ class Cell:
     def inputs(self) -> dict[str, tuple[Path, ...]]:
         """The run folders of each input, by the input's name."""
         given = self.config.inputs.items()
-        return {name: tuple(self.folder.parent / run for run in of.runs) for name, of in given}
+        root = self.folder.parent.parent
+        return {name: tuple(run_folder(root, run) for run in of.runs) for name, of in given}
 
     def waits_for(self) -> list[str]:
         """Return the fingerprints of the runs that must end before this cell starts."""
@@ -132,6 +145,8 @@ def make_cells(
     for index, (label, node) in enumerate(points):
         try:
             run = validate(with_pretrained(node))
+            check_name("name", run.name)
+            refuse_infinite(run)
             for key, text in _references(run).items():
                 check_reference(key, text, run.inputs)
             if run.train is not None and run.train.steps:  # other budgets: see `Planned.problem`
@@ -143,7 +158,8 @@ def make_cells(
         keys = science(run, contents_of(run, contents))
         key = fingerprint(keys)
         chosen = choices[index] if choices else {}
-        cells.setdefault(key, Cell(run, keys, key, label or run.name, chosen))
+        other = cells.setdefault(key, Cell(run, keys, key, label or run.name, chosen))
+        problems += _lost_variation(other, run)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return list(cells.values())
@@ -173,6 +189,24 @@ def check_outputs(cells: Sequence[Cell]) -> None:
                 )
 
 
+def _lost_variation(cell: Cell, run: RunConfig) -> list[str]:
+    """Return a message if `run`, a repetition of `cell`, differs in execution keys."""
+    if run == cell.config:
+        return []
+    one, two = (flatten(freeze(config)) for config in (cell.config, run))
+    half = execution_half(freeze(run))
+    keys = [key for key in two if is_among(key, half) and one.get(key) != two[key]]
+    values = ", ".join(f"{key}={one.get(key)} and {two[key]}" for key in keys)
+    return (
+        [
+            f"{values} would be one cell, for these keys cannot change a result; give one value "
+            "(or name= and root= of its own to each, and run them one after the other)"
+        ]
+        if keys
+        else []
+    )
+
+
 def _references(run: RunConfig) -> dict[str, str]:
     """Return the keys of the data that may name an input, with their values."""
     named = {
@@ -190,7 +224,8 @@ def _with_full_fingerprints(run: RunConfig) -> RunConfig:
         name: replace(
             given,
             runs=tuple(
-                r if len(r) >= DIGITS else find_cell(root, r).fingerprint for r in given.runs
+                r if _FINGERPRINT.fullmatch(r) else find_cell(root, r).fingerprint
+                for r in given.runs
             ),
         )
         for name, given in run.inputs.items()
@@ -229,7 +264,7 @@ def load_cell(folder: Path) -> Cell:
 
 def join_sweep(name: str, cells: list[Cell]) -> Path:
     """Add `cells` to the sweep's list of members and return its folder."""
-    folder = Path(cells[0].config.root).resolve() / "sweeps" / name
+    folder = sweep_folder(Path(cells[0].config.root).resolve(), name)
     add_members(folder, map(member_row, cells))
     return folder
 
@@ -261,12 +296,12 @@ def members(root: Path, name: str) -> list[dict[str, Any]]:
     Raises:
         ConfigError: there is no such sweep; the existing ones are named.
     """
-    folder = root / "sweeps"
-    rows = storage.read_lines(folder / name / "cells.jsonl")
+    folder = sweep_folder(root, name)
+    rows = storage.read_lines(folder / "cells.jsonl")
     if not rows:
-        known = sorted(p.name for p in folder.glob("*")) or ["none yet"]
+        known = sorted(p.name for p in folder.parent.glob("*")) or ["none yet"]
         raise ConfigError(
-            f"no sweep {name!r} under {folder.resolve()}; there are: {', '.join(known)}"
+            f"no sweep {name!r} under {folder.parent.resolve()}; there are: {', '.join(known)}"
         )
     return list({row["fingerprint"]: row for row in rows}.values())
 
@@ -277,8 +312,8 @@ def sweep_rows(root: Path, name: str) -> list[Cell | UnreadableCell]:
     Raises:
         ConfigError: there is no such sweep.
     """
-    runs = root.resolve() / "runs"
-    return [_member(runs / row["fingerprint"], row) for row in members(root, name)]
+    rows = members(root, name)
+    return [_member(run_folder(root.resolve(), row["fingerprint"]), row) for row in rows]
 
 
 def sweep_cells(root: Path, name: str) -> list[Cell]:
@@ -318,9 +353,10 @@ def find_folder(root: Path, reference: str) -> Path:
     Raises:
         ConfigError: no cell or more than one matches.
     """
-    if (Path(reference) / "cell.json").exists():
+    if "\0" not in reference and (Path(reference) / "cell.json").exists():
         return Path(reference)
-    files = sorted((root / "runs").glob(f"{reference}*/cell.json")) if reference else []
+    named = reference and all(c not in "/*?[\0" for c in reference)
+    files = sorted((root / "runs").glob(f"{reference}*/cell.json")) if named else []
     if not files and len(reference) == _RUN_ID:
         cursors = (root / "runs").glob("*/mlflow/*.json")
         files = [

@@ -6,7 +6,8 @@ config class. What it returns is frozen and hashed, so `1e-3` and `0.001` are on
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from runner.records.inputs import InputConfig
 NODES = ("model", "precision", "data", "tokenizer", "task", "optim", "schedule", "train", "eval")
 SETTINGS = ("track", "resources")
 T = TypeVar("T")
+_SEEDS = 2**63  # torch's generators take no larger ones
 
 
 @config
@@ -138,7 +140,7 @@ def target_class(path: str, target: str) -> Any:
     """
     try:
         cls = named_class(target)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}._target_={target} cannot be imported: {error}") from None
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ConfigError(f"{path}._target_={target} must name a config dataclass")
@@ -177,6 +179,8 @@ def _cross_check(run: RunConfig) -> None:
             f"init={run.init} and inputs.init.runs={list(run.inputs['init'].runs)}: a run starts "
             "from one; leave one out"
         )
+    if not 0 <= run.seed < _SEEDS:
+        raise ConfigError(f"seed={run.seed} must lie in 0 to 2**63 - 1")
     try:
         if run.train is not None:
             run.train.check(run.resources.num_processes)
@@ -186,6 +190,23 @@ def _cross_check(run: RunConfig) -> None:
             check(run.data, run.tokenizer, seq)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def refuse_infinite(run: RunConfig) -> None:
+    """Raise ConfigError if a value of `run` is NaN or infinite: JSON has no such numbers."""
+    odd = [f"{k}={v}" for k, v in _numbers("", freeze(run)) if not math.isfinite(v)]
+    if odd:
+        raise ConfigError(f"{', '.join(odd)} must be a finite number")
+
+
+def _numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Yield (dotted path, number) of each float in plain data."""
+    if isinstance(value, float):
+        yield path, value
+    elif isinstance(value, (Mapping, list)):
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in parts:
+            yield from _numbers(f"{path}.{key}".removeprefix("."), part)
 
 
 def freeze(run: RunConfig) -> dict[str, Any]:
@@ -208,7 +229,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """Return {key: value} of `key=value` arguments, values parsed as YAML.
 
     Raises:
-        ConfigError: an argument has no `=`, no key, or starts with a dash.
+        ConfigError: an argument has no `=`, no key, starts with a dash, or has no YAML value.
     """
     overrides = {}
     for argument in arguments:
@@ -217,7 +238,11 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{argument!r} is no override; give key=value")
         import yaml  # noqa: PLC0415
 
-        overrides[key] = yaml.safe_load(text)
+        try:
+            overrides[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            reason = str(getattr(error, "problem", None) or error)
+            raise ConfigError(f"{argument!r} is no override: {reason}; quote the value") from None
     return overrides
 
 
@@ -230,7 +255,7 @@ def execution_half(node: Mapping[str, Any]) -> set[str]:
     for name in ("work", *NODES):
         part = node.get(name)
         if isinstance(part, Mapping) and "_target_" in part:
-            keys |= set(execution_keys(target_class(name, part["_target_"]), part, f"{name}."))
+            keys |= set(execution_keys(target_class(name, str(part["_target_"])), part, f"{name}."))
     return keys
 
 
@@ -241,12 +266,20 @@ def is_among(key: str, keys: Collection[str]) -> bool:
 
 
 def set_key(node: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of a nested mapping in place; below a list a key's part is an index."""
+    """Set a dotted key of a nested mapping in place; below a list a key's part is an index.
+
+    Raises:
+        ConfigError: a part of the key stands for neither a mapping nor an entry of a list.
+    """
     *path, last = key.split(".")
     parent: Any = node
-    for part in path:
-        parent = parent[int(part)] if isinstance(parent, list) else parent.setdefault(part, {})
-    parent[int(last) if isinstance(parent, list) else last] = value
+    try:
+        for part in path:
+            parent = parent[int(part)] if isinstance(parent, list) else parent.setdefault(part, {})
+        parent[int(last) if isinstance(parent, list) else last] = value
+    except (TypeError, AttributeError, ValueError, IndexError):
+        size = f"a list of {len(parent)}" if isinstance(parent, list) else f"{parent!r}"
+        raise ConfigError(f"{key} leads into {size}, which has no such key") from None
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

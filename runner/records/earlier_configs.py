@@ -10,14 +10,21 @@ eval.details, eval.induction          eval.also.details, eval.also.induction
 from collections.abc import Mapping
 from typing import Any
 
+from runner.machine.errors import ConfigError
+
 TRAIN = "runner.work.config.TrainWork"
 EVALUATE = "runner.work.config.EvaluateWork"
 _EVALUATIONS = "runner.evaluate.config"
 
 
 def upgrade_config(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the node of a run of any release with its keys renamed to those of this release."""
+    """Return the node of a run of any release with its keys renamed to those of this release.
+
+    Raises:
+        ConfigError: a key that holds others holds something else.
+    """
     node = dict(node)
+    _refuse_values(node, "inputs", "upstream")
     inputs = {name: _input(given) for name, given in (node.get("inputs") or {}).items()}
     upstream = node.pop("upstream", None)
     if upstream:
@@ -31,9 +38,18 @@ def upgrade_config(node: Mapping[str, Any]) -> dict[str, Any]:
         harness = measured.get("harness")
         if isinstance(harness, Mapping) and "follow" in harness:
             node["eval"]["harness"] = {k: v for k, v in harness.items() if k != "follow"}
-            if harness["follow"] and work == {"_target_": EVALUATE} and "init" in inputs:
+            evaluates = work == {"_target_": EVALUATE}
+            if harness["follow"] and evaluates and isinstance(inputs.get("init"), Mapping):
                 inputs["init"] = {**inputs["init"], "live": True}
     return node | {"work": work, "inputs": inputs}
+
+
+def _refuse_values(node: Mapping[str, Any], *keys: str) -> None:
+    """Raise ConfigError if one of `keys`, dotted paths to keys of `node`, has no keys below it."""
+    for key in keys:
+        value = node.get(key.rpartition(".")[2]) or {}
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}={value!r} must be a mapping; set {key}.NAME...=VALUE")
 
 
 def _input(given: Any) -> Any:
@@ -46,6 +62,7 @@ def _input(given: Any) -> Any:
 
 def _eval(given: Mapping[str, Any]) -> dict[str, Any]:
     node = dict(given)
+    _refuse_values(node, "eval.also")
     also = dict(node.get("also") or {})
     tokens, prompt = node.pop("sample_tokens", None), node.pop("prompt", None)
     if tokens == 0:
@@ -53,6 +70,7 @@ def _eval(given: Mapping[str, Any]) -> dict[str, Any]:
     else:
         samples = {k: v for k, v in (("tokens", tokens), ("prompt", prompt)) if v is not None}
         if tokens is not None or (samples and "samples" in also):
+            _refuse_values(also, "eval.also.samples")
             base = also.get("samples") or {"_target_": f"{_EVALUATIONS}.SamplesConfig"}
             also["samples"] = {**base, **samples}
     for name in ("details", "induction"):

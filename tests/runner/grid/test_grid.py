@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.grid.expression import evaluate
-from runner.grid.language import Point, expand, parse_grid, unique
+from runner.grid.language import Grid, Point, expand, parse_grid, unique
 from runner.machine.errors import ConfigError
 from tests.command_server import run
 from tests.conftest import TINY
@@ -28,7 +28,7 @@ def _product(overrides: list[str]) -> list[Point]:
 
 
 def _expand(node: dict[str, Any], *typed: str) -> list[Point]:
-    return expand(parse_grid(node), _product, list(typed))
+    return expand(parse_grid(node, Grid), _product, list(typed))
 
 
 def test_zip_advances_together_and_multiplies_the_rest() -> None:
