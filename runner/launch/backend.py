@@ -1,6 +1,7 @@
 """The interface of launchers, and the terminal view that they update."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
@@ -53,6 +54,13 @@ class Backend(Protocol):
 
     def record(self) -> dict[str, Any]:
         """Return JSON from which `last_backend` rebuilds this launcher."""
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Check that the resources of `cells` are to be had here.
+
+        Raises:
+            ConfigError: they are not; nothing has been written.
+        """
 
     def prepare(self) -> None:
         """Start slow imports in the background; called before a launch that runs any cell."""

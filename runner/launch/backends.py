@@ -1,12 +1,16 @@
-"""The backend of a sweep's last launch, from launcher.json."""
+"""The backend of a sweep's last launch, in launcher.json."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from runner.launch.backend import Backend
 from runner.launch.local import Local
 from runner.launch.slurm import Slurm, SlurmConfig
+from runner.machine import storage
+from runner.machine.errors import EspalierError
 from runner.records.config import typed
 
 
@@ -17,3 +21,20 @@ def last_backend(sweep: Path, jobs: int | None) -> Backend:
     if jobs is None and record["launcher"] == "slurm":
         return Slurm(typed("hydra.launcher", SlurmConfig, record["keys"]))
     return Local(jobs or record.get("jobs"))
+
+
+@contextmanager
+def recorded(sweep: Path, backend: Backend) -> Iterator[None]:
+    """Record `backend` as that of the sweep's last launch; not one that refused all cells."""
+    file = sweep / "launcher.json"
+    earlier = file.read_text() if file.exists() else None
+    storage.write_atomically(file, json.dumps(backend.record()))
+    try:
+        yield
+    except EspalierError:
+        jobs = (sweep / "submissions").glob("*.json")
+        if earlier is not None:
+            storage.write_atomically(file, earlier)
+        elif not any(jobs):
+            file.unlink(missing_ok=True)
+        raise

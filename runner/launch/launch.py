@@ -1,6 +1,5 @@
 """Launches a sweep: skips cells that have ended, resumes interrupted ones, retries on request."""
 
-import json
 import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,9 +11,9 @@ from rich.live import Live
 
 from runner.launch import policy
 from runner.launch.backend import Backend, View
+from runner.launch.backends import recorded
 from runner.launch.mlflow_process import UploaderProcess, finish_uploader, start_uploader
 from runner.launch.policy import STUDY_ENDED, Policy
-from runner.machine import storage
 from runner.machine.errors import ConfigError
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep
@@ -52,13 +51,13 @@ def launch(
 
         for remark in check(todo, backend.memory_gb):
             console.print(remark, soft_wrap=True)
+        backend.check(todo)
     for cell in cells:
         freeze_cell(cell)
     sweep = join_sweep(cells[0].config.name, cells)
     states = Counter(now.values())
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
     policy.start(sweep, policies, fresh=bool(todo))
-    storage.write_atomically(sweep / "launcher.json", json.dumps(backend.record()))
     console.print(f"[bold]{sweep.name}[/bold]: {len(cells)} cells ({counts}); {len(todo)} to run")
     for line in drifted(cells):
         console.print(line, soft_wrap=True)
@@ -70,7 +69,11 @@ def launch(
         _upload_rest(cells[0].config, sweep, console)
         policy.notify(sweep)
         return _report_unfinished(cells, sweep, console)
-    if _run_live(backend, cells[0], console, table, lambda view: backend.run(cells, again, view)):
+    with recorded(sweep, backend):
+        left = _run_live(
+            backend, cells[0], console, table, lambda view: backend.run(cells, again, view)
+        )
+    if left:
         return 130
     if not backend.waits:
         console.print(f"under way: `espalier status {sweep.name} --watch`")
@@ -158,6 +161,8 @@ def _run_live(
             view.refresh()
             live.update(table.render())
     finally:
+        if not console.is_terminal:  # rich ends the table's last line at terminals only
+            console.line()
         signal.signal(signal.SIGINT, before)
         _finish(uploader, console)
     return left

@@ -34,6 +34,19 @@ class Local:
         """Return the number of cells at a time."""
         return {"launcher": "local", "jobs": self.jobs}
 
+    def check(self, cells: Sequence[Cell]) -> None:
+        """See `Backend`."""
+        present = count_gpus()
+        need = max((gpus_for(cell, present) for cell in cells), default=0)
+        nodes = max((cell.config.resources.nodes for cell in cells), default=1)
+        if need > len(present):
+            raise ConfigError(
+                f"resources.gpus={need} but this machine has {len(present)}; "
+                "lower it, or choose another machine"
+            )
+        if nodes > 1:
+            raise ConfigError(f"resources.nodes={nodes} needs hydra/launcher=slurm")
+
     def prepare(self) -> None:
         """Start the fork server, which imports torch."""
         warm_up()
@@ -86,21 +99,9 @@ class Local:
         return f"{self.pool.kill()} running cells killed; they go on from their last checkpoints"
 
     def _pool(self, cells: list[Cell]) -> Pool:
-        """Make the pool, which divides the cores among the cells that run at a time.
-
-        Raises:
-            ConfigError: a cell needs more GPUs or nodes than there are.
-        """
+        """Make the pool, which divides the cores among the cells that run at a time."""
         gpus = count_gpus()
         need = max((gpus_for(cell, gpus) for cell in cells), default=0)
-        nodes = max((cell.config.resources.nodes for cell in cells), default=1)
-        if need > len(gpus):
-            raise ConfigError(
-                f"resources.gpus={need} but this machine has {len(gpus)}; "
-                "lower it, or choose another machine"
-            )
-        if nodes > 1:
-            raise ConfigError(f"resources.nodes={nodes} needs hydra/launcher=slurm")
         cores = _num_cores()
         automatic = len(gpus) // need if need else (cores if cores <= 4 else cores // 4)
         jobs = max(1, min(self.jobs or automatic, len(cells) or 1))

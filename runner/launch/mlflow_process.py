@@ -2,10 +2,10 @@
 
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.machine.own_modules import module_command
 from runner.records.config import RunConfig
 from runner.views.mlflow import NOTICE
 from runner.views.mlflow_cursors import record_store
@@ -57,7 +57,7 @@ def start_uploader(run: RunConfig, only: str | None = None) -> UploaderProcess |
     os.environ[UPLOADER_RUNS] = "1"
     root = Path(run.root).resolve()
     record_store(root, run.name, run.track.uri)
-    command = [sys.executable, "-m", "runner.views.mlflow", run.name]
+    command = module_command("runner.views.mlflow", run.name)
     command += ["--root", str(root), "--until-closed"]
     if run.track.uri:
         command += ["--uri", run.track.uri]

@@ -9,21 +9,30 @@ from rich.console import Console
 from runner.launch.mlflow_process import finish_uploader, start_uploader
 from runner.launch.pool import worker_command
 from runner.records import journal
-from runner.records.cells import Cell, renew_cell
+from runner.records.cells import Cell, freeze_cell, join_sweep, renew_cell
 from runner.records.drift import drifted
-from runner.records.metrics import MetricsReader, measure_of, valid_rows
+from runner.records.metrics import Line, MetricsReader, latest, measure_of, valid_rows
 
 
 def run_here(cell: Cell) -> int:
-    """Run `cell` unless it has ended; return the worker's exit code."""
+    """Freeze `cell` and run it unless it has ended; return the worker's exit code.
+
+    Raises:
+        ConfigError: it cannot run on this machine; nothing has been written.
+    """
     console = Console(stderr=True)
-    console.print(f"[bold]{cell.fingerprint}[/bold] {cell.state}: {cell.folder}")
-    if cell.state in journal.FINAL:
+    state = cell.state
+    if state not in journal.FINAL:
+        _check(cell)
+    freeze_cell(cell)
+    join_sweep(cell.config.name, [cell])
+    console.print(f"[bold]{cell.fingerprint}[/bold] {state}: {cell.folder}", soft_wrap=True)
+    if state in journal.FINAL:
         console.print("nothing to do; change a key, or delete the folder to run it again")
         for line in drifted([cell]):
             console.print(line, soft_wrap=True)
         return 0
-    if cell.state != "running":
+    if state != "running":
         renew_cell(cell)
     uploader = start_uploader(cell.config)
     done = threading.Event()
@@ -47,6 +56,17 @@ def run_here(cell: Cell) -> int:
         printer.join()
         for line in finish_uploader(uploader):
             console.print(line, markup=False)
+        _print_next(cell, console)
+
+
+def _check(cell: Cell) -> None:
+    from runner.launch.local import Local  # noqa: PLC0415
+    from runner.views.plan import check  # noqa: PLC0415  (slow: torch)
+
+    here = Local()
+    here.check([cell])
+    for remark in check([cell], here.memory_gb):
+        Console(stderr=True).print(remark, soft_wrap=True)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
@@ -63,12 +83,35 @@ def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:
     reader.read()  # skip the rows of earlier attempts
     while True:
         last = done.wait(1.0)
-        for row in valid_rows(reader.read()):
-            keys = dict.fromkeys(("loss", "val_loss", measure_of(cell.folder) or "val_loss"))
+        rows = valid_rows(reader.read())
+        planned = latest(cell.folder, "steps") if rows else {}
+        keys = dict.fromkeys(("loss", "val_loss", measure_of(cell.folder) or "val_loss"))
+        for row in rows:
             parts = [f"{key} {row[key]:.4f}" for key in keys if key in row]
-            if "tokens_per_s" in row:
-                parts.append(f"{row['tokens_per_s']:,.0f} tokens/s")
             if parts:
-                console.print(f"step {row['step']:>6}  " + "  ".join(parts), highlight=False)
+                console.print(_step_line(planned | row, parts), highlight=False)
         if last:
             return
+
+
+def _step_line(row: Line, parts: list[str]) -> str:
+    from runner.views.table import time_left  # noqa: PLC0415
+
+    steps = row.get("steps", "?")
+    if "tokens_per_s" in row:
+        parts.append(f"{row['tokens_per_s']:,.0f} tokens/s")
+    if time_left(row) and row["step"] < steps:
+        parts.append(f"{time_left(row)} left")
+    return f"step {row['step']:>{len(str(steps))}}/{steps}  " + "  ".join(parts)
+
+
+def _print_next(cell: Cell, console: Console) -> None:
+    """Print what to do with the run now."""
+    state, run = cell.state, cell.config
+    if state == "interrupted":
+        console.print("interrupted; the same command goes on from the last checkpoint")
+    elif state in journal.FINAL and run.model is not None and run.train is not None:
+        root = "" if run.root == "." else f" --root {run.root}"
+        console.print(
+            f"{state}; next: `espalier generate {cell.fingerprint[:8]}{root}`", soft_wrap=True
+        )

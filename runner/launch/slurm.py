@@ -8,6 +8,7 @@ array, split by MaxArraySize; what the submit limit refuses is submitted as the 
 """
 
 import json
+import math
 import re
 import secrets
 import subprocess
@@ -24,7 +25,7 @@ from runner.launch.slurm_limit import Array, Chain, chains
 from runner.launch.slurm_script import sbatch_script, submission_environment
 from runner.launch.snapshot import snapshot
 from runner.machine import storage
-from runner.machine.errors import StorageError
+from runner.machine.errors import ConfigError, StorageError
 from runner.records import journal
 from runner.records.cells import Cell, renew_cell
 from runner.records.config import validate
@@ -70,7 +71,7 @@ class SlurmConfig:
     mail_type: str | None = None
     setup: tuple[str, ...] = ()
     srun: tuple[str, ...] = ()
-    sbatch: dict[str, str] | None = None
+    sbatch: dict[str, str | int | float] | None = None
     wait: bool = True
 
     def __post_init__(self) -> None:
@@ -90,6 +91,16 @@ class Slurm:
     def record(self) -> dict[str, Any]:
         """Return the options of submission."""
         return {"launcher": "slurm", "keys": asdict(self.cfg)}
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """See `Backend`."""
+        limit_min = min((cell.config.resources.timeout_min for cell in cells), default=math.inf)
+        if self.cfg.warning_s >= 60 * limit_min:
+            raise ConfigError(
+                f"hydra.launcher.warning_s={self.cfg.warning_s} is not below the time limit, "
+                f"resources.timeout_min={limit_min}: a job would be asked to save and end as soon "
+                "as it starts; raise the limit or lower the warning"
+            )
 
     def prepare(self) -> None:
         """Do nothing: jobs start their own workers."""

@@ -66,7 +66,7 @@ class LiveTable:
                 _number(last.get("loss")),
                 *(_number(last.get(measure)) for measure in measures),
                 _number(last.get("tokens_per_s"), 0),
-                _left(last) if state == "running" else "",
+                time_left(last) if state == "running" else "",
             )
         return Group(table, *map(Text, unreadable))
 
@@ -104,7 +104,8 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
 
 
-def _left(last: dict[str, Any]) -> str:
+def time_left(last: dict[str, Any]) -> str:
+    """Return the training time left, "m:ss", from `step`, `steps` and `wall_s`; "" if unknown."""
     step, steps, wall = last.get("step", 0), last.get("steps"), last.get("wall_s")
     if not step or not steps or not wall:
         return ""
