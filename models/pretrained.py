@@ -113,26 +113,29 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
             f"{file} does not exist; a model folder holds config.json and *.safetensors"
         )
     config = _read_json(file)
-    if config.get("model_type") == OWN:
-        own = dict(config["config"])
-        return thaw(target_class(own.pop("_target_")), own), int(config["vocab_size"])
-    layout = _layout_of(config, file)
+    layout = None if config.get("model_type") == OWN else _layout_of(config, file)
     try:
+        if layout is None:
+            own = dict(config["config"])
+            return thaw(target_class(own.pop("_target_")), own), int(config["vocab_size"])
         cfg, vocab_size = layout.read({**layout.defaults, **config}), int(config["vocab_size"])
     except KeyError as error:
         raise ValueError(f"{file} lacks the key {error.args[0]}") from None
-    except ValueError as error:
-        raise ValueError(f"{file}: {error.args[0]!s}") from error
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise ValueError(f"{file}: {error}") from error
     if cfg.tied and any(folder.glob("*.safetensors")):
         _TensorFiles(folder).refuse_other_head(layout.sources(cfg)["embedding.weight"].names[0])
     return cfg, vocab_size
 
 
-def _read_json(file: Path) -> Any:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); restore it") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object; restore it")
+    return content
 
 
 def _layout_of(config: Mapping[str, Any], file: Path) -> Layout:

@@ -8,7 +8,7 @@ from typing import Any
 from models.language_model import LanguageModel
 from models.pretrained import save_pretrained
 from runner.exchange.model_card import model_card
-from runner.exchange.tokenizer import model_ids, write_tokenizer
+from runner.exchange.tokenizer import can_write, model_ids, write_tokenizer
 from runner.generate.text_generator import DTYPES
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell
@@ -42,6 +42,11 @@ def export(
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype!r} is none of: {', '.join(DTYPES)}")
     model, tokenizer, context = load_model(cell.folder, average=average)
+    if not can_write(tokenizer):
+        raise ConfigError(
+            f"{type(tokenizer).__name__} has no form that transformers reads; train with "
+            "tokenizer=bytes, char, bpe, unigram, wordpiece or folder"
+        )
     if not isinstance(model, LanguageModel):
         raise ConfigError(
             f"{type(model).__name__} is in no layout that transformers reads; its weights are in "
@@ -65,8 +70,7 @@ def export(
         (folder / "README.md").write_text(card, encoding="utf-8")
     except (FileExistsError, ValueError) as error:
         raise ConfigError(str(error)) from error
-    except OSError:
-        if fresh:
+    finally:
+        if fresh and not (folder / "README.md").exists():
             shutil.rmtree(folder, ignore_errors=True)
-        raise
     return architecture

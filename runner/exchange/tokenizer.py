@@ -12,6 +12,11 @@ from runner.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenize
 _END, _MAP = "<|endoftext|>", "special_tokens_map.json"
 
 
+def can_write(tokenizer: object) -> bool:
+    """Return whether `write_tokenizer` has a form for `tokenizer`."""
+    return isinstance(tokenizer, (SubwordTokenizer, CharTokenizer, ByteTokenizer))
+
+
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
     """Write tokenizer.json, tokenizer_config.json and what else its folder had beside them.
 

@@ -4,12 +4,15 @@ Each request draws on the CPU from its own generator: its draws depend neither o
 the rest of the batch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+_COLDEST = 1e-6  # logits divided by less overflow in fp32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +45,20 @@ class Sampling:
     def __post_init__(self) -> None:
         checks = {
             "max_new_tokens": (self.max_new_tokens, self.max_new_tokens >= 0, "at least 0"),
-            "temperature": (self.temperature, self.temperature >= 0, "at least 0 (0 is greedy)"),
+            "temperature": (
+                self.temperature,
+                self.temperature == 0 or _COLDEST <= self.temperature < math.inf,
+                f"0 (greedy) or a number from {_COLDEST:g}",
+            ),
             "top_k": (self.top_k, self.top_k is None or self.top_k >= 1, "at least 1"),
             "top_p": (self.top_p, self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
             "min_p": (self.min_p, self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]"),
-            "repetition_penalty": (self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
+            "repetition_penalty": (
+                self.repetition_penalty,
+                0 < self.repetition_penalty < math.inf,
+                "a number above 0",
+            ),
+            "seed": (self.seed, 0 <= self.seed < 2**63, "in 0 to 2**63 - 1"),
             "stop": (self.stop, "" not in self.stop, "strings of at least one character"),
         }
         for name, (value, good, wanted) in checks.items():
