@@ -1,5 +1,9 @@
 """What a run does: sweep (points, cells, plan, launch), data, training, checkpoints, tracking."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 __all__ = [
     "commands",
     "data",
@@ -14,3 +18,14 @@ __all__ = [
     "views",
     "work",
 ]
+
+# `python -m runner` looks for packages in the working directory first, and a folder models/ of the
+# user's must not take the place of ours.
+_HERE = Path(__file__).parent.parent
+for _name in ("analysis", "conf", "kernels", "models"):
+    if _name not in sys.modules:
+        _spec = importlib.util.spec_from_file_location(_name, _HERE / _name / "__init__.py")
+        assert _spec is not None
+        assert _spec.loader is not None
+        sys.modules[_name] = importlib.util.module_from_spec(_spec)
+        _spec.loader.exec_module(sys.modules[_name])

@@ -6,29 +6,36 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from runner.commands.choices import choices_of
-from runner.commands.hydra_plugin import chosen_names, open_keys, register, to_plain
-from runner.machine.errors import EspalierError
-from runner.machine.system_errors import system_error
-from runner.records.cells import freeze_cell, join_sweep, make_cells
+from runner.commands.hydra_plugin import (
+    check_overrides,
+    chosen_names,
+    open_keys,
+    register,
+    to_plain,
+)
+from runner.commands.refusals import refusals
+from runner.records.cells import make_cells
 
 # Telemetry of the libraries beneath is off unless the user turns it on.
 for _name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_name, "true")
 
+_OF_HYDRA = (hydra.errors.HydraException, OmegaConfBaseException)
+
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def run_one(composed: DictConfig) -> None:
     """Freeze one cell and run it in this process."""
-    node, overrides = to_plain(composed), list(HydraConfig.get().overrides.task)
-    choices = choices_of(node, overrides, chosen_names(composed))
-    (cell,) = make_cells([("", node)], [choices])
-    freeze_cell(cell)
-    join_sweep(cell.config.name, [cell])
-    from runner.launch.single import run_here  # noqa: PLC0415
+    with refusals(*_OF_HYDRA):  # here already: Hydra prints all overrides above an exception
+        node, overrides = to_plain(composed), list(HydraConfig.get().overrides.task)
+        choices = choices_of(node, overrides, chosen_names(composed))
+        (cell,) = make_cells([("", node)], [choices])
+        from runner.launch.single import run_here  # noqa: PLC0415
 
-    code = run_here(cell)
+        code = run_here(cell)
     if code:
         raise SystemExit(code)
 
@@ -36,14 +43,11 @@ def run_one(composed: DictConfig) -> None:
 def main() -> None:
     """Run Hydra; a user's error exits with its message, without a traceback."""
     register()
-    sys.argv[1:] = open_keys(sys.argv[1:])
+    sys.argv = ["python -m runner", *open_keys(sys.argv[1:])]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    try:
+    with refusals(*_OF_HYDRA):
+        check_overrides(sys.argv[1:])
         run_one()
-    except (EspalierError, hydra.errors.HydraException) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {system_error(error)}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ __all__ = [
     "figures",
     "generation_cli",
     "hydra_plugin",
+    "keys",
     "missing_values",
     "models",
     "names",

@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from runner.commands import figures, models, precision, storage
+from runner.commands import figures, keys, models, precision, storage
 from runner.commands.arguments import (
+    EXPERIMENTS,
     MLFLOW,
     MODELS,
     RUN,
@@ -22,11 +23,16 @@ from runner.commands.arguments import (
     chosen_cells,
     experiment_folder,
 )
-from runner.machine.errors import ConfigError, EspalierError
-from runner.machine.system_errors import system_error
+from runner.commands.refusals import refusals
+from runner.machine.errors import ConfigError
+from runner.machine.own_modules import module_command
 
 app = typer.Typer(
-    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -40,7 +46,7 @@ app = typer.Typer(
 )
 def run(context: typer.Context) -> None:
     """Train a cell or, with -m, a grid: the arguments of `python -m runner`."""
-    os.execv(sys.executable, [sys.executable, "-m", "runner", *context.args])
+    os.execv(sys.executable, module_command("runner", *context.args))
 
 
 @app.command(
@@ -72,10 +78,10 @@ def adopt(
 def _sweeper(experiment: str, *overrides: str) -> None:
     folder = experiment_folder(experiment)
     if not (folder / "sweep.yaml").exists():
-        known = sorted(p.parent.name for p in folder.parent.glob("*/sweep.yaml"))
+        known = sorted(p.parent.name for p in EXPERIMENTS.glob("*/sweep.yaml"))
         raise ConfigError(f"{folder}/sweep.yaml does not exist; there are: {', '.join(known)}")
-    command = ["-m", "runner", "-m", "-cd", str(folder), "-cn", "sweep"]
-    os.execv(sys.executable, [sys.executable, *command, *overrides])
+    command = module_command("runner", "-m", "-cd", str(folder), "-cn", "sweep", *overrides)
+    os.execv(sys.executable, command)
 
 
 @app.command(rich_help_panel=RUNS)
@@ -222,6 +228,7 @@ def retry(
     from runner.records.cells import sweep_cells, with_execution  # noqa: PLC0415
     from runner.records.config import parse_overrides  # noqa: PLC0415
     from runner.records.failures import CLASSES, MEMORY, cause_of, last_failure  # noqa: PLC0415
+    from runner.records.names import sweep_folder  # noqa: PLC0415
 
     wanted = {"oom": MEMORY}.get(cause or "", (cause,))
     if cause is not None and not set(wanted) <= set(CLASSES):
@@ -232,7 +239,7 @@ def retry(
     if not chosen:
         typer.echo(f"nothing to retry: {len(failed)} cells of {name} failed, none of this class")
         return
-    folder, cells = root / "sweeps" / name, [with_execution(cell, changes) for cell in chosen]
+    folder, cells = sweep_folder(root, name), [with_execution(cell, changes) for cell in chosen]
     raise typer.Exit(
         launch(cells, last_backend(folder, jobs), load_policy(folder), again=("failed",))
     )
@@ -264,6 +271,10 @@ def sync(
     ] = False,
 ) -> None:
     """Upload to MLflow the points that it does not have yet."""
+    from runner.records.cells import members  # noqa: PLC0415
+
+    for name in names:
+        members(root, name)  # before the store is opened, which takes seconds
     from runner.views.mlflow import sync as upload  # noqa: PLC0415
 
     typer.echo(f"{upload(root, names, uri, rebuild=rebuild)} points delivered")
@@ -284,6 +295,7 @@ def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> Non
     raise typer.Exit(subprocess.call(command, env=environment))
 
 
+app.add_typer(keys.app)
 app.add_typer(storage.app)
 app.add_typer(figures.app)
 app.add_typer(models.app)
@@ -292,12 +304,8 @@ app.add_typer(precision.app, name="precision", rich_help_panel=MODELS)
 
 def main() -> None:
     """Run the console script; a user's error exits with its message, without a traceback."""
-    try:
-        app()
-    except (EspalierError, KeyError) as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
-    except OSError as error:
-        sys.exit(f"error: {system_error(error)}")
+    with refusals(KeyError):  # of analysis: a column that runs lack
+        app(prog_name="espalier")
 
 
 if __name__ == "__main__":

@@ -12,14 +12,17 @@ import typer
 
 from runner.commands.arguments import MODELS, Reference, Root
 from runner.machine.errors import ConfigError
+from runner.machine.own_modules import module_command
 from runner.machine.text_files import as_text
 
 app = typer.Typer()
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "slide", "seed")
 _MAX_LENGTH = 1024  # tokens of a sequence that an imported model is measured on
 
 
 @app.command(rich_help_panel=MODELS)
 def generate(
+    context: typer.Context,
     run: Reference,
     prompt: Annotated[
         list[str] | None, typer.Option(help="Text to continue; may be repeated.")
@@ -101,12 +104,13 @@ def generate(
     )
     from runner.records.cells import find_cell  # noqa: PLC0415
 
-    interactive = interactive or (not (prompt or file or stream) and sys.stdin.isatty())
-    several = file is not None or n > 1 or beams > 1 or len(prompt or []) > 1
+    _refuse_unused(context, beams=beams > 1, file=file is not None)
+    interactive = interactive or (not (prompt or file or stream or logprobs) and sys.stdin.isatty())
+    several = file is not None or n > 1 or beams > 1 or len(prompt or []) > 1 or logprobs
     if (stream or interactive) and several:
         raise ConfigError(
-            "--stream and --interactive take one prompt and one sample; leave out --file, --n and "
-            "--beams, or --stream and --interactive"
+            "--stream and --interactive take one prompt and one sample; leave out --file, --n, "
+            "--beams and --logprobs, or --stream and --interactive"
         )
     if file is not None:
         prompts = read_prompts(file)
@@ -143,6 +147,17 @@ def generate(
         for text, completion in completer.complete(prompts):
             line = as_json(text, completion, logprobs=logprobs)
             typer.echo(line if json_lines else text + completion.text)
+
+
+def _refuse_unused(context: typer.Context, *, beams: bool, file: bool) -> None:
+    """Raise ConfigError for options of `generate` that another one makes do nothing."""
+    unused = {"--beams": _SAMPLING if beams else (), "--file": ("prompt",) if file else ()}
+    for option, names in unused.items():
+        sources = {name: str(context.get_parameter_source(name)) for name in names}
+        given = [name for name, source in sources.items() if source.endswith("COMMANDLINE")]
+        if given:
+            listed = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(f"{listed} does nothing with {option}; leave one out")
 
 
 @app.command(
@@ -295,6 +310,6 @@ def import_model(
         length = getattr(read_config(local)[0], "context_length", _MAX_LENGTH)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(str(error)) from error
-    command = ["-m", "runner", f"init='hf:{local}'", "name=imported", "train.steps=0"]
-    command += [f"train.sequence_length={min(length, _MAX_LENGTH)}", *context.args]
-    os.execv(sys.executable, [sys.executable, *command])
+    overrides = [f"init='hf:{local}'", "name=imported", "train.steps=0"]
+    overrides += [f"train.sequence_length={min(length, _MAX_LENGTH)}", *context.args]
+    os.execv(sys.executable, module_command("runner", *overrides))

@@ -6,6 +6,7 @@ __all__ = [
     "errors",
     "hardware",
     "memory_kill",
+    "own_modules",
     "ranks",
     "storage",
     "system_errors",
