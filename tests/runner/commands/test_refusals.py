@@ -43,7 +43,7 @@ def _refused(done: subprocess.CompletedProcess[str]) -> str:
         (["seed=-1"], "seed=-1 must lie in 0 to"),
         (["=3"], "cannot be composed"),
         (["resources.gpus=4"], "resources.gpus=4 but this machine has"),
-        (["precision=nvfp4"], "k=24 is not a multiple of 16"),
+        (["precision=nvfp4", "precision.pad=false"], "k=24 is not a multiple of 16"),
         (["init=hf:DIR", "tokenizer=bytes"], "init=hf:DIR determines model and tokenizer"),
         (["-m", "train.diverged_nats=inf"], "train.diverged_nats=inf must be a finite number"),
         (["-m", "seed=1,2", "seed=3,4"], "seed is given twice"),
