@@ -108,9 +108,12 @@ def launch_study(
     if over and study.cells():
         _upload_rest(base.config, study.folder, console)
     if not over:
-        storage.write_atomically(study.folder / "launcher.json", json.dumps(backend.record()))
         table = LiveTable(study.cells)
-        left = _run_live(backend, base, console, table, lambda view: backend.run_study(study, view))
+        backend.check([base])
+        with recorded(study.folder, backend):
+            left = _run_live(
+                backend, base, console, table, lambda view: backend.run_study(study, view)
+            )
         over = study.is_over()
         console.print(study.best())
         if left or not backend.waits:
