@@ -9,13 +9,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.commands.choices import choices_of
-from runner.commands.hydra_plugin import (
-    check_overrides,
-    chosen_names,
-    open_keys,
-    register,
-    to_plain,
-)
+from runner.commands.composer import check_overrides, chosen_names, open_keys, to_plain
+from runner.commands.hydra_plugin import register
 from runner.commands.refusals import refusals
 from runner.records.cells import make_cells
 

@@ -46,7 +46,8 @@ def compose_tiny(root: Path, text: Path, *overrides: str) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from runner.commands.hydra_plugin import open_keys, register, to_plain
+    from runner.commands.composer import open_keys, to_plain
+    from runner.commands.hydra_plugin import register
 
     register()
     base = [*TINY, f"data.sources.0.path={text}", f"root={root}"]

@@ -4,6 +4,7 @@ __all__ = [
     "arguments",
     "choices",
     "cli",
+    "composer",
     "figures",
     "generation_cli",
     "hydra_plugin",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from runner.commands.overrides import key_of
 from runner.grid.language import Point
 from runner.records.cells import Cell
 from runner.records.config import NODES, RunConfig, execution_half, is_among, target_class
@@ -23,11 +24,6 @@ def with_grid_name(cells: list[Cell], arguments: Sequence[str]) -> list[Cell]:
     text = "".join(sorted(cell.fingerprint for cell in cells))
     name = f"grid-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     return [replace(cell, config=replace(cell.config, name=name)) for cell in cells]
-
-
-def key_of(override: str) -> str:
-    """Return the key that an override sets or deletes."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def label(point: Point, points: list[Point], node: dict[str, Any]) -> str:

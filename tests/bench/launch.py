@@ -40,7 +40,8 @@ def cells(count: int, text: Path) -> list[Cell]:
     # Here, because children of the fork server import this file (never `python -m runner`).
     from hydra import compose, initialize_config_module
 
-    from runner.commands.hydra_plugin import open_keys, register, to_plain
+    from runner.commands.composer import open_keys, to_plain
+    from runner.commands.hydra_plugin import register
 
     register()
     root = tempfile.mkdtemp()

@@ -14,7 +14,8 @@ import time
 
 from hydra import compose, initialize_config_module
 
-from runner.commands.hydra_plugin import open_keys, register, to_plain
+from runner.commands.composer import open_keys, to_plain
+from runner.commands.hydra_plugin import register
 from runner.launch.mlflow_process import finish_uploader, start_uploader
 from runner.records import journal
 from runner.records.cells import freeze_cell, join_sweep, make_cells

@@ -106,7 +106,8 @@ def _trainer(model_name: str, recipe: str, batch: int, seq: int) -> Callable[[],
     from hydra import compose, initialize_config_dir
 
     from kernels.philox import NoiseKey
-    from runner.commands.hydra_plugin import register, to_plain
+    from runner.commands.composer import to_plain
+    from runner.commands.hydra_plugin import register
     from runner.records.config import validate
     from tests.conftest import ROOT
 

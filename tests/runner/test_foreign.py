@@ -65,7 +65,8 @@ def _cell(root: Path, *overrides: str) -> Cell:
 def _composed(root: Path, *overrides: str) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
 
-    from runner.commands.hydra_plugin import open_keys, register, to_plain
+    from runner.commands.composer import open_keys, to_plain
+    from runner.commands.hydra_plugin import register
 
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from analysis.runs import from_folders
 from runner.commands.cli import app
-from runner.commands.hydra_plugin import open_keys, register, to_plain
+from runner.commands.composer import open_keys, to_plain
+from runner.commands.hydra_plugin import register
 from runner.grid.evaluation_cells import evaluation_cells
 from runner.machine.storage import read_lines
 from runner.records import journal

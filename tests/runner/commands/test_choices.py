@@ -8,7 +8,8 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from runner.commands.hydra_plugin import Composer, open_keys, register
+from runner.commands.composer import Composer, open_keys
+from runner.commands.hydra_plugin import register
 from runner.records import cells
 from runner.records.cells import join_sweep, make_cells, members
 from tests.command_server import ROOT

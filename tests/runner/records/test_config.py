@@ -12,7 +12,8 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext
 
-from runner.commands.hydra_plugin import Composer, GridSweeper, register, to_plain
+from runner.commands.composer import Composer, to_plain
+from runner.commands.hydra_plugin import GridSweeper, register
 from runner.commands.missing_values import refuse_missing_values
 from runner.machine.errors import ConfigError, EspalierError
 from runner.records.cells import Cell, make_cells

@@ -12,7 +12,8 @@ import sys
 sys.modules["torch"] = None  # whoever imports it raises ImportError
 from pathlib import Path
 from hydra import compose, initialize_config_dir
-from runner.commands.hydra_plugin import open_keys, register, to_plain
+from runner.commands.composer import open_keys, to_plain
+from runner.commands.hydra_plugin import register
 from runner.records.cells import make_cells
 from runner.records.config import target_class, validate
 
