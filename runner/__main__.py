@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.commands.choices import choices_of
+from runner.commands.completion import script_asked_for
 from runner.commands.composer import check_overrides, chosen_names, open_keys, to_plain
 from runner.commands.hydra_plugin import register
 from runner.commands.refusals import refusals
@@ -37,6 +38,10 @@ def run_one(composed: DictConfig) -> None:
 
 def main() -> None:
     """Run Hydra; a user's error exits with its message, without a traceback."""
+    script = script_asked_for(sys.argv[1:])
+    if script is not None:
+        print(script, end="")
+        return
     register()
     sys.argv = ["python -m runner", *open_keys(sys.argv[1:])]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")

@@ -4,6 +4,7 @@ __all__ = [
     "arguments",
     "choices",
     "cli",
+    "completion",
     "composer",
     "figures",
     "generation_cli",

@@ -1,0 +1,44 @@
+"""Tab completion in bash: overrides of `python -m runner`, verbs of `espalier`."""
+
+import os
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+SCRIPT = """
+eval "$(python -m runner -sc install=bash)"
+for COMP_LINE in "python -m runner -m model=gpt_nano precision=mx" "python -m pytest te"; do
+    COMP_POINT=${#COMP_LINE} COMP_WORDS=($COMP_LINE) COMPREPLY=()
+    _espalier_runner
+    echo "${COMPREPLY[*]}"
+done
+"""
+
+
+def _environment(**more: str) -> dict[str, str]:
+    folder = os.path.dirname(sys.executable)
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"} | more
+
+
+def test_names_of_a_group_complete_after_python_m_runner() -> None:
+    done = subprocess.run(
+        ["bash", "-c", SCRIPT],
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found, of_other_commands = done.stdout.split("\n")[:2]
+    assert found.split() == ["precision=mxfp4", "precision=mxfp4_tseng", "precision=mxfp8"]
+    assert of_other_commands == ""
+
+
+def test_verbs_of_espalier_complete() -> None:
+    asked = _environment(
+        _ESPALIER_COMPLETE="complete_bash", COMP_WORDS="espalier sta", COMP_CWORD="1"
+    )
+    command = [sys.executable, "-m", "runner.commands.cli"]
+    done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["status"]
