@@ -143,7 +143,7 @@ def test_what_can_be_asked_of_it_is_and_the_rest_is_refused(tmp_path: Path) -> N
     assert {"val_accuracy", "repeat_gain", "sample_repetition"} <= last.keys()
     assert len(_espalier(tmp_path, "generate", cell.fingerprint, "--prompt", "ab")) > 2
     for line, said in (
-        (["export", cell.fingerprint, str(tmp_path / "hf")], "ConvNet is in no layout"),
+        (["export", cell.fingerprint, str(tmp_path / "hf")], "Letters has no form"),
         (["look", cell.fingerprint, "--text", "abc"], "ConvNet has no unembed"),
         (["ngram", cell.fingerprint], "n-grams of data=CounterConfig"),
     ):

@@ -50,10 +50,12 @@ def test_a_full_disk_ends_the_run_with_its_last_good_checkpoint(
 ) -> None:
     disk, copy = tmp_path / "disk", tmp_path / "copy"
     disk.mkdir()
-    size = ["model.width=48", "train.checkpoint.keep_last=100", "train.checkpoint.every_steps=1"]
-    done = _private(
-        f"mount -t tmpfs -o size=3m tmpfs {disk}; {_train(text, disk, *size)}; code=$?;"
-        f"cp -r {disk} {copy}; exit $code"
+    size = ["model.width=48", "train.steps=200", "eval.every=200", "train.checkpoint.every_steps=1"]
+    done = _private(  # another program fills the disk once there is a checkpoint
+        f"mount -t tmpfs -o size=12m tmpfs {disk};"
+        f"(until ls {disk}/runs/*/checkpoints/0*; do sleep 0.01; done;"
+        f" cat /dev/zero > {disk}/full) & {_train(text, disk, *size)}; code=$?;"
+        f"rm {disk}/full; cp -r {disk} {copy}; exit $code"
     )
     assert done.returncode != 0
     assert "the disk is full" in done.stderr
@@ -62,7 +64,7 @@ def test_a_full_disk_ends_the_run_with_its_last_good_checkpoint(
     (run,) = (copy / "runs").iterdir()
     saved = checkpoint_folder.newest(run / "checkpoints")
     assert saved is not None
-    assert 0 < int(saved.name) < 12
+    assert 0 < int(saved.name) < 200
     assert not list((run / "checkpoints").glob(".partial*"))
     # With room again, the same command goes on from there.
     (cell,) = make_cells([("", compose(*size, f"root={copy}"))])
