@@ -230,12 +230,13 @@ BACKWARD = GemmRecipe(left=TSENG, right=TSENG, hadamard=64, signs="step")
 def test_the_gradients_of_mxfp4_are_unbiased() -> None:
     """The error of a mean of n gradients is that of one, divided by n: none of it is the same in
     all. Signs that stay, or a weight rounded to nearest, leave a tenth of one (Tseng et al.)."""
+    use_compiler(eager)  # compiling three variants takes longer than 60 small steps
     recipe = LinearRecipe(dgrad=BACKWARD, wgrad=BACKWARD)
     x = inputs("normal", 64, 64).float().requires_grad_()
     weight = inputs("normal", 64, 64, seed=1).float().requires_grad_()
     grad = inputs("normal", 64, 64, seed=2).bfloat16()
     exact = [grad.float() @ weight.detach().bfloat16().float(), grad.float().T @ x.detach()]
-    draws, single = 300, [0.0, 0.0]
+    draws, single = 60, [0.0, 0.0]
     total = [torch.zeros(64, 64), torch.zeros(64, 64)]
     for step in range(draws):
         dice = Dice.of(NoiseKey(seed=0, step=step, samples=torch.arange(2)))
@@ -244,7 +245,7 @@ def test_the_gradients_of_mxfp4_are_unbiased() -> None:
             total[i] += found / draws
             single[i] += float((found - exact[i]).square().sum()) / draws
     for mean, wanted, one in zip(total, exact, single, strict=True):
-        assert abs(float((mean * wanted).sum() / wanted.square().sum()) - 1) < 0.002
+        assert abs(float((mean * wanted).sum() / wanted.square().sum()) - 1) < 0.004
         assert float((mean - wanted).square().sum()) < 1.15 * one / draws
 
 
