@@ -144,6 +144,7 @@ def test_what_cannot_be_fitted_is_refused_with_the_reason(runs: pd.DataFrame) ->
         power.compute_optimal(1e21)
 
 
+@pytest.mark.slow
 def test_the_command_writes_report_and_figure(runs: pd.DataFrame, tmp_path: Path) -> None:
     runs.to_csv(tmp_path / "runs.csv", index=False)
     command = [sys.executable, "-m", "analysis", "fit", str(tmp_path / "runs.csv"), "--n", "size"]

@@ -149,6 +149,7 @@ def test_repetition_that_costs_nothing_is_the_plain_law_however_large_its_consta
         assert law.predict(theta, data) == pytest.approx(plain, rel=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAWS)
 def test_every_law_is_recovered_from_its_own_points(name: str) -> None:
     """From the start grid, of which the truth is no member; what is predicted agrees to 1e-6."""
@@ -214,6 +215,7 @@ def epoch() -> tuple[Data, Array]:
     return {"n": n[kept], "d": d[kept]}, np.log(loss[kept])
 
 
+@pytest.mark.slow
 @needs_epoch
 def test_epochs_grid_fit_is_reproduced(epoch: tuple[Data, Array]) -> None:
     x, value = _fit(CHINCHILLA, CHINCHILLA.start_grid(), *epoch)

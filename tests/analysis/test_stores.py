@@ -68,6 +68,7 @@ def _plain(history: pd.DataFrame) -> pd.DataFrame:
     return plain.sort_values(["fingerprint", "step"], ignore_index=True)
 
 
+@pytest.mark.slow
 def test_database_and_server_give_what_mlflows_client_gives(server: Server, tmp_path: Path) -> None:
     theirs = _theirs(server.uri)
     assert len(theirs) == 54_003

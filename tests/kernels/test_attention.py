@@ -36,6 +36,7 @@ def test_output_and_gradients_are_those_of_the_definition(
         assert float((ours - theirs).norm() / theirs.norm()) < bound
 
 
+@pytest.mark.slow
 def test_compiled_attention_is_the_eager_one() -> None:
     code = """
 import torch

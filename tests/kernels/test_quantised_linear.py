@@ -144,6 +144,7 @@ def test_bits_depend_on_the_sample_not_on_its_micro_batch() -> None:
     assert not torch.equal(whole, rounding_bits(_dice(), 8, 64, 48))
 
 
+@pytest.mark.slow
 def test_stochastic_gradients_are_unbiased_and_nearest_ones_are_not() -> None:
     """400 draws: the mean error of SR shrinks to its standard error, that of nearest stays."""
     x, weight = torch.randn(64, 64), torch.randn(64, 64)
@@ -227,6 +228,7 @@ TSENG = OperandRecipe(
 BACKWARD = GemmRecipe(left=TSENG, right=TSENG, hadamard=64, signs="step")
 
 
+@pytest.mark.slow
 def test_the_gradients_of_mxfp4_are_unbiased() -> None:
     """The error of a mean of n gradients is that of one, divided by n: none of it is the same in
     all. Signs that stay, or a weight rounded to nearest, leave a tenth of one (Tseng et al.)."""

@@ -59,6 +59,7 @@ for kind in KINDS:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the GPU itself: tests/gpu")
 def test_triton_nvfp4_is_the_reference_bit_for_bit() -> None:
     pytest.importorskip("triton", reason="needs triton")

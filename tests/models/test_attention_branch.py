@@ -39,6 +39,7 @@ def test_a_mixed_stack_comes_back_from_a_folder(kind: str, tmp_path: Path) -> No
     backbone.comes_back_from_a_folder(_cfg(kind, depth=3, pattern="wf af"), tmp_path / "m")
 
 
+@pytest.mark.slow
 def test_all_compile() -> None:
     backbone.compiles(*(_cfg(kind) for kind in KINDS))
 

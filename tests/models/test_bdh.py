@@ -27,6 +27,7 @@ def test_every_kind_satisfies_the_claims_of_all_models(kind: str, tmp_path: Path
     backbone.satisfies_all_claims(KINDS[kind], tmp_path / "m", bound=1e-4, flops=kind != "chunks")
 
 
+@pytest.mark.slow
 def test_all_compile() -> None:
     backbone.compiles(*KINDS.values())
 

@@ -107,6 +107,7 @@ def test_a_static_state_gives_the_same_logits_in_one_shape(model: Decoder) -> No
     assert {memory["keys"].shape[2] for memory in static.memories.values()} == {32}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_memory_has_the_dtype_that_its_layer_computes_in() -> None:
     model = DecoderConfig(depth=2, width=32, num_heads=2, hidden=64).build(50, 0)

@@ -27,6 +27,7 @@ def _perturbed() -> Any:
     return backbone.perturbed(CFG)
 
 
+@pytest.mark.slow
 def test_it_satisfies_the_claims_of_all_models(tmp_path: Path) -> None:
     backbone.satisfies_all_claims(CFG, tmp_path / "m")
     backbone.compiles(CFG)
@@ -171,6 +172,7 @@ def test_the_convolution_is_torchs() -> None:
     torch.testing.assert_close(short_conv(x, weight, dilation=3), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_tri_gram_that_attention_cannot_see_is_remembered() -> None:
     """The next token is a random function of the last two: Engram learns it, an MLP cannot."""
     generator = torch.Generator().manual_seed(0)

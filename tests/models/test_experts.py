@@ -35,6 +35,7 @@ def test_every_kind_satisfies_the_claims_of_all_models(kind: str, tmp_path: Path
     backbone.satisfies_all_claims(_cfg(kind), tmp_path / "m", in_halves=unbalanced)
 
 
+@pytest.mark.slow
 def test_all_compile() -> None:
     backbone.compiles(*(_cfg(kind) for kind in KINDS))
 
@@ -144,6 +145,7 @@ def test_an_expert_without_a_token_has_a_gradient_of_zero() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["bf16", "nvfp4"])
 def test_it_trains_under_low_precision(recipe: str) -> None:
     part = ExpertsConfig(num_experts=24)  # some get an odd number of tokens, some none

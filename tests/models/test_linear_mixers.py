@@ -41,6 +41,7 @@ def test_every_kind_satisfies_the_claims_of_all_models(kind: str, tmp_path: Path
     backbone.has_the_flops_of_its_formula(_cfg(kind), 29)
 
 
+@pytest.mark.slow
 def test_all_compile() -> None:
     backbone.compiles(*(_cfg(kind) for kind in KINDS))
 
@@ -62,6 +63,7 @@ def test_a_state_does_not_grow(kind: str) -> None:
     assert sizes[0] == sizes[1] == sizes[2]
 
 
+@pytest.mark.slow
 def test_a_hybrid_keeps_a_window_and_states_together(tmp_path: Path) -> None:
     from models.attention_config import AttentionConfig
     from models.engram_config import EngramConfig

@@ -54,6 +54,7 @@ def _gradients(precision: Precision, model: LanguageModel) -> list[torch.Tensor]
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fp8_delayed", "nvfp4"])
 def test_recomputed_activations_are_those_of_the_engines_recipe(
     name: str, engine: FakeEngine, compose: Compose

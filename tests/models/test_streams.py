@@ -26,6 +26,7 @@ def test_every_kind_satisfies_the_claims_of_all_models(kind: str, tmp_path: Path
     backbone.satisfies_all_claims(_cfg(kind), tmp_path / "m")
 
 
+@pytest.mark.slow
 def test_all_compile() -> None:
     backbone.compiles(*(_cfg(kind) for kind in KINDS))
 

@@ -126,6 +126,7 @@ def test_keys_lists_every_key_with_type_and_default() -> None:
     assert "there are: work, model" in _refused(run("runner.commands.cli", "keys", "x"))
 
 
+@pytest.mark.slow
 def test_verbs_name_what_they_refuse(espalier: Run, tmp_path: Path) -> None:
     symbols = ["data=markov", "tokenizer=symbols", "tokenizer.vocab_size=16", "~data.split"]
     base = [o for o in TINY if not o.startswith("data")]
@@ -244,6 +245,7 @@ _OVERRIDES = """
 _WORDS = st.sampled_from(_OVERRIDES.split())
 
 
+@pytest.mark.slow
 @given(
     module=st.sampled_from(["runner", "runner.commands.cli", "analysis"]),
     words=st.lists(_WORDS, min_size=1, max_size=3),

@@ -96,6 +96,7 @@ def test_two_processes_ask_what_one_asks(espalier: Run, task: Path, tmp_path: Pa
     assert asked[0] == asked[1] == asked[2]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_evaluated_as_cells_and_its_runs_get_the_scores(
     espalier: Run, task: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_sweep_is_evaluated_as_cells_and_its_runs_get_the_scores(
         over_seeds(from_folders(tmp_path, "s").table, ["model.width"], "squares/acc")
 
 
+@pytest.mark.slow
 def test_averaged_weights_have_scores_of_their_own(
     espalier: Run, task: Path, tmp_path: Path
 ) -> None:
@@ -217,6 +219,7 @@ def test_without_lm_eval_nothing_is_begun(
         make_cells([("", compose(*(f"eval.harness.{key}" for key in _keys(task))))])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_evaluated_is_said(
     espalier: Run, compose: Compose, task: Path, tmp_path: Path
 ) -> None:

@@ -195,6 +195,7 @@ def test_programs_past_our_sandbox_need_leave(model: Decoder, tmp_path: Path) ->
     assert harness.num_truncated == 0
 
 
+@pytest.mark.slow
 def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"near: .*lambada"):
         specify("lambda", str(tmp_path), None)
@@ -208,6 +209,7 @@ def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
     assert _evenly_spaced(2, 5) == [0, 1]
 
 
+@pytest.mark.slow
 @needs_data
 def test_every_shipped_benchmark_asks_its_local_questions(model: Decoder) -> None:
     names = tuple(sorted(file.stem for file in SHIPPED.glob("*.yaml")))

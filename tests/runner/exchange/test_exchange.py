@@ -61,6 +61,7 @@ def test_exported_tokenizers_give_the_same_ids(kind: str, tmp_path: Path) -> Non
     assert back.bytes_per_id().tolist() == ours.bytes_per_id().tolist()
 
 
+@pytest.mark.slow
 def test_a_cell_becomes_a_folder_that_transformers_continues_alike(
     espalier: Run, tmp_path: Path
 ) -> None:
@@ -138,6 +139,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_imported_model_is_measured_spoken_to_trained_on_and_given_back(
     text: Path, tmp_path: Path
 ) -> None:

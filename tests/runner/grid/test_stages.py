@@ -68,6 +68,7 @@ def test_three_stages_run_in_order_and_a_changed_evaluation_reruns_itself_only(
     assert again.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_where_the_shorter_ended(espalier: Run, tmp_path: Path) -> None:
     assert espalier("-m", "schedule.kind=constant", "schedule.warmup=0", "name=g").returncode == 0
     (trunk,) = tmp_path.glob("runs/*")

@@ -32,6 +32,7 @@ def _states(study: Study) -> list[str]:
     return sorted(t.state.name for t in study.study.get_trials())
 
 
+@pytest.mark.slow
 def test_trials_are_cells_and_a_finished_study_runs_nothing(espalier: Run, tmp_path: Path) -> None:
     told = f"hydra.sweeper.on_finish='echo $ESPALIER_STATES >> {tmp_path}/told.txt'"
     done = espalier(*OPTUNA, told, "hydra.sweeper.trials=6", "hydra.sweeper.startup=2")

@@ -146,6 +146,7 @@ def test_a_stop_is_never_a_failure_and_a_later_ctrl_c_says_what_it_kills(
     assert (folder / "cell.json").read_text() == frozen
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
 def test_a_single_run_takes_new_execution_keys_and_ends_at_the_second_ctrl_c(
     espalier: Run, tmp_path: Path, text: Path
