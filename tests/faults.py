@@ -3,9 +3,11 @@
 import os
 import signal
 import time
+from functools import partial
 from typing import Any, Literal
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from models.config import config
 from models.decoder import Decoder
@@ -44,8 +46,14 @@ class FaultyConfig(DecoderConfig):
             model.register_forward_pre_hook(_fill_memory)
         if self.fault in ("slow", "stuck"):
             seconds = 0.2 if self.fault == "slow" else 3600.0
-            model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+            model.register_forward_pre_hook(partial(_wait, seconds))
         return model
+
+
+def _wait(seconds: float, _: Any, arguments: tuple[Any, ...]) -> None:
+    planned = any(isinstance(a, FakeTensor) or getattr(a, "is_meta", False) for a in arguments)
+    if not planned:
+        time.sleep(seconds)
 
 
 def _too_large(_: Any, arguments: tuple[Any, ...]) -> None:

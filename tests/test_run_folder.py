@@ -328,7 +328,7 @@ def test_a_single_run_prints_rows_that_count_as_they_come(
     file.write_text(FIRST)
     pause = Pause(file, restored(2, 20) + LATE + row(2, 30, 2.5))
     _print_metrics(alone, Console(file=stream, width=80), pause)
-    assert stream.getvalue().split() == ["step", "30", "loss", "2.5000"]
+    assert stream.getvalue().split() == ["step", "30/?", "loss", "2.5000"]
 
 
 BROKEN = FIRST + '{"step": 50, "lo{"step": 60, "time": 1, "attempt": 1, "loss": 2}\n' + LATE

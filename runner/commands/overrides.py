@@ -11,12 +11,14 @@ def key_of(override: str) -> str:
 def wholes_first(overrides: Iterable[str]) -> list[str]:
     """Return the overrides with a whole node or list before the keys within it, so that both hold.
 
-    `data.sources=[...]` comes before `data.sources.0.weight=2`; the order of others, and of choices
-    of groups, stays.
+    `data.sources=[...]` comes before `data.sources.0.weight=2`; the order of others, of deletions
+    and of choices of groups stays.
     """
     ordered: list[str] = []
     for override in overrides:
         whole = f"{key_of(override)}."
         within = [i for i, other in enumerate(ordered) if key_of(other).startswith(whole)]
+        if override.startswith("~"):
+            within = []
         ordered.insert(within[0] if within and whole.count(".") > 1 else len(ordered), override)
     return ordered
