@@ -32,10 +32,10 @@ class TrainingSamples(Dataset[Sample]):
         self._blocks: dict[int, np.ndarray] = {}
         self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
         for file in files:
-            if len(file.ids) < 2 * seq:
+            if len(file.ids) <= 2 * seq:  # an epoch holds one at every offset
                 raise DataError(
-                    f"a training source has {len(file.ids)} tokens, under two sequences of {seq}; "
-                    "lower train.sequence_length or give more text"
+                    f"a training source has {len(file.ids)} tokens, not more than two sequences "
+                    f"of {seq}; lower train.sequence_length or give more text"
                 )
 
     def __getitem__(self, index: int) -> Sample:

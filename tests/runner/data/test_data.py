@@ -225,9 +225,12 @@ def test_documents_are_split_whole(tmp_path: Path) -> None:
     assert not numbers[0] & numbers[1]
 
 
-def test_too_little_text_for_one_sequence_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"lower train\.sequence_length"):
-        TrainingSamples(_files([30]), [1.0], seq=20, seed=0, eos=0)
+def test_too_little_text_for_one_sequence_at_every_offset_is_an_error() -> None:
+    for size in (30, 40):
+        with pytest.raises(DataError, match=r"lower train\.sequence_length"):
+            TrainingSamples(_files([size]), [1.0], seq=20, seed=0, eos=0)
+    enough = TrainingSamples(_files([41]), [1.0], seq=20, seed=0, eos=0)
+    assert all(int(enough[i]["targets"][-1]) <= 40 for i in range(50))
 
 
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason=f"needs {SHAKESPEARE}")
