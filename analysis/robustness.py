@@ -62,11 +62,12 @@ def flat_valleys(profile: pd.DataFrame, confidence: float = 0.95) -> pd.DataFram
 
     Columns: parameter, low, high, flat (an end is open; it is then the last value tried).
     """
-    most = stats.chi2.ppf(confidence, 1)
+    rise = stats.chi2.ppf(confidence, 1)
     rows = []
     for name, part in profile.groupby("parameter", sort=False):
         value, statistic = part["value"].to_numpy(), part["statistic"].to_numpy()
-        allowed = np.flatnonzero(statistic <= most + min(0.0, float(np.min(statistic))))
+        most = rise + min(0.0, float(np.min(statistic)))  # above the best fit, found or missed
+        allowed = np.flatnonzero(statistic <= most)
         first, last = allowed[0], allowed[-1]
         low = value[0] if first == 0 else _crossing(value, statistic, first - 1, most)
         high = value[-1] if last == len(value) - 1 else _crossing(value, statistic, last, most)

@@ -45,6 +45,15 @@ def test_a_parameter_that_the_data_do_not_determine_is_a_flat_valley() -> None:
     assert allowed.loc["B", "flat"]
 
 
+def test_the_interval_of_a_profile_is_measured_from_its_minimum_where_the_fit_missed_it() -> None:
+    value = np.linspace(0.0, 40.0, 401)
+    rise = ((value - 20) / 7) ** 2
+    for missed in (0.0, 1.0):
+        profile = pd.DataFrame({"parameter": "A", "value": value, "statistic": rise - missed})
+        (allowed,) = flat_valleys(profile).itertuples()
+        assert (allowed.low, allowed.high) == pytest.approx((6.28, 33.72), abs=0.01)
+
+
 def test_sensitivity_names_each_choice_and_changes_little_on_clean_data() -> None:
     table = grid(1e-4).assign(n_all=lambda t: t["n"] * 1.2 + 1e6)
     rows = sensitivity(
