@@ -173,7 +173,7 @@ def detectable(spread: float, n: int, *, power: float = 0.8, level: float = 0.05
 def reached(curves: pd.DataFrame, target: float) -> pd.Series:
     """Return the first x at which the curve of each run is at `target`, log-linear between points.
 
-    It is NaN for a run that never reaches the target.
+    It is linear from a point at x = 0, and NaN for a run that never reaches the target.
 
     Args:
         curves: columns fingerprint, x, value, as `Runs.curves` returns them.
@@ -189,8 +189,9 @@ def reached(curves: pd.DataFrame, target: float) -> pd.Series:
         else:
             i = below[0]
             share = (y[i - 1] - target) / (y[i - 1] - y[i])
+            before, after = x[i - 1], x[i]
             crossings[name] = float(
-                np.exp(np.log(x[i - 1]) + share * (np.log(x[i]) - np.log(x[i - 1])))
+                before * (after / before) ** share if before > 0 else share * after
             )
     return pd.Series(crossings, name="x", dtype=float)
 

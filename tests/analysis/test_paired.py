@@ -116,3 +116,5 @@ def test_a_speed_up_is_how_much_sooner_a_loss_is_reached() -> None:
     )
     assert got.loc["fast", "speed_up"] == pytest.approx(2.0, rel=1e-6)
     assert got.loc["never", ["n", "never"]].tolist() == [0, 2]
+    from_zero = pd.DataFrame({"fingerprint": "a", "x": [0, 10], "value": [4.0, 3.0]})
+    assert reached(from_zero, 3.5)["a"] == pytest.approx(5.0)
