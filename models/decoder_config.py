@@ -148,6 +148,13 @@ class DecoderConfig:
         return any(getattr(part, "has_filters", False) for row in self.branches() for part in row)
 
     @property
+    def regroups_tokens(self) -> bool:
+        """Whether a branch takes tokens of several samples together, as experts do."""
+        return any(
+            getattr(part, "regroups_tokens", False) for row in self.branches() for part in row
+        )
+
+    @property
     def kv_heads(self) -> int:
         """Number of key/value heads, the default resolved."""
         return self.num_kv_heads if self.num_kv_heads is not None else self.num_heads

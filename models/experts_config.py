@@ -34,6 +34,7 @@ class ExpertsConfig:
     name: ClassVar[str] = "moe"
     normed: ClassVar[bool] = True
     looks_back: ClassVar[bool] = False
+    regroups_tokens: ClassVar[bool] = True
 
     num_experts: int
     top_k: int = 2

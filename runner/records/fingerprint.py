@@ -201,7 +201,11 @@ def samples_depend_on_each_other(run: RunConfig) -> bool:
     if run.train is None:
         return False
     length = run.train.sequence_length
-    return any(couples_samples(part, length) for part in (run.model, run.precision))
+    if any(couples_samples(part, length) for part in (run.model, run.precision)):
+        return True
+    # Blocks along tokens, and the dice of stochastic rounding, follow the rows of a product.
+    regrouped = getattr(run.model, "regroups_tokens", False)
+    return bool(regrouped and getattr(run.precision, "quantised", False))
 
 
 def derived(run: RunConfig) -> dict[str, int]:

@@ -285,6 +285,7 @@ COUPLED = [
     "+model/part@model.parts.m=experts",
     "+model/part@model.parts.x=window",
 ]
+UNBALANCED = [*COUPLED, "model.parts.m.balance=none"]
 
 
 @pytest.mark.parametrize(
@@ -296,12 +297,17 @@ COUPLED = [
         (["precision=nvfp4"], True),
         (["precision=mxfp8", "train.sequence_length=32"], False),
         (COUPLED, True),
+        (UNBALANCED, False),
+        ([*UNBALANCED, "precision=mxfp4", "train.sequence_length=32"], True),
     ],
 )
 def test_samples_of_a_forward_pass_count_where_they_depend_on_each_other(
     model: list[str], counts: bool, compose: Compose
 ) -> None:
-    """MXFP8's blocks of 32 tokens in wgrad reach over sequences of 16, not over those of 32."""
+    """MXFP8's blocks of 32 tokens in wgrad reach over sequences of 16, not over those of 32.
+
+    Those of an expert reach over all samples, since its tokens are of all.
+    """
     base = _cell(compose(*model))
     halved = _cell(compose(*model, "train.micro_batch=2"))
     ranks = _cell(compose(*model, "resources.processes=2"))
