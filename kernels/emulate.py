@@ -304,7 +304,8 @@ def _(
     row_scaled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = x.shape
-    numerator = x.new_empty((rows, 1) if row_scaled else (), dtype=torch.float32)
+    lines = (rows, 1) if block[0] == 1 else (1, cols)
+    numerator = x.new_empty(lines if row_scaled else (), dtype=torch.float32)
     stacked = format.startswith("fp8") and block[0] and scale == "fp32"
     shape = (rows // block[0], cols // block[1]) if stacked else (0, 0)
     return (

@@ -43,7 +43,7 @@ class Quantised:
     Args:
         elements: values of `fmt`, `[rows, cols]`.
         scales: one for each block, `[rows / block rows, cols / block cols]`.
-        outer: scale of the whole tensor, `[]`, or of each row, `[rows, 1]`.
+        outer: scale of the whole tensor, `[]`, of each row, `[rows, 1]`, or column, `[1, cols]`.
         numerator, denominator: `outer` as a quotient. A GEMM's epilogue multiplies by (numerator_a
             * numerator_b) / (denominator_a * denominator_b), which rounds otherwise than outer_a *
             outer_b.
@@ -131,8 +131,8 @@ def quantise_nvfp4(
     plus the rounding of its scale (1/16); a block whose scale underflows becomes 0.
 
     Args:
-        amax: the magnitude that the largest scale stands for (None: that of `x`, or of each row);
-            blocks above it saturate.
+        amax: the magnitude that the largest scale stands for (None: that of `x`, or of each row or
+            column); blocks above it saturate.
         order: of the block scale's products: TransformerEngine >= 2.14, or the paper and TE before.
         bits: for stochastic rounding, see `round_stochastic_e2m1`; None rounds to nearest.
         sr_headroom: factor of the block scales; at 17/16 stochastic rounding does not saturate.
@@ -140,7 +140,8 @@ def quantise_nvfp4(
             squared (mse), is smaller.
         e4m3_max: the scale of the block with the largest magnitude; at 256 that block too can have
             the 1.5 times larger scale of four over six.
-        row_scaled: an outer scale for each row (blocks of one row only).
+        row_scaled: an outer scale for each row, with blocks of one row; with blocks of one column
+            for each column, which is a row of the transposed operand.
 
     Raises:
         ValueError: a size is not a multiple of the block's.
@@ -148,8 +149,9 @@ def quantise_nvfp4(
     x = x.float()
     blocks = as_blocks(x, block)
     peak = blocks.abs().amax(dim=(1, 3), keepdim=True)
+    in_rows = block[0] == 1
     if amax is None:
-        amax = peak.amax(dim=2, keepdim=True) if row_scaled else peak.amax()
+        amax = peak.amax(dim=2 if in_rows else 0, keepdim=True) if row_scaled else peak.amax()
     top = 6.0 * e4m3_max  # the largest element times the largest scale
     # number / tensor would be reciprocal() * number in torch: two roundings.
     enc = torch.div(x.new_tensor(top), amax).clamp(max=_FLT_MAX)
@@ -167,7 +169,8 @@ def quantise_nvfp4(
         scales = round_nearest((scales * sr_headroom).clamp(max=E4M3.max), E4M3)
         elements = _e2m1(blocks, scales, dec, bits)
     if row_scaled:
-        dec, numerator = dec.view(-1, 1), numerator.view(-1, 1)
+        shape = (-1, 1) if in_rows else (1, -1)
+        dec, numerator = dec.view(shape), numerator.view(shape)
     return Quantised(
         E2M1,
         block,

@@ -29,19 +29,20 @@ def scaled_mm(a: Operand, b: Operand, *, sums: tuple[int, int], fp32: bool) -> F
     """
     left = a.values if sums[0] == 1 else a.values.T
     right = b.values.T if sums[1] == 1 else b.values
-    factor = _factor(a, b, left.device)
+    factor = _factor(a, b, sums, left.device)
     if a.scales is None and b.scales is None:
         return torch.ops.espalier.scaled_mm(left, right, factor, fp32)  # type: ignore[no-any-return]
     return _by_blocks(a, b, left, right, factor, sums, fp32=fp32)
 
 
-def _factor(a: Operand, b: Operand, device: torch.device) -> Tensor:
+def _factor(a: Operand, b: Operand, sums: tuple[int, int], device: torch.device) -> Tensor:
     """Return numerators over denominators: `[]`, or broadcastable to [m, n] with scales of rows."""
     one = torch.ones((), device=device)
     left = one if a.numerator is None else a.numerator
     right = one if b.numerator is None else b.numerator
-    product = left * (right.T if right.ndim else right)
-    return product / (a.denominator * b.denominator)
+    left = left.T if left.ndim and sums[0] == 0 else left
+    right = right.T if right.ndim and sums[1] == 1 else right
+    return left * right / (a.denominator * b.denominator)
 
 
 @torch.library.custom_op("espalier::scaled_mm", mutates_args=())

@@ -97,6 +97,16 @@ def test_products_are_those_of_the_dequantised_operands(quantiser: Quantiser, fp
     assert ((got.double() - exact).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("quantiser", FORMATS, ids=_name)
+def test_a_sum_over_rows_is_the_product_of_the_transposed_operands(quantiser: Quantiser) -> None:
+    use_compiler(eager)
+    both = inputs("normal", 128, 512), inputs("lognormal", 256, 512, seed=1)
+    wanted = scaled_mm(*(emulate(x, quantiser, 1) for x in both), sums=(1, 1), fp32=True)
+    turned = [emulate(x.T.contiguous(), quantiser, 0) for x in both]
+    got = scaled_mm(*turned, sums=(0, 0), fp32=True)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_the_product_is_transformer_engines_qgemm() -> None:
     te = te_reference()
     a, b = inputs("normal", 256, 4096), inputs("normal", 256, 4096, seed=1)
