@@ -125,6 +125,26 @@ class OperandConfig:
             return True  # one scale for the tensor; in wgrad a row holds all tokens
         return bool(sequence_length % self.block_shape[int(summed)])
 
+    def check(self) -> None:
+        """Check that every option counts: what is set is what is computed.
+
+        Raises:
+            ValueError: an option would be passed over in silence.
+        """
+        if self.format == "compute":
+            return
+        if self.four_over_six and self.rounding == "stochastic":
+            raise ValueError(
+                "four_over_six rounds to nearest both times; leave it or rounding=stochastic out"
+            )
+        if self.sr_headroom != 1.0 and (self.four_over_six or self.format.startswith("fp8")):
+            raise ValueError(
+                f"sr_headroom={self.sr_headroom:g} is for nvfp4 without four_over_six and for mx "
+                "formats; leave it out"
+            )
+        if self.row_scaled and self.quantile is not None:
+            raise ValueError("quantile is that of the tensor; leave it or row_scaled out")
+
     def describe(self) -> str:
         """Return format, block, scale and rounding in a few words, "" if not quantised."""
         if self.format == "compute":
@@ -278,11 +298,18 @@ class PrecisionConfig:
             refuse_no_steps("switch_at", self.switch_at)
 
     def check(self, steps: int) -> None:
-        """Check that the switch comes within `steps`.
+        """Check that the switch comes within `steps`, and that every option of an operand counts.
 
         Raises:
-            ValueError: it would never come.
+            ValueError: the switch would never come, or an option would be passed over.
         """
+        for part in (self.default, *self.rules):
+            for name, operand in part.operands().items():
+                try:
+                    operand.check()
+                except ValueError as error:
+                    where = f"rules {part.match!r}, " if isinstance(part, RuleConfig) else ""
+                    raise ValueError(f"{where}{name}: {error}") from None
         if self.switch_at is not None and self.switch_at >= max(steps, 1):
             raise ValueError(
                 f"switch_at={self.switch_at:g} is never reached in the {steps} steps of the run; "

@@ -14,6 +14,7 @@ from models.decoder_config import DecoderConfig
 from models.language_model import LanguageModel
 from models.precision import Precision, QuantisedLinear
 from models.precision_config import (
+    DgradConfig,
     FpropConfig,
     LinearConfig,
     OperandConfig,
@@ -187,6 +188,26 @@ def test_bad_recipes_are_refused_with_what_is_valid(
     with pytest.raises(ConfigError) as caught:
         validate(compose("precision=nvfp4", *override.split()))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"four_over_six": True, "rounding": "stochastic"}, "four_over_six rounds to nearest"),
+        ({"four_over_six": True, "sr_headroom": 1.0625}, "sr_headroom=1.0625 is for nvfp4 without"),
+        ({"format": "fp8_e4m3", "sr_headroom": 1.0625}, "sr_headroom=1.0625 is for nvfp4 without"),
+        ({"row_scaled": True, "quantile": 0.999}, "quantile is that of the tensor"),
+    ],
+)
+def test_an_option_that_would_not_count_is_refused_before_a_run(
+    options: dict[str, Any], message: str
+) -> None:
+    """Cells frozen before the check can still be read."""
+    dgrad = DgradConfig(g=OperandConfig(**({"format": "nvfp4"} | options)))
+    rule = RuleConfig(match="*.mlp.*", dgrad=dgrad)
+    for cfg, where in (({"dgrad": dgrad}, "dgrad.g"), ({"rules": (rule,)}, r"rules '\*\.mlp\.\*'")):
+        with pytest.raises(ValueError, match=f"^{where}.*: {message}"):
+            PrecisionConfig(compute="bf16", **cfg).check(10)
 
 
 def test_stochastic_rounding_is_for_e2m1_only() -> None:
