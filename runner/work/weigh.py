@@ -65,9 +65,11 @@ def weigh(
         "predicted": float(np.exp(expected)) if cfg.log else expected,
         "weights": best.tolist(),
     }
-    write_output(cell.folder, "regression.json", json.dumps(record, indent=1) + "\n", journal)
+    text = json.dumps(record, indent=1, allow_nan=False)
+    write_output(cell.folder, "regression.json", text + "\n", journal)
     write_output(cell.folder, "weights.json", json.dumps(best.tolist()) + "\n", journal)
-    journal.metrics(len(used), {"predicted": record["predicted"], "r_squared": fit["r_squared"]})
+    logged = {name: record[name] for name in ("predicted", "r_squared")}
+    journal.metrics(len(used), {name: v for name, v in logged.items() if v is not None})
     return "finished"
 
 
@@ -75,7 +77,8 @@ def regress(mixtures: Array, target: Array) -> dict[str, Any]:
     """Return `coefficients`, `residual_sd` and `r_squared` of target = mixtures @ coefficients.
 
     The fit is by least squares. It needs no intercept, since the weights of a row sum to 1.
-    `residual_sd` is NaN if there are no more runs than sources.
+    `residual_sd` is None if there are no more runs than sources, `r_squared` if all targets are
+    equal.
 
     Args:
         mixtures: weights, [runs, sources]; rows sum to 1.
@@ -88,8 +91,8 @@ def regress(mixtures: Array, target: Array) -> dict[str, Any]:
     unexplained = float((residuals**2).sum())
     return {
         "coefficients": coefficients,
-        "residual_sd": float(np.sqrt(unexplained / free)) if free > 0 else float("nan"),
-        "r_squared": 1.0 - unexplained / total if total > 0 else float("nan"),
+        "residual_sd": float(np.sqrt(unexplained / free)) if free > 0 else None,
+        "r_squared": 1.0 - unexplained / total if total > 0 else None,
     }
 
 

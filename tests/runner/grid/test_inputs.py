@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.runs import from_folders
@@ -18,6 +19,7 @@ from runner.records import journal
 from runner.records.cells import Cell, load_cell
 from runner.records.inputs import InputConfig, changed_inputs, output_file, sha256
 from runner.records.run_data import build_corpus
+from runner.work.weigh import regress
 from tests.command_server import run, start
 from tests.conftest import TINY, write_text
 
@@ -185,6 +187,16 @@ def _two_sources(root: Path) -> list[str]:
     node.write_text(f"_target_: runner.data.tokens_config.DataConfig\nsources:\n{files}")
     chosen = [f"hydra.searchpath=[file://{root}/conf]", "data=two", f"root={root}", "name=g"]
     return ["-m", *BASE, *chosen]
+
+
+def test_a_regression_says_null_of_what_its_runs_do_not_tell() -> None:
+    mixtures = np.array([[0.5, 0.5], [0.8, 0.2], [0.1, 0.9]])
+    fit = regress(mixtures, mixtures @ [1.0, 3.0] + [0.0, 0.1, 0.0])
+    assert fit["residual_sd"] > 0
+    assert 0.9 < fit["r_squared"] < 1
+    just_determined = regress(mixtures[:2], np.array([2.0, 2.0]))
+    assert just_determined["coefficients"] == pytest.approx([2.0, 2.0])
+    assert just_determined["residual_sd"] is just_determined["r_squared"] is None
 
 
 @pytest.mark.slow
