@@ -1,0 +1,16 @@
+"""The device of these tests: the GPU, or the CPU in a rehearsal of `make gpu`."""
+
+import os
+
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+# torch.compile's: Inductor takes minutes on a CPU, and only tracing is rehearsed.
+COMPILER = "inductor" if HAS_GPU else "aot_eager"
+needs_gpu = pytest.mark.skipif(
+    not HAS_GPU and not os.environ.get("ESPALIER_REHEARSAL"),
+    reason="needs a CUDA GPU",
+)
