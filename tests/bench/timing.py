@@ -4,16 +4,32 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+import torch
+
 Key = TypeVar("Key")
 
 
 def interleaved(calls: Mapping[Key, Callable[[], object]], rounds: int) -> dict[Key, float]:
-    """Return the least seconds of each call over the rounds; a first round warms up."""
+    """Return the least seconds of each call over the rounds; a first round warms up.
+
+    A call ends when the GPU has done what it was given, where there is one.
+    """
     best = dict.fromkeys(calls, float("inf"))
     for turn in range(rounds + 1):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
+            _finish()
             if turn:
                 best[name] = min(best[name], time.perf_counter() - start)
     return best
+
+
+def best_ms(call: Callable[[], object], rounds: int = 15) -> float:
+    """Return the least time of a call in ms, see `interleaved`."""
+    return 1e3 * interleaved({"": call}, rounds)[""]
+
+
+def _finish() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

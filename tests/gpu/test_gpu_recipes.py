@@ -9,20 +9,14 @@ from kernels.quantised_linear import Delayed, quantised_linear
 from models.decoder_config import DecoderConfig
 from models.language_model import TokenLoss
 from models.recipes import linear_recipe
-from runner.records.config import target_class, typed
 from tests.gpu.device import COMPILER, CPU, DEVICE, HAS_GPU, needs_gpu
-from tests.gpu.plain_nodes import PRECISIONS, node
+from tests.plain_nodes import PRECISIONS, shipped
 
 pytestmark = needs_gpu
 NAMES = PRECISIONS if HAS_GPU else ["bf16", "fp8_delayed", "nvfp4"]
 QUANTISED = [name for name in NAMES if name not in ("fp32", "bf16")]
 COMPILED = ["fp32", "bf16", "fp8_delayed", "nvfp4"] if HAS_GPU else ["fp32"]
 TOKENS = 4 * 40  # no multiple of the blocks of 128: tokens are padded
-
-
-def _config(name: str) -> object:
-    given = node("precision", name)
-    return typed("precision", target_class("precision", given.pop("_target_")), given)
 
 
 def _linear(name: str, device: torch.device) -> list[Tensor]:
@@ -38,7 +32,7 @@ def _linear(name: str, device: torch.device) -> list[Tensor]:
     y = quantised_linear(
         x,
         weight,
-        linear_recipe(_config(name).default),  # type: ignore[attr-defined]
+        linear_recipe(shipped("precision", name).default),
         layer=3,
         dice=Dice.of(noise),
         delayed=Delayed(amax, torch.zeros_like(amax)),
@@ -61,7 +55,7 @@ def _losses(name: str, device: torch.device, *, compiled: bool = False) -> list[
     torch.compiler.reset()
     cfg = DecoderConfig(depth=2, width=128, num_heads=4, num_kv_heads=2, dropout=0.1)
     model = cfg.build(100, 0).to(device)
-    precision = _config(name).build(device)  # type: ignore[attr-defined]
+    precision = shipped("precision", name).build(device)
     precision.prepare(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     forward = torch.compile(model, backend=COMPILER) if compiled else model

@@ -19,41 +19,25 @@ from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
 from runner.machine.ranks import Ranks
 from runner.records import checkpoint_folder
-from runner.records.cells import Cell, freeze_cell, make_cells
-from runner.records.config import target_class, typed
+from runner.records.cells import Cell
 from runner.records.journal import Journal, claim
 from tests.gpu.device import CPU, DEVICE, HAS_GPU, needs_gpu
-from tests.gpu.plain_nodes import CONF, node
+from tests.plain_nodes import CONF, shipped, tiny_cell
 
 pytestmark = needs_gpu
 TINY = DecoderConfig(depth=2, width=64, num_heads=4, num_kv_heads=2, hidden=128)
+TWELVE = {
+    "steps": 12,
+    "sequence_length": 32,
+    "batch_size": 4,
+    "micro_batch": 2,
+    "log_every": 1,
+    "threads": 1,
+    "deterministic": True,
+}
 # The engram's table is made from the texts of a vocabulary, which this test has not.
 PARTS = sorted(f.stem for f in (CONF / "model" / "part").glob("*.yaml") if f.stem != "engram")
 PARTS = PARTS if HAS_GPU else ["experts", "gated_delta", "window_sinks"]
-
-
-def _cell(root: Path, text: Path, precision: str) -> Cell:
-    names = {"work": "train", "tokenizer": "bytes", "task": "language_modelling"}
-    names |= {"optim": "adamw", "schedule": "cosine", "model": "gpt_pico"}
-    given = {group: node(group, name) for group, name in names.items()}
-    given |= {"precision": node("precision", precision), "data": node("data", "text")}
-    given["data"] |= {"sources": [{"format": "text", "path": str(text)}], "split": "tail"}
-    given["model"] |= {"dropout": 0.1}
-    given["train"] = node("train", "default") | {
-        "steps": 12,
-        "sequence_length": 32,
-        "batch_size": 4,
-        "micro_batch": 2,
-        "log_every": 1,
-        "deterministic": True,
-        "threads": 1,
-    }
-    given["eval"] = {"_target_": "runner.evaluate.config.EvalConfig", "every": 6, "tokens": 256}
-    given["track"] = node("track", "default") | {"uri": "off"}
-    given["resources"] = {"_target_": node("resources", "default")["_target_"]}
-    (cell,) = make_cells([("", given | {"root": str(root), "seed": 0})])
-    freeze_cell(cell)
-    return cell
 
 
 def _run(cell: Cell, stop: Callable[[], bool]) -> str:
@@ -82,7 +66,7 @@ def test_an_interrupted_run_resumes_bit_identically(
     weights = []
     with _deterministic():
         for name, stopped in (("whole", False), ("broken", True)):
-            cell = _cell(tmp_path / name, text, precision)
+            cell = tiny_cell(tmp_path / name, text, TWELVE, precision)
             if stopped:
                 asked = iter(range(100))
                 assert _run(cell, lambda asked=asked: next(asked) >= 7) == "interrupted"  # type: ignore[misc]
@@ -178,9 +162,8 @@ def test_products_of_experts_are_those_of_a_loop() -> None:
 def test_a_branch_and_its_gradients_agree_with_the_cpu(name: str) -> None:
     """fp32 without TF32, sums in another order: 1e-3 of the norm of each gradient."""
     torch.backends.cuda.matmul.allow_tf32 = False
-    given = node("model/part", name)
-    part = typed("part", target_class("part", given.pop("_target_")), given)
-    cfg = DecoderConfig(depth=2, width=64, num_heads=4, pattern="xf", parts={"x": part})
+    parts = {"x": shipped("model/part", name)}
+    cfg = DecoderConfig(depth=2, width=64, num_heads=4, pattern="xf", parts=parts)
     tokens = torch.arange(2 * 65).view(2, 65) * 7 % 100
     results = []
     for device in (CPU, DEVICE):
