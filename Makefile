@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXP ?= demo
 
-.PHONY: demo test test-quick check sweep plots ui clean test-gpu bench-gpu debian slurm-up slurm-down browser latex postgresql sandbox
+.PHONY: demo test test-quick check sweep plots ui clean gpu gpu-wheels debian slurm-up slurm-down browser latex postgresql sandbox
 
 demo: .venv/ready  ## train a small grid and draw its figure
 	$(BIN)/python -m runner -m -cd experiments/demo -cn sweep
@@ -27,12 +27,19 @@ test: .venv/dev  ## run the tests, the slow ones first
 test-quick: .venv/dev  ## run those that are not slow, in 3 minutes; says what it leaves out
 	$(PYTEST) -m "not slow"
 
-test-gpu:  ## run the GPU tests with this machine's own torch (PYTHON=...)
-	$(PYTHON) -m pytest -o addopts= -q -rs tests/gpu
+# On a machine with a GPU, whose own torch and transformers are used. What it lacks, and has no
+# network for, is carried in gpu_wheels (.gitignore), for Python 3.12.
+gpu:  ## prove and measure everything on this machine's GPU in 8 minutes: OUT=DIR, PYTHON=...
+	$(if $(OUT),,$(error OUT is missing: the folder of the results, as in make gpu OUT=gpu_results))
+	test ! -d gpu_wheels || $(PYTHON) -m pip install -q --no-index --no-deps --no-compile --upgrade \
+		--target gpu_wheels/site gpu_wheels/*.whl || echo "gpu_wheels do not fit $(PYTHON)"
+	PYTHONPATH=$(CURDIR)/gpu_wheels/site $(PYTHON) -m tests.bench.gpu $(OUT) --commit "$(COMMIT)"
 
-bench-gpu:  ## tokens/s, MFU and quantising on this machine's GPU
-	$(PYTHON) -m tests.bench.gpu
-	$(PYTHON) -m tests.bench.precision --fused
+PLATFORMS := $(foreach glibc,2_28 2_17,--platform manylinux_$(glibc)_x86_64)
+gpu-wheels:  ## download what a GPU machine may lack into gpu_wheels, and list it
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PYTHON) -m pip download -q -d gpu_wheels \
+		--only-binary=:all: --python-version 3.12 $(PLATFORMS) jaxtyping pydantic
+	du -ch gpu_wheels/*.whl
 
 # $(1): commands that tell whether the packages $(2) are there.
 install = which $(1) > /dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) > /dev/null; }

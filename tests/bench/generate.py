@@ -10,11 +10,13 @@ sides.
 import argparse
 import copy
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from models.language_model import LanguageModel
@@ -24,10 +26,12 @@ from runner.generate.sampling import Sampling
 from tests.bench.timing import interleaved
 
 SIZES = {
+    "tiny": {"n_embd": 32, "n_layer": 2, "n_head": 2},
     "10M": {"n_embd": 256, "n_layer": 8, "n_head": 8},
     "124M": {"n_embd": 768, "n_layer": 12, "n_head": 12},
 }
 NEW, PROMPT = 48, 64
+Text = Callable[[int], list[list[int]]]
 
 
 @torch.no_grad()
@@ -41,11 +45,7 @@ def main() -> None:
         help="compiled steps, caches of fixed shape, on both sides",
     )
     given = parser.parse_args()
-    torch.manual_seed(0)
-    theirs = GPT2LMHeadModel(GPT2Config(**SIZES[given.size])).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
-        ours = load_pretrained(Path(folder)).eval()
+    ours, theirs = both_models(given.size)
     if given.compile:
         theirs.forward = torch.compile(theirs.forward)
     print(f"{given.size}, {NEW} new tokens after {PROMPT}, {torch.get_num_threads()} threads")
@@ -60,25 +60,45 @@ def main() -> None:
 
 def compare(ours: LanguageModel, theirs: Any, batch: int, given: argparse.Namespace) -> str:
     """Return a row of the table, speeds in tokens/s."""
-    rounds, context = given.rounds, PROMPT + NEW if given.compile else 1024
-    fixed = {"cache_implementation": "static"} if given.compile else {}
     prompts = torch.randint(0, 50257, (batch, PROMPT))
+    both = (
+        our_text(ours, prompts, compiled=given.compile),
+        their_text(theirs, prompts, static=given.compile),
+    )
+    (a, c), (b, d) = speeds(both, batch, given.rounds)
+    kind = str(next(ours.parameters()).dtype).removeprefix("torch.")
+    decode = f"{a:.1f} | {b:.1f} | {a / b:.2f}"
+    prefill = f"{c:.0f} | {d:.0f} | {c / d:.2f}"
+    mine, other = both
+    return f"| {kind} | {batch} | {decode} | {prefill} | {mine(NEW) == other(NEW)} |"
 
-    def mine(new: int) -> list[list[int]]:
+
+def our_text(model: LanguageModel, prompts: Tensor, *, compiled: bool) -> Text:
+    """Return the greedy ids of each prompt as a function of their number."""
+    context = PROMPT + NEW if compiled else 1024
+
+    def text(new: int) -> list[list[int]]:
         sampling = Sampling(max_new_tokens=new, temperature=0.0)
         done = generate(
-            ours,
+            model,
             list(prompts),
             sampling,
             context=context,
             decode=lambda _: "",
-            eos=None,
-            compiled=given.compile,
+            ends=(),
+            compiled=compiled,
         )
         return [one.ids for one in done]
 
-    def other(new: int) -> list[list[int]]:
-        done = theirs.generate(
+    return text
+
+
+def their_text(model: Any, prompts: Tensor, *, static: bool) -> Text:
+    """Return the same of transformers; `static`: with a cache of fixed shape."""
+    fixed = {"cache_implementation": "static"} if static else {}
+
+    def text(new: int) -> list[list[int]]:
+        done = model.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
             max_new_tokens=new,
@@ -90,15 +110,26 @@ def compare(ours: LanguageModel, theirs: Any, batch: int, given: argparse.Namesp
         ids: list[list[int]] = done[:, PROMPT:].tolist()
         return ids
 
-    both = (mine, other)
-    fills = interleaved({call: partial(call, 1) for call in both}, rounds).values()
-    totals = interleaved({call: partial(call, NEW) for call in both}, rounds).values()
-    a, b = (batch * (NEW - 1) / (total - fill) for total, fill in zip(totals, fills, strict=True))
-    c, d = (batch * PROMPT / fill for fill in fills)
-    kind = str(next(ours.parameters()).dtype).removeprefix("torch.")
-    decode = f"{a:.1f} | {b:.1f} | {a / b:.2f}"
-    prefill = f"{c:.0f} | {d:.0f} | {c / d:.2f}"
-    return f"| {kind} | {batch} | {decode} | {prefill} | {mine(NEW) == other(NEW)} |"
+    return text
+
+
+def speeds(texts: Sequence[Text], batch: int, rounds: int) -> list[tuple[float, float]]:
+    """Return (decoding, prefill) of each in tokens/s over all rows."""
+    fills = interleaved({text: partial(text, 1) for text in texts}, rounds).values()
+    totals = interleaved({text: partial(text, NEW) for text in texts}, rounds).values()
+    return [
+        (batch * (NEW - 1) / (total - fill), batch * PROMPT / fill)
+        for total, fill in zip(totals, fills, strict=True)
+    ]
+
+
+def both_models(size: str) -> tuple[LanguageModel, Any]:
+    """Return (ours, transformers' GPT-2) with the same random weights."""
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config(**SIZES[size])).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        return load_pretrained(Path(folder)).eval(), theirs
 
 
 if __name__ == "__main__":

@@ -2,35 +2,22 @@
 
 python -m tests.bench.precision                   quantise and dequantise 4096 x 4096 in bf16
 python -m tests.bench.precision --step gpt_10m    training steps under each recipe
-python -m tests.bench.precision --fused           on a GPU: the fused kernel against a copy
+
+The fused kernel on a GPU: tests/bench/gpu_kernels.py.
 """
 
 import argparse
-import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from kernels.emulate import Quantiser, emulate
+from kernels.philox import NoiseKey
 from models.compiled_kernels import compile_kernels
+from tests.bench.timing import best_ms
+from tests.plain_nodes import shipped
 
 SIZE = 4096
-
-
-def best_ms(run: Callable[[], Any], repeats: int = 15) -> float:
-    """Return the least time of a call in ms."""
-    run()
-    times = []
-    for _ in range(repeats):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times)
 
 
 def quantising() -> None:
@@ -62,29 +49,6 @@ def quantising() -> None:
         print(f"{name:20s} {ms:8.1f} ms  {ms / rows['ours, rows']:6.1f} x ours")
 
 
-def fused() -> None:
-    """Print the bandwidth of quantising a gradient along rows and columns, against a copy's.
-
-    n bf16 elements must move 8n bytes: 2n are read for the magnitudes, 2n read and 2 x 2n written
-    for the values. A copy moves 4n.
-    """
-    from kernels.emulate import triton_agrees
-    from kernels.hadamard import hadamard_matrix
-    from kernels.triton_nvfp4 import quantise_both
-
-    if not torch.cuda.is_available():
-        raise SystemExit("no CUDA GPU here")
-    device = torch.device("cuda")
-    agrees = f"Triton equals the reference: {triton_agrees(device)}"
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {agrees}")
-    matrix = hadamard_matrix(16, device=device)
-    for rows, cols in ((4096, 4096), (16384, 4096), (16384, 2048)):
-        x = torch.randn(rows, cols, device=device).bfloat16()
-        copy, ours = best_ms(lambda x=x: x.clone()), best_ms(lambda x=x: quantise_both(x, matrix))  # type: ignore[misc]
-        share = f"{2 * copy / ours:.0%} of the floor"
-        print(f"{rows} x {cols}: copy {copy:.3f} ms, fused {ours:.3f} ms, {share}")
-
-
 def steps(model_name: str, recipes: list[str], batch: int, seq: int, *, profile: bool) -> None:
     """Print the time of forward, backward and update under each recipe, taken in turns."""
     runs = {name: _trainer(model_name, name, batch, seq) for name in recipes}
@@ -103,21 +67,9 @@ def steps(model_name: str, recipes: list[str], batch: int, seq: int, *, profile:
 
 
 def _trainer(model_name: str, recipe: str, batch: int, seq: int) -> Callable[[], None]:
-    from hydra import compose, initialize_config_dir
-
-    from kernels.philox import NoiseKey
-    from runner.commands.composer import to_plain
-    from runner.commands.hydra_plugin import register
-    from runner.records.config import validate
-    from tests.conftest import ROOT
-
-    register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        keys = [f"model={model_name}", f"precision={recipe}", "data=stdlib"]
-        run = validate(to_plain(compose("config", keys)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = run.model.build(8192, 0).to(device)
-    precision = run.precision.build(device)
+    model = shipped("model", model_name).build(8192, 0).to(device)
+    precision = shipped("precision", recipe).build(device)
     precision.prepare(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     tokens = torch.randint(0, 8192, (batch, seq), device=device)
@@ -144,14 +96,11 @@ if __name__ == "__main__":
         nargs="+",
         default=["bf16", "nvfp4", "mxfp4", "mxfp8", "fp8_current", "nvfp4_all_layers"],
     )
-    parser.add_argument("--fused", action="store_true", help="the fused kernel on a GPU")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seq", type=int, default=256)
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
-    if given.fused:
-        fused()
-    elif given.step:
+    if given.step:
         steps(given.step, given.recipes, given.batch, given.seq, profile=given.profile)
     else:
         quantising()

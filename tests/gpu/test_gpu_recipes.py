@@ -19,6 +19,12 @@ COMPILED = ["fp32", "bf16", "fp8_delayed", "nvfp4"] if HAS_GPU else ["fp32"]
 TOKENS = 4 * 40  # no multiple of the blocks of 128: tokens are padded
 
 
+@pytest.fixture(autouse=True)
+def eager_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's references uncompiled: all of them would take minutes to compile."""
+    monkeypatch.setattr("models.precision.compile_kernels", lambda: None)
+
+
 def _linear(name: str, device: torch.device) -> list[Tensor]:
     """Return output and gradients of one linear layer, in training."""
     generator = torch.Generator().manual_seed(0)

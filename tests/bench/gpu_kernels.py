@@ -1,0 +1,86 @@
+"""On a GPU: fused quantising against a copy, and many tiny cells at once.
+
+python -m tests.bench.gpu_kernels quantise | cells
+
+Prints a row of JSON for each measurement. Without a GPU the sizes are tiny: a rehearsal, in which
+Triton's interpreter quantises (TRITON_INTERPRET=1).
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.bench.timing import best_ms
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
+SHAPES = ((4096, 4096), (16384, 4096), (16384, 2048)) if HAS_GPU else ((64, 64),)
+JOBS, CELLS, STEPS = ((1, 8, 16), 16, 200) if HAS_GPU else ((1, 2), 2, 2)
+Row = dict[str, Any]
+
+
+def quantising() -> Iterator[Row]:
+    """Yield the time of quantising a gradient along rows and columns, and of a copy.
+
+    n bf16 elements must move 8n bytes: 2n are read for the magnitudes, 2n read and 2 x 2n written
+    for the values. A copy moves 4n: `of_floor` is twice its time over ours.
+    """
+    from kernels.hadamard import hadamard_matrix
+    from kernels.triton_nvfp4 import quantise, quantise_both
+
+    matrix = hadamard_matrix(16, device=DEVICE)
+    rounds = 15 if HAS_GPU else 1
+    for rows, cols in SHAPES:
+        x = torch.randn(rows, cols, device=DEVICE).bfloat16()
+        bits = torch.randint(0, 256, x.shape, dtype=torch.uint8, device=DEVICE)
+        copy = best_ms(x.clone, rounds)
+        calls = {
+            "rows": lambda x=x: quantise(x, (1, 16)),
+            "rows and columns": lambda x=x: quantise_both(x, matrix),
+            "rows and columns, stochastic": lambda x=x, b=bits: quantise_both(x, matrix, (b, b)),
+        }
+        for name, call in calls.items():
+            ours = best_ms(call, rounds)
+            shape = f"{rows} x {cols}"
+            yield {
+                "what": name,
+                "shape": shape,
+                "copy_ms": round(copy, 4),
+                "ms": round(ours, 4),
+                "of_floor": round((1.5 if name == "rows" else 2.0) * copy / ours, 3),
+            }
+
+
+def packed_cells() -> Iterator[Row]:
+    """Yield the rate of tiny cells that share the device, so many at a time."""
+    from runner.launch.pool import Pool
+    from tests.plain_nodes import tiny_cell
+
+    train = {"steps": STEPS, "sequence_length": 64, "batch_size": 16, "threads": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "text.txt"
+        text.write_text("".join(f"line {i}: {i * i} is the square of {i}.\n" for i in range(200)))
+        Pool(jobs=1, threads=1, gpus=None).run(  # starts the fork server
+            [tiny_cell(Path(folder) / "first", text, train | {"steps": 1})], [], lambda: None
+        )
+        for jobs in JOBS:
+            count = max(jobs, CELLS // 4) if jobs == 1 else CELLS
+            root = Path(folder) / str(jobs)
+            cells = [tiny_cell(root, text, train, seed=seed) for seed in range(count)]
+            start = time.perf_counter()
+            Pool(jobs=jobs, threads=1, gpus=None).run(cells, [], lambda: None)
+            seconds = time.perf_counter() - start
+            finished = sum(cell.state == "finished" for cell in cells)
+            rate = round(finished / seconds, 3)
+            yield {"at_a_time": jobs, "finished": f"{finished}/{count}", "cells_per_s": rate}
+
+
+if __name__ == "__main__":
+    for row in quantising() if sys.argv[1] == "quantise" else packed_cells():
+        print(json.dumps(row), flush=True)

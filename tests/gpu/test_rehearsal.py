@@ -1,0 +1,72 @@
+"""`make gpu` on a machine without a GPU: every section runs, without Hydra and MLflow."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.bench import gpu
+from tests.command_server import ROOT
+
+ABSENT = ("hydra", "omegaconf", "mlflow", "submitit", "beartype", "transformer_engine")
+
+
+def _section(statement: str) -> gpu.Section:
+    """Return a section that runs a Python statement once."""
+    return gpu.Section("any", ("timeit", "-n", "1", "-r", "1", statement), 60)
+
+
+def _run(section: gpu.Section, limit_s: float, folder: Path) -> dict[str, object]:
+    report = gpu.Report(folder, "", [section])
+    gpu.run_section(section, limit_s, folder / "gpu.log", report)
+    (written,) = json.loads((folder / "gpu.json").read_text())["sections"]
+    assert isinstance(written, dict)
+    return written
+
+
+def test_a_section_cut_at_its_limit_leaves_its_rows(tmp_path: Path) -> None:
+    row = "print('{\"ms\": 3}', flush=True); import time; time.sleep(60)"
+    written = _run(_section(row), 2.0, tmp_path)
+    assert written["rows"] == [{"ms": 3}]
+    assert written["state"] == "cut at 2 s"
+    assert "| ms |\n| --- |\n| 3 |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_a_section_that_raises_has_failed(tmp_path: Path) -> None:
+    assert _run(_section("1 / 0"), 60.0, tmp_path)["state"] == "failed (exit code 1)"
+    assert "ZeroDivisionError" in (tmp_path / "gpu.log").read_text()
+
+
+def test_of_tests_the_outcomes_are_counted_and_failures_named(tmp_path: Path) -> None:
+    names = {"a": "PASSED", "b[x y]": "FAILED", "c": "PASSED"}
+    lines = [f"tests/gpu/t.py::{name} {outcome} [ 9%]" for name, outcome in names.items()]
+    written = _run(_section(f"print({chr(10).join(lines)!r})"), 60.0, tmp_path)
+    failed = {"outcome": "failed", "test": "tests/gpu/t.py::b[x y]"}
+    assert written["rows"] == [{"outcome": "2 passed, 1 failed"}, failed]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="make gpu itself runs there")
+def test_without_a_gpu_every_section_is_rehearsed(tmp_path: Path) -> None:
+    for name in ABSENT:
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not on a GPU machine')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.gpu", str(tmp_path / "out")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (tmp_path / "out" / "gpu.log").read_text()[-3000:]
+    assert done.stdout.startswith("no CUDA GPU here: rehearsing on the CPU")
+    written = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert written["rehearsal"]
+    assert [one["name"] for one in written["sections"]] == [one.name for one in gpu.sections()]
+    for one in written["sections"]:
+        assert one["state"] == "finished", one
+        assert one["rows"], one
