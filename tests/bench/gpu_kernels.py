@@ -70,7 +70,7 @@ def packed_cells() -> Iterator[Row]:
             [tiny_cell(Path(folder) / "first", text, train | {"steps": 1})], [], lambda: None
         )
         for jobs in JOBS:
-            count = max(jobs, CELLS // 4) if jobs == 1 else CELLS
+            count = CELLS if jobs > 1 else max(1, CELLS // 8)
             root = Path(folder) / str(jobs)
             cells = [tiny_cell(root, text, train, seed=seed) for seed in range(count)]
             start = time.perf_counter()

@@ -8,6 +8,7 @@ autocast over fp32 weights, clipping and fused AdamW on every side. Without a GP
 tiny and not compiled: a rehearsal.
 """
 
+import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -155,7 +156,7 @@ def peers(size: str) -> Iterator[Row]:
         model, loss = side(name, size)
         yield {"model": size, "side": name, **measure(model, loss, size)}
         del model, loss
-        torch.cuda.empty_cache()
+        _free_memory()
 
 
 def precisions() -> Iterator[Row]:
@@ -171,7 +172,12 @@ def precisions() -> Iterator[Row]:
             relative = round(row["ms"] / first, 2)
             yield {"model": "950m", "recipe": recipe, "mode": mode, "x_bf16": relative, **row}
             del model, forward
-            torch.cuda.empty_cache()
+            _free_memory()
+
+
+def _free_memory() -> None:
+    gc.collect()  # modules refer to each other in circles
+    torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

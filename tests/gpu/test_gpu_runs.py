@@ -1,6 +1,5 @@
 """Whole runs on a GPU: resume, sharding, generation, experts. No Hydra, no MLflow."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +50,6 @@ def _run(cell: Cell, stop: Callable[[], bool]) -> str:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     try:
         yield

@@ -12,7 +12,17 @@ import torch
 from tests.bench import gpu
 from tests.command_server import ROOT
 
-ABSENT = ("hydra", "omegaconf", "mlflow", "submitit", "beartype", "transformer_engine")
+ABSENT = (
+    "transformer_engine",
+    "hydra",
+    "omegaconf",
+    "mlflow",
+    "submitit",
+    "datasets",
+    "typer",
+    "optuna",
+    "beartype",
+)
 
 
 def _section(statement: str) -> gpu.Section:
