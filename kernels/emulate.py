@@ -200,12 +200,17 @@ def fusible(x: Tensor, quantiser: Quantiser) -> bool:
     return quantiser.simple_nvfp4 and quantiser.block == (1, 16) and triton_agrees(x.device)
 
 
-@lru_cache
+@torch.compiler.assume_constant_result  # else torch.compile would trace the comparison
 def triton_agrees(device: torch.device) -> bool:
     """Return whether the Triton kernels run on `device` and give the reference's bits; tested once.
 
     Where they do not a warning says why, and the reference runs.
     """
+    return _compared(device)
+
+
+@lru_cache
+def _compared(device: torch.device) -> bool:
     if device.type != "cuda" or os.environ.get("ESPALIER_EAGER_KERNELS"):
         return False
     try:

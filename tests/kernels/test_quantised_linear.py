@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from kernels import emulate as emulation
 from kernels.compilation import eager, use_compiler
 from kernels.emulate import Quantiser, emulate
 from kernels.hadamard import hadamard, hadamard_matrix
@@ -211,6 +212,20 @@ def test_activation_checkpointing_and_no_grad_change_no_bit() -> None:
     with torch.no_grad():
         x, weight = inputs("normal", 32, 64).float(), inputs("normal", 48, 64, seed=1).float()
         assert torch.equal(_run(x, weight), plain[0])
+
+
+def test_torch_compile_does_not_trace_the_test_of_the_triton_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a GPU it launches kernels and catches what they raise: no graph would hold that."""
+
+    def untraceable(device: torch.device) -> bool:
+        torch._dynamo.graph_break()
+        return device.type == "cpu"
+
+    monkeypatch.setattr(emulation, "_compared", untraceable)
+    compiled = torch.compile(emulation.fusible, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(16, 16), ONE.quantiser) is True
 
 
 @pytest.mark.slow
