@@ -200,7 +200,8 @@ def fusible(x: Tensor, quantiser: Quantiser) -> bool:
     return quantiser.simple_nvfp4 and quantiser.block == (1, 16) and triton_agrees(x.device)
 
 
-@torch.compiler.assume_constant_result  # else torch.compile would trace the comparison
+# A constant: torch.compile would trace the comparison.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def triton_agrees(device: torch.device) -> bool:
     """Return whether the Triton kernels run on `device` and give the reference's bits; tested once.
 

@@ -44,8 +44,8 @@ def config(size: str) -> DecoderConfig:
     cfg: DecoderConfig = replace(shipped("model", MODELS[size]), context_length=SEQ)
     if HAS_GPU:
         return cfg
-    few = cfg.num_kv_heads and 1
-    return replace(cfg, depth=2, width=64, num_heads=2, num_kv_heads=few, hidden=128)
+    few, hidden = cfg.num_kv_heads and 1, cfg.hidden and 128
+    return replace(cfg, depth=2, width=64, num_heads=2, num_kv_heads=few, hidden=hidden)
 
 
 def compiled(forward: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bench import gpu
+from tests.bench import gpu, gpu_training
 from tests.command_server import ROOT
 
 ABSENT = (
@@ -80,3 +80,9 @@ def test_without_a_gpu_every_section_is_rehearsed(tmp_path: Path) -> None:
     for one in written["sections"]:
         assert one["state"] == "finished", one
         assert one["rows"], one
+
+
+@pytest.mark.parametrize("size", gpu_training.PEERS)
+def test_the_models_that_are_compared_have_equally_many_parameters(size: str) -> None:
+    sides = [gpu_training.side(name, size)[0] for name in gpu_training.PEERS[size]]
+    assert len({sum(p.numel() for p in model.parameters()) for model in sides}) == 1
