@@ -32,6 +32,9 @@ from kernels.quantise import (
     quantise_nvfp4,
 )
 
+# Sizes of the transform that one kernel makes beside quantising. Triton unrolls its fp32 products:
+# size 64 takes 12 s to compile, 128 more than a minute and 1.6 MB of machine code.
+FUSED_HADAMARD = (16, 32)
 _ELEMENTS = {
     "nvfp4": E2M1,
     "mxfp4": E2M1,
@@ -195,9 +198,14 @@ def emulate_both(
     )
 
 
-def fusible(x: Tensor, quantiser: Quantiser) -> bool:
-    """Return whether `emulate_both` computes this quantiser on the device of `x`."""
-    return quantiser.simple_nvfp4 and quantiser.block == (1, 16) and triton_agrees(x.device)
+def fusible(x: Tensor, quantiser: Quantiser, hadamard: int) -> bool:
+    """Return whether `emulate_both` computes this quantiser on the device of `x`.
+
+    Args:
+        hadamard: size of the transform.
+    """
+    fits = quantiser.simple_nvfp4 and quantiser.block == (1, 16) and hadamard in FUSED_HADAMARD
+    return fits and triton_agrees(x.device)
 
 
 # A constant: torch.compile would trace the comparison.

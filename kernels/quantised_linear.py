@@ -205,7 +205,7 @@ class _Operands:
         if operand is None or operand != recipe.wgrad.left or self.probe is not None:
             return None, None
         plain = recipe.dgrad.hadamard == 0 and not operand.delayed and operand.quantile is None
-        if not (plain and recipe.wgrad.hadamard and fusible(grad, operand.quantiser)):
+        if not (plain and fusible(grad, operand.quantiser, recipe.wgrad.hadamard)):
             return None, None
         x = _padded(grad, recipe.wgrad, 0)
         matrix = self._matrix(recipe.wgrad, 2, x.device)

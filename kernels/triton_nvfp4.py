@@ -59,7 +59,9 @@ def quantise_both(
     """Return `quantise` of `x` in 1 x 16 blocks and of its Hadamard transform in 16 x 1 blocks.
 
     Args:
-        matrix: of `kernels.hadamard`, applied to groups of rows; bits: dice of both operands.
+        matrix: of `kernels.hadamard`, of a size of `kernels.emulate.FUSED_HADAMARD`, applied to
+            groups of rows.
+        bits: dice of both operands.
 
     Raises:
         ValueError: rows are not a multiple of the matrix's size, or columns not of 16.

@@ -225,7 +225,7 @@ def test_torch_compile_does_not_trace_the_test_of_the_triton_kernels(
 
     monkeypatch.setattr(emulation, "_compared", untraceable)
     compiled = torch.compile(emulation.fusible, backend="eager", fullgraph=True)
-    assert compiled(torch.zeros(16, 16), ONE.quantiser) is True
+    assert compiled(torch.zeros(16, 16), ONE.quantiser, 16) is True
 
 
 @pytest.mark.slow

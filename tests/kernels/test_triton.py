@@ -1,8 +1,9 @@
-"""The Triton kernels by Triton's interpreter, in a process where it is switched on at import."""
+"""The Triton kernels by Triton's interpreter and compiler, in processes of their own."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,51 @@ for kind in KINDS:
         check_quantise(kind, shape, cpu)
     check_quantise_both(kind, cpu)
 """
+
+
+HOPPER = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels import triton_nvfp4 as kernels
+from kernels.emulate import FUSED_HADAMARD
+
+BF16, SIZES = "*bf16", ["i32"] * 4
+
+def compile_for_hopper(function, types, constants):
+    names = [name for name in function.arg_names if name not in constants]
+    signature = dict(zip(names, types, strict=True)) | dict.fromkeys(constants, "constexpr")
+    signature = {name: signature[name] for name in function.arg_names}
+    places = {(function.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=function, signature=signature, constexprs=places)
+    done = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert len(done.asm["cubin"]) < 256 << 10, (function, constants)
+    assert done.metadata.shared <= 48 << 10
+
+for size in FUSED_HADAMARD:
+    amax = [BF16, BF16, "*fp32", *SIZES]
+    compile_for_hopper(kernels._amax, amax, {"ROWS": size, "TURN": True})
+    both = [BF16, BF16, "*u8", "*u8", "*i16", "*i16", "*fp32", "*fp32", *SIZES, "fp32"]
+    compile_for_hopper(kernels._quantise_both, both, {"ROWS": size, "STOCHASTIC": True})
+for rows, cols in ((1, 16), (16, 1), (16, 16)):
+    constants = {"ROWS": 32, "BLOCK_ROWS": rows, "BLOCK_COLS": cols, "STOCHASTIC": True}
+    one = [BF16, "*u8", "*i16", "*fp32", *SIZES, "fp32"]
+    compile_for_hopper(kernels._quantise, one, constants)
+packed = ["*u8", "*u8", "*fp32", "*fp32", "i32", "i32"]
+compile_for_hopper(kernels._dequantise, packed, {"ROWS": 32})
+"""
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_hopper_without_a_gpu(tmp_path: Path) -> None:
+    """By the assembler that Triton brings; a product that is unrolled too far shows in the size."""
+    pytest.importorskip("triton", reason="needs triton")
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", HOPPER], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.slow

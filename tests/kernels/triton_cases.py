@@ -6,8 +6,7 @@ tests/kernels/test_triton.py runs these under Triton's interpreter, tests/gpu on
 import torch
 from torch import Tensor
 
-from kernels.emulate import Quantiser
-from kernels.format_names import HADAMARD_SIZES
+from kernels.emulate import FUSED_HADAMARD, Quantiser
 from kernels.hadamard import hadamard, hadamard_matrix
 from kernels.quantise import Block, quantise_nvfp4
 from kernels.triton_nvfp4 import amax, dequantise, quantise, quantise_both
@@ -36,8 +35,8 @@ def check_quantise(kind: str, shape: tuple[int, int], device: torch.device) -> N
 
 
 def check_quantise_both(kind: str, device: torch.device) -> None:
-    """Hold both operands of a gradient, for each size of the transform."""
-    for size in HADAMARD_SIZES:
+    """Hold both operands of a gradient, for each size of the transform that is fused."""
+    for size in FUSED_HADAMARD:
         shape = (2 * size, 80)
         x, matrix = _inputs(kind, shape, device), hadamard_matrix(size, device=device)
         for dice in (None, (_dice(shape, 1, device), _dice(shape, 2, device))):
