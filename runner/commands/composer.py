@@ -30,6 +30,7 @@ class Composer:
         self.config, self.loader = config, loader
         self._bases: dict[tuple[str, ...], tuple[dict[str, Any] | None, dict[str, Any]]] = {}
         self.parser = OverridesParser.create(config_loader=loader)
+        self._splits: dict[tuple[str, ...], tuple[list[Override], tuple[str, ...]]] = {}
         # Hydra has composed the command line's own choice, which many sweeps never leave.
         _, groups = self._split([str(override) for override in config.hydra.overrides.task])
         self._keep(groups, config)
@@ -62,9 +63,13 @@ class Composer:
 
     def _split(self, point: Point) -> tuple[list[Override], tuple[str, ...]]:
         """Return the overrides that set a value, and the lines of those that only Hydra can do."""
-        parsed = self.parser.parse_overrides(point)
-        values = [o for o in parsed if self._is_plain_value(o)]
-        return values, tuple(str(o.input_line) for o in parsed if o not in values)
+        key = tuple(point)
+        if key not in self._splits:  # a point is asked for several times, and parsing is slow
+            parsed = self.parser.parse_overrides(point)
+            values = [o for o in parsed if self._is_plain_value(o)]
+            others = tuple(str(o.input_line) for o in parsed if o not in values)
+            self._splits[key] = values, others
+        return self._splits[key]
 
     def _keep(self, groups: tuple[str, ...], composed: DictConfig) -> None:
         base = None if _interpolates(composed) else user_part(composed)
@@ -138,7 +143,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: a group's value is no name.
     """
-    words = [a for a in arguments if "=" in a and not a.startswith("-")]
+    words = [a for a in arguments if "=" in a and not a.startswith("-") and _may_choose(a)]
     for override in OverridesParser.create().parse_overrides(words):
         if not is_group(override) or override.is_sweep_override() or override.is_delete():
             continue
@@ -153,8 +158,17 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 def is_group(override: Override) -> bool:
     """Return whether an override chooses a config of a group."""
-    key = override.key_or_group
-    return key in ("work", *NODES, *SETTINGS) or "/" in key or override.package is not None
+    return override.package is not None or _names_group(override.key_or_group)
+
+
+def _may_choose(argument: str) -> bool:
+    """Return whether an override that is not parsed yet chooses a config of a group."""
+    key = key_of(argument)
+    return "@" in key or _names_group(key)
+
+
+def _names_group(key: str) -> bool:
+    return key in ("work", *NODES, *SETTINGS) or "/" in key
 
 
 def refuse_lost_sweeps(overrides: Sequence[Override]) -> None:

@@ -19,11 +19,13 @@ from typing import Any, Literal
 
 from models.config import config
 from runner.machine.errors import DataError
+from runner.machine.memo import Memo
 from runner.machine.system_errors import read_error, reading
 from runner.machine.text_files import as_text, json_lines, read_text
 
 # Revision 1 read null as the word "None". A file without null keeps its hash.
 _NULLS_SKIPPED = b":2"
+_NULLS = Memo("nulls")  # whether a row has null, by "sha256 field"
 
 Format = Literal["text", "jsonl", "parquet", "stdlib", "hub"]
 
@@ -127,8 +129,9 @@ class SourceConfig:
         return digest.hexdigest()[:32]
 
     def _has_null(self) -> bool:
-        stats = ((file, file.stat()) for file in self.files())
-        return any(_has_null(str(f), self.field, s.st_size, s.st_mtime_ns) for f, s in stats)
+        found = any(_has_null(file, self.field) for file in self.files())
+        _NULLS.save()
+        return found
 
     def files(self) -> list[Path]:
         """Return the files in reading order.
@@ -225,7 +228,7 @@ def _file_hash(file: str, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _unpacked(file: str, *, overlap: int) -> Iterator[bytes]:
+def _unpacked(file: Path, *, overlap: int) -> Iterator[bytes]:
     """Yield what a .gz file holds in parts, each beginning with the end of the one before."""
     with gzip.open(file, "rb") as stream:
         end = b""
@@ -234,21 +237,29 @@ def _unpacked(file: str, *, overlap: int) -> Iterator[bytes]:
             end = part[-overlap:]
 
 
-@lru_cache(maxsize=100_000)
-def _has_null(file: str, field: str, size: int, mtime_ns: int) -> bool:
+def _has_null(file: Path, field: str) -> bool:
     """Return whether a row of a .jsonl(.gz) file has null in `field`.
 
-    Within a text the quotes of a key are escaped: only a key itself is found.
+    A file that was looked through before, by this process or another, is not unpacked again.
     """
+    stat = file.stat()
+    key = f"{_file_hash(str(file), stat.st_size, stat.st_mtime_ns)} {field}"
+    if key not in _NULLS.entries:
+        _NULLS.entries[key] = _look_for_null(file, field)
+    return bool(_NULLS.entries[key])
+
+
+def _look_for_null(file: Path, field: str) -> bool:
+    """Within a text the quotes of a key are escaped: only a key itself is found."""
     names = {json.dumps(field).encode(), json.dumps(field, ensure_ascii=False).encode()}
     null = re.compile(b"(?:" + b"|".join(map(re.escape, names)) + rb")\s*:\s*null")
     with reading(file):
-        if file.endswith(".gz"):
+        if file.suffix == ".gz":
             return any(null.search(part) for part in _unpacked(file, overlap=256))
         with open(file, "rb") as stream:
-            return (
-                bool(size) and null.search(mmap(stream.fileno(), 0, access=ACCESS_READ)) is not None
-            )
+            if not file.stat().st_size:  # which cannot be mapped
+                return False
+            return null.search(mmap(stream.fileno(), 0, access=ACCESS_READ)) is not None
 
 
 def _read_jsonl(file: Path, field: str) -> Iterator[tuple[str, Any]]:

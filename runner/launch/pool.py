@@ -26,6 +26,7 @@ from runner.launch.fork_server import STOP_SIGNALS, warm_up
 from runner.launch.mlflow_process import UPLOADER_RUNS
 from runner.machine.errors import DataError
 from runner.machine.memory_kill import MemoryWatch
+from runner.machine.own_modules import module_command
 from runner.records import journal
 from runner.records.cells import Cell
 from runner.records.metrics import latest
@@ -332,16 +333,16 @@ def gpus_for(cell: Cell, present: list[int]) -> int:
 
 def worker_command(folder: Path, resources: "ResourcesConfig") -> list[str]:
     """Return the command that runs a cell in several processes: torchrun, or srun in a job."""
-    worker = ["-m", "runner.launch.worker", str(folder)]
+    worker = module_command("runner.launch.worker", str(folder))
     if "SLURM_JOB_ID" in os.environ:
         shape = [f"--nodes={resources.nodes}", f"--ntasks-per-node={resources.per_node}"]
         cores = max(1, resources.cpus // resources.per_node)
         shape += [f"--ntasks={resources.num_processes}", f"--cpus-per-task={cores}"]
         # The pool is itself a step of this job: the ranks share its cores and memory.
         step = ["srun", "--overlap", "--mem=0", "--kill-on-bad-exit=1"]
-        return [*step, *shape, sys.executable, *worker]
-    torchrun = ["-m", "torch.distributed.run", "--standalone"]
-    return [sys.executable, *torchrun, f"--nproc-per-node={resources.per_node}", *worker]
+        return [*step, *shape, *worker]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    return [*torchrun, f"--nproc-per-node={resources.per_node}", *worker]
 
 
 def _run_child(

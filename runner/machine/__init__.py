@@ -5,6 +5,7 @@ __all__ = [
     "environment",
     "errors",
     "hardware",
+    "memo",
     "memory_kill",
     "own_modules",
     "ranks",

@@ -7,24 +7,21 @@ else is not installed (site-packages, the standard library).
 """
 
 import ast
-import getpass
 import hashlib
 import importlib.util
-import json
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from runner.machine import storage
-from runner.machine.errors import StorageError
+from runner.machine.memo import Memo
 
 _OURS = {"kernels", "models", "runner"}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _DIGITS = 16
+# (hash of the tree, imports) by "module bytes": to parse all modules takes a second.
+_PARSED = Memo(f"code-{sys.version_info.major}.{sys.version_info.minor}")
 _INSTALLED = {Path(path).resolve() for path in sysconfig.get_paths().values()}
 
 
@@ -43,7 +40,7 @@ def hashes(modules: Iterable[str]) -> dict[str, str]:
         if module not in found and _file(module) is not None:
             found[module], imported = _read(module)
             waiting += [name for name in imported if _is_followed(name, tops)]
-    _save_parsed()
+    _PARSED.save()
     return dict(sorted(found.items()))
 
 
@@ -71,7 +68,7 @@ def _read(module: str) -> tuple[str, Sequence[str]]:
     file = _file(module)
     assert file is not None
     contents = _of_bytes(file, file.stat().st_mtime_ns)
-    parsed, key = _parsed(), f"{module} {contents}"
+    parsed, key = _PARSED.entries, f"{module} {contents}"
     if key not in parsed:
         tree = _parse(file)
         package = module if file.name == "__init__.py" else module.rpartition(".")[0]
@@ -79,34 +76,6 @@ def _read(module: str) -> tuple[str, Sequence[str]]:
         parsed[key] = _of_tree(tree), sorted(imported)
     of_tree, names = parsed[key]
     return f"{contents} {of_tree}", names
-
-
-@cache
-def _parsed() -> dict[str, tuple[str, Sequence[str]]]:
-    """Return (hash of the tree, imports) by "module bytes", as far as other processes found them.
-
-    To parse all modules takes a second.
-    """
-    with suppress(OSError, ValueError):
-        parsed: dict[str, tuple[str, Sequence[str]]] = json.loads(_parsed_file().read_bytes())
-        _saved.add(len(parsed))
-        return parsed
-    return {}
-
-
-_saved: set[int] = set()  # numbers of entries that the file has had
-
-
-def _save_parsed() -> None:
-    if len(_parsed()) not in _saved:
-        with suppress(StorageError):  # it only saves time
-            storage.write_atomically(_parsed_file(), json.dumps(_parsed()))
-        _saved.add(len(_parsed()))
-
-
-def _parsed_file() -> Path:
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return Path(tempfile.gettempdir(), f"espalier-code-{getpass.getuser()}-{version}.json")
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:
