@@ -46,20 +46,18 @@ def hashes(modules: Iterable[str]) -> dict[str, str]:
 
 def changed(then: Mapping[str, str]) -> list[str]:
     """Return the modules of `then`, made by `hashes`, whose program is another today or gone."""
-    names = []
-    for module, both in then.items():
-        file = _file(module)
-        contents, _, tree = both.partition(" ")
-        if (
-            file is None
-            or not file.exists()
-            or (
-                _of_bytes(file, file.stat().st_mtime_ns) != contents
-                and _of_tree(_parse(file)) != tree
-            )
-        ):
-            names.append(module)
+    names = [module for module, both in then.items() if not _is_same(module, both)]
+    _PARSED.save()
     return names
+
+
+def _is_same(module: str, both: str) -> bool:
+    file = _file(module)
+    if file is None or not file.exists():
+        return False
+    contents, _, tree = both.partition(" ")
+    now = _of_bytes(file, file.stat().st_mtime_ns)
+    return now == contents or _parsed(module, file, now)[0] == tree
 
 
 @cache
@@ -68,14 +66,26 @@ def _read(module: str) -> tuple[str, Sequence[str]]:
     file = _file(module)
     assert file is not None
     contents = _of_bytes(file, file.stat().st_mtime_ns)
-    parsed, key = _PARSED.entries, f"{module} {contents}"
-    if key not in parsed:
-        tree = _parse(file)
+    tree, imported = _parsed(module, file, contents)
+    return f"{contents} {tree}", imported
+
+
+def _parsed(module: str, file: Path, contents: str) -> tuple[str, Sequence[str]]:
+    """Return (hash of the tree, names that may be imported) of a file with this hash of its bytes.
+
+    A file that is no Python, as one half edited, has neither.
+    """
+    key = f"{module} {contents}"
+    if key not in _PARSED.entries:
+        try:
+            tree = ast.parse(file.read_bytes(), str(file))
+        except (SyntaxError, ValueError):
+            return "", ()
         package = module if file.name == "__init__.py" else module.rpartition(".")[0]
         imported = {prefix for name in _imports(tree, package) for prefix in _prefixes(name)}
-        parsed[key] = _of_tree(tree), sorted(imported)
-    of_tree, names = parsed[key]
-    return f"{contents} {of_tree}", names
+        _PARSED.entries[key] = _of_tree(tree), sorted(imported)
+    of_tree, names = _PARSED.entries[key]
+    return of_tree, names
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:
@@ -127,10 +137,6 @@ def _file(module: str) -> Path | None:
 
 def _py(path: Path) -> Path:
     return path.with_name(f"{path.name}.py")
-
-
-def _parse(file: Path) -> ast.Module:
-    return ast.parse(file.read_bytes(), str(file))
 
 
 @cache

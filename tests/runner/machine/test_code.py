@@ -80,6 +80,8 @@ def test_an_edit_is_seen_where_the_program_changes_and_nowhere_else(
     again = cell.folder / "attempts/0002"
     again.mkdir()
     assert note_code(again, cell) == "code: driftlab.shared edited since the first attempt"
+    (lab / "parts/halves.py").write_text("def half(x:")  # half edited: named, not a crash
+    assert "driftlab.parts.halves" in str(drift(cell.folder))
     (lab / "parts/halves.py").unlink()
     assert "driftlab.parts.halves" in str(drift(cell.folder))
 
