@@ -61,6 +61,12 @@ def _on_two(cell: Cell) -> tuple[int, str]:
     return failed.wait(), failed.communicate()[1]
 
 
+def _run_on_one_and_on_two(one: Cell, two: Cell) -> None:
+    assert start_worker(one).wait() == 0
+    code, errors = _on_two(two)
+    assert code == 0, errors
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", SPREAD, ids=" ".join)
 def test_two_processes_lose_nothing_against_one(
@@ -70,9 +76,7 @@ def test_two_processes_lose_nothing_against_one(
     differences that Muon's bf16 iteration amplifies) to 1e-3, not to the bit."""
     common = ["model.dropout=0.1", "train.average.kind=ema", *overrides]
     cells = [make_cells([("", compose(*common, f"root={tmp_path / n}"))])[0] for n in "ab"]
-    assert start_worker(cells[0]).wait() == 0
-    code, errors = _on_two(cells[1])
-    assert code == 0, errors
+    _run_on_one_and_on_two(*cells)
     one, two = logged(cells[0]), logged(cells[1])
     assert one.keys() == two.keys()
     assert (12, "val_loss_average") in one
@@ -93,9 +97,7 @@ def test_a_mixture_of_experts_is_one_run_by_the_samples_of_a_forward_pass(
         for name, how in spread.items()
     ]
     assert cells[0].fingerprint == cells[1].fingerprint
-    assert start_worker(cells[0]).wait() == 0
-    code, errors = _on_two(cells[1])
-    assert code == 0, errors
+    _run_on_one_and_on_two(*cells)
     one, two = (
         {
             (row["step"], k): v
@@ -130,9 +132,7 @@ def test_quantised_layers_are_the_same_on_two_processes(
     """
     common = ["model.width=32", "model.hidden=64", "train.micro_batch=2", *overrides]
     cells = [make_cells([("", compose(*common, f"root={tmp_path / n}"))])[0] for n in "ab"]
-    assert start_worker(cells[0]).wait() == 0
-    code, errors = _on_two(cells[1])
-    assert code == 0, errors
+    _run_on_one_and_on_two(*cells)
     one, two = logged(cells[0]), logged(cells[1])
     assert one.keys() == two.keys()
     for key, value in one.items():
