@@ -8,7 +8,7 @@ from scipy import optimize, stats
 
 from analysis.errors import require
 from analysis.law import Array
-from analysis.pooling import is_seed, say_pooled
+from analysis.pooling import is_seed, say_pooled, varied
 
 
 def over_seeds(
@@ -77,9 +77,11 @@ def paired_difference(
     require(table, [key, metric, *pair])
     twice = table.duplicated([key, *pair])
     if twice.any():
+        apart = [c for c in varied(table) if c not in (key, *pair)]
+        hint = f", here {' or '.join(map(str, apart[:3]))}" if apart else ""
         raise ValueError(
-            f"{int(twice.sum())} runs are equal in {key} and {pair}; add the key that sets them "
-            "apart to pair"
+            f"{int(twice.sum())} runs are equal in {', '.join([key, *pair])}; add the column that "
+            f"sets them apart to pair{hint}"
         )
     wide = table.pivot(index=pair, columns=key, values=metric)
     if baseline not in wide:

@@ -28,6 +28,7 @@ _LABELS_INCH = 0.4  # height of the tick labels and the label of the horizontal 
 _NAME = 24  # letters beside an axis
 _LABEL_WIDTH = 0.12  # of a tick's label, in widths of the axis
 _NO_UNIT = 1e12  # from here on B is no familiar unit
+_NOTE_LETTERS = 26  # in an inch of the note under a figure
 _FEW = 30.0  # a logarithmic axis over less than this shows too few powers of ten
 
 AXES = {
@@ -215,9 +216,11 @@ def save(folder: Path, name: str, figure: Figure, data: pd.DataFrame, note: str 
             after it what `data` pools.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    note = "\n".join(filter(None, (note, data.attrs.get(POOLED))))
-    if note:
-        figure.supxlabel(note, fontsize=5, color="0.4")
+    notes = filter(None, (note, data.attrs.get(POOLED)))
+    letters = int(figure.get_figwidth() * _NOTE_LETTERS)
+    lines = [line for text in notes for line in textwrap.wrap(text, letters)]
+    if lines:
+        figure.supxlabel("\n".join(lines), fontsize=5, color="0.4")
     undated = {"CreationDate": None}  # the same figure is the same file
     figure.savefig(folder / f"{name}.pdf", metadata=undated)
     figure.savefig(folder / f"{name}.png")

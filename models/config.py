@@ -94,11 +94,11 @@ def execution_keys(cls: type[Any], node: Mapping[str, Any], path: str = "") -> I
                     below = f"{key}.{name}".removesuffix(".")
                     yield from execution_keys(target_class(part["_target_"]), part, f"{below}.")
         elif isinstance(value, Mapping):
-            for within in _configs_in(hints[item.name]):
+            for within in configs_in(hints[item.name]):
                 yield from execution_keys(within, value, f"{key}.")
 
 
-def _configs_in(hint: Any) -> list[type[Any]]:
+def configs_in(hint: Any) -> list[type[Any]]:
     """Return the config classes of a type hint, `X` or `X | None`."""
     return [c for c in (hint, *get_args(hint)) if is_dataclass(c) and isinstance(c, type)]
 
@@ -143,7 +143,7 @@ def thaw(cls: type[T], given: Mapping[str, Any]) -> T:
     hints = get_type_hints(cls)
     values = {}
     for key, value in given.items():
-        within = _configs_in(hints.get(key))
+        within = configs_in(hints.get(key))
         if isinstance(value, Mapping) and within:
             value = thaw(within[0], value)
         values[key] = _thaw_parts(value)

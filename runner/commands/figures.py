@@ -41,8 +41,10 @@ def plots(
     """
     from analysis.pooling import warn_in_one_line  # noqa: PLC0415
     from analysis.runs import from_folders  # noqa: PLC0415
+    from runner.records.cells import members  # noqa: PLC0415
 
     warn_in_one_line()
+    members(root, name)  # refuses a name that is no sweep's
     experiment = experiment_folder(name)
     script = experiment / "figures.py"
     if publish and not script.exists():

@@ -13,6 +13,10 @@ from runner.machine.system_errors import system_error
 from runner.records.config import RunConfig
 
 INTERRUPTED = 130  # exit code after Ctrl-C
+_NO_CHOICE = re.compile(
+    r"In '[^']*': Could not find '(?P<group>[^']+)/(?P<name>[^'/]+)'\s+"
+    r"Available options in '[^']*':\n(?P<valid>(?:\t\S+\n)+)"
+)
 _UNKNOWN = re.compile(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'")
 
 
@@ -48,6 +52,12 @@ def explain(error: Exception) -> str:
     unknown = _UNKNOWN.search(text)
     if unknown:
         return _unknown_key(unknown[1])
+    choice = _NO_CHOICE.match(text)
+    if choice:
+        near = difflib.get_close_matches(choice["name"], choice["valid"].split(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        valid = ", ".join(choice["valid"].split())
+        return f"{choice['group']}={choice['name']}: there is none{hint}; there are: {valid}"
     if "does not support sweep type" in text:
         return (
             f"{text}: a grid takes a,b or range(1,9); for an interval give hydra.sweeper.draw, or "

@@ -266,7 +266,10 @@ def _read_jsonl(file: Path, field: str) -> Iterator[tuple[str, Any]]:
     for where, row in json_lines(file):
         if not isinstance(row, dict) or field not in row:
             has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise DataError(f"{where} has no field {field!r}; it has {has}; set data field")
+            raise DataError(
+                f"{where} has no field {field!r}; it has {has}; give its name as "
+                "data.sources.0.field, the number being the source's"
+            )
         yield where, row[field]
 
 

@@ -10,11 +10,11 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from models.config import config, execution, execution_keys, plain
+from models.config import config, configs_in, execution, execution_keys, plain
 from models.config import target_class as named_class
 from runner.data.corpus import planned_vocab_size
 from runner.machine.errors import ConfigError
@@ -122,7 +122,7 @@ def typed(path: str, cls: type[T], node: Mapping[str, Any]) -> T:
     try:
         checked: T = adapter(cls).validate_python(dict(node))  # type: ignore[arg-type]
     except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from None
+        raise ConfigError(_explain(path, cls, error)) from None
     return checked
 
 
@@ -150,20 +150,33 @@ def target_class(path: str, target: str) -> Any:
 def _refuse_unknown(path: str, given: Mapping[str, Any], valid: list[str]) -> None:
     for key in given:
         if key not in valid:
-            near = difflib.get_close_matches(str(key), valid, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            where = f"{path}.{key}" if path else str(key)
-            raise ConfigError(f"{where} is not a key{hint}; valid: {', '.join(valid)}")
+            raise ConfigError(_unknown(f"{path}.{key}" if path else str(key), valid))
 
 
-def _explain(path: str, error: ValidationError) -> str:
+def _unknown(where: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(where.rpartition(".")[2], valid, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{where} is not a key{hint}; valid: {', '.join(valid)}"
+
+
+def _fields_below(cls: Any, keys: Sequence[Any]) -> list[str]:
+    """Return the fields of the config that `keys` lead to from `cls`, of the last one known."""
+    for key in keys:
+        within = configs_in(get_type_hints(cls).get(key))
+        if not within:
+            break
+        cls = within[0]
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _explain(path: str, cls: Any, error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         where = ".".join([path] * bool(path) + [str(part) for part in item["loc"]])
         if item["type"] == "missing":
             lines.append(f"{where} is missing and has no default")
         elif item["type"] == "extra_forbidden" or item["type"] == "unexpected_keyword_argument":
-            lines.append(f"{where} is not a key here")
+            lines.append(_unknown(where, _fields_below(cls, item["loc"][:-1])))
         elif item["type"] == "value_error":
             lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
         else:

@@ -67,7 +67,7 @@ def test_one_seed_has_no_spread_and_bad_columns_are_named() -> None:
     assert np.isnan(one["std"].iloc[0])
     with pytest.raises(KeyError, match="no column width"):
         over_seeds(_table(), ["width"], "loss")
-    with pytest.raises(ValueError, match="add the key"):
+    with pytest.raises(ValueError, match="add the column"):
         paired_difference(
             pd.concat([_table(), _table()]), key="kind", baseline="a", metric="loss", pair=["seed"]
         )

@@ -2,6 +2,7 @@
 
 import re
 from itertools import product
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -62,12 +63,19 @@ def test_what_a_foreign_table_pools(columns: dict[str, list[object]], said: str)
     assert pooled(table, ["method"], "val_loss").endswith(f"a in {said}" if said else "")
 
 
-def test_a_series_is_named_by_what_runs_differ_in_and_a_figure_notes_the_rest() -> None:
+def test_a_series_is_named_by_what_runs_differ_in_and_a_figure_notes_the_rest(
+    tmp_path: Path,
+) -> None:
     table = _foreign().rename(columns={"recipe": "precision", "lr": "optim.lr"})
     table["precision.block"] = table["precision"].map({"bf16": 0, "nvfp4": 16})
     assert varied(table) == ["precision", "optim.lr"]  # the block follows from the name
     runs = Runs(table.assign(state="finished", num_parameters=7), pd.DataFrame())
     with pytest.warns(PooledWarning, match=re.escape("optim.lr")):
         figure, data = plots.against_size(runs, by="precision")
-    plots.plt.close(figure)
     assert "optim.lr" in data.attrs["pooled"]
+    plots.save(tmp_path, "size", figure, data, "word " * 60)
+    note = figure._supxlabel  # type: ignore[attr-defined]
+    width = note.get_window_extent().width
+    assert width <= figure.bbox.width, "the note is not cut at the edges"
+    with pytest.raises(ValueError, match=r"apart to pair, here optim\.lr"):
+        paired_difference(table, key="precision", baseline="bf16", metric="val_loss", pair=["seed"])

@@ -37,6 +37,8 @@ def _refused(done: subprocess.CompletedProcess[str]) -> str:
     [
         (["+mdoel=x"], "mdoel is not a key; did you mean model?"),
         (["~mdoel"], "mdoel is not a key; did you mean model?"),
+        (["model=gpt_pcio"], "model=gpt_pcio: there is none; did you mean gpt_pico?"),
+        (["train.checkpoint.evry_steps=2"], "evry_steps is not a key; did you mean every_steps?"),
         (["data.sources.1.path=x"], "data.sources.1.path: list index out of range"),
         (["model=null"], "model is chosen by name, model=NAME, of conf/model/"),
         (["seed=${oc.env:NOT_SET}"], "Environment variable 'NOT_SET' not found"),
