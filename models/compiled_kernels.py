@@ -7,7 +7,6 @@ bit (tests hold every variant to that).
 """
 
 import fcntl
-import getpass
 import hashlib
 import os
 import platform
@@ -58,7 +57,7 @@ def compile_for_cpu(
 
 
 def _library(function: Function, name: str, example: tuple[Tensor, ...], sizes: Sizes) -> Path:
-    folder = Path(tempfile.gettempdir()) / f"espalier-kernels-{getpass.getuser()}"
+    folder = Path(tempfile.gettempdir()) / f"espalier-kernels-{os.getuid()}"
     folder.mkdir(exist_ok=True, mode=0o700)
     file = folder / f"{name}-{_environment()}.pt2"
     with open(file.with_suffix(".lock"), "w") as lock:

@@ -4,7 +4,6 @@ It reads that folder only. Exit codes: 0 finished or diverged, 75 interrupted, 7
 worker, 1 failed.
 """
 
-import getpass
 import os
 import signal
 import sys
@@ -106,7 +105,7 @@ def _work(folder: Path, journal: Journal | None, stop: StopFlag) -> Outcome:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     if train and train.compile:  # on a local disk, shared by all cells
-        cache = Path(tempfile.gettempdir()) / f"espalier-inductor-{getpass.getuser()}"
+        cache = Path(tempfile.gettempdir()) / f"espalier-inductor-{os.getuid()}"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     ranks = Ranks(train.device if train else "auto")
     if journal is not None:

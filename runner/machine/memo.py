@@ -1,7 +1,7 @@
 """What takes long to find out and stays true, kept for later processes in the temporary folder."""
 
-import getpass
 import json
+import os
 import tempfile
 from contextlib import suppress
 from functools import cached_property
@@ -20,7 +20,7 @@ class Memo:
     """
 
     def __init__(self, name: str) -> None:
-        self._file = Path(tempfile.gettempdir(), f"espalier-{name}-{getpass.getuser()}.json")
+        self._file = Path(tempfile.gettempdir(), f"espalier-{name}-{os.getuid()}.json")
         self._num_saved = 0
 
     @cached_property
@@ -28,7 +28,8 @@ class Memo:
         """The dictionary as the file has it, with what this process has added."""
         entries: dict[str, Any] = {}
         with suppress(OSError, ValueError):
-            entries = json.loads(self._file.read_bytes())
+            found = json.loads(self._file.read_bytes())
+            entries = found if isinstance(found, dict) else {}
         self._num_saved = len(entries)
         return entries
 

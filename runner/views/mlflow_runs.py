@@ -5,6 +5,7 @@ Names and values are cut to what the columns of MLflow's SQL stores hold and its
 
 import getpass
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,11 +45,18 @@ def find_or_create(
     execution = {k: v for k, v in flatten(record["config"]).items() if is_among(k, half)}
     tags = choices | {"fingerprint": key, "folder": str(folder)}
     tags |= {clean_name(f"execution.{k}"): _text(json.dumps(v)) for k, v in execution.items()}
-    tags |= {"mlflow.source.name": "espalier", "mlflow.user": getpass.getuser()}
+    tags |= {"mlflow.source.name": "espalier", "mlflow.user": _user()}
     lease = journal.attempts(folder)[0] / "lease.json"
     started_ms = int(lease.stat().st_mtime * 1000)
     run = client.create_run(experiment, started_ms, tags, run_name=run_name(label, key))
     return str(run.info.run_id)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container the number may have no name
+        return str(os.getuid())
 
 
 def run_name(label: str, fingerprint: str) -> str:
