@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+from runner.machine.text_files import read_object
+
 _CODE = Path(__file__).resolve().parents[2]
 _SNAPSHOT_REVISION = _CODE / "revision.json"  # in a snapshot of the code, which is no clone
 # A run computes the same bits only where these are equal; on a GPU it takes
@@ -70,8 +72,7 @@ def revision() -> dict[str, str]:
 def first_record(run: Path) -> dict[str, Any]:
     """Return the environment that the first attempt of `run` recorded, {} before any attempt."""
     files = _records(run)
-    record: dict[str, Any] = json.loads(files[0].read_text()) if files else {}
-    return record
+    return read_object(files[0]) if files else {}
 
 
 def changes(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -94,8 +95,8 @@ def commit_drift(run: Path) -> str | None:
 
 
 def _last_record(run: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(last[-1].read_text()) if (last := _records(run)) else {}
-    return record
+    files = _records(run)
+    return read_object(files[-1]) if files else {}
 
 
 @lru_cache

@@ -33,6 +33,18 @@ def read_json(file: Path) -> Any:
     return _parsed(read_text(file).removeprefix("\ufeff"), str(file))
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        DataError: see `read_json`; or it holds something else than an object.
+    """
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise DataError(f"{file} holds {value!r:.40}, not a JSON object; mend or remove it")
+    return value
+
+
 def lines(file: Path) -> Iterator[tuple[int, str]]:
     r"""Yield (number from 1, line) of a UTF-8 file, plain or .gz, without a byte order mark.
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from models.moves import current_path
-from runner.machine import code, environment
+from runner.machine import code, environment, storage
+from runner.machine.errors import DataError
+from runner.machine.text_files import read_object
 from runner.records import journal
 from runner.records.cells import Cell
 from runner.records.config import SETTINGS, freeze
@@ -21,7 +23,17 @@ _SHOWN = 3  # modules named in a line
 
 
 def drift(run: Path) -> str | None:
-    """Return what changed since `run` finished (input files, torch, code), None if nothing."""
+    """Return what changed since `run` finished (input files, torch, code), None if nothing.
+
+    A note that cannot be read is such a change: what the run was is then unknown.
+    """
+    try:
+        return _drift(run)
+    except DataError as error:
+        return str(error)
+
+
+def _drift(run: Path) -> str | None:
     inputs = changed_inputs(run)
     if inputs:
         return f"input {'; '.join(inputs)}"
@@ -52,8 +64,8 @@ def note_code(attempt: Path, cell: Cell) -> str | None:
     nodes = [node for key, node in freeze(cell.config).items() if key not in SETTINGS]
     names = map(current_path, _names(nodes))
     now = code.hashes({name.rpartition(".")[0] for name in names})
-    (attempt / _FILE).write_text(json.dumps(now, indent=1))
-    modules = code.changed(json.loads(_notes(cell.folder)[0].read_text()))
+    storage.write_atomically(attempt / _FILE, json.dumps(now, indent=1))
+    modules = code.changed(read_object(_notes(cell.folder)[0]))
     return f"code: {_listed(modules)} edited since the first attempt" if modules else None
 
 
@@ -62,7 +74,7 @@ def _notes(run: Path) -> list[Path]:
 
 
 def _changed(note: Path) -> str | None:
-    modules = code.changed(json.loads(note.read_text()))
+    modules = code.changed(read_object(note))
     if not modules:
         return None
     return (

@@ -84,6 +84,9 @@ def test_an_edit_is_seen_where_the_program_changes_and_nowhere_else(
     assert "driftlab.parts.halves" in str(drift(cell.folder))
     (lab / "parts/halves.py").unlink()
     assert "driftlab.parts.halves" in str(drift(cell.folder))
+    (again / "code.json").write_text('{"torn')
+    (line,) = drifted([cell])
+    assert f"{again / 'code.json'} is not JSON" in line
 
 
 def test_an_uncommitted_edit_of_ours_is_seen(tmp_path: Path) -> None:
