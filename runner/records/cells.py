@@ -15,8 +15,9 @@ from typing import Any
 
 from runner.data.pretrained import with_pretrained
 from runner.machine import storage
-from runner.machine.errors import ConfigError, EspalierError
+from runner.machine.errors import ConfigError, DataError, EspalierError
 from runner.machine.system_errors import write_error
+from runner.machine.text_files import read_object
 from runner.records import journal
 from runner.records.budget import check_steps
 from runner.records.config import (
@@ -255,8 +256,13 @@ def renew_cell(cell: Cell) -> None:
 
 
 def load_cell(folder: Path) -> Cell:
-    """Return the cell frozen in `folder`; its root is derived from where the folder lies now."""
-    record = json.loads((folder / "cell.json").read_text())
+    """Return the cell frozen in `folder`; its root is derived from where the folder lies now.
+
+    Raises:
+        DataError: cell.json is missing or damaged.
+        ConfigError: a class that it names is gone, or a value is invalid.
+    """
+    record = read_object(folder / "cell.json")
     root = folder.resolve().parent.parent
     config = replace(validate(record["config"]), root=str(root))
     return Cell(config, record["science"], record["fingerprint"], folder.name)
@@ -299,7 +305,8 @@ def members(root: Path, name: str) -> list[dict[str, Any]]:
     folder = sweep_folder(root, name)
     rows = storage.read_lines(folder / "cells.jsonl")
     if not rows:
-        known = sorted(p.name for p in folder.parent.glob("*")) or ["none yet"]
+        lists = [file for file in folder.parent.glob("*/cells.jsonl") if file.stat().st_size]
+        known = sorted(file.parent.name for file in lists) or ["none yet"]
         raise ConfigError(
             f"no sweep {name!r} under {folder.parent.resolve()}; there are: {', '.join(known)}"
         )
@@ -333,6 +340,8 @@ def _member(folder: Path, row: Mapping[str, Any]) -> Cell | UnreadableCell:
     label = row["label"]
     try:
         return replace(load_cell(folder), label=label, choices=row.get("choices", {}))
+    except DataError as error:  # names the file
+        return UnreadableCell(folder, label, str(error))
     except (EspalierError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         return UnreadableCell(folder, label, f"{folder / 'cell.json'}: {reason}")

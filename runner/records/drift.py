@@ -6,6 +6,7 @@ of releases that did not note it are compared by their commit.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,17 @@ def _drift(run: Path) -> str | None:
 
 
 def drifted(cells: Sequence[Cell]) -> list[str]:
-    """Return a line for each reason of drift among those of `cells` that have a result."""
+    """Return a line for each reason of drift among those of `cells` that have a result.
+
+    A cell whose journal cannot be read is left out: whoever shows its state says why.
+    """
     reasons: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        reason = drift(cell.folder) if cell.state in journal.FINAL else None
-        if reason is not None:
-            reasons.setdefault((cell.state, reason), []).append(cell)
+        with suppress(DataError):
+            state = cell.state
+            reason = drift(cell.folder) if state in journal.FINAL else None
+            if reason is not None:
+                reasons.setdefault((state, reason), []).append(cell)
     return [
         f"{len(group)} {state} cells are kept but drifted, {group[0].fingerprint[:6]}: {reason}"
         for (state, reason), group in reasons.items()

@@ -6,13 +6,13 @@ back all rows before it with a step above k. The remaining rows, in file order, 
 """
 
 import itertools
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from runner.machine import environment, storage
+from runner.machine.text_files import read_object
 from runner.records import journal
 
 FILE = "metrics.jsonl"
@@ -120,7 +120,7 @@ class LatestValues:
         else:
             self._values |= last_values(added)
         summary = self._run / "summary.json"
-        planned = {"steps": json.loads(summary.read_text())["steps"]} if summary.exists() else {}
+        planned = {"steps": read_object(summary)["steps"]} if summary.exists() else {}
         named = self._keys or self._values
         return planned | {key: self._values[key] for key in named if key in self._values}
 

@@ -9,8 +9,16 @@ import pytest
 from typer.testing import CliRunner
 
 from runner.commands.cli import app
+from runner.machine.errors import ConfigError
 from runner.records.adopt import adopt
-from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells, sweep_cells
+from runner.records.cells import (
+    Cell,
+    freeze_cell,
+    join_sweep,
+    make_cells,
+    members,
+    sweep_cells,
+)
 from runner.views.plan import plan
 
 
@@ -32,6 +40,47 @@ def _damaged(cell: Cell) -> None:
 
 def _missing(cell: Cell) -> None:
     (cell.folder / "cell.json").unlink()
+
+
+def _no_object(cell: Cell) -> None:
+    (cell.folder / "cell.json").write_text("[]")
+
+
+def _write_journal(cell: Cell, events: str) -> None:
+    attempt = cell.folder / "attempts/0001"
+    attempt.mkdir(parents=True)
+    (attempt / "lease.json").write_text("{}")
+    (attempt / "events.jsonl").write_text(events)
+
+
+def _no_journal(cell: Cell) -> None:
+    _write_journal(cell, "5\n")
+
+
+def _no_summary(cell: Cell) -> None:
+    _write_journal(cell, '{"event": "finished", "time": 0}\n')
+    (cell.folder / "summary.json").write_text("[]")
+
+
+@pytest.mark.parametrize("spoil", [_no_object, _no_journal, _no_summary])
+def test_a_damaged_record_is_a_row_of_the_status(
+    spoil: Callable[[Cell], None], compose: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    cells = make_cells([("one", compose("seed=1")), ("two", compose("seed=2"))])
+    for cell in cells:
+        freeze_cell(cell)
+    join_sweep("default", cells)
+    spoil(cells[0])
+    code, text = _cli("status", "default", "--root", str(tmp_path))
+    assert code == 0
+    assert "not a JSON object" in text
+    assert "two" in text
+
+
+def test_a_sweep_without_members_is_not_offered(tmp_path: Path) -> None:
+    (tmp_path / "sweeps/begun").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="there are: none yet"):
+        members(tmp_path, "begun")
 
 
 @pytest.mark.parametrize("spoil", [_class_is_gone, _damaged, _missing])
