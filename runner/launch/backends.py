@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from runner.launch.backend import Backend
-from runner.launch.local import Local
-from runner.launch.slurm import Slurm, SlurmConfig
 from runner.machine import storage
 from runner.machine.errors import EspalierError
 from runner.records.config import typed
@@ -19,7 +17,11 @@ def last_backend(sweep: Path, jobs: int | None) -> Backend:
     file = sweep / "launcher.json"
     record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"launcher": ""}
     if jobs is None and record["launcher"] == "slurm":
+        from runner.launch.slurm import Slurm, SlurmConfig  # noqa: PLC0415
+
         return Slurm(typed("hydra.launcher", SlurmConfig, record["keys"]))
+    from runner.launch.local import Local  # noqa: PLC0415
+
     return Local(jobs or record.get("jobs"))
 
 

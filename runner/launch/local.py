@@ -1,4 +1,4 @@
-"""The backend of this machine."""
+"""The backend of this machine; the pool is imported once there is something to run."""
 
 import os
 from collections import Counter
@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from runner.launch.backend import View
-from runner.launch.fork_server import warm_up
-from runner.launch.pool import Pool, count_gpus, gpus_for
 from runner.machine.errors import ConfigError
 from runner.records.cells import Cell, renew_cell
 from runner.records.config import validate
 from runner.records.journal import StopFlag
 
 if TYPE_CHECKING:
+    from runner.launch.pool import Pool
     from runner.launch.study import Study
 
 
@@ -36,6 +35,8 @@ class Local:
 
     def check(self, cells: Sequence[Cell]) -> None:
         """See `Backend`."""
+        from runner.launch.pool import count_gpus, gpus_for  # noqa: PLC0415
+
         present = count_gpus()
         need = max((gpus_for(cell, present) for cell in cells), default=0)
         nodes = max((cell.config.resources.nodes for cell in cells), default=1)
@@ -49,6 +50,8 @@ class Local:
 
     def prepare(self) -> None:
         """Start the fork server, which imports torch."""
+        from runner.launch.fork_server import warm_up  # noqa: PLC0415
+
         warm_up()
 
     def run(self, cells: list[Cell], again: tuple[str, ...], view: View) -> None:
@@ -98,8 +101,10 @@ class Local:
             return "running cells still save their state; Ctrl-C again kills them"
         return f"{self.pool.kill()} running cells killed; they go on from their last checkpoints"
 
-    def _pool(self, cells: list[Cell]) -> Pool:
+    def _pool(self, cells: list[Cell]) -> "Pool":
         """Make the pool, which divides the cores among the cells that run at a time."""
+        from runner.launch.pool import Pool, count_gpus, gpus_for  # noqa: PLC0415
+
         gpus = count_gpus()
         need = max((gpus_for(cell, gpus) for cell in cells), default=0)
         cores = _num_cores()

@@ -7,7 +7,6 @@ import threading
 from rich.console import Console
 
 from runner.launch.mlflow_process import finish_uploader, start_uploader
-from runner.launch.pool import worker_command
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep, renew_cell
 from runner.records.drift import drifted
@@ -41,6 +40,8 @@ def run_here(cell: Cell) -> int:
     try:
         resources = cell.config.resources
         if resources.num_processes > 1:
+            from runner.launch.pool import worker_command  # noqa: PLC0415
+
             code = _wait(subprocess.Popen(worker_command(cell.folder, resources)))
         else:
             from runner.launch.worker import run_cell  # noqa: PLC0415  (slow: torch)

@@ -28,11 +28,16 @@ HEAVY = (
     "optuna",
     "tokenizers",
     "lm_eval",
+    "runner.launch.pool",
+    "runner.launch.slurm",
 )
 COUNT = """
-import json, os, runpy, sys
+import json, runpy, sys
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 module, heavy = sys.argv[1], json.loads(sys.argv[2])
 sys.argv = [module, *sys.argv[3:]]
+composed, compose = [], ConfigLoaderImpl.load_configuration
+ConfigLoaderImpl.load_configuration = lambda *a, **k: (composed.append(k), compose(*a, **k))[1]
 try:
     runpy.run_module(module, run_name="__main__")
 except SystemExit as ended:
@@ -40,7 +45,8 @@ except SystemExit as ended:
         print(ended.code, file=sys.stderr)
 server = sys.modules.get("multiprocessing.forkserver")
 started = server is not None and server._forkserver._forkserver_pid is not None
-print(json.dumps([[name for name in heavy if name in sys.modules], started]), file=sys.stderr)
+imported = [name for name in heavy if name in sys.modules]
+print(json.dumps([imported, started, len(composed)]), file=sys.stderr)
 """
 
 
@@ -55,9 +61,10 @@ def _answer(module: str, *arguments: str) -> str:
         check=False,
     )
     said, _, counted = done.stderr.rstrip().rpartition("\n")
-    imported, started = json.loads(counted)
+    imported, started, composed = json.loads(counted)
     assert not imported, f"{arguments} imports {imported}"
     assert not started, f"{arguments} starts the template of the workers"
+    assert composed <= 1 or "-m" not in arguments, f"{arguments} composes {composed} times"
     return said + done.stdout
 
 
