@@ -20,6 +20,10 @@ class AmaxHistory:
 
     Layers without delayed scaling have rows of zeros. Where the largest of the history is 0, inf or
     NaN no scale can be made of it, and the one before is kept, as TransformerEngine does.
+
+    The scale of a step is made of all 1024 steps before it: TransformerEngine takes the largest of
+    its buffer before it rolls it and clears the slot of the step to come
+    (`_default_get_amax_and_update_history` of transformer_engine/pytorch/quantization.py).
     """
 
     def __init__(self, linears: Sequence[QuantisedLinear], device: torch.device) -> None:
@@ -42,13 +46,13 @@ class AmaxHistory:
     def begin(self, step: int) -> None:
         """Record the step before, and set the scales of `step` to the largest of the history."""
         self.record()
-        self._slot = step % _HISTORY
-        self.amax[..., self._slot] = 0.0
         for number, linear in enumerate(self.linears):
             if linear.delayed is not None:
                 linear.delayed.seen.zero_()
                 largest, kept = self.amax[number].amax(dim=-1), linear.delayed.amax
                 kept.copy_(torch.where((largest > 0) & largest.isfinite(), largest, kept))
+        self._slot = step % _HISTORY
+        self.amax[..., self._slot] = 0.0
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that a resume needs: the history, and the magnitudes of the scales."""

@@ -269,7 +269,9 @@ class PrecisionConfig:
             ours; `auto` is TransformerEngine where it can be used, and the table says why not.
     """
 
-    numerics = 2  # revision 1 had the backward pass of short attention in bf16 on CPUs
+    # Revision 1 had the backward pass of short attention in bf16 on CPUs; until 3 delayed scaling
+    # made scales of one step less.
+    numerics = 3
 
     compute: Literal["fp32", "bf16"] = "fp32"
     fprop: FpropConfig = neutral(FpropConfig())
@@ -296,6 +298,11 @@ class PrecisionConfig:
                 raise ValueError(f"{name}={value} must be a number of blocks or a share below 1")
         if self.switch_at is not None:
             refuse_no_steps("switch_at", self.switch_at)
+
+    def numerics_with(self, model: object) -> int:
+        """Return the numerics revision: without delayed scaling nothing has changed since 2."""
+        operands = (o for part in (self.default, *self.rules) for o in part.operands().values())
+        return self.numerics if any(operand.scale == "delayed" for operand in operands) else 2
 
     def check(self, steps: int) -> None:
         """Check that the switch comes within `steps`, and that every option of an operand counts.

@@ -242,6 +242,26 @@ def test_delayed_scaling_uses_earlier_steps_and_resumes(compose: Compose) -> Non
     assert all(torch.equal(a, b) for a, b in zip(third, _step(other, twin, 2), strict=True))
 
 
+def test_delayed_scales_are_those_of_transformer_engine_step_by_step(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a transcript of its buffer: the largest first, then the roll and the cleared slot."""
+    monkeypatch.setattr("models.delayed_scaling._HISTORY", 4)
+    precision, model = _prepared(_config(compose, "fp8_delayed"))
+    layer = model.blocks()[0].attn.qkv
+    assert isinstance(layer, QuantisedLinear)
+    assert layer.delayed is not None
+    buffer, kept = torch.zeros(4), torch.zeros(())
+    seen = [0.0, 5.0, 1.0, 9.0, 2.0, 3.0, 1.0, 1.0, float("inf"), *[1.0] * 6]
+    for step, amax in enumerate(seen):
+        precision.begin(step, len(seen))
+        largest = buffer.max()
+        kept = torch.where((largest > 0) & largest.isfinite(), largest, kept)
+        buffer = torch.roll(buffer, -1)
+        assert layer.delayed.amax[0] == kept, step
+        layer.delayed.seen[0] = buffer[0] = amax
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_step_that_is_not_finite_keeps_the_scales_of_delayed_scaling(
     value: float, compose: Compose

@@ -45,6 +45,7 @@ SWEEPS = sorted(path.name for path in (FIXTURE / "root/sweeps").iterdir())
 # cell.
 RENUMBERED = {
     "engram": {"model.parts.n.numerics"},
+    "fp8_delayed": {"precision.numerics"},
     "hybrid": {"model.parts.n.numerics"},
 }
 PLACE = "{here}"  # where the folder lies, in its files and in cells.json
