@@ -20,7 +20,7 @@ from kernels.rotary import rotate
 from models.attention_config import AttentionConfig
 from models.branch import Context
 from models.branch_config import Host
-from models.cache import KeysValues, LastKeysValues
+from models.keys_values import KeysValues, LastKeysValues
 from models.layers import RMSNorm
 
 

@@ -187,6 +187,7 @@ class BDH(LanguageModel):
         noise: NoiseKey | None = None,
         state: State | None = None,
         counts: Int64[Tensor, " batch"] | None = None,
+        every: bool = False,
         weights: Weights | None = None,
         give: Give | None = None,
     ) -> (
@@ -204,7 +205,9 @@ class BDH(LanguageModel):
         context = Context(tokens, positions, documents=documents, noise=noise, state=state)
         hidden, notes = self._through(context)
         if state is not None:
-            hidden = hidden[torch.arange(batch, device=tokens.device), state.finish() - 1]
+            added = state.finish()
+            if not every:
+                hidden = hidden[torch.arange(batch, device=tokens.device), added - 1]
         if give == "hidden":
             return hidden
         if targets is None or give == "logits":

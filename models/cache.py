@@ -3,14 +3,14 @@
 Rows are aligned at the left: row b holds positions 0..lengths[b]-1, so prompts of different
 lengths share a batch and no token sees padding.
 
-Shape legend: batch, kv = key/value heads, seq = new tokens, ctx = capacity, dim = head width,
-slots = window + sinks.
+Shape legend: batch, seq = new tokens, ctx = capacity.
 """
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64, Shaped
+from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
 
@@ -18,18 +18,52 @@ from torch import Tensor
 class State(Protocol):
     """The decoding state of a model: keys and values, recurrent states.
 
+    A forward pass with `counts[b] = 0` changes no bit of row b.
+
     Args:
         lengths: number of tokens read in each row.
     """
 
     lengths: Int64[Tensor, " batch"]
 
+    @property
+    def can_truncate(self) -> bool:
+        """Whether `truncate` can forget tokens; if not, keep a `select` of the row from before."""
+        ...
+
     def select(self, rows: Int64[Tensor, " n"]) -> "State":
-        """Return the state of the rows with indices `rows`, in that order; rows may be repeated."""
+        """Return a copy of the rows with indices `rows`, in that order; rows may be repeated.
+
+        The other rows are not in it: their memory is free once this state is.
+        """
+        ...
+
+    def put(self, rows: Int64[Tensor, " n"], other: Any) -> None:
+        """Replace row rows[i] of this state by row i of `other`, in place, for every i.
+
+        The capacities may differ; this state grows if it must. `other` stays as it is.
+
+        Raises:
+            ValueError: `rows` are not as many as those of `other`, or this state is static and has
+                no room for them.
+        """
+        ...
+
+    def truncate(self, lengths: Int64[Tensor, " batch"]) -> None:
+        """Forget the tokens of each row b from position lengths[b] on, in place.
+
+        Raises:
+            ValueError: a row has read fewer tokens than that, or one must forget tokens and the
+                state cannot (`can_truncate`).
+        """
+        ...
+
+    def to(self, device: torch.device) -> "State":
+        """Return a copy on `device`."""
         ...
 
     def num_bytes(self) -> int:
-        """Return the size of its tensors in bytes."""
+        """Return the size in bytes of what it remembers of the tokens; 0 if it has no rows."""
         ...
 
 
@@ -37,10 +71,15 @@ class Memory:
     """The tensors of one branch by name, rows first: a recurrent state, inputs of a convolution.
 
     A branch makes it on its first forward pass, in the dtype that it computes in.
+
+    Args:
+        fills: by name of a tensor, the value of its elements before the first token (default 0).
     """
 
-    def __init__(self, **tensors: Tensor) -> None:
-        self.tensors = tensors
+    can_truncate = False  # what earlier tokens left is overwritten
+
+    def __init__(self, fills: Mapping[str, int] | None = None, **tensors: Tensor) -> None:
+        self.fills, self.tensors = dict(fills or {}), tensors
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -50,7 +89,36 @@ class Memory:
 
     def select(self, rows: Int64[Tensor, " n"]) -> "Memory":
         """See `State`."""
-        return type(self)(**{name: tensor[rows] for name, tensor in self.tensors.items()})
+        return self._with({name: tensor[rows] for name, tensor in self.tensors.items()})
+
+    def empty(self, batch: int, capacity: int) -> "Memory":
+        """Return the memory of `batch` rows before their first token, of the same dtypes.
+
+        Args:
+            capacity: positions to make room for, where a memory has a place for each.
+        """
+        return self._with(
+            {
+                name: tensor.new_full((batch, *tensor.shape[1:]), self.fills.get(name, 0))
+                for name, tensor in self.tensors.items()
+            }
+        )
+
+    def put(self, rows: Int64[Tensor, " n"], other: "Memory", capacity: int) -> None:
+        """See `State`; `capacity` is that of the state, which suffices for `other`."""
+        for name, tensor in self.tensors.items():
+            tensor[rows] = other[name]
+
+    def to(self, device: torch.device) -> "Memory":
+        """See `State`."""
+        return self._with({name: t.to(device, copy=True) for name, t in self.tensors.items()})
+
+    def num_bytes(self) -> int:
+        """See `State`."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def _with(self, tensors: Mapping[str, Tensor]) -> "Memory":
+        return type(self)(self.fills, **tensors)
 
 
 class DecoderState:
@@ -60,7 +128,8 @@ class DecoderState:
         batch: rows.
         capacity: positions to make room for at first.
         static: never grow, and compute with the shapes of the capacity at every length, as a
-            compiled step needs. Do not compile the first call after `start`: it makes the tensors.
+            compiled step needs. The first call after `start`, or the first `put`, makes the
+            tensors: do not compile that call.
     """
 
     def __init__(
@@ -75,57 +144,136 @@ class DecoderState:
     def begin(self, seq: int, counts: Int64[Tensor, " batch"] | None) -> Int64[Tensor, "batch seq"]:
         """Make room for `seq` more tokens in each row and return their positions.
 
+        Padding has the position of the last real token of its row, so that none is beyond the end.
+
         Args:
             counts: `counts[b]` is the number of real tokens of row b, the rest being padding (None:
                 all are real).
+
+        Raises:
+            ValueError: the state is static and has no room for the tokens of a row.
         """
-        self.counts = counts
-        self.positions = self.lengths[:, None] + torch.arange(seq, device=self.lengths.device)
+        self.offsets = torch.arange(seq, device=self.lengths.device)
+        self.counts = counts if self.static else self._make_room(seq, counts)
+        if self.static and not torch.compiler.is_compiling():
+            self._check_room(self.lengths + (seq if counts is None else counts))
+        self.positions = self.lengths[:, None] + self.sources()
+        if self.counts is not None:
+            self.positions = self.positions.where(self.counts[:, None] > 0, self.positions - 1)
+            self.positions = self.positions.clamp(min=0)
         self.mask = None  # a single token per row of equal lengths sees all positions
-        if self.static:
-            ctx = torch.arange(self.capacity, device=self.lengths.device)
-            self.mask = (ctx <= self.positions[..., None])[:, None]
-            return self.positions
-        ends = self.lengths.tolist()
-        self.first, self.last = min(ends), max(ends)
-        self.end = self.last + seq
-        if self.end > self.capacity:
-            self.capacity = max(self.end, 2 * self.capacity)
-        if seq > 1 or self.first != self.last:
-            ctx = torch.arange(self.end, device=self.lengths.device)
+        if self.static or seq > 1 or self.counts is not None or self.first != self.last:
+            end = self.capacity if self.static else self.end
+            ctx = torch.arange(end, device=self.lengths.device)
             self.mask = (ctx <= self.positions[..., None])[:, None]
         return self.positions
 
+    def _make_room(
+        self, seq: int, counts: Int64[Tensor, " batch"] | None
+    ) -> Int64[Tensor, " batch"] | None:
+        """Grow to `seq` or `counts` more tokens; return `counts`, None if no token is padding."""
+        added = torch.full_like(self.lengths, seq) if counts is None else counts
+        before, after = torch.stack((self.lengths, self.lengths + added)).tolist()
+        self.first, self.last, self.end = min(before), max(before), max(1, *after)
+        if self.end > self.capacity:
+            self.capacity = max(self.end, 2 * self.capacity)
+        all_real = all(b - a == seq for a, b in zip(before, after, strict=True))
+        return None if all_real else counts
+
+    def _check_room(self, lengths: Int64[Tensor, " batch"]) -> None:
+        longest = max(lengths.tolist(), default=0)
+        if longest > self.capacity:
+            raise ValueError(
+                f"a row of {longest} tokens does not fit a static state of {self.capacity}; start "
+                "one with a larger capacity"
+            )
+
+    def sources(self) -> Int64[Tensor, "#batch seq"]:
+        """Return the index of the new token that belongs at each of `positions`.
+
+        It is its own, for padding that of the last real token of its row (0 if there is none).
+        """
+        if self.counts is None:
+            return self.offsets[None]
+        return torch.minimum(self.offsets, self.counts[:, None] - 1).clamp(min=0)
+
     def padding(self) -> Bool[Tensor, "batch seq"] | None:
         """Return a mask, True where a new token is padding; None if there is no padding."""
-        if self.counts is None:
-            return None
-        return self.positions - self.lengths[:, None] >= self.counts[:, None]
+        return None if self.counts is None else self.offsets >= self.counts[:, None]
 
     def finish(self) -> Int64[Tensor, " batch"]:
         """Add the new tokens to `lengths` and return their number in each row."""
         added = self.new_tokens()
         self.lengths = self.lengths + added
+        self.mask = None
         return added
 
     def new_tokens(self) -> Int64[Tensor, " batch"]:
         """Return the number of real tokens of each row in this forward pass."""
         if self.counts is not None:
             return self.counts
-        return torch.full_like(self.lengths, self.positions.shape[1])
+        return torch.full_like(self.lengths, len(self.offsets))
+
+    @property
+    def can_truncate(self) -> bool:
+        """See `State`."""
+        return all(memory.can_truncate for memory in self.memories.values())
 
     def select(self, rows: Int64[Tensor, " n"]) -> "DecoderState":
         """See `State`."""
-        chosen = DecoderState(
-            len(rows), capacity=self.capacity, device=rows.device, static=self.static
+        return self._with(
+            {n: memory.select(rows) for n, memory in self.memories.items()}, self.lengths[rows]
         )
-        chosen.memories = {n: memory.select(rows) for n, memory in self.memories.items()}
-        chosen.lengths = self.lengths[rows]
-        return chosen
+
+    def put(self, rows: Int64[Tensor, " n"], other: "DecoderState") -> None:
+        """See `State`."""
+        if len(rows) != len(other.lengths):
+            raise ValueError(
+                f"{len(rows)} rows cannot be replaced by {len(other.lengths)}; give one for each"
+            )
+        if self.static:
+            self._check_room(other.lengths)
+        else:
+            self.capacity = max([self.capacity, *other.lengths.tolist()])
+        for number, memory in other.memories.items():
+            if number not in self.memories:
+                self.memories[number] = memory.empty(len(self.lengths), self.capacity)
+        for number, memory in self.memories.items():
+            new = other.memories.get(number)
+            if new is None:  # `other` has read nothing
+                new = memory.empty(len(rows), self.capacity)
+            memory.put(rows, new, self.capacity)
+        self.lengths = self.lengths.index_copy(0, rows, other.lengths)
+
+    def truncate(self, lengths: Int64[Tensor, " batch"]) -> None:
+        """See `State`."""
+        for row, (now, wanted) in enumerate(
+            zip(self.lengths.tolist(), lengths.tolist(), strict=True)
+        ):
+            if not 0 <= wanted <= now:
+                raise ValueError(f"row {row} has {now} tokens; {wanted} of them cannot be kept")
+            if wanted < now and not self.can_truncate:
+                raise ValueError(
+                    f"row {row} cannot go back from {now} tokens to {wanted}: its state is not a "
+                    "list of tokens; keep a `select` of the row from before"
+                )
+        self.lengths = lengths.clone()
+
+    def to(self, device: torch.device) -> "DecoderState":
+        """See `State`."""
+        memories = {n: memory.to(device) for n, memory in self.memories.items()}
+        return self._with(memories, self.lengths.to(device, copy=True))
 
     def num_bytes(self) -> int:
         """See `State`."""
-        return sum(t.nbytes for memory in self.memories.values() for t in memory.tensors.values())
+        return sum(memory.num_bytes() for memory in self.memories.values())
+
+    def _with(self, memories: dict[int, Memory], lengths: Tensor) -> "DecoderState":
+        made = DecoderState(
+            len(lengths), capacity=self.capacity, device=lengths.device, static=self.static
+        )
+        made.memories, made.lengths = memories, lengths
+        return made
 
 
 def with_history(
@@ -144,104 +292,12 @@ def with_history(
     if state is None:
         return torch.cat((past, x), dim=1)
     memory = state.memories.setdefault(number, Memory())
+    memory.fills[name] = fill
     both = torch.cat((memory.tensors.get(name, past), x), dim=1)
     if state.counts is None:
-        memory[name] = both[:, both.shape[1] - size :]
+        memory[name] = both[:, both.shape[1] - size :].clone()  # a view would keep all of `both`
     else:
         last = state.counts[:, None] + torch.arange(size, device=x.device)
         rows = torch.arange(len(x), device=x.device)[:, None]
         memory[name] = both[rows, last]
     return both
-
-
-class KeysValues(Memory):
-    """Keys and values of all tokens, [batch, kv, ctx, dim] each; they grow with the text."""
-
-    @staticmethod
-    def of(
-        state: DecoderState,
-        number: int,
-        k: Float[Tensor, "batch kv seq dim"],
-        v: Float[Tensor, "batch kv seq dim"],
-    ) -> "KeysValues":
-        """Return those of branch `number`; the first call makes them, in the dtype of `k`, `v`."""
-        if number not in state.memories:
-            keys, values = (x.new_zeros(*x.shape[:2], state.capacity, x.shape[3]) for x in (k, v))
-            state.memories[number] = KeysValues(keys=keys, values=values)
-        memory = state.memories[number]
-        assert isinstance(memory, KeysValues)
-        return memory
-
-    def write(
-        self,
-        state: DecoderState,
-        k: Float[Tensor, "batch kv seq dim"],
-        v: Float[Tensor, "batch kv seq dim"],
-    ) -> tuple[Tensor, Tensor]:
-        """Append new keys and values to each row; return all that a row may attend to."""
-        for name, new in (("keys", k), ("values", v)):
-            missing = state.capacity - self[name].shape[2]
-            if missing > 0:
-                self[name] = torch.nn.functional.pad(self[name], (0, 0, 0, missing))
-            if not state.static and state.first == state.last:
-                self[name][:, :, state.last : state.end] = new
-            else:
-                rows = torch.arange(len(new), device=new.device)[:, None]
-                self[name][rows, :, state.positions] = new.transpose(1, 2)
-        if state.static:
-            return self["keys"], self["values"]
-        return self["keys"][:, :, : state.end], self["values"][:, :, : state.end]
-
-
-class LastKeysValues(Memory):
-    """Keys and values of the first `sinks` and the last `window` tokens, [batch, kv, slots, dim].
-
-    `positions` [batch, slots] are those of the tokens in the slots, -1 in an empty slot.
-    """
-
-    @staticmethod
-    def of(
-        state: DecoderState,
-        number: int,
-        k: Float[Tensor, "batch kv seq dim"],
-        v: Float[Tensor, "batch kv seq dim"],
-        slots: int,
-    ) -> "LastKeysValues":
-        """Return those of branch `number`; the first call makes them, in the dtype of `k`, `v`."""
-        if number not in state.memories:
-            keys, values = (new.new_zeros(*new.shape[:2], slots, new.shape[3]) for new in (k, v))
-            empty = torch.full((len(k), slots), -1, dtype=torch.int64, device=k.device)
-            state.memories[number] = LastKeysValues(keys=keys, values=values, positions=empty)
-        memory = state.memories[number]
-        assert isinstance(memory, LastKeysValues)
-        return memory
-
-    def write(
-        self,
-        state: DecoderState,
-        k: Float[Tensor, "batch kv seq dim"],
-        v: Float[Tensor, "batch kv seq dim"],
-        sinks: int,
-    ) -> tuple[Tensor, Tensor, Int64[Tensor, "batch all"]]:
-        """Return keys, values and positions, old and new; keep those that later tokens attend to.
-
-        A position is -1 where there is no token.
-        """
-        together = {
-            "keys": torch.cat((self["keys"], k), dim=2),
-            "values": torch.cat((self["values"], v), dim=2),
-        }
-        positions = torch.cat((self["positions"], state.positions), dim=1)
-        slots = self["positions"].shape[1]
-        window, slot = slots - sinks, torch.arange(slots, device=k.device)
-        newest = (state.lengths + state.new_tokens() - 1)[:, None]
-        # The last position that belongs in each slot: a sink's own, else the window's, cyclic.
-        wanted = torch.where(slot < sinks, slot, newest - (newest - slot) % window)
-        wanted = torch.where((wanted > newest) | ((slot >= sinks) & (wanted < sinks)), -1, wanted)
-        is_new = wanted >= state.lengths[:, None]
-        source = torch.where(is_new, slots + wanted - state.lengths[:, None], slot)
-        for name, tensor in together.items():
-            index = source[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
-            self[name] = tensor.gather(2, index)
-        self["positions"] = wanted
-        return together["keys"], together["values"], positions

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kernels.cross_entropy import IGNORE
+from models.cache import State
 from models.language_model import TokenLoss
+from models.text_state import TextState
 
 
 def token_loss(
@@ -96,15 +99,70 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return list(next(lists, []))
 
 
-def start(model: Any, batch: int, capacity: int, *, static: bool = False) -> Any:
-    """Return the state before the first token; see `LanguageModel.start`.
+def start(model: Any, batch: int, capacity: int, *, static: bool = False) -> State:
+    """Return the state of `batch` rows before their first token; see `LanguageModel.start`.
 
-    Raises:
-        NotImplementedError: the model has no state; each token takes a forward pass over all text.
+    Default, for a model without a state: a `TextState`, by which each pass reads all text anew.
     """
-    if not hasattr(model, "start"):
-        raise NotImplementedError(f"{type(model).__name__} keeps no state")
-    return model.start(batch, capacity, static=static)
+    own = _unwrapped(model)
+    names = _parameters(type(own).forward)
+    if hasattr(own, "start") and (names is None or {"state", "counts"} <= names):
+        try:
+            state = own.start(batch, capacity, static=static)
+        except NotImplementedError:
+            state = None
+        if isinstance(state, State):
+            return state
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return TextState(batch, capacity=capacity, device=device, static=static)
+
+
+def read(
+    model: Any, tokens: Tensor, state: State, *, counts: Tensor | None = None, every: bool = False
+) -> Tensor:
+    """Read tokens [batch, seq] into `state`; return the logits after the last of each row.
+
+    They are [batch, vocab].
+
+    The model may be wrapped (torch.compile). A model whose forward has no parameter `every` reads
+    a token at a time where that is wanted.
+
+    Args:
+        state: from `start`; it is updated.
+        counts: number of real tokens in each row, the rest being padding (None: all are real); a
+            row with 0 stays as it is, and its logits mean nothing.
+        every: return the logits after every token, [batch, seq, vocab].
+    """
+    if isinstance(state, TextState):
+        return _read_anew(model, tokens, state, counts, every=every)
+    given: dict[str, Any] = {"state": state, "counts": counts}
+    result: Tensor
+    if not every:
+        result = model(tokens, **given)
+        return result
+    names = _parameters(type(_unwrapped(model)).forward)
+    if names is not None and "every" in names:
+        result = model(tokens, **given, every=True)
+        return result
+    added = torch.full_like(state.lengths, tokens.shape[1]) if counts is None else counts
+    steps = [
+        model(token, state=state, counts=(added > index).to(added.dtype))
+        for index, token in enumerate(tokens.split(1, dim=1))
+    ]
+    return torch.stack(steps, dim=1)
+
+
+def _read_anew(
+    model: Any, tokens: Tensor, state: TextState, counts: Tensor | None, *, every: bool
+) -> Tensor:
+    before = state.lengths
+    result = logits(model, state.append(tokens, counts))
+    rows = torch.arange(len(tokens), device=tokens.device)
+    if not every:
+        return result[rows, state.lengths - 1]
+    offsets = torch.arange(tokens.shape[1], device=tokens.device)
+    positions = (before[:, None] + offsets).clamp(max=result.shape[1] - 1)
+    return result[rows[:, None], positions]
 
 
 def for_inference(model: Any, *, compiled: bool = False) -> Any:

@@ -54,6 +54,7 @@ class Decoder(LanguageModel):
         noise: NoiseKey | None = None,
         state: State | None = None,
         counts: Int64[Tensor, " batch"] | None = None,
+        every: bool = False,
         weights: Weights | None = None,
         give: Give | None = None,
     ) -> (
@@ -63,7 +64,7 @@ class Decoder(LanguageModel):
         | TokenLoss
     ):
         if state is not None:
-            return self._logits(self._read(tokens, state, counts))
+            return self._logits(self._read(tokens, state, counts, every=every))
         hidden, notes = self._hidden_states(tokens, documents, noise)
         if give == "hidden":
             return hidden
@@ -169,8 +170,13 @@ class Decoder(LanguageModel):
         tokens: Int64[Tensor, "batch seq"],
         state: State,
         counts: Int64[Tensor, " batch"] | None,
-    ) -> Float[Tensor, "batch dim"]:
-        """Read tokens into the state; return each row's normed hidden state at its last token."""
+        *,
+        every: bool,
+    ) -> Float[Tensor, "batch *seq dim"]:
+        """Read tokens into the state; return the normed hidden state of each row's last token.
+
+        With `every`, of all of them.
+        """
         assert isinstance(state, DecoderState)
         positions = state.begin(tokens.shape[1], counts)
         x = self.embedding(tokens)
@@ -179,8 +185,10 @@ class Decoder(LanguageModel):
         rotary = self._rotary(positions[:, None])  # the same for every head
         context = Context(tokens, positions, rotary=rotary, rotary_at=self._rotary_at, state=state)
         x, _ = self._through(_autocast(x), context)
-        last = x[torch.arange(len(x), device=x.device), state.finish() - 1]
-        return self.norm(last)  # type: ignore[no-any-return]
+        added = state.finish()
+        if not every:
+            x = x[torch.arange(len(x), device=x.device), added - 1]
+        return self.norm(x)  # type: ignore[no-any-return]
 
     def blocks(self) -> list[nn.Module]:
         """Return the layers in order."""

@@ -61,6 +61,7 @@ class LanguageModel(nn.Module):
         noise: NoiseKey | None = None,
         state: State | None = None,
         counts: Int64[Tensor, " batch"] | None = None,
+        every: bool = False,
         weights: Weights | None = None,
         give: Give | None = None,
     ) -> (
@@ -72,7 +73,7 @@ class LanguageModel(nn.Module):
         """Return fp32 logits [batch, seq, vocab], or with `targets` a `TokenLoss`.
 
         With `state` the tokens continue the text that it has read, and the logits after the last
-        token of each row are returned, [batch, vocab].
+        token of each row are returned, [batch, vocab], or after each token with `every`.
 
         Args:
             targets: ids, -100 where there is no target.
@@ -80,7 +81,8 @@ class LanguageModel(nn.Module):
             noise: key of dropout's random bits (None: no dropout).
             state: from `start`; it is updated.
             counts: with `state`, number of real tokens in each row, the rest being padding (None:
-                all are real).
+                all are real). A row with 0 stays as it is, and its logits mean nothing.
+            every: with `state`, return the logits after every new token, [batch, seq, vocab].
             weights: of the targets in the loss; see `kernels.cross_entropy.Weights`.
             give: "loss" or "logits" by name, or "hidden", the normed last hidden state that the
                 head reads [batch, seq, dim].

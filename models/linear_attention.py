@@ -120,9 +120,11 @@ def recurrence_with_state(
             q, k, v, log_decay=fade, beta=beta, documents=context.documents, chunk=chunk
         )[0]
     padding = state.padding()
-    if padding is not None:  # padding neither fades nor writes
-        k = k.masked_fill(padding[:, None, :, None], 0.0)
-        fade = None if fade is None else fade.masked_fill(padding[:, None, :, None], 0.0)
+    if padding is not None:  # padding neither fades nor writes, whatever it holds
+        hidden = padding[:, None, :, None]
+        k, v = k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)
+        fade = None if fade is None else fade.masked_fill(hidden, 0.0)
+        beta = None if beta is None else beta.masked_fill(hidden[..., 0], 0.0)
     memory = state.memories.setdefault(number, Memory())
     y, memory["sums"] = recurrence(
         q, k, v, log_decay=fade, beta=beta, state=memory.tensors.get("sums"), chunk=chunk

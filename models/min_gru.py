@@ -45,5 +45,5 @@ class MinGRU(nn.Module):
                 added = added.masked_fill(padding[..., None], 0.0)
             memory = state.memories.setdefault(self.number, Memory())
             h = scan(keep, added, memory.tensors.get("h"))
-            memory["h"] = h[:, -1]
+            memory["h"] = h[:, -1].clone()  # a view would keep all of `h`
         return self.out(h.to(x.dtype))  # type: ignore[no-any-return]

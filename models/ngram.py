@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from models.cache import DecoderState, State, with_history
 from models.language_model import LanguageModel, TokenLoss
 from models.ngram_config import NgramConfig
 
@@ -106,17 +107,34 @@ class Ngram(LanguageModel):
         self,
         tokens: Int64[Tensor, "batch seq"],
         targets: Int64[Tensor, "batch seq"] | None = None,
+        *,
+        state: State | None = None,
+        counts: Int64[Tensor, " batch"] | None = None,
+        every: bool = False,
         **_: object,
-    ) -> Float[Tensor, "batch seq vocab"] | TokenLoss:
+    ) -> Float[Tensor, "batch *seq vocab"] | TokenLoss:
         """Return log-probabilities, or with `targets` the loss; see `LanguageModel.forward`."""
+        assert state is None or isinstance(state, DecoderState)
         width = self.order - 1
-        padded = torch.nn.functional.pad(tokens, (width, 0), value=-1).cpu().numpy()
-        windows = np.lib.stride_tricks.sliding_window_view(padded, width + 1, axis=1)[:, :, 1:]
-        flat = self.probabilities(windows.reshape(-1, width)).log().to(torch.float32)
-        logits = flat.view(*tokens.shape, self.vocab_size).to(tokens.device)
+        if state is not None:
+            state.begin(tokens.shape[1], counts)
+        padded = with_history(state, 0, "ids", tokens, width, fill=-1)
+        windows = padded.unfold(1, width + 1, 1)[:, :, 1:]
+        if state is not None:
+            added = state.finish()
+            if not every:
+                windows = windows[torch.arange(len(tokens), device=tokens.device), added - 1]
+        contexts = windows.flatten(0, -2).cpu().numpy()
+        flat = self.probabilities(contexts).log().to(torch.float32)
+        logits = flat.view(*windows.shape[:-1], self.vocab_size).to(tokens.device)
         if targets is None:
             return logits
         nll = nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
         )
         return TokenLoss(total=nll.sum(), nll=nll.view(targets.shape))
+
+    def start(self, batch: int, capacity: int, *, static: bool = False) -> DecoderState:
+        """See `LanguageModel.start`; the state is the last order-1 ids."""
+        device = self.on_device.device
+        return DecoderState(batch, capacity=capacity, device=device, static=static)

@@ -5,6 +5,7 @@ import json
 import torch
 
 from models.contract import logits
+from models.text_state import TextState
 from runner.evaluate.scores import calibration_error, predictions
 from runner.evaluate.validation import to_device
 from runner.generate.generate import prefill
@@ -54,7 +55,7 @@ def measure_details(trained: Trained) -> tuple[dict[str, float], list[dict[str, 
         "val_accuracy": float(correct.double().mean()),
         "val_calibration_error": calibration_error(confidence, correct),
     }
-    if state is not None:
+    if not isinstance(state, TextState):
         values["state_bytes"] = state.num_bytes()
     rows = [
         {"position": i, "loss": float(nats[i] / count[i]), "n": int(count[i])}

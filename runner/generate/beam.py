@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.contract import read
 from models.language_model import LanguageModel
 from runner.generate.generate import Completion, Decode, prefill, truncate_prompt
 from runner.generate.text_stream import TextStream
@@ -78,11 +79,8 @@ def beam_search(
         if length + 1 == max_new_tokens or decided:
             break
         newest = torch.tensor([[beam.ids[-1]] for beam in running], device=device)
-        if state is None:
-            logits, state = prefill(model, [[*ids, *beam.ids] for beam in running], device)
-        else:
-            state = state.select(torch.tensor(rows, device=device))
-            logits = model(newest, state=state)  # type: ignore[assignment]
+        state = state.select(torch.tensor(rows, device=device))
+        logits = read(model, newest, state)
     ranked = sorted([*ended, *running], key=lambda beam: -beam.score(length_penalty))[:beams]
     return [_completion(prompt, beam, decode, ends, stop) for beam in ranked]
 

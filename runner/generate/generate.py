@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.cache import State
-from models.contract import start
+from models.contract import read, start
 from models.language_model import LanguageModel
 from runner.generate.sampling import Sampling, choose
 from runner.generate.text_stream import TextStream
@@ -64,7 +64,7 @@ def generate(
         separate: decode the new tokens without their prompt, as lm-eval does: SentencePiece then
             drops a space before the first word.
         compiled: decode by a compiled step, with a batch of fixed size and a cache of `context`
-            tokens. The model must have a state.
+            tokens.
 
     Raises:
         ValueError: a prompt is empty, or longer than `context` without `slide`.
@@ -72,9 +72,9 @@ def generate(
     samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     rows = []
     for index, (prompt, own) in enumerate(zip(prompts, samplings, strict=True)):
-        read = truncate_prompt(prompt, context, slide)
-        stream = TextStream(decode, own.stop, () if separate else read.tolist())
-        rows.append(_Row(index, read, own, stream))
+        ids = truncate_prompt(prompt, context, slide)
+        stream = TextStream(decode, own.stop, () if separate else ids.tolist())
+        rows.append(_Row(index, ids, own, stream))
     live = [row for row in rows if row.sampling.max_new_tokens > 0]
     device = next(model.parameters()).device
     state: State | None = None
@@ -87,7 +87,7 @@ def generate(
             newest = torch.tensor([row.tokens[-1:] for row in live], device=device)
             unread = [int(not row.done.finish) for row in live] if compiled else None
             counts = None if unread is None else torch.tensor(unread, device=device)
-            logits = step(newest, state=state, counts=counts)
+            logits = read(step, newest, state, counts=counts)
         for row, scores in zip(live, logits.float().cpu(), strict=True):
             if not row.done.finish:
                 row.take(scores, ends, on_text)
@@ -167,7 +167,7 @@ def prefill(
     texts: Sequence[list[int]],
     device: torch.device,
     static: int | None = None,
-) -> tuple[Tensor, State | None]:
+) -> tuple[Tensor, State]:
     """Read texts from the beginning; return the logits after each and the state to go on from.
 
     Args:
@@ -175,20 +175,11 @@ def prefill(
         static: make the state for this many tokens, with a shape that never changes.
 
     Returns:
-        Logits, [batch, vocab], and the state, None if the model has none.
+        Logits, [batch, vocab], and the state.
     """
     counts = torch.tensor([len(text) for text in texts], device=device)
     rows = [torch.tensor(text) for text in texts]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-    try:
-        if static is not None:
-            state = start(model, len(texts), static, static=True)
-        else:
-            state = start(model, len(texts), 2 * padded.shape[1])
-    except NotImplementedError:
-        all_logits = model(padded)
-        assert isinstance(all_logits, Tensor)
-        return all_logits[torch.arange(len(texts), device=device), counts - 1], None
-    logits = model(padded, state=state, counts=counts)
-    assert isinstance(logits, Tensor)
-    return logits, state
+    capacity = 2 * padded.shape[1] if static is None else static
+    state = start(model, len(texts), capacity, static=static is not None)
+    return read(model, padded, state, counts=counts), state
