@@ -12,7 +12,7 @@ from runner.generate.text_generator import TextGenerator
 from runner.machine.errors import ConfigError, DataError
 from runner.machine.text_files import as_text, json_lines
 
-_BATCH_SIZE = 16
+_ROWS = 16  # continued at a time
 
 
 class PromptCompleter:
@@ -58,17 +58,12 @@ class PromptCompleter:
                 best = self.generator.beam_search(prompt, self.sampling, self.beams)
                 yield from ((prompt, completion) for completion in best[: self.n])
             return
-        samplings = [
-            replace(self.sampling, seed=self.sampling.seed + index) for index in range(self.n)
-        ]
-        requests = [(prompt, sampling) for prompt in prompts for sampling in samplings]
-        for first in range(0, len(requests), _BATCH_SIZE):
-            batch = requests[first : first + _BATCH_SIZE]
-            texts = [prompt for prompt, _ in batch]
-            completions = self.generator.generate(
-                texts, [sampling for _, sampling in batch], slide=self.slide
-            )
-            yield from zip(texts, completions, strict=True)
+        each = [replace(self.sampling, sample=index) for index in range(self.n)]
+        texts = [prompt for prompt in prompts for _ in each]
+        done = self.generator.complete(
+            texts, each * len(prompts), rows=min(_ROWS, len(texts)), slide=self.slide
+        )
+        yield from zip(texts, done, strict=True)
 
     def stream(self, prompt: str, write: Callable[[str], None]) -> None:
         """Write the prompt, then each piece of its continuation once it can no longer change."""

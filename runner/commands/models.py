@@ -53,7 +53,7 @@ def generate(
     n: Annotated[
         int,
         typer.Option(
-            help="Continuations of each prompt: seeds SEED, SEED+1, ..., or the N best beams."
+            help="Continuations of each prompt: samples 0, 1, ... of SEED, or the N best beams."
         ),
     ] = 1,
     beams: Annotated[

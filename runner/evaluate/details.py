@@ -8,7 +8,7 @@ from models.contract import logits
 from models.text_state import TextState
 from runner.evaluate.scores import calibration_error, predictions
 from runner.evaluate.validation import to_device
-from runner.generate.generate import prefill
+from runner.generate.decoding_batch import prefill
 from runner.machine.storage import write_atomically
 from runner.records.contracts import Trained
 
@@ -47,9 +47,8 @@ def measure_details(trained: Trained) -> tuple[dict[str, float], list[dict[str, 
         counted = targets >= 0
         predicted.append(predictions(scores[counted], targets[counted]))
     with precision.autocast():
-        _, state = prefill(
-            model, batch["tokens"][:1].tolist(), device, static=batch["tokens"].shape[1]
-        )
+        text = batch["tokens"][:1].tolist()
+        _, state = prefill(model, text, capacity=len(text[0]), static=True)
     confidence, correct = (torch.cat(parts) for parts in zip(*predicted, strict=True))
     values = {
         "val_accuracy": float(correct.double().mean()),

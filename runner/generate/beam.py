@@ -8,7 +8,10 @@ from torch import Tensor
 
 from models.contract import read
 from models.language_model import LanguageModel
-from runner.generate.generate import Completion, Decode, prefill, truncate_prompt
+from runner.generate.decoding_batch import at_least_fp32, prefill
+from runner.generate.generate import Completion
+from runner.generate.request import Finish
+from runner.generate.text_row import Decode
 from runner.generate.text_stream import TextStream
 
 
@@ -47,17 +50,19 @@ def beam_search(
     """
     if beams < 1:
         raise ValueError(f"beams={beams} must be at least 1")
-    ids = truncate_prompt(prompt, context, slide=False).tolist()
+    ids = prompt.tolist()
+    if not ids:
+        raise ValueError("the prompt is empty; give at least one token")
     if len(ids) + max_new_tokens > context:
         raise ValueError(
             f"a prompt of {len(ids)} tokens and {max_new_tokens} new ones pass the context of "
             f"{context}; a beam does not slide: ask for fewer tokens, or shorten the prompt"
         )
-    device = next(model.parameters()).device
     running, ended = [_Beam((), ())], list[_Beam]()
-    logits, state = prefill(model, [ids], device)
+    logits, state = prefill(model, [ids], capacity=len(ids) + max_new_tokens)
+    device = logits.device
     for length in range(max_new_tokens):
-        logprobs = torch.log_softmax(logits.float().cpu(), dim=-1)
+        logprobs = torch.log_softmax(logits.cpu(), dim=-1)
         sums = logprobs + torch.tensor([sum(beam.logprobs) for beam in running])[:, None]
         best = sums.flatten().topk(min((1 + len(ends)) * beams, sums.numel()))
         rows: list[int] = []
@@ -80,23 +85,23 @@ def beam_search(
             break
         newest = torch.tensor([[beam.ids[-1]] for beam in running], device=device)
         state = state.select(torch.tensor(rows, device=device))
-        logits = read(model, newest, state)
+        logits = at_least_fp32(read(model, newest, state))
     ranked = sorted([*ended, *running], key=lambda beam: -beam.score(length_penalty))[:beams]
-    return [_completion(prompt, beam, decode, ends, stop) for beam in ranked]
+    return [_completion(ids, beam, decode, ends, stop) for beam in ranked]
 
 
 def _completion(
-    prompt: Tensor, beam: _Beam, decode: Decode, ends: Collection[int], stop: Sequence[str]
+    prompt: list[int], beam: _Beam, decode: Decode, ends: Collection[int], stop: Sequence[str]
 ) -> Completion:
     complete = bool(beam.ids) and beam.ids[-1] in ends
     ids = list(beam.ids[:-1] if complete else beam.ids)
-    stream = TextStream(decode, stop, prompt.tolist())
+    stream = TextStream(decode, stop, prompt)
     for token in ids:
         stream.push(token)
         if stream.stopped:
             break
     stream.finish()
-    finish = "stop" if complete or stream.stopped else "length"
+    finish: Finish = "stop" if complete or stream.stopped else "length"
     return Completion(
         prompt, ids[: len(stream.ids)], list(beam.logprobs[: len(stream.ids)]), stream.text, finish
     )

@@ -1,22 +1,16 @@
-"""Batched generation over a cache: prompts of any lengths, each with its own sampling parameters.
+"""Completions of prompts, all at once: a façade over the generation engine."""
 
-A finished row leaves the batch. When a row outgrows the training context, its last half is read
-again and generation continues from there. A model without a state reads the full text per token.
-"""
-
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from models.cache import State
-from models.contract import read, start
-from models.language_model import LanguageModel
-from runner.generate.sampling import Sampling, choose
-from runner.generate.text_stream import TextStream
-
-Decode = Callable[[Sequence[int]], str]
+from runner.generate.autoregressive import Autoregressive
+from runner.generate.engine import Engine
+from runner.generate.request import Event, Finish, Request
+from runner.generate.sampling import Sampling
+from runner.generate.text_row import Decode, TextRow
 
 
 @dataclass
@@ -24,22 +18,38 @@ class Completion:
     """The text generated for one prompt.
 
     Args:
+        prompt: the ids that were read.
         ids: the new tokens, without the one that ended the text.
         logprobs: of each new token, in nats, under the model's unmodified logits.
         text: the text of `ids` up to a stop string.
         finish: "stop" (a stop string or the end of the document) or "length".
+        near_ties: choices that the company in a batch may have decided; see `Event`.
     """
 
-    prompt: Tensor
+    prompt: list[int]
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
-    finish: str = ""
+    finish: Finish = ""
+    near_ties: int = 0
+
+    def add(self, event: Event) -> None:
+        """Add what a step has added.
+
+        Raises:
+            Exception: the event's `error`.
+        """
+        if event.error is not None:
+            raise event.error
+        self.ids += event.ids
+        self.logprobs += event.logprobs
+        self.text += event.text
+        self.finish = event.finish
+        self.near_ties += event.near_ties
 
 
-@torch.no_grad()
 def generate(
-    model: LanguageModel,
+    model: Any,
     prompts: Sequence[Tensor],
     sampling: Sampling | Sequence[Sampling],
     *,
@@ -50,136 +60,112 @@ def generate(
     slide: bool = False,
     separate: bool = False,
     compiled: bool = False,
+    invariant: bool = False,
+    rows: int | None = None,
 ) -> list[Completion]:
     """Return a completion of each prompt.
 
     Args:
         prompts: ids, [seq] each.
         sampling: one for all prompts, or one for each.
-        context: the most tokens that the model reads.
+        context: the most tokens that the model reads. A text that outgrows it goes on from the last
+            half of it, read again.
         decode: returns the text of ids.
         ends: the ids that end a text.
         on_text: called with (index of the prompt, piece of text) once a piece can no longer change.
         slide: truncate a prompt longer than `context` to its last tokens instead of refusing it.
         separate: decode the new tokens without their prompt, as lm-eval does: SentencePiece then
             drops a space before the first word.
-        compiled: decode by a compiled step, with a batch of fixed size and a cache of `context`
+        compiled: decode by a compiled step, with a batch of fixed size and a state of `context`
             tokens.
+        invariant: compute in one shape whatever else is generated, so that no bit of a completion
+            depends on the other prompts, given the same `rows`.
+        rows: the most prompts that are continued at a time (None: all).
 
     Raises:
-        ValueError: a prompt is empty, or longer than `context` without `slide`.
+        ValueError: a prompt is empty, has an id that the model does not know, or is longer than
+            `context` without `slide`.
     """
-    samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-    rows = []
-    for index, (prompt, own) in enumerate(zip(prompts, samplings, strict=True)):
-        ids = truncate_prompt(prompt, context, slide)
-        stream = TextStream(decode, own.stop, () if separate else ids.tolist())
-        rows.append(_Row(index, ids, own, stream))
-    live = [row for row in rows if row.sampling.max_new_tokens > 0]
-    device = next(model.parameters()).device
-    state: State | None = None
-    step = torch.compile(model, dynamic=False) if compiled else model
-    while any(not row.done.finish for row in live):
-        if state is None:
-            texts = [row.tokens for row in live]
-            logits, state = prefill(model, texts, device, static=context if compiled else None)
-        else:
-            newest = torch.tensor([row.tokens[-1:] for row in live], device=device)
-            unread = [int(not row.done.finish) for row in live] if compiled else None
-            counts = None if unread is None else torch.tensor(unread, device=device)
-            logits = read(step, newest, state, counts=counts)
-        for row, scores in zip(live, logits.float().cpu(), strict=True):
-            if not row.done.finish:
-                row.take(scores, ends, on_text)
-        unfinished = [index for index, row in enumerate(live) if not row.done.finish]
-        if len(unfinished) < len(live) and not compiled:
-            live = [live[index] for index in unfinished]
-            rows_left = torch.tensor(unfinished, device=device)
-            state = state.select(rows_left) if live and state else None
-        full = [row for row in live if len(row.tokens) > context]
-        for row in full:
-            row.tokens = row.tokens[-max(1, context // 2) :]
-        state = None if full else state
-    for row in rows:
-        row.end(on_text)
-    return [row.done for row in rows]
-
-
-class _Row:
-    """One request of the batch."""
-
-    def __init__(self, index: int, prompt: Tensor, sampling: Sampling, stream: TextStream) -> None:
-        self.index, self.prompt = index, prompt.tolist()
-        self.sampling, self.stream = sampling, stream
-        self.tokens = list(self.prompt)  # the model's context
-        self.generator = torch.Generator().manual_seed(sampling.seed)
-        self.done = Completion(prompt)
-
-    def take(
-        self, logits: Tensor, ends: Collection[int], on_text: Callable[[int, str], None] | None
-    ) -> None:
-        """Choose the next token; set `done.finish` if it is the last."""
-        seen = [*self.prompt, *self.done.ids]
-        token, logprob = choose(logits, seen, self.sampling, self.generator)
-        if token in ends:
-            self.done.finish = "stop"
-            return
-        self.done.ids.append(token)
-        self.tokens.append(token)
-        self.done.logprobs.append(logprob)
-        self._emit(self.stream.push(token), on_text)
-        if self.stream.stopped:
-            self.done.finish = "stop"
-        elif len(self.done.ids) >= self.sampling.max_new_tokens:
-            self.done.finish = "length"
-
-    def end(self, on_text: Callable[[int, str], None] | None) -> None:
-        """Emit the text held back by the stream and complete `done`."""
-        self._emit(self.stream.finish(), on_text)
-        self.done.text = self.stream.text
-        self.done.finish = self.done.finish or "length"
-
-    def _emit(self, piece: str, on_text: Callable[[int, str], None] | None) -> None:
-        if piece and on_text is not None:
-            on_text(self.index, piece)
-
-
-def truncate_prompt(prompt: Tensor, context: int, slide: bool) -> Tensor:
-    """Return the prompt if it fits, with `slide` its last `context` tokens at most.
-
-    Raises:
-        ValueError: the prompt is empty, or longer than `context` without `slide`.
-    """
-    if prompt.numel() == 0:
-        raise ValueError("the prompt is empty; give at least one token")
-    if prompt.numel() <= context:
-        return prompt
-    if slide:
-        return prompt[-context:]
-    raise ValueError(
-        f"the prompt has {prompt.numel()} tokens, more than the context of {context}; shorten it, "
-        "or let it slide (only the end is read)"
+    if not prompts:
+        return []
+    engine = make_engine(
+        model,
+        context=context,
+        decode=decode,
+        ends=ends,
+        rows=len(prompts) if rows is None else rows,
+        compiled=compiled,
+        invariant=invariant,
     )
+    requests = requests_of(engine, prompts, sampling, slide=slide, separate=separate)
+    return list(completions(engine, requests, on_text))
 
 
-def prefill(
-    model: LanguageModel,
-    texts: Sequence[list[int]],
-    device: torch.device,
-    static: int | None = None,
-) -> tuple[Tensor, State]:
-    """Read texts from the beginning; return the logits after each and the state to go on from.
+def make_engine(
+    model: Any,
+    *,
+    context: int,
+    decode: Decode,
+    ends: Collection[int],
+    rows: int,
+    compiled: bool = False,
+    invariant: bool = False,
+) -> Engine[TextRow]:
+    """Return an engine for throughput, whose texts may outgrow the context; see `generate`."""
+    strategy = Autoregressive(
+        model,
+        context=context,
+        decode=decode,
+        ends=tuple(ends),
+        fixed_rows=rows if compiled or invariant else None,
+        compiled=compiled,
+    )
+    return Engine(strategy, rows=rows, overflow="reread")
 
-    Args:
-        texts: ids of each row, of any lengths.
-        static: make the state for this many tokens, with a shape that never changes.
 
-    Returns:
-        Logits, [batch, vocab], and the state.
+def requests_of(
+    engine: Engine[Any],
+    prompts: Sequence[Tensor],
+    sampling: Sampling | Sequence[Sampling],
+    *,
+    slide: bool = False,
+    separate: bool = False,
+) -> list[Request]:
+    """Return a request for each prompt, all of which `engine` can run; see `generate`.
+
+    Raises:
+        ValueError: it cannot run one.
     """
-    counts = torch.tensor([len(text) for text in texts], device=device)
-    rows = [torch.tensor(text) for text in texts]
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-    capacity = 2 * padded.shape[1] if static is None else static
-    state = start(model, len(texts), capacity, static=static is not None)
-    return read(model, padded, state, counts=counts), state
+    samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+    requests = []
+    for index, (prompt, how) in enumerate(zip(prompts, samplings, strict=True)):
+        ids = (prompt[-engine.strategy.context :] if slide else prompt).tolist()
+        requests.append(Request(id=str(index), prompt=ids, how=how, separate=separate))
+        engine.check(requests[-1])
+    return requests
+
+
+def completions(
+    engine: Engine[Any],
+    requests: Iterable[Request],
+    on_text: Callable[[int, str], None] | None = None,
+) -> Iterator[Completion]:
+    """Yield the completion of each request in their order, as soon as those before it are there.
+
+    Raises:
+        Exception: what ended a request; the others are cancelled.
+    """
+    under_way: dict[str, tuple[int, Completion]] = {}
+
+    def noted() -> Iterator[Request]:
+        for index, request in enumerate(requests):
+            under_way[request.id] = index, Completion(list(request.prompt))
+            yield request
+
+    for event in engine.run(noted()):
+        index, completion = under_way[event.id]
+        completion.add(event)
+        if event.text and on_text is not None:
+            on_text(index, event.text)
+        while under_way and next(iter(under_way.values()))[1].finish:
+            yield under_way.pop(next(iter(under_way)))[1]

@@ -11,7 +11,13 @@ from torch import Tensor
 from models.contract import for_inference
 from runner.data.corpus import encode_with_special, end_ids, prompt_ids
 from runner.generate.beam import beam_search
-from runner.generate.generate import Completion, generate
+from runner.generate.generate import (
+    Completion,
+    completions,
+    generate,
+    make_engine,
+    requests_of,
+)
 from runner.generate.sampling import Sampling
 from runner.machine.errors import ConfigError
 from runner.records.trained_model import load_model
@@ -57,6 +63,26 @@ class TextGenerator:
             return generate(
                 self.model, ids, sampling, compiled=self.compiled, **self._text_options(), **more
             )
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        samplings: Sequence[Sampling],
+        *,
+        rows: int,
+        slide: bool = False,
+    ) -> Iterator[Completion]:
+        """Yield a continuation of each prompt in their order, at most `rows` at a time.
+
+        Raises:
+            ConfigError: a prompt is empty or too long; nothing has been generated.
+        """
+        with _as_config_error():
+            engine = make_engine(
+                self.model, rows=rows, compiled=self.compiled, **self._text_options()
+            )
+            ids = [self._ids(prompt) for prompt in prompts]
+            yield from completions(engine, requests_of(engine, ids, samplings, slide=slide))
 
     def beam_search(self, prompt: str, sampling: Sampling, beams: int) -> list[Completion]:
         """Return the `beams` continuations of beam search, the best first.

@@ -68,9 +68,7 @@ def _generate_batch(generator: TextGenerator, cfg: MakeWork, seed: int, batch: i
     """Return the documents of batch number `batch`."""
     first = batch * _BATCH_SIZE
     samplings = [
-        Sampling(
-            max_new_tokens=cfg.tokens, temperature=cfg.temperature, seed=seed * 1_000_003 + document
-        )
+        Sampling(max_new_tokens=cfg.tokens, temperature=cfg.temperature, seed=seed, sample=document)
         for document in range(first, min(first + _BATCH_SIZE, cfg.documents))
     ]
     # A prompt without tokens is replaced by the beginning of a document.

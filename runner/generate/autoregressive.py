@@ -1,0 +1,208 @@
+"""The strategy that adds one token to every row in each step."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.cache import State
+from runner.generate.choosing import History, choose
+from runner.generate.decoding_batch import DecodingBatch, prefill
+from runner.generate.request import Event, Request
+from runner.generate.text_row import Decode, TextRow
+
+_MAX_LOGITS = 1 << 27  # elements in the logits of one forward pass
+
+
+class Autoregressive:
+    """See `runner.generate.engine.Strategy`.
+
+    Args:
+        context: the most tokens that the model reads. A text that outgrows it goes on from its last
+            context / 2 tokens, which are read again.
+        decode: returns the text of ids.
+        ends: the ids that end a text whose sampling names no others.
+        fixed_rows: compute with so many rows and a state of `context` tokens whatever runs, so that
+            no bit of a request depends on the others; at least the `rows` of the engine.
+        compiled: decode by a compiled step; it needs `fixed_rows`.
+
+    Raises:
+        ValueError: `compiled` without `fixed_rows`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        context: int,
+        decode: Decode,
+        ends: Sequence[int] = (),
+        fixed_rows: int | None = None,
+        compiled: bool = False,
+    ) -> None:
+        if compiled and fixed_rows is None:
+            raise ValueError("compiled=True needs a batch of one shape; give fixed_rows")
+        self.model, self.context = model, context
+        self.decode, self.ends, self.fixed_rows = decode, tuple(ends), fixed_rows
+        self._batch = DecodingBatch(model, context, fixed_rows, compiled=compiled)
+        self._unread: dict[str, TextRow] = {}
+
+    def check(self, request: Request) -> None:
+        """See `Strategy`."""
+        ids, vocab, first = request.prompt, self.model.vocab_size, request.score_from
+        if len(ids) == 0:
+            raise ValueError("the prompt is empty; give at least one token")
+        for index in (min(ids), max(ids)):
+            if not 0 <= index < vocab:
+                raise ValueError(
+                    f"the prompt has the id {index}; those of this model are 0 to {vocab - 1}: "
+                    "encode it with the model's own tokenizer"
+                )
+        if first is not None and not 1 <= first <= len(ids):
+            raise ValueError(
+                f"score_from={first} must be in 1 to {len(ids)}, the length of the prompt; its "
+                "first token, number 0, has nothing before it"
+            )
+        request.how.check_vocabulary(vocab)
+
+    def admit(self, request: Request) -> TextRow:
+        """See `Strategy`."""
+        how, prompt = request.how, request.prompt
+        ends = self.ends if how.ends is None else how.ends
+        size, device = self.model.vocab_size, self._batch.device
+        history = History(how, ends, prompt, request.constraint, size, device)
+        row = TextRow(request, history, self.decode)
+        self._unread[request.id] = row
+        return row
+
+    @torch.no_grad()
+    def read(self, rows: Sequence[TextRow], most: int | None) -> list[Event]:
+        """See `Strategy`."""
+        groups: dict[Hashable, list[TextRow]] = {}
+        for row in rows:
+            groups.setdefault(self._group(row, most), []).append(row)
+        chosen = list(groups.values())[: None if most is None else 1]
+        events = {event.id: event for group in chosen for event in self._read_together(group, most)}
+        return [events[row.request.id] for row in rows if row.request.id in events]
+
+    @torch.no_grad()
+    def advance(self, rows: Sequence[TextRow]) -> list[Event]:
+        """See `Strategy`."""
+        newest = {row.request.id: row.tokens[-1] for row in rows}
+        logits = self._batch.step(newest, keep=len(self._unread))
+        events = self._take(rows, logits)
+        for row, event in zip(rows, events, strict=True):
+            if not event.finish and len(row.tokens) > self.context:
+                self._batch.leave(row.request.id)
+                self._reread(row)
+        return events
+
+    def release(self, row: TextRow) -> None:
+        """See `Strategy`."""
+        self._unread.pop(row.request.id, None)
+        self._batch.leave(row.request.id)
+        row.state = None
+
+    def num_bytes(self) -> int:
+        """See `Strategy`."""
+        begun = {id(row.state): row.state for row in self._unread.values()}
+        own = sum(state.num_bytes() for state in begun.values() if state is not None)
+        return own + self._batch.num_bytes()
+
+    def _group(self, row: TextRow, most: int | None) -> Hashable:
+        """Return a key that rows have in common if they are read together, without padding."""
+        if row.is_idle:
+            return "idle"
+        if row.unscored is not None:
+            return row.request.id
+        if most is None and self.fixed_rows is None and row.state is None:
+            return row.unread  # texts of one length
+        return row.unread_ids, id(row.state)  # one text
+
+    def _read_together(self, group: Sequence[TextRow], most: int | None) -> list[Event]:
+        """Read a piece of each row of a group; a text that several of them have is read once."""
+        first = group[0]
+        if first.is_idle:
+            return [row.end_unread() for row in group]
+        all_ids = [row.unread_ids for row in group]
+        texts = list(dict.fromkeys(all_ids))
+        piece = first.unread if most is None else min(most, first.unread)
+        room = max(min(self.context, len(row.tokens) + row.num_left) for row in group)
+        if first.unscored is None:
+            logits, state = self._prefill([ids[:piece] for ids in texts], first.state, room)
+        else:
+            logits, state = self._score(first, piece, room)
+        for row in group:
+            row.unread -= piece
+            row.state = state
+        if first.unread:
+            return []
+        return self._enter(group, logits, state, [texts.index(ids) for ids in all_ids])
+
+    def _prefill(
+        self,
+        texts: Sequence[Sequence[int]],
+        state: State | None,
+        room: int,
+        *,
+        every: bool = False,
+    ) -> tuple[Tensor, State]:
+        fixed = self.fixed_rows is not None
+        capacity = self.context if fixed else room
+        return prefill(self.model, texts, state, capacity=capacity, static=fixed, every=every)
+
+    def _score(self, row: TextRow, piece: int, room: int) -> tuple[Tensor, State]:
+        """Read a piece of a prompt whose tokens are scored from `row.unscored` on."""
+        assert row.unscored is not None
+        ids, state, begun = row.unread_ids[:piece], row.state, 0
+        most = max(1, _MAX_LOGITS // self.model.vocab_size)
+        while begun < piece:
+            unneeded = row.unscored - 1 - (row.num_read + begun)  # their logits predict no score
+            every = unneeded <= 0
+            size = min(piece - begun, most if every else unneeded)
+            text = ids[begun : begun + size]
+            logits, state = self._prefill([text], state, room, every=every)
+            if every:
+                row.score(logits[0])
+                logits = logits[:, -1]
+            begun += size
+        assert state is not None
+        return logits, state
+
+    def _enter(
+        self, group: Sequence[TextRow], logits: Tensor, state: State, places: list[int]
+    ) -> list[Event]:
+        """Choose the first token of rows that are read; those that go on join the batch.
+
+        Args:
+            places: the row of `logits` and `state` that each row of the group has.
+        """
+        for row in group:
+            del self._unread[row.request.id]
+            row.state = row.unscored = None
+        if not group[0].num_left:  # a prompt that was scored is alone in its group
+            return [group[0].end_unread()]
+        if places != list(range(len(logits))):
+            logits = logits[torch.tensor(places, device=logits.device)]
+        events = self._take(group, logits)
+        going = [index for index, event in enumerate(events) if not event.finish]
+        fitting = [index for index in going if len(group[index].tokens) <= self.context]
+        for index in set(going) - set(fitting):
+            self._reread(group[index])
+        if fitting:
+            own = [places[index] for index in fitting]
+            if own != list(range(len(state.lengths))):
+                state = state.select(torch.tensor(own, device=self._batch.device))
+            self._batch.join([group[index].request.id for index in fitting], state)
+        return events
+
+    def _take(self, rows: Sequence[TextRow], logits: Tensor) -> list[Event]:
+        choices = choose(logits, [row.history for row in rows])
+        return [row.take(choices, index) for index, row in enumerate(rows)]
+
+    def _reread(self, row: TextRow) -> None:
+        """Let a row that has outgrown the context go on from the last half of it."""
+        row.tokens = row.tokens[-max(1, self.context // 2) :]
+        row.unread = len(row.tokens)
+        self._unread[row.request.id] = row

@@ -1,0 +1,141 @@
+"""The texts that a model decodes together, a row of its state for each.
+
+Shape legend: batch, seq, vocab.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.cache import State
+from models.contract import read, start
+
+
+def prefill(
+    model: Any,
+    texts: Sequence[Sequence[int]],
+    state: State | None = None,
+    *,
+    capacity: int | None = None,
+    static: bool = False,
+    every: bool = False,
+) -> tuple[Tensor, State]:
+    """Read texts of one length; return the logits after each and the state to go on from.
+
+    Args:
+        texts: ids of each row.
+        state: that they continue (None: they begin).
+        capacity: tokens to make room for in a new state (None: twice the length).
+        static: give a new state a shape that never changes.
+        every: return the logits after every token.
+
+    Returns:
+        Logits, [batch, vocab] or [batch, seq, vocab], in fp32 at least, and the state.
+    """
+    tokens = torch.tensor(texts, device=next(model.parameters()).device)
+    if state is None:
+        room = 2 * tokens.shape[1] if capacity is None else capacity
+        state = start(model, len(tokens), room, static=static)
+    return at_least_fp32(read(model, tokens, state, every=every)), state
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Return logits of half precision in fp32, others as they are."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+class DecodingBatch:
+    """Texts by name, each with its place in the batch; a place left free is kept or given up.
+
+    Args:
+        context: the most tokens of a text.
+        fixed_rows: keep a batch of so many rows and a state of `context` tokens, whatever runs:
+            for a compiled step, and for numbers that do not depend on the company. None: as many
+            rows as there are texts.
+        compiled: compile the step.
+    """
+
+    def __init__(
+        self, model: Any, context: int, fixed_rows: int | None = None, *, compiled: bool = False
+    ) -> None:
+        self.model, self.context, self.fixed_rows = model, context, fixed_rows
+        self._step = torch.compile(model, dynamic=False) if compiled else model
+        self.device = next(model.parameters()).device
+        self._names: list[str | None] = []  # of each row, None where it is free
+        self._state: State | None = None
+
+    def join(self, names: Sequence[str], state: State) -> None:
+        """Add texts that have been read; `state` becomes the batch's own."""
+        if not self._names and self.fixed_rows is None:
+            self._names, self._state = list(names), state
+            return
+        free = [i for i, name in enumerate(self._names) if name is None]
+        if len(free) < len(names):
+            free += self._widen(max(len(self._names) + len(names) - len(free), 1), state)
+        places = free[: len(names)]
+        assert self._state is not None
+        self._state.put(torch.tensor(places, device=self.device), state)
+        for place, name in zip(places, names, strict=True):
+            self._names[place] = name
+
+    def leave(self, name: str) -> None:
+        """Free the row of a text; one that is not in the batch is left alone."""
+        if name in self._names:
+            self._names[self._names.index(name)] = None
+        if not any(other is not None for other in self._names):
+            self._names, self._state = [], None
+
+    def step(self, newest: Mapping[str, int], keep: int) -> Float[Tensor, "batch vocab"]:
+        """Read one token of each named text; return the logits after them, in this order.
+
+        The other texts stay as they are.
+
+        Args:
+            keep: the most free rows that stay in the batch, for texts that are about to join.
+        """
+        if self.fixed_rows is None:
+            self._give_up(keep)
+        tokens = torch.zeros(len(self._names), 1, dtype=torch.int64)
+        counts = torch.zeros(len(self._names), dtype=torch.int64)
+        places = [self._names.index(name) for name in newest]
+        tokens[places, 0] = torch.tensor(list(newest.values()))
+        counts[places] = 1
+        whole = len(places) == len(self._names) and self.fixed_rows is None
+        assert self._state is not None
+        unread = None if whole else counts.to(self.device)
+        logits = read(self._step, tokens.to(self.device), self._state, counts=unread)
+        if places != list(range(len(self._names))):
+            logits = logits[torch.tensor(places, device=self.device)]
+        return at_least_fp32(logits)
+
+    def num_bytes(self) -> int:
+        """Return the size of the state."""
+        return 0 if self._state is None else self._state.num_bytes()
+
+    def _widen(self, rows: int, like: State) -> list[int]:
+        """Make room for `rows` rows; return the new ones."""
+        old, before = self._state, len(self._names)
+        if self.fixed_rows is not None:
+            assert rows <= self.fixed_rows, f"{rows} rows in a batch of {self.fixed_rows}"
+            rows = self.fixed_rows
+        capacity = self.context if self.fixed_rows else 1
+        wider = start(self.model, rows, capacity, static=self.fixed_rows is not None)
+        if old is not None:
+            wider.put(torch.arange(before, device=self.device), old)
+        self._state = wider
+        self._names += [None] * (rows - before)
+        return list(range(before, rows))
+
+    def _give_up(self, keep: int) -> None:
+        """Drop free rows beyond `keep`."""
+        free = [i for i, name in enumerate(self._names) if name is None]
+        if len(free) <= keep:
+            return
+        dropped = set(free[keep:])
+        left = [i for i in range(len(self._names)) if i not in dropped]
+        assert self._state is not None
+        self._state = self._state.select(torch.tensor(left, device=self.device))
+        self._names = [self._names[i] for i in left]

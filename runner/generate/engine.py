@@ -1,0 +1,255 @@
+"""The generation engine: requests join and leave a running batch between its steps.
+
+It has neither thread nor clock: whoever holds it calls `step`. What a step computes is the
+business of a `Strategy`; the engine decides which requests take part.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
+
+from runner.generate.request import Event, Request
+
+Overflow = Literal["refuse", "reread"]
+
+
+@runtime_checkable
+class Row(Protocol):
+    """A request that a strategy has admitted."""
+
+    request: Request
+
+    @property
+    def unread(self) -> int:
+        """The number of tokens to read before the row can advance."""
+        ...
+
+
+R = TypeVar("R", bound=Row)
+
+
+@runtime_checkable
+class Strategy(Protocol[R]):
+    """How rows advance: token by token, by speculation, by denoising.
+
+    An event with a `finish` is the last of its row; the engine then releases the row.
+
+    Args:
+        context: the most tokens that the model reads.
+    """
+
+    context: int
+
+    def check(self, request: Request) -> None:
+        """Raise ValueError if the request cannot be done, whatever else runs."""
+        ...
+
+    def admit(self, request: Request) -> R:
+        """Return the row of a request, with its prompt unread."""
+        ...
+
+    def read(self, rows: Sequence[R], most: int | None) -> list[Event]:
+        """Read unread tokens, and join the rows that are read; they may have an event at once.
+
+        Args:
+            most: read at most so many, of the first row and those with the same text (None: all
+                unread tokens of all rows).
+        """
+        ...
+
+    def advance(self, rows: Sequence[R]) -> list[Event]:
+        """Take one step with rows that are read; the others stay as they are, bit for bit.
+
+        A row that outgrows the context has unread tokens again.
+        """
+        ...
+
+    def release(self, row: R) -> None:
+        """Forget a row and give back its memory."""
+        ...
+
+    def num_bytes(self) -> int:
+        """Return the size of the state of all rows; 0 if there is none."""
+        ...
+
+
+class QueueFull(RuntimeError):
+    """As many requests wait as may; submit again after some steps."""
+
+
+class Engine(Generic[R]):
+    """Runs requests in the order of their arrival, as many at a time as fit.
+
+    A request is admitted once a row is free and its prompt and `max_new_tokens` fit beside those
+    of the requests that run: what runs is never interrupted for want of memory. Its ids do not
+    depend on what else runs, but for `Event.near_ties` in fp32.
+
+    Args:
+        strategy: computes; it belongs to this engine alone.
+        rows: the most requests that run at a time.
+        max_tokens: the most tokens of all running requests together, prompts and new ones
+            (None: `rows` contexts).
+        chunk: the most tokens of a prompt that one step reads, so that the others wait no longer
+            than that; see `largest_chunk`. None reads the prompts of all that are admitted whole,
+            before the others go on: for throughput.
+        overflow: of a text that outgrows the context: refuse the request, or read the last half of
+            the context again and go on from there.
+        max_waiting: the most requests that wait (None: any number).
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy[R],
+        *,
+        rows: int,
+        max_tokens: int | None = None,
+        chunk: int | None = None,
+        overflow: Overflow = "refuse",
+        max_waiting: int | None = None,
+    ) -> None:
+        limits = {"rows": rows, "max_tokens": max_tokens, "chunk": chunk}
+        for name, value in (limits | {"max_waiting": max_waiting}).items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        self.strategy, self.rows, self.chunk, self.overflow = strategy, rows, chunk, overflow
+        self.max_tokens = rows * strategy.context if max_tokens is None else max_tokens
+        self.max_waiting = max_waiting
+        self._waiting: deque[Request] = deque()
+        self._admitted: dict[str, R] = {}
+        self._ended: list[Event] = []  # outside a step
+
+    @property
+    def num_running(self) -> int:
+        """The number of requests admitted."""
+        return len(self._admitted)
+
+    @property
+    def num_waiting(self) -> int:
+        """The number of requests submitted and not admitted."""
+        return len(self._waiting)
+
+    @property
+    def num_reserved(self) -> int:
+        """The number of tokens that the running requests may come to hold."""
+        return sum(self._needs(row.request) for row in self._admitted.values())
+
+    def check(self, request: Request) -> None:
+        """Raise ValueError if the request can never run here: its prompt, length or settings."""
+        self.strategy.check(request)
+        prompt, new = len(request.prompt), request.how.max_new_tokens
+        context = self.strategy.context
+        if prompt > context:
+            raise ValueError(
+                f"the prompt has {prompt} tokens, more than the context of {context}; shorten it, "
+                "or let it slide (only the end is read)"
+            )
+        if self.overflow == "refuse" and prompt + new > context:
+            raise ValueError(
+                f"a prompt of {prompt} tokens and {new} new ones pass the context of {context}; "
+                "ask for fewer tokens, shorten the prompt, or use overflow='reread'"
+            )
+        if self._needs(request) > self.max_tokens:
+            raise ValueError(
+                f"prompt and new tokens together are {self._needs(request)}, more than "
+                f"max_tokens={self.max_tokens} of all requests; ask for fewer, or raise it"
+            )
+
+    def submit(self, request: Request) -> None:
+        """Put a request behind those that wait; a refused one disturbs no other.
+
+        Raises:
+            ValueError: it can never run here, or its id is that of a request that waits or runs.
+            QueueFull: `max_waiting` requests wait.
+        """
+        if request.id in self._admitted or any(r.id == request.id for r in self._waiting):
+            raise ValueError(f"a request {request.id!r} is not ended yet; give another id")
+        self.check(request)
+        if self.max_waiting is not None and len(self._waiting) >= self.max_waiting:
+            raise QueueFull(
+                f"{len(self._waiting)} requests wait, as many as max_waiting allows; submit "
+                f"{request.id!r} again after some steps"
+            )
+        self._waiting.append(request)
+
+    def cancel(self, id: str) -> None:
+        """End a request now; the next step returns its last event. An ended one is left alone."""
+        row = self._admitted.pop(id, None)
+        if row is not None:
+            self.strategy.release(row)
+        waiting = next((request for request in self._waiting if request.id == id), None)
+        if waiting is not None:
+            self._waiting.remove(waiting)
+        if row is not None or waiting is not None:
+            self._ended.append(Event(id=id, finish="cancelled"))
+
+    def step(self) -> list[Event]:
+        """Advance every running row by one step, then read of the prompts what `chunk` allows.
+
+        It returns what that has added, in the order of admission, and [] if there is nothing to do.
+        """
+        events, self._ended = self._ended, []
+        running = [row for row in self._admitted.values() if not row.unread]
+        if running:
+            events += self._settle(self.strategy.advance(running))
+        self._admit()
+        unread = [row for row in self._admitted.values() if row.unread]
+        if unread:
+            events += self._settle(self.strategy.read(unread, self.chunk))
+        return events
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Event]:
+        """Yield the events of requests, taken from `requests` no sooner than they are needed.
+
+        If it is closed or fails, whatever the engine holds is cancelled.
+
+        Raises:
+            ValueError: a request is refused; those before it have not ended.
+        """
+        left = iter(requests)
+        try:
+            while True:
+                for request in islice(left, max(0, self.rows - self.num_waiting)):
+                    self.submit(request)
+                if not (self._waiting or self._admitted or self._ended):
+                    return
+                yield from self.step()
+        finally:
+            for id in [*(request.id for request in self._waiting), *self._admitted]:
+                self.cancel(id)
+            self._ended = []
+
+    def _needs(self, request: Request) -> int:
+        needed = len(request.prompt) + request.how.max_new_tokens
+        return min(needed, self.strategy.context)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._admitted) < self.rows:
+            request = self._waiting[0]
+            if self.num_reserved + self._needs(request) > self.max_tokens:
+                return
+            self._waiting.popleft()
+            self._admitted[request.id] = self.strategy.admit(request)
+
+    def _settle(self, events: list[Event]) -> list[Event]:
+        """Release the rows whose last event is among `events`."""
+        for event in events:
+            if event.finish:
+                self.strategy.release(self._admitted.pop(event.id))
+        return events
+
+
+def largest_chunk(measure: Callable[[int], float], limit: float, most: int) -> int:
+    """Return the largest power of 2, at most `most`, for which `measure` gives at most `limit`.
+
+    Args:
+        measure: seconds that reading a prompt of so many tokens takes, from the caller's clock.
+        limit: seconds, 1.5 decoding steps, say.
+    """
+    chunk = 1
+    while 2 * chunk <= most and measure(2 * chunk) <= limit:
+        chunk *= 2
+    return chunk

@@ -1,0 +1,110 @@
+"""A request that is under way: its tokens, its text, the scores of its prompt."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.cache import State
+from runner.generate.choosing import Choices, History, likeliest
+from runner.generate.request import Event, Finish, PromptScores, Request
+from runner.generate.text_stream import TextStream
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class TextRow:
+    """A request that a strategy has admitted.
+
+    Attributes:
+        tokens: the model's context: the prompt, the new tokens, or the last of them.
+        unread: so many tokens at their end are to be read before the row can advance.
+        state: of those that are read, until the row joins the batch.
+        unscored: the index of the next token of the prompt to score (None: of none).
+    """
+
+    def __init__(self, request: Request, history: History, decode: Decode) -> None:
+        self.request, self.history = request, history
+        before = () if request.separate else request.prompt
+        generates = request.how.max_new_tokens > 0
+        self.stream = TextStream(decode, request.how.stop, before) if generates else None
+        self.tokens = list(request.prompt)
+        self.unread = len(self.tokens)
+        self.state: State | None = None
+        self.unscored = request.score_from
+        asks = request.score_from is not None
+        self._scores = PromptScores(logprobs=(), best=()) if asks else None
+
+    @property
+    def unread_ids(self) -> tuple[int, ...]:
+        """The tokens to read."""
+        return tuple(self.tokens[len(self.tokens) - self.unread :])
+
+    @property
+    def num_read(self) -> int:
+        """The number of tokens that are read."""
+        return len(self.tokens) - self.unread
+
+    @property
+    def num_left(self) -> int:
+        """The number of tokens that may still be added."""
+        return self.request.how.max_new_tokens - len(self.history.ids)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to generate and nothing to score."""
+        scored = self.unscored is None or self.unscored >= len(self.request.prompt)
+        return self.num_left == 0 and scored
+
+    def score(self, logits: Float[Tensor, "seq vocab"]) -> None:
+        """Score the next tokens of the prompt; `logits` predict them."""
+        assert self.unscored is not None
+        assert self._scores is not None
+        targets = list(self.request.prompt[self.unscored : self.unscored + len(logits)])
+        logits = logits[: len(targets)]
+        chosen = logits.gather(1, torch.tensor(targets, device=logits.device)[:, None])[:, 0]
+        logprobs = chosen - logits.logsumexp(dim=-1)
+        top = likeliest(logits, [self.request.how.top_logprobs] * len(logits))
+        old = self._scores
+        self._scores = PromptScores(
+            logprobs=(*old.logprobs, *logprobs.tolist()),
+            best=(*old.best, *logits.argmax(dim=-1).tolist()),
+            top=(*old.top, *top.values()),
+        )
+        self.unscored += len(targets)
+
+    def take(self, choices: Choices, index: int) -> Event:
+        """Add the token chosen for this row, number `index` of a batch."""
+        assert self.stream is not None
+        error, token = choices.errors.get(index), choices.ids[index]
+        if error is not None:
+            return self._event("error", text=self.stream.finish(), error=error)
+        near = int(choices.near_ties[index])
+        if token in self.history.ends:
+            return self._event("stop", text=self.stream.finish(), near_ties=near)
+        self.history.add(token)
+        self.tokens.append(token)
+        text = self.stream.push(token)
+        finish: Finish = "stop" if self.stream.stopped else "" if self.num_left else "length"
+        return self._event(
+            finish,
+            ids=(token,),
+            logprobs=(choices.logprobs[index],),
+            top=(choices.top[index],) if index in choices.top else (),
+            text=text + (self.stream.finish() if finish else ""),
+            near_ties=near,
+        )
+
+    def end_unread(self) -> Event:
+        """Return the last event of a row that generates nothing."""
+        return self._event("length")
+
+    def _event(self, finish: Finish, **values: object) -> Event:
+        scores, self._scores = self._scores, None
+        return Event(
+            id=self.request.id,
+            finish=finish,
+            prompt_scores=scores,
+            **values,  # type: ignore[arg-type]
+        )
