@@ -99,7 +99,7 @@ def fitted_law(points: pd.DataFrame) -> Array | None:
         columns={},
         loss="loss",
         bootstraps=0,
-        starts=CHINCHILLA.start_grid()[::45],
+        starts=CHINCHILLA.start_grid()[::225],
     ).theta
 
 

@@ -1,5 +1,6 @@
 """The commands that find the best size at each compute, by isoFLOP minima or lower envelope."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -102,7 +103,11 @@ def envelope(
     print(hull.exponents.to_string(index=False))
     note = (
         f"{hull.curves['run'].nunique()} runs; {hull.unused:.0%} of the envelope lies at the "
-        "smallest or largest size"
+        "smallest or largest size; "
+    ) + (
+        f"bias of the exponent ({hull.bias:+.3f}) subtracted"
+        if math.isfinite(hull.bias)
+        else "no law fits these curves or their runs are too few: bias and interval not known"
     )
     print(note)
     figure, data = law_plots.best_size(hull, title="Compute-optimal size, lower envelope")
