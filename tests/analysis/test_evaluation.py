@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from analysis.evaluation import paired_score, score_with_error, standard_error
 
@@ -26,6 +27,7 @@ def test_without_clusters_it_is_the_standard_error_of_the_mean() -> None:
     row = score_with_error(scores, score="right", by="run").iloc[0]
     assert row["se"] == pytest.approx(scores["right"].sem())
     assert (row["n"], row["clusters"]) == (6, 6)
+    assert row["low"] < 4 / 6 < row["high"]
     unnamed = scores.assign(run=None)
     assert score_with_error(unnamed, score="right", by="run")["n"].tolist() == [6]
 
@@ -49,3 +51,29 @@ def test_pairing_by_question_takes_their_difficulty_out() -> None:
         )
     with pytest.raises(KeyError, match="no column q; there are: run, question, score"):
         paired_score(scores, score="score", by="run", baseline="a", question="q")
+
+
+def test_answers_that_are_all_alike_still_leave_an_interval() -> None:
+    questions = np.arange(50)
+    scores = pd.DataFrame(
+        {"run": "a", "question": questions, "right": 0.0, "passage": questions // 5}
+    )
+    alone = score_with_error(scores, score="right", by="run").iloc[0]
+    assert alone["low"] == pytest.approx(0.0, abs=1e-12)
+    assert 0.03 < alone["high"] < 0.15  # the rule of three says 0.06
+    clustered = score_with_error(scores, score="right", by="run", cluster="passage").iloc[0]
+    assert clustered["high"] > 2 * alone["high"]
+    both = pd.concat([scores, scores.assign(run="b")])
+    pairs = {"score": "right", "by": "run", "baseline": "a", "question": "question"}
+    gap = paired_score(both, **pairs).iloc[0]
+    assert gap["difference"] == gap["se"] == 0.0
+    assert gap["low"] == pytest.approx(-gap["high"])
+    assert 0.02 < gap["high"] < 0.08
+
+
+def test_wilsons_interval_is_scipys_but_for_students_t() -> None:
+    right = np.repeat([1.0, 0.0], [3, 997])
+    scores = pd.DataFrame({"run": "a", "right": right})
+    row = score_with_error(scores, score="right", by="run").iloc[0]
+    published = binomtest(3, 1000).proportion_ci(method="wilson")
+    assert (row["low"], row["high"]) == pytest.approx((published.low, published.high), rel=0.01)
