@@ -4,45 +4,59 @@ For given alpha and beta the best E, A, B >= 0 solve a non-negative least-square
 one solution; so the search is over two numbers, and no coefficient can become negative. It
 minimises squared relative errors: a check of the Huber fit, not the same estimate.
 
-Source: Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973); Lawson and Hanson's NNLS from SciPy.
+Source: Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973); Lawson and Hanson's NNLS from SciPy;
+Bates and Watts, Nonlinear Regression Analysis (1988), section 2.3, for the intervals.
 """
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from scipy.optimize import minimize, nnls
 
 from analysis.law import Array
 
 _BOUNDS = [(0.0, 3.0)] * 2  # of the exponents, as of the law
 _GRID = np.linspace(0.05, 1.05, 11)
+_SINGULAR = 1e-7  # of the largest singular value: below it the points determine no parameters
 
 
-def variable_projection(
-    n: Array, d: Array, loss: Array, *, bootstraps: int = 200, seed: int = 0
-) -> pd.DataFrame:
+def variable_projection(n: Array, d: Array, loss: Array) -> pd.DataFrame:
     """Return a row for each of A, B, E, alpha, beta: estimate, se, low, high (95%), at_bound.
 
+    The intervals are those of the law linearised at the estimate, with Student's t, in logarithms
+    of A and B. They are NaN where a parameter is at a bound, the points do not determine them, or
+    there are no more points than parameters.
+
     Args:
-        n, d, loss: the points [M], positive; bootstraps: resamples of them.
+        n, d, loss: the points [M], positive.
     """
     logs = np.log(n), np.log(d)
     best = _search(*logs, loss, [(a, b) for a in _GRID for b in _GRID])
-    rng = np.random.default_rng(seed)
-    resampled = []
-    for _ in range(bootstraps):
-        rows = rng.integers(0, len(loss), len(loss))
-        estimate = _search(logs[0][rows], logs[1][rows], loss[rows], [(best[3], best[4])])
-        resampled.append(estimate)
-    # Resampled points vary less than new ones would, by the five that the parameters take.
-    few = np.sqrt(len(loss) / max(1, len(loss) - 5))
-    draws = np.maximum(0.0, best + few * (np.array(resampled).reshape(-1, 5) - best))
     names = ("A", "B", "E", "alpha", "beta")
     parameters = pd.DataFrame({"parameter": names, "estimate": best})
-    if bootstraps > 1:
-        parameters["se"] = draws.std(axis=0, ddof=1)
-        parameters["low"], parameters["high"] = np.quantile(draws, [0.025, 0.975], axis=0)
-    parameters["at_bound"] = parameters["estimate"] <= 0
+    parameters["at_bound"] = (best <= 0) | (np.array([0, 0, 0, *best[3:]]) >= _BOUNDS[0][1])
+    deviation, free = np.full(5, np.nan), len(loss) - 5
+    if free > 0 and not parameters["at_bound"].any():
+        deviation = _deviations(*logs, loss, best)
+    positive = np.array([True, True, False, False, False])
+    half = stats.t.ppf(0.975, max(1, free)) * deviation
+    parameters.insert(2, "se", np.where(positive, best * deviation, deviation))
+    parameters.insert(3, "low", np.where(positive, best * np.exp(-half), best - half))
+    parameters.insert(4, "high", np.where(positive, best * np.exp(half), best + half))
     return parameters
+
+
+def _deviations(n: Array, d: Array, loss: Array, best: Array) -> Array:
+    """Return standard deviations of log A, log B, E, alpha, beta [5] by the law's slopes there."""
+    a, b = best[0] * np.exp(-best[3] * n), best[1] * np.exp(-best[4] * d)
+    slopes = np.stack([a, b, np.ones_like(n), -a * n, -b * d], axis=1) / loss[:, None]
+    residual = (a + b + best[2]) / loss - 1
+    _, singular, axes = np.linalg.svd(slopes / np.linalg.norm(slopes, axis=0))
+    if singular[-1] <= _SINGULAR * singular[0]:
+        return np.full(5, np.nan)
+    variance = np.square(axes / singular[:, None]).sum(axis=0) / np.square(slopes).sum(axis=0)
+    result: Array = np.sqrt(variance * (residual @ residual) / (len(loss) - 5))
+    return result
 
 
 def _search(n: Array, d: Array, loss: Array, starts: list[tuple[float, float]]) -> Array:

@@ -105,7 +105,7 @@ def fit(
         body["profiles"] = allowed.to_dict(orient="records")
         body["doubts"] += unidentified(fitted, allowed) + missed_minimum(curves)
         body["sensitivity"] = choices.to_dict(orient="records")
-        body |= _second_method(fitted, seed)
+        body |= _second_method(fitted)
     body["compute_optimal"] = {k: v.to_dict(orient="records") for k, v in budgets.items()}
     print_fit(Console(), fitted, body, budgets)
     finish(outputs, source, body, drawings)
@@ -132,10 +132,10 @@ def _drawings(fitted: Fit) -> list[Drawing]:
     return drawings
 
 
-def _second_method(fitted: Fit, seed: int) -> dict[str, Any]:
+def _second_method(fitted: Fit) -> dict[str, Any]:
     """Return the parameters by variable projection, {} where the law is not Chinchilla's."""
     if fitted.law != CHINCHILLA:
         return {}
     points = (fitted.used[name].to_numpy() for name in ("n", "d", "loss"))
-    parameters: pd.DataFrame = variable_projection(*points, bootstraps=100, seed=seed)
+    parameters: pd.DataFrame = variable_projection(*points)
     return {"variable_projection": parameters.to_dict(orient="records")}
