@@ -5,7 +5,8 @@ it anywhere: an exponent below zero, at which loss grows with the model. A fit t
 is reported; one that ends inside does not feel it.
 
 Source: arXiv 2404.10102 (Huber loss on log L, summed; the mean would make an optimiser stop early);
-Huber and Ronchetti, Robust Statistics, section 7, for the scale of its rises.
+Huber and Ronchetti, Robust Statistics, section 7, for the scale of its rises; Koenker, Quantile
+Regression (2005), section 3.4, for the points that a fit passes through.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from analysis.law import Array, At, Law, huber_objective
 
@@ -68,11 +70,19 @@ class Objective:
         return fitted - self.target
 
     def scale(self, theta: Array) -> float:
-        """Return E[psi^2] / E[psi'] at `theta`: twice a rise over it is chi-square."""
+        """Return E[psi^2] / E[psi'] at `theta`: twice a rise over it is chi-square.
+
+        E[psi'], the probability of a residual within delta, is that of a normal variable whose
+        median magnitude is that of the residuals. Those within delta are too few to be counted
+        where delta is small, and a fit passes through as many points as it has parameters: these
+        are left out.
+        """
         residual = self.residuals(theta)
-        inside = np.mean(np.abs(residual) <= self.delta)
         slope = np.clip(residual, -self.delta, self.delta)
-        return float(np.mean(slope**2) / max(float(inside), 1 / len(residual)))
+        others = np.sort(np.abs(residual))[len(theta) :]
+        middle = max(float(np.median(others)) if len(others) else 0.0, 1e-300)
+        within = 2 * stats.norm.cdf(self.delta * stats.norm.ppf(0.75) / middle) - 1
+        return float(np.mean(slope**2) / within)
 
     def inverse_curvature(self, theta: Array) -> Array:
         """Return the inverse [P, P] of the Gauss-Newton Hessian at `theta`: a first metric.
