@@ -1,12 +1,16 @@
 """Accuracy predicted through the loss: a law of the loss, then a law of the accuracy at that loss.
 
 Both are fitted to the same runs. A bootstrap draws runs and fits both to them, so that the interval
-holds the uncertainty of both laws and of the noise of a run about their chain.
+holds the uncertainty of both laws and of the noise of a run about their chain. An accuracy a has
+the variance of a quasi-binomial variable, a (1 - a) times a dispersion that the runs tell: near 0
+and 1 it varies less.
 
-Source: Bhagia et al. arXiv 2412.04403 (OLMo's ladder); Gadre et al. arXiv 2403.08540.
+Source: McCullagh and Nelder, Generalized Linear Models (1989), section 4.5, for the dispersion;
+Bhagia et al. arXiv 2412.04403 (OLMo's ladder); Gadre et al. arXiv 2403.08540.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,27 +47,35 @@ class Chain:
         loss, best = self._through(self.first.theta[None], self.second.theta[None], data)
         _, draws = self._through(self.first.draws, self.second.draws, data)
         below, above = np.quantile(draws, [0.025, 0.975], axis=0)
-        free = len(self.second.used) - len(self.first.theta) - len(self.second.theta)
-        wide = stats.t.ppf(0.975, max(1, free))
+        wide, noise = stats.t.ppf(0.975, self._free), self.noise(best[0])
         low, high = (
-            best[0] + sign * wide * np.hypot(sign * (end - best[0]) / 1.96, self.noise)
+            best[0] + sign * wide * np.hypot(sign * (end - best[0]) / 1.96, noise)
             for sign, end in ((-1, np.minimum(below, best[0])), (1, np.maximum(above, best[0])))
         )
         return points.assign(loss=loss[0], accuracy=best[0], low=low, high=high)
 
-    @property
-    def noise(self) -> float:
-        """Standard deviation of the accuracy of a fitted run about the chain."""
+    def noise(self, accuracy: Array) -> Array:
+        """Return the standard deviation of the accuracy of a run about the chain, at `accuracy`."""
+        return np.sqrt(self.dispersion * _variance(accuracy))
+
+    @cached_property
+    def dispersion(self) -> float:
+        """Squared deviation of a fitted run's accuracy a from the chain, over a (1 - a)."""
         used = self.first.used
         data = {name: used[name].to_numpy() for name in self.first.law.columns}
         _, fitted = self._through(self.first.theta[None], self.second.theta[None], data)
         residual = self.second.used["loss"].to_numpy() - fitted[0]
-        free = len(residual) - len(self.first.theta) - len(self.second.theta)
-        return float(np.sqrt((residual**2).sum() / max(1, free)))
+        return float((residual**2 / _variance(fitted[0])).sum() / self._free)
+
+    @property
+    def _free(self) -> int:
+        parameters = len(self.first.theta) + len(self.second.theta)
+        return max(1, len(self.second.used) - parameters)
 
     def report(self) -> dict[str, Any]:
         """Return every number of both fits, as JSON types."""
-        return {"first": self.first.report(), "second": self.second.report(), "noise": self.noise}
+        both = {"first": self.first.report(), "second": self.second.report()}
+        return both | {"dispersion": self.dispersion}
 
     def _through(self, first: Array, second: Array, data: dict[str, Array]) -> tuple[Array, Array]:
         """Return losses and accuracies [S, M] for parameters of both laws [S, P]."""
@@ -73,6 +85,12 @@ class Chain:
             for theta, loss in zip(second, losses, strict=True)
         ]
         return losses, np.stack(accuracies)
+
+
+def _variance(accuracy: Array) -> Array:
+    """Return a (1 - a), of what a law puts outside 0 to 1 that of the nearest percent."""
+    inside = np.clip(accuracy, 0.01, 0.99)
+    return np.asarray(inside * (1 - inside))
 
 
 def chain(
