@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from kernels.at_least_fp32 import at_least_fp32
+
 _SHORT = 16384  # seq x dim up to which the backward pass on a CPU is faster in fp32 than in bf16
 
 
@@ -76,12 +78,14 @@ def attention_weights(
 ) -> Float[Tensor, "batch heads seq ctx"]:
     """Return the weights of `v` in `masked_attention`, fp32; fused kernels do not store them."""
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = at_least_fp32(q @ k.transpose(-1, -2)) * (
+        q.shape[-1] ** -0.5 if scale is None else scale
+    )
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     if sink is None:
         return scores.softmax(dim=-1)
-    sinks = sink.float()[:, None, None].expand(*scores.shape[:-1], 1)
+    sinks = at_least_fp32(sink)[:, None, None].expand(*scores.shape[:-1], 1)
     return torch.cat((scores, sinks), dim=-1).softmax(dim=-1)[..., :-1]
 
 

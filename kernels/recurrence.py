@@ -5,7 +5,7 @@
     o_t = q_t S_t
 
 A chunk depends on itself and on the state at its beginning, so a sequence takes seq / chunk steps;
-decoding is the same with one token. All is computed in fp32.
+decoding is the same with one token. All is computed in fp32, or in fp64 if given so.
 
 Shape legend: batch, heads, seq, k = key width, v = value width, c = tokens of a chunk.
 """
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from kernels.at_least_fp32 import at_least_fp32
 from kernels.recurrence_flops import PER_DIMENSION
 
 _LEAST = -4.0  # log of a decay for each key dimension: 16 of them together stay within fp32
@@ -63,7 +64,7 @@ def _recurrence(
     wide = log_decay.shape[-1] > 1
     size = min(chunk, PER_DIMENSION if wide else chunk, seq)
     missing = -seq % size
-    q, k, v, log_decay = (F.pad(x.float(), (0, 0, 0, missing)) for x in (q, k, v, log_decay))
+    q, k, v, log_decay = (F.pad(at_least_fp32(x), (0, 0, 0, missing)) for x in (q, k, v, log_decay))
     if documents is None:
         documents = torch.zeros(1, seq, dtype=torch.int64, device=q.device)
     documents = torch.cat((documents, documents[:, -1:].expand(-1, missing)), dim=1)
@@ -85,15 +86,15 @@ def _recurrence(
     to_end = k * (last - gone).exp() * (document == document[..., -1:])[..., None]
     if beta is not None:
         assert fade is not None
-        rate = _chunks(F.pad(beta.float(), (0, missing))[..., None], size)
+        rate = _chunks(F.pad(at_least_fp32(beta), (0, missing))[..., None], size)
         below = (rate * (k @ k.mT) * fade).tril(-1)
-        unit = torch.eye(size, device=q.device) + below
+        unit = torch.eye(size, dtype=q.dtype, device=q.device) + below
         both = torch.cat((rate * v, rate * k * gone.exp()), dim=-1)
         solved = torch.linalg.solve_triangular(unit, both, upper=False, unitriangular=True)
         v, correction = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
     if state is None:
         state = q.new_zeros(batch, heads, width, v.shape[-1])
-    state, before = state.float(), document[0, ..., :1]
+    state, before = at_least_fp32(state), document[0, ..., :1]
     outputs = []
     for index in range(len(q)):
         goes_on = (document[index] == before).to(q.dtype)[..., None]

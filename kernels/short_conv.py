@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from kernels.at_least_fp32 import at_least_fp32
+
 
 def short_conv(
     x: Float[Tensor, "batch longer dim"],
@@ -42,11 +44,11 @@ def short_conv(
 def long_conv(
     x: Float[Tensor, "batch longer dim"], weight: Float[Tensor, "dim taps"]
 ) -> Float[Tensor, "batch seq dim"]:
-    """Return `short_conv(x, weight)` by Fourier transforms in fp32, for long filters."""
+    """Return `short_conv(x, weight)` by Fourier transforms in fp32 or fp64, for long filters."""
     taps, size = weight.shape[1], x.shape[1]
     length = size + taps
     with torch.autocast(x.device.type, enabled=False):
-        spectrum = torch.fft.rfft(x.float(), n=length, dim=1)
-        filters = torch.fft.rfft(weight.float().flip(1).T, n=length, dim=0)
+        spectrum = torch.fft.rfft(at_least_fp32(x), n=length, dim=1)
+        filters = torch.fft.rfft(at_least_fp32(weight).flip(1).T, n=length, dim=0)
         y: Tensor = torch.fft.irfft(spectrum * filters, n=length, dim=1)
     return y[:, taps - 1 : size].to(x.dtype)

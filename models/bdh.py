@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from kernels.at_least_fp32 import at_least_fp32
 from kernels.cross_entropy import Weights, linear_cross_entropy
 from kernels.philox import NoiseKey, dropout
 from models.bdh_config import DROPOUT_PARTS, BDHConfig
@@ -100,19 +101,20 @@ class Level(nn.Module):
     def _recall(self, state: DecoderState, index: int, turned: Tensor, x: Tensor) -> Tensor:
         """Return what earlier tokens add to the attention sum; add the new ones, S += k^T v.
 
-        S is kept in fp32.
+        S is kept in fp32 (fp64 in an fp64 model).
         """
         batch, heads, _, n = turned.shape
         if index not in state.memories:
-            zeros = torch.zeros(batch, heads, n, x.shape[-1], device=x.device)
+            zeros = at_least_fp32(x.new_zeros(batch, heads, n, x.shape[-1]))
             state.memories[index] = Memory(sums=zeros)
         memory = state.memories[index]
         with torch.autocast(x.device.type, enabled=False):
-            recalled = turned.float() @ memory["sums"]
+            wide = at_least_fp32(turned)
+            recalled = wide @ memory["sums"]
             padding = state.padding()
             if padding is not None:
-                turned = turned.masked_fill(padding[:, None, :, None], 0.0)
-            memory["sums"] = memory["sums"] + turned.float().mT @ x.float()[:, None]
+                wide = wide.masked_fill(padding[:, None, :, None], 0.0)
+            memory["sums"] = memory["sums"] + wide.mT @ at_least_fp32(x)[:, None]
         return recalled.to(x.dtype)
 
     def _in_chunks(
@@ -248,7 +250,7 @@ class BDH(LanguageModel):
 
     def unembed(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
         """See `LanguageModel.unembed`."""
-        return (x @ self.head.weight.to(x.dtype).T).float()
+        return at_least_fp32(x @ self.head.weight.to(x.dtype).T)
 
     def blocks(self) -> list[nn.Module]:
         """Return the one level, whose weights all levels share."""

@@ -6,7 +6,7 @@ lengths share a batch and no token sees padding.
 Shape legend: batch, seq = new tokens, ctx = capacity.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -108,6 +108,14 @@ class Memory:
         """See `State`; `capacity` is that of the state, which suffices for `other`."""
         for name, tensor in self.tensors.items():
             tensor[rows] = other[name]
+
+    def cut(self, row: int, first: int, last: int) -> "Memory":
+        """Return a copy of what tokens first..last-1 of a row left: the whole row, if at `last`."""
+        return self.select(torch.tensor([row], device=next(iter(self.tensors.values())).device))
+
+    def joined(self, parts: Sequence["Memory"]) -> "Memory":
+        """Return the memory of one row that read the tokens of all `parts` of `cut` in turn."""
+        return parts[-1]
 
     def to(self, device: torch.device) -> "Memory":
         """See `State`."""

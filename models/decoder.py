@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from kernels.at_least_fp32 import at_least_fp32
 from kernels.cross_entropy import Weights, linear_cross_entropy
 from kernels.packed import can_pack
 from kernels.philox import NoiseKey, dropout
@@ -93,7 +94,7 @@ class Decoder(LanguageModel):
         else:
             weight = self.embedding.weight if self.head is None else self.head.weight
             product = hidden @ weight.to(hidden.dtype).T
-        logits = product.float() * (1.0 / self.cfg.width_multiplier)
+        logits = at_least_fp32(product) * (1.0 / self.cfg.width_multiplier)
         cap = self.cfg.softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from kernels.at_least_fp32 import at_least_fp32
 from kernels.grouped import can_group, grouped_feed_forward
 from models.branch import Context, Notes
 from models.branch_config import Host
@@ -43,7 +44,7 @@ class Experts(nn.Module):
     ) -> tuple[Float[Tensor, "batch seq dim"], Notes]:
         rows = x.flatten(0, 1)
         with torch.autocast(x.device.type, enabled=False):
-            scores = F.linear(rows.float(), self.router.float())
+            scores = F.linear(at_least_fp32(rows), at_least_fp32(self.router))
         weights, chosen = self._choose(scores)
         counts = torch.zeros(self.cfg.num_experts, dtype=torch.int64, device=x.device)
         counts = counts.scatter_add(0, chosen.flatten(), torch.ones_like(chosen.flatten()))

@@ -4,6 +4,8 @@ Shape legend: batch, kv = key/value heads, seq = new tokens, ctx = capacity, dim
 slots = window + sinks.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -88,6 +90,18 @@ class KeysValues(Memory):
         for name, tensor in self.tensors.items():
             tensor[rows, :, :width] = other[name][:, :, :width]
             tensor[rows, :, width:] = 0.0  # hidden by the mask; but 0 x NaN is NaN
+
+    def cut(self, row: int, first: int, last: int) -> Memory:
+        """See `Memory`."""
+        return self._with(
+            {n: tensor[row : row + 1, :, first:last].clone() for n, tensor in self.tensors.items()}
+        )
+
+    def joined(self, parts: Sequence[Memory]) -> Memory:
+        """See `Memory`."""
+        return self._with(
+            {name: torch.cat([part[name] for part in parts], dim=2) for name in self.tensors}
+        )
 
 
 class LastKeysValues(Memory):

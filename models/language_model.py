@@ -70,7 +70,7 @@ class LanguageModel(nn.Module):
         | Float[Tensor, "batch seq dim"]
         | TokenLoss
     ):
-        """Return fp32 logits [batch, seq, vocab], or with `targets` a `TokenLoss`.
+        """Return logits [batch, seq, vocab] in fp32 at least, or with `targets` a `TokenLoss`.
 
         With `state` the tokens continue the text that it has read, and the logits after the last
         token of each row are returned, [batch, vocab], or after each token with `every`.

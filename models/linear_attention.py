@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kernels.at_least_fp32 import at_least_fp32
 from kernels.recurrence import recurrence
 from kernels.short_conv import short_conv
 from models.branch import Context
@@ -84,13 +85,14 @@ class LinearAttention(nn.Module):
             v = F.pad(v, (0, 1), value=1.0)  # the sum that softmax would divide by
         elif kind == "gla":
             q = q * self.k**-0.5
-            fade = F.logsigmoid(self.up(parts["low"]).float()) / _GATE_ROOT
+            fade = F.logsigmoid(at_least_fp32(self.up(parts["low"]))) / _GATE_ROOT
             fade = fade.view(*fade.shape[:2], self.heads, self.k).transpose(1, 2)
         else:
-            q, k = F.normalize(q.float(), dim=-1) * self.k**-0.5, F.normalize(k.float(), dim=-1)
-            beta = torch.sigmoid(parts["beta"].float()).transpose(1, 2)
+            q, k = (F.normalize(at_least_fp32(x), dim=-1) for x in (q, k))
+            q = q * self.k**-0.5
+            beta = torch.sigmoid(at_least_fp32(parts["beta"])).transpose(1, 2)
         if kind == "gated_delta":
-            step = F.softplus(parts["fade"].float() + self.fade_bias)
+            step = F.softplus(at_least_fp32(parts["fade"]) + self.fade_bias)
             fade = (-self.fade_rate.exp() * step).transpose(1, 2)[..., None]
         y = recurrence_with_state(context, self.number, q, k, v, fade, beta, self.cfg.chunk)
         return y if kind != "based" else y[..., :-1] / y[..., -1:]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kernels.at_least_fp32 import at_least_fp32
 from kernels.short_conv import short_conv
 from models.branch import Context
 from models.branch_config import Host
@@ -56,10 +57,10 @@ class Mamba(nn.Module):
         mixed = F.silu(mixed + self.conv_bias.to(mixed.dtype))
         value, write, read = mixed.split((inner, n, n), dim=-1)  # type: ignore[no-untyped-call]
         value = value.view(batch, seq, self.heads, -1).transpose(1, 2)
-        dt = F.softplus(step.float() + self.step_bias).transpose(1, 2)[..., None]
+        dt = F.softplus(at_least_fp32(step) + self.step_bias).transpose(1, 2)[..., None]
         fade = -self.decay.exp()[:, None, None] * dt
-        k = (write[:, None].float() * dt).expand(-1, self.heads, -1, -1)
-        q = read[:, None].float().expand(-1, self.heads, -1, -1)
+        k = (at_least_fp32(write[:, None]) * dt).expand(-1, self.heads, -1, -1)
+        q = at_least_fp32(read[:, None]).expand(-1, self.heads, -1, -1)
         y = recurrence_with_state(context, self.number, q, k, value, fade, None, cfg.chunk)
         y = y + self.skip.to(y.dtype)[:, None, None] * value
         y = y.transpose(1, 2).reshape(batch, seq, inner)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kernels.at_least_fp32 import at_least_fp32
 from kernels.recurrence import scan
 from models.branch import Context
 from models.cache import Memory
@@ -28,7 +29,7 @@ class MinGRU(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch seq dim"], context: Context
     ) -> Float[Tensor, "batch seq dim"]:
-        gate, candidate = self.proj(x).float().chunk(2, dim=-1)
+        gate, candidate = at_least_fp32(self.proj(x)).chunk(2, dim=-1)
         z = torch.sigmoid(gate)
         keep = 1.0 - z
         added = z * torch.where(candidate >= 0, candidate + 0.5, torch.sigmoid(candidate))

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kernels.at_least_fp32 import at_least_fp32
 from models.branch import Context, Notes
 from models.streams_config import StreamsConfig
 
@@ -38,7 +39,8 @@ class Streams:
     ) -> Float[Tensor, "batch seq streams dim"]:
         """Return the streams before the first layer: copies of the embedding."""
         n = self.num_streams
-        context.mixing = torch.eye(n, device=x.device).expand(*x.shape[:2], n, n)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        context.mixing = torch.eye(n, dtype=wide, device=x.device).expand(*x.shape[:2], n, n)
         return x[:, :, None].expand(-1, -1, n, -1)
 
     def gather(self, x: Float[Tensor, "batch seq streams dim"]) -> Float[Tensor, "batch seq dim"]:
@@ -88,7 +90,8 @@ class HyperConnection(nn.Module):
     ) -> tuple[Float[Tensor, "batch seq dim"], Gates]:
         """Return (input of the branch, gates for `write`)."""
         with torch.autocast(x.device.type, enabled=False):
-            pre, post, res = self._mhc(x.float()) if self.cfg.kind == "mhc" else self._hc(x.float())
+            gates = self._mhc if self.cfg.kind == "mhc" else self._hc
+            pre, post, res = gates(at_least_fp32(x))
             if context.mixing is not None:
                 context.mixing = res.detach() @ context.mixing
             mixed = (pre.to(x.dtype)[:, :, None] @ x)[:, :, 0]
@@ -132,7 +135,7 @@ def sinkhorn(logits: Float[Tensor, "*rows n n"], iterations: int) -> Float[Tenso
 
     Rows are normalised last, so their sums are exact; those of columns converge.
     """
-    logits = logits.float()
+    logits = at_least_fp32(logits)
     for _ in range(iterations):
         logits = logits - logits.logsumexp(dim=-2, keepdim=True)
         logits = logits - logits.logsumexp(dim=-1, keepdim=True)

@@ -13,7 +13,10 @@ from tests.conftest import ROOT
 SCRIPT = """
 import torch
 from torch._dynamo.utils import counters
+from models.attention_config import AttentionConfig
+from models.contract import start
 from models.decoder_config import DecoderConfig
+from models.linear_attention_config import LinearAttentionConfig
 from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
 
@@ -36,6 +39,22 @@ model.for_inference(compiled=True)  # a single row has a product of its own
 alone = generate(model, prompts[:1], wishes[:1], compiled=True, **about)
 assert alone[0].ids == plain[0].ids
 assert counters["stats"]["unique_graphs"] == 2, counters["stats"]
+assert not counters["graph_break"], counters["graph_break"]
+
+# Rows join and rest; the shapes stay.
+parts = {"x": LinearAttentionConfig(kind="gated_delta"), "w": AttentionConfig(window=5, sinks=1)}
+hybrid = DecoderConfig(
+    depth=1, width=32, num_heads=4, pattern="awxf", parts=parts, context_length=32
+).build(50, 0)
+step = torch.compile(hybrid, dynamic=False)
+with torch.no_grad():
+    state = start(hybrid, 3, 32, static=True)
+    for row, length in enumerate((4, 30, 1, 7, 2)):
+        alone = start(hybrid, 1, 1)
+        hybrid(torch.arange(length)[None], state=alone)
+        state.put(torch.tensor([row % 3]), alone)
+        step(torch.ones(3, 1, dtype=torch.int64), state=state, counts=(state.lengths > 0).long())
+assert counters["stats"]["unique_graphs"] == 3, counters["stats"]
 assert not counters["graph_break"], counters["graph_break"]
 """
 
