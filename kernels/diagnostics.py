@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels.emulate import Quantiser
 from kernels.quantise import Quantised, as_blocks
+from kernels.quantiser import Quantiser
 
 
 def statistics(

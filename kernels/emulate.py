@@ -19,110 +19,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from kernels.compilation import Compiler, Function, current_compiler
-from kernels.format_names import Format
-from kernels.formats import E2M1, E4M3, E5M2
-from kernels.quantise import (
-    TENSOR,
-    Block,
-    E4M3Max,
-    Quantised,
-    check_blocks,
-    quantise_fp8,
-    quantise_mx,
-    quantise_nvfp4,
-)
+from kernels.format_names import DOUBLE
+from kernels.quantise import Block, check_blocks
+from kernels.quantiser import Quantiser
 
 # Sizes of the transform that one kernel makes beside quantising. Triton unrolls its fp32 products:
 # size 64 takes 12 s to compile, 128 more than a minute and 1.6 MB of machine code.
 FUSED_HADAMARD = (16, 32)
-_ELEMENTS = {
-    "nvfp4": E2M1,
-    "mxfp4": E2M1,
-    "mxfp8_e4m3": E4M3,
-    "mxfp8_e5m2": E5M2,
-    "fp8_e4m3": E4M3,
-    "fp8_e5m2": E5M2,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantiser:
-    """A number format with its blocks and scales; calling it quantises.
-
-    Args:
-        block: (along the other dimension, along the summed one); (0, 0): one scale for the tensor.
-        scale: how scales are made. nvfp4: te214 or paper; mx: floor, rceil, ceil or even; fp8 in
-            blocks: power_of_two or fp32.
-        sr_headroom, e4m3_max, row_scaled: see `kernels.quantise.quantise_nvfp4`.
-        four_over_six: its error, "mae" or "mse"; "" for none.
-        element_headroom: of mx formats, see `kernels.quantise.quantise_mx`.
-    """
-
-    format: Format
-    block: Block
-    scale: str = "te214"
-    sr_headroom: float = 1.0
-    element_headroom: float = 1.0
-    four_over_six: str = ""
-    e4m3_max: E4M3Max = 448
-    row_scaled: bool = False
-
-    def __call__(
-        self, x: Float[Tensor, "rows cols"], bits: Tensor | None = None, amax: Tensor | None = None
-    ) -> Quantised:
-        """Return `x` quantised by the eager reference, its columns being summed over.
-
-        Args:
-            bits: dice of stochastic rounding, None rounds to nearest.
-            amax: the magnitude that the scale of the tensor stands for, None that of `x`.
-        """
-        fmt = _ELEMENTS[self.format]
-        if self.format == "nvfp4":
-            return quantise_nvfp4(
-                x,
-                block=self.block,
-                amax=amax,
-                order=self.scale,  # type: ignore[arg-type]
-                bits=bits,
-                sr_headroom=self.sr_headroom,
-                four_over_six=self.four_over_six or None,  # type: ignore[arg-type]
-                e4m3_max=self.e4m3_max,
-                row_scaled=self.row_scaled,
-            )
-        if self.format.startswith("mx"):
-            return quantise_mx(
-                x,
-                fmt=fmt,
-                block=self.block,
-                scale_rounding=self.scale,
-                bits=bits,
-                sr_headroom=self.sr_headroom,
-                element_headroom=self.element_headroom,
-            )
-        return quantise_fp8(
-            x, fmt=fmt, block=self.block, amax=amax, powers_of_two=self.scale != "fp32"
-        )
-
-    def along(self, dim: int) -> "Quantiser":
-        """Return this quantiser for an operand whose dimension `dim` is summed over."""
-        block = self.block if dim == 1 else self.block[::-1]
-        return Quantiser(**{**self.__dict__, "block": block})
-
-    @property
-    def simple_nvfp4(self) -> bool:
-        """True for the variants of NVFP4 that the Triton kernel computes."""
-        options = bool(self.four_over_six) or self.row_scaled or self.scale != "te214"
-        return self.format == "nvfp4" and not options and max(self.block) == 16
-
-    @property
-    def stacked(self) -> bool:
-        """True where elements x scales are not exact in bf16, so that scales stay apart."""
-        return self.format.startswith("fp8") and self.block != TENSOR and self.scale == "fp32"
-
-    @property
-    def denominator(self) -> float:
-        """Denominator of the factor in the epilogue."""
-        return 6.0 * self.e4m3_max if self.format == "nvfp4" else 1.0
 
 
 @dataclass(frozen=True)
@@ -138,6 +41,16 @@ class Operand:
     denominator: float = 1.0
     scales: Float[Tensor, "block_rows block_cols"] | None = None
     block: Block = (1, 1)
+
+    def dequantised(self) -> Float[Tensor, "rows cols"]:
+        """Return the operand rounded to bf16, its factor and scales applied in fp32."""
+        values = self.values.float()
+        if self.scales is not None:
+            of_rows = self.scales.repeat_interleave(self.block[0], 0)
+            values = values * of_rows.repeat_interleave(self.block[1], 1)
+        if self.numerator is not None:
+            values = values * (self.numerator / self.denominator)
+        return values.to(torch.bfloat16)
 
 
 def emulate(
@@ -158,7 +71,7 @@ def emulate(
         ValueError: a size is not a multiple of the block's.
     """
     quantiser = quantiser.along(dim)
-    check_blocks(x, quantiser.block)
+    check_blocks(x, quantiser.span)
     values, numerator, scales = torch.ops.espalier.quantise(
         x,
         bits,
@@ -171,9 +84,11 @@ def emulate(
         quantiser.four_over_six,
         quantiser.e4m3_max,
         quantiser.row_scaled,
+        quantiser.group,
     )
-    block_scales = scales if quantiser.stacked else None
-    return Operand(values, numerator, quantiser.denominator, block_scales, quantiser.block)
+    block_scales = scales if quantiser.apart else None
+    block = quantiser.apart or quantiser.block
+    return Operand(values, numerator, quantiser.denominator, block_scales, block)
 
 
 def emulate_both(
@@ -278,6 +193,7 @@ def _quantise(
     four_over_six: str,
     e4m3_max: int,
     row_scaled: bool,
+    group: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     quantiser = Quantiser(
         format=format,  # type: ignore[arg-type]
@@ -288,6 +204,7 @@ def _quantise(
         four_over_six=four_over_six,
         e4m3_max=e4m3_max,  # type: ignore[arg-type]
         row_scaled=row_scaled,
+        group=group,
     )
     if x.device.type == "cpu":
         has_bits, has_amax = bits is not None, amax is not None
@@ -316,12 +233,14 @@ def _(
     four_over_six: str,
     e4m3_max: int,
     row_scaled: bool,
+    group: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = x.shape
     lines = (rows, 1) if block[0] == 1 else (1, cols)
     numerator = x.new_empty(lines if row_scaled else (), dtype=torch.float32)
-    stacked = format.startswith("fp8") and block[0] and scale == "fp32"
-    shape = (rows // block[0], cols // block[1]) if stacked else (0, 0)
+    quantiser = Quantiser(format=format, block=(block[0], block[1]), scale=scale, group=group)  # type: ignore[arg-type]
+    apart = quantiser.apart
+    shape = (rows // apart[0], cols // apart[1]) if apart else (0, 0)
     return (
         x.new_empty(rows, cols, dtype=torch.bfloat16),
         numerator,
@@ -335,6 +254,10 @@ def _reference(
     """Return (values, numerator, block scales; [0, 0] where they are folded into the values)."""
     quantised = quantiser(x, bits, amax)
     numerator = quantised.numerator.clone()
+    if quantiser.scale == DOUBLE and quantiser.apart:
+        rows, cols = quantiser.apart
+        scales = quantised.outer[::rows, ::cols].clone()
+        return quantised.scaled().bfloat16(), numerator, scales
     if quantiser.stacked:
         return quantised.elements.bfloat16(), numerator, quantised.scales.clone()
     return quantised.scaled().bfloat16(), numerator, x.new_empty(0, 0, dtype=torch.float32)
@@ -345,7 +268,7 @@ def _on_cpu(
     quantiser: Quantiser, dtype: torch.dtype, has_bits: bool, has_amax: bool, compiler: Compiler
 ) -> Function:
     """Return the reference of `quantiser` for inputs of `dtype`, compiled by `compiler`."""
-    rows, cols = (max(1, size) for size in quantiser.block)
+    rows, cols = (max(1, size) for size in quantiser.span)
     example = [torch.randn(4 * rows, 4 * cols).to(dtype)]
     free = [{0: f"{rows}*r" if rows > 1 else "r", 1: f"{cols}*c" if cols > 1 else "c"}]
     if has_bits:
@@ -363,6 +286,7 @@ def _on_cpu(
         quantiser.four_over_six,
         quantiser.e4m3_max,
         quantiser.row_scaled,
+        quantiser.group,
         dtype,
         has_bits,
         has_amax,

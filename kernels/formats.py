@@ -4,7 +4,8 @@ Rounding is arithmetic on fp32, so that eager torch, torch.compile and Triton (w
 wrong fp8 casts) give the same bits. Values are fp32; `encode` and `decode` convert to and from the
 bytes that hardware stores.
 
-Sources: OCP Microscaling Formats v1.0 (E2M1, E8M0), OCP FP8 (E4M3, E5M2).
+Sources: OCP Microscaling Formats v1.0 (E2M1, E8M0), OCP FP8 (E4M3, E5M2); E1M2, the integers to 7
+and their negatives, arXiv 2606.20381.
 """
 
 from dataclasses import dataclass
@@ -34,12 +35,16 @@ class FloatFormat:
 E2M1 = FloatFormat("e2m1", mantissa=1, emin=0, emax=2, max=6.0)
 E4M3 = FloatFormat("e4m3", mantissa=3, emin=-6, emax=8, max=448.0)
 E5M2 = FloatFormat("e5m2", mantissa=2, emin=-14, emax=15, max=57344.0)
-FORMATS = {f.name: f for f in (E2M1, E4M3, E5M2)}
+E1M2 = FloatFormat("e1m2", mantissa=2, emin=2, emax=2, max=7.0)  # 0, 1, ..., 7
+FORMATS = {f.name: f for f in (E2M1, E4M3, E5M2, E1M2)}
 
 _FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 _EXPONENT_BITS = 0x7F800000
 _MIRROR = 0x7F000000  # bits(2**k) + bits(2**-k)
-_E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_MAGNITUDES = {  # of the formats of four bits, in the order of their codes
+    "e2m1": (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
+    "e1m2": (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0),
+}
 _E8M0_NAN = 255
 
 
@@ -65,6 +70,19 @@ def round_stochastic_e2m1(
     t = magnitude + bits.float() * (1.0 / 256.0) * _e2m1_step(magnitude)
     step = _e2m1_step(t)
     q = (torch.floor(t * _inverse(step)) * step).clamp(max=E2M1.max)
+    return torch.where(x < 0, -q, q)
+
+
+def round_stochastic(
+    x: Float[Tensor, "*shape"], dice: Float[Tensor, "*shape"], fmt: FloatFormat
+) -> Float[Tensor, "*shape"]:
+    """Return fp32 `x` rounded up with the probability of its distance from the value below.
+
+    `dice` are uniform in [0, 1). Unbiased to their resolution for |x| <= fmt.max; above, it
+    saturates.
+    """
+    step = _step(x, fmt)
+    q = (torch.floor(x.abs() * _inverse(step) + dice) * step).clamp(max=fmt.max)
     return torch.where(x < 0, -q, q)
 
 
@@ -102,19 +120,19 @@ def round_scale(
 
 
 def encode(values: Float[Tensor, "*shape"], fmt: FloatFormat) -> UInt8[Tensor, "*shape"]:
-    """Return the codes of `values` (fp32, each a value of `fmt`); E2M1 fills the low four bits."""
-    if fmt is not E2M1:
+    """Return the codes of `values` (fp32, each a value of `fmt`), four bits in the low nibble."""
+    if fmt.name in _FLOAT8:
         return values.to(_FLOAT8[fmt.name]).view(torch.uint8)
-    table = torch.tensor(_E2M1_MAGNITUDES, device=values.device)
+    table = torch.tensor(_MAGNITUDES[fmt.name], device=values.device)
     code = torch.bucketize(values.abs().contiguous(), table)
     return (code + 8 * torch.signbit(values)).to(torch.uint8)
 
 
 def decode(codes: UInt8[Tensor, "*shape"], fmt: FloatFormat) -> Float[Tensor, "*shape"]:
     """Return the fp32 values of `codes`."""
-    if fmt is not E2M1:
+    if fmt.name in _FLOAT8:
         return codes.view(_FLOAT8[fmt.name]).float()
-    magnitudes = torch.tensor(_E2M1_MAGNITUDES, device=codes.device)
+    magnitudes = torch.tensor(_MAGNITUDES[fmt.name], device=codes.device)
     return torch.cat((magnitudes, -magnitudes))[codes.long()]
 
 

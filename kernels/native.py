@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.emulate import Quantiser
 from kernels.quantise import TENSOR, Block, E4M3Max
 from kernels.quantised_linear import GemmRecipe, LinearRecipe, OperandRecipe
+from kernels.quantiser import Quantiser
 
 _NO_GPU = "only a GPU has low-precision tensor cores"
 _ALIGNED = 32  # tokens are padded to a multiple: MXFP8's, the largest of any recipe

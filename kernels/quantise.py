@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from kernels.formats import (
+    E1M2,
     E2M1,
     E4M3,
     FloatFormat,
@@ -26,6 +27,7 @@ from kernels.formats import (
     pack,
     round_nearest,
     round_scale,
+    round_stochastic,
     round_stochastic_e2m1,
 )
 
@@ -43,7 +45,8 @@ class Quantised:
     Args:
         elements: values of `fmt`, `[rows, cols]`.
         scales: one for each block, `[rows / block rows, cols / block cols]`.
-        outer: scale of the whole tensor, `[]`, of each row, `[rows, 1]`, or column, `[1, cols]`.
+        outer: scale of the whole tensor, `[]`, of each row, `[rows, 1]`, or column, `[1, cols]`, or
+            of each element, `[rows, cols]`.
         numerator, denominator: `outer` as a quotient. A GEMM's epilogue multiplies by (numerator_a
             * numerator_b) / (denominator_a * denominator_b), which rounds otherwise than outer_a *
             outer_b.
@@ -70,9 +73,9 @@ class Quantised:
         return self.scaled() * self.outer
 
     def packed(self) -> tuple[UInt8[Tensor, "rows bytes"], Tensor]:
-        """Return the codes of the elements (two E2M1 a byte) and of the scales, or fp32 scales."""
+        """Return the codes of the elements (two of four bits a byte) and scales, or fp32 scales."""
         codes = encode(self.elements, self.fmt)
-        codes = pack(codes) if self.fmt is E2M1 else codes
+        codes = pack(codes) if self.fmt in (E2M1, E1M2) else codes
         if self.scale_format == "fp32":
             return codes, self.scales
         e4m3 = self.scale_format == "e4m3"
@@ -117,6 +120,7 @@ def quantise_nvfp4(
     x: Float[Tensor, "rows cols"],
     *,
     block: Block = (1, 16),
+    fmt: FloatFormat = E2M1,
     amax: Float[Tensor, "..."] | None = None,
     order: ScaleOrder = "te214",
     bits: UInt8[Tensor, "rows cols"] | None = None,
@@ -131,6 +135,7 @@ def quantise_nvfp4(
     plus the rounding of its scale (1/16); a block whose scale underflows becomes 0.
 
     Args:
+        fmt: of the elements: E1M2 makes UFP4 of it (arXiv 2606.20381), 7 being its largest.
         amax: the magnitude that the largest scale stands for (None: that of `x`, or of each row or
             column); blocks above it saturate.
         order: of the block scale's products: TransformerEngine >= 2.14, or the paper and TE before.
@@ -152,7 +157,7 @@ def quantise_nvfp4(
     in_rows = block[0] == 1
     if amax is None:
         amax = peak.amax(dim=2 if in_rows else 0, keepdim=True) if row_scaled else peak.amax()
-    top = 6.0 * e4m3_max  # the largest element times the largest scale
+    top = fmt.max * e4m3_max  # the largest element times the largest scale
     # number / tensor would be reciprocal() * number in torch: two roundings.
     enc = torch.div(x.new_tensor(top), amax).clamp(max=_FLT_MAX)
     enc = torch.where((amax == 0) | (enc == 0), 1.0, enc)
@@ -163,16 +168,16 @@ def quantise_nvfp4(
         elements, scales = choice(blocks, peak, enc, dec, amax)
     else:
         if order == "te214":
-            scales = peak * (enc * x.new_tensor(6.0).reciprocal())
+            scales = peak * (enc * x.new_tensor(fmt.max).reciprocal())
         else:
-            scales = (peak / 6.0) * enc
+            scales = (peak / fmt.max) * enc
         scales = round_nearest((scales * sr_headroom).clamp(max=E4M3.max), E4M3)
-        elements = _e2m1(blocks, scales, dec, bits)
+        elements = round_elements(blocks, scales, dec, bits, fmt)
     if row_scaled:
         shape = (-1, 1) if in_rows else (1, -1)
         dec, numerator = dec.view(shape), numerator.view(shape)
     return Quantised(
-        E2M1,
+        fmt,
         block,
         elements.view(x.shape),
         scales[:, 0, :, 0],
@@ -253,17 +258,26 @@ def quantise_fp8(
     return Quantised(fmt, block, elements, scales, one, one, scale_format=scale_format)
 
 
-def _e2m1(blocks: Tensor, scales: Tensor, dec: Tensor, bits: Tensor | None) -> Tensor:
-    factor = (1.0 / (scales * dec)).clamp(max=_FLT_MAX)
-    scaled = (blocks * factor).clamp(-E2M1.max, E2M1.max)
-    return _round(scaled, E2M1, bits)
+def round_elements(
+    blocks: Float[Tensor, "R r C c"],
+    scales: Float[Tensor, "R 1 C 1"],
+    outer: Float[Tensor, "..."],
+    bits: UInt8[Tensor, "rows cols"] | None,
+    fmt: FloatFormat = E2M1,
+) -> Float[Tensor, "R r C c"]:
+    """Return `blocks` over (scales * outer), rounded to `fmt`; beyond it they saturate."""
+    factor = (1.0 / (scales * outer)).clamp(max=_FLT_MAX)
+    scaled = (blocks * factor).clamp(-fmt.max, fmt.max)
+    return _round(scaled, fmt, bits)
 
 
 def _round(scaled: Tensor, fmt: FloatFormat, bits: Tensor | None) -> Tensor:
     if bits is None:
         return round_nearest(scaled, fmt)
+    if fmt is E1M2:
+        return round_stochastic(scaled, bits.view(scaled.shape).float() * (1.0 / 256.0), fmt)
     if fmt is not E2M1:
-        raise ValueError(f"stochastic rounding is defined for e2m1 elements, not for {fmt.name}")
+        raise ValueError(f"stochastic rounding is for elements of four bits, not for {fmt.name}")
     return round_stochastic_e2m1(scaled, bits.view(scaled.shape))
 
 
@@ -288,7 +302,7 @@ class _FourOverSix:
         elements, scales, errors = [], [], []
         for factor in (1.5, 1.0):
             scale = round_nearest((base * factor).clamp(max=E4M3.max), E4M3)
-            element = _e2m1(blocks, scale, dec, None)
+            element = round_elements(blocks, scale, dec, None)
             difference = element * scale * amax / self.top - blocks
             each = difference * difference if self.squared else difference.abs()
             elements.append(element)

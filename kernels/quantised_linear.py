@@ -20,10 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels.diagnostics import statistics
-from kernels.emulate import Operand, Quantiser, emulate, emulate_both, fusible
+from kernels.emulate import Operand, emulate, emulate_both, fusible
 from kernels.format_names import Signs
 from kernels.hadamard import hadamard, hadamard_matrix, with_signs
 from kernels.philox import Dice, rounding_bits
+from kernels.quantiser import Quantiser
 from kernels.scaled_mm import scaled_mm
 
 OPERANDS = ("fprop.x", "fprop.w", "dgrad.g", "dgrad.w", "wgrad.g", "wgrad.x")
@@ -40,12 +41,15 @@ class OperandRecipe:
         stochastic: round by dice where there are any (in training).
         quantile: make the scale of the tensor from this quantile of |x| instead of the maximum.
         delayed: make the scale of the tensor from earlier steps, see `Delayed`.
+        centred: of x: quantise what is left after the mean over tokens, and add the product of the
+            mean unquantised.
     """
 
     quantiser: Quantiser
     stochastic: bool = False
     quantile: float | None = None
     delayed: bool = False
+    centred: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +58,20 @@ class GemmRecipe:
 
     Args:
         hadamard: size of the transform of both along the summed dimension, 0: none.
+        dequantised: of the backward pass: make the right operand of what fprop has made of it,
+            dequantised to bf16, and not of the tensor itself.
     """
 
     left: OperandRecipe | None = None
     right: OperandRecipe | None = None
     hadamard: int = 0
     signs: Signs = "fixed"
+    dequantised: bool = False
 
     @property
     def plain(self) -> bool:
-        """True where this is a bf16 GEMM."""
-        return self.left is None and self.right is None
+        """True where this is a bf16 GEMM of its own operands."""
+        return self.left is None and self.right is None and not self.dequantised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +139,21 @@ class _QuantisedLinear(torch.autograd.Function):
         probe: Probe | None,
     ) -> Tensor:
         make = _Operands(layer, dice, delayed, probe)
-        left = make(x, recipe.fprop, recipe.fprop.left, 1, 0)
+        rest, mean = _split(x, recipe.fprop.left)
+        left = make(rest, recipe.fprop, recipe.fprop.left, 1, 0)
         right = make(weight, recipe.fprop, recipe.fprop.right, 1, 1)
         reuse = _same_codes(recipe)
         ctx.recipe, ctx.make, ctx.reuse = recipe, make, reuse
         ctx.denominator, ctx.block = right.denominator, right.block
         saved = (right.values, right.numerator, right.scales) if reuse else (weight, None, None)
-        ctx.save_for_backward(x, *saved)
-        return scaled_mm(left, right, sums=(1, 1), fp32=False)[: x.shape[0]]
+        if recipe.dgrad.dequantised:
+            saved = (right.dequantised(), None, None)
+        kept = left.dequantised()[: len(x)] if recipe.wgrad.dequantised else x
+        ctx.save_for_backward(kept, *saved)
+        y = scaled_mm(left, right, sums=(1, 1), fp32=mean is not None)[: x.shape[0]]
+        if mean is not None:  # no product, which autocast would make in bf16
+            y = (y + (weight.float() * mean).sum(dim=1)).to(torch.bfloat16)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -159,8 +173,11 @@ class _QuantisedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             gemm = recipe.wgrad
             left = across or make(grad, gemm, gemm.left, 0, 4)
-            right = make(x, gemm, gemm.right, 0, 5)
+            rest, mean = _split(x, gemm.right)
+            right = make(rest, gemm, gemm.right, 0, 5)
             grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
+            if mean is not None:
+                grad_weight += grad.float().sum(0)[:, None] * mean
         return grad_x, grad_weight, None, None, None, None, None
 
 
@@ -215,11 +232,12 @@ class _Operands:
 
     def _matrix(self, gemm: GemmRecipe, number: int, device: torch.device) -> Tensor:
         """Return the transform of both operands of a GEMM, whose `number` is 0, 1 or 2."""
-        if gemm.signs != "step":
+        if gemm.signs not in ("step", "backward"):
             return hadamard_matrix(gemm.hadamard, gemm.signs, self.layer, device)
         if self.dice is None:
             return hadamard_matrix(gemm.hadamard, "fixed", self.layer, device)
         matrix = hadamard_matrix(gemm.hadamard, "none", self.layer, device)
+        number = 1 if gemm.signs == "backward" else number
         stream = _SIGNS + 3 * self.layer + number
         return with_signs(
             matrix, rounding_bits(_of_no_sample(self.dice), stream, 1, len(matrix))[0]
@@ -244,7 +262,7 @@ def _of_no_sample(dice: Dice) -> Dice:
 def _same_codes(recipe: LinearRecipe) -> bool:
     """Return whether the weight has the same codes in fprop and dgrad."""
     forward, backward = recipe.fprop, recipe.dgrad
-    if forward.right is None or forward.right != backward.right:
+    if forward.right is None or forward.right != backward.right or backward.dequantised:
         return False
     rows, cols = forward.right.quantiser.block
     return rows == cols and not (forward.hadamard or backward.hadamard)
@@ -253,10 +271,18 @@ def _same_codes(recipe: LinearRecipe) -> bool:
 def _padded(x: Tensor, gemm: GemmRecipe, dim: int) -> Tensor:
     """Return `x` with zero tokens appended up to whole blocks; they add nothing to any sum."""
     operands = [operand for operand in (gemm.left, gemm.right) if operand is not None]
-    blocks = [operand.quantiser.along(dim).block[0] for operand in operands]
+    blocks = [operand.quantiser.along(dim).span[0] for operand in operands]
     size = max([1, *blocks, gemm.hadamard if dim == 0 else 1])
     missing = -x.shape[0] % size
     return F.pad(x, (0, 0, 0, missing)) if missing else x
+
+
+def _split(x: Tensor, operand: OperandRecipe | None) -> tuple[Tensor, Tensor | None]:
+    """Return `x` without its mean over tokens, in bf16, and the mean; `x`, None if not centred."""
+    if operand is None or not operand.centred:
+        return x, None
+    mean = x.float().mean(dim=0)
+    return (x.float() - mean).to(torch.bfloat16), mean
 
 
 def _quantile(x: Tensor, share: float) -> Tensor:

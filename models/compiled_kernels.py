@@ -89,7 +89,7 @@ def _build(function: Function, example: tuple[Tensor, ...], sizes: Sizes, file: 
 @lru_cache
 def _environment() -> str:
     """Return a digest of all that a library depends on: torch, the CPU and the source code."""
-    names = ("emulate", "formats", "philox", "quantise")
+    names = ("double_scales", "emulate", "formats", "philox", "quantise", "quantiser")
     sources = [Path(__file__), *(Path(kernels.__path__[0]) / f"{name}.py" for name in names)]
     parts = [torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), _cpu()]
     return hashlib.sha256(

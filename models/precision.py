@@ -262,9 +262,12 @@ class Precision:
         """Add the six operands of a layer to the table."""
         linear = chosen or LinearConfig()
         for operand, cfg in linear.operands().items():
-            hadamard = getattr(linear, operand.partition(".")[0]).hadamard
+            gemm, _, letter = operand.partition(".")
+            hadamard = getattr(linear, gemm).hadamard
             computes = "torch" if cfg.format == "compute" else backend
             words = cfg.describe() or self.compute
+            if letter != "g" and getattr(getattr(linear, gemm), "saved", "") == "quantised":
+                words = f"{words} of quantised fprop.{letter}"
             self.table.append(Choice(name, operand, words, hadamard, computes, why))
 
 
@@ -286,7 +289,7 @@ def _refuse_idle_patterns(cfg: PrecisionConfig, names: list[str]) -> None:
     patterns = {
         "layers": cfg.layers,
         "keep": cfg.keep,
-        "rules": tuple(rule.match for rule in cfg.rules),
+        "rules": tuple(rule.match for rule in cfg.rules if not rule.optional),
     }
     for key, group in patterns.items():
         for pattern in group:

@@ -106,10 +106,10 @@ class QuantisedLinear(nn.Linear):
         summed = {"fprop": "k", "dgrad": "n"}
         for operand, cfg in self.chosen.operands().items():
             gemm, _, letter = operand.partition(".")
-            recipe = operand_recipe(cfg)
+            recipe = operand_recipe(cfg, getattr(self.chosen, gemm).hadamard)
             if recipe is None:
                 continue
-            across, along = (max(1, size) for size in recipe.quantiser.block)
+            across, along = (max(1, size) for size in recipe.quantiser.span)
             if gemm in summed:
                 yield f"the block of {operand}", summed[gemm], along
             if letter == "w":

@@ -1,14 +1,21 @@
 """From the precision config of a linear layer to the `LinearRecipe` of `kernels`."""
 
-from kernels.emulate import Quantiser
+from kernels.format_names import DOUBLE, EDEN
 from kernels.quantised_linear import GemmRecipe, LinearRecipe, OperandRecipe
-from models.precision_config import GemmConfig, LinearConfig, OperandConfig
+from kernels.quantiser import Quantiser
+from models.operand_config import DOUBLE_GROUP, OperandConfig
+from models.precision_config import BackwardConfig, GemmConfig, LinearConfig
 
 
-def operand_recipe(cfg: OperandConfig) -> OperandRecipe | None:
-    """Return the `OperandRecipe` of an operand, None if it stays in `compute`."""
+def operand_recipe(cfg: OperandConfig, hadamard: int) -> OperandRecipe | None:
+    """Return the `OperandRecipe` of an operand, None if it stays in `compute`.
+
+    Args:
+        hadamard: size of its GEMM's transform.
+    """
     if cfg.format == "compute":
         return None
+    groups = dict.fromkeys(EDEN, hadamard) | {DOUBLE: DOUBLE_GROUP}
     quantiser = Quantiser(
         format=cfg.format,
         block=cfg.block_shape,
@@ -18,12 +25,14 @@ def operand_recipe(cfg: OperandConfig) -> OperandRecipe | None:
         four_over_six=cfg.four_over_six_error if cfg.four_over_six else "",
         e4m3_max=cfg.e4m3_max,
         row_scaled=cfg.row_scaled,
+        group=groups.get(cfg.scale_rule, 0),
     )
     return OperandRecipe(
         quantiser=quantiser,
         stochastic=cfg.rounding == "stochastic",
         quantile=cfg.quantile,
         delayed=cfg.scale_rule == "delayed",
+        centred=cfg.centred,
     )
 
 
@@ -42,8 +51,9 @@ def linear_recipe(
 def _gemm_recipe(gemm: GemmConfig, left: OperandConfig, right: OperandConfig) -> GemmRecipe:
     """Return the `GemmRecipe` of one GEMM."""
     return GemmRecipe(
-        left=operand_recipe(left),
-        right=operand_recipe(right),
+        left=operand_recipe(left, gemm.hadamard),
+        right=operand_recipe(right, gemm.hadamard),
         hadamard=gemm.hadamard,
         signs=gemm.signs,
+        dequantised=isinstance(gemm, BackwardConfig) and gemm.saved == "quantised",
     )

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 
 from kernels.diagnostics import kurtosis, sqnr_db
-from kernels.emulate import Quantiser
 from kernels.format_names import HADAMARD_SIZES
 from kernels.hadamard import hadamard, hadamard_matrix
+from kernels.quantiser import Quantiser
 
 HERE = Path(__file__).parent
 FACTORS = (1, 3, 10, 30, 100)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Laplace, LogNormal, StudentT
 
 from kernels.diagnostics import sqnr_db
-from kernels.emulate import Quantiser
+from kernels.quantiser import Quantiser
 
 HERE = Path(__file__).parent
 FORMATS = {

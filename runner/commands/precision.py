@@ -32,8 +32,8 @@ def inspect(
     import torch  # noqa: PLC0415
 
     from kernels.diagnostics import kurtosis, sqnr_db  # noqa: PLC0415
-    from kernels.emulate import Quantiser  # noqa: PLC0415
     from kernels.quantise import pad_to_blocks  # noqa: PLC0415
+    from kernels.quantiser import Quantiser  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
     from runner.records.trained_model import load_model  # noqa: PLC0415
 

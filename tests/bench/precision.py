@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.emulate import Quantiser, emulate
+from kernels.emulate import emulate
 from kernels.philox import NoiseKey
+from kernels.quantiser import Quantiser
 from models.compiled_kernels import compile_kernels
 from tests.bench.timing import best_ms
 from tests.plain_nodes import shipped

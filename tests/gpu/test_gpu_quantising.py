@@ -6,7 +6,8 @@ In a rehearsal Triton's interpreter runs them (TRITON_INTERPRET=1), on fewer inp
 import pytest
 import torch
 
-from kernels.emulate import Quantiser, triton_agrees
+from kernels.emulate import triton_agrees
+from kernels.quantiser import Quantiser
 from tests.gpu.device import CPU, DEVICE, HAS_GPU, needs_gpu
 from tests.kernels import oracles
 

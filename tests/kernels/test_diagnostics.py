@@ -3,9 +3,9 @@
 import torch
 
 from kernels.diagnostics import statistics
-from kernels.emulate import Quantiser
 from kernels.hadamard import hadamard, hadamard_matrix
 from kernels.quantise import quantise_fp8, quantise_nvfp4
+from kernels.quantiser import Quantiser
 from tests.kernels.oracles import inputs
 
 NVFP4 = Quantiser(format="nvfp4", block=(1, 16))

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels import emulate as emulation
 from kernels.compilation import eager, use_compiler
-from kernels.emulate import Quantiser, emulate
+from kernels.emulate import emulate
 from kernels.hadamard import hadamard, hadamard_matrix
 from kernels.philox import Dice, NoiseKey, rounding_bits
 from kernels.quantised_linear import (
@@ -22,6 +22,7 @@ from kernels.quantised_linear import (
     _quantile,
     quantised_linear,
 )
+from kernels.quantiser import Quantiser
 from kernels.scaled_mm import scaled_mm
 from models.compiled_kernels import compile_for_cpu
 from tests.kernels.oracles import inputs, te_reference

@@ -6,9 +6,10 @@ tests/kernels/test_triton.py runs these under Triton's interpreter, tests/gpu on
 import torch
 from torch import Tensor
 
-from kernels.emulate import FUSED_HADAMARD, Quantiser
+from kernels.emulate import FUSED_HADAMARD
 from kernels.hadamard import hadamard, hadamard_matrix
 from kernels.quantise import Block, quantise_nvfp4
+from kernels.quantiser import Quantiser
 from kernels.triton_nvfp4 import amax, dequantise, quantise, quantise_both
 from tests.kernels.oracles import inputs
 

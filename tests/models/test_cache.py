@@ -6,7 +6,8 @@ from torch import Tensor
 
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
-from models.precision_config import FpropConfig, OperandConfig, PrecisionConfig
+from models.operand_config import OperandConfig
+from models.precision_config import FpropConfig, PrecisionConfig
 
 SHAPES = {
     "rope": DecoderConfig(depth=2, width=32, num_heads=4),

@@ -40,7 +40,8 @@ def test_the_environment_keeps_the_references_eager(monkeypatch: pytest.MonkeyPa
 def test_without_a_compiler_the_eager_reference_runs_and_no_file_is_written(tmp_path: Path) -> None:
     code = """
 import torch
-from kernels.emulate import Quantiser, emulate
+from kernels.emulate import emulate
+from kernels.quantiser import Quantiser
 quantiser, x = Quantiser(format="nvfp4", block=(1, 16)), torch.randn(32, 64).bfloat16()
 assert torch.equal(emulate(x, quantiser, 1).values, quantiser(x).scaled().bfloat16())
 """

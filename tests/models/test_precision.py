@@ -12,12 +12,12 @@ from kernels.compilation import eager, use_compiler
 from kernels.philox import NoiseKey
 from models.decoder_config import DecoderConfig
 from models.language_model import LanguageModel
+from models.operand_config import OperandConfig
 from models.precision import Precision, QuantisedLinear
 from models.precision_config import (
     DgradConfig,
     FpropConfig,
     LinearConfig,
-    OperandConfig,
     PrecisionConfig,
     RuleConfig,
 )
