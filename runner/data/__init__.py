@@ -3,6 +3,9 @@
 __all__ = [
     "benchmark_files",
     "chat_template",
+    "conversation_rows",
+    "conversations",
+    "conversations_config",
     "corpus",
     "markov",
     "markov_config",

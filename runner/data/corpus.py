@@ -4,18 +4,18 @@ data       config.build(tokenizer_config, cache, hashes) -> Corpus
            optional: content_hash() -> [hash], check(tokenizer_config, seq), mask_documents,
            num_workers
 corpus     tokenizer, samples(seq, seed), held_out(seq, batch, max_tokens)
-           optional: bytes_per_counted_byte
+           optional: bytes_per_counted_byte, statistics(seq) -> {name: number} for the journal
 source     of data.sources: documents() -> texts; optional: content_hash() -> hash, weight
 tokenizer  config.build(documents) -> Tokenizer
            optional: planned_vocab_size(), needs_text(), content_hash() -> hash
 Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() -> JSON whose
            "_target_" names a class with loads(text) -> Tokenizer; optional: bytes_per_id(),
-           encode_with_special(text) -> ids, bos, ends
+           encode_with_special(text) -> ids, encode_pieces(texts) -> [ids], bos, ends
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.machine.system_errors import reading
@@ -124,6 +124,15 @@ def encode_with_special(tokenizer: Any, text: str) -> "np.ndarray":
     encode = getattr(tokenizer, "encode_with_special", tokenizer.encode)
     ids: np.ndarray = encode(text)
     return ids
+
+
+def encode_pieces(tokenizer: Any, pieces: Sequence[str]) -> "list[np.ndarray]":
+    """Return the ids of each part of a text, which joined are the ids of the text.
+
+    By default the parts are encoded one by one.
+    """
+    encode = getattr(tokenizer, "encode_pieces", None)
+    return list(encode(pieces)) if encode else [tokenizer.encode(piece) for piece in pieces]
 
 
 def start_id(tokenizer: Any) -> int:

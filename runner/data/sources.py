@@ -21,13 +21,13 @@ from models.config import config
 from runner.machine.errors import DataError
 from runner.machine.memo import Memo
 from runner.machine.system_errors import read_error, reading
-from runner.machine.text_files import as_text, json_lines, read_text
+from runner.machine.text_files import as_text, json_lines, read_json, read_text
 
 # Revision 1 read null as the word "None". A file without null keeps its hash.
 _NULLS_SKIPPED = b":2"
 _NULLS = Memo("nulls")  # whether a row has null, by "sha256 field"
 
-Format = Literal["text", "jsonl", "parquet", "stdlib", "hub"]
+Format = Literal["text", "jsonl", "json", "parquet", "stdlib", "hub"]
 
 
 @config
@@ -36,10 +36,11 @@ class SourceConfig:
 
     Args:
         format: text (file or folder, a document per file), jsonl (plain or .gz, a document per
-            line), parquet, stdlib (the running Python's standard library), hub (a Hugging Face
-            dataset by name, or a local folder in any form that `datasets` reads).
+            line), json (a list of objects), parquet, stdlib (the running Python's standard
+            library), hub (a Hugging Face dataset by name, or a local folder in any form that
+            `datasets` reads).
         path: file, folder (files sorted) or dataset name; `~` and relative paths are resolved.
-        field: column that holds the text (jsonl, parquet, hub).
+        field: column that holds the text (jsonl, json, parquet, hub).
         pattern: glob pattern of the files to read in a folder.
         subset, revision, streaming, hub_split: of a Hugging Face dataset; revision must be pinned
             unless the dataset is a local folder, whose files are hashed.
@@ -122,7 +123,7 @@ class SourceConfig:
                 digest.update(f"{name if self.format == 'stdlib' else ''}\0{content}\n".encode())
         if self.format == "hub":
             digest.update(f"{self.subset}:{self.hub_split}".encode())
-        columns = self.format in ("jsonl", "parquet", "hub")
+        columns = self.format in ("jsonl", "json", "parquet", "hub")
         digest.update(f"{self.field if columns else ''}:{self.max_documents}".encode())
         if self.format == "jsonl" and not self._from_input and self._has_null():
             digest.update(_NULLS_SKIPPED)
@@ -177,18 +178,32 @@ class SourceConfig:
                 yield str(file), read_text(file)
             elif self.format == "stdlib":
                 yield str(file), read_text(file, errors="replace")
-            elif self.format == "jsonl":
-                yield from _read_jsonl(file, self.field)
-            else:
+            elif self.format == "parquet":
                 yield from _read_parquet(file, self.field)
+            else:
+                for where, row in _json_rows(file):
+                    yield where, _value(row, self.field, where)
+
+    def rows(self) -> Iterator[tuple[str, Any]]:
+        """Yield (place for messages, row) of a jsonl, json, parquet or hub source.
+
+        Raises:
+            DataError: see `documents`.
+        """
+        if self.format == "hub":
+            for number, row in enumerate(self._hub_rows(), start=1):
+                yield f"dataset {self.path}, row {number}", row
+            return
+        for file in self.files():
+            yield from _read_parquet(file) if self.format == "parquet" else _json_rows(file)
 
     def _read_hub(self) -> Iterator[tuple[str, Any]]:
-        for number, row in enumerate(self._hub_rows(), start=1):
+        for where, row in self.rows():
             if self.field not in row:
                 raise DataError(
                     f"dataset {self.path} has no field {self.field!r}; it has {', '.join(row)}"
                 )
-            yield f"dataset {self.path}, row {number}", row[self.field]
+            yield where, row[self.field]
 
     def _hub_rows(self) -> Iterator[dict[str, Any]]:
         import datasets  # noqa: PLC0415  (0.9 s)
@@ -262,18 +277,29 @@ def _look_for_null(file: Path, field: str) -> bool:
             return null.search(mmap(stream.fileno(), 0, access=ACCESS_READ)) is not None
 
 
-def _read_jsonl(file: Path, field: str) -> Iterator[tuple[str, Any]]:
-    for where, row in json_lines(file):
-        if not isinstance(row, dict) or field not in row:
-            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise DataError(
-                f"{where} has no field {field!r}; it has {has}; give its name as "
-                "data.sources.0.field, the number being the source's"
-            )
-        yield where, row[field]
+def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row) of a .jsonl(.gz) file, or of a .json file that holds a list."""
+    if file.suffix != ".json":
+        yield from json_lines(file)
+        return
+    rows = read_json(file)
+    if not isinstance(rows, list):
+        raise DataError(f"{file} holds a {type(rows).__name__}, not a list of rows; mend it")
+    yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _read_parquet(file: Path, field: str) -> Iterator[tuple[str, Any]]:
+def _value(row: Any, field: str, where: str) -> Any:
+    if not isinstance(row, dict) or field not in row:
+        has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise DataError(
+            f"{where} has no field {field!r}; it has {has}; give its name as "
+            "data.sources.0.field, the number being the source's"
+        )
+    return row[field]
+
+
+def _read_parquet(file: Path, field: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield (place, value of the column `field`, or the row as a dict) of a parquet file."""
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -281,12 +307,12 @@ def _read_parquet(file: Path, field: str) -> Iterator[tuple[str, Any]]:
     try:
         with reading(file):
             table = pq.ParquetFile(file)
-            if field not in table.schema_arrow.names:
+            if field is not None and field not in table.schema_arrow.names:
                 raise DataError(
                     f"{file} has no column {field!r}; it has {', '.join(table.schema_arrow.names)}"
                 )
-            for batch in table.iter_batches(columns=[field]):
-                for value in batch.column(0).to_pylist():
+            for batch in table.iter_batches(columns=None if field is None else [field]):
+                for value in (batch if field is None else batch.column(0)).to_pylist():
                     number += 1
                     yield f"{file}, row {number}", value
     except pa.ArrowException as error:

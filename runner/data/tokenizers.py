@@ -7,7 +7,7 @@ can be given in bits per byte. Some put special tokens of their own around a tex
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -172,6 +172,15 @@ class SubwordTokenizer(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         ids = self._inner.encode(text, add_special_tokens=False).ids
         return np.array(ids, dtype=np.int32)
+
+    def encode_pieces(self, pieces: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each part of a text; a token over a border is the earlier part's."""
+        encoded = self._inner.encode("".join(pieces), add_special_tokens=False)
+        # A space that byte-level tokenizers trim leaves a token without width, at its end.
+        begins = np.array([a - (a == b) for a, b in encoded.offsets], dtype=np.int64)
+        borders = np.cumsum([len(piece) for piece in pieces])[:-1]
+        cuts = np.searchsorted(np.maximum.accumulate(begins), borders, side="left")
+        return np.split(np.array(encoded.ids, dtype=np.int32), cuts)
 
     def encode_with_special(self, text: str) -> np.ndarray:
         """Return the ids of `text` with the special tokens around it that tokenizer.json adds.

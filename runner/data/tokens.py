@@ -118,8 +118,8 @@ def prepare(
         [revision(cfg, None) for cfg in (data, tokenizer, *(data.sources if trained_on else ()))],
         *([_TOKENIZER_REVISION] if trained_on else []),
     ]
-    folder = _cached_folder(
-        cache / f"tokenizer-{_hash(tokenizer_key)}",
+    folder = cached_folder(
+        cache / f"tokenizer-{short_hash(tokenizer_key)}",
         lambda f: _train_tokenizer(f, data, hashes, tokenizer),
     )
     model: Tokenizer = loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -127,19 +127,21 @@ def prepare(
     for source, content in zip(data.sources, hashes, strict=True):
         numerics = [revision(cfg, None) for cfg in (data, tokenizer, source)]
         key = [_TOKENS_REVISION, numerics, content, tokenizer_hash(model), _split_key(data)]
-        cached = cache / f"tokens-{_hash(key)}"
+        cached = cache / f"tokens-{short_hash(key)}"
         make = partial(_tokenise, source=source, content=content, data=data, model=model)
-        folder = _cached_folder(cached, make)
+        folder = cached_folder(cached, make)
         train.append(_open_split(folder, "train", model))
         val.append(_open_split(folder, "val", model))
     return TextCorpus(model, train, val, [source_weight(source) for source in data.sources])
 
 
-def _hash(key: list[Any]) -> str:
+def short_hash(key: list[Any]) -> str:
+    """Return the hash of a key, JSON data, that names a folder of the cache."""
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
-def _refuse_changed(source: Any, frozen: str) -> None:
+def refuse_changed(source: Any, frozen: str) -> None:
+    """Raise DataError if the content of `source` has not the hash `frozen`."""
     if (content_hash(source) or "") != frozen:
         raise DataError(
             f"{source_name(source)} has changed since the cell was frozen; put the text back, or "
@@ -165,7 +167,7 @@ def _split_key(data: DataConfig) -> str:
     return f"{data.split}:{data.val_fraction}"
 
 
-def _cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
+def cached_folder(folder: Path, make: Callable[[Path], None]) -> Path:
     """Return `folder`, filled by `make` and renamed into place if it does not exist."""
     if folder.exists():
         return folder
@@ -193,7 +195,7 @@ def _train_tokenizer(
     def training_texts() -> Iterator[str]:
         left = getattr(tokenizer, "train_documents", None)
         for source, content in zip(data.sources, hashes, strict=True):
-            _refuse_changed(source, content)
+            refuse_changed(source, content)
             for head, _ in _split_documents(source, data):
                 if head and left != 0:
                     left = None if left is None else left - 1
@@ -224,7 +226,7 @@ def _split_document(text: str, val_fraction: float, *, tail: bool) -> tuple[str,
 
 
 def _tokenise(folder: Path, source: Any, content: str, data: DataConfig, model: Tokenizer) -> None:
-    _refuse_changed(source, content)
+    refuse_changed(source, content)
     dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
     starts: dict[str, list[int]] = {"train": [], "val": []}
     length, size, counted = ({"train": 0, "val": 0} for _ in range(3))

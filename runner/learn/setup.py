@@ -56,6 +56,8 @@ def set_up(cell: Cell, inputs: Inputs, ranks: Ranks, journal: Journal | None) ->
     cfg = cell.config
     hashes = [source["content"] for source in cell.science["data.sources"]]
     corpus = build_corpus(cfg, inputs, hashes, journal)
+    if journal is not None and hasattr(corpus, "statistics"):
+        journal.event("data", **corpus.statistics(cfg.train.sequence_length))
     vocab = corpus.tokenizer.vocab_size
     contracts.check(cfg.model, vocab, cfg.train.sequence_length)
     model = cfg.model.build(vocab, cfg.seed).to(ranks.device)

@@ -1,0 +1,140 @@
+"""Rows of the layouts in use as conversations; whatever is wrong with one is named by its place."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from re import compile as pattern
+from typing import Any
+
+from runner.data.chat_template import Message
+from runner.data.conversations_config import ConversationSource, Layout
+from runner.machine.errors import DataError
+from runner.machine.system_errors import reading
+from runner.machine.text_files import as_text
+
+_ROLES = ("system", "user", "assistant", "tool")
+_SAME_ROLE = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "developer": "system"}
+_BEFORE = {"system": (None,), "user": (None, "system", "assistant"), "tool": ("assistant",)}
+_BEFORE["assistant"] = ("user", "tool")
+_CALL = pattern(r"<<[^<>]*>>")
+RESULT = pattern(r"<<[^<>=]*=([^<>]*>>)")  # what a calculator puts after the "=" of a call
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that end with an answer.
+
+    Args:
+        where: its place, for messages of errors.
+        messages: {"role", "content"}, in order.
+        calls: whether "<<48/2=24>>" in an answer is a call, whose result is no target.
+    """
+
+    where: str
+    messages: tuple[Message, ...]
+    calls: bool = False
+
+
+def conversations(source: ConversationSource) -> Iterator[Conversation]:
+    """Yield the conversations of a source.
+
+    Raises:
+        DataError: a row is of another layout, its roles are out of order, a message holds no text,
+            or there is no answer; the message names file and line.
+    """
+    calls = source.layout == "gsm8k" and source.calculator
+    with reading(source.path):
+        for where, row in source.rows():
+            if not isinstance(row, Mapping):
+                raise DataError(f"{where} is no JSON object; layout={source.layout} needs one")
+            said = _READERS[source.layout](row, where)
+            if source.layout == "gsm8k" and not source.calculator:
+                said = [(role, _CALL.sub("", text)) for role, text in said]
+            messages = tuple({"role": role, "content": text} for role, text in said)
+            _refuse_disorder(messages, where)
+            yield Conversation(where, messages, calls)
+
+
+Said = list[tuple[str, str]]
+
+
+def _messages(row: Mapping[str, Any], where: str) -> Said:
+    return _turns(row, where, "messages", "role", "content")
+
+
+def _sharegpt(row: Mapping[str, Any], where: str) -> Said:
+    return _turns(row, where, "conversations", "from", "value")
+
+
+def _turns(row: Mapping[str, Any], where: str, field: str, role: str, content: str) -> Said:
+    turns = _value(row, where, field)
+    if not isinstance(turns, Sequence) or isinstance(turns, str) or not len(turns):
+        raise DataError(f"{where}: {field} must be a list of messages; mend or remove the row")
+    said = []
+    for number, turn in enumerate(turns, start=1):
+        place = f"{where}, message {number}"
+        if not isinstance(turn, Mapping):
+            raise DataError(f"{place} is no object with {role} and {content}; mend or remove it")
+        name = as_text(_value(turn, place, role), f"{place}, {role}")
+        said.append((_SAME_ROLE.get(name, name), as_text(_value(turn, place, content), place)))
+    return said
+
+
+def _alpaca(row: Mapping[str, Any], where: str) -> Said:
+    parts = [
+        _text(row, where, "instruction"),
+        _text(row, where, "input") if row.get("input") else "",
+    ]
+    question = "\n\n".join(part for part in parts if part)
+    return [("user", question), ("assistant", _text(row, where, "output"))]
+
+
+def _gsm8k(row: Mapping[str, Any], where: str) -> Said:
+    return [("user", _text(row, where, "question")), ("assistant", _text(row, where, "answer"))]
+
+
+def _text(row: Mapping[str, Any], where: str, field: str) -> str:
+    return as_text(_value(row, where, field), f"{where}, {field}")
+
+
+def _value(row: Mapping[str, Any], where: str, field: str) -> Any:
+    if field not in row:
+        raise DataError(
+            f"{where} has no {field!r}; it has {', '.join(map(str, row))}; give the layout of the "
+            "source: data.sources.0.layout=messages, sharegpt, alpaca or gsm8k"
+        )
+    return row[field]
+
+
+def _refuse_disorder(messages: Sequence[Message], where: str) -> None:
+    """Raise DataError unless the roles are in order, and every answer and the end is an answer."""
+    before = None
+    for number, message in enumerate(messages, start=1):
+        role = message["role"]
+        if role not in _ROLES:
+            raise DataError(
+                f"{where}, message {number}: role={role!r} is none of: {', '.join(_ROLES)}"
+            )
+        if before not in _BEFORE[role]:
+            raise DataError(
+                f"{where}, message {number}: roles out of order, {role} after "
+                f"{before or 'nothing'}; mend or remove the row"
+            )
+        if role == "assistant" and not message["content"].strip():
+            raise DataError(
+                f"{where}, message {number}: the answer is empty, nothing can be learnt from it; "
+                "mend or remove the row"
+            )
+        before = role
+    if before != "assistant":
+        raise DataError(
+            f"{where}: the last message is of role {before}, its answer is missing; mend or remove "
+            "the row"
+        )
+
+
+_READERS: dict[Layout, Callable[[Mapping[str, Any], str], Said]] = {
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "gsm8k": _gsm8k,
+}

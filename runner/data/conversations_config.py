@@ -1,0 +1,142 @@
+"""The configs of conversations to train on; see `runner/data/conversations.py`."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from models.config import config, configs_of, execution
+from runner.data.corpus import content_hash
+from runner.data.sources import Format, SourceConfig
+from runner.data.tokenizers_config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from runner.data.conversations import ConversationCorpus
+
+Layout = Literal["messages", "sharegpt", "alpaca", "gsm8k"]
+_FIELD: dict[Layout, str] = {
+    "messages": "messages",
+    "sharegpt": "conversations",
+    "alpaca": "output",
+    "gsm8k": "answer",
+}
+
+
+@config
+class ConversationSource:
+    """Conversations in the rows of a file, a folder or a Hugging Face dataset.
+
+    Args:
+        layout: of a row. messages: {messages: [{role, content}]}. sharegpt: {conversations: [{from,
+            value}]}. alpaca: {instruction, input, output}. gsm8k: {question, answer}, with
+            calculator calls <<48/2=24>> in the answer.
+        path: a .jsonl(.gz), .json (a list) or .parquet file, a folder of them, or a dataset's name.
+        pattern: glob pattern of the files to read in a folder.
+        subset, revision, hub_split: of a dataset; its revision must be pinned.
+        repeats: how often an epoch visits each conversation.
+        calculator: gsm8k: keep the calls; what the calculator answers (24>>) is no target. False
+            removes them.
+    """
+
+    layout: Layout = "messages"
+    path: str
+    pattern: str = "*"
+    subset: str | None = None
+    revision: str | None = None
+    hub_split: str = "train"
+    repeats: int = 1
+    calculator: bool = True
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise ValueError(f"repeats={self.repeats} must be at least 1; drop the source instead")
+        object.__setattr__(self, "path", str(self.rows_of().path))  # resolved: a job may move
+
+    def rows_of(self) -> SourceConfig:
+        """Return the source that reads the rows."""
+        path = Path(self.path).expanduser()
+        kind: Format = "hub"
+        if self.path.startswith("input:") or path.suffix in (".jsonl", ".gz"):
+            kind = "jsonl"
+        elif path.suffix in (".json", ".parquet"):
+            kind = "json" if path.suffix == ".json" else "parquet"
+        elif path.is_dir():
+            suffixes = {file.suffix for file in path.rglob(self.pattern)}
+            known: list[tuple[str, Format]] = [(".jsonl", "jsonl"), (".json", "json")]
+            local = [form for suffix, form in known if suffix in suffixes]
+            kind = local[0] if local and "dataset_dict.json" not in _names(path) else "hub"
+        return SourceConfig(
+            format=kind,
+            path=self.path,
+            field=_FIELD[self.layout],
+            pattern=self.pattern,
+            subset=self.subset,
+            revision=self.revision,
+            hub_split=self.hub_split,
+        )
+
+    def content_hash(self) -> str:
+        """Return the hash of the rows' content and of what is made of them."""
+        inner = content_hash(self.rows_of())
+        made = f"{inner}:{self.layout}:{self.repeats}:{self.calculator}"
+        return hashlib.sha256(made.encode()).hexdigest()[:32]
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (place for messages, row); see `SourceConfig.rows`."""
+        yield from self.rows_of().rows()
+
+
+def _names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+@config
+class ConversationsConfig:
+    """Conversations, rendered by the tokenizer's own chat template.
+
+    What the assistant says is learnt, with the token that ends it, and nothing else. Conversations
+    are packed into the sequences; a token sees its own conversation only.
+
+    Args:
+        sources: where they are.
+        val_fraction: share of the conversations held out for validation, by their hash.
+        num_workers: loader processes (0: in the training process).
+    """
+
+    mask_documents: ClassVar[bool] = True
+
+    sources: tuple[Any, ...] = configs_of(ConversationSource)
+    val_fraction: float = 0.05
+    num_workers: int = execution(0)
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is empty; name at least one")
+        for index, source in enumerate(self.sources):
+            if not hasattr(source, "rows"):
+                raise ValueError(
+                    f"sources.{index}={source!r} holds no conversations; give {{path: FILE, "
+                    "layout: messages}"
+                )
+        if not 0.0 < self.val_fraction < 1.0:
+            raise ValueError(f"val_fraction={self.val_fraction} must lie in (0, 1)")
+
+    def content_hash(self) -> list[str]:
+        """Return the content hash of each source, in order."""
+        return [content_hash(source) or "" for source in self.sources]
+
+    def check(self, tokenizer: Any, seq: int) -> None:
+        """Raise ValueError for a kind of tokenizer that has no chat template."""
+        if isinstance(tokenizer, TokenizerConfig) and tokenizer.kind != "folder":
+            raise ValueError(
+                f"data=conversations needs a tokenizer with a chat template, and "
+                f"tokenizer.kind={tokenizer.kind} has none; use init=hf:DIR, or tokenizer=folder"
+            )
+
+    def build(
+        self, tokenizer: Any, cache: Path, hashes: list[str] | None = None
+    ) -> "ConversationCorpus":
+        """Return the corpus; what is rendered and tokenised once is kept in `cache`."""
+        from runner.data.conversations import prepare  # noqa: PLC0415
+
+        return prepare(self, tokenizer, cache, hashes)
