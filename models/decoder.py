@@ -6,6 +6,8 @@ linear head, tied or not. The branches come from the config (`models/branch_conf
 Shape legend: batch, seq, dim = width, vocab.
 """
 
+import math
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from kernels.at_least_fp32 import at_least_fp32
 from kernels.cross_entropy import Weights, linear_cross_entropy
 from kernels.packed import can_pack
-from kernels.philox import NoiseKey, dropout
+from kernels.philox import NoiseKey, dropout, random_words
 from kernels.rotary import rotary_frequencies, rotary_tables
 from models.block import Block
 from models.branch import Context, Notes, Tables
@@ -23,6 +25,8 @@ from models.decoder_config import DecoderConfig
 from models.language_model import Give, LanguageModel, TokenLoss, flat_weights
 from models.layers import PackedLinear, make_norm, pack_linears
 from models.rope import slowed
+
+_NEFTUNE_LAYER = 1 << 20  # of the random words: no branch has this number
 
 
 class Decoder(LanguageModel):
@@ -120,6 +124,8 @@ class Decoder(LanguageModel):
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions.weight[: tokens.shape[1]]
+        if self.cfg.neftune and noise is not None:
+            x = x + _neftune_noise(x, self.cfg.neftune, noise)
         x = dropout(_autocast(x), self.cfg.dropout, noise, 0)
         context = Context(
             tokens,
@@ -207,6 +213,15 @@ class Decoder(LanguageModel):
         names = (n for n, p in self.layers.named_parameters(prefix="layers") if p.ndim >= 2)
         matrices = {name: 1.0 / self.cfg.width_multiplier for name in names if name not in tables}
         return matrices | {name: factor * matrices.get(name, 1.0) for name, factor in own.items()}
+
+
+def _neftune_noise(
+    x: Float[Tensor, "batch seq dim"], alpha: float, noise: NoiseKey
+) -> Float[Tensor, "batch seq dim"]:
+    """Return uniform noise in alpha / sqrt(seq dim) x (-1, 1) (NEFTune, arXiv 2310.05914)."""
+    words = random_words(noise, _NEFTUNE_LAYER, x[0].numel()).view(x.shape)
+    uniform = words.to(x.dtype) * 2.0**-31 - 1.0
+    return uniform * (alpha / math.sqrt(x.shape[1] * x.shape[2]))
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Branches are named by letters (`models/branch_config.py`): `a` and `f` are known
 given as `parts`.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from models.attention_config import AttentionConfig
@@ -38,6 +39,8 @@ class DecoderConfig:
         parts: further branches by letter, each a config with its `_target_`: conf/model/part.
         streams: hyper-connections (several residual streams), a config with its `_target_`:
             conf/model/streams. None: the plain residual.
+        neftune: alpha of NEFTune: uniform noise of alpha / sqrt(seq x width) on the embeddings in
+            training; 5 is usual for fine-tuning on conversations, 0 is none.
         causal: False lets every token see all others, as masked diffusion does; there is no
             decoding state then.
     """
@@ -70,6 +73,7 @@ class DecoderConfig:
     parts: dict[str, Any] = any_configs()
     streams: Any = any_config()
     causal: bool = neutral(True)
+    neftune: float = neutral(0.0)
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "num_heads", "kv_heads", "context_length"):
@@ -90,6 +94,8 @@ class DecoderConfig:
             raise ValueError(f"rope_scaling needs positions=rope, not {self.positions}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+        if not 0.0 <= self.neftune < math.inf:
+            raise ValueError(f"neftune={self.neftune} must not be negative or infinite")
         if (self.init == "mup") != (self.base_width is not None):
             raise ValueError("init=mup and base_width go together; give both or neither")
         for letter, part in self.parts.items():

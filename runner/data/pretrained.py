@@ -14,7 +14,8 @@ from runner.machine.errors import ConfigError
 
 _FILES = ["*.json", "*.safetensors", "*.jinja"]
 _DETERMINED = ("model", "tokenizer")
-_KEPT = ("model.dropout", "model.z_loss", "tokenizer.kind", "tokenizer.eos_token")
+_OF_TRAINING = ("dropout", "z_loss", "neftune")
+_KEPT = (*(f"model.{name}" for name in _OF_TRAINING), "tokenizer.kind", "tokenizer.eos_token")
 
 
 def pretrained_folder(init: str) -> Path:
@@ -45,8 +46,8 @@ def pretrained_folder(init: str) -> Path:
 def with_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return a composed node with model and tokenizer replaced by those of its `init`, if any.
 
-    What a pretrained folder does not determine (dropout, z-loss) stays as composed, and so does
-    `tokenizer.eos_token` with tokenizer.kind=folder.
+    What a pretrained folder does not determine (dropout, z-loss, NEFTune) stays as composed, and
+    so does `tokenizer.eos_token` with tokenizer.kind=folder.
 
     Raises:
         ConfigError: the folder's model or tokenizer cannot be used.
@@ -63,7 +64,7 @@ def with_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"init: {error}") from error
     model = plain(cfg, target=True)
     composed = node["model"] if node["model"].get("_target_") == model["_target_"] else {}
-    model |= {name: composed[name] for name in ("dropout", "z_loss") if name in composed}
+    model |= {name: composed[name] for name in _OF_TRAINING if name in composed}
     given = node["tokenizer"] if node["tokenizer"].get("kind") == "folder" else {}
     eos = given.get("eos_token") or _eos_token(folder)
     tokenizer = {
