@@ -54,11 +54,13 @@ def token_loss(
     return out if isinstance(out, TokenLoss) else _loss_of(out, targets)
 
 
-def logits(model: Any, tokens: Tensor, *, documents: Tensor | None = None) -> Tensor:
+def logits(
+    model: Any, tokens: Tensor, *, documents: Tensor | None = None, noise: Any = None
+) -> Tensor:
     """Return the logits of a batch, [batch, seq, vocab]; for the arguments see `token_loss`."""
     names = _parameters(type(_unwrapped(model)).forward)
-    takes_documents = names is None or "documents" in names
-    passed = {"documents": documents} if documents is not None and takes_documents else {}
+    optional = {"documents": documents, "noise": noise}
+    passed = {k: v for k, v in optional.items() if v is not None and (names is None or k in names)}
     result: Tensor = model(tokens, **passed)
     return result
 

@@ -14,6 +14,7 @@ __all__ = [
     "recall",
     "recall_config",
     "sources",
+    "special_tokens",
     "synthetic",
     "synthetic_config",
     "tokenizer_folder",

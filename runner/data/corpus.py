@@ -7,15 +7,16 @@ corpus     tokenizer, samples(seq, seed), held_out(seq, batch, max_tokens)
            optional: bytes_per_counted_byte, statistics(seq) -> {name: number} for the journal
 source     of data.sources: documents() -> texts; optional: content_hash() -> hash, weight
 tokenizer  config.build(documents) -> Tokenizer
-           optional: planned_vocab_size(), needs_text(), content_hash() -> hash
+           optional: planned_vocab_size(), needs_text(), content_hash() -> hash, named_tokens()
 Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() -> JSON whose
            "_target_" names a class with loads(text) -> Tokenizer; optional: bytes_per_id(),
-           encode_with_special(text) -> ids, encode_pieces(texts) -> [ids], bos, ends
+           encode_with_special(text) -> ids, encode_pieces(texts) -> [ids], bos, ends,
+           token_ids
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.machine.system_errors import reading
@@ -60,10 +61,19 @@ def bytes_per_counted_byte(corpus: Any) -> float:
     return float(getattr(corpus, "bytes_per_counted_byte", 1.0))
 
 
-def planned_vocab_size(tokenizer: Any) -> int | None:
-    """Return the vocabulary size of a tokenizer's config, None if it depends on the text."""
+def planned_vocab_size(tokenizer: Any, added: Sequence[str] = ()) -> int | None:
+    """Return the vocabulary size of a tokenizer's config, None if it depends on the text.
+
+    Args:
+        added: special tokens that a task needs; those that the tokenizer lacks count.
+    """
     planned = getattr(tokenizer, "planned_vocab_size", None)
-    return planned() if planned is not None else None
+    size: int | None = planned() if planned is not None else None
+    if size is None or not added:
+        return size
+    named = getattr(tokenizer, "named_tokens", None)
+    known = named() if named is not None else ()
+    return size + sum(name not in known for name in added)
 
 
 def needs_text(tokenizer: Any) -> bool:
@@ -149,6 +159,12 @@ def prompt_ids(tokenizer: Any, text: str) -> list[int]:
 def end_ids(tokenizer: Any) -> tuple[int, ...]:
     """Return the ids that end a text that a model generates; default: `eos`."""
     return tuple(getattr(tokenizer, "ends", ())) or (tokenizer.eos,)
+
+
+def token_id(tokenizer: Any, name: str) -> int | None:
+    """Return the id of the special token `name` (`<mask>`), None if the tokenizer has none."""
+    known: Mapping[str, int] = getattr(tokenizer, "token_ids", {})
+    return known.get(name)
 
 
 def token_texts(tokenizer: Any) -> list[str]:

@@ -19,6 +19,7 @@ from runner.machine.text_files import read_json, read_text
 _CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
 _GENERATION, _TEMPLATE = "generation_config.json", "chat_template.jinja"
 
+MASK = "<mask>"  # our name of the mask token, whatever its text is
 _MODEL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Where tokenizer_config.json does not name it, the class of transformers does.
@@ -39,12 +40,14 @@ class FolderFiles:
         ends: the ids that end a generated text, in the folder's order.
         files: the parsed content of the folder's further files by name; text of a template.
         model_ids: the ids of special tokens in config.json, by key.
+        mask: the mask token of a masked-diffusion model.
     """
 
     bos: str | None = None
     ends: tuple[int, ...] = ()
     files: Mapping[str, Any] = field(default_factory=dict)
     model_ids: Mapping[str, Any] = field(default_factory=dict)
+    mask: str | None = None
 
 
 def read_folder(folder: Path) -> FolderFiles:
@@ -63,7 +66,8 @@ def read_folder(folder: Path) -> FolderFiles:
     model = read_object(folder / "config.json") if (folder / "config.json").exists() else {}
     model_ids = {key: model[key] for key in model if key in _MODEL_IDS}
     ends = files.get(_GENERATION, {}).get("eos_token_id", model_ids.get("eos_token_id"))
-    return FolderFiles(named_token(folder, "bos_token"), as_ids(ends), files, model_ids)
+    bos, mask = named_token(folder, "bos_token"), named_token(folder, "mask_token")
+    return FolderFiles(bos, as_ids(ends), files, model_ids, mask)
 
 
 def as_ids(given: int | list[int] | None) -> tuple[int, ...]:
@@ -73,7 +77,7 @@ def as_ids(given: int | list[int] | None) -> tuple[int, ...]:
 
 
 def named_token(folder: Path, name: str) -> str | None:
-    """Return the text of the special token `name` (bos_token, eos_token), None if there is none."""
+    """Return the text of the special token `name`, such as bos_token; None if there is none."""
     config, legacy = (
         read_object(folder / file) if (folder / file).exists() else {} for file in (_CONFIG, _MAP)
     )

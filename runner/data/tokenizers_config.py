@@ -48,6 +48,14 @@ class TokenizerConfig:
         """Return the vocabulary size, None if it depends on the text."""
         return 257 if self.kind == "bytes" else self.vocab_size
 
+    def named_tokens(self) -> tuple[str, ...]:
+        """Return the special tokens, by our names, that a task need not add."""
+        from runner.data.tokenizer_folder import MASK, named_token  # noqa: PLC0415
+
+        if self.kind != "folder" or named_token(Path(str(self.path)), "mask_token") is None:
+            return ()
+        return (MASK,)
+
     def numerics_with(self, model: Any) -> int:
         """Return the numerics revision, whatever the model.
 

@@ -9,7 +9,7 @@ import torch
 from runner.data.corpus import Sample, bytes_per_counted_byte
 from runner.records.contracts import Trained
 
-_BITS = "bits_per_byte"
+_BITS, _STDERR = "bits_per_byte", "_stderr"
 
 
 @torch.no_grad()
@@ -43,6 +43,8 @@ def validate(trained: Trained) -> dict[str, float]:
         total, number = ranks.sum(total), ranks.sum(number)
         if name.endswith(_BITS):
             number = math.log(2) * max(1.0, number * bytes_per_counted_byte(corpus))
+        if name.endswith(_STDERR):
+            total = math.sqrt(total)
         measures[name] = total / number if number else math.nan
     return measures | {"val_tokens": int(ranks.sum(tokens))}
 

@@ -18,7 +18,7 @@ from models.config import config, configs_in, execution, execution_keys, plain
 from models.config import target_class as named_class
 from runner.data.corpus import planned_vocab_size
 from runner.machine.errors import ConfigError
-from runner.records.contracts import check, reads
+from runner.records.contracts import added_tokens, check, reads
 from runner.records.earlier_configs import upgrade_config
 from runner.records.inputs import InputConfig
 
@@ -198,9 +198,11 @@ def _cross_check(run: RunConfig) -> None:
         if run.train is not None:
             run.train.check(run.resources.num_processes)
         if run.tokenizer is not None and run.train is not None:
-            vocab, seq = planned_vocab_size(run.tokenizer), run.train.sequence_length
+            vocab = planned_vocab_size(run.tokenizer, added_tokens(run.task))
+            seq = run.train.sequence_length
             check(run.model, vocab or 1, seq)
             check(run.data, run.tokenizer, seq)
+            check(run.task, run)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

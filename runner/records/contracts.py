@@ -63,7 +63,12 @@ class Work(Protocol):
 
 
 class TaskConfig(Protocol):
-    """The config of a Task, `conf/task/x.yaml`."""
+    """The config of a Task, `conf/task/x.yaml`.
+
+    Optional:
+        tokens: names of the special tokens that it adds to the vocabulary (default: none).
+        check: raise ValueError if it does not fit the run, given as RunConfig.
+    """
 
     def build(self, model: Any, tokenizer: Any, inputs: Inputs) -> "Task":
         """Return the task for `model`, which is neither wrapped (DDP, FSDP) nor compiled."""
@@ -84,7 +89,8 @@ class Task(Protocol):
     def validate(self, model: Any, batch: Batch) -> Mapping[str, tuple[float, float]]:
         """Return {name: (sum, count)} of a batch; the run logs total sum / total count per name.
 
-        Where a name ends with `bits_per_byte`, sums are in nats and counts in bytes.
+        Where a name ends with `bits_per_byte`, sums are in nats and counts in bytes. Where it ends
+        with `_stderr`, sums are of variances, and the run logs sqrt(total sum) / total count.
         """
 
 
@@ -150,6 +156,11 @@ def measure(task: Any) -> Measure:
     """Return (name, "min" or "max") of the value that chooses the best checkpoint."""
     value: Measure = getattr(task, "measure", ("val_loss", "min"))
     return value
+
+
+def added_tokens(task: Any) -> tuple[str, ...]:
+    """Return the names of the special tokens that a task's config adds to the vocabulary."""
+    return tuple(getattr(task, "tokens", ()))
 
 
 def draw(task: Any, model: Any, batches: Sequence[Batch], noise: "NoiseKey") -> Sequence[Batch]:

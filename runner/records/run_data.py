@@ -6,7 +6,7 @@ from typing import Any
 
 from runner.machine.errors import DataError
 from runner.records.config import RunConfig
-from runner.records.contracts import Inputs
+from runner.records.contracts import Inputs, added_tokens
 from runner.records.inputs import PREFIX, output_file, read_files, read_numbers, sha256
 from runner.records.journal import Journal
 
@@ -36,7 +36,13 @@ def build_corpus(cfg: RunConfig, inputs: Inputs, hashes: list[str], journal: Jou
         data = replace(data, weights=None)
     if sources:
         data = replace(data, sources=tuple(sources))
-    return data.build(cfg.tokenizer, Path(cfg.root) / "data_cache", hashes)
+    corpus = data.build(cfg.tokenizer, Path(cfg.root) / "data_cache", hashes)
+    added = added_tokens(cfg.task)
+    if not added:
+        return corpus
+    from runner.data.special_tokens import with_tokens  # noqa: PLC0415
+
+    return with_tokens(corpus, added)
 
 
 def _read(reference: str, inputs: Inputs, journal: Journal | None) -> Path:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from models.config import config
 from runner.data.corpus import planned_vocab_size
-from runner.records.contracts import Inputs, Outcome
+from runner.records.contracts import Inputs, Outcome, added_tokens
 
 if TYPE_CHECKING:
     from runner.machine.ranks import Ranks
@@ -23,7 +23,7 @@ class TrainWork:
         """Return the budget of the run, None while the size of the vocabulary is unknown."""
         from runner.records.budget import budget  # noqa: PLC0415
 
-        vocab = planned_vocab_size(run.tokenizer)
+        vocab = planned_vocab_size(run.tokenizer, added_tokens(run.task))
         return None if vocab is None else budget(run, vocab)
 
     def run(
@@ -51,7 +51,7 @@ class EvaluateWork:
         """Return the budget of 0 steps, None while the size of the vocabulary is unknown."""
         from runner.records.budget import budget  # noqa: PLC0415
 
-        vocab = planned_vocab_size(run.tokenizer)
+        vocab = planned_vocab_size(run.tokenizer, added_tokens(run.task))
         return None if vocab is None else budget(run, vocab, steps=0)
 
     def run(
