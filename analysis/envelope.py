@@ -110,10 +110,10 @@ def envelope(
         bootstraps,
         seed,
     )
-    points, names = _lowest(lines, size, grid), [name for name, _ in groups]
+    points, names = _lowest(lines, size, grid), np.array([name for name, _ in groups])
     shown = pd.DataFrame({"run": np.repeat(names, _POINTS), "n": np.repeat(size, _POINTS)})
     shown = shown.assign(flops=np.tile(grid, len(runs)), loss=lines.ravel()).dropna()
-    points["run"] = [names[i] for i in points["run"]]
+    points["run"] = names[points["run"]]
     exponents = _exponents(points[points["used"]], slope - float(np.nan_to_num(bias)), moved)
     unused = float(1 - points["used"].mean())
     return Envelope(points, shown.reset_index(drop=True), exponents, unused, bias)

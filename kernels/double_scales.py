@@ -63,11 +63,12 @@ def quantise_ms_eden(
     scales = round_nearest((peak / (EDEN_ELEMENT * outer)).clamp(max=E4M3.max), E4M3)
     scales = torch.where(scales == 0, 1.0, scales)
     elements = round_elements(blocks, scales, outer, None)
+    factor = torch.ones_like(outer) if as_in_code else outer
     if as_in_code:
         scaled = blocks / (scales * outer)
-        exact, rounded, factor = scaled * scaled, scaled * elements, 1.0
+        exact, rounded = scaled * scaled, scaled * elements
     else:  # elements * scales and products of bf16 are exact, so that the sums alone round
-        exact, rounded, factor = blocks * blocks, blocks * (elements * scales), outer
+        exact, rounded = blocks * blocks, blocks * (elements * scales)
     correction = _summed(exact, x, wide) / (_summed(rounded, x, wide) * factor)
     correction = torch.where(correction.isfinite() & (correction > 0), correction, 1.0)
     parts = (group // block[0], 1) if block[1] == 1 else (1, group // block[1])

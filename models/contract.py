@@ -148,8 +148,8 @@ def read(
         return result
     added = torch.full_like(state.lengths, tokens.shape[1]) if counts is None else counts
     steps = [
-        model(token, state=state, counts=(added > index).to(added.dtype))
-        for index, token in enumerate(tokens.split(1, dim=1))
+        model(token[:, None], state=state, counts=(added > index).to(added.dtype))
+        for index, token in enumerate(tokens.unbind(1))
     ]
     return torch.stack(steps, dim=1)
 
