@@ -1,19 +1,21 @@
 """Prompts and output of `espalier generate`: lists, files, streaming and the interactive mode."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from runner.data.chat_template import ChatTemplate
-from runner.generate.generate import Completion
+from runner.generate.denoising import Denoising
+from runner.generate.generate import Completion, Settings
 from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
 from runner.machine.errors import ConfigError, DataError
 from runner.machine.text_files import as_text, json_lines
 
 _ROWS = 16  # continued at a time
+_TOKENS = 200  # added to a prompt by default
 
 
 class PromptCompleter:
@@ -25,10 +27,11 @@ class PromptCompleter:
         chat: a prompt is what a user says, and is put into the tokenizer's chat template.
         system: with `chat`, the message before it.
         slide: truncate a prompt longer than the context to its last tokens.
-        **sampling: the arguments of `Sampling`.
+        **settings: those of `Sampling`, or of `Denoising` where the model fills in a canvas; None
+            is the default.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range, or does nothing with this model.
     """
 
     def __init__(
@@ -43,18 +46,18 @@ class PromptCompleter:
         chat: bool = False,
         system: str | None = None,
         slide: bool = False,
-        **sampling: Any,
+        **settings: Any,
     ) -> None:
         if n < 1 or (beams > 1 and n > beams):
             raise ConfigError(
                 f"n={n} must be at least 1, and at most beams={beams} where there are several"
             )
-        try:
-            self.sampling = Sampling(**sampling)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
         self.n, self.beams, self.slide = n, beams, slide
         self.generator = TextGenerator(folder, average=average, dtype=dtype, compiled=compiled)
+        given = {name: value for name, value in settings.items() if value is not None}
+        self.sampling = settings_of(self.generator, given)
+        if beams > 1 and not isinstance(self.sampling, Sampling):
+            raise ConfigError(f"--beams {beams}: a canvas has no beams; leave the option out")
         self.template = ChatTemplate(self.generator.tokenizer) if chat else None
         self.before = [{"role": "system", "content": system}] if system is not None else []
 
@@ -72,6 +75,7 @@ class PromptCompleter:
     def complete(self, prompts: Sequence[str]) -> Iterator[tuple[str, Completion]]:
         """Yield (prompt, completion), `n` times for each prompt."""
         if self.beams > 1:
+            assert isinstance(self.sampling, Sampling)
             for prompt in prompts:
                 best = self.generator.beam_search(self._text(prompt), self.sampling, self.beams)
                 yield from ((prompt, completion) for completion in best[: self.n])
@@ -104,6 +108,26 @@ class PromptCompleter:
             except (ConfigError, DataError) as error:
                 write(f"error: {error}")
             write("\n")
+
+
+def settings_of(generator: TextGenerator, given: Mapping[str, Any]) -> Settings:
+    """Return the settings that are given, of the kind that a model takes.
+
+    Raises:
+        ConfigError: a value is out of range, or this model has no such setting.
+    """
+    kind, most = generator.settings, _TOKENS
+    if kind is Denoising:  # a canvas does not slide
+        most = min(most, max(1, generator.context // 2))
+    known = {field.name for field in fields(kind)}
+    unknown = [f"--{name.replace('_', '-')}" for name in given if name not in known]
+    if unknown:
+        way = "fills in a masked canvas" if kind is Denoising else "adds one token after the other"
+        raise ConfigError(f"{', '.join(unknown)} does nothing: this model {way}; leave it out")
+    try:
+        return kind(**{"max_new_tokens": most, **given})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def read_prompts(file: Path) -> list[str]:

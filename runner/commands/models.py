@@ -31,7 +31,10 @@ def generate(
         Path | None,
         typer.Option(exists=True, help='JSON lines, {"prompt": ...} each; prints JSON lines too.'),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="The most tokens to add.")] = 200,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="The most tokens to add (default: 200; of a canvas half the context)."),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Divides the logits; 0 is greedy.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample from the K most likely tokens.")] = None,
     top_p: Annotated[
@@ -45,8 +48,27 @@ def generate(
         typer.Option(help="Drop tokens less than P times as likely as the most likely one."),
     ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: tokens of the text so far become less likely.")
-    ] = 1.0,
+        float | None, typer.Option(help="Above 1: tokens of the text so far become less likely.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Masked diffusion: forward passes (default: one for each token)."),
+    ] = None,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(
+            help="Masked diffusion: what is revealed first: origin, maskgit_plus, topk_margin, "
+            "entropy (default), low_confidence or random."
+        ),
+    ] = None,
+    block: Annotated[
+        int | None,
+        typer.Option(help="Masked diffusion: fill in so many tokens at a time, left to right."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Masked diffusion: reveal all tokens at least so confident."),
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this string; may be repeated.")
     ] = None,
@@ -139,6 +161,10 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        steps=steps,
+        algorithm=algorithm,
+        block=block,
+        threshold=threshold,
         stop=tuple(stop or ()),
         seed=seed,
     )

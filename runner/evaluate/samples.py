@@ -9,7 +9,7 @@ from runner.evaluate.config import SamplesConfig
 from runner.evaluate.scores import repetition
 from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
-from runner.records.contracts import Trained
+from runner.records.contracts import Trained, strategy
 
 
 def sample(cfg: SamplesConfig, trained: Trained, step: int) -> dict[str, float]:
@@ -20,16 +20,23 @@ def sample(cfg: SamplesConfig, trained: Trained, step: int) -> dict[str, float]:
     """
     tokenizer, run = trained.corpus.tokenizer, trained.cfg
     ids = prompt_ids(tokenizer, cfg.prompt)
-    prompt = torch.tensor(ids)
-    sampling = Sampling(max_new_tokens=cfg.tokens, temperature=0.8, seed=run.seed)
+    context = run.train.sequence_length
+    own = strategy(run.task, trained.model, tokenizer, context)
+    if own is None:
+        how = Sampling(max_new_tokens=cfg.tokens, temperature=0.8, seed=run.seed)
+    else:  # a canvas does not slide
+        ids = ids[-max(1, context // 2) :]
+        canvas = min(cfg.tokens, context - len(ids))
+        how = own.settings(max_new_tokens=canvas, temperature=0.8, ends=(), seed=run.seed)
     (done,) = generate(
         trained.model,
-        [prompt.to(trained.ranks.device)],
-        sampling,
-        context=run.train.sequence_length,
+        [torch.tensor(ids, device=trained.ranks.device)],
+        how,
+        context=context,
         decode=tokenizer.decode,
         ends=(),
         slide=True,
+        strategy=own,
     )
     if trained.folder is not None:
         with open(trained.folder / "samples.txt", "a", encoding="utf-8") as stream:

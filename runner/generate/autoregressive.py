@@ -10,6 +10,7 @@ from models.cache import State
 from runner.generate.choosing import History, choose
 from runner.generate.decoding_batch import DecodingBatch, prefill
 from runner.generate.request import Event, Request
+from runner.generate.sampling import Sampling
 from runner.generate.text_row import Decode, TextRow
 
 _MAX_LOGITS = 1 << 27  # elements in the logits of one forward pass
@@ -50,6 +51,11 @@ class Autoregressive:
 
     def check(self, request: Request) -> None:
         """See `Strategy`."""
+        if not isinstance(request.how, Sampling):
+            raise ValueError(
+                "an autoregressive model samples token after token and fills in no canvas; give "
+                "Sampling settings (espalier generate: without --steps, --algorithm, --block)"
+            )
         ids, vocab, first = request.prompt, self.model.vocab_size, request.score_from
         if len(ids) == 0:
             raise ValueError("the prompt is empty; give at least one token")
@@ -69,6 +75,7 @@ class Autoregressive:
     def admit(self, request: Request) -> TextRow:
         """See `Strategy`."""
         how, prompt = request.how, request.prompt
+        assert isinstance(how, Sampling)
         ends = self.ends if how.ends is None else how.ends
         size, device = self.model.vocab_size, self._batch.device
         history = History(how, ends, prompt, request.constraint, size, device)

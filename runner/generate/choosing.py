@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels.philox import gumbel
+from runner.generate.denoising import Denoising
 from runner.generate.request import Constraint, Top
 from runner.generate.sampling import Sampling
 
@@ -185,7 +186,7 @@ def _with_noise(
 
 
 def truncate(
-    scores: Float[Tensor, "batch vocab"], hows: Sequence[Sampling]
+    scores: Float[Tensor, "batch vocab"], hows: Sequence[Sampling | Denoising]
 ) -> Float[Tensor, "batch vocab"]:
     """Return the scores with -inf where top-k, top-p or min-p of a row drops a token."""
     cut = [

@@ -7,10 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from runner.generate.autoregressive import Autoregressive
-from runner.generate.engine import Engine
+from runner.generate.denoising import Denoising
+from runner.generate.engine import Engine, Strategy
 from runner.generate.request import Event, Finish, Request
 from runner.generate.sampling import Sampling
-from runner.generate.text_row import Decode, TextRow
+from runner.generate.text_row import Decode
+
+Settings = Sampling | Denoising
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Completion:
 def generate(
     model: Any,
     prompts: Sequence[Tensor],
-    sampling: Sampling | Sequence[Sampling],
+    sampling: Settings | Sequence[Settings],
     *,
     context: int,
     decode: Decode,
@@ -62,6 +65,7 @@ def generate(
     compiled: bool = False,
     invariant: bool = False,
     rows: int | None = None,
+    strategy: Strategy[Any] | None = None,
 ) -> list[Completion]:
     """Return a completion of each prompt.
 
@@ -81,6 +85,7 @@ def generate(
         invariant: compute in one shape whatever else is generated, so that no bit of a completion
             depends on the other prompts, given the same `rows`.
         rows: the most prompts that are continued at a time (None: all).
+        strategy: how the model generates, instead of one token after the other.
 
     Raises:
         ValueError: a prompt is empty, has an id that the model does not know, or is longer than
@@ -96,6 +101,7 @@ def generate(
         rows=len(prompts) if rows is None else rows,
         compiled=compiled,
         invariant=invariant,
+        strategy=strategy,
     )
     requests = requests_of(engine, prompts, sampling, slide=slide, separate=separate)
     return list(completions(engine, requests, on_text))
@@ -110,8 +116,11 @@ def make_engine(
     rows: int,
     compiled: bool = False,
     invariant: bool = False,
-) -> Engine[TextRow]:
+    strategy: Strategy[Any] | None = None,
+) -> Engine[Any]:
     """Return an engine for throughput, whose texts may outgrow the context; see `generate`."""
+    if strategy is not None:
+        return Engine(strategy, rows=rows, overflow="reread")
     strategy = Autoregressive(
         model,
         context=context,
@@ -126,7 +135,7 @@ def make_engine(
 def requests_of(
     engine: Engine[Any],
     prompts: Sequence[Tensor],
-    sampling: Sampling | Sequence[Sampling],
+    sampling: Settings | Sequence[Settings],
     *,
     slide: bool = False,
     separate: bool = False,
@@ -136,7 +145,7 @@ def requests_of(
     Raises:
         ValueError: it cannot run one.
     """
-    samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+    samplings = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts)
     requests = []
     for index, (prompt, how) in enumerate(zip(prompts, samplings, strict=True)):
         ids = (prompt[-engine.strategy.context :] if slide else prompt).tolist()

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from runner.generate.denoising import Denoising
 from runner.generate.sampling import Sampling
 
 Finish = Literal["", "stop", "length", "cancelled", "error"]
@@ -24,7 +25,7 @@ class Request:
     Args:
         id: its name, unique among the requests that an engine holds.
         prompt: ids, at least one.
-        how: sampling parameters. `max_new_tokens=0` generates nothing.
+        how: sampling parameters, or those of denoising. `max_new_tokens=0` generates nothing.
         score_from: give the log-probabilities of the prompt's tokens from this index on, at least
             1 (None: of none).
         constraint: called before every choice with the new ids so far; returns a mask [vocab] of
@@ -35,7 +36,7 @@ class Request:
 
     id: str
     prompt: Sequence[int]
-    how: Sampling
+    how: Sampling | Denoising
     score_from: int | None = None
     constraint: Constraint | None = None
     separate: bool = False

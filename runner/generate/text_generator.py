@@ -13,6 +13,7 @@ from runner.data.corpus import encode_with_special, end_ids, prompt_ids
 from runner.generate.beam import beam_search
 from runner.generate.generate import (
     Completion,
+    Settings,
     completions,
     generate,
     make_engine,
@@ -20,6 +21,8 @@ from runner.generate.generate import (
 )
 from runner.generate.sampling import Sampling
 from runner.machine.errors import ConfigError
+from runner.records.cells import load_cell
+from runner.records.contracts import strategy
 from runner.records.trained_model import load_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,6 +37,10 @@ class TextGenerator:
         dtype: of the weights: fp32, bf16 or fp16.
         compiled: decode by a compiled step.
 
+    Attributes:
+        strategy: how the model generates (None: one token after the other).
+        settings: the class of a request's settings.
+
     Raises:
         ConfigError: `dtype` is not one of these.
     """
@@ -47,9 +54,12 @@ class TextGenerator:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.compiled = compiled
         self.model = for_inference(model.to(device, DTYPES[dtype]), compiled=compiled)
+        task = load_cell(folder).config.task
+        self.strategy = strategy(task, self.model, self.tokenizer, self.context)
+        self.settings = getattr(self.strategy, "settings", Sampling)
 
     def generate(
-        self, prompts: Sequence[str | None], sampling: Sampling | Sequence[Sampling], **more: Any
+        self, prompts: Sequence[str | None], sampling: Settings | Sequence[Settings], **more: Any
     ) -> list[Completion]:
         """Return a continuation of each prompt (None: the beginning of a document).
 
@@ -61,13 +71,19 @@ class TextGenerator:
         with _as_config_error():
             ids = [self._ids(prompt) for prompt in prompts]
             return generate(
-                self.model, ids, sampling, compiled=self.compiled, **self._text_options(), **more
+                self.model,
+                ids,
+                sampling,
+                compiled=self.compiled,
+                strategy=self.strategy,
+                **self._text_options(),
+                **more,
             )
 
     def complete(
         self,
         prompts: Sequence[str],
-        samplings: Sequence[Sampling],
+        samplings: Sequence[Settings],
         *,
         rows: int,
         slide: bool = False,
@@ -79,7 +95,11 @@ class TextGenerator:
         """
         with _as_config_error():
             engine = make_engine(
-                self.model, rows=rows, compiled=self.compiled, **self._text_options()
+                self.model,
+                rows=rows,
+                compiled=self.compiled,
+                strategy=self.strategy,
+                **self._text_options(),
             )
             ids = [self._ids(prompt) for prompt in prompts]
             yield from completions(engine, requests_of(engine, ids, samplings, slide=slide))

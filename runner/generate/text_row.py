@@ -65,7 +65,7 @@ class TextRow:
         logits = logits[: len(targets)]
         chosen = logits.gather(1, torch.tensor(targets, device=logits.device)[:, None])[:, 0]
         logprobs = chosen - logits.logsumexp(dim=-1)
-        top = likeliest(logits, [self.request.how.top_logprobs] * len(logits))
+        top = likeliest(logits, [self.history.how.top_logprobs] * len(logits))
         old = self._scores
         self._scores = PromptScores(
             logprobs=(*old.logprobs, *logprobs.tolist()),

@@ -68,6 +68,7 @@ class TaskConfig(Protocol):
     Optional:
         tokens: names of the special tokens that it adds to the vocabulary (default: none).
         check: raise ValueError if it does not fit the run, given as RunConfig.
+        strategy: see the function `strategy`.
     """
 
     def build(self, model: Any, tokenizer: Any, inputs: Inputs) -> "Task":
@@ -161,6 +162,15 @@ def measure(task: Any) -> Measure:
 def added_tokens(task: Any) -> tuple[str, ...]:
     """Return the names of the special tokens that a task's config adds to the vocabulary."""
     return tuple(getattr(task, "tokens", ()))
+
+
+def strategy(task: Any, model: Any, tokenizer: Any, context: int) -> Any:
+    """Return how the model of a task's config generates, a `runner.generate.engine.Strategy`.
+
+    None, the default: one token after the other.
+    """
+    own = getattr(task, "strategy", None)
+    return own(model, tokenizer, context) if own is not None else None
 
 
 def draw(task: Any, model: Any, batches: Sequence[Batch], noise: "NoiseKey") -> Sequence[Batch]:

@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from models.config import config
+from runner.data.corpus import end_ids, token_id
 from runner.data.tokenizer_folder import MASK
 from runner.records.contracts import Inputs
 
 if TYPE_CHECKING:
+    from runner.generate.denoise import Denoise
     from runner.learn.tasks.diffusion import Diffusion
     from runner.records.config import RunConfig
 
@@ -82,3 +84,18 @@ class DiffusionConfig:
         from runner.learn.tasks.diffusion import Diffusion  # noqa: PLC0415
 
         return Diffusion(self, tokenizer)
+
+    def strategy(self, model: Any, tokenizer: Any, context: int) -> "Denoise":
+        """Return how the model generates: by filling in a masked canvas."""
+        from runner.generate.denoise import Denoise  # noqa: PLC0415
+
+        mask, ends = token_id(tokenizer, MASK), end_ids(tokenizer)
+        assert mask is not None
+        return Denoise(
+            model,
+            context=context,
+            decode=tokenizer.decode,
+            mask=mask,
+            ends=ends,
+            shift=self.shift,
+        )
