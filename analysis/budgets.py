@@ -12,10 +12,12 @@ from analysis.law import Array
 from analysis.laws import CHINCHILLA
 from analysis.minima import MIN_SIZES, robust_parabola
 from analysis.points import refuse
+from analysis.projection import variable_projection
 
 _SAME_BUDGET = 0.05  # natural log: budgets this close are one
 _MIN_POINTS = 8  # for a law
 _WINSOR = 3.0  # standard deviations: a residual beyond counts as one there
+_LEAST = 1e-3  # of a parameter that least squares puts at zero
 _OUTLIER = 4.0  # standard deviations
 
 
@@ -90,17 +92,18 @@ def budget_points(
 
 
 def fitted_law(points: pd.DataFrame) -> Array | None:
-    """Return the parameters [5] of a Chinchilla law fitted to all runs, None if there are few."""
+    """Return the parameters [5] of a Chinchilla law fitted to all runs, None if there are few.
+
+    The start is the law of least squares, whose search sees every exponent.
+    """
     if len(points) < _MIN_POINTS:
         return None
-    return fit(
-        points[["n", "d", "loss"]],
-        CHINCHILLA,
-        columns={},
-        loss="loss",
-        bootstraps=0,
-        starts=CHINCHILLA.start_grid()[::225],
-    ).theta
+    squares = variable_projection(*(points[name].to_numpy() for name in ("n", "d", "loss")))
+    start = np.maximum(squares["estimate"].to_numpy(), _LEAST)
+    named = dict(zip(squares["parameter"], start, strict=True))
+    theta = CHINCHILLA.theta({name: np.array([value]) for name, value in named.items()})
+    rows = points[["n", "d", "loss"]]
+    return fit(rows, CHINCHILLA, columns={}, loss="loss", bootstraps=0, starts=theta).theta
 
 
 def noise_of_runs(points: pd.DataFrame, law: Array | None) -> tuple[float, int]:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.fit import fit
+from analysis.budgets import fitted_law
 from analysis.law import Array
 from analysis.laws import CHINCHILLA
 
@@ -111,11 +111,10 @@ def _points(
 
 def _law(points: pd.DataFrame) -> Array | None:
     """Return the parameters of a Chinchilla law, None where there is none within its bounds."""
-    if len(points) <= len(CHINCHILLA.parameters) or points["n"].nunique() < _SHAPE:
+    if points["n"].nunique() < _SHAPE:
         return None
-    starts = CHINCHILLA.start_grid()[::225]
-    found = fit(points, CHINCHILLA, columns={}, loss="loss", bootstraps=0, starts=starts)
-    return None if CHINCHILLA.at_bound(found.theta) else found.theta
+    theta = fitted_law(points)
+    return None if theta is None or CHINCHILLA.at_bound(theta) else theta
 
 
 def _spreads(

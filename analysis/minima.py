@@ -119,11 +119,9 @@ def robust_parabola(x: Array, y: Array, inside: NDArray[np.bool_], noise: float)
     weights = inside.astype(float)
     for _ in range(10):
         weighted = design * weights[:, :, None]
-        normal = np.einsum("bmi,bmj->bij", weighted, design)
-        c: Array = np.linalg.solve(normal, np.einsum("bmi,bm->bi", weighted, y)[:, :, None])[
-            :, :, 0
-        ]
-        residual = np.abs(y - np.einsum("bmi,bi->bm", design, c))
+        turned = weighted.transpose(0, 2, 1)
+        c: Array = np.linalg.solve(turned @ design, turned @ y[:, :, None])[:, :, 0]
+        residual = np.abs(y - (design @ c[:, :, None])[:, :, 0])
         if not noise > 0 or (residual * inside <= _HUBER * noise).all():
             break
         weights = inside * np.minimum(1.0, _HUBER * noise / np.maximum(residual, 1e-300))
