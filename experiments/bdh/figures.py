@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from analysis import plots
 from analysis.paired import over_seeds
@@ -13,7 +14,6 @@ from analysis.runs import Runs
 
 NAME = "bdh"
 SERIES = ("BDH", "GPT, equal parameters", "GPT, equal FLOPs")
-DRAWS = 2000
 
 
 def series(row: "pd.Series[Any]") -> str:
@@ -26,14 +26,18 @@ def series(row: "pd.Series[Any]") -> str:
 def power_law(part: pd.DataFrame, x: str) -> tuple[float, float, float, float]:
     """Return (exponent, low, high, loss at x = 1) of loss against `x`.
 
-    The 95% interval comes from draws of one seed at each size.
+    The 95% interval is Student's t of the seeds about the mean of their size.
     """
     losses = np.log(part.pivot(index=x, columns="seed", values="val_loss"))
-    picks = np.random.default_rng(0).integers(losses.shape[1], size=(DRAWS, *losses.shape))
-    draws = np.take_along_axis(losses.to_numpy()[None], picks, axis=2).mean(axis=2)
-    low, high = np.quantile(np.polyfit(np.log(losses.index), draws.T, 1)[0], [0.025, 0.975])
-    slope, start = np.polyfit(np.log(losses.index), losses.mean(axis=1), 1)
-    return float(slope), float(low), float(high), float(np.exp(start))
+    log_x = np.log(losses.index.to_numpy(dtype=float))
+    slope, start = np.polyfit(log_x, losses.mean(axis=1), 1)
+    about = losses.sub(losses.mean(axis=1), axis=0).to_numpy()
+    free = about.size - len(about)
+    variance = (
+        np.square(about).sum() / free / about.shape[1] / np.square(log_x - log_x.mean()).sum()
+    )
+    half = float(stats.t.ppf(0.975, free) * np.sqrt(variance))
+    return float(slope), float(slope) - half, float(slope) + half, float(np.exp(start))
 
 
 def main(runs: Runs, folder: Path) -> list[Path]:
