@@ -46,7 +46,10 @@ def ablate(
     unpaired = unpaired_difference(table, key=key, baseline=value, metric=metric)
     print(paired.to_string(index=False))
     print(f"\nunpaired (Welch), all runs of a value, whatever their {', '.join(agree)}:")
-    print(unpaired.to_string(index=False), end="\n\n")
+    print(unpaired.to_string(index=False))
+    shared = f"unpaired intervals are too wide: runs share {', '.join(agree)}; see the paired ones"
+    doubts = [shared] if (paired["n"] > 0).any() else []
+    print(*doubts, sep="\n", end="\n\n")
     note = f"{len(table)} runs, {int(table[metric].isna().sum())} without {metric}"
     alone = paired.loc[paired["n"] == 0, "value"]
     if len(alone):
@@ -58,6 +61,7 @@ def ablate(
         "baseline": baseline,
         "differences": paired.to_dict(orient="records"),
         "unpaired_differences": unpaired.to_dict(orient="records"),
+        "doubts": doubts,
         POOLED: paired.attrs.get(POOLED),
     }
     finish(outputs, source, body, [("", figure, data, note)])

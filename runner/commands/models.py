@@ -274,8 +274,8 @@ def ngram(
     for name in ("val_loss", "val_bits_per_byte"):
         typer.echo(f"{name}: {results[name]:.4f}")
     for row in results.get("scores", []):
-        error = "" if row["stderr"] is None else f" +- {row['stderr']:.4f}"
-        typer.echo(f"{row['name']}: {row['value']:.4f}{error} ({row['n']} questions)")
+        error = "" if row["stderr"] is None else f", standard error {row['stderr']:.4f}"
+        typer.echo(f"{row['name']}: {row['value']:.4f} ({row['n']} questions{error})")
     if out is not None:
         out.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -392,9 +392,11 @@ def test_an_ablation_has_the_unpaired_comparison_beside_the_paired(tmp_path: Pat
     (paired,), (unpaired,) = report["differences"], report["unpaired_differences"]
     assert paired["difference"] == pytest.approx(unpaired["difference"])
     assert unpaired["low"] < paired["low"] < paired["high"] < unpaired["high"]
+    assert report["doubts"] == [line for line in done.output.splitlines() if "too wide" in line]
     apart = ["--where", "(precision == 'bf16') == (seed < 3)", "--out", tmp_path / "c.json"]
     alone = _call("ablate", tmp_path / "runs.csv", "--baseline", "precision=bf16", *apart)
     assert "no run of nvfp4 has a partner equal in seed" in alone.output
+    assert json.loads((tmp_path / "c.json").read_text())["doubts"] == []
     fewer = ["--where", "seed < 3", "--out", tmp_path / "b.json"]
     less = _call("ablate", tmp_path / "runs.csv", "--baseline", "precision=bf16", *fewer)
     assert "leaves 4 of 6 rows" in less.output
