@@ -36,6 +36,11 @@ _NEEDS = {
 }
 
 
+# TransformerEngine's backward passes in bf16: of the original operands, or of those of the forward
+# pass, dequantised.
+_OVERRIDES = {"high_precision": GemmRecipe(), "dequantized": GemmRecipe(dequantised=True)}
+
+
 class Unsupported(ValueError):
     """A recipe or a machine has no native path; the message says why."""
 
@@ -48,16 +53,29 @@ def recipe_of(recipe: LinearRecipe) -> tuple[str, dict[str, Any]]:
     """
     if recipe.fprop.plain:
         raise Unsupported("TransformerEngine quantises no backward pass alone")
-    forward_only = recipe.dgrad.plain and recipe.wgrad.plain
-    override = {"backward_override": "high_precision"} if forward_only else {}
+    override = _override(recipe)
     differences = []
     for name, arguments, theirs in published():
-        theirs = LinearRecipe(fprop=theirs.fprop) if forward_only else theirs
+        if override is not None:
+            backward = _OVERRIDES[override]
+            theirs = replace(theirs, dgrad=backward, wgrad=backward)
         difference = _difference(recipe, theirs)
+        if difference is None and override is not None and name == "DelayedScaling":
+            raise Unsupported("DelayedScaling quantises the backward pass too")
         if difference is None:
-            return name, arguments | override
+            return name, arguments | ({"backward_override": override} if override else {})
         differences.append((len(difference), difference))
     raise Unsupported(f"TransformerEngine has no such recipe: {min(differences)[1]}")
+
+
+def _override(recipe: LinearRecipe) -> str | None:
+    """Return TransformerEngine's word for a backward pass in bf16, None where it quantises."""
+    backward = (recipe.dgrad, recipe.wgrad)
+    if any(operand is not None for gemm in backward for operand in (gemm.left, gemm.right)):
+        return None
+    kept = {gemm.dequantised for gemm in backward}
+    words = [word for word, gemm in _OVERRIDES.items() if kept == {gemm.dequantised}]
+    return words[0] if words else None
 
 
 def refuse_capability(recipe: LinearRecipe, capability: tuple[int, int] | None) -> None:
@@ -321,4 +339,6 @@ def _difference(ours: LinearRecipe, theirs: LinearRecipe) -> str | None:
             parts.append(f"{gemm}.{right}")
         if (a.hadamard, a.hadamard and a.signs) != (b.hadamard, b.hadamard and b.signs):
             parts.append(f"{gemm}.hadamard")
+        if a.dequantised != b.dequantised:
+            parts.append(f"{gemm}.saved")
     return ", ".join(parts) or None

@@ -8,6 +8,7 @@ pass must be told of it.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from kernels.native import published
 from kernels.philox import Dice, NoiseKey
-from kernels.quantised_linear import Delayed, LinearRecipe, quantised_linear
+from kernels.quantised_linear import Delayed, GemmRecipe, LinearRecipe, quantised_linear
 
 _IN_FORWARD, _IN_BACKWARD = [0, 1], [2, 3, 4, 5]  # of kernels.quantised_linear.OPERANDS
 
@@ -28,8 +29,11 @@ def _ours(recipe: Any) -> LinearRecipe:
             getattr(getattr(recipe, key), "name", getattr(recipe, key)) == value
             for key, value in arguments.items()
         )
-        if same:
+        if same and recipe.backward_override is None:
             return ours
+        if same:
+            backward = GemmRecipe(dequantised=recipe.backward_override == "dequantized")
+            return replace(ours, dgrad=backward, wgrad=backward)
     raise AssertionError(f"no recipe of ours is {recipe}")
 
 

@@ -60,6 +60,13 @@ def test_a_recipe_is_transformer_engines_with_its_knobs(name: str, compose: Comp
 
 
 X, W = (f"precision.fprop.{operand}" for operand in "xw")
+UNQUANTISED = [
+    f"precision.{operand}.{key}"
+    for operand in ("dgrad.g", "dgrad.w", "wgrad.g", "wgrad.x")
+    for key in ("format=compute", "scale=null")
+]
+OURS = ("quartet2", "tetrajet_v2", "ufp4", "averis")
+KEPT = [f"precision.{gemm}.saved=quantised" for gemm in ("dgrad", "wgrad")]
 FOUR_OVER_SIX = [f"{key}.four_over_six=true" for key in (X, W)]
 
 
@@ -73,6 +80,10 @@ FOUR_OVER_SIX = [f"{key}.four_over_six=true" for key in (X, W)]
         (
             ["precision=nvfp4_forward", *FOUR_OVER_SIX, f"{W}.e4m3_max=256"],
             {"nvfp4_4over6": "all", "nvfp4_4over6_e4m3_use_256": "weights"},
+        ),
+        (
+            ["precision=nvfp4_forward", *KEPT],
+            {"backward_override": "dequantized", "disable_2d_quantization": False},
         ),
         (
             [
@@ -89,7 +100,7 @@ FOUR_OVER_SIX = [f"{key}.four_over_six=true" for key in (X, W)]
         ),
     ],
 )
-def test_row_scales_and_four_over_six_are_knobs_of_its_recipe(
+def test_row_scales_four_over_six_and_kept_operands_are_knobs_of_its_recipe(
     overrides: list[str], knobs: dict[str, Any], compose: Compose
 ) -> None:
     kind, arguments = recipe_of(_linear(compose, *overrides))
@@ -106,6 +117,13 @@ def test_row_scales_and_four_over_six_are_knobs_of_its_recipe(
         ),
         (["precision=nvfp4", f"{X}.row_scaled=true"], "no such recipe"),
         (["precision=mxfp4"], "no such recipe"),
+        (["precision=nvfp4", *KEPT], r"no such recipe: dgrad\.saved, wgrad\.saved"),
+        (["precision=nvfp4_forward", KEPT[0]], r"no such recipe: .*dgrad\.saved"),
+        (
+            ["precision=fp8_delayed", *UNQUANTISED],
+            "DelayedScaling quantises the backward pass too",
+        ),
+        *(([f"precision={name}"], "no such recipe") for name in OURS),
         (["precision=nvfp4_backward"], "no backward pass alone"),
         (["precision=nvfp4", "precision.wgrad.hadamard=32"], r"no such recipe: wgrad\.hadamard"),
         (["precision=nvfp4", "precision.fprop.x.quantile=0.999"], r"no such recipe: fprop\.x"),

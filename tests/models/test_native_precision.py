@@ -8,6 +8,7 @@ import torch
 
 from kernels import native
 from kernels.philox import NoiseKey
+from kernels.quantiser import Quantiser
 from models.decoder_config import DecoderConfig
 from models.language_model import LanguageModel
 from models.precision import Precision
@@ -68,6 +69,30 @@ def test_recomputed_activations_are_those_of_the_engines_recipe(
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
     assert not [call for call in engine.calls if call[0] == "NoneType"]
     assert sum(again for _, again in engine.calls) == len(engine.calls) // 2
+
+
+def test_a_backward_pass_of_kept_operands_is_that_of_the_dequantised_ones(
+    engine: FakeEngine, compose: Compose
+) -> None:
+    """TransformerEngine's backward_override=dequantized; each GEMM against bf16 by hand."""
+    kept = [f"precision.{gemm}.saved=quantised" for gemm in ("dgrad", "wgrad")]
+    precision, model = _prepared(compose, "precision=nvfp4_forward", *kept)
+    layer = next(m for m in model.modules() if getattr(m, "native", None))
+    x = torch.randn(32, 64).bfloat16().requires_grad_()
+    precision.begin(0, 10)
+    with precision.autocast(NoiseKey(seed=0, step=0, samples=torch.arange(2))):
+        y = layer(x)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    made, weight = (
+        Quantiser(format="nvfp4", block=block)(tensor.detach()).dequantise().bfloat16()
+        for block, tensor in (((1, 16), x), ((16, 16), layer.weight))
+    )
+    assert torch.equal(x.grad, grad @ weight)
+    torch.testing.assert_close(layer.weight.grad, grad.float().T @ made.float())
+    assert {row.format for row in precision.table if row.operand == "wgrad.x"} >= {
+        "bf16 of quantised fprop.x"
+    }
 
 
 def test_activations_in_fp32_reach_the_engine_in_bf16(engine: FakeEngine, compose: Compose) -> None:
