@@ -98,18 +98,18 @@ class DecodingBatch:
         """
         if self.fixed_rows is None:
             self._give_up(keep)
-        tokens = torch.zeros(len(self._names), 1, dtype=torch.int64)
-        counts = torch.zeros(len(self._names), dtype=torch.int64)
-        places = [self._names.index(name) for name in newest]
-        tokens[places, 0] = torch.tensor(list(newest.values()))
-        counts[places] = 1
-        whole = len(places) == len(self._names) and self.fixed_rows is None
         assert self._state is not None
-        unread = None if whole else counts.to(self.device)
-        logits = read(self._step, tokens.to(self.device), self._state, counts=unread)
-        if places != list(range(len(self._names))):
-            logits = logits[torch.tensor(places, device=self.device)]
-        return at_least_fp32(logits)
+        # A free row has no name, and None is none of `newest`.
+        tokens = torch.tensor([[newest.get(name, 0)] for name in self._names], device=self.device)  # type: ignore[call-overload]
+        counts = None
+        if len(newest) < len(self._names) or self.fixed_rows is not None:
+            unread = [int(name in newest) for name in self._names]
+            counts = torch.tensor(unread, device=self.device)
+        logits = at_least_fp32(read(self._step, tokens, self._state, counts=counts))
+        if list(newest) == self._names:
+            return logits
+        places = {name: place for place, name in enumerate(self._names)}
+        return logits[torch.tensor([places[name] for name in newest], device=self.device)]
 
     def num_bytes(self) -> int:
         """Return the size of the state."""
