@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,8 +21,8 @@ import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import Tensor
 
+from models.config import couples_samples
 from models.language_model import LanguageModel
 from runner.data.benchmark_files import specify
 from runner.data.corpus import encode_with_special, end_ids, prompt_ids, start_id
@@ -31,12 +31,15 @@ from runner.evaluate import code_execution as code
 from runner.evaluate.config import HarnessConfig
 from runner.evaluate.generation_settings import sampling_of
 from runner.evaluate.sandbox import choose_wall
-from runner.generate.generate import generate
+from runner.generate.engine import Engine
+from runner.generate.generate import completions, make_engine
+from runner.generate.request import Request
+from runner.generate.sampling import Sampling
+from runner.generate.text_row import TextRow
 from runner.machine import storage
 from runner.machine.errors import ConfigError
 from runner.records.contracts import Trained
 
-_MAX_LOGITS = 1 << 27  # elements in the logits of one forward pass
 _SCHEMA = 1
 Context = Callable[[], AbstractContextManager[None]]
 
@@ -55,8 +58,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         context: int,
         batch_size: int = 16,
         autocast: Context = nullcontext,
+        shares_prefixes: bool = True,
     ) -> None:
         super().__init__()
+        self.shares_prefixes = shares_prefixes
         self.model, self.tokenizer, self.context = model, tokenizer, context
         self.rows_per_batch, self.autocast = batch_size, autocast
         self._device = next(model.parameters()).device  # the field behind `device` of lm-eval
@@ -87,41 +92,43 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         pairs = [(context, continuation) for _, context, continuation in requests]
         return self.score(pairs)
 
-    @torch.no_grad()
     def score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Return the log-likelihood (nats) of each continuation and whether it is greedy.
 
+        What several pairs of a batch begin with is read once.
+
         Args:
-            pairs: ids of context and continuation. The longest pairs are scored first.
+            pairs: ids of context and continuation. The longest contexts are scored first.
         """
-        rows = [(*context, *continuation)[-(self.context + 1) :] for context, continuation in pairs]
         self.num_requests += len(pairs)
         self.num_truncated += sum(len(a) + len(b) > self.context + 1 for a, b in pairs)
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]), *pairs[i]))
         scored: dict[int, tuple[float, bool]] = {}
-        while len(scored) < len(order):
-            longest = len(rows[order[len(scored)]])
-            fitting = _MAX_LOGITS // (longest * self.tokenizer.vocab_size)
-            size = max(1, min(self.rows_per_batch, fitting))
-            batch = order[len(scored) : len(scored) + size]
-            logits = self._logits([rows[i][:-1] for i in batch])
-            for i, row_logits in zip(batch, logits, strict=True):
-                end = len(rows[i]) - 1
-                length = min(len(pairs[i][1]), end)
-                targets = torch.tensor(rows[i][end + 1 - length :], device=row_logits.device)
-                logprobs = torch.log_softmax(row_logits[end - length : end], dim=-1)
-                nats = logprobs.gather(1, targets[:, None]).sum()
-                scored[i] = float(nats), bool((logprobs.argmax(dim=-1) == targets).all())
-        return [scored[i] for i in range(len(rows))]
-
-    def _logits(self, rows: list[tuple[int, ...]]) -> Tensor:
-        """Return logits [batch, seq, vocab]; behind the end of a row they are of padding."""
-        tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
-        padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(self._device)
         with self.autocast():
-            logits = self.model(padded)
-        assert isinstance(logits, Tensor)
-        return logits.float()
+            for event in self._engine().run(self._scored(i, *pairs[i]) for i in order):
+                index, scores = int(event.id), event.prompt_scores
+                assert scores is not None
+                targets = pairs[index][1][-len(scores.best) :]
+                scored[index] = sum(scores.logprobs), list(scores.best) == targets
+        return [scored[i] for i in range(len(pairs))]
+
+    def _scored(self, number: int, context: list[int], continuation: list[int]) -> Request:
+        """Return the request for the scores of a continuation."""
+        ids = (*context, *continuation)[-(self.context + 1) :]
+        first = max(1, len(ids) - len(continuation))
+        how = Sampling(max_new_tokens=0)
+        return Request(id=str(number), prompt=ids, how=how, score_from=first)
+
+    def _engine(self) -> Engine[TextRow]:
+        tokenizer = self.tokenizer
+        return make_engine(
+            self.model,
+            context=self.context,
+            decode=tokenizer.decode,
+            ends=end_ids(tokenizer),
+            rows=self.rows_per_batch,
+            shares_prefixes=self.shares_prefixes,
+        )
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -146,30 +153,23 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the continuation of each context up to the first of its stop strings."""
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].args[0]))
-        texts: dict[int, str] = {}
-        for first in range(0, len(order), self.rows_per_batch):
-            batch = order[first : first + self.rows_per_batch]
-            samplings = [sampling_of(requests[i].args[1], self.tokenizer, i) for i in batch]
-            prompts = []
-            for i, sampling in zip(batch, samplings, strict=True):
-                ids = prompt_ids(self.tokenizer, requests[i].args[0])
-                room = max(1, self.context // 2, self.context - sampling.max_new_tokens)
-                self.num_requests += 1
-                self.num_truncated += len(ids) > room
-                prompts.append(torch.tensor(ids[-room:], dtype=torch.int64))
-            with self.autocast():
-                completions = generate(
-                    self.model,
-                    prompts,
-                    samplings,
-                    context=self.context,
-                    decode=self.tokenizer.decode,
-                    ends=end_ids(self.tokenizer),
-                    separate=True,
-                )
-            for i, sampling, done in zip(batch, samplings, completions, strict=True):
-                texts[i] = _until(self.tokenizer.decode(done.ids), sampling.stop)
+        wanted = [self._generated(i, *requests[i].args) for i in order]
+        with self.autocast():
+            done = list(completions(self._engine(), wanted))
+        texts = {
+            int(request.id): _until(self.tokenizer.decode(one.ids), request.how.stop)
+            for request, one in zip(wanted, done, strict=True)
+        }
         return [texts[i] for i in range(len(requests))]
+
+    def _generated(self, number: int, context: str, settings: Mapping[str, Any]) -> Request:
+        """Return the request for the continuation of a context."""
+        how = sampling_of(settings, self.tokenizer, number)
+        ids = prompt_ids(self.tokenizer, context)
+        room = max(1, self.context // 2, self.context - how.max_new_tokens)
+        self.num_requests += 1
+        self.num_truncated += len(ids) > room
+        return Request(id=str(number), prompt=ids[-room:], how=how, separate=True)
 
 
 def _until(text: str, stop: Sequence[str]) -> str:
@@ -226,6 +226,7 @@ def run_benchmarks(cfg: HarnessConfig, trained: Trained, step: int) -> dict[str,
         context=trained.cfg.train.sequence_length,
         batch_size=cfg.batch_size,
         autocast=trained.precision.autocast,
+        shares_prefixes=not _couples(trained),
     )
     report = evaluate(model, cfg, suffix=trained.suffix)
     if trained.folder is not None:
@@ -233,6 +234,13 @@ def run_benchmarks(cfg: HarnessConfig, trained: Trained, step: int) -> dict[str,
         if trained.scored is not None:
             report.write(*trained.scored)
     return report.values
+
+
+def _couples(trained: Trained) -> bool:
+    """Return whether what a row's numbers are depends on the other rows of its forward pass."""
+    run = trained.cfg
+    length = run.train.sequence_length
+    return any(couples_samples(part, length) for part in (run.model, run.precision))
 
 
 def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Report:

@@ -11,9 +11,8 @@ from runner.generate.choosing import History, choose
 from runner.generate.decoding_batch import DecodingBatch, prefill
 from runner.generate.request import Event, Request
 from runner.generate.sampling import Sampling
+from runner.generate.scoring import MAX_LOGITS, score_prompts
 from runner.generate.text_row import Decode, TextRow
-
-_MAX_LOGITS = 1 << 27  # elements in the logits of one forward pass
 
 
 class Autoregressive:
@@ -27,6 +26,7 @@ class Autoregressive:
         fixed_rows: compute with so many rows and a state of `context` tokens whatever runs, so that
             no bit of a request depends on the others; at least the `rows` of the engine.
         compiled: decode by a compiled step; it needs `fixed_rows`.
+        shares_prefixes: read once what several scored prompts begin with; see `score_prompts`.
 
     Raises:
         ValueError: `compiled` without `fixed_rows`.
@@ -41,11 +41,13 @@ class Autoregressive:
         ends: Sequence[int] = (),
         fixed_rows: int | None = None,
         compiled: bool = False,
+        shares_prefixes: bool = True,
     ) -> None:
         if compiled and fixed_rows is None:
             raise ValueError("compiled=True needs a batch of one shape; give fixed_rows")
         self.model, self.context = model, context
         self.decode, self.ends, self.fixed_rows = decode, tuple(ends), fixed_rows
+        self.shares_prefixes = shares_prefixes
         self._batch = DecodingBatch(model, context, fixed_rows, compiled=compiled)
         self._unread: dict[str, TextRow] = {}
 
@@ -86,11 +88,17 @@ class Autoregressive:
     @torch.no_grad()
     def read(self, rows: Sequence[TextRow], most: int | None) -> list[Event]:
         """See `Strategy`."""
+        scored = [row for row in rows if row.is_only_scored]
+        if most is not None or self.fixed_rows is not None:
+            scored = []
         groups: dict[Hashable, list[TextRow]] = {}
         for row in rows:
+            if row in scored:
+                continue
             groups.setdefault(self._group(row, most), []).append(row)
         chosen = list(groups.values())[: None if most is None else 1]
         events = {event.id: event for group in chosen for event in self._read_together(group, most)}
+        events |= {event.id: event for event in self._score_together(scored)}
         return [events[row.request.id] for row in rows if row.request.id in events]
 
     @torch.no_grad()
@@ -163,7 +171,7 @@ class Autoregressive:
         """Read a piece of a prompt whose tokens are scored from `row.unscored` on."""
         assert row.unscored is not None
         ids, state, begun = row.unread_ids[:piece], row.state, 0
-        most = max(1, _MAX_LOGITS // self.model.vocab_size)
+        most = max(1, MAX_LOGITS // self.model.vocab_size)
         while begun < piece:
             unneeded = row.unscored - 1 - (row.num_read + begun)  # their logits predict no score
             every = unneeded <= 0
@@ -176,6 +184,15 @@ class Autoregressive:
             begun += size
         assert state is not None
         return logits, state
+
+    def _score_together(self, rows: Sequence[TextRow]) -> list[Event]:
+        """Score prompts that nothing is read of, as many at once as there are."""
+        if rows:
+            score_prompts(self.model, rows, shared=self.shares_prefixes)
+        for row in rows:
+            del self._unread[row.request.id]
+            row.unread, row.unscored = 0, None
+        return [row.end_unread() for row in rows]
 
     def _enter(
         self, group: Sequence[TextRow], logits: Tensor, state: State, places: list[int]

@@ -140,7 +140,7 @@ class Engine(Generic[R]):
     def check(self, request: Request) -> None:
         """Raise ValueError if the request can never run here: its prompt, length or settings."""
         self.strategy.check(request)
-        prompt, new = len(request.prompt), request.how.max_new_tokens
+        prompt, new = request.num_read, request.how.max_new_tokens
         context = self.strategy.context
         if prompt > context:
             raise ValueError(
@@ -223,7 +223,7 @@ class Engine(Generic[R]):
             self._ended = []
 
     def _needs(self, request: Request) -> int:
-        needed = len(request.prompt) + request.how.max_new_tokens
+        needed = request.num_read + request.how.max_new_tokens
         return min(needed, self.strategy.context)
 
     def _admit(self) -> None:

@@ -116,9 +116,13 @@ def make_engine(
     rows: int,
     compiled: bool = False,
     invariant: bool = False,
+    shares_prefixes: bool = True,
     strategy: Strategy[Any] | None = None,
 ) -> Engine[Any]:
-    """Return an engine for throughput, whose texts may outgrow the context; see `generate`."""
+    """Return an engine for throughput, whose texts may outgrow the context.
+
+    For the arguments see `generate` and `Autoregressive`.
+    """
     if strategy is not None:
         return Engine(strategy, rows=rows, overflow="reread")
     strategy = Autoregressive(
@@ -128,6 +132,7 @@ def make_engine(
         ends=tuple(ends),
         fixed_rows=rows if compiled or invariant else None,
         compiled=compiled,
+        shares_prefixes=shares_prefixes,
     )
     return Engine(strategy, rows=rows, overflow="reread")
 

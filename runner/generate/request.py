@@ -41,6 +41,11 @@ class Request:
     constraint: Constraint | None = None
     separate: bool = False
 
+    @property
+    def num_read(self) -> int:
+        """The number of tokens of the prompt that are read; the last predicts nothing by itself."""
+        return len(self.prompt) if self.how.max_new_tokens else max(1, len(self.prompt) - 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptScores:

@@ -29,7 +29,7 @@ class TextRow:
         before = () if request.separate else request.prompt
         generates = request.how.max_new_tokens > 0
         self.stream = TextStream(decode, request.how.stop, before) if generates else None
-        self.tokens = list(request.prompt)
+        self.tokens = list(request.prompt[: request.num_read])
         self.unread = len(self.tokens)
         self.state: State | None = None
         self.unscored = request.score_from
@@ -56,6 +56,11 @@ class TextRow:
         """Whether there is nothing to generate and nothing to score."""
         scored = self.unscored is None or self.unscored >= len(self.request.prompt)
         return self.num_left == 0 and scored
+
+    @property
+    def is_only_scored(self) -> bool:
+        """Whether the prompt is to be scored, nothing of it is read, and nothing is generated."""
+        return self.num_left == 0 and not self.is_idle and self.num_read == 0
 
     def score(self, logits: Float[Tensor, "seq vocab"]) -> None:
         """Score the next tokens of the prompt; `logits` predict them."""

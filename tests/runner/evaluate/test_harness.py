@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
+from models.linear_attention_config import LinearAttentionConfig
 from runner.data.benchmark_files import SHIPPED, content_hash, specify
 from runner.data.tokenizers import ByteTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
@@ -73,6 +75,58 @@ def test_log_likelihoods_are_those_of_a_direct_pass(model: Decoder, batch: int) 
     likeliest = _ask(harness, "generate_until", ("abc", {"until": [], "max_gen_toks": 3}))[0]
     if len(likeliest.encode()) == len(likeliest) == 3:
         assert _ask(harness, "loglikelihood", ("abc", likeliest))[0][1]
+
+
+def _scored_whole(model: Any, context: list[int], ending: list[int]) -> tuple[float, bool]:
+    """A pair alone, in one pass over all of it."""
+    ids = torch.tensor([[*context, *ending]])
+    own = torch.log_softmax(model(ids[:, :-1])[0, -len(ending) :], dim=-1)
+    nats = own.gather(1, torch.tensor(ending)[:, None]).sum()
+    return float(nats), own.argmax(dim=-1).tolist() == ending
+
+
+class _Stateless(Decoder):
+    start = None  # type: ignore[assignment]
+
+    def forward(self, tokens: torch.Tensor) -> Any:  # type: ignore[override]
+        return super().forward(tokens)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["attention", "recurrent", "stateless", "coupled"])
+def test_what_several_choices_begin_with_is_read_once_at_equal_scores(
+    model: Decoder, kind: str
+) -> None:
+    if kind == "recurrent":
+        parts = {"x": LinearAttentionConfig(kind="gated_delta", chunk=8)}
+        cfg = DecoderConfig(depth=2, width=32, num_heads=2, pattern="xf", parts=parts)
+        model = cfg.build(257, 3)
+    if kind == "stateless":
+        weights, model = model.state_dict(), _Stateless(model.cfg, 257)
+        model.load_state_dict(weights)
+    shots, rng = list(range(40)), random.Random(0)
+    pairs = [
+        ([*shots, *rng.choices(range(257), k=10 + question)], rng.choices(range(257), k=2 + choice))
+        for question in range(3)
+        for choice in range(4)
+    ]
+    pairs = [(pairs[4 * (i // 4)][0], ending) for i, (_, ending) in enumerate(pairs)]
+    read: list[int] = []
+    hook = model.embedding.register_forward_pre_hook(lambda _, args: read.append(args[0].numel()))
+    harness = HarnessModel(
+        model, BYTES, context=64, batch_size=12, shares_prefixes=kind != "coupled"
+    )
+    scores = harness.score(pairs)
+    hook.remove()
+    for (nats, greedy), pair in zip(scores, pairs, strict=True):
+        assert (nats, greedy) == _approximately(*_scored_whole(model, *pair))
+    shares = kind in ("attention", "recurrent")
+    # The shots less their last token, the rest of three questions, twelve endings, padded.
+    assert sum(read) == (40 + 3 * 11 + 12 * 5 if shares else 12 * (40 + 12 + 5 - 1))
+
+
+def _approximately(nats: float, greedy: bool) -> tuple[Any, bool]:
+    return pytest.approx(nats, abs=1e-5), greedy
 
 
 @torch.no_grad()

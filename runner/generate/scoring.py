@@ -1,0 +1,107 @@
+"""Scores of many prompts at once; what several of them begin with is read once.
+
+Prompts are grouped by what precedes their first scored token: the choices of a question are one
+group. The beginning of all groups is read once, then the rest of each group's, then each prompt's
+own tokens, in one pass each.
+
+Shape legend: rows, groups, seq.
+"""
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.at_least_fp32 import at_least_fp32
+from models.cache import State
+from models.contract import logits, read, start
+from models.text_state import TextState
+from runner.generate.text_row import TextRow
+
+_WORTH = 0.8  # of the tokens of a plain pass: three passes have their own cost
+MAX_LOGITS = 1 << 27  # elements in the logits of one forward pass
+
+Ids = Sequence[int]
+
+
+def score_prompts(model: Any, rows: Sequence[TextRow], *, shared: bool) -> None:
+    """Score the prompts of rows that nothing is read of.
+
+    Args:
+        shared: read a common beginning once. False for a model whose forward pass couples the rows
+            of a batch, where it would change the scores.
+    """
+    groups: dict[tuple[int, ...], list[TextRow]] = {}
+    for row in rows:
+        assert row.unscored is not None
+        groups.setdefault(tuple(row.request.prompt[: row.unscored - 1]), []).append(row)
+    longest = max(len(row.request.prompt) - 1 for row in rows)
+    if shared and _tokens_of(groups) < _WORTH * len(rows) * longest:
+        state = start(model, 1, longest)
+        if not isinstance(state, TextState):
+            _score_groups(model, groups, state)
+            return
+    _score_anew(model, rows)
+
+
+def _tokens_of(groups: dict[tuple[int, ...], list[TextRow]]) -> int:
+    """Return the number of tokens read if each group's beginning is read once, with padding."""
+    own = [len(row.request.prompt) - 1 - len(ids) for ids, group in groups.items() for row in group]
+    return len(groups) * max(map(len, groups)) + len(own) * max(own)
+
+
+def _score_groups(model: Any, groups: dict[tuple[int, ...], list[TextRow]], state: State) -> None:
+    device, beginnings = state.lengths.device, list(groups)
+    trunk = _common(beginnings) if len(beginnings) > 1 else 0
+    if trunk:
+        read(model, torch.tensor([beginnings[0][:trunk]], device=device), state)
+    state = state.select(torch.zeros(len(beginnings), dtype=torch.int64, device=device))
+    rest = [ids[trunk:] for ids in beginnings]
+    if any(rest):
+        tokens, counts = _padded(rest, device)
+        read(model, tokens, state, counts=counts)
+    owners = [index for index, group in enumerate(groups.values()) for _ in group]
+    state = state.select(torch.tensor(owners, device=device))
+    rows = [row for group in groups.values() for row in group]
+    own = [
+        row.request.prompt[len(beginnings[owner]) : -1]
+        for row, owner in zip(rows, owners, strict=True)
+    ]
+    tokens, counts = _padded(own, device)
+    size = max(1, MAX_LOGITS // (len(rows) * model.vocab_size))
+    for first in range(0, tokens.shape[1], size):
+        piece = tokens[:, first : first + size]
+        left = (counts - first).clamp(min=0, max=piece.shape[1])
+        scores = at_least_fp32(read(model, piece, state, counts=left, every=True))
+        for row, row_scores, count in zip(rows, scores, left.tolist(), strict=True):
+            if count:
+                row.score(row_scores[:count])
+
+
+def _score_anew(model: Any, rows: Sequence[TextRow]) -> None:
+    """Score prompts by passes over the whole of each, the longest first."""
+    device = next(model.parameters()).device
+    left = sorted(rows, key=lambda row: -len(row.request.prompt))
+    while left:
+        fitting = MAX_LOGITS // (len(left[0].request.prompt) * model.vocab_size)
+        batch, left = left[: max(1, fitting)], left[max(1, fitting) :]
+        tokens, _ = _padded([row.request.prompt[:-1] for row in batch], device)
+        for row, scores in zip(batch, logits(model, tokens), strict=True):
+            assert row.unscored is not None
+            end = len(row.request.prompt) - 1
+            row.score(at_least_fp32(scores[row.unscored - 1 : end]))
+
+
+def _common(texts: Sequence[Ids]) -> int:
+    """Return the number of ids that all texts begin with."""
+    columns = zip(*texts, strict=False)
+    return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns))
+
+
+def _padded(texts: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return (ids [rows, seq], the number of each row's)."""
+    rows = [torch.tensor(ids, dtype=torch.int64) for ids in texts]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return padded.to(device), torch.tensor([len(ids) for ids in texts], device=device)
