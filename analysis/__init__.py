@@ -11,6 +11,7 @@ __all__ = [
     "defaults",
     "design",
     "envelope",
+    "envelope_bootstrap",
     "errors",
     "evaluation",
     "expressions",

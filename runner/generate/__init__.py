@@ -12,6 +12,7 @@ __all__ = [
     "request",
     "reveal",
     "sampling",
+    "scoring",
     "text_generator",
     "text_row",
     "text_stream",
