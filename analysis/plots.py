@@ -39,6 +39,7 @@ AXES = {
     "num_parameters": "parameters",
     "loss": "training loss (nats/token)",
     "val_loss": "validation loss (nats/token)",
+    "val_bound": "upper bound of the validation loss (nats/token)",
     "val_bits_per_byte": "validation loss (bits/byte)",
 }
 

@@ -18,8 +18,8 @@ _SEED = re.compile(r"(?i)(^|[^a-z])seeds?($|[^a-z])")
 _NAMES = re.compile(r"(?i)(^|[^a-z])(name|id|uuid|run|date|time|host|path)$")
 _OURS = ("fingerprint", "label", "state")  # of `analysis.runs`, in each of its tables
 _MEASURED = re.compile(  # but not grad_acc, init_std, max_norm or loss_weight
-    r"(?i)(loss|(?<!grad_)acc|accuracy|score|ppl|perplexity|bpb|bits_per_byte|nats|grad_norm|stderr"
-    r"|(^|_)time|seconds|hours|_per_s|wall_s|_ms|mfu|memory|_bytes|flops)$"
+    r"(?i)(loss|val_bound|(?<!grad_)acc|accuracy|score|ppl|perplexity|bpb|bits_per_byte|nats"
+    r"|grad_norm|stderr|(^|_)time|seconds|hours|_per_s|wall_s|_ms|mfu|memory|_bytes|flops)$"
 )
 _SHOWN = 3  # groups and columns named in a sentence
 

@@ -220,6 +220,14 @@ def test_the_default_figures_of_a_grid_follow_what_it_varies(tmp_path: Path) -> 
         "pareto",
         "lr_by_width",
     }
+    bounded = runs.table["seed"] == runs.table["seed"].min()
+    mine = runs.history["fingerprint"].isin(runs.table.loc[bounded, "fingerprint"])
+    runs.history.loc[mine & (runs.history["key"] == "val_loss"), "key"] = "val_bound"
+    runs.table["val_bound"] = runs.table["val_loss"].where(bounded)
+    runs.table.loc[bounded, "val_loss"] = float("nan")
+    both = {file.stem for file in default_figures(runs, tmp_path / "both")}
+    assert {"val_bound_by_step", "val_loss_by_step", "pareto", "pareto_val_bound"} <= both
+    assert set(pd.read_csv(tmp_path / "both" / "val_loss_by_step.csv")["n"]) == {1}
     dated = [f.name for f in tmp_path.glob("*.pdf") if b"CreationDate" in f.read_bytes()]
     assert not dated, "drawn again it differs"
 
