@@ -17,15 +17,14 @@ from analysis.law import Array
 
 _BOUNDS = [(0.0, 3.0)] * 2  # of the exponents, as of the law
 _GRID = np.linspace(0.05, 1.05, 11)
-_SINGULAR = 1e-7  # of the largest singular value: below it the points determine no parameters
 
 
 def variable_projection(n: Array, d: Array, loss: Array) -> pd.DataFrame:
     """Return a row for each of A, B, E, alpha, beta: estimate, se, low, high (95%), at_bound.
 
     The intervals are those of the law linearised at the estimate, with Student's t, in logarithms
-    of A and B. They are NaN where a parameter is at a bound, the points do not determine them, or
-    there are no more points than parameters.
+    of A and B. They are NaN where the points do not determine the parameters: one is at a bound,
+    the interval of an exponent reaches beyond one, or there are no more points than parameters.
 
     Args:
         n, d, loss: the points [M], positive.
@@ -40,6 +39,9 @@ def variable_projection(n: Array, d: Array, loss: Array) -> pd.DataFrame:
         deviation = _deviations(*logs, loss, best)
     positive = np.array([True, True, False, False, False])
     half = stats.t.ppf(0.975, max(1, free)) * deviation
+    reach = best[3:, None] + half[3:, None] * np.array([-1.0, 1.0])
+    if not (reach == np.clip(reach, *_BOUNDS[0])).all():
+        deviation, half = np.full(5, np.nan), np.full(5, np.nan)
     parameters.insert(2, "se", np.where(positive, best * deviation, deviation))
     parameters.insert(3, "low", np.where(positive, best * np.exp(-half), best - half))
     parameters.insert(4, "high", np.where(positive, best * np.exp(half), best + half))
@@ -52,9 +54,9 @@ def _deviations(n: Array, d: Array, loss: Array, best: Array) -> Array:
     slopes = np.stack([a, b, np.ones_like(n), -a * n, -b * d], axis=1) / loss[:, None]
     residual = (a + b + best[2]) / loss - 1
     _, singular, axes = np.linalg.svd(slopes / np.linalg.norm(slopes, axis=0))
-    if singular[-1] <= _SINGULAR * singular[0]:
-        return np.full(5, np.nan)
-    variance = np.square(axes / singular[:, None]).sum(axis=0) / np.square(slopes).sum(axis=0)
+    with np.errstate(divide="ignore"):
+        axes = axes / singular[:, None]
+    variance = np.square(axes).sum(axis=0) / np.square(slopes).sum(axis=0)
     result: Array = np.sqrt(variance * (residual @ residual) / (len(loss) - 5))
     return result
 

@@ -105,6 +105,11 @@ def test_variable_projection_agrees_and_keeps_coefficients_from_turning_negative
     assert (bound.set_index("parameter")["estimate"][["A", "B", "E"]] >= 0).all()
     assert bound["at_bound"].any()
     assert bound[["se", "low", "high"]].isna().all(axis=None)
+    table = table.assign(d=20 * table["n"])  # one column follows the other
+    table["loss"] = CHINCHILLA.predict(THETA, {"n": table["n"], "d": table["d"]})
+    table["loss"] *= np.exp(np.random.default_rng(0).normal(0.0, 1e-3, len(table)))
+    line = variable_projection(*(table[c].to_numpy() for c in ("n", "d", "loss")))
+    assert line[["se", "low", "high"]].isna().all(axis=None)
 
 
 def test_a_forecast_is_written_once_and_scored(tmp_path: Path) -> None:
