@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ class Trainer:
     def _step(self, batches: Iterator[Batch]) -> tuple[float, float]:
         step = self.progress.step
         micro = self._micro_batches(batches)
-        count = self.ranks.sum(sum(float(contracts.count(self.task, b)) for b in micro))
+        counts = [contracts.count(self.task, batch).double() for batch in micro]
+        count = self.ranks.add(reduce(torch.add, counts))
         factor = self.cfg.schedule.factor(step, self.steps)
         self.precision.begin(step, self.steps, seed=self.cfg.seed)
         total = torch.zeros((), device=self.device)
@@ -135,7 +137,7 @@ class Trainer:
                     model = self.wrapped if self.precision.probing else self.forward_model
                     out = self.task.loss(model, batch, noise)
                 # DDP averages over the ranks; times world is the sum that `count` divides.
-                torch.autograd.backward(out.total * (self.ranks.world / count))
+                torch.autograd.backward(out.total * (self.ranks.world / count).to(out.total.dtype))
             total += (out.nll.sum() if out.reported is None else out.reported).detach()
             for name, value in out.statistics.items():
                 share = value.detach() / len(micro)
@@ -148,7 +150,10 @@ class Trainer:
                 group["lr"] = group["base_lr"] * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return self.ranks.sum(float(total)) / count, float(norm)
+        # The host waits for the device here, once a step.
+        sums = torch.stack((self.ranks.add(total), count, norm.double()))
+        nats, targets, grad_norm = sums.tolist()
+        return nats / targets, grad_norm
 
     def _micro_batches(self, batches: Iterator[Batch]) -> Sequence[Batch]:
         """Return the micro-batches of a step on the device, as returned by the task's `draw`."""

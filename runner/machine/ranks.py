@@ -83,9 +83,14 @@ class Ranks:
         """Return the sum of `value` over ranks."""
         if self.world == 1:
             return value
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return float(tensor)
+        return float(self.add(torch.tensor(value, device=self.device, dtype=torch.float64)))
+
+    def add(self, value: Tensor) -> Tensor:
+        """Return the sum of a scalar over ranks, fp64 on the device: the host waits for nothing."""
+        total = value.double()
+        if self.world > 1:
+            dist.all_reduce(total := total.clone())
+        return total
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the mean over ranks of each scalar; all ranks call it with the same names."""
