@@ -115,9 +115,9 @@ class GridSweeper(CellSweeper):
             return self.launcher.launch(self.points(self.grid, arguments), initial_job_idx=0)
         cells = self.cells(arguments)
         binding = self.grid.adopt
-        if binding:
-            from rich.console import Console  # noqa: PLC0415
+        from rich.console import Console  # noqa: PLC0415
 
+        if binding:
             from runner.records.adopt import adopt  # noqa: PLC0415
 
             cell, keys = adopt(cells, binding["run"], binding.get("reason", ""))
@@ -130,6 +130,10 @@ class GridSweeper(CellSweeper):
             from runner.views.plan import show_plan  # noqa: PLC0415
 
             show_plan(cells, time_limited=isinstance(self.launcher, SlurmLauncher))
+            try:
+                self.launcher.backend().check(cells)
+            except ConfigError as error:  # planned here, launched elsewhere: no error yet
+                Console().print(f"a launch from here refuses them: {error}", soft_wrap=True)
             return None
         from runner.launch.launch import launch  # noqa: PLC0415
 
