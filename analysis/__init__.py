@@ -37,6 +37,7 @@ __all__ = [
     "pooling",
     "projection",
     "readme",
+    "records",
     "report",
     "resampling",
     "robustness",

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
+from analysis.records import no_numbers, parse_lines
+
 COLUMNS = ["fingerprint", "step", "key", "value"]
 _NOT_METRICS = {"step", "time", "attempt", "restored"}
 _VERSION = "2"  # of the reading rules; histories cached under another one are read again
@@ -57,17 +59,20 @@ def read_folder(file: Path, run: str) -> list[Part]:
     """Return the parts of one metrics.jsonl by the rules of docs/run-folder.md.
 
     Raises:
-        ValueError: a line is not JSON; file and line are named.
+        ValueError: a line is damaged; file and line are named.
     """
     if not file.exists():
         return []
     content = file.read_bytes().rpartition(b"\n")[0]
-    return _plain(content, run) or _by_rules(parse_lines(file, content), run)
+    return _plain(content, run) or _by_rules(parse_lines(file, content, _problem), run)
 
 
 def _plain(content: bytes, run: str) -> list[Part]:
     """Return the parts of a file of one attempt, in bulk; [] where the rules are needed."""
-    if not content or b'"restored"' in content:
+    lines = content.count(b"\n") + 1
+    if not content.startswith(b"{") or content.count(b"\n{") + 1 != lines:
+        return []  # Arrow reads a line that is `null` out of bounds
+    if b'"restored"' in content or content.count(b"}\n") + 1 != lines:
         return []
     try:
         table = pj.read_json(
@@ -75,7 +80,9 @@ def _plain(content: bytes, run: str) -> list[Part]:
         )
     except pa.ArrowInvalid:  # NaN and Infinity are Python's JSON only
         return []
-    if "step" not in table.column_names or table.num_rows != content.count(b"\n") + 1:
+    if "step" not in table.column_names or not pa.types.is_integer(table["step"].type):
+        return []
+    if table["step"].null_count or table.num_rows != lines:
         return []
     if "attempt" in table.column_names and len(table["attempt"].unique()) > 1:
         return []
@@ -95,29 +102,12 @@ def _plain(content: bytes, run: str) -> list[Part]:
     return parts
 
 
-def parse_lines(file: Path, content: bytes) -> list[dict[str, Any]]:
-    """Return the objects in `content`, the lines of a .jsonl file without a torn last one.
-
-    Args:
-        file: named in errors.
-
-    Raises:
-        ValueError: a line is not a JSON object; file and line are named.
-    """
-    lines = []
-    for number, text in enumerate(content.splitlines(), 1):
-        try:
-            line = json.loads(text or b"{}")
-        except ValueError:
-            line = None
-        if not isinstance(line, dict):
-            raise ValueError(
-                f"{file}, line {number}: {text[:40]!r} is not a JSON object; delete the line, "
-                "the others stand"
-            )
-        if line:
-            lines.append(line)
-    return lines
+def _problem(line: Any) -> str | None:
+    """Return what is wrong with a line of metrics, None if nothing is."""
+    problem = no_numbers(line)
+    if problem is None and not isinstance(line.get("restored", line.get("step")), int):
+        return "has no whole number as `step` or `restored`"
+    return problem
 
 
 def _by_rules(lines: Iterable[dict[str, Any]], run: str) -> list[Part]:

@@ -128,7 +128,8 @@ class Outputs:
         except (OSError, ValueError):
             return {}
         ours = isinstance(record, dict) and record.get("made_by") == self.made_by
-        return record if ours else {}
+        lists = [record.get(key, {}) for key in ("files", "earlier")] if ours else []
+        return record if lists and all(isinstance(files, dict) for files in lists) else {}
 
     def _listed(self) -> dict[str, str]:
         """Return the hashes of the files that earlier calls made."""

@@ -19,12 +19,20 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import ASKED
-from analysis.history import assemble, cached, last_values, parse_lines, read_folder
+from analysis.history import assemble, cached, last_values, read_folder
 from analysis.holder import alive
 from analysis.pooling import SETTINGS
+from analysis.records import NUMBER, Types, mismatch, no_numbers, parse_lines, parse_object
 
 SCHEMA = 1
 _ENDED = ("finished", "diverged", "failed", "interrupted")
+_MEMBER = {"fingerprint": str, "label": str}
+_CELL = {"schema": int, "science": dict}
+_LEASE: Types = {"host": str, "pid": int, "process_start": NUMBER}
+_EVALUATION = {"scores": list}
+_SCORE: Types = {"name": str, "task": str, "value": NUMBER, "n": int} | dict.fromkeys(
+    ("stderr", "version", "num_fewshot", "prompt_hash", "lm_eval"), object
+)
 _UPSTREAM = "upstream.run"
 _INPUT = re.compile(r"inputs\.[^.]+\.runs")
 
@@ -115,7 +123,7 @@ def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
 
     Raises:
         FileNotFoundError: there is no such sweep.
-        ValueError: a cell was written by a newer Espalier, or a line is not JSON.
+        ValueError: a cell was written by a newer Espalier, or a file is damaged; it is named.
     """
     listing = root / "sweeps" / sweep / "cells.jsonl"
     if not listing.exists():
@@ -185,7 +193,7 @@ class _Sciences:
     def _of(self, run: str) -> dict[str, Any]:
         if run not in self._read:
             file = self.root / "runs" / run / "cell.json"
-            cell = json.loads(file.read_bytes())
+            cell = parse_object(file, file.read_bytes(), _CELL)
             if cell["schema"] > SCHEMA:
                 raise ValueError(
                     f"{file} has schema {cell['schema']}, this analysis reads {SCHEMA}; "
@@ -205,8 +213,9 @@ class _Sciences:
 
 
 def _facts(folder: str, science: dict[str, Any]) -> dict[str, Any]:
-    facts = json.loads(_read(f"{folder}/summary.json") or "{}")
-    return {"state": _state(folder)} | science | facts | _scores(folder)  # type: ignore[no-any-return]
+    file = Path(folder, "summary.json")
+    facts = parse_object(file, _read(str(file)) or b"{}", {})
+    return {"state": _state(folder)} | science | facts | _scores(folder)
 
 
 def _scores(folder: str) -> dict[str, Any]:
@@ -218,8 +227,12 @@ def _scores(folder: str) -> dict[str, Any]:
     best: dict[str, tuple[tuple[int, float], dict[str, Any]]] = {}
     scores: dict[str, Any] = {}
     for file in sorted(Path(folder).glob("evals/*.json"), key=os.path.getmtime):
-        when, record = file.stat().st_mtime, json.loads(file.read_bytes())
-        scores |= record.get("values", {})
+        when, record = file.stat().st_mtime, parse_object(file, file.read_bytes(), _EVALUATION)
+        values = record.get("values", {})
+        problems = [no_numbers(values), *(mismatch(row, _SCORE) for row in record["scores"])]
+        if any(problems):
+            raise ValueError(f"{file}: a score {next(filter(None, problems))}; mend or remove it")
+        scores |= values
         for row in record["scores"]:
             rank = (row["n"], when)
             if row["name"] not in best or best[row["name"]][0] < rank:
@@ -237,7 +250,7 @@ def _scores(folder: str) -> dict[str, Any]:
 def _state(folder: str) -> str:
     """Return the state by rule 2 of docs/run-folder.md."""
     try:
-        names = sorted(os.listdir(f"{folder}/attempts"), reverse=True)
+        names = sorted(filter(str.isdigit, os.listdir(f"{folder}/attempts")), reverse=True)
     except FileNotFoundError:
         return "new"
     for name in names:
@@ -245,11 +258,13 @@ def _state(folder: str) -> str:
         lease = _read(f"{attempt}/lease.json")
         if lease is not None:
             file = attempt / "events.jsonl"
-            events = parse_lines(file, (_read(str(file)) or b"").rpartition(b"\n")[0])
+            content = (_read(str(file)) or b"").rpartition(b"\n")[0]
+            events = parse_lines(file, content, lambda line: mismatch(line, {"event": str}))
             ends = [line["event"] for line in events if line["event"] in _ENDED]
             if ends:
                 return str(ends[-1])
-            return "running" if alive(attempt, json.loads(lease)) else "interrupted"
+            holder = parse_object(attempt / "lease.json", lease, _LEASE)
+            return "running" if alive(attempt, holder) else "interrupted"
     return "new"
 
 
@@ -262,4 +277,5 @@ def _read(file: str) -> bytes | None:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    return parse_lines(file, file.read_bytes().rpartition(b"\n")[0])
+    content = file.read_bytes().rpartition(b"\n")[0]
+    return parse_lines(file, content, lambda line: mismatch(line, _MEMBER, {"choices": dict}))

@@ -17,10 +17,11 @@ from analysis.stores import from_mlflow
 from runner.grid.language import Axis
 from runner.launch.single import _print_metrics
 from runner.launch.study import Study, StudyConfig
-from runner.machine.errors import DataError
+from runner.machine.errors import DataError, StorageError
 from runner.records import metrics
-from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells, sweep_cells
+from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells
 from runner.records.new_checkpoints import last_evaluated
+from runner.records.sweep_cells import sweep_cells
 from runner.views.describe import describe
 from runner.views.mlflow import Uploader, embedded_uri, sync
 from runner.views.report import write_status_page
@@ -345,20 +346,21 @@ def test_a_line_that_is_not_json_is_named(cells: dict[str, Cell], tmp_path: Path
         write_run(cell, CASES[cell.label])
     file = both[0].folder / "metrics.jsonl"
     file.write_text(BROKEN)
-    message = re.escape(f"{file}, line 5: ")
+    message = re.escape(f"{file}, line 5 holds ")
     readers: list[Callable[[], object]] = [
         lambda: metrics.read(both[0].folder),
         lambda: metrics.latest(both[0].folder, "loss"),
         lambda: list(describe(both[0].folder)),
-        lambda: write_status_page(both, "s", tmp_path / "page.html", "", []),
         lambda: sync(tmp_path, ["s"], None),
     ]
     for reader in readers:
-        with pytest.raises(DataError, match=message):
+        with pytest.raises((DataError, StorageError), match=message):
             reader()
     with pytest.raises(ValueError, match=message):
         from_folders(tmp_path, "s", cache=False)
     stream = io.StringIO()
     Console(file=stream, width=500).print(LiveTable(both).render())
-    assert f"{file}, line 5: " in stream.getvalue()
-    assert "finished" in stream.getvalue()  # the other cell
+    write_status_page(both, "s", tmp_path / "page.html", "", [])
+    for shown in (stream.getvalue(), (tmp_path / "page.html").read_text()):
+        assert f"{file}, line 5 holds " in shown
+        assert "finished" in shown  # the other cell

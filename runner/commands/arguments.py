@@ -16,7 +16,17 @@ MODELS, MLFLOW, DISK = "Trained models", "MLflow", "Disk"
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
-Root = Annotated[Path, typer.Option(help="The folder of runs/, sweeps/ and mlflow/.")]
+
+def _root(given: Path) -> Path:
+    for folder in (given, given / "runs", given / "sweeps"):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--root {given}: {folder} is not a folder; name another root")
+    return given
+
+
+Root = Annotated[
+    Path, typer.Option(help="The folder of runs/, sweeps/ and mlflow/.", callback=_root)
+]
 
 
 def _name(given: str) -> str:
@@ -37,7 +47,7 @@ def chosen_cells(root: Path, name: str, prefixes: list[str] | None) -> "list[Cel
     Raises:
         ConfigError: there is none.
     """
-    from runner.records.cells import sweep_cells  # noqa: PLC0415
+    from runner.records.sweep_cells import sweep_cells  # noqa: PLC0415
 
     cells = sweep_cells(root, name)
     chosen = [c for c in cells if not prefixes or c.fingerprint.startswith(tuple(prefixes))]

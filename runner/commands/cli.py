@@ -93,9 +93,10 @@ def status(
     from rich.live import Live  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    from runner.records.cells import Cell, sweep_rows  # noqa: PLC0415
+    from runner.records.cells import Cell  # noqa: PLC0415
     from runner.records.drift import drifted  # noqa: PLC0415
     from runner.records.slurm_queue import queued  # noqa: PLC0415
+    from runner.records.sweep_cells import sweep_rows  # noqa: PLC0415
     from runner.views.table import LiveTable  # noqa: PLC0415
 
     cells = sweep_rows(root, name)
@@ -179,9 +180,9 @@ def diff(a: Reference, b: Reference, root: Root = Path(".")) -> None:
 @app.command(rich_help_panel=RUNS)
 def failures(name: Name, root: Root = Path(".")) -> None:
     """Group the failed cells of a sweep by cause, with the keys that they share."""
-    from runner.records.cells import sweep_cells  # noqa: PLC0415
     from runner.records.failures import clusters  # noqa: PLC0415
     from runner.records.slurm_queue import queued  # noqa: PLC0415
+    from runner.records.sweep_cells import sweep_cells  # noqa: PLC0415
 
     cells = sweep_cells(root, name)
     try:
@@ -224,10 +225,11 @@ def retry(
     from runner.launch.backends import last_backend  # noqa: PLC0415
     from runner.launch.launch import launch  # noqa: PLC0415
     from runner.launch.policy import load_policy  # noqa: PLC0415
-    from runner.records.cells import sweep_cells, with_execution  # noqa: PLC0415
+    from runner.records.cells import with_execution  # noqa: PLC0415
     from runner.records.config import parse_overrides  # noqa: PLC0415
     from runner.records.failures import CLASSES, MEMORY, cause_of, last_failure  # noqa: PLC0415
     from runner.records.names import sweep_folder  # noqa: PLC0415
+    from runner.records.sweep_cells import sweep_cells  # noqa: PLC0415
 
     wanted = {"oom": MEMORY}.get(cause or "", (cause,))
     if cause is not None and not set(wanted) <= set(CLASSES):

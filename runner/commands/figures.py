@@ -79,7 +79,7 @@ def report(
     """Write a self-contained HTML page: verdict, figures, results, cells, curves, failures."""
     from analysis.outputs import check_folder  # noqa: PLC0415
     from analysis.readme import story  # noqa: PLC0415
-    from runner.records.cells import sweep_rows  # noqa: PLC0415
+    from runner.records.sweep_cells import sweep_rows  # noqa: PLC0415
     from runner.views.report import is_status_page, write_status_page  # noqa: PLC0415
 
     file = out or root / "sweeps" / name / "report.html"

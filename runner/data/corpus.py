@@ -17,10 +17,12 @@ Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() ->
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from runner.machine.errors import DataError
 from runner.machine.system_errors import reading
-from runner.machine.text_files import as_text
+from runner.machine.text_files import as_text, read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,6 +178,21 @@ def token_texts(tokenizer: Any) -> list[str]:
 def tokenizer_hash(tokenizer: Any) -> str:
     """Return the hash of a tokenizer's `dumps`, 32 hex digits."""
     return hashlib.sha256(tokenizer.dumps().encode()).hexdigest()[:32]
+
+
+def load_tokenizer(file: Path) -> Any:
+    """Return the tokenizer whose `dumps` a file holds, one of ours or a user's class.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    text = read_text(file)
+    try:
+        return loads(text)
+    except Exception as error:  # whatever the class of the tokenizer raises
+        raise DataError(
+            f"{file} is no tokenizer that this installation reads ({error!r:.200}); restore it"
+        ) from error
 
 
 def loads(text: str) -> Any:

@@ -4,13 +4,18 @@ The folder determines model and tokenizer; its content, not its path, enters the
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from models.config import plain
-from runner.data.tokenizer_folder import as_ids, named_token, read_object
-from runner.machine.errors import ConfigError
+from runner.data.tokenizer_folder import as_ids, named_token
+from runner.data.tokenizers_config import TokenizerConfig
+from runner.machine.errors import ConfigError, DataError
+from runner.machine.text_files import read_text
+from runner.machine.typed_json import read_record
 
 _FILES = ["*.json", "*.safetensors", "*.jinja"]
 _DETERMINED = ("model", "tokenizer")
@@ -53,7 +58,7 @@ def with_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: the folder's model or tokenizer cannot be used.
     """
     if not node.get("init"):
-        return dict(node)
+        return _with_own_end(node)
     from models.pretrained import read_config  # noqa: PLC0415
 
     folder = pretrained_folder(str(node["init"]))
@@ -75,6 +80,23 @@ def with_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
         "vocab_size": vocab_size,
     }
     return {**node, "init": f"hf:{folder}", "model": model, "tokenizer": tokenizer}
+
+
+def _with_own_end(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a node whose tokenizer folder ends documents by the token that it names itself.
+
+    Not where one is given, or where it has the default one, which earlier runs are named by.
+    """
+    tokenizer = node.get("tokenizer")
+    if not isinstance(tokenizer, Mapping) or tokenizer.get("kind") != "folder":
+        return dict(node)
+    named = None
+    if "eos_token" not in tokenizer:
+        with suppress(DataError, ValueError):  # building the tokenizer says what is wrong
+            folder = Path(str(tokenizer.get("path"))).expanduser()
+            if json.dumps(TokenizerConfig.eos_token) not in read_text(folder / "tokenizer.json"):
+                named = named_token(folder, "eos_token")
+    return {**node, "tokenizer": {**tokenizer, "eos_token": named}} if named else dict(node)
 
 
 def refuse_determined(init: str | None, keys: Iterable[str]) -> None:
@@ -111,8 +133,8 @@ def _eos_token(folder: Path) -> str:
             f"init: {folder} holds no tokenizer.json; transformers writes it: "
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) with a fast tokenizer"
         )
-    ends = as_ids(read_object(folder / "config.json").get("eos_token_id"))
-    for added in read_object(file).get("added_tokens", []):
+    ends = as_ids(read_record(folder / "config.json").get("eos_token_id"))
+    for added in read_record(file).get("added_tokens", []):
         if added["id"] in ends[:1]:
             return str(added["content"])
     raise ConfigError(

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.machine.errors import DataError
-from runner.machine.text_files import read_json, read_text
+from runner.machine.text_files import read_text
+from runner.machine.typed_json import read_record
 
 _CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
 _GENERATION, _TEMPLATE = "generation_config.json", "chat_template.jinja"
@@ -59,11 +60,11 @@ def read_folder(folder: Path) -> FolderFiles:
     files: dict[str, Any] = {}
     for name in (_CONFIG, _MAP, _GENERATION):
         if (folder / name).exists():
-            files[name] = read_object(folder / name)
+            files[name] = read_record(folder / name)
     for file in sorted([folder / _TEMPLATE, *folder.glob("additional_chat_templates/*.jinja")]):
         if file.exists():
             files[str(file.relative_to(folder))] = read_text(file)
-    model = read_object(folder / "config.json") if (folder / "config.json").exists() else {}
+    model = read_record(folder / "config.json") if (folder / "config.json").exists() else {}
     model_ids = {key: model[key] for key in model if key in _MODEL_IDS}
     ends = files.get(_GENERATION, {}).get("eos_token_id", model_ids.get("eos_token_id"))
     bos, mask = named_token(folder, "bos_token"), named_token(folder, "mask_token")
@@ -79,7 +80,7 @@ def as_ids(given: int | list[int] | None) -> tuple[int, ...]:
 def named_token(folder: Path, name: str) -> str | None:
     """Return the text of the special token `name`, such as bos_token; None if there is none."""
     config, legacy = (
-        read_object(folder / file) if (folder / file).exists() else {} for file in (_CONFIG, _MAP)
+        read_record(folder / file) if (folder / file).exists() else {} for file in (_CONFIG, _MAP)
     )
     if "added_tokens_decoder" in config and config.get(name):
         legacy = {}
@@ -113,15 +114,3 @@ def adds_special_tokens(serialised: str) -> bool:
     }
     small = Tokenizer.from_str(json.dumps(data | parts | {"decoder": None}))
     return bool(small.num_special_tokens_to_add(is_pair=False))
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        DataError: the file holds no JSON object.
-    """
-    data = read_json(file)
-    if not isinstance(data, dict):
-        raise DataError(f"{file} holds a {type(data).__name__}, not a JSON object; restore it")
-    return data

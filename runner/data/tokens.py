@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
+from typing_extensions import TypedDict
 
 from models.config import plain, revision
 from runner.data.corpus import (
@@ -28,7 +30,7 @@ from runner.data.corpus import (
     content_hash,
     documents,
     encode_with_special,
-    loads,
+    load_tokenizer,
     needs_text,
     source_name,
     source_weight,
@@ -42,6 +44,7 @@ from runner.data.tokens_config import DataConfig
 from runner.machine.errors import DataError, EspalierError
 from runner.machine.storage import unfinished_name
 from runner.machine.system_errors import write_error
+from runner.machine.typed_json import read_record
 
 # Raised when the same text gives other files, whatever the `numerics` of data, sources and
 # tokenizer: those in a cache are made anew.
@@ -122,7 +125,8 @@ def prepare(
         cache / f"tokenizer-{short_hash(tokenizer_key)}",
         lambda f: _train_tokenizer(f, data, hashes, tokenizer),
     )
-    model: Tokenizer = loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    with reading_cache(folder):
+        model: Tokenizer = load_tokenizer(folder / "tokenizer.json")
     train, val = [], []
     for source, content in zip(data.sources, hashes, strict=True):
         numerics = [revision(cfg, None) for cfg in (data, tokenizer, source)]
@@ -130,9 +134,19 @@ def prepare(
         cached = cache / f"tokens-{short_hash(key)}"
         make = partial(_tokenise, source=source, content=content, data=data, model=model)
         folder = cached_folder(cached, make)
-        train.append(_open_split(folder, "train", model))
-        val.append(_open_split(folder, "val", model))
+        with reading_cache(folder):
+            train.append(_open_split(folder, "train", model))
+            val.append(_open_split(folder, "val", model))
     return TextCorpus(model, train, val, [source_weight(source) for source in data.sources])
+
+
+@contextmanager
+def reading_cache(folder: Path) -> Iterator[None]:
+    """Say of a folder of the cache that cannot be read that it may be deleted."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise DataError(f"{error}; delete {folder}: the next run makes it again") from error
 
 
 def short_hash(key: list[Any]) -> str:
@@ -254,9 +268,19 @@ def _tokenise(folder: Path, source: Any, content: str, data: DataConfig, model: 
         np.save(folder / f"{split}.offsets.npy", np.array(starts[split], dtype=np.int64))
 
 
+class _Sizes(TypedDict):
+    train: int
+    val: int
+
+
+class _Bytes(TypedDict):
+    text: _Sizes
+    counted: _Sizes
+
+
 def _open_split(folder: Path, split: str, model: Tokenizer) -> TokenFile:
     dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
     ids = np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r")
-    known = json.loads((folder / "bytes.json").read_text())
+    known = read_record(folder / "bytes.json", _Bytes)
     starts = np.load(folder / f"{split}.offsets.npy")
     return TokenFile(ids, starts, known["text"][split], known["counted"][split])

@@ -5,7 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from runner.data.corpus import encode_with_special, loads, source_name, source_weight
+from typing_extensions import TypedDict
+
+from runner.data.corpus import encode_with_special, load_tokenizer, source_name, source_weight
+from runner.machine.text_files import read_json
+from runner.machine.typed_json import checked
 from runner.records.cells import Cell
 from runner.records.config import flatten
 from runner.records.metrics import latest
@@ -27,10 +31,28 @@ _MEASURED = (
 _LOCAL_PATH = re.compile(r"(?<![\w./~-])~?/(?![/\s])[^\n|,;'\"`()\[\]{}=]*[^\s|,;'\"`()\[\]{}=]")
 
 
+class _Score(TypedDict):
+    name: str
+    value: float
+    stderr: float | None
+    n: int
+
+
+class _Report(TypedDict):
+    scores: list[_Score]
+
+
+class _Choice(TypedDict):
+    layer: str
+    operand: str
+    format: str
+    backend: str
+
+
 def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | None) -> str:
     """Return the text of README.md, with the front matter that the hub reads."""
     cfg, folder = cell.config, cell.folder
-    summary = _read_json(folder / "summary.json") or {}
+    summary = _read(folder / "summary.json", dict[str, Any]) or {}
     last = latest(folder, *_MEASURED)
     measured = [[name, f"{last[name]:.6g}"] for name in _MEASURED if name in last]
     sources = [
@@ -42,7 +64,7 @@ def model_card(cell: Cell, architecture: str, dtype: str, license_name: str | No
     title = cell.label if cell.label != folder.name else cfg.name
     sizes = [[key, str(value)] for key, value in summary.items()]
     science = [[k, json.dumps(v)] for k, v in flatten(cell.science).items() if k != "data.sources"]
-    precision = _precision(_read_json(folder / "precision.json"), cfg.precision.compute)
+    precision = _precision(_read(folder / "precision.json", list[_Choice]), cfg.precision.compute)
     parts = [
         _front_matter(architecture, license_name),
         f"# {title} ({cell.fingerprint})",
@@ -79,7 +101,7 @@ def _evaluations(folder: Path) -> list[str]:
     rows = [
         [row["name"], f"{row['value']:.4f}", _number(row["stderr"]), str(row["n"])]
         for file in sorted(folder.glob("evals/*.json"))
-        for row in _read_json(file).get("scores", [])
+        for row in _read(file, _Report)["scores"]
     ]
     head = ["score", "value", "standard error", "n"]
     return ["## Evaluations\n\n" + _table(head, rows)] if rows else []
@@ -97,14 +119,14 @@ def _number(value: float | None) -> str:
 
 
 def _special_tokens(folder: Path) -> str:
-    tokenizer = loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
     around = ", ".join(map(str, encode_with_special(tokenizer, "")))
     added = f"it adds the ids {around} to a text, " if around else ""
     return f"{added}the end of a document is id {tokenizer.eos}"
 
 
-def _read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+def _read(file: Path, shape: Any) -> Any:
+    return checked(read_json(file), shape, str(file)) if file.exists() else None
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

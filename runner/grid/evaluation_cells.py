@@ -9,11 +9,12 @@ from runner.evaluate.config import HarnessConfig
 from runner.evaluate.evaluations import file_of
 from runner.machine.errors import ConfigError
 from runner.records import checkpoint_folder
-from runner.records.cells import Cell, find_cell, make_cells, sweep_cells
+from runner.records.cells import Cell, find_cell, make_cells
 from runner.records.config import freeze, parse_overrides, set_key, typed
 from runner.records.earlier_configs import EVALUATE
 from runner.records.fingerprint import evaluation_key
 from runner.records.names import sweep_folder
+from runner.records.sweep_cells import sweep_cells
 
 _BUDGETS = ("tokens", "flops", "tokens_per_parameter")
 

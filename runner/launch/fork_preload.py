@@ -24,7 +24,8 @@ from runner.learn.optim.schedule import ScheduleConfig
 from runner.learn.tasks.language_modelling_config import LanguageModellingConfig
 from runner.machine.code import hashes
 from runner.machine.environment import versions
-from runner.records.config import RunConfig, adapter
+from runner.machine.typed_json import adapter
+from runner.records.config import RunConfig
 from runner.views.mlflow_config import TrackConfig
 from runner.work.config import EvaluateWork, TrainWork
 

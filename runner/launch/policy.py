@@ -17,6 +17,7 @@ from pathlib import Path
 
 from models.config import config
 from runner.machine import storage
+from runner.machine.typed_json import read_record
 from runner.records import journal
 from runner.records.cells import Cell, members
 from runner.records.config import typed
@@ -113,4 +114,4 @@ def _call(target: str, name: str, states: Counter[str]) -> None:
 def load_policy(folder: Path) -> Policy:
     """Return the policy of a sweep's folder, the default if it has none."""
     file = folder / "policy.json"
-    return typed("policy", Policy, json.loads(file.read_text()) if file.exists() else {})
+    return typed(str(file), Policy, read_record(file) if file.exists() else {})

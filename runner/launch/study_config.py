@@ -7,12 +7,15 @@ import difflib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 from models.config import config
 from runner.grid.language import Axis
 from runner.machine import storage
-from runner.machine.errors import ConfigError, EspalierError
+from runner.machine.errors import ConfigError, DataError, EspalierError
+from runner.machine.typed_json import checked, read_record
 from runner.records.cells import Cell, make_cells
 from runner.records.config import flatten, freeze, is_among, typed
 from runner.records.difference import difference
@@ -103,19 +106,42 @@ def save_study(folder: Path, cfg: StudyConfig, base: Cell) -> list[str]:
     return [f"{key}: {ours} now, {theirs} before" for key, (ours, theirs) in changed.items()]
 
 
+class _Entry(TypedDict):
+    study: dict[str, Any]
+    base: dict[str, Any]
+    log_name: NotRequired[str]
+    identity: NotRequired[dict[str, Any]]
+    choices: NotRequired[dict[str, str]]
+
+
+class _Studies(TypedDict):
+    latest: str
+    studies: dict[str, _Entry]
+
+
 def read_study(folder: Path, name: str | None = None) -> tuple[str, dict[str, Any]]:
-    """Return (fingerprint, record) of a study of the sweep in `folder`, by default the latest."""
+    """Return (fingerprint, record) of a study of the sweep in `folder`, by default the latest.
+
+    Raises:
+        DataError: study.json is damaged.
+    """
     record = _read(folder)
     name = record["latest"] if name is None else name
-    return name, record["studies"][name]
+    studies = record["studies"]
+    if name not in studies:
+        raise DataError(f"{folder / _FILE} has no study {name}; there are: {', '.join(studies)}")
+    return name, studies[name]
 
 
 def _read(folder: Path) -> dict[str, Any]:
     file = folder / _FILE
     if not file.exists():
         return {"latest": None, "studies": {}}
-    record: dict[str, Any] = json.loads(file.read_text())
-    return record if "studies" in record else _of_earlier_release(folder, record)
+    record = read_record(file)
+    if "studies" in record:
+        studies: dict[str, Any] = checked(record, _Studies, str(file))
+        return studies
+    return _of_earlier_release(folder, checked(record, _Entry, str(file)))
 
 
 def _of_earlier_release(folder: Path, record: dict[str, Any]) -> dict[str, Any]:

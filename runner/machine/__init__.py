@@ -12,4 +12,5 @@ __all__ = [
     "storage",
     "system_errors",
     "text_files",
+    "typed_json",
 ]

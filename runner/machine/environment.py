@@ -1,7 +1,6 @@
 """The environment of an attempt: code revision, package versions, hardware."""
 
 import importlib.metadata
-import json
 import platform
 import subprocess
 from contextlib import suppress
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from typing_extensions import TypedDict
 
-from runner.machine.text_files import read_object
+from runner.machine.typed_json import read_record
 
 _CODE = Path(__file__).resolve().parents[2]
 _SNAPSHOT_REVISION = _CODE / "revision.json"  # in a snapshot of the code, which is no clone
@@ -29,6 +29,14 @@ _DECIDES_BITS = (
     "micro_batch",
 )
 _PACKAGES = ("torch", "numpy", "hydra-core", "mlflow", "tokenizers", "datasets", "triton")
+
+
+class _Record(TypedDict, total=False):
+    git_sha: str
+    torch: str
+    cpu: str
+    gpus: list[str]
+    measure: list[str]
 
 
 def describe() -> dict[str, Any]:
@@ -59,8 +67,7 @@ def _sha() -> str:
 def _snapshot_revision() -> dict[str, str] | None:
     if not _SNAPSHOT_REVISION.exists():
         return None
-    revision: dict[str, str] = json.loads(_SNAPSHOT_REVISION.read_text())
-    return revision
+    return read_record(_SNAPSHOT_REVISION, dict[str, str])
 
 
 @lru_cache
@@ -72,7 +79,7 @@ def revision() -> dict[str, str]:
 def first_record(run: Path) -> dict[str, Any]:
     """Return the environment that the first attempt of `run` recorded, {} before any attempt."""
     files = _records(run)
-    return read_object(files[0]) if files else {}
+    return read_record(files[0], _Record) if files else {}
 
 
 def changes(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -83,20 +90,21 @@ def changes(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def torch_drift(run: Path) -> str | None:
     """Return how the minor release of torch that `run` ended with differs from today's, or None."""
-    then, now = str(_last_record(run).get("torch", _torch_version())), _torch_version()
+    then, now = str(last_record(run).get("torch", _torch_version())), _torch_version()
     return f"torch {then} then, {now} now" if then.split(".")[:2] != now.split(".")[:2] else None
 
 
 def commit_drift(run: Path) -> str | None:
     """Return how the commit that `run` ended at differs from today's, None if it does not."""
-    then, now = _last_record(run).get("git_sha"), _sha()
+    then, now = last_record(run).get("git_sha"), _sha()
     different = now and then not in (None, "", now)
     return f"commit {then[:9]} then, {now[:9]} now" if different and then else None
 
 
-def _last_record(run: Path) -> dict[str, Any]:
+def last_record(run: Path) -> dict[str, Any]:
+    """Return the environment that the last attempt of `run` recorded, {} before any attempt."""
     files = _records(run)
-    return read_object(files[-1]) if files else {}
+    return read_record(files[-1], _Record) if files else {}
 
 
 @lru_cache

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.machine.errors import DataError
-from runner.machine.system_errors import write_error
+from runner.machine.system_errors import reading, write_error
+from runner.machine.typed_json import mismatch
 
 
 def append_line(file: Path, record: dict[str, Any]) -> None:
@@ -67,24 +68,32 @@ def unfinished_name(path: Path) -> Path:
     return path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
+def read_lines(file: Path, shape: Any = dict[str, Any]) -> list[dict[str, Any]]:
     """Return the lines of a .jsonl file; a torn last line is left out.
 
+    Args:
+        shape: of each line, see `typed_json`.
+
     Raises:
-        DataError: a line is not a JSON object; the message names file and line.
+        DataError: a line is not a JSON object of this shape; the message names file and line.
     """
-    return read_lines_after(file, 0)[0]
+    return read_lines_after(file, 0, shape)[0]
 
 
-def read_lines_after(file: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+def read_lines_after(
+    file: Path, offset: int, shape: Any = dict[str, Any]
+) -> tuple[list[dict[str, Any]], int]:
     """Return the complete lines after the byte `offset`, and the offset after the last of them.
 
+    Args:
+        shape: as in `read_lines`.
+
     Raises:
-        DataError: a line is not a JSON object; the message names file and line.
+        DataError: a line is not a JSON object of this shape; the message names file and line.
     """
     if not file.exists():
         return [], offset
-    with open(file, "rb") as stream:
+    with reading(file), open(file, "rb") as stream:
         stream.seek(offset)
         complete, newline, _ = stream.read().rpartition(b"\n")
     lines = []
@@ -92,28 +101,26 @@ def read_lines_after(file: Path, offset: int) -> tuple[list[dict[str, Any]], int
         if not text:
             continue
         line = _parsed(text)
-        if line is None:
-            raise _unreadable(file, offset, index, text)
+        problem = mismatch(line, shape)
+        if problem is not None:
+            raise DataError(
+                f"{file}, line {_number(file, offset) + index} {problem}; a failing disk or "
+                "another program wrote it: delete the line, the others stand"
+            )
         lines.append(line)
     return lines, offset + len(complete) + len(newline)
 
 
-def _parsed(text: bytes) -> dict[str, Any] | None:
+def _parsed(text: bytes) -> Any:
     try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) else None
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
-def _unreadable(file: Path, offset: int, index: int, text: bytes) -> DataError:
+def _number(file: Path, offset: int) -> int:
     with open(file, "rb") as stream:
-        number = stream.read(offset).count(b"\n") + index + 1
-    return DataError(
-        f"{file}, line {number}: {text[:40]!r} is not a JSON object, as each line must be that "
-        "ends in a newline; a failing disk or another program wrote it: delete the line, the "
-        "others stand"
-    )
+        return stream.read(offset).count(b"\n") + 1
 
 
 @contextmanager

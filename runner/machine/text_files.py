@@ -10,6 +10,16 @@ from typing import Any
 from runner.machine.errors import DataError
 from runner.machine.system_errors import read_error, reading
 
+# By the first bytes: (format, way out).
+_FORMATS = {
+    b"\x1f\x8b": ("compressed by gzip", "name it .gz, or decompress it"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "decompress it"),
+    b"BZh": ("compressed by bzip2", "decompress it"),
+    b"\xfd7zXZ": ("compressed by xz", "decompress it"),
+    b"PK\x03\x04": ("a zip archive", "unpack it"),
+    b"PAR1": ("a parquet file", "read it as one (data=parquet)"),
+}
+
 
 def read_text(file: Path, *, errors: str = "strict") -> str:
     """Return the text of a UTF-8 file.
@@ -21,6 +31,8 @@ def read_text(file: Path, *, errors: str = "strict") -> str:
         DataError: it is missing, not UTF-8 or may not be read.
     """
     with reading(file):
+        if errors == "strict":
+            _refuse_binary(file)
         return file.read_text(encoding="utf-8", errors=errors)
 
 
@@ -31,18 +43,6 @@ def read_json(file: Path) -> Any:
         DataError: it is missing, not UTF-8 or not JSON.
     """
     return _parsed(read_text(file).removeprefix("\ufeff"), str(file))
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
-
-    Raises:
-        DataError: see `read_json`; or it holds something else than an object.
-    """
-    value = read_json(file)
-    if not isinstance(value, dict):
-        raise DataError(f"{file} holds {value!r:.40}, not a JSON object; mend or remove it")
-    return value
 
 
 def lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -56,6 +56,8 @@ def lines(file: Path) -> Iterator[tuple[int, str]]:
     opener = gzip.open if file.suffix == ".gz" else open
     number = 0
     try:
+        if file.suffix != ".gz":
+            _refuse_binary(file)
         # Decoding strictly would fail for a whole buffer, whose lines have no number yet.
         with opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape") as stream:
             for number, line in enumerate(stream, start=1):
@@ -64,6 +66,19 @@ def lines(file: Path) -> Iterator[tuple[int, str]]:
                 yield number, line
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise read_error(_place(file, number, error), error) from None
+
+
+def _refuse_binary(file: Path) -> None:
+    """Refuse a file whose first bytes are those of another format than text.
+
+    Raises:
+        DataError: it is compressed, an archive or a table; the message says which.
+    """
+    with open(file, "rb") as stream:
+        begins = stream.read(max(map(len, _FORMATS)))
+    for magic, (format_name, way_out) in _FORMATS.items():
+        if begins.startswith(magic):
+            raise DataError(f"{file} is {format_name}, not text; {way_out}")
 
 
 def _place(file: Path, number: int, error: Exception) -> str:

@@ -21,5 +21,6 @@ __all__ = [
     "new_checkpoints",
     "run_data",
     "slurm_queue",
+    "sweep_cells",
     "trained_model",
 ]

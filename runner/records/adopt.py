@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runner.machine import storage
 from runner.machine.errors import ConfigError
-from runner.records.cells import Cell, find_folder, freeze_cell, join_sweep
+from runner.records.cells import Cell, find_folder, freeze_cell, join_sweep, read_cell
 from runner.records.difference import difference
 
 _NOT_COPIED = {"cell.json", "mlflow"}
@@ -28,7 +28,7 @@ def adopt(cells: Sequence[Cell], reference: str, reason: str) -> tuple[Cell, dic
         raise ConfigError("an adopted run needs a reason, --reason 'what was renamed'")
     root = Path(cells[0].config.root).resolve()
     folder = find_folder(root, reference)
-    old = json.loads((folder / "cell.json").read_text())  # not load_cell: its classes may be gone
+    old = read_cell(folder)  # not load_cell: its classes may be gone
     candidates = sorted(
         ((difference(old["science"], c.science), c) for c in cells if c.state == "new"),
         key=lambda pair: len(pair[0]),

@@ -11,13 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from runner.machine.errors import ConfigError, EspalierError
+from runner.machine.typed_json import checked
 from runner.records import journal
 from runner.records.cells import Cell, add_members, member_row
 from runner.records.names import run_folder, sweep_folder
 
 _MEMBERS = "members.json"
 _LEFT_OUT = {"mlflow", "cancel"}
+
+
+class _Row(TypedDict):
+    fingerprint: str
+    label: str
+
+
+class _Listing(TypedDict):
+    name: str
+    cells: list[_Row]
 
 
 def pack(cells: Sequence[Cell], name: str, file: Path) -> int:
@@ -73,7 +86,7 @@ def _opened(file: Path) -> Iterator[tuple[tarfile.TarFile, dict[str, Any]]]:
         with tarfile.open(file) as tar:
             stream = tar.extractfile(_MEMBERS)
             assert stream is not None
-            yield tar, json.loads(stream.read())
+            yield tar, checked(json.loads(stream.read()), _Listing, f"{file}: {_MEMBERS}")
     except (tarfile.TarError, KeyError, ValueError, AssertionError, EOFError) as error:
         if isinstance(error, EspalierError):
             raise

@@ -1,10 +1,12 @@
 """The sizes of a run, known before it starts; the plan and analysis read them, none recounts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 from models import sizes
 from models.flops import training_flops
-from runner.machine.errors import ConfigError
+from runner.machine.errors import ConfigError, DataError
+from runner.machine.typed_json import read_record
 from runner.records.config import RunConfig
 from runner.records.contracts import check
 
@@ -23,6 +25,20 @@ class Budget:
     num_embedding_parameters: int
     tokens: int
     flops: int
+
+
+def read_budget(file: Path) -> Budget:
+    """Return the sizes in a summary.json.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    sizes = read_record(file, dict[str, int])
+    names = [field.name for field in fields(Budget)]
+    missing = [name for name in names if name not in sizes]
+    if missing:
+        raise DataError(f"{file} has no {missing[0]!r}; remove it: the run writes it again")
+    return Budget(**{name: sizes[name] for name in names})
 
 
 def check_steps(run: RunConfig, steps: int) -> None:

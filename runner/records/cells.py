@@ -7,17 +7,19 @@ sweeps/<name>/cells.jsonl       the members of a sweep, so that missing cells ar
 
 import json
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from runner.data.pretrained import with_pretrained
 from runner.machine import storage
-from runner.machine.errors import ConfigError, DataError, EspalierError
+from runner.machine.errors import ConfigError, DataError
 from runner.machine.system_errors import write_error
-from runner.machine.text_files import read_object
+from runner.machine.typed_json import read_record
 from runner.records import journal
 from runner.records.budget import check_steps
 from runner.records.config import (
@@ -109,24 +111,6 @@ def with_execution(cell: Cell, changes: Mapping[str, Any]) -> Cell:
             "cell; give that to the sweep's own command"
         )
     return replace(cell, config=changed)
-
-
-@dataclass(frozen=True)
-class UnreadableCell:
-    """A member of a sweep whose frozen config cannot be read; `problem` says why.
-
-    Its file is damaged, for example, or a class that it names is gone.
-    """
-
-    folder: Path
-    label: str
-    problem: str
-    state: str = "unreadable"
-
-    @property
-    def fingerprint(self) -> str:
-        """The name of its folder."""
-        return self.folder.name
 
 
 def make_cells(
@@ -255,6 +239,33 @@ def renew_cell(cell: Cell) -> None:
     freeze_cell(cell, overwrite=True)
 
 
+class _Frozen(TypedDict):
+    fingerprint: str
+    config: dict[str, Any]
+    science: dict[str, Any]
+
+
+class _Member(TypedDict):
+    fingerprint: str
+    label: str
+    choices: NotRequired[dict[str, str]]
+
+
+def read_cell(folder: Path) -> dict[str, Any]:
+    """Return the record in cell.json, whose classes may be gone: fingerprint, config, science.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    file = folder / "cell.json"
+    record = read_record(file, _Frozen)
+    if record["fingerprint"] != folder.resolve().name:
+        raise DataError(
+            f"{file} is that of run {record['fingerprint']}: the folder of a run has its name"
+        )
+    return record
+
+
 def load_cell(folder: Path) -> Cell:
     """Return the cell frozen in `folder`; its root is derived from where the folder lies now.
 
@@ -262,9 +273,12 @@ def load_cell(folder: Path) -> Cell:
         DataError: cell.json is missing or damaged.
         ConfigError: a class that it names is gone, or a value is invalid.
     """
-    record = read_object(folder / "cell.json")
+    record = read_cell(folder)
     root = folder.resolve().parent.parent
-    config = replace(validate(record["config"]), root=str(root))
+    try:
+        config = replace(validate(record["config"]), root=str(root))
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'cell.json'}: {error}") from error
     return Cell(config, record["science"], record["fingerprint"], folder.name)
 
 
@@ -287,7 +301,7 @@ def add_members(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     A member of before that has no choices gets those of its row, in a further line.
     """
     _make(folder)
-    known = {row["fingerprint"]: row for row in storage.read_lines(folder / "cells.jsonl")}
+    known = {row["fingerprint"]: row for row in storage.read_lines(folder / "cells.jsonl", _Member)}
     for row in rows:
         before = known.get(row["fingerprint"])
         if before is None:
@@ -303,7 +317,7 @@ def members(root: Path, name: str) -> list[dict[str, Any]]:
         ConfigError: there is no such sweep; the existing ones are named.
     """
     folder = sweep_folder(root, name)
-    rows = storage.read_lines(folder / "cells.jsonl")
+    rows = storage.read_lines(folder / "cells.jsonl", _Member)
     if not rows:
         lists = [file for file in folder.parent.glob("*/cells.jsonl") if file.stat().st_size]
         known = sorted(file.parent.name for file in lists) or ["none yet"]
@@ -311,40 +325,6 @@ def members(root: Path, name: str) -> list[dict[str, Any]]:
             f"no sweep {name!r} under {folder.parent.resolve()}; there are: {', '.join(known)}"
         )
     return list({row["fingerprint"]: row for row in rows}.values())
-
-
-def sweep_rows(root: Path, name: str) -> list[Cell | UnreadableCell]:
-    """Return the members of a sweep; those that cannot be read as `UnreadableCell`.
-
-    Raises:
-        ConfigError: there is no such sweep.
-    """
-    rows = members(root, name)
-    return [_member(run_folder(root.resolve(), row["fingerprint"]), row) for row in rows]
-
-
-def sweep_cells(root: Path, name: str) -> list[Cell]:
-    """Return the members of a sweep that can be read; the others are named on stderr.
-
-    Raises:
-        ConfigError: there is no such sweep.
-    """
-    rows = sweep_rows(root, name)
-    for row in rows:
-        if isinstance(row, UnreadableCell):
-            print(f"{row.fingerprint} ({row.label}) is left out: {row.problem}", file=sys.stderr)
-    return [row for row in rows if isinstance(row, Cell)]
-
-
-def _member(folder: Path, row: Mapping[str, Any]) -> Cell | UnreadableCell:
-    label = row["label"]
-    try:
-        return replace(load_cell(folder), label=label, choices=row.get("choices", {}))
-    except DataError as error:  # names the file
-        return UnreadableCell(folder, label, str(error))
-    except (EspalierError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        return UnreadableCell(folder, label, f"{folder / 'cell.json'}: {reason}")
 
 
 def find_cell(root: Path, reference: str) -> Cell:
@@ -367,12 +347,8 @@ def find_folder(root: Path, reference: str) -> Path:
     named = reference and all(c not in "/*?[\0" for c in reference)
     files = sorted((root / "runs").glob(f"{reference}*/cell.json")) if named else []
     if not files and len(reference) == _RUN_ID:
-        cursors = (root / "runs").glob("*/mlflow/*.json")
-        files = [
-            c.parent.parent / "cell.json"
-            for c in cursors
-            if json.loads(c.read_text()).get("run_id") == reference
-        ]
+        runs = {cursor.parent.parent for cursor in _cursors(root, reference)}
+        files = [run / "cell.json" for run in runs]
     if len(files) != 1:
         problem = f"{len(files)} cells begin with" if files else "no cell is"
         raise ConfigError(
@@ -380,6 +356,14 @@ def find_folder(root: Path, reference: str) -> Path:
             "of a fingerprint (`espalier status NAME` lists them)"
         )
     return files[0].parent
+
+
+def _cursors(root: Path, run_id: str) -> Iterator[Path]:
+    """Yield the cursors of the MLflow run `run_id`; one that is damaged is none of them."""
+    for cursor in (root / "runs").glob("*/mlflow/*.json"):
+        with suppress(DataError):
+            if read_record(cursor).get("run_id") == run_id:
+                yield cursor
 
 
 def _make(folder: Path) -> None:

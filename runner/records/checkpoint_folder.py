@@ -4,10 +4,11 @@
 """
 
 import hashlib
-import json
 import shutil
 import warnings
 from pathlib import Path
+
+from runner.machine.typed_json import read_record
 
 UNFINISHED = ".partial-"  # begins the name of a checkpoint that is being written
 
@@ -32,7 +33,7 @@ def listing(folder: Path) -> list[Path]:
 def damage(path: Path) -> str | None:
     """Return the damage found by comparing files with their checksums, None if there is none."""
     try:
-        sums = json.loads((path / "manifest.json").read_text())
+        sums = read_record(path / "manifest.json", dict[str, str])
         for name, expected in sums.items():
             if sha256(path / name) != expected:
                 return f"{name} does not match its checksum"

@@ -9,15 +9,15 @@ import difflib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import field
-from functools import lru_cache
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from models.config import config, configs_in, execution, execution_keys, plain
 from models.config import target_class as named_class
 from runner.data.corpus import planned_vocab_size
 from runner.machine.errors import ConfigError
+from runner.machine.typed_json import adapter
 from runner.records.contracts import added_tokens, check, reads
 from runner.records.earlier_configs import upgrade_config
 from runner.records.inputs import InputConfig
@@ -124,12 +124,6 @@ def typed(path: str, cls: type[T], node: Mapping[str, Any]) -> T:
     except ValidationError as error:
         raise ConfigError(_explain(path, cls, error)) from None
     return checked
-
-
-@lru_cache
-def adapter(cls: type) -> TypeAdapter[Any]:
-    """Return the pydantic adapter of a config class, built once."""
-    return TypeAdapter(cls)
 
 
 def target_class(path: str, target: str) -> Any:

@@ -1,11 +1,12 @@
 """The keys in which two configs differ, and the finished run nearest to a cell."""
 
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from runner.machine.errors import DataError
 from runner.records import journal
-from runner.records.cells import Cell
+from runner.records.cells import Cell, read_cell
 
 Difference = dict[str, tuple[Any, Any]]
 ABSENT = "(absent)"
@@ -27,9 +28,9 @@ def nearest_finished(cell: Cell) -> tuple[Path, Difference] | None:
     best: tuple[Path, Difference] | None = None
     for file in sorted(cell.folder.parent.glob("*/cell.json")):
         folder = file.parent
-        if folder != cell.folder and journal.state(folder) == "finished":
-            other = json.loads(file.read_text())["science"]
-            changed = difference(cell.science, other)
-            if best is None or len(changed) < len(best[1]):
-                best = (folder, changed)
+        with suppress(DataError):  # a damaged run is not near
+            if folder != cell.folder and journal.state(folder) == "finished":
+                changed = difference(cell.science, read_cell(folder)["science"])
+                if best is None or len(changed) < len(best[1]):
+                    best = (folder, changed)
     return best

@@ -13,13 +13,14 @@ from typing import Any
 from models.moves import current_path
 from runner.machine import code, environment, storage
 from runner.machine.errors import DataError
-from runner.machine.text_files import read_object
+from runner.machine.typed_json import read_record
 from runner.records import journal
 from runner.records.cells import Cell
 from runner.records.config import SETTINGS, freeze
 from runner.records.inputs import changed_inputs
 
 _FILE = "code.json"
+_NOTE = dict[str, str]  # hashes by the name of a module
 _SHOWN = 3  # modules named in a line
 
 
@@ -71,7 +72,7 @@ def note_code(attempt: Path, cell: Cell) -> str | None:
     names = map(current_path, _names(nodes))
     now = code.hashes({name.rpartition(".")[0] for name in names})
     storage.write_atomically(attempt / _FILE, json.dumps(now, indent=1))
-    modules = code.changed(read_object(_notes(cell.folder)[0]))
+    modules = code.changed(read_record(_notes(cell.folder)[0], _NOTE))
     return f"code: {_listed(modules)} edited since the first attempt" if modules else None
 
 
@@ -80,7 +81,7 @@ def _notes(run: Path) -> list[Path]:
 
 
 def _changed(note: Path) -> str | None:
-    modules = code.changed(read_object(note))
+    modules = code.changed(read_record(note, _NOTE))
     if not modules:
         return None
     return (

@@ -12,9 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from typing_extensions import TypedDict
+
 from models.config import config, execution
 from runner.machine.errors import ConfigError, DataError
 from runner.machine.text_files import read_json
+from runner.machine.typed_json import checked
 from runner.records import journal
 
 # Of a path: input:NAME is the only output file of input NAME, input:NAME/FILE one of several.
@@ -101,13 +104,20 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+class _Read(TypedDict):
+    run: str
+    output: str
+    sha256: str
+
+
 def read_files(run: Path) -> dict[tuple[str, str], str]:
     """Return the sha256 of each file that `run` has read from its inputs, by (run, output)."""
     digests: dict[tuple[str, str], str] = {}
     for attempt in journal.attempts(run):
         for event in journal.events(attempt):
             if event["event"] == "read":
-                digests[event["run"], event["output"]] = event["sha256"]
+                read = checked(event, _Read, f"{attempt / 'events.jsonl'}: a read")
+                digests[read["run"], read["output"]] = read["sha256"]
     return digests
 
 

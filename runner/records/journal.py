@@ -17,9 +17,10 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import psutil
+from typing_extensions import TypedDict
 
 from runner.machine.storage import (
     append_line,
@@ -29,6 +30,7 @@ from runner.machine.storage import (
     write_line,
 )
 from runner.machine.system_errors import write_error
+from runner.machine.typed_json import read_record
 
 FINAL = ("finished", "diverged")  # states that no later attempt changes
 ENDED = (*FINAL, "failed")  # states in which a launch leaves a cell alone
@@ -38,24 +40,53 @@ _ONE_CTRL_C_S = 1.0
 HELD = 76  # exit code of a worker whose cell another worker holds
 
 
+class _Event(TypedDict):
+    event: str
+    time: float
+    error: NotRequired[str]
+    message: NotRequired[str]
+    traceback: NotRequired[str]
+    slurm: NotRequired[str]
+
+
+class _Lease(TypedDict):
+    host: str
+    pid: int
+    process_start: float
+    job: NotRequired[str]
+    restart: NotRequired[str]
+
+
 def attempts(run: Path) -> list[Path]:
     """Return the folders of all attempts that have a lease, oldest first."""
-    return sorted(p.parent for p in (run / "attempts").glob("*/lease.json"))
+    leases = (run / "attempts").glob("*/lease.json")
+    return sorted(file.parent for file in leases if file.parent.name.isdigit())
 
 
 def events(attempt: Path) -> list[dict[str, Any]]:
-    """Return the events of one attempt."""
-    return read_lines(attempt / "events.jsonl")
+    """Return the events of one attempt.
+
+    Raises:
+        DataError: a line is damaged; the message names file and line.
+    """
+    return read_lines(attempt / "events.jsonl", _Event)
 
 
 def lease(attempt: Path) -> dict[str, Any]:
-    """Return the lease of an attempt: host, pid, process_start; on SLURM also job and restart."""
-    record: dict[str, Any] = json.loads((attempt / "lease.json").read_text())
-    return record
+    """Return the lease of an attempt: host, pid, process_start; on SLURM also job and restart.
+
+    Raises:
+        DataError: lease.json is damaged.
+    """
+    return read_record(attempt / "lease.json", _Lease)
 
 
 def state(run: Path) -> str:
-    """Return the state: new, running, interrupted, failed, diverged or finished."""
+    """Return the state: new, running, interrupted, failed, diverged or finished.
+
+    Raises:
+        DataError: the journal is damaged; the message names the file.
+    """
     tries = attempts(run)
     if not tries:
         return "new"

@@ -9,16 +9,32 @@ import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+from typing_extensions import TypedDict
 
 from runner.machine import environment, storage
-from runner.machine.text_files import read_object
+from runner.machine.typed_json import read_record
 from runner.records import journal
 
 FILE = "metrics.jsonl"
 NOT_METRICS = ("step", "time", "attempt")  # keys of a row that are no metrics
 _TAIL_BYTES, _FURTHER = 1 << 14, 8  # about sixty rows; the factor of each further look back
 Line = dict[str, Any]
+
+
+def _stands_somewhere(line: Line) -> Line:
+    if not isinstance(line.get("restored", line.get("step")), int):
+        raise ValueError("has no whole number as `step` or `restored`")
+    return line
+
+
+_LINE = Annotated[dict[str, int | float | bool], AfterValidator(_stands_somewhere)]
+
+
+class _Summary(TypedDict):
+    steps: int
 
 
 class MetricsReader:
@@ -39,9 +55,9 @@ class MetricsReader:
         A line is a row or {"restored": k}, which takes back rows of this call and of earlier ones.
 
         Raises:
-            DataError: a line is not JSON; the message names file and line.
+            DataError: a line is damaged; the message names file and line.
         """
-        lines, self._offset = storage.read_lines_after(self._file, self._offset)
+        lines, self._offset = storage.read_lines_after(self._file, self._offset, _LINE)
         valid = []
         for line in lines:
             attempt = line.get("attempt", self._newest)
@@ -73,7 +89,7 @@ def read(run: Path) -> list[Line]:
     Of two rows that have the same metric at the same step the later one counts.
 
     Raises:
-        DataError: a line is not JSON; the message names file and line.
+        DataError: a line is damaged; the message names file and line.
     """
     return valid_rows(MetricsReader(run).read())
 
@@ -91,7 +107,7 @@ def latest(run: Path, *keys: str) -> Line:
     """Return the latest values of `keys`, see `LatestValues`; read the file once.
 
     Raises:
-        DataError: a line is not JSON; the message names file and line.
+        DataError: a line is damaged; the message names file and line.
     """
     return LatestValues(run, *keys).read()
 
@@ -112,7 +128,7 @@ class LatestValues:
         """Return the values logged so far and the planned `steps` of summary.json.
 
         Raises:
-            DataError: a line is not JSON; the message names file and line.
+            DataError: a line is damaged; the message names file and line.
         """
         added = [] if self._reader is None else self._reader.read()
         if self._reader is None or any("restored" in line for line in added):
@@ -120,7 +136,7 @@ class LatestValues:
         else:
             self._values |= last_values(added)
         summary = self._run / "summary.json"
-        planned = {"steps": read_object(summary)["steps"]} if summary.exists() else {}
+        planned = {"steps": read_record(summary, _Summary)["steps"]} if summary.exists() else {}
         named = self._keys or self._values
         return planned | {key: self._values[key] for key in named if key in self._values}
 

@@ -1,13 +1,15 @@
 """SLURM's view of a sweep's cells: squeue for queued and running jobs, sacct for ended ones."""
 
-import json
 import subprocess
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from runner.machine.errors import StorageError
+from runner.machine.typed_json import read_record
 from runner.records import journal
 from runner.records.cells import Cell
 
@@ -36,10 +38,16 @@ def queued(root: Path, name: str) -> dict[str, str]:
     return queue
 
 
+class _Submission(TypedDict):
+    job: str
+    tasks: list[list[str]]
+    at_once: NotRequired[int | None]
+
+
 def submissions(root: Path, name: str) -> list[dict[str, Any]]:
     """Return the records of a sweep's arrays, oldest first; see docs/run-folder.md."""
     files = (root / "sweeps" / name / "submissions").glob("*.json")
-    return [json.loads(file.read_text()) for file in sorted(files)]
+    return [read_record(file, _Submission) for file in sorted(files)]
 
 
 def at_once(root: Path, name: str, queue: Mapping[str, str]) -> dict[str, int]:

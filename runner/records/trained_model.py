@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from models.language_model import LanguageModel
-from runner.data.corpus import loads
+from runner.data.corpus import load_tokenizer
 from runner.data.tokenizers import Tokenizer
 from runner.machine.errors import CheckpointError
 from runner.records import checkpoint, checkpoint_folder
@@ -24,7 +24,7 @@ def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, T
         raise CheckpointError(
             f"{folder} has no checkpoint; train the cell first (state: {cell.state})"
         )
-    tokenizer = loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
     model = cell.config.model.build(tokenizer.vocab_size, cell.config.seed)
     checkpoint.load_weights(newest, model, average=average)
     context = cell.config.train.sequence_length

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.machine import storage
-from runner.machine.errors import EspalierError, StorageError
+from runner.machine.errors import DataError, EspalierError, StorageError
 from runner.records.cells import members
 from runner.views.mlflow_cursors import Cursor, embedded_uri, forget, recorded_store
 from runner.views.mlflow_points import Point, PointReader, indices, ranges
@@ -124,16 +124,15 @@ class Uploader:
 
     def _deliver(self, sweep: str, only: str | None) -> int:
         rows = [row for row in members(self.root, sweep) if only in (None, row["fingerprint"])]
-        behind = [row for row in rows if self._cursor(sweep, row).is_behind()]
-        if not behind:
-            return 0
-        experiment = self._experiment(sweep)
-        sent, refused = 0, list[str]()
-        for row in behind:
+        sent, refused, experiment = 0, list[str](), None
+        for row in rows:
+            cursor = self._cursor(sweep, row)
             try:
-                sent += self._deliver_cell(experiment, self._cursor(sweep, row), row)
-            except self._refusals as error:
-                if not _concerns_one_run(error):
+                if cursor.is_behind():
+                    experiment = experiment or self._experiment(sweep)
+                    sent += self._deliver_cell(experiment, cursor, row)
+            except (DataError, *self._refusals) as error:  # DataError: its files are damaged
+                if not isinstance(error, DataError) and not _concerns_one_run(error):
                     raise
                 name = run_name(row["label"], row["fingerprint"])
                 refused.append(f"{name}: {_reason(error)}")

@@ -7,12 +7,17 @@ sweeps/<name>/mlflow.json                        {"uri"}: the store of the last 
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from runner.machine import storage
+from runner.machine.errors import DataError
+from runner.machine.typed_json import read_record
 from runner.records import journal
-from runner.records.cells import members
+from runner.records.cells import members, read_cell
 from runner.records.metrics import FILE
 
 
@@ -37,15 +42,36 @@ def recorded_store(root: Path, sweep: str) -> str | None:
     rows = members(root, sweep)
     file = root / "sweeps" / sweep / "mlflow.json"
     if file.exists():
-        uri: str | None = json.loads(file.read_text())["uri"]
+        uri: str | None = read_record(file, _Store)["uri"]
         return uri
     for row in reversed(rows):
-        cell = root / "runs" / row["fingerprint"] / "cell.json"
-        config = json.loads(cell.read_text())["config"] if cell.exists() else {}
-        named = config.get("track", {}).get("uri")
-        if named not in (None, "off"):
-            return str(named)
+        with suppress(DataError):  # another cell may name it
+            track = read_cell(root / "runs" / row["fingerprint"])["config"].get("track")
+            named = track.get("uri") if isinstance(track, dict) else None
+            if named not in (None, "off"):
+                return str(named)
     return None
+
+
+class _Store(TypedDict):
+    uri: str | None
+
+
+class _Entries(TypedDict, total=False):
+    experiment: str
+    run_id: str
+    sent: int
+    past: list[list[int]]
+    params: int
+
+
+def read_entries(file: Path) -> dict[str, Any]:
+    """Return the entries of a cursor's file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    return read_record(file, _Entries)
 
 
 class Cursor:
@@ -62,8 +88,7 @@ class Cursor:
 
     def read(self) -> dict[str, Any]:
         """Return its entries, {} if the store has nothing yet."""
-        entries: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
-        return entries
+        return read_entries(self.file) if self.file.exists() else {}
 
     def write(self, entries: dict[str, Any]) -> None:
         """Replace its entries."""

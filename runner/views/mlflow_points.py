@@ -4,16 +4,30 @@ Points that are valid when they are delivered are sent. Where a later attempt ta
 writes another value, the store keeps its own, and the run is tagged with the number of such points.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NotRequired
 
+from typing_extensions import TypedDict
+
+from runner.machine.typed_json import read_record
 from runner.records.metrics import NOT_METRICS, MetricsReader
 
 _BATCH = 1000  # points that MLflow takes in a call
 Point = tuple[str, int, int, float]  # key, step, time in ms, value
 PointKey = tuple[str, int]  # key, step
+
+
+class _Score(TypedDict):
+    name: str
+    value: float
+
+
+class _Scores(TypedDict):
+    step: int
+    scores: list[_Score]
+    values: NotRequired[dict[str, float]]
 
 
 class PointReader:
@@ -37,7 +51,7 @@ class PointReader:
                 for key in [k for k in self._valid if k[1] > line["restored"]]:
                     self._drop(key)
                 continue
-            step, time_ms = line["step"], int(line["time"] * 1000)
+            step, time_ms = line["step"], int(line.get("time", 0) * 1000)
             for metric in (name for name in line if name not in NOT_METRICS):
                 self._drop((metric, step))
                 self._valid[metric, step] = len(self.points)
@@ -87,7 +101,7 @@ class PointReader:
     def scores(self) -> Iterator[tuple[str, float, int, int]]:
         """Yield (key, value, time in ms, step) of evaluation results that metrics.jsonl lacks."""
         for file in sorted(self.run.glob("evals/*.json")):
-            results, time_ms = json.loads(file.read_text()), file.stat().st_mtime_ns // 1_000_000
+            results, time_ms = read_record(file, _Scores), file.stat().st_mtime_ns // 1_000_000
             scores = {row["name"]: row["value"] for row in results["scores"]}
             for name, value in (scores | results.get("values", {})).items():
                 key = name, results["step"]

@@ -10,7 +10,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.machine import environment
+from runner.machine.typed_json import read_record
 from runner.records import journal
+from runner.records.cells import read_cell
 from runner.records.config import execution_half, flatten, is_among
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ def find_or_create(
     Args:
         choices: the name chosen in each group, tags of the run.
     """
-    record = json.loads((folder / "cell.json").read_text())
+    record = read_cell(folder)
     key = record["fingerprint"]
     # There is one already only after a crash between creating it and recording its id.
     runs = client.search_runs([experiment], f"tags.fingerprint = '{key}'", max_results=1)
@@ -78,9 +81,9 @@ def clean_name(name: str) -> str:
 
 def params_of(folder: Path, choices: dict[str, str]) -> list[tuple[str, str]]:
     """Return the parameters (name, value): hashed keys, choices, then the facts of summary.json."""
-    record = json.loads((folder / "cell.json").read_text())
+    record = read_cell(folder)
     summary = folder / "summary.json"
-    facts = json.loads(summary.read_text()) if summary.exists() else {}
+    facts = read_record(summary) if summary.exists() else {}
     hashed = record["science"] | choices
     keys = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in hashed.items()]
     return [(clean_name(k), _text(v)) for k, v in (*keys, *((k, str(v)) for k, v in facts.items()))]
@@ -90,9 +93,8 @@ def write_state(client: "MlflowClient", run_id: str, folder: Path, state: str) -
     """Bring tags and status up to date and, unless the run goes on, its files."""
     tries = journal.attempts(folder)
     attempt = tries[-1]
-    environment = attempt / "environment.json"
-    if environment.exists():
-        sha = json.loads(environment.read_text())["git_sha"]
+    sha = environment.last_record(folder).get("git_sha")
+    if sha is not None:
         for tag in ("git_sha", "mlflow.source.git.commit"):
             client.set_tag(run_id, tag, sha)
     client.set_tag(run_id, "attempt", str(int(attempt.name)))

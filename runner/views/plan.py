@@ -5,7 +5,6 @@ and on the same hardware (`speed.py`); without such runs, from a range of MFU on
 `resources.gpu` names; else it is unknown.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from runner.learn.memory import predicted_bytes
 from runner.machine.errors import ConfigError, StorageError
 from runner.machine.hardware import Gpu, gpu_named
 from runner.records import contracts, journal
-from runner.records.budget import Budget, check_steps
+from runner.records.budget import Budget, check_steps, read_budget
 from runner.records.cells import Cell
 from runner.records.drift import drift, drifted
 from runner.records.fingerprint import earlier_fingerprint
@@ -65,7 +64,7 @@ class Planned:
         """The sizes, None while the vocabulary is unknown (its tokenizer is not trained yet)."""
         summary = self.cell.folder / "summary.json"
         if summary.exists():
-            return Budget(**json.loads(summary.read_text()))
+            return read_budget(summary)
         return contracts.plan(self.cell.config.work, self.cell.config)
 
     @property
@@ -277,7 +276,7 @@ def _continued(cell: Cell, before: Sequence[Planned]) -> int:
     ]
     summary = cell.folder.parent / start.run / "summary.json"
     if not planned and summary.exists():
-        planned = [int(json.loads(summary.read_text())["flops"])]
+        planned = [read_budget(summary).flops]
     return planned[0] if planned else 0
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import json
 import os
 import time
 from collections import Counter
@@ -14,9 +13,12 @@ from string import Template
 from typing import Any
 
 from runner.machine import environment, storage
+from runner.machine.errors import DataError
 from runner.records import journal, metrics
-from runner.records.cells import Cell, UnreadableCell
+from runner.records.cells import Cell
 from runner.records.failures import clusters
+from runner.records.sweep_cells import UnreadableCell
+from runner.views.mlflow_cursors import read_entries
 
 Row = Cell | UnreadableCell
 _PAGE = Path(__file__).with_suffix(".html")
@@ -50,7 +52,8 @@ def write_status_page(
         results: the experiment's table, a CSV file.
     """
     states = Counter(cell.state for cell in cells)
-    measures = dict.fromkeys(filter(None, (metrics.measure_of(cell.folder) for cell in cells)))
+    found = [_read(cell) for cell in cells]
+    measures = dict.fromkeys(measure for _, measure, _ in found if measure is not None)
     judged = [(key.replace("_", " "), key, 4) for key in measures or ("val_loss",)]
     columns = [*_BEFORE, *judged, *_AFTER]
     text = Template(_PAGE.read_text(encoding="utf-8")).substitute(
@@ -59,7 +62,10 @@ def write_status_page(
         written=time.strftime("%Y-%m-%d %H:%M"),
         commit=environment.revision()["git_sha"][:9] or "unknown",
         head="".join(_heads(columns)),
-        rows="\n".join(_row(cell, columns, file.parent, mlflow) for cell in cells),
+        rows="\n".join(
+            _row(cell, rows, problem, columns, _links(cell, file.parent, mlflow))
+            for cell, (rows, _, problem) in zip(cells, found, strict=True)
+        ),
         failures=_failures([cell for cell in cells if isinstance(cell, Cell)]),
         figures=_figures(figures),
         story="".join(
@@ -84,21 +90,31 @@ def _heads(columns: Sequence[Column]) -> list[str]:
     return [*text, *numbers, '<th class="text" scope="col">loss by step</th>']
 
 
-def _row(cell: Row, columns: Sequence[Column], page: Path, mlflow: str) -> str:
+def _read(cell: Row) -> tuple[list[metrics.Line], str | None, str]:
+    """Return (rows of metrics, measure, what is damaged)."""
+    try:
+        rows, measure = metrics.read(cell.folder), metrics.measure_of(cell.folder)
+    except DataError as error:
+        return [], None, str(error)
+    return rows, measure, cell.problem if isinstance(cell, UnreadableCell) else ""
+
+
+def _row(
+    cell: Row, rows: list[metrics.Line], problem: str, columns: Sequence[Column], links: str
+) -> str:
     state = cell.state
-    rows = metrics.read(cell.folder)
     values = metrics.last_values(rows)
     values["attempts"] = len(journal.attempts(cell.folder)) or None
     if values.get("wall_s") is not None:
         values["wall_s"] /= 3600
     label = escape(cell.label)
-    if isinstance(cell, UnreadableCell):
-        label += f"<br><small>{escape(cell.problem)}</small>"
+    if problem:
+        label += f"<br><small>{escape(problem)}</small>"
     badge = f'<span class="state {state}">{state}</span>'
     parts = [
         _text("cell", label),
         _text("state", badge),
-        _text("run", _links(cell, page, mlflow)),
+        _text("run", links),
     ]
     for heading, key, digits in columns:
         value = values.get(key)
@@ -119,10 +135,11 @@ def _links(cell: Row, page: Path, mlflow: str) -> str:
     if log.exists():
         links.append(f'<a href="{escape(os.path.relpath(log, page.resolve()))}">log</a>')
     for cursor in sorted((cell.folder / "mlflow").glob("*.json")):
-        ids = json.loads(cursor.read_text())
-        if "experiment" in ids:
-            address = f"{mlflow}/#/experiments/{ids['experiment']}/runs/{ids['run_id']}"
-            links.append(f'<a href="{escape(address)}">MLflow</a>')
+        with suppress(DataError):  # `espalier sync` names it
+            ids = read_entries(cursor)
+            if ids.keys() >= {"experiment", "run_id"}:
+                address = f"{mlflow}/#/experiments/{ids['experiment']}/runs/{ids['run_id']}"
+                links.append(f'<a href="{escape(address)}">MLflow</a>')
     return " ".join(dict.fromkeys(links))
 
 

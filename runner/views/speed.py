@@ -8,13 +8,16 @@ run planned are asked: a small model fills a machine less.
 import json
 import math
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runner.machine import environment
+from runner.machine.errors import DataError
 from runner.machine.hardware import gpu_named
 from runner.records import journal, metrics
+from runner.records.cells import read_cell
 
 Key = tuple[str, str]  # (the JSON of a precision's keys, hardware)
 
@@ -35,17 +38,22 @@ def speeds(root: Path, keys: Collection[Key]) -> dict[Key, list[Speed]]:
     """Return the speeds of the finished runs under `root` that have one of `keys`."""
     known: dict[Key, list[Speed]] = {}
     for folder in root.glob("runs/*"):
-        record = environment.first_record(folder)
-        if not record:
-            continue
-        science = json.loads((folder / "cell.json").read_text())["science"]
-        name = record["gpus"][0] if record["gpus"] else record["cpu"]
-        key = (precision_key(science), hardware_key(name))
-        if key in keys and journal.state(folder) == "finished":
-            speed = speed_of(metrics.read(folder))
-            if speed is not None:
-                known.setdefault(key, []).append(speed)
+        with suppress(DataError):  # a damaged run tells nothing
+            key = _key(folder)
+            if key is not None and key in keys and journal.state(folder) == "finished":
+                speed = speed_of(metrics.read(folder))
+                if speed is not None:
+                    known.setdefault(key, []).append(speed)
     return known
+
+
+def _key(folder: Path) -> Key | None:
+    """Return the precision and hardware of a run, None if it has not noted them."""
+    record = environment.first_record(folder)
+    named = [*record.get("gpus", []), record.get("cpu")]
+    if named[0] is None:
+        return None
+    return precision_key(read_cell(folder)["science"]), hardware_key(named[0])
 
 
 def speed_of(rows: Sequence[metrics.Line]) -> Speed | None:

@@ -9,8 +9,9 @@ from rich.text import Text
 
 from runner.machine.errors import StorageError
 from runner.records import journal
-from runner.records.cells import Cell, UnreadableCell
+from runner.records.cells import Cell
 from runner.records.metrics import LatestValues, measure_of
+from runner.records.sweep_cells import UnreadableCell
 
 Row = Cell | UnreadableCell
 _KEYS = ("step", "loss", "tokens_per_s", "wall_s")

@@ -19,8 +19,9 @@ from runner.grid.evaluation_cells import evaluation_cells
 from runner.launch.mlflow_process import UPLOADER_RUNS
 from runner.machine import storage
 from runner.machine.errors import ConfigError
-from runner.records.cells import find_cell, load_cell, make_cells, sweep_cells
+from runner.records.cells import find_cell, load_cell, make_cells
 from runner.records.new_checkpoints import new_checkpoints
+from runner.records.sweep_cells import sweep_cells
 from runner.views.mlflow import embedded_uri
 from tests.command_server import start
 from tests.conftest import TINY

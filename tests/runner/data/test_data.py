@@ -13,6 +13,7 @@ import pytest
 from models.config import revision
 from runner.data.corpus import documents, end_ids, loads, prompt_ids
 from runner.data.order import TrainingSamples, validation_batches
+from runner.data.pretrained import with_pretrained
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers import ByteTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
@@ -37,6 +38,19 @@ def test_jsonl_reads_one_document_a_line(tmp_path: Path) -> None:
         assert list(source.documents()) == ["one", "two\u2028lines"]
     with pytest.raises(DataError, match="line 1 has no field 'body'; it has text"):
         list(replace(source, field="body").documents())
+
+
+def test_a_file_of_another_format_is_named_as_such(tmp_path: Path) -> None:
+    for begins, says in (
+        (gzip.compress(b"text"), "compressed by gzip, not text; name it .gz"),
+        (b"PK\x03\x04", "is a zip archive"),
+        (b"PAR1", "is a parquet file"),
+    ):
+        (tmp_path / "a.jsonl").write_bytes(begins)
+        for kind in ("jsonl", "text"):
+            source = SourceConfig(format=kind, path=str(tmp_path / "a.jsonl"))
+            with pytest.raises(DataError, match=says):
+                list(source.documents())
 
 
 @pytest.mark.parametrize(
@@ -345,7 +359,12 @@ def test_a_tokenizers_own_special_tokens_stand_in_training_and_in_the_runs_name(
     tmp_path: Path,
 ) -> None:
     folder = llama3(tmp_path / "m")
-    cfg = TokenizerConfig(kind="folder", path=str(folder), eos_token="<|end_of_text|>")
+    given = {"_target_": "", "kind": "folder", "path": str(folder)}
+    end = with_pretrained({"tokenizer": given})["tokenizer"]["eos_token"]
+    assert end == "<|end_of_text|>"  # the folder names it
+    own = {"tokenizer": given | {"eos_token": "x"}}
+    assert with_pretrained(own) == own
+    cfg = TokenizerConfig(kind="folder", path=str(folder), eos_token=end)
     (tmp_path / "a.jsonl").write_text('{"text": "A cat sat"}\n{"text": "the mat"}\n' * 40)
     source = SourceConfig(format="jsonl", path=str(tmp_path / "a.jsonl"))
     data = DataConfig(sources=(source,), split="tail", val_fraction=0.3)

@@ -11,14 +11,8 @@ from typer.testing import CliRunner
 from runner.commands.cli import app
 from runner.machine.errors import ConfigError
 from runner.records.adopt import adopt
-from runner.records.cells import (
-    Cell,
-    freeze_cell,
-    join_sweep,
-    make_cells,
-    members,
-    sweep_cells,
-)
+from runner.records.cells import Cell, freeze_cell, join_sweep, make_cells, members
+from runner.records.sweep_cells import sweep_cells
 from runner.views.plan import plan
 
 
