@@ -89,4 +89,10 @@ def _parse(file: Path, content: bytes) -> pd.DataFrame:
     """Return the table in the bytes that are hashed: the file may change while it is read."""
     if file.suffix == ".parquet":
         return pd.read_parquet(io.BytesIO(content))
-    return pd.read_csv(io.BytesIO(content), compression=_COMPRESSION.get(file.suffix))
+    kind = _COMPRESSION.get(file.suffix)
+    table = pd.read_csv(io.BytesIO(content), compression=kind)
+    head = pd.read_csv(io.BytesIO(content), compression=kind, header=None, nrows=1, dtype=str)
+    twice = head.iloc[0][head.iloc[0].duplicated()].dropna()
+    if len(twice):  # pandas would rename the second
+        raise ValueError(f"it has two columns {twice.iloc[0]!r}; rename or remove one")
+    return table

@@ -17,7 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.commands.choices import choices_of
 from runner.commands.completion import script_asked_for
-from runner.commands.composer import check_overrides, chosen_names, open_keys, to_plain
+from runner.commands.composer import (
+    check_overrides,
+    chosen_names,
+    open_keys,
+    refuse_keys_of_grids,
+    to_plain,
+)
 from runner.commands.hydra_plugin import register
 from runner.commands.refusals import refusals
 from runner.records.cells import make_cells
@@ -58,6 +64,7 @@ def main() -> None:
         Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
     with refusals(*_OF_HYDRA):
         check_overrides(sys.argv[1:])
+        refuse_keys_of_grids(sys.argv[1:])
         run_one()
 
 

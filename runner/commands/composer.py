@@ -20,6 +20,7 @@ from runner.grid.resources import resolve_classes
 from runner.machine.errors import ConfigError
 from runner.records.config import NODES, SETTINGS, flatten, set_key
 
+_SHORT_FLAGS = re.compile("-[mcih]")
 _NODE_KEY = re.compile(r"(?!hydra\.(?!launcher\.|sweeper\.))[a-z_]+\.[\w.]+=")
 
 
@@ -154,6 +155,18 @@ def check_overrides(arguments: Sequence[str]) -> None:
                 f"{override.input_line}: {key} is chosen by name, {key}=NAME, of conf/{key}/; "
                 "a key below it is set as GROUP.KEY=VALUE"
             )
+
+
+def refuse_keys_of_grids(arguments: Sequence[str]) -> None:
+    """Raise ConfigError if a single run is given a key of the sweeper or the launcher.
+
+    Where a config is only shown (--cfg, --info) they may be.
+    """
+    if any(word.startswith("--") or _SHORT_FLAGS.fullmatch(word) for word in arguments):
+        return
+    for key in map(key_of, arguments):
+        if key.startswith(("hydra.sweeper", "hydra.launcher", "hydra/sweeper", "hydra/launcher")):
+            raise ConfigError(f"{key} counts for grids only; add -m, or leave it out")
 
 
 def is_group(override: Override) -> bool:

@@ -17,6 +17,9 @@ _NO_CHOICE = re.compile(
     r"In '[^']*': Could not find '(?P<group>[^']+)/(?P<name>[^'/]+)'\s+"
     r"Available options in '[^']*':\n(?P<valid>(?:\t\S+\n)+)"
 )
+_SEVERAL = re.compile(r"Ambiguous value for argument '(.+)'\n")
+_MANDATORY = re.compile(r"Missing mandatory value: (\S+)")
+_EXAMPLES = {"hydra.sweeper.space": "{optim.lr:{low:1e-4,high:1e-2,log:true}}"}
 _UNKNOWN = re.compile(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'")
 
 
@@ -49,6 +52,17 @@ def explain(error: Exception) -> str:
             return str(cause)
         cause = cause.__cause__
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    several = _SEVERAL.match(text)
+    if several:
+        key, _, values = several[1].lstrip("+").partition("=")
+        return (
+            f"{key}={values}: several values are a grid, which is run by -m: python -m runner -m "
+            f"{key}={values} ...; one value that is a list is given as {key}=[{values}]"
+        )
+    mandatory = _MANDATORY.match(text)
+    if mandatory:
+        key = mandatory[1]
+        return f"{key} must be given; add {key}={_EXAMPLES.get(key, 'VALUE')}"
     unknown = _UNKNOWN.search(text)
     if unknown:
         return _unknown_key(unknown[1])

@@ -17,9 +17,11 @@ import yaml
 
 from models.moves import current_path, with_released_paths
 from runner.machine.errors import ConfigError, DataError
+from runner.machine.memo import Memo
 from runner.machine.text_files import json_lines, read_text
 
 SHIPPED = Path(__file__).parent / "benchmarks"
+_NAMES = Memo("lm-eval")  # the tasks of an installation: to index them takes seconds
 
 
 class _Loader(yaml.SafeLoader):
@@ -98,9 +100,20 @@ def task_file(name: str, include: str | None) -> Path | None:
 
 
 def _lm_eval_tasks() -> set[str]:
-    from lm_eval.tasks import TaskManager  # noqa: PLC0415
+    """Return the names of lm-eval's own tasks, whose folders are read again once they change."""
+    spec = importlib.util.find_spec("lm_eval")
+    assert spec is not None
+    assert spec.origin is not None
+    tasks = Path(spec.origin).parent / "tasks"
+    folders = sorted([tasks, *(f for f in tasks.iterdir() if f.is_dir() and f.name[0] != "_")])
+    changed = hashlib.sha256(str([f.stat().st_mtime_ns for f in folders]).encode()).hexdigest()
+    key = f"{tasks} {changed[:16]}"
+    if key not in _NAMES.entries:
+        from lm_eval.tasks import TaskManager  # noqa: PLC0415
 
-    return set(TaskManager().all_tasks)
+        _NAMES.entries[key] = TaskManager().all_tasks
+        _NAMES.save()
+    return set(_NAMES.entries[key])
 
 
 def _matching_files(name: str, folder: Path, patterns: list[str]) -> list[Path]:

@@ -225,6 +225,8 @@ class Study:
     def best(self) -> str:
         """Return a line with the number of trials by state and the best trial."""
         trials = standing(self.study)
+        if not trials:
+            return "no trial yet"
         states = Counter(trial.state.name for trial in trials)
         counts = ", ".join(f"{count} {name.lower()}" for name, count in sorted(states.items()))
         try:

@@ -40,9 +40,9 @@ def read_error(source: Path | str, error: Exception) -> EspalierError:
             f"{source} is not UTF-8 at byte {error.start}; "
             "convert it (iconv) or exclude it by pattern"
         )
-    if isinstance(error, BadGzipFile):
+    if isinstance(error, BadGzipFile) and str(error).startswith("Not a gzipped file"):
         return DataError(f"{source} is no gzip file ({error}); rename or compress it")
-    if isinstance(error, (EOFError, zlib.error)):
+    if isinstance(error, (EOFError, zlib.error, BadGzipFile)):
         return DataError(
             f"{source} is damaged or cut off ({error}); fetch or compress the file again"
         )

@@ -372,12 +372,13 @@ def test_what_is_wrong_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "name", ["empty.csv", "binary.csv", "header.csv", "ragged.csv", "no.parquet"]
+    "name", ["empty.csv", "binary.csv", "header.csv", "ragged.csv", "twice.csv", "no.parquet"]
 )
 def test_a_file_that_is_no_table_is_one_line(
     name: str, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     content = {"binary.csv": b"\xff\xfe\x00a", "header.csv": b"a,b\n", "ragged.csv": b"a\n1\n1,2\n"}
+    content["twice.csv"] = b"a,b,a\n1,2,3\n"
     (tmp_path / name).write_bytes(content.get(name, b""))
     line = refused("table", tmp_path / name, "--rows", "a", "--out", tmp_path / "t.json")
     assert line.startswith(f"{tmp_path / name} "), line

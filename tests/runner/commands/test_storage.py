@@ -75,6 +75,10 @@ def test_gc_shows_first_and_deletes_only_what_nobody_needs(
     assert [len(list(f.glob("checkpoints/*"))) for f in sweep] == [1, 1]
     assert "0.0 MB could go" in _cli("gc", "--root", str(tmp_path))
     assert "s: 0." in _cli("du", "--root", str(tmp_path))
+    (tmp_path / "no/runs").parent.mkdir()
+    (tmp_path / "no/runs").touch()
+    for root in ("no", "no/runs"):
+        assert "runs is not a folder" in _cli("gc", "--root", str(tmp_path / root), code=1)
 
 
 def test_a_renamed_run_is_adopted_with_its_reason(

@@ -23,6 +23,7 @@ from runner.evaluate.harness import HarnessModel, _evenly_spaced, evaluate
 from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
 from runner.machine.errors import ConfigError, DataError
+from runner.machine.memo import Memo
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason=f"needs the reference data in {DATA}")
@@ -257,6 +258,7 @@ def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
         specify("humaneval", str(tmp_path), None)
     assert specify("lambada", None, None) == "lambada_openai"
     assert specify("boolq", None, None) == "boolq"
+    assert any("arc_easy" in names for names in Memo("lm-eval").entries.values())
     with pytest.raises(ValueError, match="twice"):
         HarnessConfig(tasks=("a", "a"))
     assert _evenly_spaced(10, 3) == [0, 3, 6]

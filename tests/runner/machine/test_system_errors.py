@@ -67,7 +67,13 @@ def test_every_other_error_gives_its_reason(error: OSError, message: str) -> Non
 
 
 def test_gzip_and_utf_8_are_named() -> None:
-    for raw, message in ((b"no", "is no gzip file"), (gzip.compress(b"text")[:-9], "is damaged")):
+    packed = gzip.compress(b"text")
+    wrong_sum = packed[:-8] + b"0000" + packed[-4:]
+    for raw, message in (
+        (b"no", "is no gzip file"),
+        (packed[:-9], "damaged"),
+        (wrong_sum, "damaged"),
+    ):
         with pytest.raises((OSError, EOFError)) as caught:
             gzip.decompress(raw)
         assert message in str(read_error("a.gz", caught.value))
