@@ -201,7 +201,7 @@ def _draw(
     vocab, device = scores.shape[1], scores.device
     probs = torch.softmax(scores / temperature, dim=-1)
     cut = vocab - vocab % _BLOCK  # behind it lies a shorter block
-    sums = probs[:, :cut].unflatten(1, (-1, _BLOCK)).sum(dim=-1)
+    sums = probs[:, :cut].view(len(probs), -1, _BLOCK).sum(dim=-1)
     if cut < vocab:
         sums = torch.cat((sums, probs[:, cut:].sum(dim=-1, keepdim=True)), dim=1)
     noise = gumbel(seeds, samples, positions, _BLOCK + sums.shape[1])

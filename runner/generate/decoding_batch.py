@@ -99,8 +99,9 @@ class DecodingBatch:
         if self.fixed_rows is None:
             self._give_up(keep)
         assert self._state is not None
-        # A free row has no name, and None is none of `newest`.
-        tokens = torch.tensor([[newest.get(name, 0)] for name in self._names], device=self.device)  # type: ignore[call-overload]
+        unread_id = 0  # of free and idle rows, whose count is 0
+        ids = [unread_id if name is None else newest.get(name, unread_id) for name in self._names]
+        tokens = torch.tensor(ids, device=self.device)[:, None]
         counts = None
         if len(newest) < len(self._names) or self.fixed_rows is not None:
             unread = [int(name in newest) for name in self._names]
