@@ -146,7 +146,10 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def as_json(prompt: str, completion: Completion, *, logprobs: bool) -> str:
-    """Return a completion as a line of JSON, with `logprobs` also its ids and log-probabilities."""
+    """Return a completion as a line of JSON, with `logprobs` also its ids and log-probabilities.
+
+    `near_ties` counts choices that the company in a batch may have decided, if there are any.
+    """
     row = {
         "prompt": prompt,
         "text": completion.text,
@@ -154,6 +157,8 @@ def as_json(prompt: str, completion: Completion, *, logprobs: bool) -> str:
         "tokens": len(completion.ids),
         "logprob": sum(completion.logprobs),
     }
+    if completion.near_ties:
+        row["near_ties"] = completion.near_ties
     if logprobs:
         row |= {"ids": completion.ids, "logprobs": completion.logprobs}
     return json.dumps(row, ensure_ascii=False)
