@@ -30,10 +30,10 @@ _MEMBER = {"fingerprint": str, "label": str}
 _CELL = {"schema": int, "science": dict}
 _LEASE: Types = {"host": str, "pid": int, "process_start": NUMBER}
 _EVALUATION = {"scores": list}
-_SCORE: Types = {
-    **{"name": str, "task": str, "value": NUMBER, "n": int},
-    **dict.fromkeys(("stderr", "version", "num_fewshot", "prompt_hash", "lm_eval"), object),
-}
+_PROTOCOL: Types = dict.fromkeys(
+    ("stderr", "version", "num_fewshot", "prompt_hash", "lm_eval"), object
+)
+_SCORE: Types = {"name": str, "task": str, "value": NUMBER, "n": int, **_PROTOCOL}
 _UPSTREAM = "upstream.run"
 _INPUT = re.compile(r"inputs\.[^.]+\.runs")
 

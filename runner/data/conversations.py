@@ -27,7 +27,7 @@ from runner.data.conversations_config import ConversationsConfig
 from runner.data.corpus import Sample, encode_pieces, end_ids, source_name, tokenizer_hash
 from runner.data.synthetic import generator
 from runner.data.tokenizers import Tokenizer
-from runner.data.tokens import cached_folder, refuse_changed, short_hash
+from runner.data.tokens import cached_folder, reading_cache, refuse_changed, short_hash
 from runner.machine.errors import DataError
 
 _REVISION = 1  # raised when the same conversations give other files
@@ -307,7 +307,9 @@ def prepare(
     key = [_REVISION, numerics, hashes, tokenizer_hash(model), data.val_fraction]
     make = partial(_write, data=data, hashes=hashes, renderer=renderer)
     folder = cached_folder(cache / f"conversations-{short_hash(key)}", make)
-    return ConversationCorpus(model, _open(folder, "train", model), _open(folder, "val", model))
+    with reading_cache(folder):
+        train, val = (_open(folder, split, model) for split in ("train", "val"))
+    return ConversationCorpus(model, train, val)
 
 
 def _write(

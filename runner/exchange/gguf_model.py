@@ -1,7 +1,6 @@
 """GGUF files of Llama's architecture: made into a Hugging Face folder, and written from a cell."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from models.decoder_config import DecoderConfig
 from models.layouts import Llama
-from runner.data.corpus import loads
+from runner.data.corpus import load_tokenizer
 from runner.exchange.gguf_file import (
     GGUFFile,
     locate,
@@ -26,6 +25,7 @@ from runner.exchange.gguf_tokenizer import tokenizer_files, tokenizer_keys, writ
 from runner.machine.errors import ConfigError, DataError
 from runner.machine.storage import unfinished_name
 from runner.machine.system_errors import reading, write_error
+from runner.machine.text_files import read_json
 from runner.records.cells import Cell
 from runner.records.trained_model import load_model
 
@@ -57,7 +57,7 @@ def import_gguf(source: str, folder: Path | None, beside: Path) -> Path:
     origin = {"sha256": digest, "revision": _REVISION}
     if folder.exists():
         known = folder / _ORIGIN
-        if known.exists() and json.loads(known.read_text(encoding="utf-8")) == origin:
+        if known.exists() and read_json(known) == origin:
             return folder
         raise ConfigError(f"{folder} exists and was not made of {file}; give another --out")
     config, weights = _config(opened), _weights_by_name(opened)
@@ -219,7 +219,7 @@ def export_gguf(cell: Cell, file: Path, *, dtype: str, average: bool = False) ->
     if file.exists():
         raise ConfigError(f"{file} exists; choose a new file")
     model, _, context = load_model(cell.folder, average=average)
-    tokenizer = loads((cell.folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(cell.folder / "tokenizer.json")
     cfg = model.cfg
     reason: Any = type(cfg).__name__
     if isinstance(cfg, DecoderConfig):
