@@ -14,6 +14,7 @@ __all__ = [
     "emulate",
     "format_names",
     "formats",
+    "frozen",
     "grouped",
     "hadamard",
     "native",

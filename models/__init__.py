@@ -1,6 +1,8 @@
 """Modules and their frozen configs. A model is one file here and one YAML in `conf/model/`."""
 
 __all__ = [
+    "adapter",
+    "adapter_config",
     "attention",
     "attention_config",
     "bdh",

@@ -37,6 +37,8 @@ class Attention(nn.Module):
         width = host.width
         self.qkv = nn.Linear(width, (self.num_heads + 2 * self.num_kv_heads) * dim, bias=host.bias)
         self.out = nn.Linear(self.num_heads * dim, width, bias=host.bias)
+        kv = self.num_kv_heads * dim
+        self.fused = {"qkv": {"q": self.num_heads * dim, "k": kv, "v": kv}}
         self.q_norm = RMSNorm(dim, host.norm_eps) if host.qk_norm else None
         self.k_norm = RMSNorm(dim, host.norm_eps) if host.qk_norm else None
         self.sink = nn.Parameter(torch.zeros(self.num_heads)) if cfg.learned_sink else None

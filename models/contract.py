@@ -234,6 +234,12 @@ def heads(model: nn.Module) -> set[str]:
     }
 
 
+def count_weights(model: nn.Module) -> int:
+    """Return the number of parameters, and of packed weights, a module's `num_frozen`."""
+    packed = sum(int(getattr(module, "num_frozen", 0)) for module in model.modules())
+    return packed + sum(parameter.numel() for parameter in model.parameters())
+
+
 def filters(model: nn.Module) -> set[str]:
     """Return the names of the weights of depthwise convolutions, one filter a row.
 

@@ -7,6 +7,7 @@ given as `parts`.
 import math
 from typing import TYPE_CHECKING, Any
 
+from models.adapter_config import AdapterConfig
 from models.attention_config import AttentionConfig
 from models.branch_config import Activation, BranchConfig, Norm, Positions, Scheme, letters_by_layer
 from models.config import any_config, any_configs, config, couples_samples, neutral
@@ -41,6 +42,8 @@ class DecoderConfig:
             conf/model/streams. None: the plain residual.
         neftune: alpha of NEFTune: uniform noise of alpha / sqrt(seq x width) on the embeddings in
             training; 5 is usual for fine-tuning on conversations, 0 is none.
+        adapter: low-rank adapters on frozen weights, a config with its `_target_`:
+            conf/model/adapter. None: all weights are trained.
         causal: False lets every token see all others, as masked diffusion does; there is no
             decoding state then.
     """
@@ -74,6 +77,7 @@ class DecoderConfig:
     streams: Any = any_config()
     causal: bool = neutral(True)
     neftune: float = neutral(0.0)
+    adapter: Any = any_config()
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "num_heads", "kv_heads", "context_length"):
@@ -111,6 +115,13 @@ class DecoderConfig:
             )
         for word in letters_by_layer(self.pattern, self.depth):
             self._check_layer(word)
+        if self.adapter is not None and not isinstance(self.adapter, AdapterConfig):
+            raise ValueError(
+                f"adapter={self.adapter!r} must be a config with its _target_; see "
+                "conf/model/adapter"
+            )
+        if self.adapter is not None and self.regroups_tokens:
+            raise ValueError("adapters on experts are not supported; use a model without them")
 
     def _check_layer(self, word: str) -> None:
         """Raise ValueError unless the letters of a layer are known and go together."""
@@ -185,17 +196,25 @@ class DecoderConfig:
     def build(self, vocab_size: int, seed: int) -> "Decoder":
         """Return the decoder, initialised; inside `torch.device("meta")` without values."""
         from models.decoder import Decoder  # noqa: PLC0415
-        from models.initialise import initialise  # noqa: PLC0415
+        from models.initialise import filler, initialise  # noqa: PLC0415
 
-        model = Decoder(self, vocab_size)
-        initialise(
-            model,
-            scheme=self.init,
-            std=self.init_std,
-            depth=self.depth,
-            width_multiplier=self.width_multiplier,
-            seed=seed,
-        )
+        values: dict[str, Any] = {
+            "scheme": self.init,
+            "std": self.init_std,
+            "depth": self.depth,
+            "width_multiplier": self.width_multiplier,
+            "seed": seed,
+        }
+        if self.adapter is None:
+            model = Decoder(self, vocab_size)
+            initialise(model, **values)
+            return model
+        from models.adapter import adapt, without_weights  # noqa: PLC0415
+
+        with without_weights():
+            model = Decoder(self, vocab_size)
+        initialise(model, **values)
+        adapt(model, self.adapter, seed, filler(model, **values))
         return model
 
     def check(self, vocab_size: int, seq: int) -> None:
@@ -210,7 +229,22 @@ class DecoderConfig:
         """Return the number of parameters, by formula."""
         head = 0 if self.tied else vocab_size * self.width
         embedding = vocab_size * self.width + self._num_positions
-        return embedding + head + self._norm_parameters + self._in_branches("num_parameters")
+        own = embedding + head + self._norm_parameters + self._in_branches("num_parameters")
+        return own + self._adapter_sizes(vocab_size)[0]
+
+    def num_trained_parameters(self, vocab_size: int) -> int:
+        """Return the number of parameters that are trained: with adapters theirs only."""
+        if self.adapter is None:
+            return self.num_parameters(vocab_size)
+        return self._adapter_sizes(vocab_size)[0]
+
+    def _adapter_sizes(self, vocab_size: int) -> tuple[int, int, int]:
+        """See `adapter_sizes`; zeros without adapters."""
+        if self.adapter is None:
+            return 0, 0, 0
+        from models.adapter import adapter_sizes  # noqa: PLC0415
+
+        return adapter_sizes(self, vocab_size)
 
     def num_active_parameters(self, vocab_size: int) -> int:
         """Return the number of parameters that one token is multiplied with.
@@ -247,4 +281,6 @@ class DecoderConfig:
             all_pairs, half = part.forward_flops(self, seq)
             streams = self.streams.forward_flops(self, seq) if self.streams is not None else 0
             full, causal = full + all_pairs + streams, causal + half + streams
-        return full, causal
+        _, for_token, for_pass = self._adapter_sizes(vocab_size)
+        adapters = seq * for_token + for_pass
+        return full + adapters, causal + adapters

@@ -10,9 +10,10 @@ In all of them the std of matrices that write to the residual stream is divided 
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.branch_config import Scheme
 
@@ -22,7 +23,21 @@ _RESIDUAL_WRITERS = (".out.weight", ".down.weight")
 def initialise(
     model: nn.Module, *, scheme: Scheme, std: float, depth: int, width_multiplier: float, seed: int
 ) -> None:
-    """Fill all matrices of `model` in place; biases become 0, gains stay 1.
+    """Fill all matrices of `model` in place; biases become 0, gains stay 1. See `filler`."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    fill = filler(
+        model, scheme=scheme, std=std, depth=depth, width_multiplier=width_multiplier, seed=seed
+    )
+    for name, parameter in model.named_parameters():
+        fill(name, parameter)
+
+
+def filler(
+    model: nn.Module, *, scheme: Scheme, std: float, depth: int, width_multiplier: float, seed: int
+) -> Callable[[str, Tensor], None]:
+    """Return the function that fills a parameter of `model`, given its name, in place.
 
     A module overrides the std of its own parameters by a dict `initial_std` (name -> std); 0 leaves
     a parameter as it is.
@@ -32,12 +47,10 @@ def initialise(
         for prefix, module in model.named_modules()
         for name, spread in getattr(module, "initial_std", {}).items()
     }
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-    for name, parameter in model.named_parameters():
+
+    def fill(name: str, parameter: Tensor) -> None:
         if parameter.is_meta or (parameter.ndim < 2 and name not in own) or own.get(name) == 0.0:
-            continue
+            return
         embedding = name.startswith(("embedding", "positions", "head"))
         spread = std
         if not embedding and scheme == "depth_scaled":
@@ -48,9 +61,12 @@ def initialise(
             spread /= math.sqrt(2 * depth)
         spread = own.get(name, spread)
         with torch.no_grad():
-            parameter.normal_(0.0, spread, generator=_generator(seed, name))
+            parameter.normal_(0.0, spread, generator=generator_of(seed, name))
+
+    return fill
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """Return the generator of the initial values of parameter `name`."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

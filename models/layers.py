@@ -80,6 +80,7 @@ class FeedForward(nn.Module):
         self.activation = activation
         self.up = nn.Linear(dim, hidden * (2 if activation == "swiglu" else 1), bias=bias)
         self.down = nn.Linear(hidden, dim, bias=bias)
+        self.fused = {"up": {"gate": hidden, "up": hidden}} if activation == "swiglu" else {}
 
     def forward(
         self, x: Float[Tensor, "*rows dim"], _context: Context | None = None

@@ -84,16 +84,17 @@ class Precision:
         compile_kernels()
         unquantised = self._unquantised(model)
         linears = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-        _refuse_idle_patterns(self.cfg, [name for name, _ in linears])
+        _refuse_idle_patterns(self.cfg, [_without_adapter(name) for name, _ in linears])
         passed_over = self._find_native()
         for index, (name, linear) in enumerate(linears):
             why = unquantised.get(name)
-            chosen, reason = _choose(self.cfg, name)
+            shown = _without_adapter(name)
+            chosen, reason = _choose(self.cfg, shown)
             backend = "torch"
             if why is None and chosen is not None:
                 backend, cost = self._replace(model, name, linear, chosen, index, passed_over)
                 reason = "; ".join(part for part in (reason, cost) if part)
-            self._describe(name, chosen if why is None else None, why or reason, backend)
+            self._describe(shown, chosen if why is None else None, why or reason, backend)
         if not self._linears:
             raise ValueError(
                 "precision quantises no layer: see precision.layers, keep, keep_first, keep_last"
@@ -282,6 +283,11 @@ def _choose(cfg: PrecisionConfig, name: str) -> tuple[LinearConfig | None, str]:
     if not any(fnmatchcase(name, pattern) for pattern in cfg.layers):
         return None, "not in layers"
     return (None if cfg.default.plain else cfg.default), "default"
+
+
+def _without_adapter(name: str) -> str:
+    """Return the name that a layer has without the adapter around it."""
+    return name.removesuffix(".base")
 
 
 def _refuse_idle_patterns(cfg: PrecisionConfig, names: list[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.adapter import FrozenLinear, base_loaded, base_state
 from models.config import plain, target_class, thaw
 from models.decoder_config import DecoderConfig
 from models.language_model import LanguageModel, ModelConfig
@@ -167,7 +168,7 @@ def load_pretrained(folder: Path) -> LanguageModel:
 def load_weights(
     folder: Path, model: nn.Module, *, put: Callable[[Tensor, Tensor], Tensor] | None = None
 ) -> None:
-    """Fill `model` in place from the files of a folder, one tensor at a time.
+    """Fill `model` in place from the files of a folder, one tensor at a time; its adapters stay.
 
     Args:
         put: called with (tensor read, parameter), returns what is copied into the parameter: its
@@ -178,7 +179,7 @@ def load_weights(
         ValueError: a tensor is missing, left over or of another shape.
     """
     config = _read_json(folder / "config.json")
-    parameters = model.state_dict()
+    parameters = base_state(model)
     if config.get("model_type") == OWN:
         sources = {name: TensorSource((name,)) for name in parameters}
     else:
@@ -196,7 +197,11 @@ def load_weights(
                     f"{folder}: {source.names[0]} is {tuple(tensor.shape)}, "
                     f"{tuple(parameter.shape)} wanted; config.json is of another model"
                 )
-            parameter.copy_(put(tensor, parameter) if put else tensor)
+            if isinstance(parameter, FrozenLinear):
+                parameter.take(tensor)
+            else:
+                parameter.copy_(put(tensor, parameter) if put else tensor)
+    base_loaded(model)
     files.refuse_unread()
 
 

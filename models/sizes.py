@@ -19,6 +19,13 @@ def num_active_parameters(cfg: Any, vocab_size: int) -> int:
     return num_parameters(cfg, vocab_size)
 
 
+def num_trained_parameters(cfg: Any, vocab_size: int) -> int:
+    """Return the number of parameters that are trained and saved. Default: all."""
+    if hasattr(cfg, "num_trained_parameters"):
+        return int(cfg.num_trained_parameters(vocab_size))
+    return num_parameters(cfg, vocab_size)
+
+
 def num_embedding_parameters(cfg: Any, vocab_size: int) -> int:
     """Return the number of embedding parameters not tied to a head.
 
@@ -64,9 +71,11 @@ def check_parameters(cfg: Any, vocab_size: int, model: Any) -> None:
     Raises:
         ValueError: they differ.
     """
+    from models.contract import count_weights  # noqa: PLC0415
+
     if not hasattr(cfg, "num_parameters"):
         return
-    said, there = num_parameters(cfg, vocab_size), sum(p.numel() for p in model.parameters())
+    said, there = num_parameters(cfg, vocab_size), count_weights(model)
     if said != there:
         raise ValueError(
             f"{type(cfg).__name__}.num_parameters({vocab_size}) gives {said:,}, the model that it "

@@ -287,7 +287,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="hf: config.json, safetensors, tokenizer, model card. gguf: a file of llama.cpp."
+            help="hf: config.json, safetensors, tokenizer, model card. gguf: a file of llama.cpp. "
+            "peft: the adapter alone."
         ),
     ] = "hf",
     layout: Annotated[
@@ -308,19 +309,24 @@ def export(
     ] = False,
     root: Root = Path("."),
 ) -> None:
-    """Write a trained cell as a folder that transformers reads, or as a GGUF file."""
+    """Write a trained cell for transformers, for llama.cpp, or its adapter for peft."""
     from runner.exchange.huggingface import export as write  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
 
-    if to not in ("hf", "gguf"):
-        raise ConfigError(f"--to {to!r} is not a format; there are: hf, gguf")
-    if to == "gguf":
+    if to not in ("hf", "gguf", "peft"):
+        raise ConfigError(f"--to {to!r} is not a format; there are: hf, gguf, peft")
+    if to != "hf":
         from runner.exchange.gguf_model import export_gguf  # noqa: PLC0415
+        from runner.exchange.peft import export_adapter  # noqa: PLC0415
 
         if layout is not None or license_name is not None:
-            raise ConfigError("--layout and --license do nothing with --to gguf; leave them out")
-        export_gguf(find_cell(root, run), folder, dtype=dtype, average=average)
-        typer.echo(f"{folder}: llama")
+            raise ConfigError(f"--layout and --license do nothing with --to {to}; leave them out")
+        cell = find_cell(root, run)
+        if to == "gguf":
+            export_gguf(cell, folder, dtype=dtype, average=average)
+        else:
+            export_adapter(cell, folder, average=average)
+        typer.echo(f"{folder}: {to}")
         return
     architecture = write(
         find_cell(root, run),

@@ -19,7 +19,7 @@ from runner.machine.typed_json import read_record
 
 _FILES = ["*.json", "*.safetensors", "*.jinja"]
 _DETERMINED = ("model", "tokenizer")
-_OF_TRAINING = ("dropout", "z_loss", "neftune")
+_OF_TRAINING = ("dropout", "z_loss", "neftune", "adapter")
 _KEPT = (*(f"model.{name}" for name in _OF_TRAINING), "tokenizer.kind", "tokenizer.eos_token")
 
 
@@ -51,7 +51,7 @@ def pretrained_folder(init: str) -> Path:
 def with_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return a composed node with model and tokenizer replaced by those of its `init`, if any.
 
-    What a pretrained folder does not determine (dropout, z-loss, NEFTune) stays as composed, and
+    What a pretrained folder does not determine (dropout, NEFTune, adapters) stays as composed, and
     so does `tokenizer.eos_token` with tokenizer.kind=folder.
 
     Raises:
@@ -105,7 +105,13 @@ def refuse_determined(init: str | None, keys: Iterable[str]) -> None:
     Raises:
         ConfigError: one of them is determined by the folder.
     """
-    lost = [k for k in keys if init and k.partition(".")[0] in _DETERMINED and k not in _KEPT]
+    lost = [
+        k
+        for k in keys
+        if init
+        and k.partition(".")[0] in _DETERMINED
+        and not any(k == kept or k.startswith(f"{kept}.") for kept in _KEPT)
+    ]
     if lost:
         raise ConfigError(
             f"init={init} determines model and tokenizer: leave out {', '.join(sorted(lost))} "

@@ -6,5 +6,6 @@ __all__ = [
     "gguf_tokenizer",
     "huggingface",
     "model_card",
+    "peft",
     "tokenizer",
 ]

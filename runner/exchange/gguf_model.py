@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.adapter import merge
 from models.decoder_config import DecoderConfig
 from models.layouts import Llama
 from runner.data.corpus import load_tokenizer
@@ -220,6 +221,7 @@ def export_gguf(cell: Cell, file: Path, *, dtype: str, average: bool = False) ->
         raise ConfigError(f"{file} exists; choose a new file")
     model, _, context = load_model(cell.folder, average=average)
     tokenizer = load_tokenizer(cell.folder / "tokenizer.json")
+    model = merge(model)
     cfg = model.cfg
     reason: Any = type(cfg).__name__
     if isinstance(cfg, DecoderConfig):

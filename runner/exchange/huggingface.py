@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from models.adapter import merge
 from models.language_model import LanguageModel
 from models.pretrained import save_pretrained
 from runner.exchange.model_card import model_card
@@ -26,6 +27,8 @@ def export(
     average: bool = False,
 ) -> str:
     """Write the newest weights of `cell` into a new `folder`; return the architecture written.
+
+    Adapters are merged into the weights, in full precision.
 
     Args:
         layout: llama, qwen3, gpt2 or espalier (None: the first that fits).
@@ -52,6 +55,7 @@ def export(
             f"{type(model).__name__} is in no layout that transformers reads; its weights are in "
             f"{cell.folder}/checkpoints/*/model.safetensors"
         )
+    model = merge(model)
     cfg: Any = model.cfg
     if getattr(cfg, "positions", None) == "rope":  # its context is the training length
         model.cfg = replace(cfg, context_length=context)

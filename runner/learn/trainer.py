@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from kernels.philox import NoiseKey
+from models.adapter import adapter_names
 from models.pretrained import load_weights
 from runner.data.order import training_loader
 from runner.data.pretrained import pretrained_folder
 from runner.evaluate.evaluations import Evaluations
 from runner.evaluate.validation import to_device
+from runner.exchange.peft import read_adapter
 from runner.learn.optim.build import build_optimizers
 from runner.learn.profiler import StepProfiler
 from runner.learn.setup import Setup, set_up
@@ -33,6 +35,7 @@ from runner.records.budget import budget, check_steps, flops_per_sequence
 from runner.records.cells import Cell
 from runner.records.contracts import Batch, Inputs, Outcome
 from runner.records.journal import Journal
+from runner.records.trained_model import load_base
 
 
 @dataclass
@@ -73,7 +76,7 @@ class Trainer:
     """
 
     def __init__(self, cell: Cell, inputs: Inputs, journal: Journal | None, ranks: Ranks) -> None:
-        cfg = cell.config
+        cfg, self.cell = cell.config, cell
         self.cfg, self.run, self.inputs = cfg, cell.folder, inputs
         self.journal, self.ranks, self.device = journal, ranks, ranks.device
         self.setup: Setup = set_up(cell, inputs, ranks, journal)
@@ -288,15 +291,31 @@ class Trainer:
             checkpoint_folder.delete_unfinished(self.run / "checkpoints")
         newest = checkpoint_folder.newest(self.run / "checkpoints")
         start = self.cfg.inputs.get("init")
+        adapted = bool(adapter_names(self.model))
+        if adapted:
+            self._load_base(start is not None)
         if newest is not None:
             self._continue_from(newest)
             self._saved_step = self.progress.step
         elif start is not None:
             self._start_from(self.inputs["init"][0], start.take)
-        elif self.cfg.init is not None:
+        elif self.cfg.init is not None and not adapted:
             load_weights(pretrained_folder(self.cfg.init), self.model, put=checkpoint.like)
         if self.journal is not None and self.journal.number > 1:
             self.journal.restored(self.progress.step)
+
+    def _load_base(self, continues: bool) -> None:
+        """Load what is below the adapters, and the adapter that they start from."""
+        if continues:
+            raise ConfigError(
+                "inputs.init and model.adapter do not go together: an adapter's base is a folder; "
+                "write the run as one (espalier export RUN DIR) and give init=hf:DIR"
+            )
+        load_base(self.cell, self.model)
+        adapter = self.cfg.model.adapter
+        if adapter.start is not None:
+            base = str(self.cell.science.get("init", ""))
+            read_adapter(Path(adapter.start), self.model, adapter, base)
 
     def _continue_from(self, saved: Path) -> None:
         self.progress = read_progress(checkpoint.load(saved, self.model, self.optimizers))

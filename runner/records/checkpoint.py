@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from models.adapter import trained_state
 from runner.machine.errors import CheckpointError
 from runner.machine.ranks import gather_full
 from runner.machine.system_errors import write_error
@@ -41,7 +42,7 @@ def gather(
         more: tensors of further files, by the files' names.
         keep: false on ranks that only take part in gathering; they return files without tensors.
     """
-    files = {"model": model.state_dict(), "optimizer": _optimizer_tensors(model, optimizers)}
+    files = {"model": trained_state(model), "optimizer": _optimizer_tensors(model, optimizers)}
     files |= {name: tensors for name, tensors in more.items() if tensors}
     gathered: Files = {file: {} for file in files}
     for file, tensors in files.items():
@@ -123,7 +124,9 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def load_weights(path: Path, model: nn.Module, *, average: bool = False) -> None:
-    """Load the weights of `model` in place; `average` takes the averaged ones.
+    """Load the weights of `model` in place, of a model with adapters theirs only.
+
+    `average` takes the averaged ones.
 
     Raises:
         CheckpointError: names or shapes are not this model's, or no average was saved.
@@ -131,7 +134,7 @@ def load_weights(path: Path, model: nn.Module, *, average: bool = False) -> None
     saved = load_file(path / "model.safetensors")
     if average:
         saved |= _averaged(path)
-    weights = model.state_dict()
+    weights = trained_state(model)
     own = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     if own != theirs:

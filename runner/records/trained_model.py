@@ -1,13 +1,17 @@
 """Loading the model and the tokenizer of a trained cell."""
 
 from pathlib import Path
+from typing import Any
 
+from models.adapter import adapter_names
 from models.language_model import LanguageModel
+from models.pretrained import load_weights
+from runner.data import pretrained
 from runner.data.corpus import load_tokenizer
 from runner.data.tokenizers import Tokenizer
 from runner.machine.errors import CheckpointError
 from runner.records import checkpoint, checkpoint_folder
-from runner.records.cells import load_cell
+from runner.records.cells import Cell, load_cell
 
 
 def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, Tokenizer, int]:
@@ -26,8 +30,39 @@ def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, T
         )
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     model = cell.config.model.build(tokenizer.vocab_size, cell.config.seed)
-    checkpoint.load_weights(newest, model, average=average)
+    load_trained(cell, newest, model, average=average)
     context = cell.config.train.sequence_length
     if cell.config.init is not None:  # its pretraining may have used longer sequences
         context = max(context, getattr(cell.config.model, "context_length", context))
     return model, tokenizer, context
+
+
+def load_trained(cell: Cell, saved: Path, model: Any, *, average: bool = False) -> None:
+    """Fill `model` from a checkpoint of `cell`, and below its adapters from the base.
+
+    Raises:
+        CheckpointError: see `checkpoint.load_weights` and `load_base`.
+    """
+    load_base(cell, model)
+    checkpoint.load_weights(saved, model, average=average)
+
+
+def load_base(cell: Cell, model: Any) -> None:
+    """Load what lies below the adapters of a model, which no checkpoint holds.
+
+    Without adapters nothing is loaded; without `init` the base is what the seed gives.
+
+    Raises:
+        CheckpointError: the folder of `init` holds other weights than those the cell was frozen
+            with.
+    """
+    init = cell.config.init
+    if init is None or not adapter_names(model):
+        return
+    there = pretrained.content_hash(init)
+    if there != cell.science["init"]:
+        raise CheckpointError(
+            f"{cell.folder} has an adapter of another base: init={init} holds weights {there[:8]}, "
+            f"it was trained on {cell.science['init'][:8]}; put the model back"
+        )
+    load_weights(pretrained.pretrained_folder(init), model, put=checkpoint.like)

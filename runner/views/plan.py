@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.precision import Choice
-from models.sizes import check_formulas
+from models.sizes import check_formulas, num_trained_parameters
 from runner.learn.memory import predicted_bytes
 from runner.machine.errors import ConfigError, StorageError
 from runner.machine.hardware import Gpu, gpu_named
@@ -99,10 +99,11 @@ class Planned:
         if self.budget is None or self.cell.config.train is None:
             return None
         retention = self.cell.config.train.checkpoint
+        trained = num_trained_parameters(self.cell.config.model, self.budget.vocab_size)
         count = retention.keep_last + retention.keep_best + 1
         if retention.keep_every:
             count += self.budget.steps // retention.keep_every
-        return int(count * _CHECKPOINT_BYTES * self.budget.num_parameters)
+        return int(count * _CHECKPOINT_BYTES * trained)
 
     @property
     def speed_key(self) -> Key:

@@ -13,10 +13,11 @@ from runner.learn.trainer import newest_checkpoint
 from runner.machine.ranks import Ranks
 from runner.records import checkpoint, contracts
 from runner.records.budget import budget
-from runner.records.cells import Cell
+from runner.records.cells import Cell, load_cell
 from runner.records.contracts import Inputs, Outcome
 from runner.records.journal import Journal
 from runner.records.new_checkpoints import last_evaluated, new_checkpoints
+from runner.records.trained_model import load_trained
 from runner.work.notes import note_environment, write_summary
 
 
@@ -44,12 +45,12 @@ def evaluate(
     run, average = inputs["init"][0], taken.take == "average"
     if not live:
         saved = newest_checkpoint(run)
-        checkpoint.load_weights(saved, setup.model, average=average)
+        load_trained(load_cell(run), saved, setup.model, average=average)
         _evaluate(cell, setup, journal, 0, (run, int(saved.name)), average=average)
         return "finished"
     for saved in new_checkpoints(run, done, stop):
         try:
-            checkpoint.load_weights(saved, setup.model, average=average)
+            load_trained(load_cell(run), saved, setup.model, average=average)
         except FileNotFoundError:
             continue  # deleted in favour of a newer one
         step = int(saved.name)

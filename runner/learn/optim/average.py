@@ -21,11 +21,14 @@ class WeightAverage:
         """Include the weights after `step` (1-based)."""
         if self.cfg.kind == "ema" and self.copies:
             decay = min(self.cfg.decay, (1 + step) / (10 + step))
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self._trained():
                 self.copies[0][name].lerp_(parameter, 1.0 - decay)
         elif self.cfg.kind == "ema" or step % self.cfg.every == 0:
-            current = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+            current = {n: p.detach().clone() for n, p in self._trained()}
             self.copies = [*self.copies, current][-self.cfg.count :]
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all copies as `<age>/<parameter>`, oldest first."""
@@ -44,13 +47,13 @@ class WeightAverage:
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
         """Give the model the averaged weights inside the context."""
-        own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        for name, parameter in self.model.named_parameters():
+        own = {n: p.detach().clone() for n, p in self._trained()}
+        for name, parameter in self._trained():
             parameter.copy_(mean([copy[name] for copy in self.copies]))
         try:
             yield
         finally:
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self._trained():
                 parameter.copy_(own[name])
 
 

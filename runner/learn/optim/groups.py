@@ -14,7 +14,7 @@ Groups = list[dict[str, Any]]
 
 def adamw(cfg: AdamWConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
     """Return AdamW for all parameters of `model`."""
-    return [_adamw(cfg, _groups(cfg, model, model.named_parameters()))]
+    return [_adamw(cfg, _groups(cfg, model, _trained(model)))]
 
 
 def muon_and_adamw(cfg: MuonConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -24,12 +24,16 @@ def muon_and_adamw(cfg: MuonConfig, model: nn.Module) -> list[torch.optim.Optimi
     matrices: list[tuple[str, nn.Parameter]] = []
     rest: list[tuple[str, nn.Parameter]] = []
     others = lookups(model) | embeddings(model) | heads(model) | filters(model)
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model):
         inner = parameter.ndim == 2 and name not in others
         (matrices if inner else rest).append((name, parameter))
     groups = _groups(cfg, model, matrices, lr=cfg.muon_lr)
     muon = Muon(groups, lr=cfg.muon_lr, momentum=cfg.momentum)
     return [muon, _adamw(cfg, _groups(cfg, model, rest))]
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
 
 def _adamw(cfg: AdamWConfig, groups: Groups) -> torch.optim.Optimizer:

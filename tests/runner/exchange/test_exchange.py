@@ -111,7 +111,7 @@ def test_a_cell_becomes_a_folder_that_transformers_continues_alike(
     assert "layout=gpt2 cannot hold this model" in _cli(
         "export", cell.fingerprint, str(tmp_path / "n"), "--layout", "gpt2", *root
     )
-    assert "there are: hf, gguf" in _cli(
+    assert "there are: hf, gguf, peft" in _cli(
         "export", cell.fingerprint, str(tmp_path / "n"), "--to", "onnx", *root
     )
     cursor = next(cell.folder.glob("mlflow/*.json"))

@@ -339,7 +339,7 @@ def test_llama_cpp_reads_an_exported_cell_and_we_read_it_back(text: Path, tmp_pa
     (cell,) = [find_cell(tmp_path, folder.name) for folder in (tmp_path / "runs").iterdir()]
     root = ["--root", str(tmp_path)]
     fp16 = tmp_path / "fp16.gguf"
-    assert "fp16.gguf: llama" in _cli(
+    assert "fp16.gguf: gguf" in _cli(
         "export", cell.fingerprint, str(fp16), "--to", "gguf", "--dtype", "fp16", *root
     )
     assert "exists; choose a new file" in _cli(
