@@ -107,7 +107,8 @@ class AdaptedLinear(nn.Module):
             return weight * self._ratio().float()[:, None] if self.magnitude else weight
 
     def _by_part(self, values: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.rows, values.split(list(self.rows.values())), strict=True))
+        parts = torch.split(values, list(self.rows.values()))
+        return dict(zip(self.rows, parts, strict=True))
 
     def _ratio(self) -> Float[Tensor, " rows"]:
         """Return what DoRA multiplies each row with, 1 in parts without an adapter."""
@@ -136,7 +137,8 @@ class AdaptedLinear(nn.Module):
 
     @torch.no_grad()
     def _lengths(self) -> Float[Tensor, " rows"]:
-        return torch.linalg.vector_norm(self._updated(), dim=1)
+        lengths: Tensor = torch.linalg.vector_norm(self._updated(), dim=1)
+        return lengths
 
     def forward(self, x: Float[Tensor, "*batch cols"]) -> Float[Tensor, "*batch rows"]:
         y = self.base(x)
