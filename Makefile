@@ -20,7 +20,8 @@ ui: .venv/ready  ## serve the MLflow UI
 	$(BIN)/espalier ui
 
 # Beside the workers of the cores one whose time goes into waiting for SLURM: tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadscope
+# Hundreds of processes start: none should compile our modules again.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadscope
 test: .venv/dev  ## run the tests, the slow ones first
 	$(PYTEST) --durations=10
 
