@@ -1,7 +1,7 @@
 """Fits of scaling laws to tables of runs, from many starts and with bootstraps.
 
 Source of the procedure: arXiv 2404.10102 (Huber loss on log L, summed; the mean would make an
-optimiser stop early).
+optimiser stop early). Of the band of a law: Hesterberg, The American Statistician 69 (2015).
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from analysis.expressions import true_rows
 from analysis.law import Array, Data, Law
@@ -78,8 +79,12 @@ class Fit:
         return ", ".join(parts)
 
     def predict(self, data: Data, confidence: float = 0.95) -> pd.DataFrame:
-        """Return columns loss, low, high at `data`; the band leaves out the noise of runs."""
-        tail = (1 - confidence) / 2
+        """Return columns loss, low, high at `data`; the band leaves out the noise of runs.
+
+        It is the expanded percentile interval: resampled points vary less than new ones would.
+        """
+        free = max(1, len(self.used) - len(self.theta))
+        tail = stats.norm.cdf(stats.t.ppf((1 - confidence) / 2, free))
         low, high = np.quantile(self.law.predict(self.draws, data), [tail, 1 - tail], axis=0)
         return pd.DataFrame({"loss": self.law.predict(self.theta, data), "low": low, "high": high})
 

@@ -21,6 +21,7 @@ MIN_SIZES = 4  # three always lie on a parabola
 _WINDOW_SIZES = 5  # in the window at least
 _WINDOW = np.log(4.0)  # to either side of the minimum
 _HUBER = 1.345  # standard deviations: 95% efficient for normal noise
+_CONVERGED = 1e-3  # change of a weight of 1: nothing beside the noise
 _GRID = 2001
 _REASONS = ("", "the parabola opens downwards", "the minimum lies outside the sizes")
 
@@ -122,7 +123,9 @@ def robust_parabola(x: Array, y: Array, inside: NDArray[np.bool_], noise: float)
         turned = weighted.transpose(0, 2, 1)
         c: Array = np.linalg.solve(turned @ design, turned @ y[:, :, None])[:, :, 0]
         residual = np.abs(y - (design @ c[:, :, None])[:, :, 0])
-        if not noise > 0 or (residual * inside <= _HUBER * noise).all():
+        before = weights
+        if noise > 0:
+            weights = inside * np.minimum(1.0, _HUBER * noise / np.maximum(residual, 1e-300))
+        if np.abs(weights - before).max() < _CONVERGED:
             break
-        weights = inside * np.minimum(1.0, _HUBER * noise / np.maximum(residual, 1e-300))
     return c

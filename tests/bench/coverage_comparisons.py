@@ -12,9 +12,8 @@ import pandas as pd
 
 from analysis.evaluation import paired_score, score_with_error
 from analysis.paired import paired_difference, speed_up, unpaired_difference
-from tests.bench.coverage_laws import Inside, Study
+from tests.bench.coverage_laws import TABLES, Inside, Study
 
-TABLES = 20
 GAP = 0.01  # nats, the true difference
 PASSAGE = 10  # questions of a passage
 

@@ -15,12 +15,15 @@ from analysis.forecast import forecast
 from analysis.identification import unidentified
 from analysis.isoflop import Method, isoflop
 from analysis.law import Law
-from analysis.laws import CHINCHILLA
+from analysis.laws import CHINCHILLA, POWER_WITH_OFFSET
+from analysis.minimise import minimise
+from analysis.objective import Objective
 from analysis.projection import variable_projection
 from analysis.robustness import flat_valleys, profiles
 from tests.analysis.known import EXPONENT, THETA, TRUE, best_size
 
 BOOTSTRAPS = 200
+TABLES = 20  # fitted at once
 LATER = 10.0  # times the FLOPs of the largest run
 Inside = dict[str, float | None]  # the share that holds the truth; None: no interval is given
 Draw = Callable[[Any, Any, int], Inside]
@@ -33,7 +36,7 @@ class Study:
     """Intervals of one kind: what is varied down the table and across it, and one draw.
 
     Args:
-        slow: designs that are drawn every tenth time only; tables: that one draw makes.
+        slow: designs that are drawn every twentieth time only; tables: that one draw makes.
     """
 
     draw: Draw
@@ -102,25 +105,23 @@ def budgets(noise: float, count: int, sizes: int, span: float, off: float = 1.0)
 
 
 def _laws(of: tuple[Design, Law], seeds: int, draw: int) -> Inside:
-    """Intervals of a fit."""
-    design, law = of
-    table = design.table(seeds, draw)
-    found = fit(
-        table,
-        law,
-        columns={},
-        loss="loss",
-        bootstraps=BOOTSTRAPS,
-        seed=draw,
-        starts=np.concatenate([THETA[None], CHINCHILLA.start_grid()[::1500]]),
-    )
-    inside = {}
+    """Intervals of the fits of TABLES tables; profiles of every fourth."""
+    rows = [
+        _of_fit(of[0], found, index % 4 == 0) for index, found in enumerate(_fits(*of, seeds, draw))
+    ]
+    shares = pd.DataFrame(rows).mean()
+    return {str(name): None if np.isnan(share) else share for name, share in shares.items()}
+
+
+def _of_fit(design: Design, found: Fit, profiled: bool) -> Inside:
+    """Return the share of the intervals of a fit that hold the truth."""
+    inside: Inside = {}
     inside["a law's parameters"] = _share(found.parameters.set_index("parameter"), TRUE)
-    allowed = flat_valleys(profiles(found))
-    by_profile = _share(allowed.set_index("parameter"), TRUE)
-    inside["a law's parameters, by profile"] = by_profile
-    told = unidentified(found, allowed)
-    inside["(the points are said not to determine the parameters)"] = float(bool(told))
+    if profiled:
+        allowed = flat_valleys(profiles(found))
+        inside["a law's parameters, by profile"] = _share(allowed.set_index("parameter"), TRUE)
+        told = unidentified(found, allowed)
+        inside["(the points are said not to determine the parameters)"] = float(bool(told))
     n = float(best_size(np.array([design.later]))[0])
     d = design.later / (6 * n)
     sizes = found.compute_optimal(design.later).set_index("quantity")
@@ -134,9 +135,71 @@ def _laws(of: tuple[Design, Law], seeds: int, draw: int) -> Inside:
     band = found.predict(at).iloc[0]
     true = float(expected(at["n"], at["d"])[0])
     inside["the law's loss at 10 x the FLOPs"] = float(band["low"] < true < band["high"])
-    points = (table[name].to_numpy() for name in ("n", "d", "loss"))
+    points = (found.used[name].to_numpy() for name in ("n", "d", "loss"))
     second = variable_projection(*points).set_index("parameter")
     inside["a law's parameters, by variable projection"] = _share(second, TRUE)
+    return inside
+
+
+def _fits(design: Design, law: Law, seeds: int, draw: int) -> list[Fit]:
+    """Return what `fit` returns for TABLES tables: all minimised at once, from the known law."""
+    points = [design.table(seeds, draw + index).assign(cluster=0) for index in range(TABLES)]
+    of = [Objective(law, table, 1e-3) for table in points]
+    at_truth = np.stack([objective.inverse_curvature(THETA) for objective in of])
+    theta, least, _ = minimise(
+        _together(of, 1, None), np.tile(THETA, (TABLES, 1)), inverse=at_truth
+    )
+    size = len(points[0])
+    rng = np.random.default_rng([draw, seeds, 2])
+    weights = rng.multinomial(size, np.full(size, 1 / size), size=TABLES * BOOTSTRAPS).astype(float)
+    metrics = np.stack([o.inverse_curvature(best) for o, best in zip(of, theta, strict=True)])
+    draws, _, _ = minimise(
+        _together(of, BOOTSTRAPS, weights),
+        np.repeat(theta, BOOTSTRAPS, axis=0),
+        inverse=np.repeat(metrics, BOOTSTRAPS, axis=0),
+        floor=float(least.min()),
+        tolerance=1e-9,
+    )
+    return [
+        Fit(law, best, drawn, float(value), np.array([value]), 1e-3, table, table.iloc[:0], {})
+        for best, drawn, value, table in zip(
+            theta, draws.reshape(TABLES, BOOTSTRAPS, -1), least, points, strict=True
+        )
+    ]
+
+
+def _together(
+    of: list[Objective], each: int, weights: np.ndarray | None
+) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return one objective of all tables: row r belongs to table r // `each`."""
+
+    def objective(theta: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values, slopes = np.empty(len(theta)), np.empty(theta.shape)
+        for table in np.unique(rows // each):
+            own = rows // each == table
+            drawn = None if weights is None else weights[rows[own]]
+            values[own], slopes[own] = of[table](theta[own], drawn)
+        return values, slopes
+
+    return objective
+
+
+def _line(of: tuple[Design, Law], seeds: int, draw: int) -> Inside:
+    """Intervals of a law where tokens follow parameters; its own parameters have no truth there."""
+    design, law = of
+    table = design.table(seeds, draw).assign(x=lambda runs: runs["flops"])
+    found = fit(table, law, columns={}, loss="loss", bootstraps=BOOTSTRAPS, seed=draw)
+    inside: Inside = {}
+    for name, n in (
+        ("the loss of a run at 10 x the FLOPs", design.n[-1] * LATER**0.5),
+        ("the loss of a run within the sizes", float(np.median(design.n))),
+    ):
+        point = pd.DataFrame({"n": [n], "d": [20 * n], "x": [120 * n * n]})
+        row = forecast(found, point[list(law.columns)]).iloc[0]
+        true = expected(point["n"].to_numpy(), point["d"].to_numpy())
+        inside[name] = _holds(row, float(true[0]), float(design.spread(true)[0]))
+    told = unidentified(found)
+    inside["(the points are said not to determine the parameters)"] = float(bool(told))
     return inside
 
 
@@ -245,6 +308,7 @@ def _share(intervals: pd.DataFrame, truth: dict[str, float]) -> float | None:
 
 
 _SEEDS = {"1 run a size": 1, "3 runs a size": 3}
+_ANY_LOSS = "5 x 5 of n and d, sd 0.01 at any loss"
 _LINE = "10 sizes, d = 20 n, sd 0.003"
 STUDIES: dict[str, Study] = {
     "isoflop": Study(
@@ -265,14 +329,23 @@ STUDIES: dict[str, Study] = {
         {
             "5 x 5 of n and d, sd 0.003": (grid(0.003), CHINCHILLA),
             "7 sizes x 5 budgets, sd 0.02": (budgets(0.02, 5, 7, 5.0), CHINCHILLA),
-            "5 x 5 of n and d, sd 0.01 at any loss, linear residuals": (
+            f"{_ANY_LOSS}, linear residuals": (
                 replace(grid(0.01), relative=False),
                 CHINCHILLA.linear(),
             ),
-            _LINE: (line(0.003), CHINCHILLA),
+            _ANY_LOSS: (replace(grid(0.01), relative=False), CHINCHILLA),
         },
         _SEEDS,
-        frozenset([_LINE]),
+        tables=TABLES,
+    ),
+    "line": Study(
+        _line,
+        {
+            f"{_LINE}, the power law of FLOPs": (line(0.003), POWER_WITH_OFFSET),
+            f"{_LINE}, Chinchilla's law": (line(0.003), CHINCHILLA),
+        },
+        _SEEDS,
+        frozenset([f"{_LINE}, Chinchilla's law"]),
     ),
     "envelope": Study(
         _envelope,
