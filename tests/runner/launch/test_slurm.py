@@ -173,12 +173,18 @@ def test_a_sweep_runs_from_its_snapshot_and_failed_cells_are_failed_jobs(
 def test_preempted_and_requeued_runs_end_with_the_same_bits(
     disturbed: Disturbed, start: Start, tmp_path: Path
 ) -> None:
-    """One cell, disturbed in many ways, each in its own root, against the undisturbed cell."""
+    """One cell, disturbed in many ways, each in its own root, against the undisturbed cell.
+
+    Where it is one of two in a task, eval.tokens tells them apart, which no weight depends on.
+    """
     kinds = {
         "requeue": ["hydra.launcher.sbatch={nodelist:n1}"],
         "low": [
             "hydra.launcher.partition=low",
-            "resources.cpus=8",
+            "eval.tokens=32,48",
+            "resources.cpus=4",
+            "hydra.launcher.cells_per_job=2",
+            "hydra.launcher.at_once=2",
             "hydra.launcher.sbatch={nodelist:n4}",
         ],
         "cheap": [
@@ -231,6 +237,7 @@ def test_preempted_and_requeued_runs_end_with_the_same_bits(
         _, errors = process.communicate(timeout=280)
         assert process.returncode == 0, (kind, errors)
         assert_undisturbed(tmp_path / kind, disturbed.reference())
+    assert len(list(tmp_path.glob("low/runs/*"))) == 2
 
 
 @needs_slurm
