@@ -29,5 +29,8 @@ __all__ = [
     "rotary",
     "scaled_mm",
     "short_conv",
+    "triton_check",
+    "triton_hadamard",
     "triton_nvfp4",
+    "triton_philox",
 ]

@@ -9,23 +9,22 @@ scales stay apart and the product is made block by block.
 Shape legend: rows, cols of the operand in memory; `dim` is the one that the GEMM sums over.
 """
 
-import os
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from kernels.compilation import Compiler, Function, current_compiler
 from kernels.format_names import DOUBLE
-from kernels.quantise import Block, check_blocks
+from kernels.philox import Dice, Draw
+from kernels.quantise import Block, check_blocks, quantise_nvfp4
 from kernels.quantiser import Quantiser
+from kernels.triton_check import triton_agrees
 
-# Sizes of the transform that one kernel makes beside quantising. Triton unrolls its fp32 products:
-# size 64 takes 12 s to compile, 128 more than a minute and 1.6 MB of machine code.
-FUSED_HADAMARD = (16, 32)
+# Sizes of the transform that one kernel makes beside quantising; at 128 its code has 300 KiB.
+FUSED_HADAMARD = (16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,13 @@ def emulate(
     quantiser: Quantiser,
     dim: int,
     *,
-    bits: UInt8[Tensor, "rows cols"] | None = None,
+    draw: Draw | None = None,
     amax: Float[Tensor, ""] | None = None,
 ) -> Operand:
     """Return `x` quantised as an operand of a GEMM that sums over its dimension `dim`.
 
     Args:
-        bits: dice of stochastic rounding, None rounds to nearest.
+        draw: dice of stochastic rounding, None rounds to nearest.
         amax: the magnitude that the scale of the tensor stands for, None that of `x`.
 
     Raises:
@@ -74,7 +73,7 @@ def emulate(
     check_blocks(x, quantiser.span)
     values, numerator, scales = torch.ops.espalier.quantise(
         x,
-        bits,
+        *_address(draw),
         amax,
         quantiser.format,
         list(quantiser.block),
@@ -94,17 +93,17 @@ def emulate(
 def emulate_both(
     x: Float[Tensor, "rows cols"],
     quantiser: Quantiser,
-    matrix: Float[Tensor, "d d"],
-    bits: tuple[Tensor, Tensor] | None,
+    matrix: Float[Tensor, "d d"] | None,
+    draws: tuple[Draw, Draw] | None,
 ) -> tuple[Operand, Operand]:
     """Return two operands from one read of `x`, bit for bit those of two calls of `emulate`.
 
-    The first is `x`, summed over its columns; the second its Hadamard transform by `matrix`, summed
-    over its rows. Call it only where `fusible`.
+    The first is `x`, summed over its columns; the second its Hadamard transform by `matrix` (None:
+    `x` itself), summed over its rows. Call it only where `fusible`.
     """
-    bits_of_x, bits_turned = bits or (None, None)
+    one, two = draws or (None, None)
     values, numerator, values_turned, numerator_turned = torch.ops.espalier.quantise_both(
-        x, matrix, bits_of_x, bits_turned, quantiser.sr_headroom
+        x, matrix, *_address(one), 0 if two is None else two.stream, quantiser.sr_headroom
     )
     denominator = quantiser.denominator
     return (
@@ -117,61 +116,78 @@ def fusible(x: Tensor, quantiser: Quantiser, hadamard: int) -> bool:
     """Return whether `emulate_both` computes this quantiser on the device of `x`.
 
     Args:
-        hadamard: size of the transform.
+        hadamard: size of the transform, 0: none.
     """
-    fits = quantiser.simple_nvfp4 and quantiser.block == (1, 16) and hadamard in FUSED_HADAMARD
-    return fits and triton_agrees(x.device)
+    fits = quantiser.simple_nvfp4 and quantiser.block == (1, 16) and x.shape[1] % 16 == 0
+    return fits and hadamard in (0, *FUSED_HADAMARD) and has_triton(x.device)
 
 
 # A constant: torch.compile would trace the comparison.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def triton_agrees(device: torch.device) -> bool:
-    """Return whether the Triton kernels run on `device` and give the reference's bits; tested once.
-
-    Where they do not a warning says why, and the reference runs.
-    """
-    return _compared(device)
+def has_triton(device: torch.device) -> bool:
+    """Return whether the Triton kernels of NVFP4 compute on `device`."""
+    return triton_agrees(device, _compare)
 
 
-@lru_cache
-def _compared(device: torch.device) -> bool:
-    if device.type != "cuda" or os.environ.get("ESPALIER_EAGER_KERNELS"):
-        return False
-    try:
-        from kernels import triton_nvfp4  # noqa: PLC0415
+def _compare(device: torch.device) -> None:
+    """Raise ValueError where Triton's NVFP4 differs from the reference."""
+    from kernels import triton_nvfp4  # noqa: PLC0415
 
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(64, 192, generator=generator).bfloat16().to(device)
-        bits = torch.randint(0, 256, x.shape, dtype=torch.uint8, generator=generator).to(device)
-        for block in ((1, 16), (16, 1), (16, 16)):
-            for dice in (None, bits):
-                reference = Quantiser(format="nvfp4", block=block)(x, dice)
-                values, numerator = triton_nvfp4.quantise(x, block, dice)
-                same = torch.equal(values, reference.scaled().bfloat16())
-                if not (same and torch.equal(numerator, reference.numerator)):
-                    raise ValueError(f"block {block} differs from the reference")
-    except Exception as error:
-        warnings.warn(
-            f"the Triton kernels are passed over, quantising is slower: {error}", stacklevel=2
-        )
-        return False
-    return True
+    x = torch.randn(64, 192, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
+    dice = Dice(torch.tensor([7, 1 << 40], device=device), torch.tensor([-5, 3], device=device))
+    for block in ((1, 16), (16, 1), (16, 16)):
+        for draw in (None, Draw(Dice(dice.samples, dice.key.int()), 9, 64)):
+            bits = None if draw is None else draw.bits(64, 192)
+            reference = quantise_nvfp4(x, block=block, bits=bits)
+            values, numerator = triton_nvfp4.quantise(x, block, draw)
+            same = torch.equal(values, reference.scaled().bfloat16())
+            if not (same and torch.equal(numerator, reference.numerator)):
+                raise ValueError(f"block {block} differs from the reference")
+
+
+def _address(draw: Draw | None) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """Return `draw` as arguments of an op."""
+    return (
+        (None, None, 0, 0)
+        if draw is None
+        else (draw.dice.samples, draw.dice.key, draw.stream, draw.tokens)
+    )
+
+
+def _draw(samples: Tensor | None, key: Tensor | None, stream: int, tokens: int) -> Draw | None:
+    """Return the draw of `_address`."""
+    return None if samples is None or key is None else Draw(Dice(samples, key), stream, tokens)
 
 
 @torch.library.custom_op("espalier::quantise_both", mutates_args=())
 def _quantise_both(
-    x: Tensor, matrix: Tensor, bits: Tensor | None, bits_turned: Tensor | None, sr_headroom: float
+    x: Tensor,
+    matrix: Tensor | None,
+    samples: Tensor | None,
+    key: Tensor | None,
+    stream: int,
+    tokens: int,
+    stream_turned: int,
+    sr_headroom: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from kernels import triton_nvfp4  # noqa: PLC0415
 
-    both_bits = None if bits is None or bits_turned is None else (bits, bits_turned)
-    rows, columns = triton_nvfp4.quantise_both(x, matrix, both_bits, headroom=sr_headroom)
+    draw = _draw(samples, key, stream, tokens)
+    draws = None if draw is None else (draw, Draw(draw.dice, stream_turned, tokens))
+    rows, columns = triton_nvfp4.quantise_both(x, matrix, draws, headroom=sr_headroom)
     return *rows, *columns
 
 
 @_quantise_both.register_fake
 def _(
-    x: Tensor, matrix: Tensor, bits: Tensor | None, bits_turned: Tensor | None, sr_headroom: float
+    x: Tensor,
+    matrix: Tensor | None,
+    samples: Tensor | None,
+    key: Tensor | None,
+    stream: int,
+    tokens: int,
+    stream_turned: int,
+    sr_headroom: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     values, factor = (
         x.new_empty(x.shape, dtype=torch.bfloat16),
@@ -183,7 +199,10 @@ def _(
 @torch.library.custom_op("espalier::quantise", mutates_args=())
 def _quantise(
     x: Tensor,
-    bits: Tensor | None,
+    samples: Tensor | None,
+    key: Tensor | None,
+    stream: int,
+    tokens: int,
     amax: Tensor | None,
     format: str,
     block: list[int],
@@ -206,24 +225,30 @@ def _quantise(
         row_scaled=row_scaled,
         group=group,
     )
+    draw = _draw(samples, key, stream, tokens)
+    drawn_there = draw is None or x.shape[1] % 16 == 0
+    if quantiser.simple_nvfp4 and amax is None and drawn_there and has_triton(x.device):
+        from kernels import triton_nvfp4  # noqa: PLC0415
+
+        values, numerator = triton_nvfp4.quantise(x, quantiser.block, draw, headroom=sr_headroom)
+        return values, numerator, x.new_empty(0, 0, dtype=torch.float32)
+    bits = None if draw is None else draw.bits(*x.shape)
     if x.device.type == "cpu":
         has_bits, has_amax = bits is not None, amax is not None
         run = _on_cpu(quantiser, x.dtype, has_bits, has_amax, current_compiler())
         optional = [tensor for tensor in (bits, amax) if tensor is not None]
         values, numerator, scales = run(x.contiguous(), *optional)
         return values, numerator, scales
-    if quantiser.simple_nvfp4 and amax is None and triton_agrees(x.device):
-        from kernels import triton_nvfp4  # noqa: PLC0415
-
-        values, numerator = triton_nvfp4.quantise(x, quantiser.block, bits, headroom=sr_headroom)
-        return values, numerator, x.new_empty(0, 0, dtype=torch.float32)
     return _reference(quantiser, x, bits, amax)
 
 
 @_quantise.register_fake
 def _(
     x: Tensor,
-    bits: Tensor | None,
+    samples: Tensor | None,
+    key: Tensor | None,
+    stream: int,
+    tokens: int,
     amax: Tensor | None,
     format: str,
     block: list[int],

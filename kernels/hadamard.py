@@ -13,9 +13,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from kernels.format_names import HADAMARD_SIZES, Signs
+from kernels.triton_check import triton_agrees
 
 # TransformerEngine's sign vector of 16; longer transforms repeat it.
 _FIXED = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
+_IN_CACHE = 1 << 16  # elements that a CPU transforms at a time
 
 
 def hadamard_matrix(
@@ -66,7 +68,11 @@ def hadamard(
 ) -> Float[Tensor, "rows cols"]:
     """Return `x` in bf16, every group of d along `dim` (0 or 1) multiplied by `matrix`.
 
-    Sums are fp32, rounded to bf16 once.
+    Sums are fp32, rounded to bf16 once. Their order is that of the fast transform, on every device:
+    sums and differences of neighbours, then of neighbouring pairs, and so on.
+
+    Args:
+        matrix: of `hadamard_matrix`, whatever its signs.
 
     Raises:
         ValueError: the size along `dim` is not a multiple of d.
@@ -77,8 +83,65 @@ def hadamard(
             f"size {x.shape[dim]} along dim {dim} is not a multiple of hadamard={d}; "
             f"pad to {-(-x.shape[dim] // d) * d}"
         )
-    x = x.to(torch.bfloat16)
-    if dim == 1:
-        return (x.reshape(-1, d) @ matrix).view(x.shape)
-    groups = x.view(-1, d, x.shape[1])
-    return torch.matmul(matrix.T, groups).view(x.shape)
+    turned: Tensor = torch.ops.espalier.hadamard(x.to(torch.bfloat16), matrix[:, 0], dim)
+    return turned
+
+
+@torch.library.custom_op("espalier::hadamard", mutates_args=())
+def _hadamard(x: Tensor, signs: Tensor, dim: int) -> Tensor:
+    if triton_agrees(x.device, _compare):
+        from kernels import triton_hadamard  # noqa: PLC0415
+
+        return triton_hadamard.hadamard(x, signs.contiguous(), dim)
+    return eager_transform(x, signs, dim)
+
+
+@_hadamard.register_fake
+def _(x: Tensor, signs: Tensor, dim: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _compare(device: torch.device) -> None:
+    """Raise ValueError where Triton's transform differs from the reference."""
+    from kernels import triton_hadamard  # noqa: PLC0415
+
+    x = torch.randn(64, 192, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
+    signs = hadamard_matrix(16, device=device)[:, 0].contiguous()
+    for dim in (0, 1):
+        if not torch.equal(triton_hadamard.hadamard(x, signs, dim), eager_transform(x, signs, dim)):
+            raise ValueError("the Hadamard transform differs from the reference")
+
+
+def eager_transform(
+    x: Float[Tensor, "rows cols"], signs: Float[Tensor, " d"], dim: int
+) -> Float[Tensor, "rows cols"]:
+    """Return `hadamard` of bf16 `x` by the reference, on any device.
+
+    Args:
+        signs: the first column of the matrix: signs over sqrt(d).
+    """
+    size = len(signs)
+    # Groups one below the other, [groups, size, columns], or side by side, [1, size, groups].
+    groups = x.reshape(-1, size, x.shape[1]) if dim == 0 else x.reshape(-1, size)
+    out = torch.empty_like(groups)
+    largest = _IN_CACHE if x.device.type == "cpu" else x.numel()
+    at_a_time = max(1, largest // max(1, groups[:1].numel()))
+    for part, place in zip(groups.split(at_a_time), out.split(at_a_time), strict=True):
+        if dim == 0:
+            place.copy_(_sums_and_differences(part, signs))
+        else:
+            place.copy_(_sums_and_differences(part.T[None], signs)[0].T)
+    return out.view(x.shape)
+
+
+def _sums_and_differences(groups: Tensor, signs: Tensor) -> Tensor:
+    # Products of bf16 are exact in fp32: a compiler that fuses them with a sum changes no bit.
+    now = torch.empty(groups.shape, device=groups.device)
+    then, half = torch.empty_like(now), 1
+    torch.mul(groups, signs.float()[:, None], out=now)
+    while half < len(signs):
+        pairs, both = (t.view(-1, 2, half * groups.shape[2]) for t in (now, then))
+        torch.add(pairs[:, 0], pairs[:, 1], out=both[:, 0])
+        torch.sub(pairs[:, 0], pairs[:, 1], out=both[:, 1])
+        now, then, half = then, now, 2 * half
+    return now

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
 from kernels.compilation import Compiler, Function, current_compiler
+from kernels.triton_check import triton_agrees
 
 _ROUNDS = 10
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -115,9 +117,8 @@ def random_words(key: NoiseKey, layer: int, n: int) -> Int64[Tensor, "batch n"]:
 @torch.library.custom_op("espalier::random_words", mutates_args=())
 def _random_words(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
     # The step joins the seed in the key; 2**32 steps and seeds are more than anyone trains.
-    key = Dice.of(NoiseKey(seed=seed, step=step, samples=samples)).key
-    words = _philox_words(samples, key, layer, n, _words_of)
-    return words[:, :n].long() & _MASK
+    dice = Dice.of(NoiseKey(seed=seed, step=step, samples=samples))
+    return _philox_words(dice, layer, n, _words_of)[:, :n].long() & _MASK
 
 
 @_random_words.register_fake
@@ -125,11 +126,15 @@ def _(samples: Tensor, seed: int, step: int, layer: int, n: int) -> Tensor:
     return samples.new_empty(samples.shape[0], n)
 
 
-def _philox_words(samples: Tensor, key: Tensor, stream: int, n: int, make: Function) -> Tensor:
-    """Return at least `n` words of each sample, in int32."""
-    words = torch.cat((key, torch.full_like(key[:1], stream)))
-    blocks = torch.arange(-(-n // 4), dtype=torch.int32, device=samples.device)
-    return make(samples, words, blocks)[0]
+def _philox_words(dice: "Dice", stream: int, n: int, make: Function) -> Tensor:
+    """Return at least `n` words of each sample, in int32; `make` draws them but on a GPU."""
+    if triton_agrees(dice.samples.device, _compare):
+        from kernels import triton_philox  # noqa: PLC0415
+
+        return triton_philox.words(dice.samples, dice.key, stream, -(-n // 4))
+    words = torch.cat((dice.key, torch.full_like(dice.key[:1], stream)))
+    blocks = torch.arange(-(-n // 4), dtype=torch.int32, device=dice.samples.device)
+    return make(dice.samples, words, blocks)[0]
 
 
 def keep_mask(key: NoiseKey, layer: int, n: int, drop: float) -> Bool[Tensor, "batch n"]:
@@ -184,17 +189,55 @@ def rounding_bits(dice: Dice, stream: int, rows: int, cols: int) -> UInt8[Tensor
     return bits.view(-1, cols)[:rows]
 
 
+@dataclass(frozen=True)
+class Draw:
+    """The random bytes of one matrix before they are drawn: a kernel may draw them where it rounds.
+
+    Args:
+        dice: of the tokens that are the matrix's rows.
+        stream: see `rounding_bits`.
+        tokens: rows beyond these are padding, whose bytes are 0.
+    """
+
+    dice: Dice
+    stream: int
+    tokens: int
+
+    def bits(self, rows: int, cols: int) -> UInt8[Tensor, "rows cols"]:
+        """Return the bytes."""
+        drawn = rounding_bits(self.dice, self.stream, self.tokens, cols)
+        return F.pad(drawn, (0, 0, 0, rows - self.tokens)) if rows > self.tokens else drawn
+
+
 @torch.library.custom_op("espalier::rounding_bits", mutates_args=())
 def _rounding_bits(samples: Tensor, key: Tensor, stream: int, count: int) -> Tensor:
     on_cpu = samples.device.type == "cpu"
     make = _words_on_cpu(current_compiler()) if on_cpu else _words_of
-    words = _philox_words(samples, key, stream, -(-count // 4), make)
+    words = _philox_words(Dice(samples, key), stream, -(-count // 4), make)
     return words.view(torch.uint8)[:, :count].contiguous()
 
 
 @_rounding_bits.register_fake
 def _(samples: Tensor, key: Tensor, stream: int, count: int) -> Tensor:
     return samples.new_empty(samples.shape[0], count, dtype=torch.uint8)
+
+
+def eager_bits(dice: Dice, stream: int, rows: int, cols: int) -> UInt8[Tensor, "rows cols"]:
+    """Return `rounding_bits` by the eager reference on any device, for whole samples."""
+    blocks = torch.arange(rows * cols // len(dice.samples) // 16, device=dice.samples.device)
+    words = torch.cat((dice.key, torch.full_like(dice.key[:1], stream)))
+    return _words_of(dice.samples, words, blocks.int())[0].view(torch.uint8).view(rows, cols)
+
+
+def _compare(device: torch.device) -> None:
+    """Raise ValueError where Triton's words differ from the reference's."""
+    from kernels import triton_philox  # noqa: PLC0415
+
+    samples = torch.tensor([7, 1 << 40], device=device)
+    dice = Dice(samples, torch.tensor([-5, 3], dtype=torch.int32, device=device))
+    drawn = triton_philox.words(samples, dice.key, 9, 64).view(torch.uint8)
+    if not torch.equal(drawn, eager_bits(dice, 9, 2, 1024)):
+        raise ValueError("random bits differ from the reference")
 
 
 @lru_cache

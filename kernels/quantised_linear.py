@@ -23,7 +23,7 @@ from kernels.diagnostics import statistics
 from kernels.emulate import Operand, emulate, emulate_both, fusible
 from kernels.format_names import Signs
 from kernels.hadamard import hadamard, hadamard_matrix, with_signs
-from kernels.philox import Dice, rounding_bits
+from kernels.philox import Dice, Draw, rounding_bits
 from kernels.quantiser import Quantiser
 from kernels.scaled_mm import scaled_mm
 
@@ -201,7 +201,7 @@ class _Operands:
             x = hadamard(x, self._matrix(gemm, number // 2, x.device), dim)
         if operand is None:
             return Operand(x.to(torch.bfloat16))
-        amax, bits = None, self._bits(operand, x, tokens, number)
+        amax, draw = None, self._draw(operand, x, tokens, number)
         if operand.delayed:
             assert self.delayed is not None
             amax = self.delayed.amax[number].clone()
@@ -211,10 +211,11 @@ class _Operands:
         elif operand.quantile is not None:
             amax = _quantile(x, operand.quantile)
         if self.probe is not None:
+            bits = None if draw is None else draw.bits(*x.shape)
             quantised = operand.quantiser.along(dim)(x, bits, amax)
             untransformed = before if gemm.hadamard else None
             self.probe[OPERANDS[number]] = statistics(x, quantised, untransformed)
-        return emulate(x, operand.quantiser, dim, bits=bits, amax=amax)
+        return emulate(x, operand.quantiser, dim, draw=draw, amax=amax)
 
     def both(self, grad: Tensor, recipe: LinearRecipe) -> tuple[Operand | None, Operand | None]:
         """Return the left operands of dgrad and wgrad by one kernel, (None, None) without it."""
@@ -225,10 +226,10 @@ class _Operands:
         if not (plain and fusible(grad, operand.quantiser, recipe.wgrad.hadamard)):
             return None, None
         x = _padded(grad, recipe.wgrad, 0)
-        matrix = self._matrix(recipe.wgrad, 2, x.device)
-        along, across = (self._bits(operand, x, grad.shape[0], number) for number in (2, 4))
-        both_bits = None if along is None or across is None else (along, across)
-        return emulate_both(x, operand.quantiser, matrix, both_bits)
+        matrix = self._matrix(recipe.wgrad, 2, x.device) if recipe.wgrad.hadamard else None
+        along, across = (self._draw(operand, x, len(grad), number) for number in (2, 4))
+        draws = None if along is None or across is None else (along, across)
+        return emulate_both(x, operand.quantiser, matrix, draws)
 
     def _matrix(self, gemm: GemmRecipe, number: int, device: torch.device) -> Tensor:
         """Return the transform of both operands of a GEMM, whose `number` is 0, 1 or 2."""
@@ -243,15 +244,14 @@ class _Operands:
             matrix, rounding_bits(_of_no_sample(self.dice), stream, 1, len(matrix))[0]
         )
 
-    def _bits(self, operand: OperandRecipe, x: Tensor, tokens: int, number: int) -> Tensor | None:
-        """Return the dice of an operand, 0 in the rows of padding beyond `tokens`."""
+    def _draw(self, operand: OperandRecipe, x: Tensor, tokens: int, number: int) -> Draw | None:
+        """Return the dice of an operand; rows beyond `tokens` are padding."""
         if not operand.stochastic or self.dice is None:
             return None
         stream = _STREAM + len(OPERANDS) * self.layer + number
         if OPERANDS[number].endswith("w"):
-            return rounding_bits(_of_no_sample(self.dice), stream, *x.shape)
-        bits = rounding_bits(self.dice, stream, tokens, x.shape[1])
-        return F.pad(bits, (0, 0, 0, x.shape[0] - tokens)) if x.shape[0] > tokens else bits
+            return Draw(_of_no_sample(self.dice), stream, x.shape[0])
+        return Draw(self.dice, stream, tokens)
 
 
 def _of_no_sample(dice: Dice) -> Dice:

@@ -1,9 +1,10 @@
 """NVFP4 in Triton, bit for bit the reference: amax in one pass, elements x scales in a second.
 
-`quantise_both` makes from one read of a gradient both of its operands: along its rows and, after
-the Hadamard transform, down its columns. A program takes a tile of 64 columns; a block is 1 x 16,
-16 x 1 or 16 x 16. All rounding is fp32 and integer arithmetic: fp8 and bf16 casts of Triton's
-interpreter are wrong, and "/" is not correctly rounded on a GPU, so divisions are `tl.div_rn`.
+`quantise_both` makes from one read of a matrix both of its operands: along its rows and, after a
+Hadamard transform if there is one, down its columns. A program takes a tile of 64 columns; a block
+is 1 x 16, 16 x 1 or 16 x 16. Random bits are drawn in the kernel that rounds by them. All rounding
+is fp32 and integer arithmetic: fp8 and bf16 casts of Triton's interpreter are wrong, and "/" is not
+correctly rounded on a GPU, so divisions are `tl.div_rn`.
 """
 
 import torch
@@ -11,7 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.philox import Draw
 from kernels.quantise import Block, check_blocks
+from kernels.triton_hadamard import bf16_bits, turn
+from kernels.triton_philox import dice
 
 ROWS, COLS = 32, tl.constexpr(64)
 _FLT_MAX = tl.constexpr(torch.finfo(torch.float32).max)
@@ -23,24 +27,26 @@ def amax(x: Tensor) -> Tensor:
 
 
 def quantise(
-    x: Tensor, block: Block, bits: Tensor | None = None, *, headroom: float = 1.0
+    x: Tensor, block: Block, draw: Draw | None = None, *, headroom: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Return (elements x block scales in bf16, numerator of the epilogue) of `x` as NVFP4.
 
     Bit for bit that of `Quantiser(format="nvfp4", block=block, sr_headroom=headroom)`.
 
     Args:
-        bits: dice of stochastic rounding, a byte for each element; None rounds to nearest.
+        draw: dice of stochastic rounding; None rounds to nearest.
 
     Raises:
-        ValueError: a size is not a multiple of the block's.
+        ValueError: a size is not a multiple of the block's, or columns not of 16 with a `draw`.
     """
     check_blocks(x, block)
-    largest, out = amax(x), _like(x)
+    dice_of_x = _address(draw, x)
+    largest, out, numerator = _amaxes(x, None), _like(x), _factor(x)
     _quantise[_grid(x, ROWS)](
         x,
-        x if bits is None else bits,
+        *dice_of_x,
         out,
+        numerator,
         largest,
         *x.shape,
         *x.stride(),
@@ -48,45 +54,54 @@ def quantise(
         ROWS=ROWS,
         BLOCK_ROWS=block[0],
         BLOCK_COLS=block[1],
-        STOCHASTIC=bits is not None,
+        STOCHASTIC=draw is not None,
     )
-    return out.view(torch.bfloat16), _numerator(largest)
+    return out.view(torch.bfloat16), numerator
 
 
 def quantise_both(
-    x: Tensor, matrix: Tensor, bits: tuple[Tensor, Tensor] | None = None, *, headroom: float = 1.0
+    x: Tensor,
+    matrix: Tensor | None,
+    draws: tuple[Draw, Draw] | None = None,
+    *,
+    headroom: float = 1.0,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return `quantise` of `x` in 1 x 16 blocks and of its Hadamard transform in 16 x 1 blocks.
+    """Return `quantise` of `x` in 1 x 16 blocks, and of its transform in 16 x 1 blocks.
 
     Args:
-        matrix: of `kernels.hadamard`, of a size of `kernels.emulate.FUSED_HADAMARD`, applied to
-            groups of rows.
-        bits: dice of both operands.
+        matrix: of `kernels.hadamard`, applied to groups of rows of bf16 `x`; None: no transform.
+        draws: dice of both operands.
 
     Raises:
         ValueError: rows are not a multiple of the matrix's size, or columns not of 16.
     """
-    rows = matrix.shape[0]
+    rows = 16 if matrix is None else matrix.shape[0]
     check_blocks(x, (rows, 16))
-    largest, largest_turned = _amaxes(x, matrix)
-    out, out_turned = _like(x), _like(x)
+    one, two = draws or (None, None)
+    signs = x if matrix is None else matrix[:, 0].contiguous()
+    largest, out, out_turned = _amaxes(x, matrix), _like(x), _like(x)
+    numerator, numerator_turned = _factor(x), _factor(x)
     _quantise_both[_grid(x, rows)](
         x,
-        matrix,
-        *(bits or (x, x)),
+        signs,
+        *_address(one, x),
+        *_address(two, x)[2:3],
         out,
         out_turned,
+        numerator,
+        numerator_turned,
         largest,
-        largest_turned,
         *x.shape,
         *x.stride(),
         headroom,
         ROWS=rows,
-        STOCHASTIC=bits is not None,
+        TURN=matrix is not None,
+        STOCHASTIC=draws is not None,
+        num_warps=4 if rows <= 32 else 8,  # by the size of the machine code
     )
     return (
-        (out.view(torch.bfloat16), _numerator(largest)),
-        (out_turned.view(torch.bfloat16), _numerator(largest_turned)),
+        (out.view(torch.bfloat16), numerator),
+        (out_turned.view(torch.bfloat16), numerator_turned),
     )
 
 
@@ -103,21 +118,33 @@ def dequantise(codes: Tensor, scales: Tensor, outer: Tensor) -> Tensor:
     return out
 
 
-def _amaxes(x: Tensor, matrix: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the largest magnitudes of `x` and, with `matrix`, of its transform."""
+def _address(draw: Draw | None, x: Tensor) -> tuple[Tensor, Tensor, int, int, int]:
+    """Return what a kernel draws by (samples, key, stream, tokens, tokens of each sample).
+
+    Without a `draw` they have no meaning, `x` standing for the tensors.
+    """
+    if draw is None:
+        return x, x, 0, 0, 1
+    if x.shape[1] % 16:
+        raise ValueError(f"cols={x.shape[1]} is not a multiple of the 16 elements of a draw")
+    samples = draw.dice.samples
+    return samples, draw.dice.key, draw.stream, draw.tokens, -(-draw.tokens // len(samples))
+
+
+def _amaxes(x: Tensor, matrix: Tensor | None) -> Tensor:
+    """Return the largest magnitudes of `x` and of its transform (without `matrix`: 0), `[2]`."""
     rows = ROWS if matrix is None else matrix.shape[0]
-    grid = _grid(x, rows)
-    tiles = torch.empty(2, *grid, dtype=torch.float32, device=x.device)
-    _amax[grid](
+    largest = torch.zeros(2, dtype=torch.int32, device=x.device)
+    _amax[_grid(x, rows)](
         x,
-        x if matrix is None else matrix,
-        tiles,
+        x if matrix is None else matrix[:, 0].contiguous(),
+        largest,
         *x.shape,
         *x.stride(),
         ROWS=rows,
         TURN=matrix is not None,
     )
-    return tiles[0].amax(), tiles[1].amax() if matrix is not None else tiles[0].amax()
+    return largest.view(torch.float32)
 
 
 def _grid(x: Tensor, rows: int) -> tuple[int, int]:
@@ -128,20 +155,21 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=torch.int16, device=x.device)
 
 
-def _numerator(largest: Tensor) -> Tensor:
-    return torch.where((largest == 0) | largest.isinf(), 2688.0, largest)
+def _factor(x: Tensor) -> Tensor:
+    return torch.empty((), dtype=torch.float32, device=x.device)
 
 
 @triton.jit
 def _amax(
-    x, matrix, tiles, rows, cols, stride_row, stride_col, ROWS: tl.constexpr, TURN: tl.constexpr
+    x, signs, largest, rows, cols, stride_row, stride_col, ROWS: tl.constexpr, TURN: tl.constexpr
 ):
     value = _load(x, rows, cols, stride_row, stride_col, ROWS)
-    index = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(tiles + index, _largest(value))
+    # Magnitudes are ordered as their bits are, NaN above inf: their maximum has one value in
+    # whatever order programs come.
+    tl.atomic_max(largest, _largest(value).to(tl.int32, bitcast=True), sem="relaxed")
     if TURN:
-        index += tl.num_programs(0) * tl.num_programs(1)
-        tl.store(tiles + index, _largest(_turn(value, matrix, ROWS)))
+        turned = _largest(turn(value, signs, ROWS, COLS)).to(tl.int32, bitcast=True)
+        tl.atomic_max(largest + 1, turned, sem="relaxed")
 
 
 @triton.jit
@@ -171,27 +199,21 @@ def _store(out, value, rows, cols, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _turn(value, matrix, ROWS: tl.constexpr):
-    """matrix.T @ value in fp32, rounded to bf16."""
-    line = tl.arange(0, ROWS)
-    transposed = tl.load(matrix + line[None, :] * ROWS + line[:, None]).to(tl.float32)
-    turned = tl.dot(transposed, value, input_precision="ieee")
-    bits = turned.to(tl.int32, bitcast=True)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-    return tl.where(turned != turned, turned, rounded.to(tl.float32, bitcast=True))
-
-
-@triton.jit
 def _nearest(x, EMIN: tl.constexpr, MANTISSA: tl.constexpr):
     """Round to a format with this smallest exponent and mantissa, ties to even."""
     least: tl.constexpr = (127 + EMIN) << 23
     power = tl.maximum(x.to(tl.int32, bitcast=True) & 0x7F800000, least)
     step_bits = power - (MANTISSA << 23)
     step = step_bits.to(tl.float32, bitcast=True)
-    inverse = (0x7F000000 - step_bits).to(tl.float32, bitcast=True)
-    scaled = x * inverse
+    scaled = x * _inverse(step)
     # Adding 1.5 * 2**23 leaves no bit behind the point: the sum is rounded to nearest even.
     return ((scaled + 12582912.0) - 12582912.0) * step
+
+
+@triton.jit
+def _inverse(power):
+    """1 / 2**k exactly: the exponent mirrored at its bias."""
+    return (0x7F000000 - power.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -200,16 +222,10 @@ def _e2m1_step(magnitude):
 
 
 @triton.jit
-def _bf16(x):
-    """The upper half of fp32 numbers that are exact in bf16, as int16."""
-    return (x.to(tl.int32, bitcast=True) >> 16).to(tl.int16)
-
-
-@triton.jit
 def _rounded(
     value,
-    dice,
-    largest,
+    bits,
+    top,
     headroom,
     ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -221,7 +237,6 @@ def _rounded(
     c: tl.constexpr = COLS // BLOCK_COLS
     blocks = tl.reshape(value, (r, BLOCK_ROWS, c, BLOCK_COLS))
     peak = tl.max(tl.max(tl.abs(blocks), axis=3), axis=1)
-    top = tl.load(largest)
     enc = tl.minimum(tl.div_rn(2688.0, top), _FLT_MAX)
     enc = tl.where((top == 0.0) | (enc == 0.0), 1.0, enc)
     dec = tl.div_rn(1.0, enc)
@@ -232,21 +247,33 @@ def _rounded(
     scaled = tl.minimum(tl.maximum(scaled, -6.0), 6.0)
     if STOCHASTIC:
         magnitude = tl.abs(scaled)
-        shift = tl.reshape(dice, (r, BLOCK_ROWS, c, BLOCK_COLS)) * (1.0 / 256.0)
+        shift = tl.reshape(bits, (r, BLOCK_ROWS, c, BLOCK_COLS)) * (1.0 / 256.0)
         t = magnitude + shift * _e2m1_step(magnitude)
         step = _e2m1_step(t)
-        element = tl.minimum(tl.floor(t * tl.div_rn(1.0, step)) * step, 6.0)
+        element = tl.minimum(tl.floor(t * _inverse(step)) * step, 6.0)
         element = tl.where(scaled < 0, -element, element)
     else:
         element = _nearest(scaled, 0, 1)
-    return tl.reshape(_bf16(element * scale[:, None, :, None]), (ROWS, COLS))
+    return tl.reshape(bf16_bits(element * scale[:, None, :, None]), (ROWS, COLS))
 
 
 @triton.jit
+def _store_factor(numerator, top):
+    """The numerator of the epilogue, by one of the programs."""
+    if tl.program_id(0) + tl.program_id(1) == 0:
+        tl.store(numerator, tl.where((top == 0.0) | (top == float("inf")), 2688.0, top))
+
+
+@triton.jit(do_not_specialize=["stream", "tokens", "per_sample"])
 def _quantise(
     x,
-    bits,
+    samples,
+    key,
+    stream,
+    tokens,
+    per_sample,
     out,
+    numerator,
     largest,
     rows,
     cols,
@@ -259,36 +286,51 @@ def _quantise(
     STOCHASTIC: tl.constexpr,
 ):
     value = _load(x, rows, cols, stride_row, stride_col, ROWS)
-    dice = _load(bits, rows, cols, cols, 1, ROWS) if STOCHASTIC else value
-    result = _rounded(value, dice, largest, headroom, ROWS, BLOCK_ROWS, BLOCK_COLS, STOCHASTIC)
+    bits, top = value, tl.load(largest)
+    if STOCHASTIC:
+        bits = dice(samples, key, stream, tokens, per_sample, cols, ROWS, COLS)
+    result = _rounded(value, bits, top, headroom, ROWS, BLOCK_ROWS, BLOCK_COLS, STOCHASTIC)
     _store(out, result, rows, cols, ROWS)
+    _store_factor(numerator, top)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stream", "tokens", "per_sample", "stream_turned"])
 def _quantise_both(
     x,
-    matrix,
-    bits,
-    bits_turned,
+    signs,
+    samples,
+    key,
+    stream,
+    tokens,
+    per_sample,
+    stream_turned,
     out,
     out_turned,
+    numerator,
+    numerator_turned,
     largest,
-    largest_turned,
     rows,
     cols,
     stride_row,
     stride_col,
     headroom,
     ROWS: tl.constexpr,
+    TURN: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
     value = _load(x, rows, cols, stride_row, stride_col, ROWS)
-    turned = _turn(value, matrix, ROWS)
-    dice = _load(bits, rows, cols, cols, 1, ROWS) if STOCHASTIC else value
-    _store(out, _rounded(value, dice, largest, headroom, ROWS, 1, 16, STOCHASTIC), rows, cols, ROWS)
-    dice = _load(bits_turned, rows, cols, cols, 1, ROWS) if STOCHASTIC else value
-    result = _rounded(turned, dice, largest_turned, headroom, ROWS, 16, 1, STOCHASTIC)
+    bits, top = value, tl.load(largest)
+    if STOCHASTIC:
+        bits = dice(samples, key, stream, tokens, per_sample, cols, ROWS, COLS)
+    _store(out, _rounded(value, bits, top, headroom, ROWS, 1, 16, STOCHASTIC), rows, cols, ROWS)
+    _store_factor(numerator, top)
+    if TURN:
+        value, top = turn(value, signs, ROWS, COLS), tl.load(largest + 1)
+    if STOCHASTIC:
+        bits = dice(samples, key, stream_turned, tokens, per_sample, cols, ROWS, COLS)
+    result = _rounded(value, bits, top, headroom, ROWS, 16, 1, STOCHASTIC)
     _store(out_turned, result, rows, cols, ROWS)
+    _store_factor(numerator_turned, top)
 
 
 @triton.jit

@@ -170,7 +170,7 @@ class PrecisionConfig:
     """
 
     # Revision 1 had the backward pass of short attention in bf16 on CPUs; until 3 delayed scaling
-    # made scales of one step less.
+    # made scales of one step less, and Hadamard transforms summed in the order of a matrix product.
     numerics = 3
 
     compute: Literal["fp32", "bf16"] = "fp32"
@@ -200,9 +200,12 @@ class PrecisionConfig:
             refuse_no_steps("switch_at", self.switch_at)
 
     def numerics_with(self, model: object) -> int:
-        """Return the numerics revision: without delayed scaling nothing has changed since 2."""
-        operands = (o for part in (self.default, *self.rules) for o in part.operands().values())
-        return self.numerics if any(operand.scale == "delayed" for operand in operands) else 2
+        """Return the numerics revision: 2 without delayed scaling and Hadamard transforms."""
+        parts = (self.default, *self.rules)
+        operands = (operand for part in parts for operand in part.operands().values())
+        delayed = any(operand.scale == "delayed" for operand in operands)
+        turned = any(g.hadamard for part in parts for g in (part.fprop, part.dgrad, part.wgrad))
+        return self.numerics if delayed or turned else 2
 
     def check(self, steps: int) -> None:
         """Check that the switch comes within `steps`, and that every option of an operand counts.

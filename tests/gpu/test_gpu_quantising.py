@@ -6,8 +6,10 @@ In a rehearsal Triton's interpreter runs them (TRITON_INTERPRET=1), on fewer inp
 import pytest
 import torch
 
-from kernels.emulate import triton_agrees
+from kernels import hadamard, philox
+from kernels.emulate import has_triton
 from kernels.quantiser import Quantiser
+from kernels.triton_check import triton_agrees
 from tests.gpu.device import CPU, DEVICE, HAS_GPU, needs_gpu
 from tests.kernels import oracles
 
@@ -26,6 +28,19 @@ def test_quantised_is_the_reference_bit_for_bit(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_transform_is_the_reference_bit_for_bit(kind: str) -> None:
+    from tests.kernels.triton_cases import check_hadamard
+
+    check_hadamard(kind, DEVICE)
+
+
+def test_random_words_are_the_reference_bit_for_bit() -> None:
+    from tests.kernels.triton_cases import check_words
+
+    check_words(DEVICE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_both_operands_of_a_gradient_are_the_reference_bit_for_bit(kind: str) -> None:
     from tests.kernels.triton_cases import check_quantise_both
 
@@ -40,7 +55,8 @@ def test_offsets_beyond_2_gib_are_right() -> None:
 
 @pytest.mark.skipif(not HAS_GPU, reason="the CPU quantises without Triton")
 def test_the_kernels_are_taken() -> None:
-    assert triton_agrees(DEVICE)
+    assert has_triton(DEVICE)
+    assert all(triton_agrees(DEVICE, module._compare) for module in (hadamard, philox))
 
 
 @pytest.mark.parametrize("kind", [*oracles.KINDS, "inf"])

@@ -13,7 +13,7 @@ from kernels import emulate as emulation
 from kernels.compilation import eager, use_compiler
 from kernels.emulate import emulate
 from kernels.hadamard import hadamard, hadamard_matrix
-from kernels.philox import Dice, NoiseKey, rounding_bits
+from kernels.philox import Dice, Draw, NoiseKey, rounding_bits
 from kernels.quantised_linear import (
     GemmRecipe,
     LinearRecipe,
@@ -138,11 +138,11 @@ def test_each_gemm_of_the_published_recipe_is_what_its_operands_give() -> None:
     product = scaled_mm(emulate(flat, rows, 1), w, sums=(1, 1), fp32=False)
     assert torch.equal(y.view(64, 96), product)
     stream = (1 << 16) + 6 * 3
-    dice = [rounding_bits(key, stream + i, 64, 96) for i in (2, 4)]
-    wanted = scaled_mm(emulate(g, rows, 1, bits=dice[0]), w, sums=(1, 0), fp32=False)
+    dice = [Draw(key, stream + i, 64) for i in (2, 4)]
+    wanted = scaled_mm(emulate(g, rows, 1, draw=dice[0]), w, sums=(1, 0), fp32=False)
     assert torch.equal(x.grad, wanted.float())
     turned = [hadamard(t, hadamard_matrix(16), 0) for t in (g, flat)]
-    left, right = emulate(turned[0], rows, 0, bits=dice[1]), emulate(turned[1], rows, 0)
+    left, right = emulate(turned[0], rows, 0, draw=dice[1]), emulate(turned[1], rows, 0)
     assert torch.equal(weight.grad, scaled_mm(left, right, sums=(0, 0), fp32=True))
 
 
@@ -220,11 +220,11 @@ def test_torch_compile_does_not_trace_the_test_of_the_triton_kernels(
 ) -> None:
     """On a GPU it launches kernels and catches what they raise: no graph would hold that."""
 
-    def untraceable(device: torch.device) -> bool:
+    def untraceable(device: torch.device, compare: object) -> bool:
         torch._dynamo.graph_break()
         return device.type == "cpu"
 
-    monkeypatch.setattr(emulation, "_compared", untraceable)
+    monkeypatch.setattr(emulation, "triton_agrees", untraceable)
     compiled = torch.compile(emulation.fusible, backend="eager", fullgraph=True)
     assert compiled(torch.zeros(16, 16), ONE.quantiser, 16) is True
 

@@ -11,14 +11,19 @@ import torch
 CODE = """
 import torch
 from tests.kernels.oracles import KINDS
-from tests.kernels.triton_cases import SHAPES, check_far_rows, check_quantise, check_quantise_both
+from tests.kernels.triton_cases import (
+    SHAPES, check_far_rows, check_hadamard, check_quantise, check_quantise_both, check_words
+)
 
 cpu = torch.device("cpu")
 check_far_rows(cpu)
+check_words(cpu)
 check_quantise("inf", SHAPES[1], cpu)
 for kind in KINDS:
     for shape in SHAPES:
         check_quantise(kind, shape, cpu)
+for kind in ("wide", "inf"):
+    check_hadamard(kind, cpu)
     check_quantise_both(kind, cpu)
 """
 
@@ -28,30 +33,37 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import triton_nvfp4 as kernels
+from kernels import triton_hadamard, triton_nvfp4 as kernels, triton_philox
 from kernels.emulate import FUSED_HADAMARD
 
 BF16, SIZES = "*bf16", ["i32"] * 4
 
-def compile_for_hopper(function, types, constants):
+def compile_for_hopper(function, types, constants, num_warps=4):
     names = [name for name in function.arg_names if name not in constants]
     signature = dict(zip(names, types, strict=True)) | dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in function.arg_names}
     places = {(function.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=function, signature=signature, constexprs=places)
-    done = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    options = {"num_warps": num_warps}
+    done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert len(done.asm["cubin"]) < 256 << 10, (function, constants)
     assert done.metadata.shared <= 48 << 10
 
-for size in FUSED_HADAMARD:
-    amax = [BF16, BF16, "*fp32", *SIZES]
+DICE = ["*i64", "*i32", "i32", "i32", "i32"]
+for size in FUSED_HADAMARD[::2]:
+    amax = [BF16, BF16, "*i32", *SIZES]
     compile_for_hopper(kernels._amax, amax, {"ROWS": size, "TURN": True})
-    both = [BF16, BF16, "*u8", "*u8", "*i16", "*i16", "*fp32", "*fp32", *SIZES, "fp32"]
-    compile_for_hopper(kernels._quantise_both, both, {"ROWS": size, "STOCHASTIC": True})
+    factors = ["*fp32"] * 3
+    both = [BF16, BF16, *DICE, "i32", "*i16", "*i16", *factors, *SIZES, "fp32"]
+    constants = {"ROWS": size, "TURN": True, "STOCHASTIC": True}
+    compile_for_hopper(kernels._quantise_both, both, constants, 4 if size <= 32 else 8)
 for rows, cols in ((1, 16), (16, 1), (16, 16)):
     constants = {"ROWS": 32, "BLOCK_ROWS": rows, "BLOCK_COLS": cols, "STOCHASTIC": True}
-    one = [BF16, "*u8", "*i16", "*fp32", *SIZES, "fp32"]
+    one = [BF16, *DICE, "*i16", "*fp32", "*fp32", *SIZES, "fp32"]
     compile_for_hopper(kernels._quantise, one, constants)
+alone = [BF16, BF16, "*i16", "i32", *SIZES]
+compile_for_hopper(triton_hadamard._hadamard, alone, {"SIZE": 128})
+compile_for_hopper(triton_philox._words, ["*i64", "*i32", "*i32", "i32", "i32"], {})
 packed = ["*u8", "*u8", "*fp32", "*fp32", "i32", "i32"]
 compile_for_hopper(kernels._dequantise, packed, {"ROWS": 32})
 """

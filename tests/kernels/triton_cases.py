@@ -7,10 +7,14 @@ import torch
 from torch import Tensor
 
 from kernels.emulate import FUSED_HADAMARD
-from kernels.hadamard import hadamard, hadamard_matrix
+from kernels.format_names import HADAMARD_SIZES
+from kernels.hadamard import eager_transform, hadamard, hadamard_matrix
+from kernels.philox import Dice, Draw, eager_bits
 from kernels.quantise import Block, quantise_nvfp4
 from kernels.quantiser import Quantiser
+from kernels.triton_hadamard import hadamard as triton_hadamard
 from kernels.triton_nvfp4 import amax, dequantise, quantise, quantise_both
+from kernels.triton_philox import words
 from tests.kernels.oracles import inputs
 
 SHAPES = ((48, 112), (16, 64), (96, 16))  # fewer rows, columns than a tile, and more
@@ -18,33 +22,56 @@ BLOCKS: tuple[Block, ...] = ((1, 16), (16, 1), (16, 16))
 HEADROOMS = (1.0, 17 / 16)
 
 
+def check_words(device: torch.device) -> None:
+    """Hold the random words of samples beyond 32 bits, of negative seeds and large streams."""
+    for key, stream in (([1, 2], 3), ([-5, -(2**31)], 2**31 - 1)):
+        dice = _dice([0, 7, 2**31 + 5, 2**40 + 1], device, key)
+        for blocks in (3, 300):
+            drawn = words(dice.samples, dice.key, stream, blocks).view(torch.uint8)
+            assert torch.equal(drawn.flatten(), eager_bits(dice, stream, 4 * blocks, 16).flatten())
+
+
+def check_hadamard(kind: str, device: torch.device) -> None:
+    """Hold the transform of both dimensions, in every size."""
+    for size in HADAMARD_SIZES:
+        signs = hadamard_matrix(size, "random", 3, device)[:, 0].contiguous()
+        for shape, dim in (((2 * size, 80), 0), ((24, size), 1)):
+            x = _inputs(kind, shape, device)
+            found, wanted = triton_hadamard(x, signs, dim), eager_transform(x, signs, dim)
+            assert torch.equal(found.nan_to_num(nan=7.0), wanted.nan_to_num(nan=7.0)), (kind, size)
+
+
 def check_quantise(kind: str, shape: tuple[int, int], device: torch.device) -> None:
     """Hold amax, `quantise` of every block, rounding and headroom, and `dequantise`.
 
     `kind` is one of `tests.kernels.oracles.KINDS`, or inf: normal numbers and an infinite one.
     """
-    x, bits = _inputs(kind, shape, device), _dice(shape, 1, device)
+    x = _inputs(kind, shape, device)
+    # The last rows are padding: their dice are 0.
+    draw = Draw(_dice([4, 2**40], device), 3, shape[0] - 2)
     assert amax(x) == x.abs().max()
     if kind != "inf":
         packed = quantise_nvfp4(x)
         assert torch.equal(dequantise(*packed.packed(), packed.outer), packed.dequantise()), kind
     for block in BLOCKS:
-        for dice in (None, bits):
+        for chosen in (None, draw):
             for headroom in HEADROOMS:
-                found = quantise(x, block, dice, headroom=headroom)
-                _check(found, x, block, dice, headroom, (kind, shape, block))
+                found = quantise(x, block, chosen, headroom=headroom)
+                _check(found, x, block, chosen, headroom, (kind, shape, block))
 
 
 def check_quantise_both(kind: str, device: torch.device) -> None:
-    """Hold both operands of a gradient, for each size of the transform that is fused."""
-    for size in FUSED_HADAMARD:
-        shape = (2 * size, 80)
-        x, matrix = _inputs(kind, shape, device), hadamard_matrix(size, device=device)
-        for dice in (None, (_dice(shape, 1, device), _dice(shape, 2, device))):
-            rows, columns = quantise_both(x, matrix, dice)
-            one, two = dice or (None, None)
+    """Hold both operands of a matrix, for each size of the transform and without one (0)."""
+    for size in (0, *FUSED_HADAMARD):
+        shape = (2 * size or 48, 80)
+        x, dice = _inputs(kind, shape, device), _dice([4, 2**40], device)
+        matrix = hadamard_matrix(size, device=device) if size else None
+        turned = x if matrix is None else hadamard(x, matrix, 0)
+        for draws in (None, (Draw(dice, 1, shape[0]), Draw(dice, 2, shape[0]))):
+            rows, columns = quantise_both(x, matrix, draws)
+            one, two = draws or (None, None)
             _check(rows, x, (1, 16), one, 1.0, (kind, size))
-            _check(columns, hadamard(x, matrix, 0), (16, 1), two, 1.0, (kind, size))
+            _check(columns, turned, (16, 1), two, 1.0, (kind, size))
 
 
 def check_far_rows(device: torch.device) -> None:
@@ -65,19 +92,20 @@ def _inputs(kind: str, shape: tuple[int, int], device: torch.device) -> Tensor:
     return x.to(device)
 
 
-def _dice(shape: tuple[int, int], seed: int, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+def _dice(samples: list[int], device: torch.device, key: list[int] | None = None) -> Dice:
+    words = torch.tensor(key or [11, 12], dtype=torch.int32, device=device)
+    return Dice(torch.tensor(samples, device=device), words)
 
 
 def _check(
     found: tuple[Tensor, Tensor],
     x: Tensor,
     block: Block,
-    bits: Tensor | None,
+    draw: Draw | None,
     headroom: float,
     where: object,
 ) -> None:
+    bits = None if draw is None else draw.bits(*x.shape)
     wanted = Quantiser(format="nvfp4", block=block, sr_headroom=headroom)(x, bits)
     if torch.isnan(wanted.numerator):  # inf - inf in a transform: the product is NaN by its factor
         assert torch.isnan(found[1]), where
