@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-Format = Literal["nvfp4", "ufp4", "mxfp4", "mxfp8_e4m3", "mxfp8_e5m2", "fp8_e4m3", "fp8_e5m2"]
+Format = Literal["nvfp4", "mxfp4", "mxfp8_e4m3", "mxfp8_e5m2", "fp8_e4m3", "fp8_e5m2", "ufp4"]
 # Of a Hadamard transform: TransformerEngine's, drawn once a layer, at each step for each GEMM or
 # once for both GEMMs of the backward pass, or all +1.
 Signs = Literal["fixed", "random", "step", "backward", "none"]

@@ -171,7 +171,7 @@ def test_every_model_takes_every_recipe_by_its_one_word(recipe: str, compose: Co
     [
         ("precision.fprop.x.format=fp5", "'nvfp4', 'mxfp4'"),
         ("precision.fprop.x.block='16'", "block=16 must be ROWSxCOLS, 1x16 for example"),
-        ("precision.fprop.x.scale=floor", "scale=floor is none of te214, paper for nvfp4"),
+        ("precision.fprop.x.scale=floor", "scale=floor is none of te214, paper, ms_eden"),
         (
             "precision.dgrad.g.row_scaled=true precision.dgrad.g.block=16x16",
             "row_scaled needs blocks of one row",
@@ -197,6 +197,9 @@ def test_bad_recipes_are_refused_with_what_is_valid(
         ({"four_over_six": True, "sr_headroom": 1.0625}, "sr_headroom=1.0625 is for nvfp4 without"),
         ({"format": "fp8_e4m3", "sr_headroom": 1.0625}, "sr_headroom=1.0625 is for nvfp4 without"),
         ({"row_scaled": True, "quantile": 0.999}, "quantile is that of the tensor"),
+        ({"scale": "ms_eden"}, "scale=ms_eden makes up for the rounding of a rotated tensor"),
+        ({"scale": "double_block", "quantile": 0.9}, "quantile does not count with scale=double"),
+        ({"centred": True}, "centred is for fprop.x and wgrad.x with a format"),
     ],
 )
 def test_an_option_that_would_not_count_is_refused_before_a_run(
@@ -210,11 +213,72 @@ def test_an_option_that_would_not_count_is_refused_before_a_run(
             PrecisionConfig(compute="bf16", **cfg).check(10)
 
 
-def test_stochastic_rounding_is_for_e2m1_only() -> None:
+@pytest.mark.parametrize(
+    ("fprop", "message"),
+    [
+        (FpropConfig(), "dgrad: saved=quantised needs a format of fprop.w; leave it out"),
+        (replace(FORWARD, hadamard=16), "saved=quantised would keep a tensor that fprop.hadamard"),
+    ],
+)
+def test_a_forward_pass_that_quantises_nothing_to_keep_is_refused(
+    fprop: FpropConfig, message: str
+) -> None:
+    cfg = PrecisionConfig(compute="bf16", fprop=fprop, dgrad=DgradConfig(saved="quantised"))
+    with pytest.raises(ValueError, match=message):
+        cfg.check(10)
+
+
+def test_stochastic_rounding_is_for_four_bits_only() -> None:
     with pytest.raises(
-        ValueError, match="rounding=stochastic is for nvfp4 and mxfp4, not for fp8_e4m3"
+        ValueError, match="rounding=stochastic is for nvfp4, ufp4 and mxfp4, not for fp8_e4m3"
     ):
         OperandConfig(format="fp8_e4m3", rounding="stochastic")
+
+
+def test_nemotron3_super_is_the_published_table_on_a_hybrid_model(compose: Compose) -> None:
+    """Attention in bf16, Mamba's output projection in MXFP8, the last 15% of blocks in bf16; a
+    model without Mamba takes the recipe too."""
+    run = validate(
+        compose(
+            "model=gpt_pico",
+            "+model/part@model.parts.m=mamba2",
+            "+model/part@model.parts.e=experts",
+            "model.depth=20",
+            "model.pattern='m e a e m'",
+            "precision=nemotron3_super",
+        )
+    )
+    with torch.device("meta"):
+        precision = run.precision.build(torch.device("cpu"), planning=True)
+        precision.prepare(run.model.build(256, 0))
+    formats = {}
+    for row in precision.table:
+        _, number, *rest = row.layer.split(".")
+        kind = "last" if int(number) >= 17 else f"{rest[0]}.{rest[-1]}"
+        formats.setdefault(kind, set()).add(row.format.split()[0])
+    assert formats == {
+        "last": {"bf16"},
+        "attn.qkv": {"bf16"},
+        "attn.out": {"bf16"},
+        "mamba.proj": {"nvfp4"},
+        "mamba.out": {"mxfp8_e4m3"},
+        "moe.up": {"nvfp4"},
+        "moe.down": {"nvfp4"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "length", "couples"),
+    [
+        ("tetrajet_v2", 128, False),
+        ("tetrajet_v2", 64, True),
+        *((name, 128, True) for name in ("quartet2", "ufp4", "averis", "nemotron3_super")),
+    ],
+)
+def test_recipes_say_whether_samples_of_a_forward_pass_share_scales(
+    recipe: str, length: int, couples: bool, compose: Compose
+) -> None:
+    assert _config(compose, recipe).couples_samples(length) is couples
 
 
 @pytest.mark.parametrize("part", ["both", "forward", "backward"])

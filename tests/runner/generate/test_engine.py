@@ -3,17 +3,20 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from torch import Tensor, nn
 
 from models.attention_config import AttentionConfig
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from models.mamba_config import MambaConfig
 from runner.generate.autoregressive import Autoregressive
-from runner.generate.engine import Engine
+from runner.generate.engine import Engine, QueueFull, largest_chunk
+from runner.generate.generate import generate
 from runner.generate.request import Event, Request
 from runner.generate.sampling import Sampling
 
