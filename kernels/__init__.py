@@ -29,8 +29,10 @@ __all__ = [
     "rotary",
     "scaled_mm",
     "short_conv",
+    "triton_blocks",
     "triton_check",
     "triton_hadamard",
     "triton_nvfp4",
     "triton_philox",
+    "triton_rounding",
 ]

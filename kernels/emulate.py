@@ -18,8 +18,9 @@ from torch import Tensor
 
 from kernels.compilation import Compiler, Function, current_compiler
 from kernels.format_names import DOUBLE
+from kernels.formats import E2M1
 from kernels.philox import Dice, Draw
-from kernels.quantise import Block, check_blocks, quantise_nvfp4
+from kernels.quantise import TENSOR, Block, check_blocks
 from kernels.quantiser import Quantiser
 from kernels.triton_check import triton_agrees
 
@@ -130,19 +131,25 @@ def has_triton(device: torch.device) -> bool:
 
 
 def _compare(device: torch.device) -> None:
-    """Raise ValueError where Triton's NVFP4 differs from the reference."""
-    from kernels import triton_nvfp4  # noqa: PLC0415
-
-    x = torch.randn(64, 192, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
-    dice = Dice(torch.tensor([7, 1 << 40], device=device), torch.tensor([-5, 3], device=device))
-    for block in ((1, 16), (16, 1), (16, 16)):
-        for draw in (None, Draw(Dice(dice.samples, dice.key.int()), 9, 64)):
-            bits = None if draw is None else draw.bits(64, 192)
-            reference = quantise_nvfp4(x, block=block, bits=bits)
-            values, numerator = triton_nvfp4.quantise(x, block, draw)
-            same = torch.equal(values, reference.scaled().bfloat16())
-            if not (same and torch.equal(numerator, reference.numerator)):
-                raise ValueError(f"block {block} differs from the reference")
+    """Raise ValueError where a Triton kernel differs from the reference."""
+    x = torch.randn(128, 256, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
+    key = torch.tensor([-5, 3], dtype=torch.int32, device=device)
+    draw = Draw(Dice(torch.tensor([7, 1 << 40], device=device), key), 9, 128)
+    nvfp4 = [Quantiser(format="nvfp4", block=block) for block in ((1, 16), (16, 1), (16, 16))]
+    others = [
+        Quantiser(format="mxfp4", block=(1, 32), scale="rceil"),
+        Quantiser(format="mxfp8_e4m3", block=(32, 1), scale="floor"),
+        Quantiser(format="fp8_e5m2", block=TENSOR),
+        Quantiser(format="fp8_e4m3", block=(1, 128), scale="power_of_two"),
+        Quantiser(format="fp8_e4m3", block=(128, 128), scale="fp32"),
+    ]
+    for quantiser in nvfp4 + others:
+        for chosen in (None, draw) if quantiser.elements is E2M1 else (None,):
+            made = _by_triton(quantiser, x, chosen, None)
+            bits = None if chosen is None else chosen.bits(*x.shape)
+            for a, b in zip(made or (), _reference(quantiser, x, bits, None), strict=True):
+                if not torch.equal(a, b):
+                    raise ValueError(f"{quantiser} differs from the reference")
 
 
 def _address(draw: Draw | None) -> tuple[Tensor | None, Tensor | None, int, int]:
@@ -226,12 +233,10 @@ def _quantise(
         group=group,
     )
     draw = _draw(samples, key, stream, tokens)
-    drawn_there = draw is None or x.shape[1] % 16 == 0
-    if quantiser.simple_nvfp4 and amax is None and drawn_there and has_triton(x.device):
-        from kernels import triton_nvfp4  # noqa: PLC0415
-
-        values, numerator = triton_nvfp4.quantise(x, quantiser.block, draw, headroom=sr_headroom)
-        return values, numerator, x.new_empty(0, 0, dtype=torch.float32)
+    if has_triton(x.device):
+        made = _by_triton(quantiser, x, draw, amax)
+        if made is not None:
+            return made
     bits = None if draw is None else draw.bits(*x.shape)
     if x.device.type == "cpu":
         has_bits, has_amax = bits is not None, amax is not None
@@ -271,6 +276,35 @@ def _(
         numerator,
         x.new_empty(shape, dtype=torch.float32),
     )
+
+
+def _by_triton(
+    quantiser: Quantiser, x: Tensor, draw: Draw | None, amax: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return what `_reference` does, by Triton kernels; None for variants that they do not know."""
+    from kernels import triton_blocks, triton_nvfp4  # noqa: PLC0415
+
+    fmt, block, headroom = quantiser.elements, quantiser.block, quantiser.sr_headroom
+    folded = x.new_empty(0, 0, dtype=torch.float32)
+    if quantiser.group or (draw is not None and x.shape[1] % 16):
+        return None
+    if quantiser.simple_nvfp4 and amax is None:
+        return *triton_nvfp4.quantise(x, block, draw, headroom=headroom), folded
+    if quantiser.format.startswith("mx") and max(block) == 32:
+        grow = quantiser.element_headroom
+        values = triton_blocks.quantise_mx(
+            x, fmt, block, quantiser.scale, draw, headroom=headroom, element_headroom=grow
+        )
+        return values, x.new_full((), grow, dtype=torch.float32), folded
+    if not quantiser.format.startswith("fp8"):
+        return None
+    if block == TENSOR:
+        return *triton_blocks.quantise_fp8_tensor(x, fmt, amax), folded
+    if max(block) != 128:
+        return None
+    single = quantiser.scale != "fp32"
+    values, scales = triton_blocks.quantise_fp8(x, fmt, block, powers_of_two=single)
+    return values, x.new_ones((), dtype=torch.float32), folded if single else scales
 
 
 def _reference(

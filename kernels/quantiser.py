@@ -12,7 +12,7 @@ from kernels.double_scales import (
     quantise_ms_eden,
 )
 from kernels.format_names import DOUBLE, EDEN, Format
-from kernels.formats import E1M2, E2M1, E4M3, E5M2
+from kernels.formats import E1M2, E2M1, E4M3, E5M2, FloatFormat
 from kernels.quantise import (
     TENSOR,
     Block,
@@ -68,7 +68,7 @@ class Quantiser:
             bits: dice of stochastic rounding, None rounds to nearest.
             amax: the magnitude that the scale of the tensor stands for, None that of `x`.
         """
-        fmt = _ELEMENTS[self.format]
+        fmt = self.elements
         if self.scale in EDEN:
             as_in_code = self.scale == EDEN[1]
             return quantise_ms_eden(
@@ -109,6 +109,11 @@ class Quantiser:
         """Return this quantiser for an operand whose dimension `dim` is summed over."""
         block = self.block if dim == 1 else self.block[::-1]
         return Quantiser(**{**self.__dict__, "block": block})
+
+    @property
+    def elements(self) -> FloatFormat:
+        """The format of the elements."""
+        return _ELEMENTS[self.format]
 
     @property
     def simple_nvfp4(self) -> bool:

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.triton_rounding import bf16_bits, round_bf16
+
 _TILE = tl.constexpr(64)  # columns, or rows, beside a group
 
 
@@ -51,9 +53,7 @@ def turn(value, signs, ROWS: tl.constexpr, COLS: tl.constexpr):
         value = _sums(value, ROWS, COLS, 32)
     if ROWS > 64:
         value = _sums(value, ROWS, COLS, 64)
-    bits = value.to(tl.int32, bitcast=True)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-    return tl.where(value != value, value, rounded.to(tl.float32, bitcast=True))
+    return round_bf16(value)
 
 
 @triton.jit
@@ -63,9 +63,3 @@ def _sums(value, ROWS: tl.constexpr, COLS: tl.constexpr, HALF: tl.constexpr):
     first, second = tl.split(tl.permute(pairs, (0, 2, 1)))
     both = tl.join(first + second, first - second)
     return tl.reshape(tl.permute(both, (0, 2, 1)), (ROWS, COLS))
-
-
-@triton.jit
-def bf16_bits(x):
-    """The upper half of fp32 numbers that are exact in bf16, as int16."""
-    return (x.to(tl.int32, bitcast=True) >> 16).to(tl.int16)

@@ -14,8 +14,16 @@ from torch import Tensor
 
 from kernels.philox import Draw
 from kernels.quantise import Block, check_blocks
-from kernels.triton_hadamard import bf16_bits, turn
+from kernels.triton_hadamard import turn
 from kernels.triton_philox import dice
+from kernels.triton_rounding import (
+    bf16_bits,
+    largest_magnitude,
+    load_tile,
+    nearest,
+    stochastic_e2m1,
+    store_tile,
+)
 
 ROWS, COLS = 32, tl.constexpr(64)
 _FLT_MAX = tl.constexpr(torch.finfo(torch.float32).max)
@@ -40,7 +48,7 @@ def quantise(
         ValueError: a size is not a multiple of the block's, or columns not of 16 with a `draw`.
     """
     check_blocks(x, block)
-    dice_of_x = _address(draw, x)
+    dice_of_x = address(draw, x)
     largest, out, numerator = _amaxes(x, None), _like(x), _factor(x)
     _quantise[_grid(x, ROWS)](
         x,
@@ -84,8 +92,8 @@ def quantise_both(
     _quantise_both[_grid(x, rows)](
         x,
         signs,
-        *_address(one, x),
-        *_address(two, x)[2:3],
+        *address(one, x),
+        *address(two, x)[2:3],
         out,
         out_turned,
         numerator,
@@ -118,7 +126,7 @@ def dequantise(codes: Tensor, scales: Tensor, outer: Tensor) -> Tensor:
     return out
 
 
-def _address(draw: Draw | None, x: Tensor) -> tuple[Tensor, Tensor, int, int, int]:
+def address(draw: Draw | None, x: Tensor) -> tuple[Tensor, Tensor, int, int, int]:
     """Return what a kernel draws by (samples, key, stream, tokens, tokens of each sample).
 
     Without a `draw` they have no meaning, `x` standing for the tensors.
@@ -163,62 +171,13 @@ def _factor(x: Tensor) -> Tensor:
 def _amax(
     x, signs, largest, rows, cols, stride_row, stride_col, ROWS: tl.constexpr, TURN: tl.constexpr
 ):
-    value = _load(x, rows, cols, stride_row, stride_col, ROWS)
+    value = load_tile(x, rows, cols, stride_row, stride_col, ROWS, COLS)
     # Magnitudes are ordered as their bits are, NaN above inf: their maximum has one value in
     # whatever order programs come.
-    tl.atomic_max(largest, _largest(value).to(tl.int32, bitcast=True), sem="relaxed")
+    tl.atomic_max(largest, largest_magnitude(value).to(tl.int32, bitcast=True), sem="relaxed")
     if TURN:
-        turned = _largest(turn(value, signs, ROWS, COLS)).to(tl.int32, bitcast=True)
+        turned = largest_magnitude(turn(value, signs, ROWS, COLS)).to(tl.int32, bitcast=True)
         tl.atomic_max(largest + 1, turned, sem="relaxed")
-
-
-@triton.jit
-def _largest(value):
-    """The largest magnitude; NaN if there is one, which `tl.max` alone would pass over."""
-    has_nan = tl.max(tl.max((value != value).to(tl.int32), axis=1), axis=0)
-    largest = tl.max(tl.max(tl.abs(value), axis=1), axis=0)
-    return tl.where(has_nan > 0, float("nan"), largest)
-
-
-@triton.jit
-def _load(x, rows, cols, stride_row, stride_col, ROWS: tl.constexpr):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    inside = (row[:, None] < rows) & (col[None, :] < cols)
-    # 64 bits: a matrix of 2**31 elements has offsets that 32 cannot hold.
-    offset = row[:, None].to(tl.int64) * stride_row + col[None, :].to(tl.int64) * stride_col
-    return tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store(out, value, rows, cols, ROWS: tl.constexpr):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    inside = (row[:, None] < rows) & (col[None, :] < cols)
-    tl.store(out + row[:, None].to(tl.int64) * cols + col[None, :], value, mask=inside)
-
-
-@triton.jit
-def _nearest(x, EMIN: tl.constexpr, MANTISSA: tl.constexpr):
-    """Round to a format with this smallest exponent and mantissa, ties to even."""
-    least: tl.constexpr = (127 + EMIN) << 23
-    power = tl.maximum(x.to(tl.int32, bitcast=True) & 0x7F800000, least)
-    step_bits = power - (MANTISSA << 23)
-    step = step_bits.to(tl.float32, bitcast=True)
-    scaled = x * _inverse(step)
-    # Adding 1.5 * 2**23 leaves no bit behind the point: the sum is rounded to nearest even.
-    return ((scaled + 12582912.0) - 12582912.0) * step
-
-
-@triton.jit
-def _inverse(power):
-    """1 / 2**k exactly: the exponent mirrored at its bias."""
-    return (0x7F000000 - power.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _e2m1_step(magnitude):
-    return tl.where(magnitude < 2.0, 0.5, tl.where(magnitude < 4.0, 1.0, 2.0))
 
 
 @triton.jit
@@ -241,19 +200,14 @@ def _rounded(
     enc = tl.where((top == 0.0) | (enc == 0.0), 1.0, enc)
     dec = tl.div_rn(1.0, enc)
     scale = peak * (enc * tl.div_rn(1.0, 6.0)) * headroom
-    scale = _nearest(tl.minimum(scale, 448.0), -6, 3)
+    scale = nearest(tl.minimum(scale, 448.0), -6, 3)
     factor = tl.minimum(tl.div_rn(1.0, scale * dec), _FLT_MAX)
     scaled = blocks * factor[:, None, :, None]
     scaled = tl.minimum(tl.maximum(scaled, -6.0), 6.0)
     if STOCHASTIC:
-        magnitude = tl.abs(scaled)
-        shift = tl.reshape(bits, (r, BLOCK_ROWS, c, BLOCK_COLS)) * (1.0 / 256.0)
-        t = magnitude + shift * _e2m1_step(magnitude)
-        step = _e2m1_step(t)
-        element = tl.minimum(tl.floor(t * _inverse(step)) * step, 6.0)
-        element = tl.where(scaled < 0, -element, element)
+        element = stochastic_e2m1(scaled, tl.reshape(bits, (r, BLOCK_ROWS, c, BLOCK_COLS)))
     else:
-        element = _nearest(scaled, 0, 1)
+        element = nearest(scaled, 0, 1)
     return tl.reshape(bf16_bits(element * scale[:, None, :, None]), (ROWS, COLS))
 
 
@@ -285,12 +239,12 @@ def _quantise(
     BLOCK_COLS: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
-    value = _load(x, rows, cols, stride_row, stride_col, ROWS)
+    value = load_tile(x, rows, cols, stride_row, stride_col, ROWS, COLS)
     bits, top = value, tl.load(largest)
     if STOCHASTIC:
         bits = dice(samples, key, stream, tokens, per_sample, cols, ROWS, COLS)
     result = _rounded(value, bits, top, headroom, ROWS, BLOCK_ROWS, BLOCK_COLS, STOCHASTIC)
-    _store(out, result, rows, cols, ROWS)
+    store_tile(out, result, rows, cols, ROWS, COLS)
     _store_factor(numerator, top)
 
 
@@ -318,18 +272,20 @@ def _quantise_both(
     TURN: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
-    value = _load(x, rows, cols, stride_row, stride_col, ROWS)
+    value = load_tile(x, rows, cols, stride_row, stride_col, ROWS, COLS)
     bits, top = value, tl.load(largest)
     if STOCHASTIC:
         bits = dice(samples, key, stream, tokens, per_sample, cols, ROWS, COLS)
-    _store(out, _rounded(value, bits, top, headroom, ROWS, 1, 16, STOCHASTIC), rows, cols, ROWS)
+    store_tile(
+        out, _rounded(value, bits, top, headroom, ROWS, 1, 16, STOCHASTIC), rows, cols, ROWS, COLS
+    )
     _store_factor(numerator, top)
     if TURN:
         value, top = turn(value, signs, ROWS, COLS), tl.load(largest + 1)
     if STOCHASTIC:
         bits = dice(samples, key, stream_turned, tokens, per_sample, cols, ROWS, COLS)
     result = _rounded(value, bits, top, headroom, ROWS, 16, 1, STOCHASTIC)
-    _store(out_turned, result, rows, cols, ROWS)
+    store_tile(out_turned, result, rows, cols, ROWS, COLS)
     _store_factor(numerator_turned, top)
 
 

@@ -34,6 +34,13 @@ def test_the_transform_is_the_reference_bit_for_bit(kind: str) -> None:
     check_hadamard(kind, DEVICE)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_formats_of_blocks_are_the_reference_bit_for_bit(kind: str) -> None:
+    from tests.kernels.triton_cases import check_blocks
+
+    check_blocks(kind, DEVICE)
+
+
 def test_random_words_are_the_reference_bit_for_bit() -> None:
     from tests.kernels.triton_cases import check_words
 

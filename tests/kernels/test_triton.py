@@ -11,9 +11,8 @@ import torch
 CODE = """
 import torch
 from tests.kernels.oracles import KINDS
-from tests.kernels.triton_cases import (
-    SHAPES, check_far_rows, check_hadamard, check_quantise, check_quantise_both, check_words
-)
+from tests.kernels.triton_cases import SHAPES, check_blocks, check_far_rows, check_hadamard
+from tests.kernels.triton_cases import check_quantise, check_quantise_both, check_words
 
 cpu = torch.device("cpu")
 check_far_rows(cpu)
@@ -25,6 +24,8 @@ for kind in KINDS:
 for kind in ("wide", "inf"):
     check_hadamard(kind, cpu)
     check_quantise_both(kind, cpu)
+for kind in ("zeros", "wide", "inf"):
+    check_blocks(kind, cpu)
 """
 
 
@@ -33,7 +34,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import triton_hadamard, triton_nvfp4 as kernels, triton_philox
+from kernels import triton_blocks, triton_hadamard, triton_nvfp4 as kernels, triton_philox
 from kernels.emulate import FUSED_HADAMARD
 
 BF16, SIZES = "*bf16", ["i32"] * 4
@@ -63,6 +64,17 @@ for rows, cols in ((1, 16), (16, 1), (16, 16)):
     compile_for_hopper(kernels._quantise, one, constants)
 alone = [BF16, BF16, "*i16", "i32", *SIZES]
 compile_for_hopper(triton_hadamard._hadamard, alone, {"SIZE": 128})
+for block, rule, stochastic in (((1, 32), "rceil", True), ((128, 128), "fp32", False)):
+    rows, cols = max(32, block[0]), max(64, block[1])
+    constants = {"ROWS": rows, "COLS": cols, "BLOCK_ROWS": block[0], "BLOCK_COLS": block[1]}
+    constants |= {"RULE": rule, "MAX": 6.0, "EMIN": 0, "EMAX": 2, "MANTISSA": 1}
+    types = [BF16, *DICE, "*i16", "*fp32", *SIZES, "fp32", "fp32", "fp32"]
+    warps = 4 if rows * cols <= 4096 else 8
+    constants["STOCHASTIC"] = stochastic
+    compile_for_hopper(triton_blocks._blocks, types, constants, warps)
+constants = {"ROWS": 32, "COLS": 64, "MAX": 448.0, "EMIN": -6, "MANTISSA": 3}
+types = [BF16, "*i16", "*fp32", "*fp32", *SIZES]
+compile_for_hopper(triton_blocks._tensor, types, constants)
 compile_for_hopper(triton_philox._words, ["*i64", "*i32", "*i32", "i32", "i32"], {})
 packed = ["*u8", "*u8", "*fp32", "*fp32", "i32", "i32"]
 compile_for_hopper(kernels._dequantise, packed, {"ROWS": 32})

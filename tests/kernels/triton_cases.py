@@ -6,7 +6,7 @@ tests/kernels/test_triton.py runs these under Triton's interpreter, tests/gpu on
 import torch
 from torch import Tensor
 
-from kernels.emulate import FUSED_HADAMARD
+from kernels.emulate import FUSED_HADAMARD, _by_triton, _reference
 from kernels.format_names import HADAMARD_SIZES
 from kernels.hadamard import eager_transform, hadamard, hadamard_matrix
 from kernels.philox import Dice, Draw, eager_bits
@@ -19,6 +19,22 @@ from tests.kernels.oracles import inputs
 
 SHAPES = ((48, 112), (16, 64), (96, 16))  # fewer rows, columns than a tile, and more
 BLOCKS: tuple[Block, ...] = ((1, 16), (16, 1), (16, 16))
+BLOCK_QUANTISERS = [
+    *(
+        Quantiser(format="mxfp4", block=block, scale=rule, element_headroom=grow)
+        for block in ((1, 32), (32, 1), (32, 32))
+        for rule, grow in (("rceil", 1.0), ("floor", 4 / 3), ("ceil", 1.0), ("even", 1.0))
+    ),
+    Quantiser(format="mxfp8_e4m3", block=(1, 32), scale="rceil"),
+    Quantiser(format="mxfp8_e5m2", block=(32, 1), scale="floor"),
+    *(
+        Quantiser(format="fp8_e4m3", block=block, scale=rule)
+        for block in ((1, 128), (128, 1), (128, 128))
+        for rule in ("power_of_two", "fp32")
+    ),
+    Quantiser(format="fp8_e4m3", block=(0, 0)),
+    Quantiser(format="fp8_e5m2", block=(0, 0)),
+]
 HEADROOMS = (1.0, 17 / 16)
 
 
@@ -58,6 +74,21 @@ def check_quantise(kind: str, shape: tuple[int, int], device: torch.device) -> N
             for headroom in HEADROOMS:
                 found = quantise(x, block, chosen, headroom=headroom)
                 _check(found, x, block, chosen, headroom, (kind, shape, block))
+
+
+def check_blocks(kind: str, device: torch.device) -> None:
+    """Hold MXFP4, MXFP8 and FP8 in every block, rule and rounding that a recipe may choose."""
+    x, draw = _inputs(kind, (128, 256), device), Draw(_dice([4, 2**40], device), 3, 126)
+    if kind == "zeros":
+        x[3, 5] = float("nan")
+    for quantiser in BLOCK_QUANTISERS:
+        for chosen in (None, draw) if quantiser.format == "mxfp4" else (None,):
+            made = _by_triton(quantiser, x, chosen, None)
+            assert made is not None
+            bits = None if chosen is None else chosen.bits(*x.shape)
+            for found, wanted in zip(made, _reference(quantiser, x, bits, None), strict=True):
+                same = torch.equal(found.nan_to_num(nan=1.5e38), wanted.nan_to_num(nan=1.5e38))
+                assert same, (kind, quantiser)
 
 
 def check_quantise_both(kind: str, device: torch.device) -> None:
