@@ -44,7 +44,7 @@ assert not counters["graph_break"], counters["graph_break"]
 # Rows join and rest; the shapes stay.
 parts = {"x": LinearAttentionConfig(kind="gated_delta"), "w": AttentionConfig(window=5, sinks=1)}
 hybrid = DecoderConfig(
-    depth=1, width=32, num_heads=4, pattern="awxf", parts=parts, context_length=32
+    depth=2, width=32, num_heads=4, pattern="axf wf", parts=parts, context_length=32
 ).build(50, 0)
 step = torch.compile(hybrid, dynamic=False)
 with torch.no_grad():
