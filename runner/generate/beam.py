@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.at_least_fp32 import at_least_fp32
 from models.contract import read
 from models.language_model import LanguageModel
-from runner.generate.decoding_batch import at_least_fp32, prefill
+from runner.generate.decoding_batch import prefill
 from runner.generate.generate import Completion
 from runner.generate.request import Finish
 from runner.generate.text_row import Decode

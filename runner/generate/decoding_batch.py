@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kernels.at_least_fp32 import at_least_fp32
 from models.cache import State
 from models.contract import read, start
 
@@ -40,11 +41,6 @@ def prefill(
         room = 2 * tokens.shape[1] if capacity is None else capacity
         state = start(model, len(tokens), room, static=static)
     return at_least_fp32(read(model, tokens, state, every=every)), state
-
-
-def at_least_fp32(logits: Tensor) -> Tensor:
-    """Return logits of half precision in fp32, others as they are."""
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 class DecodingBatch:
