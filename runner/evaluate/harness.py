@@ -24,6 +24,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from models.config import couples_samples
 from models.language_model import LanguageModel
+from models.prefix_cache import PrefixCache
 from runner.data.benchmark_files import specify
 from runner.data.corpus import encode_with_special, end_ids, prompt_ids, start_id
 from runner.data.tokenizers import Tokenizer
@@ -35,12 +36,12 @@ from runner.generate.engine import Engine
 from runner.generate.generate import completions, make_engine
 from runner.generate.request import Request
 from runner.generate.sampling import Sampling
-from runner.generate.text_row import TextRow
 from runner.machine import storage
 from runner.machine.errors import ConfigError
 from runner.records.contracts import Trained
 
 _SCHEMA = 1
+_BLOCK, _PREFIX_BYTES = 32, 1 << 28  # of the examples that all questions of a task begin with
 Context = Callable[[], AbstractContextManager[None]]
 
 
@@ -48,6 +49,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     """lm-eval's interface to a model and its tokenizer.
 
     A text longer than `context` tokens loses its beginning; `num_truncated` of `num_requests` did.
+
+    Args:
+        shares_prefixes: read once what several texts begin with. False for a model whose forward
+            pass couples the rows of a batch: it would change the scores.
     """
 
     def __init__(
@@ -95,7 +100,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Return the log-likelihood (nats) of each continuation and whether it is greedy.
 
-        What several pairs of a batch begin with is read once.
+        What several pairs begin with is read once.
 
         Args:
             pairs: ids of context and continuation. The longest contexts are scored first.
@@ -119,7 +124,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         how = Sampling(max_new_tokens=0)
         return Request(id=str(number), prompt=ids, how=how, score_from=first)
 
-    def _engine(self) -> Engine[TextRow]:
+    def _engine(self) -> Engine[Any]:
+        prefixes = PrefixCache(block=_BLOCK, max_bytes=_PREFIX_BYTES)
         tokenizer = self.tokenizer
         return make_engine(
             self.model,
@@ -127,7 +133,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             decode=tokenizer.decode,
             ends=end_ids(tokenizer),
             rows=self.rows_per_batch,
-            shares_prefixes=self.shares_prefixes,
+            prefixes=prefixes if self.shares_prefixes else None,
         )
 
     def loglikelihood_rolling(

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from models.cache import State
+from models.contract import start
+from models.prefix_cache import PrefixCache
 from runner.generate.choosing import History, choose
 from runner.generate.decoding_batch import DecodingBatch, prefill
 from runner.generate.request import Event, Request
@@ -26,7 +28,9 @@ class Autoregressive:
         fixed_rows: compute with so many rows and a state of `context` tokens whatever runs, so that
             no bit of a request depends on the others; at least the `rows` of the engine.
         compiled: decode by a compiled step; it needs `fixed_rows`.
-        shares_prefixes: read once what several scored prompts begin with; see `score_prompts`.
+        prefixes: what it has read of earlier texts of this model, so that texts with the same
+            beginning go on from there (None: each is read whole, and so are scored prompts). It
+            changes the pieces in which a text is read: last bits in fp32, nothing in fp64.
 
     Raises:
         ValueError: `compiled` without `fixed_rows`.
@@ -41,13 +45,13 @@ class Autoregressive:
         ends: Sequence[int] = (),
         fixed_rows: int | None = None,
         compiled: bool = False,
-        shares_prefixes: bool = True,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         if compiled and fixed_rows is None:
             raise ValueError("compiled=True needs a batch of one shape; give fixed_rows")
         self.model, self.context = model, context
         self.decode, self.ends, self.fixed_rows = decode, tuple(ends), fixed_rows
-        self.shares_prefixes = shares_prefixes
+        self.prefixes = prefixes
         self._batch = DecodingBatch(model, context, fixed_rows, compiled=compiled)
         self._unread: dict[str, TextRow] = {}
 
@@ -83,7 +87,19 @@ class Autoregressive:
         history = History(how, ends, prompt, request.constraint, size, device)
         row = TextRow(request, history, self.decode)
         self._unread[request.id] = row
+        self._recall(row)
         return row
+
+    def _recall(self, row: TextRow) -> None:
+        """Let a row whose prompt begins as an earlier text did go on from there."""
+        if self.prefixes is None or row.is_idle or row.unscored is not None:
+            return
+        fixed = self.fixed_rows is not None
+        room = self.context if fixed else min(self.context, len(row.tokens) + row.num_left)
+        state = start(self.model, 1, room, static=fixed)
+        known = self.prefixes.load(row.tokens[:-1], state)  # the last one's logits are needed
+        if known:
+            row.state, row.unread = state, row.unread - known
 
     @torch.no_grad()
     def read(self, rows: Sequence[TextRow], most: int | None) -> list[Event]:
@@ -133,7 +149,7 @@ class Autoregressive:
             return row.request.id
         if most is None and self.fixed_rows is None and row.state is None:
             return row.unread  # texts of one length
-        return row.unread_ids, id(row.state)  # one text
+        return tuple(row.tokens), row.unread  # one text
 
     def _read_together(self, group: Sequence[TextRow], most: int | None) -> list[Event]:
         """Read a piece of each row of a group; a text that several of them have is read once."""
@@ -143,6 +159,8 @@ class Autoregressive:
         all_ids = [row.unread_ids for row in group]
         texts = list(dict.fromkeys(all_ids))
         piece = first.unread if most is None else min(most, first.unread)
+        if self.prefixes is not None and len(texts) == 1 and first.unscored is None:
+            piece = self.prefixes.until_block_end(first.num_read, piece)
         room = max(min(self.context, len(row.tokens) + row.num_left) for row in group)
         if first.unscored is None:
             logits, state = self._prefill([ids[:piece] for ids in texts], first.state, room)
@@ -151,6 +169,11 @@ class Autoregressive:
         for row in group:
             row.unread -= piece
             row.state = state
+        if self.prefixes is not None and first.unscored is None:
+            for index, row in {
+                texts.index(ids): row for ids, row in zip(all_ids, group, strict=True)
+            }.items():
+                self.prefixes.save(row.tokens[: row.num_read], state, index)
         if first.unread:
             return []
         return self._enter(group, logits, state, [texts.index(ids) for ids in all_ids])
@@ -188,7 +211,7 @@ class Autoregressive:
     def _score_together(self, rows: Sequence[TextRow]) -> list[Event]:
         """Score prompts that nothing is read of, as many at once as there are."""
         if rows:
-            score_prompts(self.model, rows, shared=self.shares_prefixes)
+            score_prompts(self.model, rows, self.prefixes)
         for row in rows:
             del self._unread[row.request.id]
             row.unread, row.unscored = 0, None

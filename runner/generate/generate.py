@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from models.prefix_cache import PrefixCache
 from runner.generate.autoregressive import Autoregressive
 from runner.generate.denoising import Denoising
 from runner.generate.engine import Engine, Strategy
@@ -116,7 +117,7 @@ def make_engine(
     rows: int,
     compiled: bool = False,
     invariant: bool = False,
-    shares_prefixes: bool = True,
+    prefixes: PrefixCache | None = None,
     strategy: Strategy[Any] | None = None,
 ) -> Engine[Any]:
     """Return an engine for throughput, whose texts may outgrow the context.
@@ -132,7 +133,7 @@ def make_engine(
         ends=tuple(ends),
         fixed_rows=rows if compiled or invariant else None,
         compiled=compiled,
-        shares_prefixes=shares_prefixes,
+        prefixes=prefixes,
     )
     return Engine(strategy, rows=rows, overflow="reread")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.at_least_fp32 import at_least_fp32
 from models.cache import State
 from models.contract import logits, read, start
+from models.prefix_cache import PrefixCache
 from models.text_state import TextState
 from runner.generate.text_row import TextRow
 
@@ -26,22 +27,22 @@ MAX_LOGITS = 1 << 27  # elements in the logits of one forward pass
 Ids = Sequence[int]
 
 
-def score_prompts(model: Any, rows: Sequence[TextRow], *, shared: bool) -> None:
+def score_prompts(model: Any, rows: Sequence[TextRow], prefixes: PrefixCache | None) -> None:
     """Score the prompts of rows that nothing is read of.
 
     Args:
-        shared: read a common beginning once. False for a model whose forward pass couples the rows
-            of a batch, where it would change the scores.
+        prefixes: what is known of earlier texts. None: read each prompt whole, in one pass, as a
+            model needs whose forward pass couples the rows of a batch.
     """
     groups: dict[tuple[int, ...], list[TextRow]] = {}
     for row in rows:
         assert row.unscored is not None
         groups.setdefault(tuple(row.request.prompt[: row.unscored - 1]), []).append(row)
     longest = max(len(row.request.prompt) - 1 for row in rows)
-    if shared and _tokens_of(groups) < _WORTH * len(rows) * longest:
+    if prefixes is not None and _tokens_of(groups) < _WORTH * len(rows) * longest:
         state = start(model, 1, longest)
         if not isinstance(state, TextState):
-            _score_groups(model, groups, state)
+            _score_groups(model, groups, state, prefixes)
             return
     _score_anew(model, rows)
 
@@ -49,14 +50,19 @@ def score_prompts(model: Any, rows: Sequence[TextRow], *, shared: bool) -> None:
 def _tokens_of(groups: dict[tuple[int, ...], list[TextRow]]) -> int:
     """Return the number of tokens read if each group's beginning is read once, with padding."""
     own = [len(row.request.prompt) - 1 - len(ids) for ids, group in groups.items() for row in group]
-    return len(groups) * max(map(len, groups)) + len(own) * max(own)
+    trunk = _common(list(groups))
+    return trunk + len(groups) * (max(map(len, groups)) - trunk) + len(own) * max(own)
 
 
-def _score_groups(model: Any, groups: dict[tuple[int, ...], list[TextRow]], state: State) -> None:
+def _score_groups(
+    model: Any,
+    groups: dict[tuple[int, ...], list[TextRow]],
+    state: State,
+    prefixes: PrefixCache,
+) -> None:
     device, beginnings = state.lengths.device, list(groups)
-    trunk = _common(beginnings) if len(beginnings) > 1 else 0
-    if trunk:
-        read(model, torch.tensor([beginnings[0][:trunk]], device=device), state)
+    trunk = _common(beginnings)
+    _read_trunk(model, beginnings[0][:trunk], state, prefixes)
     state = state.select(torch.zeros(len(beginnings), dtype=torch.int64, device=device))
     rest = [ids[trunk:] for ids in beginnings]
     if any(rest):
@@ -78,6 +84,16 @@ def _score_groups(model: Any, groups: dict[tuple[int, ...], list[TextRow]], stat
         for row, row_scores, count in zip(rows, scores, left.tolist(), strict=True):
             if count:
                 row.score(row_scores[:count])
+
+
+def _read_trunk(model: Any, ids: Ids, state: State, prefixes: PrefixCache) -> None:
+    """Read a text that many others may begin with into a state of one row."""
+    known = prefixes.load(ids, state)
+    while known < len(ids):
+        end = known + prefixes.until_block_end(known, len(ids) - known)
+        read(model, torch.tensor([ids[known:end]], device=state.lengths.device), state)
+        prefixes.save(ids[:end], state)
+        known = end
 
 
 def _score_anew(model: Any, rows: Sequence[TextRow]) -> None:
