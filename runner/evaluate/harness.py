@@ -103,11 +103,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         What several pairs begin with is read once.
 
         Args:
-            pairs: ids of context and continuation. The longest contexts are scored first.
+            pairs: ids of context and continuation. The longest are scored first.
         """
         self.num_requests += len(pairs)
         self.num_truncated += sum(len(a) + len(b) > self.context + 1 for a, b in pairs)
-        order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]), *pairs[i]))
+        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+        if self.shares_prefixes:  # pairs of one context are neighbours
+            order.sort(key=lambda i: (-len(pairs[i][0]), pairs[i][0]))
         scored: dict[int, tuple[float, bool]] = {}
         with self.autocast():
             for event in self._engine().run(self._scored(i, *pairs[i]) for i in order):

@@ -2,7 +2,7 @@
 
 Prompts are grouped by what precedes their first scored token: the choices of a question are one
 group. The beginning of all groups is read once, then the rest of each group's, then each prompt's
-own tokens, in one pass each.
+own tokens, in passes of similar lengths.
 
 Shape legend: rows, groups, seq.
 """
@@ -21,7 +21,9 @@ from models.prefix_cache import PrefixCache
 from models.text_state import TextState
 from runner.generate.text_row import TextRow
 
-_WORTH = 0.8  # of the tokens of a plain pass: three passes have their own cost
+# A pass takes at least as long as one over so many tokens: weights are read, kernels launched.
+_LEAST_TOKENS = {"cpu": 64}
+_LEAST_ON_AN_ACCELERATOR = 1024
 MAX_LOGITS = 1 << 27  # elements in the logits of one forward pass
 
 Ids = Sequence[int]
@@ -38,20 +40,39 @@ def score_prompts(model: Any, rows: Sequence[TextRow], prefixes: PrefixCache | N
     for row in rows:
         assert row.unscored is not None
         groups.setdefault(tuple(row.request.prompt[: row.unscored - 1]), []).append(row)
+    device = next(model.parameters()).device
+    least = _LEAST_TOKENS.get(device.type, _LEAST_ON_AN_ACCELERATOR)
     longest = max(len(row.request.prompt) - 1 for row in rows)
-    if prefixes is not None and _tokens_of(groups) < _WORTH * len(rows) * longest:
+    if prefixes is not None and _cost(groups, least) < max(least, len(rows) * longest):
         state = start(model, 1, longest)
         if not isinstance(state, TextState):
-            _score_groups(model, groups, state, prefixes)
+            _score_groups(model, groups, state, prefixes, least)
             return
     _score_anew(model, rows)
 
 
-def _tokens_of(groups: dict[tuple[int, ...], list[TextRow]]) -> int:
-    """Return the number of tokens read if each group's beginning is read once, with padding."""
-    own = [len(row.request.prompt) - 1 - len(ids) for ids, group in groups.items() for row in group]
+def _cost(groups: dict[tuple[int, ...], list[TextRow]], least: int) -> int:
+    """Return the cost in tokens of reading each group's beginning once, with padding."""
     trunk = _common(list(groups))
-    return trunk + len(groups) * (max(map(len, groups)) - trunk) + len(own) * max(own)
+    rest = len(groups) * (max(map(len, groups)) - trunk)
+    own = [len(row.request.prompt) - 1 - len(ids) for ids, group in groups.items() for row in group]
+    passes = [trunk, rest, *(len(part) * own[part[0]] for part in _parts(own, least))]
+    return sum(max(least, tokens) for tokens in passes if tokens)
+
+
+def _parts(lengths: Sequence[int], least: int) -> list[list[int]]:
+    """Return the indices of texts in passes of similar lengths, the longest first.
+
+    A new pass begins where it saves more than `least` tokens of padding.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    parts: list[list[int]] = [order[:1]]
+    for done, index in enumerate(order[1:], 1):
+        padding = (lengths[parts[-1][0]] - lengths[index]) * (len(order) - done)
+        if padding > least:
+            parts.append([])
+        parts[-1].append(index)
+    return parts
 
 
 def _score_groups(
@@ -59,6 +80,7 @@ def _score_groups(
     groups: dict[tuple[int, ...], list[TextRow]],
     state: State,
     prefixes: PrefixCache,
+    least: int,
 ) -> None:
     device, beginnings = state.lengths.device, list(groups)
     trunk = _common(beginnings)
@@ -69,13 +91,21 @@ def _score_groups(
         tokens, counts = _padded(rest, device)
         read(model, tokens, state, counts=counts)
     owners = [index for index, group in enumerate(groups.values()) for _ in group]
-    state = state.select(torch.tensor(owners, device=device))
     rows = [row for group in groups.values() for row in group]
     own = [
         row.request.prompt[len(beginnings[owner]) : -1]
         for row, owner in zip(rows, owners, strict=True)
     ]
-    tokens, counts = _padded(own, device)
+    for part in _parts([len(ids) for ids in own], least):
+        chosen = torch.tensor([owners[index] for index in part], device=device)
+        _score_own(
+            model, [rows[index] for index in part], [own[i] for i in part], state.select(chosen)
+        )
+
+
+def _score_own(model: Any, rows: Sequence[TextRow], own: Sequence[Ids], state: State) -> None:
+    """Read each row's own tokens, the last of its beginning first, and score what they predict."""
+    tokens, counts = _padded(own, state.lengths.device)
     size = max(1, MAX_LOGITS // (len(rows) * model.vocab_size))
     for first in range(0, tokens.shape[1], size):
         piece = tokens[:, first : first + size]
