@@ -58,6 +58,17 @@ def test_cuts_keep_what_they_say_each_row_its_own() -> None:
         assert torch.equal(truncate(scores[None].clone(), [how])[0], row)
 
 
+def test_a_nucleus_is_the_smallest_set_whether_it_is_wide_or_narrow() -> None:
+    """The flat row needs 2,700 of 3,000 tokens, the steep one a few."""
+    rows = [torch.zeros(3000), 0.1 * torch.arange(3000.0)]
+    kept = truncate(torch.stack(rows), [Sampling(top_p=0.9)] * 2).isfinite()
+    for row, scores in zip(kept, rows, strict=True):
+        ordered = torch.softmax(scores.double(), 0).sort(descending=True).values
+        needed = int((ordered.cumsum(0) < 0.9 - 1e-5).sum()) + 1
+        assert abs(int(row.sum()) - needed) <= 1
+        assert scores[row].min() >= scores[~row].max()
+
+
 @pytest.mark.parametrize("more", [{}, {"top_k": 3}, {"top_p": 0.9}])
 def test_draws_have_the_models_probabilities_and_a_key_of_their_own(more: dict[str, float]) -> None:
     """4000 draws: each share lies within 5 standard deviations, at most 0.04, of the softmax."""
