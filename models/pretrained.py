@@ -225,23 +225,30 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def _open(file: Path) -> Any:
+    from safetensors import safe_open  # noqa: PLC0415
+
+    return safe_open(file, framework="pt")  # type: ignore[no-untyped-call]
+
+
 class _TensorFiles:
-    """The tensors of a folder's safetensors by name, read one at a time."""
+    """The tensors of a folder's safetensors by name, read one at a time.
+
+    A file is opened for each: it is mapped into memory, and what was read of it would stay there.
+    """
 
     def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open  # noqa: PLC0415
-
         self.folder = folder
-        self.file_of: dict[str, Any] = {}
+        self.file_of: dict[str, Path] = {}
         for file in _weight_files(folder):
-            opened = safe_open(file, framework="pt")  # type: ignore[no-untyped-call]
-            names = opened.keys()  # type: ignore[no-untyped-call]
+            with _open(file) as opened:
+                names = opened.keys()
             if twice := sorted(self.file_of.keys() & set(names)):
                 raise ValueError(
                     f"{folder} holds {twice[0]} in two files; delete the file that is not of this "
                     "model, or give model.safetensors.index.json"
                 )
-            self.file_of |= dict.fromkeys(names, opened)
+            self.file_of |= dict.fromkeys(names, file)
         self.unread = set(self.file_of)
 
     def read(self, name: str) -> Tensor:
@@ -253,7 +260,8 @@ class _TensorFiles:
                 f"{self.folder} lacks the tensor {name}; config.json is of another model"
             )
         self.unread.discard(stored)
-        tensor: Tensor = self.file_of[stored].get_tensor(stored)
+        with _open(self.file_of[stored]) as file:
+            tensor: Tensor = file.get_tensor(stored)
         return tensor
 
     def refuse_other_head(self, embedding: str) -> None:

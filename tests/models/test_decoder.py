@@ -84,6 +84,19 @@ def test_dropout_does_not_depend_on_the_micro_batch() -> None:
     torch.testing.assert_close(torch.cat((nll(slice(0, 2)), nll(slice(2, 4)))), nll(slice(0, 4)))
 
 
+def test_neftune_adds_bounded_uniform_noise_in_training_only() -> None:
+    model = DecoderConfig(**BASE, neftune=5.0).build(97, 0)
+    tokens, seen = torch.randint(0, 97, (2, 8)), []
+    model.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(tokens)
+    model(tokens, noise=NoiseKey(seed=0, step=3, samples=torch.arange(2)))
+    quiet, noisy = seen
+    assert torch.equal(quiet, model.embedding(tokens))
+    noise, bound = noisy - quiet, 5.0 / math.sqrt(8 * 32)  # alpha / sqrt(seq x width)
+    assert noise.abs().max() <= bound * (1 + 1e-5)
+    assert noise.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+
+
 def test_equals_transformers_gpt2() -> None:
     """Same weights in GPT2LMHeadModel give the same logits, fp32, 1e-5."""
     from transformers import GPT2Config, GPT2LMHeadModel
