@@ -126,7 +126,9 @@ def eager_transform(
     out = torch.empty_like(groups)
     largest = _IN_CACHE if x.device.type == "cpu" else x.numel()
     at_a_time = max(1, largest // max(1, groups[:1].numel()))
-    for part, place in zip(groups.split(at_a_time), out.split(at_a_time), strict=True):
+    for part, place in zip(
+        torch.split(groups, at_a_time), torch.split(out, at_a_time), strict=True
+    ):
         if dim == 0:
             place.copy_(_sums_and_differences(part, signs))
         else:

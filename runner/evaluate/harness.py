@@ -127,8 +127,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return Request(id=str(number), prompt=ids, how=how, score_from=first)
 
     def _engine(self) -> Engine[Any]:
-        prefixes = PrefixCache(block=_BLOCK, max_bytes=_PREFIX_BYTES)
-        tokenizer = self.tokenizer
+        prefixes, tokenizer = PrefixCache(block=_BLOCK, max_bytes=_PREFIX_BYTES), self.tokenizer
         return make_engine(
             self.model,
             context=self.context,
