@@ -200,11 +200,11 @@ _COMPILED = """
 import json, sys
 import torch
 from models.config import target_class, thaw
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 for node in json.loads(sys.stdin.read()):
     cls = target_class(node.pop("_target_"))
     model = thaw(cls, node).build(50, 0)
-    tokens = torch.randint(0, 50, (2, 25), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 50, (2, 18), generator=torch.Generator().manual_seed(0))
     totals = []
     for forward in (model, torch.compile(model, backend=sys.argv[1])):
         total = forward(tokens[:, :-1], tokens[:, 1:]).total

@@ -29,7 +29,7 @@ def test_every_kind_satisfies_the_claims_of_all_models(kind: str, tmp_path: Path
 
 @pytest.mark.slow
 def test_all_compile() -> None:
-    backbone.compiles(*KINDS.values())
+    backbone.compiles(*(replace(cfg, depth=2) for cfg in KINDS.values()))
 
 
 @torch.no_grad()
