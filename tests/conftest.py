@@ -13,6 +13,9 @@ import pytest
 from tests.command_server import ROOT, run
 from tests.slurm import cluster
 
+# A library of one quantiser takes ten seconds to compile; tests that want them say so.
+os.environ.setdefault("ESPALIER_EAGER_KERNELS", "1")
+
 TINY = [
     "data=text",
     "model=gpt_pico",

@@ -28,11 +28,12 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_so(
 
 def test_the_environment_keeps_the_references_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
-        compile_kernels()
-        assert current_compiler() is compile_for_cpu
         monkeypatch.setenv("ESPALIER_EAGER_KERNELS", "1")
         compile_kernels()
         assert current_compiler() is eager
+        monkeypatch.delenv("ESPALIER_EAGER_KERNELS")
+        compile_kernels()
+        assert current_compiler() is compile_for_cpu
     finally:
         use_compiler(eager)
 

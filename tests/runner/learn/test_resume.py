@@ -28,7 +28,7 @@ HARD = [
     "model.dropout=0.1",
     "train.micro_batch=2",
     "train.checkpoint.every_steps=5",
-    "train.steps=40",
+    "train.steps=30",
 ]
 
 
@@ -60,14 +60,16 @@ def _weights(cell: Cell) -> dict[str, torch.Tensor]:
     ids=["adamw", "muon, loader processes", "nvfp4", "fp8, delayed scaling", "quartet2", "hybrid"],
 )
 def test_killed_run_resumes_bit_identically(
-    chosen: list[str], compose: Compose, tmp_path: Path
+    chosen: list[str], compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if "precision=nvfp4_all_layers" in chosen:  # with compiled kernels
+        monkeypatch.delenv("ESPALIER_EAGER_KERNELS")
     overrides = [*chosen, *HARD]
     (whole,) = make_cells([("", compose(*overrides, f"root={tmp_path / 'whole'}"))])
     (broken,) = make_cells([("", compose(*overrides, f"root={tmp_path / 'broken'}"))])
     assert whole.fingerprint == broken.fingerprint
     assert start_worker(whole).wait() == 0
-    for step in (3, 13, 31):
+    for step in (3, 8, 16):
         process = start_worker(broken)
         _wait_for_step(broken, step, process)
         process.send_signal(signal.SIGKILL)
