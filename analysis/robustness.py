@@ -8,6 +8,8 @@ rises, the parameter is not determined: a flat valley.
 Source: Huber and Ronchetti, Robust Statistics, section 7.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from analysis.minimise import minimise
 from analysis.objective import Objective
 
 _POINTS = 41
+_STUCK = 1e-6  # of the objective: a neighbour's end that is better by more shows a missed minimum
 _SPANS = 6.0  # standard errors to either side
 
 
@@ -46,7 +49,9 @@ def profiles(fitted: Fit) -> pd.DataFrame:
         gradient[np.arange(len(rows)), fixed[rows]] = 0.0
         return value, gradient
 
-    ends, values, _ = minimise(objective, starts)
+    metric = _metrics_without_one(of_points.inverse_curvature(fitted.theta))[fixed]
+    ends, values, _ = minimise(objective, starts, inverse=metric)
+    ends, values = _from_neighbours(objective, ends, values, metric)
     points, free = len(fitted.used), len(fitted.used) - count
     few = stats.chi2.ppf(0.95, 1) / stats.t.ppf(0.975, free) ** 2 * free / points
     statistic = 2 * few * (values - fitted.objective) / of_points.scale(fitted.theta)
@@ -55,6 +60,49 @@ def profiles(fitted: Fit) -> pd.DataFrame:
     return pd.DataFrame(
         {"parameter": np.array(law.parameters)[fixed], "value": value, "statistic": statistic}
     )
+
+
+def _metrics_without_one(inverse: Array) -> Array:
+    """Return, for each parameter held, the inverse Hessian of the others [P, P, P], 0 for it."""
+    hessian, count = np.linalg.inv(inverse), len(inverse)
+    metrics = np.zeros((count, count, count))
+    for held in range(count):
+        others = np.delete(np.arange(count), held)
+        metrics[held][np.ix_(others, others)] = np.linalg.inv(hessian[np.ix_(others, others)])
+    return metrics
+
+
+def _from_neighbours(
+    objective: Callable[[Array, NDArray[np.intp]], tuple[Array, Array]],
+    ends: Array,
+    values: Array,
+    metric: Array,
+) -> tuple[Array, Array]:
+    """Return the ends and values, those that were stuck minimised again from a neighbour's end.
+
+    A row is stuck if the end of a neighbour, with its own held value, is better than its own.
+    """
+    rows = np.arange(len(ends))
+    held = rows // _POINTS
+    for _ in range(_POINTS):
+        again = np.zeros(len(ends), dtype=bool)
+        for step in (-1, 1):
+            beside = np.clip(rows + step, held * _POINTS, held * _POINTS + _POINTS - 1)
+            starts = ends[beside]
+            starts[rows, held] = ends[rows, held]
+            found, _ = objective(starts, rows)
+            better = found < values * (1 - _STUCK)
+            ends, values = np.where(better[:, None], starts, ends), np.where(better, found, values)
+            again |= better
+        if not again.any():
+            break
+        chosen = np.flatnonzero(again)
+        ends[chosen], values[chosen], _ = minimise(
+            lambda theta, local: objective(theta, chosen[local]),  # noqa: B023
+            ends[chosen],
+            inverse=metric[chosen],
+        )
+    return ends, values
 
 
 def flat_valleys(profile: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from analysis.fit import fit
 from analysis.law import Array, Data, Law, huber_objective
 from analysis.laws import CHINCHILLA, LAWS
 from analysis.minimise import minimise
+from analysis.robustness import profiles
 from tests.conftest import ROOT
 
 EPOCH = (
@@ -239,3 +240,14 @@ def test_epochs_bootstrap_is_reproduced_with_its_own_draws(epoch: tuple[Data, Ar
     published = {"A": 124.522, "B": 1293.284, "E": 0.02566, "alpha": 0.01540, "beta": 0.02060}
     for name, number in published.items():
         assert spread[name] == pytest.approx(number, rel=0.02), name
+
+
+@needs_epoch
+def test_no_row_of_epochs_profiles_is_stuck(epoch: tuple[Data, Array]) -> None:
+    data, log_loss = epoch
+    table = pd.DataFrame({**data, "loss": np.exp(log_loss)})
+    starts = np.array([[6.169, 7.67, 0.597, 0.3473, 0.3672]])
+    found = fit(table, CHINCHILLA, columns={}, loss="loss", bootstraps=100, starts=starts)
+    for name, part in profiles(found).groupby("parameter"):
+        turns = np.count_nonzero(np.diff(np.sign(np.diff(part["statistic"]))))
+        assert turns == 1, name  # one minimum
