@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 
 from analysis import plots
@@ -16,7 +17,7 @@ from analysis.tables import latex as as_latex
 
 def ablate(
     runs: RunsFile,
-    baseline: Annotated[str, typer.Option(help="column=value, precision=bf16")],
+    baseline: Annotated[str | None, typer.Option(help="column=value, precision=bf16")] = None,
     pair: Annotated[
         str, typer.Option(help="columns in which two runs agree to be compared")
     ] = "seed",
@@ -31,6 +32,9 @@ def ablate(
     Paired, and beside it unpaired (Welch), where runs that differ in the columns of --pair are
     pooled.
     """
+    if baseline is None:
+        columns = _columns(read_table(runs, metric, where=where).table, metric)
+        raise ValueError(f"give --baseline COLUMN=VALUE; columns with several values: {columns}")
     key, equals, text = baseline.partition("=")
     if not equals:
         raise ValueError(f"--baseline {baseline} must be column=value")
@@ -54,6 +58,9 @@ def ablate(
     alone = paired.loc[paired["n"] == 0, "value"]
     if len(alone):
         note += f"; no run of {', '.join(alone)} has a partner equal in {', '.join(agree)}"
+    single = paired.loc[paired["n"] == 1, "value"]
+    if len(single):
+        note += f"; {', '.join(single)}: one pair, of which no interval can be told"
     print(note)
     figure, data = plots.forest(paired, baseline=value, metric=metric)
     body = {
@@ -69,7 +76,7 @@ def ablate(
 
 def table(
     runs: RunsFile,
-    rows: Annotated[str, typer.Option(help="column whose values are the rows")],
+    rows: Annotated[str | None, typer.Option(help="column whose values are the rows")] = None,
     cols: Annotated[str | None, typer.Option(help="column whose values are the columns")] = None,
     metric: Metric = "val_loss",
     where: Where = None,
@@ -83,6 +90,9 @@ def table(
     outputs = claim("table", out, [runs], texts=[".csv", ".tex"])
     source = read_table(runs, metric, where=where)
     scores = source.table
+    if rows is None:
+        columns = _columns(scores, metric)
+        raise ValueError(f"give --rows COLUMN; columns with several values: {columns}")
     cells = cross_table(scores, rows=rows, columns=cols, metric=metric)
     holes, lost = int((cells == "--").sum().sum()), int(scores[metric].isna().sum())
     note = f"{cells.size} cells, {holes} without a run; {len(scores)} runs, {lost} without {metric}"
@@ -96,3 +106,10 @@ def table(
         print(f"{text}% {note}\n% {paths}")
     else:
         print(cells.to_string(), note, paths, sep="\n")
+
+
+def _columns(table: pd.DataFrame, metric: str) -> str:
+    """Return the columns that tell runs apart, and not each from all others; all if none does."""
+    counts = table.drop(columns=metric, errors="ignore").astype(str).nunique()
+    several = [str(column) for column, count in counts.items() if 1 < count < len(table)]
+    return ", ".join(several or map(str, counts.index))

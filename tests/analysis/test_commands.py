@@ -336,6 +336,8 @@ WRONG = {
     "isoflop --loss endless": "endless is inf in row 3",
     "envelope --run seed --loss endless": "endless is inf in row 3",
     "envelope --run seed --where bad": "--where 'bad'",
+    "table --metric loss": "give --rows COLUMN; columns with several values: n, d, flops",
+    "ablate --metric loss": "give --baseline COLUMN=VALUE; columns with several values: n, d",
     "table --rows seed --metric word": "word is 'one' in row 1",
     "table --rows seed --metric endless": "endless is inf in row 3",
     "table --rows seed --cols seed --metric loss": "rows, columns and metric are seed, seed, loss",
