@@ -41,7 +41,7 @@ def _drift(run: Path) -> str | None:
         return f"input {'; '.join(inputs)}"
     notes = _notes(run)
     return environment.torch_drift(run) or (
-        _changed(notes[-1]) if notes else environment.commit_drift(run)
+        _changed(run, notes[-1]) if notes else environment.commit_drift(run)
     )
 
 
@@ -80,13 +80,17 @@ def _notes(run: Path) -> list[Path]:
     return sorted(run.glob(f"attempts/*/{_FILE}"))
 
 
-def _changed(note: Path) -> str | None:
+def _changed(run: Path, note: Path) -> str | None:
     modules = code.changed(read_record(note, _NOTE))
     if not modules:
         return None
+    then, now = environment.last_record(run).get("git_sha", ""), environment.revision()
+    edits = " with uncommitted edits" if now["git_diff"] else ""
+    between = f" ({then[:9]} ran, {now['git_sha'][:9]}{edits} stands now)" if then else ""
     return (
-        f"{_listed(modules)} edited since; if numbers change, raise the `numerics` of the config "
-        "class, which makes new cells"
+        f"{_listed(modules)} edited since{between}; the results are those of the old code. If "
+        "numbers change, raise the `numerics` of the config class, which makes new cells; to run "
+        "only these again, delete their folders"
     )
 
 

@@ -71,7 +71,9 @@ def test_an_edit_is_seen_where_the_program_changes_and_nowhere_else(
     (lab / "unused.py").write_text("x = 2\n")
     assert drift(cell.folder) is None
     (lab / "shared.py").write_text(LAID_OUT.replace("    2\n", "    3\n"))
-    assert str(drift(cell.folder)).startswith("driftlab.shared edited since; if numbers change")
+    assert str(drift(cell.folder)).startswith(
+        "driftlab.shared edited since; the results are those of the old"
+    )
     (attempt / "lease.json").write_text("{}")
     (attempt / "events.jsonl").write_text('{"event": "finished", "time": 0}\n')
     assert journal.state(cell.folder) == "finished"
