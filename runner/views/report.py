@@ -19,6 +19,7 @@ from runner.records.cells import Cell
 from runner.records.failures import clusters
 from runner.records.sweep_cells import UnreadableCell
 from runner.views.mlflow_cursors import read_entries
+from runner.views.speed import tokens_per_s
 
 Row = Cell | UnreadableCell
 _PAGE = Path(__file__).with_suffix(".html")
@@ -103,7 +104,7 @@ def _row(
     cell: Row, rows: list[metrics.Line], problem: str, columns: Sequence[Column], links: str
 ) -> str:
     state = cell.state
-    values = metrics.last_values(rows)
+    values = metrics.last_values(rows) | {"tokens_per_s": tokens_per_s(rows)}
     values["attempts"] = len(journal.attempts(cell.folder)) or None
     if values.get("wall_s") is not None:
         values["wall_s"] /= 3600

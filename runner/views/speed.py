@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from runner.machine import environment
@@ -73,6 +74,21 @@ def speed_of(rows: Sequence[metrics.Line]) -> Speed | None:
         last = (row["step"], row["flops"])
         per_step = row["flops"] / max(1, row["step"])
     return Speed(per_step, flops, seconds) if seconds > 0 else None
+
+
+def tokens_per_s(rows: Sequence[metrics.Line]) -> float | None:
+    """Return the median of a run's tokens/s, without the first steps of each attempt if it can."""
+    attempt, begun, last = None, 0, 0
+    first: list[float] = []
+    later: list[float] = []
+    for row in rows:
+        if "tokens_per_s" not in row:
+            continue
+        if row.get("attempt") != attempt:
+            attempt, begun = row.get("attempt"), last
+        (later if last - begun >= _FIRST_STEPS else first).append(row["tokens_per_s"])
+        last = row["step"]
+    return median(later or first) if later or first else None
 
 
 def expected_flops_per_s(known: Sequence[Speed], flops_per_step: float) -> float | None:

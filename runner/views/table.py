@@ -8,10 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from runner.machine.errors import StorageError
-from runner.records import journal
+from runner.records import journal, metrics
 from runner.records.cells import Cell
 from runner.records.metrics import LatestValues, measure_of
 from runner.records.sweep_cells import UnreadableCell
+from runner.views.speed import tokens_per_s
 
 Row = Cell | UnreadableCell
 _KEYS = ("step", "loss", "tokens_per_s", "wall_s")
@@ -86,6 +87,8 @@ class LiveTable:
         if state not in ("new", "unreadable"):
             last = self._reader(cell).read()
         if state in journal.FINAL:
+            if "tokens_per_s" in last:  # while it runs, that of the last interval
+                last |= {"tokens_per_s": tokens_per_s(metrics.read(cell.folder))}
             self._ended[cell.fingerprint] = (state, last)
         return state, last
 
