@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from dataclasses import replace
 
 # To compose makes many objects and drops few: Python's own 700 would look through all of them for
 # garbage again and again, for a tenth of the time to an answer. A run's process gets it back.
@@ -25,6 +26,7 @@ from runner.commands.composer import (
     to_plain,
 )
 from runner.commands.hydra_plugin import register
+from runner.commands.names import label
 from runner.commands.refusals import refusals
 from runner.records.cells import make_cells
 
@@ -42,6 +44,7 @@ def run_one(composed: DictConfig) -> None:
         node, overrides = to_plain(composed), list(HydraConfig.get().overrides.task)
         choices = choices_of(node, overrides, chosen_names(composed))
         (cell,) = make_cells([("", node)], [choices])
+        cell = replace(cell, label=label(overrides, [overrides], node) or cell.label)
         from runner.launch.single import run_here  # noqa: PLC0415
 
         gc.set_threshold(*_COLLECT_EVERY)

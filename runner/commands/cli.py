@@ -77,6 +77,12 @@ def adopt(
 def _sweeper(experiment: str, *overrides: str) -> None:
     folder = experiment_folder(experiment)
     if not (folder / "sweep.yaml").exists():
+        if Path("sweeps", experiment, "cells.jsonl").exists():
+            raise ConfigError(
+                f"{experiment} is a sweep of the command line, which has no sweep.yaml: its own "
+                f"command with hydra.sweeper.dry_run=true plans it, `espalier status {experiment}` "
+                "shows its cells"
+            )
         known = sorted(p.parent.name for p in EXPERIMENTS.glob("*/sweep.yaml"))
         raise ConfigError(f"{folder}/sweep.yaml does not exist; there are: {', '.join(known)}")
     command = module_command("runner", "-m", "-cd", str(folder), "-cn", "sweep", *overrides)
@@ -124,6 +130,7 @@ def logs(
 ) -> None:
     """Print the stdout and stderr of a cell's attempts, and of a job that ended before its own."""
     from runner.records.cells import find_cell, members  # noqa: PLC0415
+    from runner.records.journal import attempts, lease  # noqa: PLC0415
     from runner.records.slurm_queue import log_without_worker  # noqa: PLC0415
 
     cell = find_cell(root, cells[-1])
@@ -132,9 +139,13 @@ def logs(
         if cell.fingerprint not in fingerprints:
             raise ConfigError(f"{cell.fingerprint} is no cell of {cells[0]}")
     file, leg = cell.folder / "log.txt", log_without_worker(cell)
-    if not file.exists() and leg is None:
+    if leg is None and not (file.exists() and (follow or file.stat().st_size)):
+        tries = attempts(cell.folder)
+        at = f"; it ran in the terminal of {lease(tries[-1])['host']}" if tries else ""
+        why = "it printed nothing" if file.exists() else f"no launcher has started this cell{at}"
         raise ConfigError(
-            f"{file} does not exist: no launcher has started this cell ({cell.state})"
+            f"{file} is {'empty' if file.exists() else 'not there'}: {why} ({cell.state}); "
+            f"`espalier show {cell.fingerprint[:8]}` lists its events"
         )
     if leg is not None:
         for part in (file, leg) if file.exists() else (leg,):
@@ -227,7 +238,13 @@ def retry(
     from runner.launch.policy import load_policy  # noqa: PLC0415
     from runner.records.cells import with_execution  # noqa: PLC0415
     from runner.records.config import parse_overrides  # noqa: PLC0415
-    from runner.records.failures import CLASSES, MEMORY, cause_of, last_failure  # noqa: PLC0415
+    from runner.records.failures import (  # noqa: PLC0415
+        CLASSES,
+        MEMORY,
+        cause_of,
+        clusters,
+        last_failure,
+    )
     from runner.records.names import sweep_folder  # noqa: PLC0415
     from runner.records.sweep_cells import sweep_cells  # noqa: PLC0415
 
@@ -240,6 +257,8 @@ def retry(
     if not chosen:
         typer.echo(f"nothing to retry: {len(failed)} cells of {name} failed, none of this class")
         return
+    for cluster in clusters(chosen):
+        typer.echo(f"again: {cluster.describe(len(failed))}")
     folder, cells = sweep_folder(root, name), [with_execution(cell, changes) for cell in chosen]
     raise typer.Exit(
         launch(cells, last_backend(folder, jobs), load_policy(folder), again=("failed",))

@@ -11,15 +11,24 @@ app = typer.Typer()
 
 
 @app.command(rich_help_panel=RUNS)
-def show(cell: Reference, root: Root = Path(".")) -> None:
+def show(
+    cell: Reference,
+    root: Root = Path("."),
+    every: Annotated[
+        bool, typer.Option("--all", help="All keys of the config, not only those off their default")
+    ] = False,
+) -> None:
     """Print a cell's state, sizes, attempts, latest metrics and config."""
     from runner.records.cells import find_cell, find_folder  # noqa: PLC0415
-    from runner.records.config import flatten, freeze  # noqa: PLC0415
+    from runner.records.config import flatten, freeze, set_values  # noqa: PLC0415
     from runner.views.describe import describe  # noqa: PLC0415
 
     for line in describe(find_folder(root, cell)):
         typer.echo(line)
-    for key, value in flatten(freeze(find_cell(root, cell).config)).items():
+    config = find_cell(root, cell).config
+    typer.echo("config:" if every else "config, where it has not the default of its class (--all):")
+    shown = flatten(freeze(config)).items() if every else set_values(config)
+    for key, value in shown:
         typer.echo(f"  {key}: {value}")
 
 

@@ -234,6 +234,23 @@ def freeze(run: RunConfig) -> dict[str, Any]:
         raise ConfigError(str(error)) from None
 
 
+def set_values(cfg: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value as JSON data) of each field of a config that has not its default."""
+    for item in dataclasses.fields(cfg):
+        value = getattr(cfg, item.name)
+        default = item.default
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        if value == default:
+            continue
+        if dataclasses.is_dataclass(value):
+            if type(value) is not type(default):
+                yield f"{path}{item.name}", type(value).__name__
+            yield from set_values(value, f"{path}{item.name}.")
+        else:
+            yield f"{path}{item.name}", plain(value, target=True)
+
+
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """Return {key: value} of `key=value` arguments, values parsed as YAML.
 

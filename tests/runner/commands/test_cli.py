@@ -62,7 +62,8 @@ def test_failures_are_grouped_explained_and_retried(espalier: Run, tmp_path: Pat
     assert "nothing to retry" in _cli(tmp_path, "retry", "f", "--class", "disk")
     assert "is another cell" in _cli(tmp_path, "retry", "f", "train.sequence_length=16")
     assert "is no override" in _cli(tmp_path, "retry", "f", "train.log_every")
-    _cli(tmp_path, "retry", "f", "--class", "data", "--jobs", "2", "train.log_every=3")
+    again = _cli(tmp_path, "retry", "f", "--class", "data", "--jobs", "2", "train.log_every=3")
+    assert again.startswith("again: 4 of 4: data")
     frozen = json.loads((failed[0] / "cell.json").read_text())
     assert frozen["config"]["train"]["log_every"] == 3
     assert all(len(journal.attempts(f)) == 2 for f in failed)
@@ -139,6 +140,7 @@ def test_plan_names_the_experiments(tmp_path: Path) -> None:
 
 def test_an_unknown_sweep_lists_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "sweeps" / "known").mkdir(parents=True)
+    (tmp_path / "sweeps" / "known" / "cells.jsonl").write_text('{"fingerprint": "a"}\n')
     result = CliRunner().invoke(app, ["status", "other", "--root", str(tmp_path)])
     assert "there are: known" in str(result.exception)
 

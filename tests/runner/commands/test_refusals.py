@@ -154,8 +154,10 @@ def test_verbs_name_what_they_refuse(espalier: Run, tmp_path: Path) -> None:
         (["plots", "s", "--root", str(tmp_path), "--out", "/proc/x/y"], "/proc/x"),
         (["import", "hf", str(bad)], f"{bad}/config.json is not JSON"),
         (["plan", "nowhere/sweep.yaml"], "there are: "),
+        (["plan", "s"], "s is a sweep of the command line, which has no sweep.yaml"),
+        (["logs", str(folder)], "it ran in the terminal of"),
     ):
-        assert says in _refused(run("runner.commands.cli", *verb))
+        assert says in _refused(run("runner.commands.cli", *verb, cwd=tmp_path))
     assert not (tmp_path / "hf").exists()
     planned = run("runner.commands.cli", "plan", "experiments/demo/sweep.yaml", "seed=1")
     assert "6 cells" in planned.stdout, planned.stderr

@@ -38,6 +38,9 @@ def test_show_and_ls_tell_what_is_known(sweep: list[Path], tmp_path: Path) -> No
         "model.width: 24",
     ):
         assert part in shown
+    for key in ("train.log_every: 1", "optim.betas"):
+        assert (key in shown) is (key == "train.log_every: 1")
+        assert key in _cli("show", sweep[0].name[:8], "--all", "--root", str(tmp_path))
     assert _cli("ls", "--root", str(tmp_path)).startswith("s: 2 cells (2 finished), 20")
 
 

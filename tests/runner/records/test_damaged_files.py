@@ -61,7 +61,7 @@ def _write(root: Path) -> Path:
     for cell, holder in zip(cells, (DONE, _FAILED), strict=True):
         holder.write(cell.folder / "attempts/0001")
         (cell.folder / "metrics.jsonl").write_text(row(1, 1, 3.0) + row(1, 2, 2.5))
-        (cell.folder / "log.txt").touch()
+        (cell.folder / "log.txt").write_text("step 1\n")
     score = {"name": "t/acc", "task": "t", "metric": "acc", "value": 0.5, "stderr": None, "n": 4}
     score |= {"version": 1, "prompt_hash": "a", "num_fewshot": 0, "lm_eval": "0.4"}
     sizes = ("steps", "vocab_size", "num_parameters", "num_active_parameters")
