@@ -35,9 +35,28 @@ def _name(given: str) -> str:
     return check_name("NAME", given)
 
 
-Name = Annotated[str, typer.Argument(help="The sweep's `name`.", callback=_name)]
+def _names_of_sweeps(context: typer.Context, incomplete: str) -> list[str]:
+    """Return what a sweep's name may become under --root, or where the command is given."""
+    lists = Path(context.params.get("root") or ".").glob("sweeps/*/cells.jsonl")
+    return sorted(f.parent.name for f in lists if f.parent.name.startswith(incomplete))
+
+
+def _names_of_runs(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the fingerprints that `incomplete` may become."""
+    folder = Path(context.params.get("root") or ".") / "runs"
+    return sorted(f.name for f in folder.glob("*") if f.name.startswith(incomplete))
+
+
+Name = Annotated[
+    str,
+    typer.Argument(help="The sweep's `name`.", callback=_name, autocompletion=_names_of_sweeps),
+]
 Reference = Annotated[
-    str, typer.Argument(help="A run folder, the beginning of a fingerprint, or an MLflow run id.")
+    str,
+    typer.Argument(
+        help="A run folder, the beginning of a fingerprint, or an MLflow run id.",
+        autocompletion=_names_of_runs,
+    ),
 ]
 
 

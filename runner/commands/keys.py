@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 import yaml
@@ -33,8 +33,8 @@ def keys(
     for name in (group,) if group else _GROUPS:
         for cls, choices in _classes(name).items():
             typer.echo(f"\n{name}={'|'.join(choices)}")
-            for line in _lines(name, cls):
-                typer.echo(line)
+            for key, field in _fields(name, cls):
+                typer.echo(_line(key, field))
 
 
 def _classes(group: str) -> dict[Any, list[str]]:
@@ -47,15 +47,36 @@ def _classes(group: str) -> dict[Any, list[str]]:
     return classes
 
 
-def _lines(path: str, cls: Any) -> Iterator[str]:
+def all_keys() -> Iterator[tuple[str, list[str]]]:
+    """Yield (key, what it may be set to) of each key; an empty list where that is no choice."""
+    for name in _GROUPS:
+        yield name, [file.stem for file in sorted((_CONF / name).glob("*.yaml"))]
+        for cls in _classes(name):
+            for key, field in _fields(name, cls):
+                yield key, _choices(field.type)
+    for field in dataclasses.fields(RunConfig):
+        if field.name not in _GROUPS:
+            yield field.name, []
+
+
+def _choices(kind: Any) -> list[str]:
+    if kind is bool:
+        return ["true", "false"]
+    if get_origin(kind) is Literal:
+        return [str(choice) for choice in get_args(kind)]
+    return [choice for inner in get_args(kind) for choice in _choices(inner)]
+
+
+def _fields(path: str, cls: Any) -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
+    """Yield (dotted key, field) of a config class and of those within it."""
     for field in dataclasses.fields(cls):
-        yield _line(f"{path}.{field.name}", field)
+        yield f"{path}.{field.name}", field
         items = field.metadata.get("items")
         if items is not None:
-            yield from _lines(f"{path}.{field.name}.0", items)
+            yield from _fields(f"{path}.{field.name}.0", items)
         for inner in (field.type, *get_args(field.type)):
             if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-                yield from _lines(f"{path}.{field.name}", inner)
+                yield from _fields(f"{path}.{field.name}", inner)
 
 
 def _line(key: str, field: "dataclasses.Field[Any]") -> str:

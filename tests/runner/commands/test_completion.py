@@ -3,7 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from runner.commands.completion import continuations
 from tests.conftest import ROOT
 
 SCRIPT = """
@@ -35,10 +39,34 @@ def test_names_of_a_group_complete_after_python_m_runner() -> None:
     assert of_other_commands == ""
 
 
-def test_verbs_of_espalier_complete() -> None:
+def test_verbs_of_espalier_complete(tmp_path: Path) -> None:
     asked = _environment(
         _ESPALIER_COMPLETE="complete_bash", COMP_WORDS="espalier sta", COMP_CWORD="1"
     )
     command = [sys.executable, "-m", "runner.commands.cli"]
     done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["status"]
+    (tmp_path / "sweeps/known").mkdir(parents=True)
+    (tmp_path / "sweeps/known/cells.jsonl").touch()
+    asked |= {"COMP_WORDS": f"espalier status --root {tmp_path} kn", "COMP_CWORD": "4"}
+    done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["known"]
+
+
+@pytest.mark.parametrize(
+    ("word", "becomes"),
+    [
+        ("optim.bet", ["optim.betas="]),
+        ("~train.cli", ["~train.clip="]),
+        ("precision=bf16,mxfp8", ["precision=bf16,mxfp8"]),
+        ("train.compile=", ["train.compile=false", "train.compile=true"]),
+        ("tokenizer.kind=w", ["tokenizer.kind=wordpiece"]),
+        ("data.sources.0.path=READM", ["data.sources.0.path=README.md"]),
+        ("nothing.at.all", []),
+    ],
+)
+def test_keys_their_choices_and_files_complete(
+    word: str, becomes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert continuations(word) == becomes
