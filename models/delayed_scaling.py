@@ -66,6 +66,7 @@ class AmaxHistory:
     def load(self, state: dict[str, Tensor]) -> None:
         """Restore `state`; before `amax_kept` was saved, scales were made of the history alone."""
         self.amax.copy_(state["amax_history"])
-        for row, linear in zip(state.get("amax_kept", ()), self.linears, strict=False):
+        largest = self.amax.amax(dim=-1)
+        for row, linear in zip(state.get("amax_kept", largest), self.linears, strict=False):
             if linear.delayed is not None:
                 linear.delayed.amax.copy_(row)

@@ -40,6 +40,7 @@ class PromptCompleter:
         *,
         average: bool = False,
         dtype: str = "fp32",
+        precision: str = "weights",
         compiled: bool = False,
         n: int = 1,
         beams: int = 1,
@@ -53,7 +54,9 @@ class PromptCompleter:
                 f"n={n} must be at least 1, and at most beams={beams} where there are several"
             )
         self.n, self.beams, self.slide = n, beams, slide
-        self.generator = TextGenerator(folder, average=average, dtype=dtype, compiled=compiled)
+        self.generator = TextGenerator(
+            folder, average=average, dtype=dtype, precision=precision, compiled=compiled
+        )
         given = {name: value for name, value in settings.items() if value is not None}
         self.sampling = settings_of(self.generator, given)
         if beams > 1 and not isinstance(self.sampling, Sampling):

@@ -115,6 +115,13 @@ def generate(
             help="Of the weights: fp32, bf16 (about twice as fast on a CPU with bf16 units), fp16."
         ),
     ] = "fp32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="weights: compute in --dtype; training: under the precision recipe of the run, "
+            "and say which. Scales of whole tensors then span the rows of a batch."
+        ),
+    ] = "weights",
     compiled: Annotated[
         bool,
         typer.Option(
@@ -149,6 +156,7 @@ def generate(
         find_cell(root, run).folder,
         average=average,
         dtype=dtype,
+        precision=precision,
         compiled=compiled,
         n=n,
         beams=beams,
@@ -168,6 +176,8 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed,
     )
+    if precision == "training":
+        typer.echo(f"computed as in training: {completer.generator.computes}", err=True)
     write = partial(typer.echo, nl=False)
     if interactive:
         typer.echo("type a line to have it continued; Ctrl-D ends", err=True)

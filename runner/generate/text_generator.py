@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.contract import for_inference
 from runner.data.corpus import encode_with_special, end_ids, prompt_ids
+from runner.generate.as_trained import compute_under, in_words, recipe_of_training
 from runner.generate.beam import beam_search
 from runner.generate.generate import (
     Completion,
@@ -25,6 +26,7 @@ from runner.records.cells import load_cell
 from runner.records.contracts import strategy
 from runner.records.trained_model import load_model
 
+PRECISIONS = ("weights", "training")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,25 +37,48 @@ class TextGenerator:
         folder: of the run.
         average: take the averaged weights (train.average).
         dtype: of the weights: fp32, bf16 or fp16.
+        precision: `weights` computes in `dtype`, `training` under the recipe of the run, see
+            `runner.generate.as_trained`.
         compiled: decode by a compiled step.
 
     Attributes:
+        computes: what products are computed in, in words.
         strategy: how the model generates (None: one token after the other).
         settings: the class of a request's settings.
 
     Raises:
-        ConfigError: `dtype` is not one of these.
+        ConfigError: `dtype` or `precision` is not one of these, or the recipe of the run has its
+            own dtypes and is not compiled.
     """
 
     def __init__(
-        self, folder: Path, *, average: bool = False, dtype: str = "fp32", compiled: bool = False
+        self,
+        folder: Path,
+        *,
+        average: bool = False,
+        dtype: str = "fp32",
+        precision: str = "weights",
+        compiled: bool = False,
     ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype={dtype!r} is none of: {', '.join(DTYPES)}")
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision={precision!r} is none of: {', '.join(PRECISIONS)}")
+        as_trained = precision == "training"
+        if as_trained and (dtype != "fp32" or compiled):
+            raise ConfigError(
+                "precision=training has the dtypes of the run's recipe and is not compiled; leave "
+                f"{'--compile' if compiled else f'dtype={dtype}'} out"
+            )
         model, self.tokenizer, self.context = load_model(folder, average=average)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.compiled = compiled
-        self.model = for_inference(model.to(device, DTYPES[dtype]), compiled=compiled)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.compiled, self.computes = compiled, dtype
+        model = model.to(device, DTYPES[dtype])
+        recipe = recipe_of_training(folder, model, device) if as_trained else None
+        self.model = for_inference(model, compiled=compiled)
+        if recipe is not None:
+            compute_under(recipe, self.model)
+            self.computes = in_words(recipe)
         task = load_cell(folder).config.task
         self.strategy = strategy(task, self.model, self.tokenizer, self.context)
         self.settings = getattr(self.strategy, "settings", Sampling)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import plain
+from models.precision_config import PrecisionConfig
 from runner.evaluate.config import HarnessConfig
 from runner.evaluate.evaluations import file_of
 from runner.machine.errors import ConfigError
@@ -62,6 +63,8 @@ def evaluation_cells(
 def benchmark_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """Return {full key: value} of key=value overrides; a key without dots is of eval.harness.
 
+    Of cells there is also precision: training (the default: the recipe of the run), fp32 or bf16.
+
     Raises:
         ConfigError: an override is malformed.
     """
@@ -89,7 +92,12 @@ def harness_config(overrides: Sequence[str]) -> HarnessConfig:
 def _node(cell: Cell, name: str, changes: dict[str, Any], *, average: bool) -> dict[str, Any]:
     changes = dict(changes)
     live = bool(changes.pop("eval.harness.follow", False))
+    precision = changes.pop("eval.harness.precision", "training")
     node = _evaluating(cell, name, "average" if average else "weights", live=live)
+    if precision != "training":
+        if precision not in ("fp32", "bf16"):
+            raise ConfigError(f"precision={precision} is none of: training, fp32, bf16")
+        node["precision"] = plain(PrecisionConfig(compute=precision), target=True)
     for key, value in changes.items():
         set_key(node, key, value)
     return node

@@ -45,17 +45,23 @@ def evaluate(
     run, average = inputs["init"][0], taken.take == "average"
     if not live:
         saved = newest_checkpoint(run)
-        load_trained(load_cell(run), saved, setup.model, average=average)
+        _load(run, saved, setup, average=average)
         _evaluate(cell, setup, journal, 0, (run, int(saved.name)), average=average)
         return "finished"
     for saved in new_checkpoints(run, done, stop):
         try:
-            load_trained(load_cell(run), saved, setup.model, average=average)
+            _load(run, saved, setup, average=average)
         except FileNotFoundError:
             continue  # deleted in favour of a newer one
         step = int(saved.name)
         _evaluate(cell, setup, journal, step, (run, step), average=average)
     return "interrupted" if stop() else "finished"
+
+
+def _load(run: Path, saved: Path, setup: Setup, *, average: bool) -> None:
+    """Load the weights of a checkpoint, and the scales of delayed scaling that belong to them."""
+    load_trained(load_cell(run), saved, setup.model, average=average)
+    setup.precision.load(checkpoint.load_tensors(saved, "precision"))
 
 
 def _evaluate_pretrained(cell: Cell, setup: Setup, journal: Journal | None) -> Outcome:

@@ -61,7 +61,7 @@ def _of(*cases: str) -> list[dict[str, Any]]:
     return [row for row in CELLS if row["case"] in cases]
 
 
-def _lay_out(here: Path) -> Path:
+def lay_out(here: Path) -> Path:
     """Copy the fixture to `here`, as a disk would hold it now; return its root."""
     shutil.copytree(FIXTURE, here)
     for file in here.rglob("*"):
@@ -75,13 +75,13 @@ def _lay_out(here: Path) -> Path:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of the old runs, which is only read."""
-    return _lay_out(tmp_path_factory.mktemp("old") / "runs_2026_11")
+    return lay_out(tmp_path_factory.mktemp("old") / "runs_2026_11")
 
 
 @pytest.fixture
 def own_root(tmp_path: Path) -> Path:
     """The root of a copy of one's own."""
-    return _lay_out(tmp_path / "runs_2026_11")
+    return lay_out(tmp_path / "runs_2026_11")
 
 
 def _overrides(asked: list[str], root: Path) -> list[str]:
