@@ -67,7 +67,6 @@ def _reach(quantised: Quantised, x: Tensor) -> Tensor:
     largest = scale * fmt.max * (1 + 2.0 ** -(fmt.mantissa + 1))
     if quantised.block == (0, 0):
         return largest
-    if outer.ndim:
-        largest = largest * outer
     blocks = torch.ones_like(as_blocks(x, quantised.block))
-    return (blocks * largest[:, None, :, None]).view(x.shape)
+    reach = (blocks * largest[:, None, :, None]).view(x.shape)
+    return reach * outer if outer.ndim else reach

@@ -41,6 +41,8 @@ def inspect(
         "nvfp4 1x16": Quantiser(format="nvfp4", block=(1, 16)),
         "nvfp4 16x16": Quantiser(format="nvfp4", block=(16, 16)),
         "nvfp4 4over6": Quantiser(format="nvfp4", block=(1, 16), four_over_six="mae"),
+        "nvfp4 128": Quantiser(format="nvfp4", block=(1, 16), scale="double_block", group=128),
+        "ufp4": Quantiser(format="ufp4", block=(1, 16)),
         "mxfp4": Quantiser(format="mxfp4", block=(1, 32), scale="rceil"),
         "mxfp8": Quantiser(format="mxfp8_e4m3", block=(1, 32), scale="rceil"),
         "fp8": Quantiser(format="fp8_e4m3", block=(0, 0), scale="current"),
@@ -58,7 +60,7 @@ def inspect(
             row = [name, f"{tuple(weight.shape)}", f"{amax:.3g}", f"{kurt:.2f}"]
             for quantiser in formats.values():
                 blocked = quantiser.block[0] > 0
-                values = pad_to_blocks(weight, quantiser.block) if blocked else weight
+                values = pad_to_blocks(weight, quantiser.span) if blocked else weight
                 row.append(f"{sqnr_db(values, quantiser):.1f}")
             table.add_row(*row)
     console = Console()

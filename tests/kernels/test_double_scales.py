@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.diagnostics import statistics
 from kernels.double_scales import EDEN_TOP, quantise_double_block, quantise_ms_eden
 from kernels.emulate import emulate
 from kernels.formats import E1M2, E4M3, decode, encode, round_nearest, round_stochastic
@@ -99,6 +100,9 @@ def test_operands_are_exact_in_bf16_for_inputs_of_every_kind(name: str) -> None:
         assert torch.equal(scales, quantised.scales)
         wanted = quantised.dequantise()
         assert torch.allclose(operand.dequantised().float(), wanted, rtol=2.0**-8, atol=0.0)
+        described = statistics(x, quantised)
+        assert float(described["sqnr_db"]) > (8.0 if kind == "wide" else 15.0)
+        assert float(described["saturation"]) < 0.001
         zeros = emulate(torch.zeros_like(x), quantiser, 1)
         assert not zeros.dequantised().any()
 
