@@ -1,6 +1,7 @@
 """Text from a trained model: the engine, sampling, beams, streams."""
 
 __all__ = [
+    "as_trained",
     "autoregressive",
     "beam",
     "choosing",
