@@ -3,11 +3,13 @@
     python -m tests.bench.choices [--size 124M] [--shots 5]
 
 Questions are of HellaSwag's lengths, four endings each, random ids; both ways score the same pairs
-in batches of 16 rows; interleaved, minima over rounds. The scores are compared.
+in batches of 16 rows; interleaved, minima over rounds. The scores are compared. CPU time is that
+of this process alone, where others run beside it.
 """
 
 import argparse
 import random
+import time
 from functools import partial
 
 import torch
@@ -45,18 +47,29 @@ def main() -> None:
     apart = max(
         abs(a[0] - b[0]) for a, b in zip(shared.score(pairs), whole.score(pairs), strict=True)
     )
-    seconds = interleaved(
-        {"shared": partial(shared.score, pairs), "whole": partial(whole.score, pairs)}, given.rounds
-    )
-    rates = {name: given.questions / best for name, best in seconds.items()}
+    cpu = {"shared": float("inf"), "whole": float("inf")}
+    calls = {
+        "shared": partial(_score, shared, pairs, cpu, "shared"),
+        "whole": partial(_score, whole, pairs, cpu, "whole"),
+    }
+    rates = {
+        name: given.questions / best for name, best in interleaved(calls, given.rounds).items()
+    }
     print(f"{given.questions} questions, {torch.get_num_threads()} threads")
-    print("| size | shots | shared, questions/s | whole | ratio | scores apart, nats |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    ratio = rates["shared"] / rates["whole"]
+    print("| size | shots | shared, questions/s | whole | ratio | of CPU time | apart, nats |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     print(
         f"| {given.size} | {given.shots} | {rates['shared']:.2f} | {rates['whole']:.2f} | "
-        f"{ratio:.2f} | {apart:.1e} |"
+        f"{rates['shared'] / rates['whole']:.2f} | {cpu['whole'] / cpu['shared']:.2f} | "
+        f"{apart:.1e} |"
     )
+
+
+def _score(model: HarnessModel, pairs: Pairs, cpu: dict[str, float], name: str) -> None:
+    """Score the pairs; note the least CPU time, in s."""
+    begun = time.process_time()
+    model.score(pairs)
+    cpu[name] = min(cpu[name], time.process_time() - begun)
 
 
 def questions(count: int, shots: int) -> Pairs:
