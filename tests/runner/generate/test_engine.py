@@ -74,7 +74,11 @@ HOWS = st.builds(
     seed=st.integers(0, 3),
     sample=st.integers(0, 1),
 )
-PROMPTS = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=CONTEXT)
+# Prompts of one length are read together, equal ones once.
+PROMPTS = st.one_of(
+    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=CONTEXT),
+    st.sampled_from([[1, 2, 3], [4, 5, 6], [7, 8, 9]]),
+)
 
 
 class Traffic(RuleBasedStateMachine):
@@ -95,16 +99,16 @@ class Traffic(RuleBasedStateMachine):
         self.cancelled: set[str] = set()
         self.events: list[Event] = []
 
-    @rule(prompt=PROMPTS, how=HOWS, score=st.booleans(), separate=st.booleans())
+    @rule(wanted=st.lists(st.tuples(PROMPTS, HOWS, st.booleans(), st.booleans()), max_size=3))
     @precondition(lambda self: hasattr(self, "engine"))
-    def submit(self, prompt: list[int], how: Sampling, score: bool, separate: bool) -> None:
-        name, first = str(len(self.asked)), len(prompt) // 2 + 1 if score else None
-        if first is not None and first > len(prompt):
-            first = None
-        self.asked[name] = Request(
-            id=name, prompt=prompt, how=how, score_from=first, separate=separate
-        )
-        self.engine.submit(self.asked[name])
+    def submit(self, wanted: list[tuple[list[int], Sampling, bool, bool]]) -> None:
+        for prompt, how, score, separate in wanted:
+            name = str(len(self.asked))
+            first = len(prompt) // 2 + 1 if score and len(prompt) > 1 else None
+            self.asked[name] = Request(
+                id=name, prompt=prompt, how=how, score_from=first, separate=separate
+            )
+            self.engine.submit(self.asked[name])
 
     @rule(data=st.data())
     @precondition(lambda self: getattr(self, "asked", None))
@@ -267,6 +271,21 @@ def test_equal_prompts_are_read_once_and_prompts_are_never_padded() -> None:
     assert sorted(model.shapes[:2]) == [(1, 1), (2, 3)]
     assert texts == _texts(_engine(rows=1).run(requests))
     assert texts["0"] != texts["1"]
+
+
+@pytest.mark.parametrize("model", [MODEL, MIXED])
+def test_rows_that_join_and_leave_together_keep_their_own_texts(model: Decoder) -> None:
+    engine = _engine(model, rows=4)
+    requests = [
+        _request(str(i), [i, i + 1, 9 - i], how={"max_new_tokens": length, "temperature": 0.0})
+        for i, length in enumerate((12, 3, 6, 3, 9, 9, 9))
+    ]
+    engine.submit(requests[0])
+    events = [event for _ in range(3) for event in engine.step()]
+    texts = _texts([*events, *engine.run(requests[1:])])
+    assert len(set(texts.values())) == 7
+    for request in requests:
+        assert _texts(_engine(model, rows=1).run([request]))[request.id] == texts[request.id]
 
 
 def test_a_fixed_shape_gives_the_same_bits_in_any_company() -> None:
