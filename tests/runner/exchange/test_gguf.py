@@ -384,22 +384,23 @@ def test_llama_cpp_reads_an_exported_cell_and_we_read_it_back(text: Path, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def smol(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct as a folder; 540 MB."""
-    return import_gguf(f"package:{SMOL}", None, tmp_path_factory.mktemp("pretrained"))
+def smol(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    """SmolLM2-135M-Instruct: its folder (540 MB), the model, the tokenizer."""
+    folder = import_gguf(f"package:{SMOL}", None, tmp_path_factory.mktemp("pretrained"))
+    tokenizer = TokenizerConfig(kind="folder", path=str(folder), eos_token="<|im_end|>").build(())
+    return folder, load_pretrained(folder), tokenizer
 
 
 @needs_smol
 @pytest.mark.slow
-def test_smollm2_answers_and_has_the_logits_of_transformers(smol: Path) -> None:
-    model = load_pretrained(smol)
-    tokenizer = TokenizerConfig(kind="folder", path=str(smol), eos_token="<|im_end|>").build(())
+def test_smollm2_answers_and_has_the_logits_of_transformers(smol: tuple[Path, Any, Any]) -> None:
+    folder, model, tokenizer = smol
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    theirs = AutoTokenizer.from_pretrained(smol)
+    theirs = AutoTokenizer.from_pretrained(folder)
     chat = ChatTemplate(tokenizer).render(question, add_generation_prompt=True)
     assert chat == theirs.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     ids = torch.from_numpy(tokenizer.encode(chat).astype("int64"))[None]
-    reference = AutoModelForCausalLM.from_pretrained(smol, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(model(ids), reference(ids).logits, rtol=0, atol=1e-4)
         state, answer = model.start(1, 64), []
@@ -413,12 +414,14 @@ def test_smollm2_answers_and_has_the_logits_of_transformers(smol: Path) -> None:
 @needs_smol
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
-def test_smollm2_predicts_as_well_as_measured_elsewhere(name: str, smol: Path) -> None:
+def test_smollm2_predicts_as_well_as_measured_elsewhere(
+    name: str, smol: tuple[Path, Any, Any]
+) -> None:
     if not (DATA / name).exists():
         pytest.skip(f"{DATA / name} is absent")
-    tokenizer = TokenizerConfig(kind="folder", path=str(smol), eos_token="<|im_end|>").build(())
+    _, model, tokenizer = smol
     text = (DATA / name).read_text(encoding="utf-8")[:20_000]
     ids = torch.from_numpy(tokenizer.encode(text)[:1025].astype("int64"))
     with torch.no_grad():
-        nll = load_pretrained(smol)(ids[:-1].view(2, 512), ids[1:].view(2, 512)).nll.flatten()
+        nll = model(ids[:-1].view(2, 512), ids[1:].view(2, 512)).nll.flatten()
     assert float(nll[:-1].mean()) == pytest.approx(LOSSES[name], abs=6e-4)

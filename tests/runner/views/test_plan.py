@@ -36,6 +36,8 @@ HELD_OUT = [
     ["model=gpt_10m", "train.batch_size=12", "train.activation_checkpointing=true"],
     ["model=gpt_10m", "train.batch_size=8", "precision=bf16"],
     ["model=gpt_10m", "model.width=512", "model.num_heads=8", "train.batch_size=4"],
+    ["model=gpt_10m", "+model/adapter=qlora", "train.batch_size=8"],
+    ["model=gpt_10m", "+model/adapter=dora", "train.batch_size=8"],
 ]
 
 
