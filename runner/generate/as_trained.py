@@ -17,7 +17,7 @@ def recipe_of_training(folder: Path, model: Any, device: torch.device) -> Precis
     Scales of delayed scaling are those of the newest checkpoint. Nothing is rounded by dice. A
     scale of a whole tensor spans all rows of a batch: they change each other's bits.
     """
-    precision = load_cell(folder).config.precision.build(device)
+    precision: Precision = load_cell(folder).config.precision.build(device)
     precision.prepare(model)
     saved = newest(folder / "checkpoints")
     if saved is not None:
