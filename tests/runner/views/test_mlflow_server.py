@@ -194,9 +194,11 @@ def test_a_server_killed_half_way_loses_nothing(
     overrides = [
         f"name={name}",
         f"track.uri={server.uri}",
-        "train.steps=6000",
-        "eval.every=3000",
-        "train.log_every=20",
+        "model._target_=tests.faults.FaultyConfig",
+        "model.fault=slow",
+        "train.steps=100",
+        "eval.every=50",
+        "eval.tokens=32",
     ]
     (cell,) = make_cells([("", compose(*overrides))])
     job = start_job(cell)
