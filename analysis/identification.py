@@ -8,6 +8,8 @@ from analysis.robustness import flat_valleys, profiles
 
 _SPREAD = 0.05  # of a logarithm: columns that follow each other so closely are one
 
+_WIDE = "intervals of predictions are conservative then; --law power of one column has none such"
+
 
 def unidentified(fitted: Fit, allowed: pd.DataFrame | None = None) -> list[str]:
     """Return a sentence for each reason why parameters are not determined by the points.
@@ -22,10 +24,11 @@ def unidentified(fitted: Fit, allowed: pd.DataFrame | None = None) -> list[str]:
         for second in fitted.law.columns[index + 1 :]:
             reason = _one(fitted.used, first, second)
             found += [f"{reason}: their terms cannot be told apart"] if reason else []
+    wide = [_WIDE] if found else []
     flat = list(allowed.loc[allowed["flat"], "parameter"])
     if flat:
         found.append(f"flat valley: the data hardly determine {', '.join(flat)}")
-    return found
+    return found + wide
 
 
 def missed_minimum(profile: pd.DataFrame) -> list[str]:

@@ -14,6 +14,8 @@ from analysis.pooling import POOLED
 from analysis.tables import cross_table, in_words, same_word
 from analysis.tables import latex as as_latex
 
+_PAIR = 2  # runs of a side, of which Welch's interval holds the truth more often than it says
+
 
 def ablate(
     runs: RunsFile,
@@ -53,6 +55,9 @@ def ablate(
     print(unpaired.to_string(index=False))
     shared = f"unpaired intervals are too wide: runs share {', '.join(agree)}; see the paired ones"
     doubts = [shared] if (paired["n"] > 0).any() else []
+    few = unpaired.loc[unpaired[["n", "n_baseline"]].min(axis=1) == _PAIR, "value"]
+    if len(few):
+        doubts.append(f"unpaired intervals of two runs are conservative: {', '.join(few)}")
     print(*doubts, sep="\n", end="\n\n")
     note = f"{len(table)} runs, {int(table[metric].isna().sum())} without {metric}"
     alone = paired.loc[paired["n"] == 0, "value"]

@@ -33,6 +33,7 @@ def test_twenty_tokens_per_parameter_everywhere_determine_no_law_and_it_is_said(
     reasons = unidentified(found)
     assert reasons[0] == "d / n is 20 in all runs: their terms cannot be told apart"
     assert {"A", "B", "alpha", "beta"} <= set(reasons[1].rpartition("determine ")[2].split(", "))
+    assert "intervals of predictions are conservative" in reasons[2]
     assert extrapolation(found, FAR) == [
         "extrapolation: 1000 tokens per parameter, the fitted runs have 20"
     ]
