@@ -72,11 +72,13 @@ def learning_curves(
     )
     say_pooled(shown, runs.table[runs.table["fingerprint"].isin(curves["fingerprint"])], [by], key)
     axis = plt.subplots()[1] if axis is None else axis
+    colours = _colours(runs.table, by)
     for name, part in shown.groupby(by, dropna=False):
-        n = int(part["n"].max())
-        axis.plot(part["x"], part["mean"], marker="o", label=f"{tick(name)} (n={n})")
+        n, colour = int(part["n"].max()), colours[tick(name)]
+        label = f"{tick(name)} (n={n})"
+        axis.plot(part["x"], part["mean"], marker="o", color=colour, label=label)
         if n > 1:
-            axis.fill_between(part["x"], part["low"], part["high"], alpha=0.2)
+            axis.fill_between(part["x"], part["low"], part["high"], color=colour, alpha=0.2)
     axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(key, key))
     if x in ("flops", "tokens"):
         log_x(axis)
@@ -90,10 +92,11 @@ def against_size(
     """Return the final `metric` against `x`: mean and standard deviation over seeds."""
     shown = over_seeds(runs.finished, [by, x], metric)
     figure, axis = plt.subplots()
+    colours = _colours(runs.table, by)
     for index, (name, part) in enumerate(shown.groupby(by, dropna=False)):
         n = int(part["n"].min())
         # Series that coincide stay visible: another marker, and each smaller than the one beneath.
-        marker, size = "osD^v"[index % 5], max(3, 8 - 3 * index)
+        marker, size = "osD^v"[index % 5], max(3.0, 5.5 - index)
         error = part["std"] if n > 1 else None
         axis.errorbar(
             part[x],
@@ -101,6 +104,7 @@ def against_size(
             _error_bars(error),
             marker=marker,
             markersize=size,
+            color=colours[tick(name)],
             capsize=2,
             label=f"{tick(name)} (n={n})",
         )
@@ -110,6 +114,13 @@ def against_size(
     axis.minorticks_off()
     legend(axis, by)
     return figure, shown
+
+
+def _colours(table: pd.DataFrame, by: str) -> dict[str, str]:
+    """Return the colour of each value of a column, the same in all figures of these runs."""
+    cycle = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    names = [tick(name) for name, _ in table.groupby(by, dropna=False)]
+    return {name: cycle[index % len(cycle)] for index, name in enumerate(names)}
 
 
 def legend(axis: Axes, title: str) -> None:

@@ -98,7 +98,7 @@ def test_drawing_overwrites_no_other_file(
         assert _call("report", "x", "--out", "page.html").strip() == "page.html"
     assert "page.html is not a folder" in _call("plots", "x", "--out", "page.html/x")
     assert "/proc/x cannot be written" in _call("plots", "x", "--out", "/proc/x")
-    assert "sweeps/y/cells.jsonl does not exist" in _call("plots", "y")
+    assert "no sweep 'y' under" in _call("plots", "y")
     assert "--publish needs" in _call("plots", "x", "--publish")
     drawn = json.loads((tmp_path / "plots/x/made.json").read_text())
     assert "val_loss_by_step.png" in drawn["files"]
