@@ -1,5 +1,7 @@
 """Figures: each is saved as PDF, PNG and the CSV of what it shows."""
 
+import json
+import re
 import textwrap
 from pathlib import Path
 from typing import cast
@@ -29,6 +31,7 @@ _NAME = 24  # letters beside an axis
 _LABEL_WIDTH = 0.12  # of a tick's label, in widths of the axis
 _NO_UNIT = 1e12  # from here on B is no familiar unit
 _NOTE_LETTERS = 26  # in an inch of the note under a figure
+_HASH = re.compile(r"[0-9a-f]{16,}")
 _FEW = 30.0  # a logarithmic axis over less than this shows too few powers of ten
 
 AXES = {
@@ -203,7 +206,23 @@ def tick(value: object) -> str:
     if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
         number = float(value)
         return short(number) if abs(number) >= 1000 else f"{number:.4g}"
-    return f"{value}"
+    return _without_brackets(str(value))
+
+
+def _without_brackets(text: str) -> str:
+    """Return a list of objects in JSON, as data.sources is, as `key=value` words; else `text`."""
+    try:
+        parts = json.loads(text) if text.startswith("[{") else None
+    except ValueError:
+        parts = None
+    if not parts:
+        return text
+    words = (" ".join(f"{k}={_HASH.sub(_begin, str(v))}" for k, v in p.items()) for p in parts)
+    return "; ".join(words)
+
+
+def _begin(digest: re.Match[str]) -> str:
+    return digest[0][:6]
 
 
 def short(value: float) -> str:
