@@ -96,7 +96,8 @@ def test_names_of_runs_and_sweeps_lead_nowhere_else(compose: Compose, tmp_path: 
 
 
 def test_a_deleted_key_is_labelled_as_such(espalier: Run) -> None:
-    planned = espalier("-m", "~train.clip", "hydra.sweeper.dry_run=true")
+    planned = espalier("-m", "~train.clip", "resources.gpus=4", "hydra.sweeper.dry_run=true")
+    assert "a launch from here refuses them: resources.gpus=4 but" in planned.stdout
     assert "~clip" in planned.stdout
     assert "null" not in planned.stdout
 

@@ -20,7 +20,13 @@ from runner.records.cells import Cell, load_cell, make_cells
 from runner.records.config import validate
 from runner.views import disk
 from runner.views.plan import Planned, check, plan
-from runner.views.speed import Speed, expected_flops_per_s, speed_of, speeds
+from runner.views.speed import (
+    Speed,
+    expected_flops_per_s,
+    speed_of,
+    speeds,
+    tokens_per_s,
+)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # None of these was used to fit the constants of runner/learn/memory.py.
@@ -237,6 +243,10 @@ def test_the_first_steps_of_an_attempt_tell_no_speed() -> None:
     assert speed_of(_rows([1.0, 50.0, 25.0], every=10)) == Speed(100.0, 2000.0, 20.0 + 40.0)
     resumed = _rows([1.0, 50.0, 1.0, 25.0], every=10, attempts=(1, 1, 2, 2))
     assert speed_of(resumed) == Speed(100.0, 2000.0, 20.0 + 40.0)
+    shown = [row | {"tokens_per_s": row["flops_per_s"]} for row in resumed]
+    assert tokens_per_s(shown) == 37.5  # of 50 and 25
+    assert tokens_per_s(shown[:1]) == 1.0  # all there is
+    assert tokens_per_s(resumed) is None
 
 
 def test_runs_count_by_their_length_and_those_nearest_in_size_are_asked() -> None:
