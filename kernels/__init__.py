@@ -12,6 +12,7 @@ __all__ = [
     "diagnostics",
     "double_scales",
     "emulate",
+    "float8_mm",
     "format_names",
     "formats",
     "frozen",

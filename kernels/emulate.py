@@ -292,10 +292,10 @@ def _by_triton(
         return *triton_nvfp4.quantise(x, block, draw, headroom=headroom), folded
     if quantiser.format.startswith("mx") and max(block) == 32:
         grow = quantiser.element_headroom
-        values = triton_blocks.quantise_mx(
+        made = triton_blocks.quantise_mx(
             x, fmt, block, quantiser.scale, draw, headroom=headroom, element_headroom=grow
         )
-        return values, x.new_full((), grow, dtype=torch.float32), folded
+        return *made, folded
     if not quantiser.format.startswith("fp8"):
         return None
     if block == TENSOR:
@@ -303,8 +303,8 @@ def _by_triton(
     if max(block) != 128:
         return None
     single = quantiser.scale != "fp32"
-    values, scales = triton_blocks.quantise_fp8(x, fmt, block, powers_of_two=single)
-    return values, x.new_ones((), dtype=torch.float32), folded if single else scales
+    *made, scales = triton_blocks.quantise_fp8(x, fmt, block, powers_of_two=single)
+    return made[0], made[1], folded if single else scales
 
 
 def _reference(

@@ -11,7 +11,8 @@ GEMM in fp32.
 Shape legend: tokens, k = width of x, n = width of y.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from kernels.diagnostics import statistics
 from kernels.emulate import Operand, emulate, emulate_both, fusible
+from kernels.float8_mm import FORMATS
 from kernels.format_names import Signs
 from kernels.hadamard import hadamard, hadamard_matrix, with_signs
 from kernels.philox import Dice, Draw, rounding_bits
+from kernels.quantise import TENSOR
 from kernels.quantiser import Quantiser
 from kernels.scaled_mm import scaled_mm
 
@@ -105,6 +108,7 @@ def quantised_linear(
     dice: Dice | None,
     delayed: Delayed | None = None,
     probe: Probe | None = None,
+    float8: bool = False,
 ) -> Float[Tensor, "*tokens n"]:
     """Return x @ weight.T in bf16 under `recipe`.
 
@@ -113,6 +117,7 @@ def quantised_linear(
         dice: the rest of that address; None (evaluation) rounds to nearest.
         delayed: required where an operand of `recipe` is delayed.
         probe: receives `kernels.diagnostics.statistics` of each operand; not under torch.compile.
+        float8: multiply on FP8 tensor cores; only where `fits_float8` of the recipe.
 
     Raises:
         ValueError: k or n is not a multiple of a block (tokens are padded with zeros).
@@ -121,7 +126,7 @@ def quantised_linear(
     if not len(rows):  # an expert without tokens: there is no magnitude to scale by
         return F.linear(x.to(torch.bfloat16), weight.to(torch.bfloat16))
     y: Tensor = _QuantisedLinear.apply(  # type: ignore[no-untyped-call]
-        rows, weight, recipe, layer, dice, delayed, probe
+        rows, weight, recipe, layer, dice, delayed, probe, float8
     )
     return y.view(*x.shape[:-1], -1)
 
@@ -137,8 +142,9 @@ class _QuantisedLinear(torch.autograd.Function):
         dice: Dice | None,
         delayed: Delayed | None,
         probe: Probe | None,
+        float8: bool,
     ) -> Tensor:
-        make = _Operands(layer, dice, delayed, probe)
+        make = _Operands(layer, dice, delayed, probe, float8)
         rest, mean = _split(x, recipe.fprop.left)
         left = make(rest, recipe.fprop, recipe.fprop.left, 1, 0)
         right = make(weight, recipe.fprop, recipe.fprop.right, 1, 1)
@@ -149,7 +155,10 @@ class _QuantisedLinear(torch.autograd.Function):
         if recipe.dgrad.dequantised:
             saved = (right.dequantised(), None, None)
         kept = left.dequantised()[: len(x)] if recipe.wgrad.dequantised else x
-        ctx.save_for_backward(kept, *saved)
+        ctx.same_x = probe is None and _same_either_way(recipe.fprop, recipe.wgrad, of_x=True)
+        ctx.save_for_backward(
+            *((left.values, left.numerator) if ctx.same_x else (kept, None)), *saved
+        )
         y = scaled_mm(left, right, sums=(1, 1), fp32=mean is not None)[: x.shape[0]]
         if mean is not None:  # no product, which autocast would make in bf16
             y = (y + (weight.float() * mean).sum(dim=1)).to(torch.bfloat16)
@@ -157,7 +166,7 @@ class _QuantisedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, numerator, scales = ctx.saved_tensors
+        x, x_numerator, weight, numerator, scales = ctx.saved_tensors
         recipe, make = ctx.recipe, ctx.make
         grad = grad.to(torch.bfloat16).contiguous()
         grad_x = grad_weight = None
@@ -173,12 +182,12 @@ class _QuantisedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             gemm = recipe.wgrad
             left = across or make(grad, gemm, gemm.left, 0, 4)
-            rest, mean = _split(x, gemm.right)
-            right = make(rest, gemm, gemm.right, 0, 5)
+            rest, mean = (x, None) if ctx.same_x else _split(x, gemm.right)
+            right = Operand(x, x_numerator) if ctx.same_x else make(rest, gemm, gemm.right, 0, 5)
             grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
             if mean is not None:
                 grad_weight += grad.float().sum(0)[:, None] * mean
-        return grad_x, grad_weight, None, None, None, None, None
+        return grad_x, grad_weight, None, None, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -189,6 +198,7 @@ class _Operands:
     dice: Dice | None
     delayed: Delayed | None
     probe: Probe | None
+    float8: bool
 
     def __call__(
         self, x: Tensor, gemm: GemmRecipe, operand: OperandRecipe | None, dim: int, number: int
@@ -207,7 +217,7 @@ class _Operands:
             amax = self.delayed.amax[number].clone()
             if self.dice is not None:
                 seen = self.delayed.seen[number]
-                seen.copy_(torch.maximum(seen, x.abs().amax()))
+                seen.copy_(torch.maximum(seen, torch.linalg.vector_norm(x, inf)))
         elif operand.quantile is not None:
             amax = _quantile(x, operand.quantile)
         if self.probe is not None:
@@ -215,11 +225,17 @@ class _Operands:
             quantised = operand.quantiser.along(dim)(x, bits, amax)
             untransformed = before if gemm.hadamard else None
             self.probe[OPERANDS[number]] = statistics(x, quantised, untransformed)
-        return emulate(x, operand.quantiser, dim, draw=draw, amax=amax)
+        made = emulate(x, operand.quantiser, dim, draw=draw, amax=amax)
+        if not self.float8:
+            return made
+        return replace(made, values=made.values.to(FORMATS[operand.quantiser.format]))
 
     def both(self, grad: Tensor, recipe: LinearRecipe) -> tuple[Operand | None, Operand | None]:
-        """Return the left operands of dgrad and wgrad by one kernel, (None, None) without it."""
+        """Return the left operands of dgrad and wgrad from one read, (None, None) without it."""
         operand = recipe.dgrad.left
+        if self.probe is None and _same_either_way(recipe.dgrad, recipe.wgrad, of_x=False):
+            made = self(grad, recipe.dgrad, operand, 1, 2)
+            return made, made
         if operand is None or operand != recipe.wgrad.left or self.probe is not None:
             return None, None
         plain = recipe.dgrad.hadamard == 0 and not operand.delayed and operand.quantile is None
@@ -266,6 +282,42 @@ def _same_codes(recipe: LinearRecipe) -> bool:
         return False
     rows, cols = forward.right.quantiser.block
     return rows == cols and not (forward.hadamard or backward.hadamard)
+
+
+def fits_float8(recipe: LinearRecipe) -> bool:
+    """Return whether `kernels.float8_mm` multiplies every GEMM that `recipe` quantises."""
+    gemms = (recipe.fprop, recipe.dgrad, recipe.wgrad)
+    return any(not gemm.plain for gemm in gemms) and all(
+        gemm.plain or (_tensor_wide(gemm) and _formats(gemm) != {"fp8_e5m2"}) for gemm in gemms
+    )
+
+
+def _formats(gemm: GemmRecipe) -> set[str]:
+    return {o.quantiser.format for o in (gemm.left, gemm.right) if o is not None}
+
+
+def _tensor_wide(gemm: GemmRecipe) -> bool:
+    """Return whether both operands are FP8 with one scale of the tensor, and are not changed."""
+    operands = (gemm.left, gemm.right)
+    return not (gemm.hadamard or gemm.dequantised) and all(
+        operand is not None
+        and operand.quantiser.format in FORMATS
+        and operand.quantiser.block == TENSOR
+        and not operand.centred
+        for operand in operands
+    )
+
+
+def _same_either_way(first: GemmRecipe, wgrad: GemmRecipe, *, of_x: bool) -> bool:
+    """Return whether x has the same codes in fprop and wgrad, or the gradient in dgrad and wgrad.
+
+    A scale of the tensor is the same whichever dimension is summed over; delayed scales have a
+    history for each operand.
+    """
+    mine, other = first.left, wgrad.right if of_x else wgrad.left
+    if mine is None or mine != other or mine.delayed:
+        return False
+    return _tensor_wide(first) and _tensor_wide(wgrad)
 
 
 def _padded(x: Tensor, gemm: GemmRecipe, dim: int) -> Tensor:

@@ -3,7 +3,7 @@
 On a CPU oneDNN applies the factor to the fp32 accumulator before it rounds to bf16, at the speed of
 a plain bf16 product. For an fp32 result it is allowed to compute an fp32 product in bf16, which is
 exact for operands that are bf16. On a GPU the product has an fp32 output, multiplied by the factor
-after.
+after. Operands in float8 go to its tensor cores, see `kernels.float8_mm`.
 
 Shape legend: m, n, k = rows, columns and summed size of a product.
 """
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kernels import float8_mm  # noqa: F401  # the op
 from kernels.emulate import Operand
 
 
@@ -30,6 +31,8 @@ def scaled_mm(a: Operand, b: Operand, *, sums: tuple[int, int], fp32: bool) -> F
     left = a.values if sums[0] == 1 else a.values.T
     right = b.values.T if sums[1] == 1 else b.values
     factor = _factor(a, b, sums, left.device)
+    if left.dtype.itemsize == 1:
+        return torch.ops.espalier.float8_mm(left, right, factor, fp32)  # type: ignore[no-any-return]
     if a.scales is None and b.scales is None:
         return torch.ops.espalier.scaled_mm(left, right, factor, fp32)  # type: ignore[no-any-return]
     return _by_blocks(a, b, left, right, factor, sums, fp32=fp32)
@@ -37,20 +40,27 @@ def scaled_mm(a: Operand, b: Operand, *, sums: tuple[int, int], fp32: bool) -> F
 
 def _factor(a: Operand, b: Operand, sums: tuple[int, int], device: torch.device) -> Tensor:
     """Return numerators over denominators: `[]`, or broadcastable to [m, n] with scales of rows."""
-    one = torch.ones((), device=device)
-    left = one if a.numerator is None else a.numerator
-    right = one if b.numerator is None else b.numerator
-    left = left.T if left.ndim and sums[0] == 0 else left
-    right = right.T if right.ndim and sums[1] == 1 else right
-    return left * right / (a.denominator * b.denominator)
+    left, right = a.numerator, b.numerator
+    left = left.T if left is not None and left.ndim and sums[0] == 0 else left
+    right = right.T if right is not None and right.ndim and sums[1] == 1 else right
+    if left is None or right is None:
+        one = left if right is None else right
+        product = torch.ones((), device=device) if one is None else one
+    else:
+        product = left * right
+    denominator = a.denominator * b.denominator
+    return product if denominator == 1.0 else product / denominator
 
 
 @torch.library.custom_op("espalier::scaled_mm", mutates_args=())
 def _scaled_mm(a: Tensor, b: Tensor, factor: Tensor, fp32: bool) -> Tensor:
     with torch.autocast(a.device.type, enabled=False):
         if a.device.type != "cpu":
-            product = torch.mm(a, b, out_dtype=torch.float32) * factor
-            return product if fp32 else product.to(torch.bfloat16)
+            product = torch.mm(a, b, out_dtype=torch.float32)
+            if fp32:
+                return product.mul_(factor)
+            rounded = torch.empty(product.shape, dtype=torch.bfloat16, device=a.device)
+            return torch.mul(product, factor, out=rounded)  # one kernel: rounds as it writes
         if not fp32 and factor.numel() == 1:
             out = torch.empty(a.shape[0], b.shape[1], dtype=torch.bfloat16)
             return torch.addmm(out, a, b, beta=0, alpha=float(factor), out=out)

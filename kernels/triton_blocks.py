@@ -38,8 +38,8 @@ def quantise_mx(
     *,
     headroom: float = 1.0,
     element_headroom: float = 1.0,
-) -> Tensor:
-    """Return elements x block scales in bf16, those of `kernels.quantise.quantise_mx`.
+) -> tuple[Tensor, Tensor]:
+    """Return (elements x block scales in bf16, numerator), of `kernels.quantise.quantise_mx`.
 
     Args:
         draw: dice of stochastic rounding (E2M1); None rounds to nearest.
@@ -47,15 +47,16 @@ def quantise_mx(
     Raises:
         ValueError: a size is not a multiple of the block's, or columns not of 16 with a `draw`.
     """
-    return _by_blocks(x, fmt, block, rule, draw, headroom, 1.0 / element_headroom)[0]
+    values, numerator, _ = _by_blocks(x, fmt, block, rule, draw, headroom, element_headroom)
+    return values, numerator
 
 
 def quantise_fp8(
     x: Tensor, fmt: FloatFormat, block: Block, *, powers_of_two: bool
-) -> tuple[Tensor, Tensor]:
-    """Return FP8 with a scale for each block.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return FP8 with a scale for each block: (values, numerator, scales).
 
-    With powers of two it is (elements x scales in bf16, scales), else (elements, scales).
+    With powers of two, values are elements x scales in bf16, else elements.
 
     Raises:
         ValueError: a size is not a multiple of the block's.
@@ -96,11 +97,11 @@ def _by_blocks(
     rule: str,
     draw: Draw | None,
     headroom: float,
-    shrink: float,
-) -> tuple[Tensor, Tensor]:
+    element_headroom: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     check_blocks(x, block)
     rows, cols = max(_ROWS, block[0]), max(_COLS, block[1])
-    out = _like(x)
+    out, numerator = _like(x), torch.empty((), dtype=torch.float32, device=x.device)
     scales = torch.empty(
         x.shape[0] // block[0], x.shape[1] // block[1], dtype=torch.float32, device=x.device
     )
@@ -108,11 +109,13 @@ def _by_blocks(
         x,
         *address(draw, x),
         out,
+        numerator,
         scales,
         *x.shape,
         *x.stride(),
         headroom,
-        shrink,
+        element_headroom,
+        1.0 / element_headroom,
         1.0 / fmt.max,
         ROWS=rows,
         COLS=cols,
@@ -126,7 +129,7 @@ def _by_blocks(
         STOCHASTIC=draw is not None,
         num_warps=4 if rows * cols <= 4096 else 8,
     )
-    return out.view(torch.bfloat16), scales
+    return out.view(torch.bfloat16), numerator, scales
 
 
 def _grid(x: Tensor, rows: int, cols: int) -> tuple[int, int]:
@@ -195,12 +198,14 @@ def _blocks(
     tokens,
     per_sample,
     out,
+    numerator,
     scales,
     rows,
     cols,
     stride_row,
     stride_col,
     headroom,
+    element_headroom,
     shrink,
     of_max,
     ROWS: tl.constexpr,
@@ -245,3 +250,5 @@ def _blocks(
     col = tl.program_id(1) * c + tl.arange(0, c)[None, :]
     inside = (row < rows // BLOCK_ROWS) & (col < cols // BLOCK_COLS)
     tl.store(scales + row.to(tl.int64) * (cols // BLOCK_COLS) + col, scale, mask=inside)
+    if tl.program_id(0) + tl.program_id(1) == 0:
+        tl.store(numerator, element_headroom)

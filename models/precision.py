@@ -256,6 +256,8 @@ class Precision:
             if why is None:
                 return "TransformerEngine"
             passed_over = self._passed_over(f"{linear.name}: {why}")
+        if self.cfg.backend == "auto" and linear.go_float8() is None:
+            return f"torch._scaled_mm: {passed_over}"
         on_cpu = self.device.type == "cpu" and self.cfg.backend == "auto"
         return "emulated on cpu" if on_cpu else f"emulated: {passed_over}"
 

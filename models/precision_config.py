@@ -166,7 +166,8 @@ class PrecisionConfig:
         check_finite: stop at a NaN or inf operand instead of training on.
         diagnostics_every: steps between statistics of every quantised operand (None: never).
         backend: `native` is TransformerEngine, and an error where it cannot be used; `emulated` is
-            ours; `auto` is TransformerEngine where it can be used, and the table says why not.
+            ours; `auto` is TransformerEngine where it can be used, else `torch._scaled_mm` for FP8
+            with scales of tensors, else ours, and the table says why.
     """
 
     # Revision 1 had the backward pass of short attention in bf16 on CPUs; until 3 delayed scaling

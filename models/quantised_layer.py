@@ -8,8 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import native
+from kernels.float8_mm import passed_over
 from kernels.philox import Dice
-from kernels.quantised_linear import OPERANDS, Delayed, LinearRecipe, Probe, quantised_linear
+from kernels.quantised_linear import (
+    OPERANDS,
+    Delayed,
+    LinearRecipe,
+    Probe,
+    fits_float8,
+    quantised_linear,
+)
 from models.precision_config import LinearConfig
 from models.recipes import linear_recipe, operand_recipe
 
@@ -49,6 +57,7 @@ class QuantisedLinear(nn.Linear):
         self._recipes: dict[tuple[bool, bool], LinearRecipe] = {}
         self.padding = {"k": 0, "n": 0}  # columns and rows of zeros
         self.native: list[nn.Module] = []  # TransformerEngine's, no submodule: the weight is ours
+        self.float8 = False  # whether FP8 tensor cores multiply
         self.delayed: Delayed | None = None
         if any(operand.scale == "delayed" for operand in chosen.operands().values()):
             amax, seen = (torch.zeros(len(OPERANDS), device=shared.device) for _ in range(2))
@@ -72,6 +81,16 @@ class QuantisedLinear(nn.Linear):
         self.native = [native.native_linear(self.in_features, self.out_features)]
         self.delayed = None
         return None
+
+    def go_float8(self) -> str | None:
+        """Multiply by `torch._scaled_mm` from now on; return None, or why the layer cannot."""
+        if not fits_float8(linear_recipe(self.chosen)):
+            return "torch._scaled_mm multiplies FP8 with scales of tensors"
+        if self.in_features % 16 or self.out_features % 16:
+            return f"width {self.in_features} or {self.out_features} is not a multiple of 16"
+        why = passed_over(self.shared.device)
+        self.float8 = why is None
+        return why
 
     def fit(self, *, pad: bool) -> None:
         """Check widths against blocks and Hadamard groups; with `pad` fill them up with zeros.
@@ -141,6 +160,7 @@ class QuantisedLinear(nn.Linear):
             dice=dice,
             delayed=self.delayed,
             probe=self.probe if shared.probing and dice is not None else None,
+            float8=self.float8,
         )
         y = y[..., : self.out_features] if n else y
         if shared.check_finite and y.requires_grad:

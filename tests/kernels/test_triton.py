@@ -68,7 +68,7 @@ for block, rule, stochastic in (((1, 32), "rceil", True), ((128, 128), "fp32", F
     rows, cols = max(32, block[0]), max(64, block[1])
     constants = {"ROWS": rows, "COLS": cols, "BLOCK_ROWS": block[0], "BLOCK_COLS": block[1]}
     constants |= {"RULE": rule, "MAX": 6.0, "EMIN": 0, "EMAX": 2, "MANTISSA": 1}
-    types = [BF16, *DICE, "*i16", "*fp32", *SIZES, "fp32", "fp32", "fp32"]
+    types = [BF16, *DICE, "*i16", "*fp32", "*fp32", *SIZES, *["fp32"] * 4]
     warps = 4 if rows * cols <= 4096 else 8
     constants["STOCHASTIC"] = stochastic
     compile_for_hopper(triton_blocks._blocks, types, constants, warps)

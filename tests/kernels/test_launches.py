@@ -1,0 +1,138 @@
+"""What a quantised layer costs a GPU, counted without one: kernels launched and bytes moved.
+
+The speeds that they stand for are measured by `make gpu`. Triton's kernels are replaced by records
+of their launches; torch's are the leaves of a profile.
+"""
+
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from kernels import emulate, hadamard, philox
+from kernels.philox import Dice, Draw, NoiseKey
+from kernels.quantised_linear import Delayed, quantised_linear
+from models.recipes import linear_recipe
+from tests.plain_nodes import shipped
+
+pytest.importorskip("triton", reason="needs triton")
+ROWS, COLS = 128, 256
+# What changes a tensor's description, or asks for memory, is no kernel.
+FREE = re.compile(
+    "empty|view|stride|select|slice|expand|transpose|detach|resize|alias|reshape|squeeze|item"
+    "|local_scalar|result_type|resolve_conj|aten::to?$"
+)
+
+
+class _Recorded:
+    """A Triton kernel that notes the bytes of its tensors, and computes nothing."""
+
+    def __init__(self, name: str, launches: list[tuple[str, int]]) -> None:
+        self.name, self.launches = name, launches
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            large = {t.data_ptr(): t.numel() * t.element_size() for t in arguments if _large(t)}
+            self.launches.append((self.name, sum(large.values())))
+
+        return launch
+
+
+def _large(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and argument.numel() >= ROWS * COLS // 16
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The launches of Triton kernels, as on a GPU: (name, bytes of its large tensors)."""
+    from kernels import triton_blocks, triton_hadamard, triton_nvfp4, triton_philox
+
+    noted: list[tuple[str, int]] = []
+    for module in (triton_blocks, triton_hadamard, triton_nvfp4, triton_philox):
+        for name, value in vars(module).items():
+            if name.startswith("_") and type(value).__name__ == "JITFunction":
+                monkeypatch.setattr(module, name, _Recorded(name, noted))
+
+    def multiply(a: Tensor, b: Tensor, factor: Tensor, fp32: bool) -> Tensor:
+        noted.extend([("mm", 0), ("mul", 0)])
+        return a.new_empty(len(a), b.shape[1], dtype=torch.float32 if fp32 else torch.bfloat16)
+
+    monkeypatch.setattr(torch.ops.espalier, "scaled_mm", multiply)
+    for user in (emulate, hadamard, philox):
+        monkeypatch.setattr(user, "triton_agrees", lambda device, compare: True)
+    return noted
+
+
+def _draw(stream: int) -> Draw:
+    dice = Dice.of(NoiseKey(seed=0, step=0, samples=torch.arange(4)))
+    return Draw(dice, stream, ROWS)
+
+
+def test_a_gradient_becomes_both_operands_by_two_kernels_and_8_bytes_an_element(
+    launches: list[tuple[str, int]],
+) -> None:
+    """Read for the maxima, read and twice written; random bits are no bytes."""
+    from kernels.triton_nvfp4 import quantise_both
+
+    x = torch.zeros(ROWS, COLS, dtype=torch.bfloat16)
+    quantise_both(x, hadamard.hadamard_matrix(16), (_draw(1), _draw(2)))
+    assert [name for name, _ in launches] == ["_amax", "_quantise_both"]
+    assert sum(count for _, count in launches) == 8 * ROWS * COLS
+
+
+def test_formats_of_blocks_take_one_kernel_and_4_bytes_an_element(
+    launches: list[tuple[str, int]],
+) -> None:
+    quantiser = linear_recipe(shipped("precision", "mxfp8").default).fprop.left
+    assert quantiser is not None
+    emulate.emulate(torch.zeros(ROWS, COLS, dtype=torch.bfloat16), quantiser.quantiser, 1)
+    assert [name for name, _ in launches] == ["_blocks"]
+    scales = 4 * ROWS * COLS // 32
+    assert sum(count for _, count in launches) in (4 * ROWS * COLS, 4 * ROWS * COLS + scales)
+
+
+# Of a layer's forward and backward pass: kernels of Triton and of products, of which three are the
+# products and three apply their factors; and at most so many of torch, on single numbers.
+KERNELS = {
+    "nvfp4": (15, 13),
+    "mxfp8": (12, 3),
+    "mxfp4": (13, 5),
+    "fp8_current": (12, 6),
+    "fp8_delayed": (11, 18),
+    "fp8_block": (11, 3),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_layer_launches_so_many_kernels(name: str, launches: list[tuple[str, int]]) -> None:
+    recipe = linear_recipe(shipped("precision", name).default)
+    x = torch.randn(ROWS, COLS, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(COLS, COLS, requires_grad=True)
+    dice = Dice.of(NoiseKey(seed=0, step=0, samples=torch.arange(4)))
+    delayed, grad = (
+        Delayed(torch.ones(6), torch.zeros(6)),
+        torch.randn(ROWS, COLS, dtype=torch.bfloat16),
+    )
+
+    def run() -> None:
+        y = quantised_linear(x, weight, recipe, layer=0, dice=dice, delayed=delayed)
+        torch.autograd.grad(y, (x, weight), grad)
+
+    run()
+    launches.clear()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        run()
+    leaves = Counter(
+        event.name
+        for event in profiled.events() or ()
+        if event.name.startswith("aten::")
+        and not any(child.name.startswith("aten::") for child in event.cpu_children)
+        and not FREE.search(event.name)
+    )
+    of_triton, of_torch = KERNELS[name]
+    assert len(launches) == of_triton, Counter(name for name, _ in launches)
+    assert leaves.total() <= of_torch, leaves
