@@ -303,8 +303,8 @@ def _by_triton(
     if max(block) != 128:
         return None
     single = quantiser.scale != "fp32"
-    *made, scales = triton_blocks.quantise_fp8(x, fmt, block, powers_of_two=single)
-    return made[0], made[1], folded if single else scales
+    values, numerator, scales = triton_blocks.quantise_fp8(x, fmt, block, powers_of_two=single)
+    return values, numerator, folded if single else scales
 
 
 def _reference(

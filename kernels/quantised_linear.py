@@ -109,6 +109,7 @@ def quantised_linear(
     delayed: Delayed | None = None,
     probe: Probe | None = None,
     float8: bool = False,
+    kept: dict[int, Operand] | None = None,
 ) -> Float[Tensor, "*tokens n"]:
     """Return x @ weight.T in bf16 under `recipe`.
 
@@ -118,6 +119,8 @@ def quantised_linear(
         delayed: required where an operand of `recipe` is delayed.
         probe: receives `kernels.diagnostics.statistics` of each operand; not under torch.compile.
         float8: multiply on FP8 tensor cores; only where `fits_float8` of the recipe.
+        kept: operands of the weight by their index in OPERANDS, which the first call fills in and
+            later ones read; not under torch.compile.
 
     Raises:
         ValueError: k or n is not a multiple of a block (tokens are padded with zeros).
@@ -126,7 +129,7 @@ def quantised_linear(
     if not len(rows):  # an expert without tokens: there is no magnitude to scale by
         return F.linear(x.to(torch.bfloat16), weight.to(torch.bfloat16))
     y: Tensor = _QuantisedLinear.apply(  # type: ignore[no-untyped-call]
-        rows, weight, recipe, layer, dice, delayed, probe, float8
+        rows, weight, recipe, layer, dice, delayed, probe, float8, kept
     )
     return y.view(*x.shape[:-1], -1)
 
@@ -143,11 +146,12 @@ class _QuantisedLinear(torch.autograd.Function):
         delayed: Delayed | None,
         probe: Probe | None,
         float8: bool,
+        kept: dict[int, Operand] | None,
     ) -> Tensor:
-        make = _Operands(layer, dice, delayed, probe, float8)
+        make = _Operands(layer, dice, delayed, probe, float8, kept)
         rest, mean = _split(x, recipe.fprop.left)
         left = make(rest, recipe.fprop, recipe.fprop.left, 1, 0)
-        right = make(weight, recipe.fprop, recipe.fprop.right, 1, 1)
+        right = make.of_weight(weight, recipe.fprop, 1, 1)
         reuse = _same_codes(recipe)
         ctx.recipe, ctx.make, ctx.reuse = recipe, make, reuse
         ctx.denominator, ctx.block = right.denominator, right.block
@@ -177,7 +181,7 @@ class _QuantisedLinear(torch.autograd.Function):
             if ctx.reuse:
                 right = Operand(weight, numerator, ctx.denominator, scales, ctx.block)
             else:
-                right = make(weight, gemm, gemm.right, 0, 3)
+                right = make.of_weight(weight, gemm, 0, 3)
             grad_x = scaled_mm(left, right, sums=(1, 0), fp32=False)[: x.shape[0]]
         if ctx.needs_input_grad[1]:
             gemm = recipe.wgrad
@@ -187,7 +191,7 @@ class _QuantisedLinear(torch.autograd.Function):
             grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
             if mean is not None:
                 grad_weight += grad.float().sum(0)[:, None] * mean
-        return grad_x, grad_weight, None, None, None, None, None, None
+        return grad_x, grad_weight, None, None, None, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,15 @@ class _Operands:
     delayed: Delayed | None
     probe: Probe | None
     float8: bool
+    kept: dict[int, Operand] | None
+
+    def of_weight(self, weight: Tensor, gemm: GemmRecipe, dim: int, number: int) -> Operand:
+        """Return the right operand of fprop or dgrad, `kept` if it is."""
+        if self.kept is None or self.probe is not None:
+            return self(weight, gemm, gemm.right, dim, number)
+        if number not in self.kept:
+            self.kept[number] = self(weight, gemm, gemm.right, dim, number)
+        return self.kept[number]
 
     def __call__(
         self, x: Tensor, gemm: GemmRecipe, operand: OperandRecipe | None, dim: int, number: int

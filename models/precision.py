@@ -143,6 +143,25 @@ class Precision:
             linear.probe.clear()
 
     @contextmanager
+    def same_weights(self, several: bool) -> Iterator[None]:
+        """Quantise each weight once inside, where no weight changes: the micro-batches of a step.
+
+        Every bit stays as it is. Operands are kept until the end; sharded weights are not, since
+        whole operands would lie on every rank.
+
+        Args:
+            several: whether there is more than one forward pass inside; else nothing is kept.
+        """
+        sharded = any(hasattr(linear.weight, "device_mesh") for linear in self._linears)
+        self.shared.keep_weights = several and not sharded
+        try:
+            yield
+        finally:
+            self.shared.keep_weights = False
+            for linear in self._linears:
+                linear.kept.clear()
+
+    @contextmanager
     def autocast(self, noise: NoiseKey | None = None) -> Iterator[None]:
         """Enter the context of a forward pass; `noise` is the key of stochastic rounding's bits."""
         self.shared.dice = Dice.of(noise) if noise is not None and self._linears else None

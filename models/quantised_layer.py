@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import native
+from kernels.emulate import Operand
 from kernels.float8_mm import passed_over
 from kernels.philox import Dice
 from kernels.quantised_linear import (
@@ -31,12 +32,14 @@ class Shared:
         check_finite: stop at NaN or inf in an operand.
         dice: source of the random bits of this forward pass (None: no stochastic rounding).
         probing: record statistics of the operands in this step.
+        keep_weights: weights stay as they are, so quantise each once.
     """
 
     device: torch.device
     check_finite: bool
     dice: Dice | None = None
     probing: bool = False
+    keep_weights: bool = False
 
 
 class QuantisedLinear(nn.Linear):
@@ -57,6 +60,7 @@ class QuantisedLinear(nn.Linear):
         self._recipes: dict[tuple[bool, bool], LinearRecipe] = {}
         self.padding = {"k": 0, "n": 0}  # columns and rows of zeros
         self.native: list[nn.Module] = []  # TransformerEngine's, no submodule: the weight is ours
+        self.kept: dict[int, Operand] = {}  # the weight's while it stays as it is
         self.float8 = False  # whether FP8 tensor cores multiply
         self.delayed: Delayed | None = None
         if any(operand.scale == "delayed" for operand in chosen.operands().values()):
@@ -161,11 +165,15 @@ class QuantisedLinear(nn.Linear):
             delayed=self.delayed,
             probe=self.probe if shared.probing and dice is not None else None,
             float8=self.float8,
+            kept=self.kept if self._keeps(dice) else None,
         )
         y = y[..., : self.out_features] if n else y
         if shared.check_finite and y.requires_grad:
             y.register_hook(lambda grad: self._check(grad, "gradient"))  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _keeps(self, dice: Dice | None) -> bool:
+        return self.shared.keep_weights and dice is not None and not torch.compiler.is_compiling()
 
     def _check(self, tensor: Tensor, what: str) -> None:
         if not bool(tensor.isfinite().all()):

@@ -132,19 +132,22 @@ class Trainer:
         self.precision.begin(step, self.steps, seed=self.cfg.seed)
         total = torch.zeros((), device=self.device)
         self._statistics: dict[str, Tensor] = {}
-        for index, batch in enumerate(micro):
-            noise = NoiseKey(seed=self.cfg.seed, step=step, samples=batch["index"])
-            with self.ranks.sync_if(self.wrapped, index == len(micro) - 1):
-                with self.precision.autocast(noise):
-                    # Probing of operands cannot be compiled.
-                    model = self.wrapped if self.precision.probing else self.forward_model
-                    out = self.task.loss(model, batch, noise)
-                # DDP averages over the ranks; times world is the sum that `count` divides.
-                torch.autograd.backward(out.total * (self.ranks.world / count).to(out.total.dtype))
-            total += (out.nll.sum() if out.reported is None else out.reported).detach()
-            for name, value in out.statistics.items():
-                share = value.detach() / len(micro)
-                self._statistics[name] = self._statistics.get(name, 0.0) + share
+        with self.precision.same_weights(len(micro) > 1):
+            for index, batch in enumerate(micro):
+                noise = NoiseKey(seed=self.cfg.seed, step=step, samples=batch["index"])
+                with self.ranks.sync_if(self.wrapped, index == len(micro) - 1):
+                    with self.precision.autocast(noise):
+                        # Probing of operands cannot be compiled.
+                        model = self.wrapped if self.precision.probing else self.forward_model
+                        out = self.task.loss(model, batch, noise)
+                    # DDP averages over the ranks; times world is the sum that `count` divides.
+                    torch.autograd.backward(
+                        out.total * (self.ranks.world / count).to(out.total.dtype)
+                    )
+                total += (out.nll.sum() if out.reported is None else out.reported).detach()
+                for name, value in out.statistics.items():
+                    share = value.detach() / len(micro)
+                    self._statistics[name] = self._statistics.get(name, 0.0) + share
         norm = gather_full(
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.train.clip or math.inf)
         )
