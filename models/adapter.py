@@ -294,13 +294,14 @@ def merge(model: Any) -> Any:
 
     A merged model in few bits would be another one: the sum is rounded anew.
     """
+    dtype = next(model.parameters()).dtype
     for name, module in list(model.named_modules()):
         if isinstance(module, AdaptedLinear) or (
             isinstance(module, FrozenLinear) and not name.endswith(".base")
         ):
-            weight = module.full_weight()
+            weight = module.full_weight().to(dtype)
             inner = module.base if isinstance(module, AdaptedLinear) else module
-            linear: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=inner.bias is not None)
+            linear: Any = nn.Linear(*reversed(weight.shape), device="meta")
             linear.weight = nn.Parameter(weight)
             linear.bias = inner.bias
             _put(model, name, linear)

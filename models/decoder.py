@@ -17,6 +17,7 @@ from kernels.cross_entropy import Weights, linear_cross_entropy
 from kernels.packed import can_pack
 from kernels.philox import NoiseKey, dropout, random_words
 from kernels.rotary import rotary_frequencies, rotary_tables
+from models.adapter import merge
 from models.block import Block
 from models.branch import Context, Notes, Tables
 from models.cache import DecoderState, State
@@ -107,7 +108,8 @@ class Decoder(LanguageModel):
         return self._logits(self.norm(x))
 
     def for_inference(self, *, compiled: bool = False) -> "Decoder":
-        """See `LanguageModel.for_inference`."""
+        """See `LanguageModel.for_inference`; adapters are merged, packed weights in full."""
+        merge(self)
         head = self.embedding.weight if self.head is None else self.head.weight
         pack_linears(self.layers, compiled=compiled)
         self.packed_head = PackedLinear(head, None, compiled=compiled) if can_pack(head) else None

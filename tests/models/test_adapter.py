@@ -1,5 +1,6 @@
 """Adapters: the base's bits at step 0, only adapters are trained, merging changes no logit."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -102,6 +103,10 @@ def test_merged_logits_are_those_of_the_adapter(kind: Any, base: Any) -> None:
     _learn(model)
     with torch.no_grad():
         expected = model(TOKENS)
+        decoding = copy.deepcopy(model).for_inference()
+        torch.testing.assert_close(decoding(TOKENS), expected, rtol=1e-5, atol=1e-5)
+        half = copy.deepcopy(model).to(torch.bfloat16).for_inference()
+        assert (half(TOKENS) - expected).abs().max() < 0.1
         merged = merge(model)
         assert (expected - BASE.build(97, 0)(TOKENS)).abs().max() > 0.01
         torch.testing.assert_close(merged(TOKENS), expected, rtol=1e-5, atol=1e-5)
