@@ -301,7 +301,8 @@ def merge(model: Any) -> Any:
         ):
             weight = module.full_weight().to(dtype)
             inner = module.base if isinstance(module, AdaptedLinear) else module
-            linear: Any = nn.Linear(*reversed(weight.shape), device="meta")
+            rows, cols = weight.shape
+            linear: Any = nn.Linear(cols, rows, device="meta")
             linear.weight = nn.Parameter(weight)
             linear.bias = inner.bias
             _put(model, name, linear)
