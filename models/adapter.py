@@ -27,6 +27,7 @@ from models.initialise import generator_of
 
 _WHOLE = "whole"  # the only part of a layer that computes one product
 Fill = Callable[[str, Tensor], None]
+Put = Callable[[Tensor, Tensor], Tensor]
 
 
 class FrozenLinear(nn.Module):
@@ -93,12 +94,16 @@ class AdaptedLinear(nn.Module):
         self.start_magnitude()
 
     @torch.no_grad()
-    def start_magnitude(self) -> None:
-        """Set DoRA's lengths to those of the base, when that has its weights."""
-        if self.magnitude:
-            for part, lengths in self._by_part(self._lengths()).items():
-                if part in self.magnitude:
-                    self.magnitude[part].copy_(lengths)
+    def start_magnitude(self, put: Put | None = None) -> None:
+        """Set DoRA's lengths to those of the base, when that has its weights; see `base_loaded`."""
+        if not self.magnitude:
+            return
+        packed = isinstance(self.base, FrozenLinear)  # whole where parameters are sharded
+        lengths = torch.linalg.vector_norm(self._base_weight(), dim=1)
+        for part, own in self._by_part(lengths).items():
+            if part in self.magnitude:
+                parameter = self.magnitude[part]
+                parameter.copy_(put(own, parameter) if put and packed else own)
 
     def full_weight(self) -> Float[Tensor, "rows cols"]:
         """Return the weight of base and adapter together, fp32, without gradient."""
@@ -121,10 +126,13 @@ class AdaptedLinear(nn.Module):
         ]
         return torch.cat(ratios)
 
+    def _base_weight(self) -> Tensor:
+        base = self.base
+        return base.full_weight() if isinstance(base, FrozenLinear) else base.weight.float()
+
     def _updated(self) -> Tensor:
         """Return W + s B A."""
-        base = self.base
-        weight = base.full_weight() if isinstance(base, FrozenLinear) else base.weight.float()
+        weight = self._base_weight()
         cols = weight.shape[1]
         updates = [
             self.b[part].float() @ self.a[part].float()
@@ -283,10 +291,14 @@ def base_state(model: nn.Module) -> dict[str, Tensor | FrozenLinear]:
     return state
 
 
-def base_loaded(model: nn.Module) -> None:
-    """Set what of the adapters depends on the base's weights, which have been loaded."""
+def base_loaded(model: nn.Module, put: Put | None = None) -> None:
+    """Set what of the adapters depends on the base's weights, which have been loaded.
+
+    Args:
+        put: called with (tensor, parameter), returns the parameter's shard of the tensor.
+    """
     for layer in adapted_layers(model).values():
-        layer.start_magnitude()
+        layer.start_magnitude(put)
 
 
 def merge(model: Any) -> Any:

@@ -201,7 +201,7 @@ def load_weights(
                 parameter.take(tensor)
             else:
                 parameter.copy_(put(tensor, parameter) if put else tensor)
-    base_loaded(model)
+    base_loaded(model, put)
     files.refuse_unread()
 
 

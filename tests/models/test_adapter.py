@@ -2,10 +2,12 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.adapter import (
@@ -26,6 +28,8 @@ from models.quantised_layer import QuantisedLinear
 from models.sizes import check_formulas, check_parameters, num_trained_parameters
 from runner.learn.memory import _Storages
 from runner.learn.optim.groups_config import AdamWConfig, MuonConfig
+from runner.machine.ranks import Ranks
+from runner.records.checkpoint import like
 
 BASE = DecoderConfig(depth=2, width=64, num_heads=4, num_kv_heads=2, context_length=32)
 TOKENS = torch.arange(2 * 24).view(2, 24) * 7 % 97
@@ -89,7 +93,7 @@ def test_a_packed_base_computes_with_what_it_stands_for(base: Any) -> None:
     layer = model.layers[0].attn.out
     torch.testing.assert_close(
         layer.magnitude["whole"].detach(),
-        torch.linalg.vector_norm(layer._updated(), dim=1).detach(),
+        torch.linalg.vector_norm(layer.base.full_weight(), dim=1),
     )
     half = model.to(torch.bfloat16)
     assert all(not part.is_floating_point() for m in frozen.values() for part in m.packed.values())
@@ -198,3 +202,20 @@ def test_a_recipe_quantises_the_products_below_the_adapters() -> None:
     assert {choice.layer for choice in precision.table} == layers.keys()
     with precision.autocast(), torch.no_grad():
         assert model(TOKENS).isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "base"), [("lora", "nf4"), ("dora", "full"), ("dora", "nf4")])
+def test_sharded_on_one_rank_is_unsharded(kind: Any, base: Any, tmp_path: Path) -> None:
+    method = f"file://{tmp_path / 'rendezvous'}"
+    dist.init_process_group("gloo", init_method=method, rank=0, world_size=1)
+    try:
+        losses = []
+        for shard in (False, True):
+            model = _adapted(kind=kind, base=base, rank=4)
+            if shard:
+                Ranks("cpu").shard(model)
+            base_loaded(model, like)
+            losses.append(_learn(model))
+    finally:
+        dist.destroy_process_group()
+    assert losses[0] == losses[1]
