@@ -158,10 +158,10 @@ class _QuantisedLinear(torch.autograd.Function):
         saved = (right.values, right.numerator, right.scales) if reuse else (weight, None, None)
         if recipe.dgrad.dequantised:
             saved = (right.dequantised(), None, None)
-        kept = left.dequantised()[: len(x)] if recipe.wgrad.dequantised else x
+        for_wgrad = left.dequantised()[: len(x)] if recipe.wgrad.dequantised else x
         ctx.same_x = probe is None and _same_either_way(recipe.fprop, recipe.wgrad, of_x=True)
         ctx.save_for_backward(
-            *((left.values, left.numerator) if ctx.same_x else (kept, None)), *saved
+            *((left.values, left.numerator) if ctx.same_x else (for_wgrad, None)), *saved
         )
         y = scaled_mm(left, right, sums=(1, 1), fp32=mean is not None)[: x.shape[0]]
         if mean is not None:  # no product, which autocast would make in bf16
