@@ -326,6 +326,20 @@ def test_delayed_scales_are_those_of_transformer_engine_step_by_step(
         layer.delayed.seen[0] = buffer[0] = amax
 
 
+@pytest.mark.parametrize("name", ["quartet2", "tetrajet_v2", "ufp4", "averis"])
+def test_a_recipe_keeps_no_state_so_that_a_resumed_step_has_the_same_bits(
+    name: str, compose: Compose
+) -> None:
+    """Dice and signs are of (seed, step, layer, sample): no step depends on those before it."""
+    cfg, small = _config(compose, name), replace(MODEL, depth=1)
+    precision, model = _prepared(cfg, small)
+    first, later = (_step(precision, model, step) for step in (0, 7))
+    resumed = _step(*_prepared(cfg, small), 7)
+    assert precision.state() == {}
+    assert all(torch.equal(a, b) for a, b in zip(later, resumed, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, later, strict=True))
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_step_that_is_not_finite_keeps_the_scales_of_delayed_scaling(
     value: float, compose: Compose

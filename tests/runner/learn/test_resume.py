@@ -54,10 +54,9 @@ def _weights(cell: Cell) -> dict[str, torch.Tensor]:
         ["optim=muon", "data.num_workers=2"],
         ["optim=adamw", "data.num_workers=2", "precision=nvfp4_all_layers", "precision.pad=true"],
         ["optim=muon", "data.num_workers=0", "precision=fp8_delayed"],
-        ["optim=adamw", "data.num_workers=0", "precision=quartet2"],
         ["model=hybrid", "model.depth=2", "model.width=48", "model.parts.e.balance=bias"],
     ],
-    ids=["adamw", "muon, loader processes", "nvfp4", "fp8, delayed scaling", "quartet2", "hybrid"],
+    ids=["adamw", "muon, loader processes", "nvfp4", "fp8, delayed scaling", "hybrid"],
 )
 def test_killed_run_resumes_bit_identically(
     chosen: list[str], compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
