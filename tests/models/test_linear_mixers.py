@@ -1,5 +1,6 @@
 """Branches whose state does not grow: training in chunks or by a scan equals decoding."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_every_kind_satisfies_the_claims_of_all_models(kind: str, tmp_path: Path
 
 @pytest.mark.slow
 def test_all_compile() -> None:
-    backbone.compiles(*(_cfg(kind) for kind in KINDS))
+    backbone.compiles(*(_cfg(kind, depth=1) for kind in KINDS))
 
 
 @pytest.mark.parametrize("recipe", ["bf16", "nvfp4"])
@@ -84,7 +85,9 @@ def test_a_hybrid_keeps_a_window_and_states_together(tmp_path: Path) -> None:
         },
     )
     backbone.satisfies_all_claims(cfg, tmp_path / "m", bound=1e-4)
-    backbone.compiles(cfg, backend="inductor")
+    few = {letter: part for letter, part in cfg.parts.items() if letter in "xe"}
+    small = replace(cfg, depth=1, pattern="xe", parts=few, streams=None)
+    backbone.compiles(small, backend="inductor")
 
 
 def test_taylor_features_are_the_expansion_of_exp() -> None:
