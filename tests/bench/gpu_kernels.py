@@ -32,18 +32,20 @@ def quantising() -> Iterator[Row]:
     for the values. A copy moves 4n: `of_floor` is twice its time over ours.
     """
     from kernels.hadamard import hadamard_matrix
+    from kernels.philox import Dice, Draw, NoiseKey
     from kernels.triton_nvfp4 import quantise, quantise_both
 
     matrix = hadamard_matrix(16, device=DEVICE)
     rounds = 15 if HAS_GPU else 1
     for rows, cols in SHAPES:
         x = torch.randn(rows, cols, device=DEVICE).bfloat16()
-        bits = torch.randint(0, 256, x.shape, dtype=torch.uint8, device=DEVICE)
+        key = NoiseKey(seed=0, step=0, samples=torch.arange(max(1, rows // 1024), device=DEVICE))
+        draws = Draw(Dice.of(key), 0, rows), Draw(Dice.of(key), 1, rows)
         copy = best_ms(x.clone, rounds)
         calls = {
             "rows": lambda x=x: quantise(x, (1, 16)),
             "rows and columns": lambda x=x: quantise_both(x, matrix),
-            "rows and columns, stochastic": lambda x=x, b=bits: quantise_both(x, matrix, (b, b)),
+            "rows and columns, stochastic": lambda x=x, d=draws: quantise_both(x, matrix, d),
         }
         for name, call in calls.items():
             ours = best_ms(call, rounds)

@@ -28,6 +28,7 @@ _STARTED: list[subprocess.Popen[bytes]] = []  # they outlive this process; it ne
 
 _SLURM = """\
 ClusterName=lab
+FirstJobId={first}
 SlurmctldHost=localhost(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
@@ -177,7 +178,9 @@ def _write_files() -> None:
     for folder in ("run", "log", "state", "db", "dev", *(f"spool/{node}" for node in NODES)):
         (HOME / folder).mkdir(parents=True)
     os.chmod(HOME, 0o755)
-    names = {"D": HOME, "dbd": _DBD_PORT, "db": _DB_PORT, "shape": _SHAPE}
+    # A step that outlives its cluster removes its socket at its end, whose name has the job's id.
+    first = int(time.time()) % 10_000_000
+    names = {"D": HOME, "dbd": _DBD_PORT, "db": _DB_PORT, "shape": _SHAPE, "first": first}
     (HOME / "slurm.conf").write_text(_SLURM.format(**names))
     (HOME / "slurmdbd.conf").write_text(_DBD.format(**names))
     os.chmod(HOME / "slurmdbd.conf", 0o600)
