@@ -204,13 +204,13 @@ def test_a_short_logarithmic_axis_has_numbers(ends: tuple[float, float], labels:
     plt.close(figure)
 
 
-@pytest.mark.filterwarnings("ignore::analysis.pooling.PooledWarning")  # the map of the rates
 def test_sources_are_named_in_words() -> None:
     sources = '[{"content": "0123456789abcdef0123", "weight": 1.0}, {"content": "b"}]'
     assert plots.tick(sources) == "content=012345 weight=1.0; content=b"
     assert plots.tick("[0.9, 0.95]") == "[0.9, 0.95]"
 
 
+@pytest.mark.filterwarnings("ignore::analysis.pooling.PooledWarning")  # the map of the rates
 def test_the_default_figures_of_a_grid_follow_what_it_varies(tmp_path: Path) -> None:
     runs = _runs()
     runs.table["model.width"] = runs.table["num_parameters"].map({1e5: 32, 1e6: 96, 1e7: 300})
