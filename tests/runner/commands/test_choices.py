@@ -12,6 +12,7 @@ from runner.commands.composer import Composer, open_keys
 from runner.commands.hydra_plugin import register
 from runner.records import cells
 from runner.records.cells import join_sweep, make_cells, members
+from runner.records.sweep_cells import sweep_cells
 from tests.command_server import ROOT
 
 
@@ -58,5 +59,5 @@ def test_each_sweep_has_its_own_and_an_older_one_gets_them(
     (row,) = members(root, "new")
     assert row["label"] == "renamed"
     cells.freeze_cell(cell)
-    (member,) = cells.sweep_cells(root, "new")
+    (member,) = sweep_cells(root, "new")
     assert member.choices == {"precision": "fp32"}
