@@ -30,10 +30,12 @@ __all__ = [
     "rotary",
     "scaled_mm",
     "short_conv",
+    "state_pass",
     "triton_blocks",
     "triton_check",
     "triton_hadamard",
     "triton_nvfp4",
     "triton_philox",
     "triton_rounding",
+    "triton_state_pass",
 ]

@@ -5,10 +5,14 @@
     o_t = q_t S_t
 
 A chunk depends on itself and on the state at its beginning, so a sequence takes seq / chunk steps;
-decoding is the same with one token. All is computed in fp32, or in fp64 if given so.
+decoding is the same with one token. On a GPU the states alone are passed from chunk to chunk, by
+`kernels/state_pass.py`, and the rest is computed for all chunks at once. All is computed in fp32,
+or in fp64 if given so.
 
 Shape legend: batch, heads, seq, k = key width, v = value width, c = tokens of a chunk.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +21,7 @@ from torch import Tensor
 
 from kernels.at_least_fp32 import at_least_fp32
 from kernels.recurrence_flops import PER_DIMENSION
+from kernels.state_pass import WIDEST_ERASED, has_state_pass, pass_states
 
 _LEAST = -4.0  # log of a decay for each key dimension: 16 of them together stay within fp32
 
@@ -68,9 +73,11 @@ def _recurrence(
     if documents is None:
         documents = torch.zeros(1, seq, dtype=torch.int64, device=q.device)
     documents = torch.cat((documents, documents[:, -1:].expand(-1, missing)), dim=1)
-    # [chunks, batch, heads, c, ...]: the loop below runs over the first dimension.
-    q, k, v, log_decay = (_chunks(x, size) for x in (q, k, v, log_decay))
-    document = documents.view(len(documents), 1, -1, size).movedim(2, 0)
+    at_once = _at_once(q, chunks=q.shape[2] // size, delta=beta is not None)
+    # [batch, heads, chunks, c, ...] as in memory, or chunks first where a loop runs over them.
+    place = 2 if at_once else 0
+    q, k, v, log_decay = (_chunks(x, size, place) for x in (q, k, v, log_decay))
+    document = documents.view(len(documents), 1, -1, size).movedim(2, place)
     same = document[..., :, None] == document[..., None, :]
     gone = log_decay.clamp(min=_LEAST).cumsum(dim=-2) if wide else log_decay.cumsum(dim=-2)
     if wide:
@@ -84,9 +91,10 @@ def _recurrence(
     # The part of each key that reaches the state at the end of its chunk.
     last = gone[..., -1:, :]
     to_end = k * (last - gone).exp() * (document == document[..., -1:])[..., None]
+    correction = None
     if beta is not None:
         assert fade is not None
-        rate = _chunks(F.pad(at_least_fp32(beta), (0, missing))[..., None], size)
+        rate = _chunks(F.pad(at_least_fp32(beta), (0, missing))[..., None], size, place)
         below = (rate * (k @ k.mT) * fade).tril(-1)
         unit = torch.eye(size, dtype=q.dtype, device=q.device) + below
         both = torch.cat((rate * v, rate * k * gone.exp()), dim=-1)
@@ -94,21 +102,76 @@ def _recurrence(
         v, correction = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
     if state is None:
         state = q.new_zeros(batch, heads, width, v.shape[-1])
-    state, before = at_least_fp32(state), document[0, ..., :1]
-    outputs = []
+    parts = _Chunks(scores, q, gone, last, v, to_end, correction, document)
+    out, state = (_all_at_once if at_once else _one_by_one)(parts, at_least_fp32(state))
+    out = out.view(batch, heads, -1, v.shape[-1])
+    return out[:, :, :seq].to(out_type), state
+
+
+class _Chunks(NamedTuple):
+    """What chunks are before a state enters them: batch, heads and chunks, then [c, ...].
+
+    Args:
+        scores: of the tokens of a chunk for each other, with the decay between them.
+        gone: log of the decay since the beginning of the chunk, the token's own included.
+        last: `gone` of the last token, c being 1.
+        to_end: the part of each key that reaches the state at the end of its chunk.
+        correction: of the delta rule, what turns the entering state into what values lack.
+        document: ids, heads being 1.
+    """
+
+    scores: Tensor
+    q: Tensor
+    gone: Tensor
+    last: Tensor
+    v: Tensor
+    to_end: Tensor
+    correction: Tensor | None
+    document: Tensor
+
+
+def _one_by_one(chunks: _Chunks, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs [batch, heads, chunks, c, v] and the last state; chunks come first."""
+    scores, q, gone, last, v, to_end, correction, document = chunks
+    outputs, before = [], document[0, ..., :1]
     for index in range(len(q)):
         goes_on = (document[index] == before).to(q.dtype)[..., None]
-        values = v[index] if beta is None else v[index] - (correction[index] * goes_on) @ state
+        values = v[index]
+        if correction is not None:
+            values = values - (correction[index] * goes_on) @ state
         outputs.append(scores[index] @ values + (q[index] * gone[index].exp() * goes_on) @ state)
         remaining = goes_on[..., -1:, :] * last[index].exp().mT
         state = remaining * state + to_end[index].mT @ values
         before = document[index, ..., -1:]
-    out = torch.stack(outputs, dim=2).view(batch, heads, -1, v.shape[-1])
-    return out[:, :, :seq].to(out_type), state
+    return torch.stack(outputs, dim=2), state
 
 
-def _chunks(x: Tensor, size: int) -> Tensor:
-    return x.view(*x.shape[:2], -1, size, x.shape[-1]).movedim(2, 0)
+def _at_once(q: Tensor, *, chunks: int, delta: bool) -> bool:
+    """Return whether `_all_at_once` computes so many chunks; the other way is the reference."""
+    fits = not delta or q.shape[-1] <= WIDEST_ERASED
+    return chunks > 1 and fits and q.dtype is torch.float32 and has_state_pass(q.device)
+
+
+def _all_at_once(chunks: _Chunks, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `_one_by_one` to rounding, with a number of kernels that does not grow with seq.
+
+    Values that lack W S are values apart from their state: K^T (V - W S) = K^T V - (K^T W) S.
+    """
+    scores, q, gone, last, v, to_end, correction, document = chunks
+    before = torch.cat((document[..., :1, :1], document[..., :-1, -1:]), dim=-2)
+    goes_on = (document == before).to(q.dtype)[..., None]
+    decay = goes_on[..., -1:, :] * last.exp().mT
+    erase = None
+    if correction is not None:
+        correction = correction * goes_on
+        erase = to_end.mT @ correction
+    entering, state = pass_states(to_end.mT @ v, decay, erase, state)
+    values = v if correction is None else v - correction @ entering
+    return scores @ values + (q * gone.exp() * goes_on) @ entering, state
+
+
+def _chunks(x: Tensor, size: int, place: int) -> Tensor:
+    return x.view(*x.shape[:2], -1, size, x.shape[-1]).movedim(2, place)
 
 
 def scan(

@@ -15,7 +15,9 @@ from kernels.native import (
 )
 from kernels.philox import NoiseKey, keep_mask
 from kernels.quantised_linear import Delayed, LinearRecipe, quantised_linear
-from tests.gpu.device import CPU, DEVICE, needs_gpu
+from kernels.state_pass import has_state_pass
+from tests.gpu.device import CPU, DEVICE, HAS_GPU, needs_gpu
+from tests.kernels import recurrence_cases
 
 pytestmark = needs_gpu
 
@@ -44,6 +46,20 @@ def test_cross_entropy_and_its_gradients_agree() -> None:
         results.append([t.detach().cpu() for t in (loss, nll, h.grad, w.grad)])
     for cpu, gpu in zip(*results, strict=True):
         torch.testing.assert_close(gpu, cpu, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", recurrence_cases.KINDS)
+def test_a_recurrence_agrees_with_that_in_fp64(kind: str) -> None:
+    """A head's width, and widths and chunks that fill no tile."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    for shape, chunk in (((2, 3, 300, 64, 64), 64), ((2, 2, 70, 20, 36), 16)):
+        recurrence_cases.check_recurrence(kind, shape, chunk, DEVICE)
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="a CPU passes states chunk after chunk")
+def test_the_states_of_chunks_are_passed_by_a_kernel() -> None:
+    assert has_state_pass(DEVICE)
+    recurrence_cases.check_pass(DEVICE)
 
 
 def _scales_of_one(recipe: LinearRecipe) -> Delayed:

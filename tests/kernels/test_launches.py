@@ -1,4 +1,4 @@
-"""What a quantised layer costs a GPU, counted without one: kernels launched and bytes moved.
+"""What a layer costs a GPU, counted without one: kernels launched and bytes moved.
 
 The speeds that they stand for are measured by `make gpu`. Triton's kernels are replaced by records
 of their launches; torch's are the leaves of a profile.
@@ -6,6 +6,7 @@ of their launches; torch's are the leaves of a profile.
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from kernels import emulate, hadamard, philox
+from kernels import emulate, hadamard, philox, state_pass
 from kernels.philox import Dice, Draw, NoiseKey
 from kernels.quantised_linear import Delayed, quantised_linear
+from kernels.recurrence import recurrence
 from models.recipes import linear_recipe
+from tests.kernels.recurrence_cases import gradients, inputs
 from tests.plain_nodes import shipped
 
 pytest.importorskip("triton", reason="needs triton")
@@ -24,7 +27,8 @@ ROWS, COLS = 128, 256
 # What changes a tensor's description, or asks for memory, is no kernel.
 FREE = re.compile(
     "empty|view|stride|select|slice|expand|transpose|detach|resize|alias|reshape|squeeze|item"
-    "|local_scalar|result_type|resolve_conj|aten::to?$"
+    "|local_scalar|result_type|resolve_conj|narrow|permute|movedim|split|chunk"
+    "|numpy_T|aten::(to?|mT|mH)$"
 )
 
 
@@ -49,10 +53,17 @@ def _large(argument: Any) -> bool:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The launches of Triton kernels, as on a GPU: (name, bytes of its large tensors)."""
-    from kernels import triton_blocks, triton_hadamard, triton_nvfp4, triton_philox
+    from kernels import (
+        triton_blocks,
+        triton_hadamard,
+        triton_nvfp4,
+        triton_philox,
+        triton_state_pass,
+    )
 
     noted: list[tuple[str, int]] = []
-    for module in (triton_blocks, triton_hadamard, triton_nvfp4, triton_philox):
+    quantising = (triton_blocks, triton_hadamard, triton_nvfp4, triton_philox)
+    for module in (*quantising, triton_state_pass):
         for name, value in vars(module).items():
             if name.startswith("_") and type(value).__name__ == "JITFunction":
                 monkeypatch.setattr(module, name, _Recorded(name, noted))
@@ -62,9 +73,28 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         return a.new_empty(len(a), b.shape[1], dtype=torch.float32 if fp32 else torch.bfloat16)
 
     monkeypatch.setattr(torch.ops.espalier, "scaled_mm", multiply)
-    for user in (emulate, hadamard, philox):
+    for user in (emulate, hadamard, philox, state_pass):
         monkeypatch.setattr(user, "triton_agrees", lambda device, compare: True)
     return noted
+
+
+def _launched_by_torch(
+    run: Callable[[], object], launches: list[tuple[str, int]]
+) -> "Counter[str]":
+    """Return the kernels of torch in a second run, and leave those of Triton in `launches`."""
+    run()
+    launches.clear()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        run()
+    return Counter(
+        event.name
+        for event in profiled.events() or ()
+        if _computes(event.name) and not any(_computes(child.name) for child in event.cpu_children)
+    )
+
+
+def _computes(name: str) -> bool:
+    return name.startswith("aten::") and not FREE.search(name)
 
 
 def _draw(stream: int) -> Draw:
@@ -98,11 +128,11 @@ def test_formats_of_blocks_take_one_kernel_and_4_bytes_an_element(
 # Of a layer's forward and backward pass: kernels of Triton and of products, of which three are the
 # products and three apply their factors; and at most so many of torch, on single numbers.
 KERNELS = {
-    "nvfp4": (15, 13),
+    "nvfp4": (15, 16),
     "mxfp8": (12, 3),
     "mxfp4": (13, 5),
     "fp8_current": (12, 6),
-    "fp8_delayed": (11, 18),
+    "fp8_delayed": (11, 27),
     "fp8_block": (11, 3),
 }
 
@@ -122,17 +152,27 @@ def test_a_layer_launches_so_many_kernels(name: str, launches: list[tuple[str, i
         y = quantised_linear(x, weight, recipe, layer=0, dice=dice, delayed=delayed)
         torch.autograd.grad(y, (x, weight), grad)
 
-    run()
-    launches.clear()
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        run()
-    leaves = Counter(
-        event.name
-        for event in profiled.events() or ()
-        if event.name.startswith("aten::")
-        and not any(child.name.startswith("aten::") for child in event.cpu_children)
-        and not FREE.search(event.name)
-    )
+    leaves = _launched_by_torch(run, launches)
     of_triton, of_torch = KERNELS[name]
     assert len(launches) == of_triton, Counter(name for name, _ in launches)
     assert leaves.total() <= of_torch, leaves
+
+
+# Forward and backward, for any number of chunks; chunk after chunk would add so many for each.
+RECURRENCES = {"scalar": (105, 45), "wide": (110, 45), "delta": (170, 55)}
+
+
+@pytest.mark.parametrize("kind", RECURRENCES)
+def test_a_recurrence_launches_as_many_kernels_for_any_number_of_chunks(
+    kind: str, launches: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launched(chunks: int) -> int:
+        given = inputs(kind, (2, 2, 8 * chunks, 4, 4))
+        leaves = _launched_by_torch(lambda: gradients(given, recurrence, 8), launches)
+        return leaves.total() + len(launches)
+
+    most, for_each = RECURRENCES[kind]
+    assert launched(3) == launched(6) <= most
+    assert [name for name, _ in launches] == ["_pass", "_pass"]
+    monkeypatch.setattr(state_pass, "triton_agrees", lambda device, compare: False)
+    assert launched(6) - launched(3) >= 3 * for_each

@@ -28,6 +28,25 @@ for kind in ("zeros", "wide", "inf"):
     check_blocks(kind, cpu)
 """
 
+RECURRENCES = """
+import torch
+from kernels import state_pass
+from kernels.recurrence import recurrence
+from tests.kernels.recurrence_cases import KINDS, check_pass, check_recurrence, inputs
+
+cpu = torch.device("cpu")
+state_pass._compare(cpu)
+state_pass.triton_agrees = lambda device, compare: True
+check_pass(cpu)
+for kind in KINDS:
+    check_recurrence(kind, (2, 2, 23, 5, 4), 8, cpu)
+
+given = inputs("delta", (2, 2, 23, 5, 4))
+compiled = torch.compile(recurrence, backend="aot_eager", fullgraph=True)
+for a, b in zip(compiled(**given, chunk=8), recurrence(**given, chunk=8), strict=True):
+    assert torch.equal(a, b)
+"""
+
 
 HOPPER = """
 import triton
@@ -35,11 +54,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import triton_blocks, triton_hadamard, triton_nvfp4 as kernels, triton_philox
+from kernels import triton_state_pass
 from kernels.emulate import FUSED_HADAMARD
 
 BF16, SIZES = "*bf16", ["i32"] * 4
 
-def compile_for_hopper(function, types, constants, num_warps=4):
+def compile_for_hopper(function, types, constants, num_warps=4, shared_kb=48):
     names = [name for name in function.arg_names if name not in constants]
     signature = dict(zip(names, types, strict=True)) | dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in function.arg_names}
@@ -48,7 +68,7 @@ def compile_for_hopper(function, types, constants, num_warps=4):
     options = {"num_warps": num_warps}
     done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert len(done.asm["cubin"]) < 256 << 10, (function, constants)
-    assert done.metadata.shared <= 48 << 10
+    assert done.metadata.shared <= shared_kb << 10, (function, constants)
 
 DICE = ["*i64", "*i32", "i32", "i32", "i32"]
 for size in FUSED_HADAMARD[::2]:
@@ -78,6 +98,12 @@ compile_for_hopper(triton_blocks._tensor, types, constants)
 compile_for_hopper(triton_philox._words, ["*i64", "*i32", "*i32", "i32", "i32"], {})
 packed = ["*u8", "*u8", "*fp32", "*fp32", "i32", "i32"]
 compile_for_hopper(kernels._dequantise, packed, {"ROWS": 32})
+scan = {"ROWS": 16, "COLS": 64, "BACKWARD": True, "ERASES": False, "STAGES": 3, "erase": None}
+compile_for_hopper(triton_state_pass._pass, ["*fp32"] * 5 + SIZES, scan)
+for rows, stages, warps in ((64, 3, 4), (128, 2, 8)):
+    delta = {"ROWS": rows, "COLS": 16, "BACKWARD": False, "ERASES": True, "STAGES": stages}
+    types = ["*fp32"] * 6 + SIZES
+    compile_for_hopper(triton_state_pass._pass, types, delta, warps, shared_kb=96)
 """
 
 
@@ -95,9 +121,20 @@ def test_the_kernels_compile_for_hopper_without_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the GPU itself: tests/gpu")
 def test_triton_nvfp4_is_the_reference_bit_for_bit() -> None:
+    _interpret(CODE)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the GPU itself: tests/gpu")
+def test_a_recurrence_whose_states_a_kernel_passes_is_that_chunk_after_chunk() -> None:
+    """Outputs, states and gradients, second ones of the pass too; compiled, the same bits."""
+    _interpret(RECURRENCES)
+
+
+def _interpret(code: str) -> None:
     pytest.importorskip("triton", reason="needs triton")
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
