@@ -60,6 +60,7 @@ def sections() -> list[Section]:
         Section("tests: runs", (*_PYTEST, f"{tests}runs.py"), 60),
         Section("training 124M", (f"{bench}training", "124m"), 120),
         Section("quantising", (f"{bench}kernels", "quantise"), 25, interpreted=True),
+        Section("recurrences", (f"{bench}kernels", "recurrences"), 40),
         Section("recipes 950M", (f"{bench}training", "precision"), 90),
         Section("generation 124M", (f"{bench}generation",), 60),
         Section("training 950M", (f"{bench}training", "950m"), 90),

@@ -1,6 +1,6 @@
-"""On a GPU: fused quantising against a copy, and many tiny cells at once.
+"""On a GPU: fused quantising against a copy, recurrences, and many tiny cells at once.
 
-python -m tests.bench.gpu_kernels quantise | cells
+python -m tests.bench.gpu_kernels quantise | recurrences | cells
 
 Prints a row of JSON for each measurement. Without a GPU the sizes are tiny: a rehearsal, in which
 Triton's interpreter quantises (TRITON_INTERPRET=1).
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,36 @@ def quantising() -> Iterator[Row]:
             }
 
 
+def recurrences() -> Iterator[Row]:
+    """Yield the time of a layer's recurrence, forward and backward, in three ways.
+
+    Chunk after chunk, with the states passed on by a kernel, and that compiled. `floor_ms` is the
+    time of 11 tensors of seq x width in fp32, from a copy of two: q, k, v and the output, and once
+    more q, k, v with four gradients.
+    """
+    from kernels import state_pass
+    from kernels.recurrence import recurrence
+    from tests.kernels.recurrence_cases import gradients, inputs
+
+    agrees, rounds = state_pass.triton_agrees, 5 if HAS_GPU else 1
+    shape, chunk = ((4, 24, 2048, 64, 64), 64) if HAS_GPU else ((1, 1, 8, 4, 4), 4)
+    compiled = torch.compile(recurrence, dynamic=False) if HAS_GPU else recurrence
+    for kind, size in (("scalar", chunk), ("wide", 16), ("delta", chunk)):
+        given = {name: t.to(DEVICE) for name, t in inputs(kind, shape).items()}
+        row: Row = {"kind": kind, "chunk": size}
+        for name, function in (
+            ("loop", recurrence),
+            ("kernel", recurrence),
+            ("compiled", compiled),
+        ):
+            state_pass.triton_agrees = (lambda device, compare: False) if name == "loop" else agrees
+            run = partial(gradients, given, function, size)
+            row[f"{name}_ms"] = round(best_ms(run, rounds), 3)
+        state_pass.triton_agrees = agrees
+        copy = best_ms(given["v"].clone, rounds)  # reads and writes a tensor
+        yield row | {"floor_ms": round(5.5 * copy, 3)}
+
+
 def packed_cells() -> Iterator[Row]:
     """Yield the rate of tiny cells that share the device, so many at a time."""
     from runner.launch.pool import Pool
@@ -84,5 +115,6 @@ def packed_cells() -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    for row in quantising() if sys.argv[1] == "quantise" else packed_cells():
+    parts = {"quantise": quantising, "recurrences": recurrences, "cells": packed_cells}
+    for row in parts[sys.argv[1]]():
         print(json.dumps(row), flush=True)
