@@ -1,4 +1,4 @@
-"""Whether a Triton kernel computes on a device: where it gives its reference's bits."""
+"""Whether a Triton kernel computes on a device: where it gives what its reference gives."""
 
 import os
 import warnings
@@ -15,7 +15,8 @@ def triton_agrees(device: torch.device, compare: Callable[[torch.device], None])
     Where it is not a warning says why, and the reference runs.
 
     Args:
-        compare: raises where a bit of the kernel differs from the reference.
+        compare: raises where the kernel differs from the reference: in a bit, or, where sums have
+            another order, by more than their rounding.
     """
     if device.type != "cuda" or os.environ.get("ESPALIER_EAGER_KERNELS"):
         return False
