@@ -7,6 +7,7 @@ Each function states its shapes, its error and its source. Nothing is imported h
 __all__ = [
     "at_least_fp32",
     "attention",
+    "codes",
     "compilation",
     "cross_entropy",
     "diagnostics",

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from kernels.compilation import Compiler, Function, current_compiler
 from kernels.format_names import DOUBLE
-from kernels.formats import E2M1
+from kernels.formats import E2M1, encode_e8m0, encode_positive_e4m3
 from kernels.philox import Dice, Draw
 from kernels.quantise import TENSOR, Block, check_blocks
 from kernels.quantiser import Quantiser
@@ -34,6 +34,9 @@ class Operand:
 
     Args:
         scales: one for each `block`, where they are not folded into `values`.
+        folded: bytes of the scales that are folded into `values`, E4M3 or E8M0.
+        format: what tensor cores multiply by `kernels.block_scaled_mm`, "" where the product is
+            bf16's.
     """
 
     values: Float[Tensor, "rows cols"]
@@ -41,6 +44,8 @@ class Operand:
     denominator: float = 1.0
     scales: Float[Tensor, "block_rows block_cols"] | None = None
     block: Block = (1, 1)
+    folded: UInt8[Tensor, "folded_rows folded_cols"] | None = None
+    format: str = ""
 
     def dequantised(self) -> Float[Tensor, "rows cols"]:
         """Return the operand rounded to bf16, its factor and scales applied in fp32."""
@@ -72,7 +77,7 @@ def emulate(
     """
     quantiser = quantiser.along(dim)
     check_blocks(x, quantiser.span)
-    values, numerator, scales = torch.ops.espalier.quantise(
+    values, numerator, scales, folded = torch.ops.espalier.quantise(
         x,
         *_address(draw),
         amax,
@@ -88,7 +93,7 @@ def emulate(
     )
     block_scales = scales if quantiser.apart else None
     block = quantiser.apart or quantiser.block
-    return Operand(values, numerator, quantiser.denominator, block_scales, block)
+    return Operand(values, numerator, quantiser.denominator, block_scales, block, folded)
 
 
 def emulate_both(
@@ -103,14 +108,14 @@ def emulate_both(
     `x` itself), summed over its rows. Call it only where `fusible`.
     """
     one, two = draws or (None, None)
-    values, numerator, values_turned, numerator_turned = torch.ops.espalier.quantise_both(
+    made = torch.ops.espalier.quantise_both(
         x, matrix, *_address(one), 0 if two is None else two.stream, quantiser.sr_headroom
     )
-    denominator = quantiser.denominator
-    return (
-        Operand(values, numerator, denominator),
-        Operand(values_turned, numerator_turned, denominator),
+    rows, columns = (
+        Operand(values, numerator, quantiser.denominator, folded=folded)
+        for values, numerator, folded in (made[:3], made[3:])
     )
+    return rows, columns
 
 
 def fusible(x: Tensor, quantiser: Quantiser, hadamard: int) -> bool:
@@ -176,7 +181,7 @@ def _quantise_both(
     tokens: int,
     stream_turned: int,
     sr_headroom: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from kernels import triton_nvfp4  # noqa: PLC0415
 
     draw = _draw(samples, key, stream, tokens)
@@ -195,12 +200,12 @@ def _(
     tokens: int,
     stream_turned: int,
     sr_headroom: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    values, factor = (
-        x.new_empty(x.shape, dtype=torch.bfloat16),
-        x.new_empty((), dtype=torch.float32),
-    )
-    return values, factor, torch.empty_like(values), torch.empty_like(factor)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (rows, cols), made = x.shape, []
+    for folded in ((rows, cols // 16), (rows // 16, cols)):
+        values, factor = x.new_empty(rows, cols, dtype=torch.bfloat16), x.new_empty(()).float()
+        made += [values, factor, x.new_empty(folded, dtype=torch.uint8)]
+    return made[0], made[1], made[2], made[3], made[4], made[5]
 
 
 @torch.library.custom_op("espalier::quantise", mutates_args=())
@@ -220,7 +225,7 @@ def _quantise(
     e4m3_max: int,
     row_scaled: bool,
     group: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     quantiser = Quantiser(
         format=format,  # type: ignore[arg-type]
         block=(block[0], block[1]),
@@ -242,8 +247,8 @@ def _quantise(
         has_bits, has_amax = bits is not None, amax is not None
         run = _on_cpu(quantiser, x.dtype, has_bits, has_amax, current_compiler())
         optional = [tensor for tensor in (bits, amax) if tensor is not None]
-        values, numerator, scales = run(x.contiguous(), *optional)
-        return values, numerator, scales
+        values, numerator, scales, folded = run(x.contiguous(), *optional)
+        return values, numerator, scales, folded
     return _reference(quantiser, x, bits, amax)
 
 
@@ -264,62 +269,67 @@ def _(
     e4m3_max: int,
     row_scaled: bool,
     group: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, cols = x.shape
     lines = (rows, 1) if block[0] == 1 else (1, cols)
     numerator = x.new_empty(lines if row_scaled else (), dtype=torch.float32)
     quantiser = Quantiser(format=format, block=(block[0], block[1]), scale=scale, group=group)  # type: ignore[arg-type]
     apart = quantiser.apart
     shape = (rows // apart[0], cols // apart[1]) if apart else (0, 0)
+    folded = (rows // block[0], cols // block[1]) if quantiser.folds else (0, 0)
     return (
         x.new_empty(rows, cols, dtype=torch.bfloat16),
         numerator,
         x.new_empty(shape, dtype=torch.float32),
+        x.new_empty(folded, dtype=torch.uint8),
     )
 
 
 def _by_triton(
     quantiser: Quantiser, x: Tensor, draw: Draw | None, amax: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Return what `_reference` does, by Triton kernels; None for variants that they do not know."""
     from kernels import triton_blocks, triton_nvfp4  # noqa: PLC0415
 
     fmt, block, headroom = quantiser.elements, quantiser.block, quantiser.sr_headroom
-    folded = x.new_empty(0, 0, dtype=torch.float32)
+    apart, none = x.new_empty(0, 0, dtype=torch.float32), x.new_empty(0, 0, dtype=torch.uint8)
     if quantiser.group or (draw is not None and x.shape[1] % 16):
         return None
     if quantiser.simple_nvfp4 and amax is None:
-        return *triton_nvfp4.quantise(x, block, draw, headroom=headroom), folded
+        values, numerator, folded = triton_nvfp4.quantise(x, block, draw, headroom=headroom)
+        return values, numerator, apart, folded
     if quantiser.format.startswith("mx") and max(block) == 32:
         grow = quantiser.element_headroom
-        made = triton_blocks.quantise_mx(
+        values, numerator, folded = triton_blocks.quantise_mx(
             x, fmt, block, quantiser.scale, draw, headroom=headroom, element_headroom=grow
         )
-        return *made, folded
+        return values, numerator, apart, folded
     if not quantiser.format.startswith("fp8"):
         return None
     if block == TENSOR:
-        return *triton_blocks.quantise_fp8_tensor(x, fmt, amax), folded
+        return *triton_blocks.quantise_fp8_tensor(x, fmt, amax), apart, none
     if max(block) != 128:
         return None
     single = quantiser.scale != "fp32"
     values, numerator, scales = triton_blocks.quantise_fp8(x, fmt, block, powers_of_two=single)
-    return values, numerator, folded if single else scales
+    return (values, numerator, apart, scales) if single else (values, numerator, scales, none)
 
 
 def _reference(
     quantiser: Quantiser, x: Tensor, bits: Tensor | None, amax: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (values, numerator, block scales; [0, 0] where they are folded into the values)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (values, numerator, scales apart, bytes of folded scales); [0, 0] where none are."""
     quantised = quantiser(x, bits, amax)
     numerator = quantised.numerator.clone()
+    apart, none = x.new_empty(0, 0, dtype=torch.float32), x.new_empty(0, 0, dtype=torch.uint8)
+    if quantiser.stacked:
+        return quantised.elements.bfloat16(), numerator, quantised.scales.clone(), none
     if quantiser.scale == DOUBLE and quantiser.apart:
         rows, cols = quantiser.apart
-        scales = quantised.outer[::rows, ::cols].clone()
-        return quantised.scaled().bfloat16(), numerator, scales
-    if quantiser.stacked:
-        return quantised.elements.bfloat16(), numerator, quantised.scales.clone()
-    return quantised.scaled().bfloat16(), numerator, x.new_empty(0, 0, dtype=torch.float32)
+        apart = quantised.outer[::rows, ::cols].clone()
+    encode = encode_positive_e4m3 if quantised.scale_format == "e4m3" else encode_e8m0
+    folded = encode(quantised.scales) if quantiser.folds else none
+    return quantised.scaled().bfloat16(), numerator, apart, folded
 
 
 @lru_cache

@@ -120,12 +120,12 @@ def round_scale(
 
 
 def encode(values: Float[Tensor, "*shape"], fmt: FloatFormat) -> UInt8[Tensor, "*shape"]:
-    """Return the codes of `values` (fp32, each a value of `fmt`), four bits in the low nibble."""
+    """Return the codes of `values`, each a value of `fmt`; four bits lie in the low nibble."""
     if fmt.name in _FLOAT8:
         return values.to(_FLOAT8[fmt.name]).view(torch.uint8)
-    table = torch.tensor(_MAGNITUDES[fmt.name], device=values.device)
-    code = torch.bucketize(values.abs().contiguous(), table)
-    return (code + 8 * torch.signbit(values)).to(torch.uint8)
+    table = torch.tensor(_MAGNITUDES[fmt.name], dtype=values.dtype, device=values.device)
+    code = torch.bucketize(values.abs().contiguous(), table, out_int32=True).to(torch.uint8)
+    return code | (torch.signbit(values).to(torch.uint8) << 3)
 
 
 def decode(codes: UInt8[Tensor, "*shape"], fmt: FloatFormat) -> Float[Tensor, "*shape"]:
@@ -134,6 +134,13 @@ def decode(codes: UInt8[Tensor, "*shape"], fmt: FloatFormat) -> Float[Tensor, "*
         return codes.view(_FLOAT8[fmt.name]).float()
     magnitudes = torch.tensor(_MAGNITUDES[fmt.name], device=codes.device)
     return torch.cat((magnitudes, -magnitudes))[codes.long()]
+
+
+def encode_positive_e4m3(scales: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Return the bytes of `scales` (fp32, each a value of E4M3 and none negative); NaN is 0x7F."""
+    normal = (scales.view(torch.int32) >> 20) - (120 << 3)
+    code = torch.where(scales < 2.0**E4M3.emin, (scales * 512.0).to(torch.int32), normal)
+    return torch.where(scales.isnan(), 0x7F, code).to(torch.uint8)
 
 
 def encode_e8m0(scales: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:

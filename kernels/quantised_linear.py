@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kernels.codes import Codes, pack_operand, unpack_operand
 from kernels.diagnostics import statistics
 from kernels.emulate import Operand, emulate, emulate_both, fusible
 from kernels.float8_mm import FORMATS
@@ -154,15 +155,17 @@ class _QuantisedLinear(torch.autograd.Function):
         right = make.of_weight(weight, recipe.fprop, 1, 1)
         reuse = _same_codes(recipe)
         ctx.recipe, ctx.make, ctx.reuse = recipe, make, reuse
-        ctx.denominator, ctx.block = right.denominator, right.block
-        saved = (right.values, right.numerator, right.scales) if reuse else (weight, None, None)
-        if recipe.dgrad.dequantised:
-            saved = (right.dequantised(), None, None)
-        for_wgrad = left.dequantised()[: len(x)] if recipe.wgrad.dequantised else x
+        ctx.denominator, ctx.block, ctx.tokens = right.denominator, right.block, len(x)
         ctx.same_x = probe is None and _same_either_way(recipe.fprop, recipe.wgrad, of_x=True)
-        ctx.save_for_backward(
-            *((left.values, left.numerator) if ctx.same_x else (for_wgrad, None)), *saved
-        )
+        of_x: Codes = (left.values, left.numerator, None, None) if ctx.same_x else _alone(x)
+        if recipe.wgrad.dequantised:
+            of_x = _packed(left, recipe.fprop.left)
+        of_weight = _alone(weight)
+        if reuse:
+            of_weight = (right.values, right.numerator, right.scales, None)
+        if recipe.dgrad.dequantised:
+            of_weight = _packed(right, recipe.fprop.right)
+        ctx.save_for_backward(*of_x, *of_weight)
         y = scaled_mm(left, right, sums=(1, 1), fp32=mean is not None)[: x.shape[0]]
         if mean is not None:  # no product, which autocast would make in bf16
             y = (y + (weight.float() * mean).sum(dim=1)).to(torch.bfloat16)
@@ -170,8 +173,8 @@ class _QuantisedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, x_numerator, weight, numerator, scales = ctx.saved_tensors
         recipe, make = ctx.recipe, ctx.make
+        of_x, of_weight = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         grad = grad.to(torch.bfloat16).contiguous()
         grad_x = grad_weight = None
         along, across = make.both(grad, recipe) if all(ctx.needs_input_grad[:2]) else (None, None)
@@ -179,15 +182,20 @@ class _QuantisedLinear(torch.autograd.Function):
             gemm = recipe.dgrad
             left = along or make(grad, gemm, gemm.left, 1, 2)
             if ctx.reuse:
+                weight, numerator, scales, _ = of_weight
                 right = Operand(weight, numerator, ctx.denominator, scales, ctx.block)
             else:
+                packed = gemm.dequantised and recipe.fprop.right
+                weight = _dequantised(of_weight, packed) if packed else of_weight[0]
                 right = make.of_weight(weight, gemm, 0, 3)
-            grad_x = scaled_mm(left, right, sums=(1, 0), fp32=False)[: x.shape[0]]
+            grad_x = scaled_mm(left, right, sums=(1, 0), fp32=False)[: ctx.tokens]
         if ctx.needs_input_grad[1]:
             gemm = recipe.wgrad
             left = across or make(grad, gemm, gemm.left, 0, 4)
+            packed = gemm.dequantised and recipe.fprop.left
+            x = _dequantised(of_x, packed)[: ctx.tokens] if packed else of_x[0]
             rest, mean = (x, None) if ctx.same_x else _split(x, gemm.right)
-            right = Operand(x, x_numerator) if ctx.same_x else make(rest, gemm, gemm.right, 0, 5)
+            right = Operand(x, of_x[1]) if ctx.same_x else make(rest, gemm, gemm.right, 0, 5)
             grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
             if mean is not None:
                 grad_weight += grad.float().sum(0)[:, None] * mean
@@ -281,6 +289,21 @@ class _Operands:
         if OPERANDS[number].endswith("w"):
             return Draw(_of_no_sample(self.dice), stream, x.shape[0])
         return Draw(self.dice, stream, tokens)
+
+
+def _alone(tensor: Tensor) -> Codes:
+    return tensor, None, None, None
+
+
+def _packed(operand: Operand, recipe: OperandRecipe | None) -> Codes:
+    """Return what fprop has made of an operand, to be kept for the backward pass."""
+    if recipe is None:
+        return _alone(operand.values)
+    return pack_operand(operand, recipe.quantiser)
+
+
+def _dequantised(codes: Codes, recipe: OperandRecipe) -> Tensor:
+    return unpack_operand(codes, recipe.quantiser).dequantised()
 
 
 def _of_no_sample(dice: Dice) -> Dice:

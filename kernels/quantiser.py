@@ -127,6 +127,11 @@ class Quantiser:
         return self.format.startswith("fp8") and self.block != TENSOR and self.scale == "fp32"
 
     @property
+    def folds(self) -> bool:
+        """True where scales of blocks are multiplied into the elements, exactly, in bf16."""
+        return self.block != TENSOR and not self.stacked
+
+    @property
     def apart(self) -> Block | None:
         """Block of the scales that the product applies block by block, None where it has none."""
         if self.scale == DOUBLE:

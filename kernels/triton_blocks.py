@@ -17,12 +17,14 @@ from kernels.triton_philox import dice
 from kernels.triton_rounding import (
     bf16_bits,
     clip,
+    e8m0_byte,
     load_tile,
     nearest,
     power_of_two_down,
     power_of_two_up,
     round_bf16,
     stochastic_e2m1,
+    store_scales,
     store_tile,
 )
 
@@ -38,8 +40,10 @@ def quantise_mx(
     *,
     headroom: float = 1.0,
     element_headroom: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Return (elements x block scales in bf16, numerator), of `kernels.quantise.quantise_mx`.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (elements x block scales in bf16, numerator, scales as E8M0 bytes).
+
+    Bit for bit those of `kernels.quantise.quantise_mx`.
 
     Args:
         draw: dice of stochastic rounding (E2M1); None rounds to nearest.
@@ -47,8 +51,7 @@ def quantise_mx(
     Raises:
         ValueError: a size is not a multiple of the block's, or columns not of 16 with a `draw`.
     """
-    values, numerator, _ = _by_blocks(x, fmt, block, rule, draw, headroom, element_headroom)
-    return values, numerator
+    return _by_blocks(x, fmt, block, rule, draw, headroom, element_headroom)
 
 
 def quantise_fp8(
@@ -56,7 +59,8 @@ def quantise_fp8(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return FP8 with a scale for each block: (values, numerator, scales).
 
-    With powers of two, values are elements x scales in bf16, else elements.
+    With powers of two, values are elements x scales in bf16 and scales E8M0 bytes, else values are
+    elements and scales fp32.
 
     Raises:
         ValueError: a size is not a multiple of the block's.
@@ -102,9 +106,9 @@ def _by_blocks(
     check_blocks(x, block)
     rows, cols = max(_ROWS, block[0]), max(_COLS, block[1])
     out, numerator = _like(x), torch.empty((), dtype=torch.float32, device=x.device)
-    scales = torch.empty(
-        x.shape[0] // block[0], x.shape[1] // block[1], dtype=torch.float32, device=x.device
-    )
+    shape = (x.shape[0] // block[0], x.shape[1] // block[1])
+    dtype = torch.float32 if rule == "fp32" else torch.uint8
+    scales = torch.empty(shape, dtype=dtype, device=x.device)
     _blocks[_grid(x, rows, cols)](
         x,
         *address(draw, x),
@@ -246,9 +250,7 @@ def _blocks(
         element = element * scale[:, None, :, None]
     result = bf16_bits(round_bf16(tl.reshape(element, (ROWS, COLS))))
     store_tile(out, result, rows, cols, ROWS, COLS)
-    row = tl.program_id(0) * r + tl.arange(0, r)[:, None]
-    col = tl.program_id(1) * c + tl.arange(0, c)[None, :]
-    inside = (row < rows // BLOCK_ROWS) & (col < cols // BLOCK_COLS)
-    tl.store(scales + row.to(tl.int64) * (cols // BLOCK_COLS) + col, scale, mask=inside)
+    kept = scale if RULE == "fp32" else e8m0_byte(scale)
+    store_scales(scales, kept, rows // BLOCK_ROWS, cols // BLOCK_COLS, r, c)
     if tl.program_id(0) + tl.program_id(1) == 0:
         tl.store(numerator, element_headroom)

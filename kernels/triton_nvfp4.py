@@ -18,10 +18,12 @@ from kernels.triton_hadamard import turn
 from kernels.triton_philox import dice
 from kernels.triton_rounding import (
     bf16_bits,
+    e4m3_byte,
     largest_magnitude,
     load_tile,
     nearest,
     stochastic_e2m1,
+    store_scales,
     store_tile,
 )
 
@@ -36,8 +38,10 @@ def amax(x: Tensor) -> Tensor:
 
 def quantise(
     x: Tensor, block: Block, draw: Draw | None = None, *, headroom: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Return (elements x block scales in bf16, numerator of the epilogue) of `x` as NVFP4.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `x` as NVFP4: elements x block scales in bf16, the epilogue's numerator, and scales.
+
+    Scales are E4M3 bytes, one for each block.
 
     Bit for bit that of `Quantiser(format="nvfp4", block=block, sr_headroom=headroom)`.
 
@@ -50,10 +54,12 @@ def quantise(
     check_blocks(x, block)
     dice_of_x = address(draw, x)
     largest, out, numerator = _amaxes(x, None), _like(x), _factor(x)
+    scales = _scales(x, block)
     _quantise[_grid(x, ROWS)](
         x,
         *dice_of_x,
         out,
+        scales,
         numerator,
         largest,
         *x.shape,
@@ -64,7 +70,7 @@ def quantise(
         BLOCK_COLS=block[1],
         STOCHASTIC=draw is not None,
     )
-    return out.view(torch.bfloat16), numerator
+    return out.view(torch.bfloat16), numerator, scales
 
 
 def quantise_both(
@@ -73,7 +79,7 @@ def quantise_both(
     draws: tuple[Draw, Draw] | None = None,
     *,
     headroom: float = 1.0,
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """Return `quantise` of `x` in 1 x 16 blocks, and of its transform in 16 x 1 blocks.
 
     Args:
@@ -89,6 +95,7 @@ def quantise_both(
     signs = x if matrix is None else matrix[:, 0].contiguous()
     largest, out, out_turned = _amaxes(x, matrix), _like(x), _like(x)
     numerator, numerator_turned = _factor(x), _factor(x)
+    scales, scales_turned = _scales(x, (1, 16)), _scales(x, (16, 1))
     _quantise_both[_grid(x, rows)](
         x,
         signs,
@@ -96,6 +103,8 @@ def quantise_both(
         *address(two, x)[2:3],
         out,
         out_turned,
+        scales,
+        scales_turned,
         numerator,
         numerator_turned,
         largest,
@@ -108,8 +117,8 @@ def quantise_both(
         num_warps=4 if rows <= 32 else 8,  # by the size of the machine code
     )
     return (
-        (out.view(torch.bfloat16), numerator),
-        (out_turned.view(torch.bfloat16), numerator_turned),
+        (out.view(torch.bfloat16), numerator, scales),
+        (out_turned.view(torch.bfloat16), numerator_turned, scales_turned),
     )
 
 
@@ -163,6 +172,11 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=torch.int16, device=x.device)
 
 
+def _scales(x: Tensor, block: Block) -> Tensor:
+    shape = (x.shape[0] // block[0], x.shape[1] // block[1])
+    return torch.empty(shape, dtype=torch.uint8, device=x.device)
+
+
 def _factor(x: Tensor) -> Tensor:
     return torch.empty((), dtype=torch.float32, device=x.device)
 
@@ -181,17 +195,21 @@ def _amax(
 
 
 @triton.jit
-def _rounded(
+def _round(
     value,
     bits,
     top,
     headroom,
+    out,
+    scales,
+    rows,
+    cols,
     ROWS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     STOCHASTIC: tl.constexpr,
 ):
-    """Elements x block scales of a tile."""
+    """Store elements x block scales of a tile, and the bytes of the scales."""
     r: tl.constexpr = ROWS // BLOCK_ROWS
     c: tl.constexpr = COLS // BLOCK_COLS
     blocks = tl.reshape(value, (r, BLOCK_ROWS, c, BLOCK_COLS))
@@ -208,7 +226,9 @@ def _rounded(
         element = stochastic_e2m1(scaled, tl.reshape(bits, (r, BLOCK_ROWS, c, BLOCK_COLS)))
     else:
         element = nearest(scaled, 0, 1)
-    return tl.reshape(bf16_bits(element * scale[:, None, :, None]), (ROWS, COLS))
+    result = tl.reshape(bf16_bits(element * scale[:, None, :, None]), (ROWS, COLS))
+    store_tile(out, result, rows, cols, ROWS, COLS)
+    store_scales(scales, e4m3_byte(scale), rows // BLOCK_ROWS, cols // BLOCK_COLS, r, c)
 
 
 @triton.jit
@@ -227,6 +247,7 @@ def _quantise(
     tokens,
     per_sample,
     out,
+    scales,
     numerator,
     largest,
     rows,
@@ -243,8 +264,20 @@ def _quantise(
     bits, top = value, tl.load(largest)
     if STOCHASTIC:
         bits = dice(samples, key, stream, tokens, per_sample, cols, ROWS, COLS)
-    result = _rounded(value, bits, top, headroom, ROWS, BLOCK_ROWS, BLOCK_COLS, STOCHASTIC)
-    store_tile(out, result, rows, cols, ROWS, COLS)
+    _round(
+        value,
+        bits,
+        top,
+        headroom,
+        out,
+        scales,
+        rows,
+        cols,
+        ROWS,
+        BLOCK_ROWS,
+        BLOCK_COLS,
+        STOCHASTIC,
+    )
     _store_factor(numerator, top)
 
 
@@ -260,6 +293,8 @@ def _quantise_both(
     stream_turned,
     out,
     out_turned,
+    scales,
+    scales_turned,
     numerator,
     numerator_turned,
     largest,
@@ -276,16 +311,15 @@ def _quantise_both(
     bits, top = value, tl.load(largest)
     if STOCHASTIC:
         bits = dice(samples, key, stream, tokens, per_sample, cols, ROWS, COLS)
-    store_tile(
-        out, _rounded(value, bits, top, headroom, ROWS, 1, 16, STOCHASTIC), rows, cols, ROWS, COLS
-    )
+    _round(value, bits, top, headroom, out, scales, rows, cols, ROWS, 1, 16, STOCHASTIC)
     _store_factor(numerator, top)
     if TURN:
         value, top = turn(value, signs, ROWS, COLS), tl.load(largest + 1)
     if STOCHASTIC:
         bits = dice(samples, key, stream_turned, tokens, per_sample, cols, ROWS, COLS)
-    result = _rounded(value, bits, top, headroom, ROWS, 16, 1, STOCHASTIC)
-    store_tile(out_turned, result, rows, cols, ROWS, COLS)
+    _round(
+        value, bits, top, headroom, out_turned, scales_turned, rows, cols, ROWS, 16, 1, STOCHASTIC
+    )
     _store_factor(numerator_turned, top)
 
 

@@ -100,3 +100,25 @@ def stochastic_e2m1(x, bits):
 @triton.jit
 def _e2m1_step(magnitude):
     return tl.where(magnitude < 2.0, 0.5, tl.where(magnitude < 4.0, 1.0, 2.0))
+
+
+@triton.jit
+def e4m3_byte(scale):
+    """The byte of a value of E4M3 that is not negative; NaN is 0x7F."""
+    normal = (scale.to(tl.int32, bitcast=True) >> 20) - 960
+    code = tl.where(scale < 0.015625, (scale * 512.0).to(tl.int32), normal)
+    return tl.where(scale == scale, code, 0x7F)
+
+
+@triton.jit
+def e8m0_byte(scale):
+    """The byte of a power of two: 0 of 0 and 2**-127, 255 where it is not finite."""
+    return (scale.to(tl.int32, bitcast=True) >> 23) & 0xFF
+
+
+@triton.jit
+def store_scales(scales, value, rows, cols, R: tl.constexpr, C: tl.constexpr):
+    """Store the scales of a program's blocks, `rows` x `cols` being those of the matrix."""
+    row = tl.program_id(0) * R + tl.arange(0, R)[:, None]
+    col = tl.program_id(1) * C + tl.arange(0, C)[None, :]
+    tl.store(scales + row.to(tl.int64) * cols + col, value, mask=(row < rows) & (col < cols))

@@ -14,6 +14,7 @@ from kernels.formats import (
     decode_e8m0,
     encode,
     encode_e8m0,
+    encode_positive_e4m3,
     pack,
     round_nearest,
     round_scale,
@@ -115,3 +116,8 @@ def test_only_floor_and_even_scales_can_saturate(fmt) -> None:  # type: ignore[n
     for mode in ("rceil", "ceil"):
         assert (amax / round_scale(amax, fmt, mode) <= fmt.max).all()
     assert (amax / round_scale(amax, fmt, "floor") > fmt.max).any()
+
+
+def test_bytes_of_scales_are_the_codes_of_e4m3() -> None:
+    codes = torch.arange(128, dtype=torch.uint8)  # of which the last is NaN
+    assert torch.equal(encode_positive_e4m3(decode(codes, E4M3)), codes)

@@ -75,12 +75,12 @@ for size in FUSED_HADAMARD[::2]:
     amax = [BF16, BF16, "*i32", *SIZES]
     compile_for_hopper(kernels._amax, amax, {"ROWS": size, "TURN": True})
     factors = ["*fp32"] * 3
-    both = [BF16, BF16, *DICE, "i32", "*i16", "*i16", *factors, *SIZES, "fp32"]
+    both = [BF16, BF16, *DICE, "i32", "*i16", "*i16", "*u8", "*u8", *factors, *SIZES, "fp32"]
     constants = {"ROWS": size, "TURN": True, "STOCHASTIC": True}
     compile_for_hopper(kernels._quantise_both, both, constants, 4 if size <= 32 else 8)
 for rows, cols in ((1, 16), (16, 1), (16, 16)):
     constants = {"ROWS": 32, "BLOCK_ROWS": rows, "BLOCK_COLS": cols, "STOCHASTIC": True}
-    one = [BF16, *DICE, "*i16", "*fp32", "*fp32", *SIZES, "fp32"]
+    one = [BF16, *DICE, "*i16", "*u8", "*fp32", "*fp32", *SIZES, "fp32"]
     compile_for_hopper(kernels._quantise, one, constants)
 alone = [BF16, BF16, "*i16", "i32", *SIZES]
 compile_for_hopper(triton_hadamard._hadamard, alone, {"SIZE": 128})
@@ -88,7 +88,8 @@ for block, rule, stochastic in (((1, 32), "rceil", True), ((128, 128), "fp32", F
     rows, cols = max(32, block[0]), max(64, block[1])
     constants = {"ROWS": rows, "COLS": cols, "BLOCK_ROWS": block[0], "BLOCK_COLS": block[1]}
     constants |= {"RULE": rule, "MAX": 6.0, "EMIN": 0, "EMAX": 2, "MANTISSA": 1}
-    types = [BF16, *DICE, "*i16", "*fp32", "*fp32", *SIZES, *["fp32"] * 4]
+    scales = "*fp32" if rule == "fp32" else "*u8"
+    types = [BF16, *DICE, "*i16", "*fp32", scales, *SIZES, *["fp32"] * 4]
     warps = 4 if rows * cols <= 4096 else 8
     constants["STOCHASTIC"] = stochastic
     compile_for_hopper(triton_blocks._blocks, types, constants, warps)
