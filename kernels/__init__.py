@@ -7,6 +7,7 @@ Each function states its shapes, its error and its source. Nothing is imported h
 __all__ = [
     "at_least_fp32",
     "attention",
+    "block_scaled_mm",
     "codes",
     "compilation",
     "cross_entropy",
@@ -32,6 +33,7 @@ __all__ = [
     "scaled_mm",
     "short_conv",
     "state_pass",
+    "tensor_cores",
     "triton_blocks",
     "triton_check",
     "triton_hadamard",

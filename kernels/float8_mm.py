@@ -7,6 +7,7 @@ hardware's, without its fast mode; the factor is applied to the accumulator, as 
 Shape legend: m, n, k = rows, columns and summed size of a product.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -51,14 +52,27 @@ def _(a: Tensor, b: Tensor, factor: Tensor, fp32: bool) -> Tensor:
 @lru_cache
 def passed_over(device: torch.device) -> str | None:
     """Return why `float8_mm` is not used on `device`, None if it is: one product is tried."""
+    return refusal(device, NEEDED, "FP8", lambda: wrong_product(device))
+
+
+def refusal(
+    device: torch.device, needed: tuple[int, int], what: str, trial: Callable[[], str | None]
+) -> str | None:
+    """Return why `torch._scaled_mm` is not used on `device`, None if it is.
+
+    Args:
+        needed: the least compute capability.
+        what: the format, in words.
+        trial: multiplies, and returns what is wrong with the product.
+    """
     if device.type != "cuda":
-        return "only a GPU has FP8 tensor cores"
+        return f"only a GPU has {what} tensor cores"
     capability = torch.cuda.get_device_capability(device)
-    if capability < NEEDED:
-        least, given = (f"{major}.{minor}" for major, minor in (NEEDED, capability))
-        return f"torch._scaled_mm in FP8 needs compute capability {least}, not {given}"
+    if capability < needed:
+        least, given = (f"{major}.{minor}" for major, minor in (needed, capability))
+        return f"torch._scaled_mm in {what} needs compute capability {least}, not {given}"
     try:
-        return wrong_product(device)
+        return trial()
     except Exception as error:  # whatever it raises, the emulation is right
         first = str(error).partition("\n")[0]
         return f"torch._scaled_mm failed: {type(error).__name__}: {first}"

@@ -109,7 +109,7 @@ def quantised_linear(
     dice: Dice | None,
     delayed: Delayed | None = None,
     probe: Probe | None = None,
-    float8: bool = False,
+    tensor_cores: bool = False,
     kept: dict[int, Operand] | None = None,
 ) -> Float[Tensor, "*tokens n"]:
     """Return x @ weight.T in bf16 under `recipe`.
@@ -119,7 +119,8 @@ def quantised_linear(
         dice: the rest of that address; None (evaluation) rounds to nearest.
         delayed: required where an operand of `recipe` is delayed.
         probe: receives `kernels.diagnostics.statistics` of each operand; not under torch.compile.
-        float8: multiply on FP8 tensor cores; only where `fits_float8` of the recipe.
+        tensor_cores: multiply by `torch._scaled_mm`; only where `kernels.tensor_cores` has no
+            reason against it.
         kept: operands of the weight by their index in OPERANDS, which the first call fills in and
             later ones read; not under torch.compile.
 
@@ -130,7 +131,7 @@ def quantised_linear(
     if not len(rows):  # an expert without tokens: there is no magnitude to scale by
         return F.linear(x.to(torch.bfloat16), weight.to(torch.bfloat16))
     y: Tensor = _QuantisedLinear.apply(  # type: ignore[no-untyped-call]
-        rows, weight, recipe, layer, dice, delayed, probe, float8, kept
+        rows, weight, recipe, layer, dice, delayed, probe, tensor_cores, kept
     )
     return y.view(*x.shape[:-1], -1)
 
@@ -146,23 +147,24 @@ class _QuantisedLinear(torch.autograd.Function):
         dice: Dice | None,
         delayed: Delayed | None,
         probe: Probe | None,
-        float8: bool,
+        tensor_cores: bool,
         kept: dict[int, Operand] | None,
     ) -> Tensor:
-        make = _Operands(layer, dice, delayed, probe, float8, kept)
+        make = _Operands(layer, dice, delayed, probe, tensor_cores, kept)
         rest, mean = _split(x, recipe.fprop.left)
         left = make(rest, recipe.fprop, recipe.fprop.left, 1, 0)
         right = make.of_weight(weight, recipe.fprop, 1, 1)
         reuse = _same_codes(recipe)
         ctx.recipe, ctx.make, ctx.reuse = recipe, make, reuse
-        ctx.denominator, ctx.block, ctx.tokens = right.denominator, right.block, len(x)
+        ctx.right, ctx.tokens = (right.denominator, right.block, right.format), len(x)
         ctx.same_x = probe is None and _same_either_way(recipe.fprop, recipe.wgrad, of_x=True)
         of_x: Codes = (left.values, left.numerator, None, None) if ctx.same_x else _alone(x)
         if recipe.wgrad.dequantised:
             of_x = _packed(left, recipe.fprop.left)
         of_weight = _alone(weight)
         if reuse:
-            of_weight = (right.values, right.numerator, right.scales, None)
+            folded = right.folded if right.format else None
+            of_weight = (right.values, right.numerator, right.scales, folded)
         if recipe.dgrad.dequantised:
             of_weight = _packed(right, recipe.fprop.right)
         ctx.save_for_backward(*of_x, *of_weight)
@@ -182,8 +184,9 @@ class _QuantisedLinear(torch.autograd.Function):
             gemm = recipe.dgrad
             left = along or make(grad, gemm, gemm.left, 1, 2)
             if ctx.reuse:
-                weight, numerator, scales, _ = of_weight
-                right = Operand(weight, numerator, ctx.denominator, scales, ctx.block)
+                weight, numerator, scales, folded = of_weight
+                denominator, block, format = ctx.right
+                right = Operand(weight, numerator, denominator, scales, block, folded, format)
             else:
                 packed = gemm.dequantised and recipe.fprop.right
                 weight = _dequantised(of_weight, packed) if packed else of_weight[0]
@@ -210,7 +213,7 @@ class _Operands:
     dice: Dice | None
     delayed: Delayed | None
     probe: Probe | None
-    float8: bool
+    tensor_cores: bool
     kept: dict[int, Operand] | None
 
     def of_weight(self, weight: Tensor, gemm: GemmRecipe, dim: int, number: int) -> Operand:
@@ -247,9 +250,7 @@ class _Operands:
             untransformed = before if gemm.hadamard else None
             self.probe[OPERANDS[number]] = statistics(x, quantised, untransformed)
         made = emulate(x, operand.quantiser, dim, draw=draw, amax=amax)
-        if not self.float8:
-            return made
-        return replace(made, values=made.values.to(FORMATS[operand.quantiser.format]))
+        return self._on_tensor_cores(made, operand) if self.tensor_cores else made
 
     def both(self, grad: Tensor, recipe: LinearRecipe) -> tuple[Operand | None, Operand | None]:
         """Return the left operands of dgrad and wgrad from one read, (None, None) without it."""
@@ -266,7 +267,20 @@ class _Operands:
         matrix = self._matrix(recipe.wgrad, 2, x.device) if recipe.wgrad.hadamard else None
         along, across = (self._draw(operand, x, len(grad), number) for number in (2, 4))
         draws = None if along is None or across is None else (along, across)
-        return emulate_both(x, operand.quantiser, matrix, draws)
+        made_along, made_across = emulate_both(x, operand.quantiser, matrix, draws)
+        if not self.tensor_cores:
+            return made_along, made_across
+        return self._on_tensor_cores(made_along, operand), self._on_tensor_cores(
+            made_across, operand
+        )
+
+    @staticmethod
+    def _on_tensor_cores(made: Operand, operand: OperandRecipe) -> Operand:
+        """Return `made` for `torch._scaled_mm`: its FP8 elements, or the format of its blocks."""
+        format = operand.quantiser.format
+        if format in FORMATS:
+            return replace(made, values=made.values.to(FORMATS[format]))
+        return replace(made, format=format)
 
     def _matrix(self, gemm: GemmRecipe, number: int, device: torch.device) -> Tensor:
         """Return the transform of both operands of a GEMM, whose `number` is 0, 1 or 2."""

@@ -3,7 +3,8 @@
 On a CPU oneDNN applies the factor to the fp32 accumulator before it rounds to bf16, at the speed of
 a plain bf16 product. For an fp32 result it is allowed to compute an fp32 product in bf16, which is
 exact for operands that are bf16. On a GPU the product has an fp32 output, multiplied by the factor
-after. Operands in float8 go to its tensor cores, see `kernels.float8_mm`.
+after. Operands in float8 go to its tensor cores (`kernels.float8_mm`), those with a format to
+Blackwell's (`kernels.block_scaled_mm`).
 
 Shape legend: m, n, k = rows, columns and summed size of a product.
 """
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels import float8_mm  # noqa: F401  # the op
+from kernels import block_scaled_mm, float8_mm  # noqa: F401  # the ops
 from kernels.emulate import Operand
 
 
@@ -33,9 +34,19 @@ def scaled_mm(a: Operand, b: Operand, *, sums: tuple[int, int], fp32: bool) -> F
     factor = _factor(a, b, sums, left.device)
     if left.dtype.itemsize == 1:
         return torch.ops.espalier.float8_mm(left, right, factor, fp32)  # type: ignore[no-any-return]
+    if a.format:
+        operands = (*_along_sum(a, sums[0]), *_along_sum(b, sums[1]))
+        return torch.ops.espalier.block_scaled_mm(*operands, factor, a.format, fp32)  # type: ignore[no-any-return]
     if a.scales is None and b.scales is None:
         return torch.ops.espalier.scaled_mm(left, right, factor, fp32)  # type: ignore[no-any-return]
     return _by_blocks(a, b, left, right, factor, sums, fp32=fp32)
+
+
+def _along_sum(operand: Operand, dim: int) -> tuple[Tensor, Tensor]:
+    """Return values and bytes of scales, the summed dimension `dim` being turned into columns."""
+    assert operand.folded is not None
+    values, folded = operand.values, operand.folded
+    return (values, folded) if dim == 1 else (values.T, folded.T)
 
 
 def _factor(a: Operand, b: Operand, sums: tuple[int, int], device: torch.device) -> Tensor:

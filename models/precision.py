@@ -275,10 +275,12 @@ class Precision:
             if why is None:
                 return "TransformerEngine"
             passed_over = self._passed_over(f"{linear.name}: {why}")
-        if self.cfg.backend == "auto" and linear.go_float8() is None:
+        if self.cfg.backend != "auto":
+            return f"emulated: {passed_over}"
+        why = linear.go_tensor_cores()
+        if why is None:
             return f"torch._scaled_mm: {passed_over}"
-        on_cpu = self.device.type == "cpu" and self.cfg.backend == "auto"
-        return "emulated on cpu" if on_cpu else f"emulated: {passed_over}"
+        return "emulated on cpu" if self.device.type == "cpu" else f"emulated: {passed_over}; {why}"
 
     def _describe(self, name: str, chosen: LinearConfig | None, why: str, backend: str) -> None:
         """Add the six operands of a layer to the table."""

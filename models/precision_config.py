@@ -167,7 +167,7 @@ class PrecisionConfig:
         diagnostics_every: steps between statistics of every quantised operand (None: never).
         backend: `native` is TransformerEngine, and an error where it cannot be used; `emulated` is
             ours; `auto` is TransformerEngine where it can be used, else `torch._scaled_mm` for FP8
-            with scales of tensors, else ours, and the table says why.
+            with scales of tensors, NVFP4, MXFP4 and MXFP8, else ours, and the table says why.
     """
 
     # Revision 1 had the backward pass of short attention in bf16 on CPUs; until 3 delayed scaling

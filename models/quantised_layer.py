@@ -9,16 +9,15 @@ from torch import Tensor, nn
 
 from kernels import native
 from kernels.emulate import Operand
-from kernels.float8_mm import passed_over
 from kernels.philox import Dice
 from kernels.quantised_linear import (
     OPERANDS,
     Delayed,
     LinearRecipe,
     Probe,
-    fits_float8,
     quantised_linear,
 )
+from kernels.tensor_cores import passed_over
 from models.precision_config import LinearConfig
 from models.recipes import linear_recipe, operand_recipe
 
@@ -61,7 +60,7 @@ class QuantisedLinear(nn.Linear):
         self.padding = {"k": 0, "n": 0}  # columns and rows of zeros
         self.native: list[nn.Module] = []  # TransformerEngine's, no submodule: the weight is ours
         self.kept: dict[int, Operand] = {}  # the weight's while it stays as it is
-        self.float8 = False  # whether FP8 tensor cores multiply
+        self.tensor_cores = False  # whether torch._scaled_mm multiplies
         self.delayed: Delayed | None = None
         if any(operand.scale == "delayed" for operand in chosen.operands().values()):
             amax, seen = (torch.zeros(len(OPERANDS), device=shared.device) for _ in range(2))
@@ -86,14 +85,12 @@ class QuantisedLinear(nn.Linear):
         self.delayed = None
         return None
 
-    def go_float8(self) -> str | None:
+    def go_tensor_cores(self) -> str | None:
         """Multiply by `torch._scaled_mm` from now on; return None, or why the layer cannot."""
-        if not fits_float8(linear_recipe(self.chosen)):
-            return "torch._scaled_mm multiplies FP8 with scales of tensors"
         if self.in_features % 16 or self.out_features % 16:
             return f"width {self.in_features} or {self.out_features} is not a multiple of 16"
-        why = passed_over(self.shared.device)
-        self.float8 = why is None
+        why = passed_over(linear_recipe(self.chosen), self.shared.device)
+        self.tensor_cores = why is None
         return why
 
     def fit(self, *, pad: bool) -> None:
@@ -164,7 +161,7 @@ class QuantisedLinear(nn.Linear):
             dice=dice,
             delayed=self.delayed,
             probe=self.probe if shared.probing and dice is not None else None,
-            float8=self.float8,
+            tensor_cores=self.tensor_cores,
             kept=self.kept if self._keeps(dice) else None,
         )
         y = y[..., : self.out_features] if n else y

@@ -217,7 +217,7 @@ def _tensors(tokens: int = 128, k: int = 128, n: int = 128) -> tuple[Tensor, Ten
 def test_the_backward_pass_quantises_what_the_forward_pass_has_quantised(name: str) -> None:
     """Each gradient is, to fp32's sums, the fp64 product of Q(H g) and Q(H Q(x)) or Q(H Q(w))."""
     x, weight, grad = _tensors()
-    recipe, make = _recipe(name), _Operands(2, _dice(), None, None, float8=False, kept=None)
+    recipe, make = _recipe(name), _Operands(2, _dice(), None, None, tensor_cores=False, kept=None)
     y, dx, dw = _layer(name, x, weight, grad)
     forward = [
         o.quantiser(t.bfloat16() if t is x else t).dequantise().double()
@@ -292,7 +292,7 @@ def test_signs_of_the_backward_pass_are_shared_by_its_gemms_and_new_each_step() 
     gemm = replace(_recipe("quartet2").dgrad, signs="backward")
 
     def matrix(number: int, step: int = 0, **options: Any) -> Tensor:
-        make = _Operands(2, _dice(step), None, None, float8=False, kept=None)
+        make = _Operands(2, _dice(step), None, None, tensor_cores=False, kept=None)
         return make._matrix(replace(gemm, **options), number, torch.device("cpu"))
 
     assert torch.equal(matrix(1), matrix(2))

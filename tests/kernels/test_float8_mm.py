@@ -73,7 +73,7 @@ def _layer(name: str, *, float8: bool) -> tuple[list[Tensor], int]:
             layer=0,
             dice=Dice.of(NoiseKey(seed=0, step=0, samples=torch.arange(4))),
             delayed=Delayed(amax, torch.zeros_like(amax)),
-            float8=float8,
+            tensor_cores=float8,
         )
     y.backward(grad.bfloat16())
     assert x.grad is not None

@@ -310,7 +310,7 @@ def test_elements_at_three_quarters_never_saturate() -> None:
 def test_signs_of_a_step_belong_to_step_layer_and_gemm_and_not_to_samples() -> None:
     def matrix(step: int, layer: int, number: int, samples: int = 2) -> torch.Tensor:
         dice = Dice.of(NoiseKey(seed=3, step=step, samples=torch.arange(samples)))
-        return _Operands(layer, dice, None, None, float8=False, kept=None)._matrix(
+        return _Operands(layer, dice, None, None, tensor_cores=False, kept=None)._matrix(
             BACKWARD, number, torch.device("cpu")
         )
 

@@ -382,7 +382,9 @@ def test_checked_mode_stops_at_what_is_not_finite(what: str) -> None:
         _step(precision, model)
 
 
-def test_native_is_refused_where_there_is_no_unit_and_auto_says_why(compose: Compose) -> None:
+def test_native_is_refused_where_there_is_no_unit_and_auto_says_why(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = _config(compose, "nvfp4")
     with pytest.raises(ValueError, match=r"backend=native: only a GPU has .*; use .*backend=auto"):
         _prepared(replace(cfg, backend="native"))
@@ -390,6 +392,9 @@ def test_native_is_refused_where_there_is_no_unit_and_auto_says_why(compose: Com
     assert backends == {"torch", "emulated on cpu"}
     emulated = _prepared(replace(cfg, backend="emulated"))[0]
     assert {c.backend for c in emulated.table} == {"torch", "emulated: as asked for"}
+    monkeypatch.setattr("models.quantised_layer.passed_over", lambda recipe, device: None)
+    backends = {c.backend for c in _prepared(cfg)[0].table}
+    assert backends == {"torch", "torch._scaled_mm: only a GPU has low-precision tensor cores"}
 
 
 def test_evaluation_rounds_as_training_does_and_draws_nothing(compose: Compose) -> None:
