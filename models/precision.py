@@ -68,6 +68,11 @@ class Precision:
         return bool(self._native)
 
     @property
+    def backends(self) -> list[str]:
+        """What computes the GEMMs, without the reasons of the table."""
+        return sorted({choice.backend.partition(":")[0] for choice in self.table})
+
+    @property
     def probing(self) -> bool:
         """Whether statistics of the operands are recorded in this step."""
         return self.shared.probing

@@ -27,6 +27,7 @@ _DECIDES_BITS = (
     "compile",
     "torch",
     "micro_batch",
+    "backends",  # of GEMMs in low precision
 )
 _PACKAGES = ("torch", "numpy", "hydra-core", "mlflow", "tokenizers", "datasets", "triton")
 

@@ -21,6 +21,7 @@ def train(
     trainer = Trainer(cell, inputs, journal, ranks)
     if journal is not None:
         judged = {"measure": contracts.measure(trainer.task)}
-        note_environment(journal, cell, ranks, micro_batch=trainer.micro_batch, **judged)
+        facts = {"micro_batch": trainer.micro_batch, "backends": trainer.precision.backends}
+        note_environment(journal, cell, ranks, **facts, **judged)
         write_summary(cell.folder, trainer.budget, trainer.precision, trainer.corpus.tokenizer)
     return trainer.fit(stop)

@@ -393,8 +393,10 @@ def test_native_is_refused_where_there_is_no_unit_and_auto_says_why(
     emulated = _prepared(replace(cfg, backend="emulated"))[0]
     assert {c.backend for c in emulated.table} == {"torch", "emulated: as asked for"}
     monkeypatch.setattr("models.quantised_layer.passed_over", lambda recipe, device: None)
-    backends = {c.backend for c in _prepared(cfg)[0].table}
-    assert backends == {"torch", "torch._scaled_mm: only a GPU has low-precision tensor cores"}
+    multiplied = _prepared(cfg)[0]
+    why = "only a GPU has low-precision tensor cores"
+    assert {c.backend for c in multiplied.table} == {"torch", f"torch._scaled_mm: {why}"}
+    assert multiplied.backends == ["torch", "torch._scaled_mm"]
 
 
 def test_evaluation_rounds_as_training_does_and_draws_nothing(compose: Compose) -> None:

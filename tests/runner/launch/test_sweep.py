@@ -256,11 +256,13 @@ def test_a_resume_on_other_terms_says_so(espalier: Run, tmp_path: Path) -> None:
     (folder,) = tmp_path.glob("runs/*")
     attempt = journal.attempts(folder)[0]
     facts = json.loads((attempt / "environment.json").read_text())
-    (attempt / "environment.json").write_text(json.dumps(facts | {"torch": "1.0"}))
+    facts |= {"torch": "1.0", "backends": ["TransformerEngine"]}
+    (attempt / "environment.json").write_text(json.dumps(facts))
     (attempt / "events.jsonl").unlink()  # as if it had been killed
     again = espalier("train.steps=6")
     assert again.returncode == 0
     assert "not bit-identically: torch: 1.0 at first" in again.stderr
+    assert "backends: ['TransformerEngine'] at first, [] now" in again.stderr
 
 
 def test_an_error_of_the_launcher_saves_what_runs(tmp_path: Path, compose: Compose) -> None:
