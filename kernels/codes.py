@@ -81,5 +81,6 @@ def _elements(packed: Tensor, fmt: FloatFormat) -> Tensor:
         return decode(packed, fmt).to(torch.bfloat16)
     byte = torch.arange(256, dtype=torch.uint8, device=packed.device)
     pairs = torch.stack((decode(byte & 0xF, fmt), decode(byte >> 4, fmt)), dim=1)
-    chosen = pairs.to(torch.bfloat16).index_select(0, packed.flatten().int())
-    return chosen.view(packed.shape[0], -1)
+    table = pairs.to(torch.bfloat16).view(torch.int32).flatten()  # a pair is one number to copy
+    chosen = table.index_select(0, packed.flatten().int())
+    return chosen.view(torch.bfloat16).view(packed.shape[0], -1)

@@ -123,9 +123,15 @@ def encode(values: Float[Tensor, "*shape"], fmt: FloatFormat) -> UInt8[Tensor, "
     """Return the codes of `values`, each a value of `fmt`; four bits lie in the low nibble."""
     if fmt.name in _FLOAT8:
         return values.to(_FLOAT8[fmt.name]).view(torch.uint8)
-    table = torch.tensor(_MAGNITUDES[fmt.name], dtype=values.dtype, device=values.device)
-    code = torch.bucketize(values.abs().contiguous(), table, out_int32=True).to(torch.uint8)
-    return code | (torch.signbit(values).to(torch.uint8) << 3)
+    values = values.to(torch.bfloat16)
+    if fmt is E2M1:
+        # Of the bits of bf16 the exponent and the first of the mantissa count from 1 upwards as
+        # codes do; 0.5 is one lower, and 0 far below.
+        code = ((values.view(torch.int16) & 0x7FFF) >> 6) - 252
+        code = (code + (code <= 0)).clamp(min=0)
+    else:
+        code = values.abs()
+    return code.to(torch.uint8) | (torch.signbit(values).to(torch.uint8) << 3)
 
 
 def decode(codes: UInt8[Tensor, "*shape"], fmt: FloatFormat) -> Float[Tensor, "*shape"]:
