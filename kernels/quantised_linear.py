@@ -176,7 +176,8 @@ class _QuantisedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         recipe, make = ctx.recipe, ctx.make
-        of_x, of_weight = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        saved = ctx.saved_tensors  # read once: checkpointing repeats the forward pass for it
+        of_x, of_weight = saved[:4], saved[4:]
         grad = grad.to(torch.bfloat16).contiguous()
         grad_x = grad_weight = None
         along, across = make.both(grad, recipe) if all(ctx.needs_input_grad[:2]) else (None, None)

@@ -84,6 +84,9 @@ def test_the_compiled_operand_is_the_reference_bit_for_bit(quantiser: Quantiser)
             operand, reference = emulate(x, quantiser, dim), quantiser.along(dim)(x)
             values = reference.elements if quantiser.stacked else reference.scaled()
             assert torch.equal(operand.values, values.bfloat16())
+            if quantiser.folds:
+                assert operand.folded is not None
+                assert torch.equal(operand.folded, reference.packed()[1])
             assert operand.numerator is not None
             assert torch.equal(operand.numerator, reference.numerator)
             assert torch.equal(values.bfloat16().float(), values), "not exact in bf16"
