@@ -87,7 +87,8 @@ def _write_folders(folder: Path) -> None:
             attempt = folder / "runs" / run / "attempts" / "0001"
             attempt.mkdir(parents=True)
             (attempt / "lease.json").write_text("{}")
-            (attempt / "events.jsonl").write_text('{"event": "started"}\n{"event": "finished"}\n')
+            lines = [json.dumps({"event": event, "time": 0}) for event in ("started", "finished")]
+            (attempt / "events.jsonl").write_text("\n".join(lines) + "\n")
             science = {f"group.key_{k}": k for k in range(PARAMS)}
             (folder / "runs" / run / "cell.json").write_text(
                 json.dumps({"schema": 1, "fingerprint": run, "config": {}, "science": science})

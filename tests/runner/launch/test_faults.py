@@ -246,7 +246,8 @@ def test_three_legs_without_a_checkpoint_are_enough(espalier: Run, tmp_path: Pat
         assert len(journal.attempts(folder)) == count
         assert not give_up(cell)
         assert journal.claim(folder) is not None
-        (journal.attempts(folder)[-1] / "events.jsonl").write_text('{"event": "interrupted"}\n')
+        events = journal.attempts(folder)[-1] / "events.jsonl"
+        events.write_text('{"event": "interrupted", "time": 0}\n')
     assert give_up(cell)
     assert cell.state == "failed"
 

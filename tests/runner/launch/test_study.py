@@ -164,7 +164,7 @@ def test_a_study_is_another_one_if_base_metric_direction_or_space_differ(compose
         _new_study(compose, space={"optim.lr": Axis(low=1e-4, high=1e-2, log=True)}),
     ]
     assert len({study.fingerprint for study in (first, *others)}) == 6
-    assert {study.best() for study in others} == {"0 trials (), none complete"}
+    assert {study.best() for study in others} == {"no trial yet"}
     same = [
         _new_study(compose, "optim.lr=0.5"),  # is drawn in any case
         _new_study(compose, "train.micro_batch=2", sampler="random", trials=9, seed=3),
