@@ -99,7 +99,12 @@ NODES_OF = {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in CONF.iterd
 NEEDS = {
     "folder": ["tokenizer.path=x"],
     "hub": ["data.sources.0.revision=abc"],
-    "conversations": ["~data.split", "data.sources.0.revision=abc"],
+    "conversations": [
+        "~data.split",
+        "data.sources.0.revision=a",
+        "tokenizer=folder",
+        "tokenizer.path=x",
+    ],
     "diffusion": ["model.causal=false"],
     "recall": ["~data.split", "~data.sources", "tokenizer=symbols", "data.num_pairs=4"],
     "markov": ["~data.split", "~data.sources", "tokenizer=symbols", "tokenizer.vocab_size=32"],
