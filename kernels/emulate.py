@@ -48,14 +48,14 @@ class Operand:
     format: str = ""
 
     def dequantised(self) -> Float[Tensor, "rows cols"]:
-        """Return the operand rounded to bf16, its factor and scales applied in fp32."""
+        """Return the operand in fp32, its factor and scales applied."""
         values = self.values.float()
         if self.scales is not None:
             of_rows = self.scales.repeat_interleave(self.block[0], 0)
             values = values * of_rows.repeat_interleave(self.block[1], 1)
         if self.numerator is not None:
             values = values * (self.numerator / self.denominator)
-        return values.to(torch.bfloat16)
+        return values
 
 
 def emulate(

@@ -318,7 +318,7 @@ def _packed(operand: Operand, recipe: OperandRecipe | None) -> Codes:
 
 
 def _dequantised(codes: Codes, recipe: OperandRecipe) -> Tensor:
-    return unpack_operand(codes, recipe.quantiser).dequantised()
+    return unpack_operand(codes, recipe.quantiser).dequantised().to(torch.bfloat16)
 
 
 def _of_no_sample(dice: Dice) -> Dice:

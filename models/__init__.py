@@ -40,6 +40,8 @@ __all__ = [
     "ngram",
     "ngram_config",
     "operand_config",
+    "osci_reset",
+    "osci_reset_config",
     "precision",
     "precision_config",
     "prefix_cache",

@@ -21,6 +21,7 @@ from models.compiled_kernels import compile_kernels
 from models.contract import blocks
 from models.delayed_scaling import AmaxHistory
 from models.language_model import LanguageModel
+from models.osci_reset import OsciReset
 from models.precision_config import LinearConfig, PrecisionConfig
 from models.quantised_layer import QuantisedLinear, Shared
 from models.recipes import linear_recipe
@@ -58,6 +59,7 @@ class Precision:
         self.shared = Shared(device=device, check_finite=cfg.check_finite)
         self._linears: list[QuantisedLinear] = []
         self._history: AmaxHistory | None = None
+        self._osci_reset: OsciReset | None = None
         # TransformerEngine's recipes by the directions (forward, backward) that are quantised.
         self._native: dict[tuple[bool, bool], Any] = {}
         self._native_now: Any = None
@@ -106,6 +108,8 @@ class Precision:
             )
         if any(linear.delayed is not None for linear in self._linears):
             self._history = AmaxHistory(self._linears, self.device)
+        if self.cfg.osci_reset is not None:
+            self._osci_reset = OsciReset(self.cfg.osci_reset, self._linears)
 
     def _unquantised(self, model: nn.Module) -> dict[str, str]:
         """Return the modules that stay in `compute` because of their position: name -> reason."""
@@ -142,10 +146,22 @@ class Precision:
             native.seed_dice(seed, _rank(), step)  # a resumed run draws the same
         if self._history is not None:
             self._history.begin(step)
+        if self._osci_reset is not None:
+            self._osci_reset.begin(step, steps, forward=forward)
         every = self.cfg.diagnostics_every
         self.shared.probing = every is not None and step % every == 0
         for linear in self._linears:
             linear.probe.clear()
+
+    def after_update(self) -> None:
+        """Change what the recipe changes of the weights that the optimiser has just updated."""
+        if self._osci_reset is not None:
+            self._osci_reset.after_update()
+
+    def reserve(self) -> None:
+        """Hold what the largest step holds, in place of `begin`: for a prediction of memory."""
+        if self._osci_reset is not None:
+            self._osci_reset.reserve()
 
     @contextmanager
     def same_weights(self, several: bool) -> Iterator[None]:
@@ -196,19 +212,23 @@ class Precision:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that a resume needs: the amax history of delayed scaling."""
+        """Return the tensors that a resume needs: the history of amax, the sums of OsciReset."""
         native_states = {
             f"native.{n.name}": n.native[0].get_extra_state() for n in self._linears if n.native
         }
         state = {name: tensor for name, tensor in native_states.items() if tensor.numel()}
         if self._history is not None:
             state |= self._history.state()
+        if self._osci_reset is not None:
+            state |= self._osci_reset.state()
         return state
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Restore the `state` of an earlier attempt; that of another backend is ignored."""
         if self._history is not None and "amax_history" in state:
             self._history.load(state)
+        if self._osci_reset is not None:
+            self._osci_reset.load(state)
         for linear in self._linears:
             if linear.native and f"native.{linear.name}" in state:
                 linear.native[0].set_extra_state(state[f"native.{linear.name}"])
@@ -230,6 +250,8 @@ class Precision:
                 return None
             if self.cfg.diagnostics_every or self.cfg.check_finite:
                 raise native.Unsupported("diagnostics and checks look at emulated operands")
+            if self.cfg.osci_reset is not None:
+                raise native.Unsupported("osci_reset compares weights that are quantised here")
             states = {(True, True)}
             if self.cfg.switch_at is not None:
                 states.add(self._switched())

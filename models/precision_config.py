@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from kernels.format_names import HADAMARD_SIZES, Signs
 from models.config import config, execution, neutral, refuse_no_steps
 from models.operand_config import CENTRED, OperandConfig
+from models.osci_reset_config import OsciResetConfig
 
 if TYPE_CHECKING:
     import torch
@@ -161,6 +162,7 @@ class PrecisionConfig:
             share.
         switch_at: step from which `switch` is computed in `compute`; below 1, a share of the run.
         switch: the directions that are switched.
+        osci_reset: set weights that oscillate to their quantised values (None: never).
         pad: whether widths that are not multiples of a block are filled up with zeros (None, true;
             the table states the cost) or refused (false).
         check_finite: stop at a NaN or inf operand instead of training on.
@@ -185,6 +187,7 @@ class PrecisionConfig:
     keep_last: float = neutral(0.0)
     switch_at: float | None = neutral(None)
     switch: Literal["both", "forward", "backward"] = neutral("both")
+    osci_reset: OsciResetConfig | None = neutral(None)
     pad: bool | None = neutral(None, False)
     check_finite: bool = execution(False)
     diagnostics_every: int | None = execution(None)
@@ -225,6 +228,9 @@ class PrecisionConfig:
                 f"switch_at={self.switch_at:g} is never reached in the {steps} steps of the run; "
                 "lower it, or give a share of the run below 1"
             )
+        if self.osci_reset is not None:
+            fprops = [part.fprop for part in (self.default, *self.rules)]
+            self.osci_reset.check(steps, [(fprop.w, fprop.hadamard) for fprop in fprops])
 
     @property
     def quantised(self) -> bool:

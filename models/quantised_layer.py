@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import native
-from kernels.emulate import Operand
+from kernels.emulate import Operand, emulate
 from kernels.philox import Dice
 from kernels.quantised_linear import (
     OPERANDS,
@@ -168,6 +168,15 @@ class QuantisedLinear(nn.Linear):
         if shared.check_finite and y.requires_grad:
             y.register_hook(lambda grad: self._check(grad, "gradient"))  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    @torch.no_grad()
+    def quantised_weight(self, weight: Tensor) -> Tensor:
+        """Return what fprop makes of `weight`, rounded to nearest, in fp32 and of its shape."""
+        recipe = operand_recipe(self.chosen.fprop.w, 0)
+        assert recipe is not None
+        rows, cols = weight.shape
+        padded = F.pad(weight, (0, self.padding["k"], 0, self.padding["n"]))
+        return emulate(padded, recipe.quantiser, 1).dequantised()[:rows, :cols]
 
     def _keeps(self, dice: Dice | None) -> bool:
         return self.shared.keep_weights and dice is not None and not torch.compiler.is_compiling()

@@ -96,6 +96,7 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, trains: bool) -> int:
                 optimizer.zero_grad(set_to_none=True)
             for step in (1, 2) if average is not None else ():
                 average.update(step)
+            precision.reserve()
             with precision.same_weights(micro_batches > 1):
                 for _ in range(min(2, micro_batches)):
                     forward(micro).total.backward()

@@ -156,6 +156,7 @@ class Trainer:
                 group["lr"] = group["base_lr"] * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        self.precision.after_update()
         # The host waits for the device here, once a step.
         sums = torch.stack((self.ranks.add(total), count, norm.double()))
         nats, targets, grad_norm = sums.tolist()

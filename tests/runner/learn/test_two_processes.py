@@ -31,6 +31,11 @@ SPREAD += [
     [*model, f"train.parallel={how}"] for model in (HYBRID, BDH, MIXERS) for how in ("ddp", "fsdp")
 ]
 
+# OsciReset of all weights that move, twice in ten steps.
+SOON = [
+    f"precision.osci_reset.{key}" for key in ("start_at=1", "every=4", "window=3", "threshold=1e-9")
+]
+
 
 def _on_two(cell: Cell) -> tuple[int, str]:
     """Run a cell in two processes with the variables of torchrun; return exit code and stderr.
@@ -120,6 +125,7 @@ def test_a_mixture_of_experts_is_one_run_by_the_samples_of_a_forward_pass(
         ["train.parallel=ddp", "precision=nvfp4"],
         ["train.parallel=fsdp", "precision=nvfp4"],
         ["train.parallel=fsdp", "precision=fp8_delayed"],
+        ["train.parallel=fsdp", "precision=tetrajet_v2", *SOON],
     ],
     ids=" ".join,
 )
