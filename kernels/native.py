@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.gemm_recipes import GemmRecipe, LinearRecipe, OperandRecipe
 from kernels.quantise import TENSOR, Block, E4M3Max
-from kernels.quantised_linear import GemmRecipe, LinearRecipe, OperandRecipe
 from kernels.quantiser import Quantiser
 
 _NO_GPU = "only a GPU has low-precision tensor cores"

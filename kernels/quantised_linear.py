@@ -11,7 +11,7 @@ GEMM in fp32.
 Shape legend: tokens, k = width of x, n = width of y.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -24,67 +24,17 @@ from kernels.codes import Codes, pack_operand, unpack_operand
 from kernels.diagnostics import statistics
 from kernels.emulate import Operand, emulate, emulate_both, fusible
 from kernels.float8_mm import FORMATS
-from kernels.format_names import Signs
+from kernels.gemm_recipes import GemmRecipe, LinearRecipe, OperandRecipe
 from kernels.hadamard import hadamard, hadamard_matrix, with_signs
+from kernels.outliers import Columns, fp8_mm, fprop_with_outliers
 from kernels.philox import Dice, Draw, rounding_bits
 from kernels.quantise import TENSOR
-from kernels.quantiser import Quantiser
 from kernels.scaled_mm import scaled_mm
 
 OPERANDS = ("fprop.x", "fprop.w", "dgrad.g", "dgrad.w", "wgrad.g", "wgrad.x")
 Probe = dict[str, dict[str, Tensor]]  # statistics by operand
 _STREAM = 1 << 16  # dropout draws from the layers below this
 _SIGNS = 1 << 28  # and the signs of Hadamard transforms from those above this
-
-
-@dataclass(frozen=True, kw_only=True)
-class OperandRecipe:
-    """The rounding of one operand; in a `GemmRecipe` None leaves an operand in bf16.
-
-    Args:
-        stochastic: round by dice where there are any (in training).
-        quantile: make the scale of the tensor from this quantile of |x| instead of the maximum.
-        delayed: make the scale of the tensor from earlier steps, see `Delayed`.
-        centred: of x: quantise what is left after the mean over tokens, and add the product of the
-            mean unquantised.
-    """
-
-    quantiser: Quantiser
-    stochastic: bool = False
-    quantile: float | None = None
-    delayed: bool = False
-    centred: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class GemmRecipe:
-    """Both operands of a GEMM.
-
-    Args:
-        hadamard: size of the transform of both along the summed dimension, 0: none.
-        dequantised: of the backward pass: make the right operand of what fprop has made of it,
-            dequantised to bf16, and not of the tensor itself.
-    """
-
-    left: OperandRecipe | None = None
-    right: OperandRecipe | None = None
-    hadamard: int = 0
-    signs: Signs = "fixed"
-    dequantised: bool = False
-
-    @property
-    def plain(self) -> bool:
-        """True where this is a bf16 GEMM of its own operands."""
-        return self.left is None and self.right is None and not self.dequantised
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearRecipe:
-    """The three GEMMs of a linear layer; operands (left, right) are (x, w), (g, w) and (g, x)."""
-
-    fprop: GemmRecipe = field(default_factory=GemmRecipe)
-    dgrad: GemmRecipe = field(default_factory=GemmRecipe)
-    wgrad: GemmRecipe = field(default_factory=GemmRecipe)
 
 
 @dataclass(frozen=True)
@@ -111,6 +61,7 @@ def quantised_linear(
     probe: Probe | None = None,
     tensor_cores: bool = False,
     kept: dict[int, Operand] | None = None,
+    columns: Columns | None = None,
 ) -> Float[Tensor, "*tokens n"]:
     """Return x @ weight.T in bf16 under `recipe`.
 
@@ -120,9 +71,10 @@ def quantised_linear(
         delayed: required where an operand of `recipe` is delayed.
         probe: receives `kernels.diagnostics.statistics` of each operand; not under torch.compile.
         tensor_cores: multiply by `torch._scaled_mm`; only where `kernels.tensor_cores` has no
-            reason against it.
+            reason against it, and not with `columns`.
         kept: operands of the weight by their index in OPERANDS, which the first call fills in and
             later ones read; not under torch.compile.
+        columns: columns of x that fprop and wgrad, where they are quantised, take in FP8.
 
     Raises:
         ValueError: k or n is not a multiple of a block (tokens are padded with zeros).
@@ -131,7 +83,7 @@ def quantised_linear(
     if not len(rows):  # an expert without tokens: there is no magnitude to scale by
         return F.linear(x.to(torch.bfloat16), weight.to(torch.bfloat16))
     y: Tensor = _QuantisedLinear.apply(  # type: ignore[no-untyped-call]
-        rows, weight, recipe, layer, dice, delayed, probe, tensor_cores, kept
+        rows, weight, recipe, layer, dice, delayed, probe, tensor_cores, kept, columns
     )
     return y.view(*x.shape[:-1], -1)
 
@@ -149,14 +101,27 @@ class _QuantisedLinear(torch.autograd.Function):
         probe: Probe | None,
         tensor_cores: bool,
         kept: dict[int, Operand] | None,
+        columns: Columns | None,
     ) -> Tensor:
         make = _Operands(layer, dice, delayed, probe, tensor_cores, kept)
+        ctx.recipe, ctx.make, ctx.columns, ctx.tokens = recipe, make, columns, len(x)
+        if columns is not None and not recipe.fprop.plain:
+            pair = None
+            if len(columns.rest):
+                part = x[:, columns.rest], weight[:, columns.rest]
+                left = make(part[0], recipe.fprop, recipe.fprop.left, 1, 0)
+                pair = left, make.of_weight(part[1], recipe.fprop, 1, 1)
+            y, *quantised = fprop_with_outliers(x, weight, columns, pair)
+            ctx.reuse = ctx.same_x = False
+            x = quantised[0] if recipe.wgrad.dequantised else x
+            weight = quantised[1] if recipe.dgrad.dequantised else weight
+            ctx.save_for_backward(*_alone(x), *_alone(weight))
+            return y
         rest, mean = _split(x, recipe.fprop.left)
         left = make(rest, recipe.fprop, recipe.fprop.left, 1, 0)
         right = make.of_weight(weight, recipe.fprop, 1, 1)
         reuse = _same_codes(recipe)
-        ctx.recipe, ctx.make, ctx.reuse = recipe, make, reuse
-        ctx.right, ctx.tokens = (right.denominator, right.block, right.format), len(x)
+        ctx.reuse, ctx.right = reuse, (right.denominator, right.block, right.format)
         ctx.same_x = probe is None and _same_either_way(recipe.fprop, recipe.wgrad, of_x=True)
         of_x: Codes = (left.values, left.numerator, None, None) if ctx.same_x else _alone(x)
         if recipe.wgrad.dequantised:
@@ -189,21 +154,28 @@ class _QuantisedLinear(torch.autograd.Function):
                 denominator, block, format = ctx.right
                 right = Operand(weight, numerator, denominator, scales, block, folded, format)
             else:
-                packed = gemm.dequantised and recipe.fprop.right
+                packed = gemm.dequantised and ctx.columns is None and recipe.fprop.right
                 weight = _dequantised(of_weight, packed) if packed else of_weight[0]
                 right = make.of_weight(weight, gemm, 0, 3)
             grad_x = scaled_mm(left, right, sums=(1, 0), fp32=False)[: ctx.tokens]
         if ctx.needs_input_grad[1]:
             gemm = recipe.wgrad
-            left = across or make(grad, gemm, gemm.left, 0, 4)
-            packed = gemm.dequantised and recipe.fprop.left
+            packed = gemm.dequantised and ctx.columns is None and recipe.fprop.left
             x = _dequantised(of_x, packed)[: ctx.tokens] if packed else of_x[0]
-            rest, mean = (x, None) if ctx.same_x else _split(x, gemm.right)
-            right = Operand(x, of_x[1]) if ctx.same_x else make(rest, gemm, gemm.right, 0, 5)
-            grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
-            if mean is not None:
-                grad_weight += grad.float().sum(0)[:, None] * mean
-        return grad_x, grad_weight, None, None, None, None, None, None, None
+            columns = None if gemm.plain else ctx.columns
+            part = x if columns is None else x[:, columns.rest]
+            if part.shape[1]:
+                left = across or make(grad, gemm, gemm.left, 0, 4)
+                rest, mean = (part, None) if ctx.same_x else _split(part, gemm.right)
+                one_x = Operand(x, of_x[1]) if ctx.same_x else None
+                right = one_x or make(rest, gemm, gemm.right, 0, 5)
+                grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
+                if mean is not None:
+                    grad_weight += grad.float().sum(0)[:, None] * mean
+            if columns is not None:
+                outliers = fp8_mm(grad, x[:, columns.outliers], 0)
+                grad_weight = columns.joined(grad_weight, outliers)
+        return grad_x, grad_weight, *[None] * 8
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ __all__ = [
     "operand_config",
     "osci_reset",
     "osci_reset_config",
+    "out_control",
+    "out_control_config",
     "precision",
     "precision_config",
     "prefix_cache",

@@ -10,6 +10,7 @@ share. Sharded weights are gathered, one layer at a time, to be quantised.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ def _quantised(linear: QuantisedLinear, weight: Tensor) -> Tensor:
     return _like(linear.quantised_weight(whole), weight)
 
 
-def _like(whole: Tensor, weight: Tensor) -> Tensor:
+def _like(whole: Tensor, weight: Any) -> Tensor:
     """Return `whole` on the device and in the shards of `weight`."""
     whole = whole.to(weight.device)
     if not hasattr(weight, "full_tensor"):

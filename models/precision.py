@@ -22,6 +22,7 @@ from models.contract import blocks
 from models.delayed_scaling import AmaxHistory
 from models.language_model import LanguageModel
 from models.osci_reset import OsciReset
+from models.out_control import OutControl
 from models.precision_config import LinearConfig, PrecisionConfig
 from models.quantised_layer import QuantisedLinear, Shared
 from models.recipes import linear_recipe
@@ -60,6 +61,7 @@ class Precision:
         self._linears: list[QuantisedLinear] = []
         self._history: AmaxHistory | None = None
         self._osci_reset: OsciReset | None = None
+        self._out_control: OutControl | None = None
         # TransformerEngine's recipes by the directions (forward, backward) that are quantised.
         self._native: dict[tuple[bool, bool], Any] = {}
         self._native_now: Any = None
@@ -110,6 +112,8 @@ class Precision:
             self._history = AmaxHistory(self._linears, self.device)
         if self.cfg.osci_reset is not None:
             self._osci_reset = OsciReset(self.cfg.osci_reset, self._linears)
+        if self.cfg.out_control is not None:
+            self._out_control = OutControl(self.cfg.out_control, self._linears)
 
     def _unquantised(self, model: nn.Module) -> dict[str, str]:
         """Return the modules that stay in `compute` because of their position: name -> reason."""
@@ -148,20 +152,25 @@ class Precision:
             self._history.begin(step)
         if self._osci_reset is not None:
             self._osci_reset.begin(step, steps, forward=forward)
+        if self._out_control is not None:
+            self._out_control.begin(step, steps)
         every = self.cfg.diagnostics_every
         self.shared.probing = every is not None and step % every == 0
         for linear in self._linears:
             linear.probe.clear()
 
     def after_update(self) -> None:
-        """Change what the recipe changes of the weights that the optimiser has just updated."""
+        """Change what the recipe changes after the optimiser: weights, formats of channels."""
         if self._osci_reset is not None:
             self._osci_reset.after_update()
+        if self._out_control is not None:
+            self._out_control.after_update()
 
-    def reserve(self) -> None:
-        """Hold what the largest step holds, in place of `begin`: for a prediction of memory."""
+    def reserve(self) -> Iterator[None]:
+        """Hold in turn what each of the largest steps does, in place of `begin`: to predict it."""
         if self._osci_reset is not None:
             self._osci_reset.reserve()
+        yield from [None] if self._out_control is None else self._out_control.reserve()
 
     @contextmanager
     def same_weights(self, several: bool) -> Iterator[None]:
@@ -212,7 +221,7 @@ class Precision:
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that a resume needs: the history of amax, the sums of OsciReset."""
+        """Return the tensors that a resume needs: histories, sums of windows, outliers."""
         native_states = {
             f"native.{n.name}": n.native[0].get_extra_state() for n in self._linears if n.native
         }
@@ -221,6 +230,8 @@ class Precision:
             state |= self._history.state()
         if self._osci_reset is not None:
             state |= self._osci_reset.state()
+        if self._out_control is not None:
+            state |= self._out_control.state()
         return state
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -229,6 +240,8 @@ class Precision:
             self._history.load(state)
         if self._osci_reset is not None:
             self._osci_reset.load(state)
+        if self._out_control is not None:
+            self._out_control.load(state)
         for linear in self._linears:
             if linear.native and f"native.{linear.name}" in state:
                 linear.native[0].set_extra_state(state[f"native.{linear.name}"])
@@ -252,6 +265,8 @@ class Precision:
                 raise native.Unsupported("diagnostics and checks look at emulated operands")
             if self.cfg.osci_reset is not None:
                 raise native.Unsupported("osci_reset compares weights that are quantised here")
+            if self.cfg.out_control is not None:
+                raise native.Unsupported("out_control has two formats in one product")
             states = {(True, True)}
             if self.cfg.switch_at is not None:
                 states.add(self._switched())
@@ -304,7 +319,7 @@ class Precision:
             passed_over = self._passed_over(f"{linear.name}: {why}")
         if self.cfg.backend != "auto":
             return f"emulated: {passed_over}"
-        why = linear.go_tensor_cores()
+        why = linear.go_tensor_cores(self.cfg.out_control)
         if why is None:
             return f"torch._scaled_mm: {passed_over}"
         return "emulated on cpu" if self.device.type == "cpu" else f"emulated: {passed_over}; {why}"

@@ -11,6 +11,7 @@ from kernels.format_names import HADAMARD_SIZES, Signs
 from models.config import config, execution, neutral, refuse_no_steps
 from models.operand_config import CENTRED, OperandConfig
 from models.osci_reset_config import OsciResetConfig
+from models.out_control_config import OutControlConfig
 
 if TYPE_CHECKING:
     import torch
@@ -163,6 +164,7 @@ class PrecisionConfig:
         switch_at: step from which `switch` is computed in `compute`; below 1, a share of the run.
         switch: the directions that are switched.
         osci_reset: set weights that oscillate to their quantised values (None: never).
+        out_control: take the input channels with the largest norms in FP8 (None: never).
         pad: whether widths that are not multiples of a block are filled up with zeros (None, true;
             the table states the cost) or refused (false).
         check_finite: stop at a NaN or inf operand instead of training on.
@@ -188,6 +190,7 @@ class PrecisionConfig:
     switch_at: float | None = neutral(None)
     switch: Literal["both", "forward", "backward"] = neutral("both")
     osci_reset: OsciResetConfig | None = neutral(None)
+    out_control: OutControlConfig | None = neutral(None)
     pad: bool | None = neutral(None, False)
     check_finite: bool = execution(False)
     diagnostics_every: int | None = execution(None)
@@ -228,8 +231,10 @@ class PrecisionConfig:
                 f"switch_at={self.switch_at:g} is never reached in the {steps} steps of the run; "
                 "lower it, or give a share of the run below 1"
             )
+        fprops = [part.fprop for part in (self.default, *self.rules)]
+        if self.out_control is not None:
+            self.out_control.check([(fprop.x, fprop.w, fprop.hadamard) for fprop in fprops])
         if self.osci_reset is not None:
-            fprops = [part.fprop for part in (self.default, *self.rules)]
             self.osci_reset.check(steps, [(fprop.w, fprop.hadamard) for fprop in fprops])
 
     @property
@@ -244,6 +249,8 @@ class PrecisionConfig:
 
     def couples_samples(self, sequence_length: int) -> bool:
         """Return whether a sample's numbers depend on the others of its forward pass."""
+        if self.out_control is not None and self.out_control.couples_samples(sequence_length):
+            return True
         return any(
             linear.couples_samples(sequence_length) for linear in (self.default, *self.rules)
         )

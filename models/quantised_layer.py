@@ -9,15 +9,12 @@ from torch import Tensor, nn
 
 from kernels import native
 from kernels.emulate import Operand, emulate
+from kernels.gemm_recipes import LinearRecipe
+from kernels.outliers import Columns, in_fp8
 from kernels.philox import Dice
-from kernels.quantised_linear import (
-    OPERANDS,
-    Delayed,
-    LinearRecipe,
-    Probe,
-    quantised_linear,
-)
+from kernels.quantised_linear import OPERANDS, Delayed, Probe, quantised_linear
 from kernels.tensor_cores import passed_over
+from models.out_control_config import OutControlConfig
 from models.precision_config import LinearConfig
 from models.recipes import linear_recipe, operand_recipe
 
@@ -60,12 +57,19 @@ class QuantisedLinear(nn.Linear):
         self.padding = {"k": 0, "n": 0}  # columns and rows of zeros
         self.native: list[nn.Module] = []  # TransformerEngine's, no submodule: the weight is ours
         self.kept: dict[int, Operand] = {}  # the weight's while it stays as it is
+        self.squares: Tensor | None = None  # of each input channel in this step, while summed
+        self.columns: Columns | None = None  # the input channels that are in FP8
         self.tensor_cores = False  # whether torch._scaled_mm multiplies
         self.delayed: Delayed | None = None
         if any(operand.scale == "delayed" for operand in chosen.operands().values()):
             amax, seen = (torch.zeros(len(OPERANDS), device=shared.device) for _ in range(2))
             self.delayed = Delayed(amax, seen)
         self.select(forward=True, backward=True)
+
+    @property
+    def width(self) -> int:
+        """The number of input channels, padding included."""
+        return self.in_features + self.padding["k"]
 
     def select(self, *, forward: bool, backward: bool) -> None:
         """Quantise the GEMMs of these directions from now on, the others not."""
@@ -85,8 +89,11 @@ class QuantisedLinear(nn.Linear):
         self.delayed = None
         return None
 
-    def go_tensor_cores(self) -> str | None:
+    def go_tensor_cores(self, out_control: OutControlConfig | None) -> str | None:
         """Multiply by `torch._scaled_mm` from now on; return None, or why the layer cannot."""
+        fprop = self.chosen.fprop
+        if out_control is not None and out_control.takes(fprop.x, fprop.w):
+            return "some of its channels are in FP8"
         if self.in_features % 16 or self.out_features % 16:
             return f"width {self.in_features} or {self.out_features} is not a multiple of 16"
         why = passed_over(linear_recipe(self.chosen), self.shared.device)
@@ -153,6 +160,10 @@ class QuantisedLinear(nn.Linear):
         weight, (k, n) = self.weight, self.padding.values()
         if k or n:
             input, weight = F.pad(input, (0, k)), F.pad(weight, (0, k, 0, n))
+        if self.squares is not None and dice is not None:
+            rows = input.detach().to(torch.bfloat16).flatten(0, -2)
+            norms = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float64)
+            self.squares += norms.square()
         y = quantised_linear(
             input,
             weight,
@@ -163,6 +174,7 @@ class QuantisedLinear(nn.Linear):
             probe=self.probe if shared.probing and dice is not None else None,
             tensor_cores=self.tensor_cores,
             kept=self.kept if self._keeps(dice) else None,
+            columns=self.columns,
         )
         y = y[..., : self.out_features] if n else y
         if shared.check_finite and y.requires_grad:
@@ -176,7 +188,13 @@ class QuantisedLinear(nn.Linear):
         assert recipe is not None
         rows, cols = weight.shape
         padded = F.pad(weight, (0, self.padding["k"], 0, self.padding["n"]))
-        return emulate(padded, recipe.quantiser, 1).dequantised()[:rows, :cols]
+        if self.columns is None:
+            return emulate(padded, recipe.quantiser, 1).dequantised()[:rows, :cols]
+        rest = None
+        if len(self.columns.rest):
+            rest = emulate(padded[:, self.columns.rest], recipe.quantiser, 1)
+        outliers = in_fp8(padded[:, self.columns.outliers], 1)
+        return self.columns.dequantised(rest, outliers)[:rows, :cols]
 
     def _keeps(self, dice: Dice | None) -> bool:
         return self.shared.keep_weights and dice is not None and not torch.compiler.is_compiling()

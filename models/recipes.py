@@ -1,7 +1,7 @@
 """From the precision config of a linear layer to the `LinearRecipe` of `kernels`."""
 
 from kernels.format_names import DOUBLE, EDEN
-from kernels.quantised_linear import GemmRecipe, LinearRecipe, OperandRecipe
+from kernels.gemm_recipes import GemmRecipe, LinearRecipe, OperandRecipe
 from kernels.quantiser import Quantiser
 from models.operand_config import DOUBLE_GROUP, OperandConfig
 from models.precision_config import BackwardConfig, GemmConfig, LinearConfig

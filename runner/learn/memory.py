@@ -96,11 +96,11 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, trains: bool) -> int:
                 optimizer.zero_grad(set_to_none=True)
             for step in (1, 2) if average is not None else ():
                 average.update(step)
-            precision.reserve()
-            with precision.same_weights(micro_batches > 1):
-                for _ in range(min(2, micro_batches)):
-                    forward(micro).total.backward()
-            model.zero_grad(set_to_none=True)
+            for _ in precision.reserve():
+                with precision.same_weights(micro_batches > 1):
+                    for _ in range(min(2, micro_batches)):
+                        forward(micro).total.backward()
+                model.zero_grad(set_to_none=True)
         if not trains or run.eval.batch_size > micro:  # else it needs less than training does
             with torch.no_grad():
                 forward(run.eval.batch_size)

@@ -5,6 +5,7 @@ import torch
 
 from kernels.cross_entropy import linear_cross_entropy
 from kernels.formats import E4M3, E5M2
+from kernels.gemm_recipes import LinearRecipe
 from kernels.native import (
     Unsupported,
     apply,
@@ -14,7 +15,7 @@ from kernels.native import (
     published,
 )
 from kernels.philox import NoiseKey, keep_mask
-from kernels.quantised_linear import Delayed, LinearRecipe, quantised_linear
+from kernels.quantised_linear import Delayed, quantised_linear
 from kernels.state_pass import has_state_pass
 from tests.gpu.device import CPU, DEVICE, HAS_GPU, needs_gpu
 from tests.kernels import recurrence_cases

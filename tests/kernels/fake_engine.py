@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.gemm_recipes import GemmRecipe, LinearRecipe
 from kernels.native import published
 from kernels.philox import Dice, NoiseKey
-from kernels.quantised_linear import Delayed, GemmRecipe, LinearRecipe, quantised_linear
+from kernels.quantised_linear import Delayed, quantised_linear
 
 _IN_FORWARD, _IN_BACKWARD = [0, 1], [2, 3, 4, 5]  # of kernels.quantised_linear.OPERANDS
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from kernels.codes import pack_operand, unpack_operand
 from kernels.compilation import eager, use_compiler
 from kernels.emulate import emulate
+from kernels.gemm_recipes import GemmRecipe
 from kernels.philox import Dice, Draw, NoiseKey
-from kernels.quantised_linear import GemmRecipe, quantised_linear
+from kernels.quantised_linear import quantised_linear
 from kernels.quantiser import Quantiser
 from models.recipes import linear_recipe
 from tests.kernels.oracles import KINDS, inputs

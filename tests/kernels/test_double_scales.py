@@ -11,10 +11,11 @@ from kernels.diagnostics import statistics
 from kernels.double_scales import EDEN_TOP, quantise_double_block, quantise_ms_eden
 from kernels.emulate import emulate
 from kernels.formats import E1M2, E4M3, decode, encode, round_nearest, round_stochastic
+from kernels.gemm_recipes import LinearRecipe
 from kernels.hadamard import hadamard
 from kernels.philox import Dice, NoiseKey
 from kernels.quantise import Quantised, quantise_nvfp4
-from kernels.quantised_linear import LinearRecipe, _Operands, quantised_linear
+from kernels.quantised_linear import _Operands, quantised_linear
 from kernels.quantiser import Quantiser
 from models.recipes import linear_recipe
 from tests.kernels.oracles import KINDS, inputs

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from kernels.gemm_recipes import LinearRecipe
 from kernels.native import Unsupported, native_recipe, recipe_of, refuse_capability
-from kernels.quantised_linear import LinearRecipe
 from models.recipes import linear_recipe
 from runner.records.config import validate
 from tests.kernels.oracles import te_recipes

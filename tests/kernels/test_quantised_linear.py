@@ -12,16 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from kernels import emulate as emulation
 from kernels.compilation import eager, use_compiler
 from kernels.emulate import emulate
+from kernels.gemm_recipes import GemmRecipe, LinearRecipe, OperandRecipe
 from kernels.hadamard import hadamard, hadamard_matrix
 from kernels.philox import Dice, Draw, NoiseKey, rounding_bits
-from kernels.quantised_linear import (
-    GemmRecipe,
-    LinearRecipe,
-    OperandRecipe,
-    _Operands,
-    _quantile,
-    quantised_linear,
-)
+from kernels.quantised_linear import _Operands, _quantile, quantised_linear
 from kernels.quantiser import Quantiser
 from kernels.scaled_mm import scaled_mm
 from models.compiled_kernels import compile_for_cpu
