@@ -31,9 +31,11 @@ SPREAD += [
     [*model, f"train.parallel={how}"] for model in (HYBRID, BDH, MIXERS) for how in ("ddp", "fsdp")
 ]
 
-# OsciReset of all weights that move, twice in ten steps.
+# OsciReset of all weights that move, twice in twelve steps; OutControl from step 4 on.
 SOON = [
-    f"precision.osci_reset.{key}" for key in ("start_at=1", "every=4", "window=3", "threshold=1e-9")
+    *("precision.osci_reset.start_at=1", "precision.osci_reset.every=4"),
+    *("precision.osci_reset.window=3", "precision.osci_reset.threshold=1e-9"),
+    *("precision.out_control.start_at=1", "precision.out_control.window=3"),
 ]
 
 
