@@ -64,8 +64,9 @@ class Canvas:
         """Return what can no longer change at the beginning of the canvas."""
         hidden = self.masked.nonzero()[:, 0]
         settled = int(hidden[0]) if len(hidden) else len(self.masked)
-        ids, text, finish = [], "", ""
-        begun = self._given
+        ids: list[int] = []
+        text, begun = "", self._given
+        finish: Finish = ""
         for token in self.tokens[self.begin + begun : self.begin + settled].tolist():
             if token in ends:
                 finish = "stop"
@@ -83,11 +84,8 @@ class Canvas:
             ids=tuple(ids),
             logprobs=tuple(self.logprobs[begun : begun + len(ids)].tolist()),
             text=text + (self.stream.finish() if finish else ""),
-            finish=_FINISH[finish],
+            finish=finish,
         )
-
-
-_FINISH: dict[str, Finish] = {"": "", "stop": "stop", "length": "length"}
 
 
 class Denoise:

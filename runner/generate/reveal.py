@@ -3,7 +3,6 @@
 Shape legend: masked = masked tokens of the current block of one text, vocab.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -111,8 +110,3 @@ def _noise(
     """Return `n` Gumbel variables for each place in a step."""
     keys = places.new_tensor([[how.seed, how.sample]]).expand(len(places), 2)
     return gumbel(keys[:, 0], keys[:, 1], step * (MAX_PLACES + 1) + places, n)
-
-
-def first_masked(masked: Sequence[bool]) -> int:
-    """Return the index of the first masked token, the length of the text if there is none."""
-    return next((place for place, hidden in enumerate(masked) if hidden), len(masked))
