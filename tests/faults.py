@@ -20,7 +20,8 @@ class FaultyConfig(DecoderConfig):
 
     Args:
         fault: `oom` and `kernel_oom` cannot hold more than one sample, the latter until the kernel
-            kills it; `slow` takes 0.2 s a step, `stuck` an hour.
+            kills it; `slow` takes 0.2 s a step until the file that the environment variable
+            ESPALIER_TEST_HURRY names is there; `stuck` takes an hour.
     """
 
     fault: Literal[
@@ -52,7 +53,7 @@ class FaultyConfig(DecoderConfig):
 
 def _wait(seconds: float, _: Any, arguments: tuple[Any, ...]) -> None:
     planned = any(isinstance(a, FakeTensor) or getattr(a, "is_meta", False) for a in arguments)
-    if not planned:
+    if not planned and not os.path.exists(os.environ.get("ESPALIER_TEST_HURRY", "")):
         time.sleep(seconds)
 
 
