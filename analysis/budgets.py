@@ -107,7 +107,7 @@ def fitted_law(points: pd.DataFrame) -> Array | None:
 
 
 def noise_of_runs(points: pd.DataFrame, law: Array | None) -> tuple[float, int]:
-    """Return the standard deviation of a run's loss and its degrees of freedom.
+    """Return the standard deviation of a run, a share of its loss, and its degrees of freedom.
 
     Args:
         law: what is subtracted first; a parabola in log n is taken out at each budget besides.
@@ -131,7 +131,11 @@ def noise_of_runs(points: pd.DataFrame, law: Array | None) -> tuple[float, int]:
 
 
 def outliers(points: pd.DataFrame, law: Array | None, noise: float) -> pd.DataFrame:
-    """Return runs far from a robust parabola at their budget: row, flops, n, loss, deviations."""
+    """Return runs far from a robust parabola at their budget: row, flops, n, loss, deviations.
+
+    Args:
+        noise: standard deviation of a run, a share of its loss.
+    """
     found = []
     for _, part in _about(points, law).groupby("budget"):
         x, y = np.log(part["n"].to_numpy()), part["about"].to_numpy()
@@ -148,7 +152,8 @@ def outliers(points: pd.DataFrame, law: Array | None, noise: float) -> pd.DataFr
 
 
 def _about(points: pd.DataFrame, law: Array | None) -> pd.DataFrame:
-    """Return the points with column about: the loss, less that of the law."""
+    """Return the points with column about: the loss, less the law's, over the budget's mean."""
     sizes = {name: points[name].to_numpy() for name in ("n", "d")}
     expected = 0.0 if law is None else CHINCHILLA.predict(law, sizes)
-    return points.assign(about=points["loss"] - expected)
+    mean = points.groupby("budget")["loss"].transform("mean")
+    return points.assign(about=(points["loss"] - expected) / mean)

@@ -4,7 +4,8 @@ A minimum found on few noisy losses has a bias and a spread that depend on the c
 the method. Both are measured: the shape of a Chinchilla law fitted to all runs, moved to the
 minimum found, gives losses whose minimum is known; the same procedure on them, without noise, has
 the bias, which is subtracted, and on noisy copies the deviations, which make the intervals. The
-noise is that of the runs about the law, a parabola at each budget taken out, one for all budgets.
+noise is that of the runs about the law, a parabola at each budget taken out; it is one share of the
+loss at all budgets, as fits of log losses take it to be.
 
 Source: Hoffmann et al. arXiv 2203.15556, approach 2.
 """
@@ -35,7 +36,7 @@ class IsoFlop:
         curves: the fitted curves, for the figure: flops, n, loss.
         points: the runs with their budget.
         outliers: runs more than four standard deviations off: row, flops, n, loss, deviations.
-        noise: standard deviation of the loss of a run.
+        noise: standard deviation of a run, a share of its loss.
         left_out: numbers of rows not used, by the reason.
         lines: log n and log tokens at log C = 0 and their slopes, bootstrapped [2, 2, B].
     """
@@ -126,7 +127,8 @@ def isoflop(
     deviations: list[Array] = []
     spread = noise * np.sqrt(max(1, degrees) / rng.chisquare(max(1, degrees), bootstraps))
     for budget, part in points.groupby("budget"):
-        row, draws, curve = _one(METHODS[method], part, law, noise, spread, rng)
+        level = part["loss"].mean()
+        row, draws, curve = _one(METHODS[method], part, law, noise * level, spread * level, rng)
         rows.append({"flops": budget} | row)
         if not row["rejected"]:
             deviations.append(draws)
@@ -165,7 +167,7 @@ def _one(
     """Return (row of one budget, deviations of log n and log tokens [2, B], fitted curve).
 
     Args:
-        spread: the noise of each copy [B].
+        noise: standard deviation of a run's loss; spread: that of each copy [B].
     """
     sizes, y = part["n"].nunique(), part["loss"].to_numpy()
     logs = [np.log(part[column].to_numpy()) for column in ("n", "d")]

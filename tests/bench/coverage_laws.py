@@ -320,6 +320,10 @@ STUDIES: dict[str, Study] = {
                 budgets(0.02, 6, 9, 16.0, 1.5),
                 "parabola",
             ),
+            "parabola, 7 sizes x 5 budgets, sd 0.005 at any loss": (
+                replace(budgets(0.005, 5, 7, 5.0), relative=False),
+                "parabola",
+            ),
             "akima, 7 sizes x 5 budgets, sd 0.005": (budgets(0.005, 5, 7, 5.0), "akima"),
         },
         _SEEDS,
