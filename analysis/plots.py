@@ -190,7 +190,8 @@ def forest(
     axis.locator_params(axis="x", nbins=4)
     name, _, unit = AXES.get(metric, metric).partition(" (")
     suffix = f"({unit}, " if unit else ""
-    axis.set_xlabel(f"{name} minus {baseline}\n{suffix}{confidence:.0%} interval")
+    told = f"{confidence:.0%} interval" if shown["low"].notna().any() else "too few for an interval"
+    axis.set_xlabel(f"{name} minus {baseline}\n{suffix}{told}")
     return figure, shown
 
 

@@ -263,3 +263,13 @@ def test_the_front_is_what_nothing_beats() -> None:
 def test_layers_without_diagnostics_say_how_to_get_them() -> None:
     with pytest.raises(ValueError, match=r"set precision\.diagnostics_every"):
         run_plots.by_layer(_runs().history, statistic="sqnr_db", title="")
+
+
+def test_a_forest_of_single_pairs_speaks_of_no_interval() -> None:
+    gap = pd.DataFrame(
+        {"value": ["a", "b"], "difference": [0.1, 0.2], "low": np.nan, "high": np.nan, "n": 1}
+    )
+    label = plots.forest(gap, baseline="bf16")[0].axes[0].get_xlabel()
+    assert "too few" in label
+    gap.loc[0, ["low", "high"]] = 0.0, 0.2
+    assert "95% interval" in plots.forest(gap, baseline="bf16")[0].axes[0].get_xlabel()
