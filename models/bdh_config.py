@@ -17,10 +17,13 @@ class BDHConfig:
 
     Args:
         depth: number of levels; all share one set of weights.
+        width: of the residual stream.
+        num_heads: heads that the neurons are divided into.
         multiplier: neurons of all heads together, in multiples of the width.
         dropout: probability, on the neurons.
         form: `repo` follows the public code, `paper` the paper's equations.
         rope_base: base of the rotary angles of a head's neurons, taken in neighbouring pairs.
+        init_std: standard deviation of the initial weights.
         chunks: 1, 2, 4 or 8: compute the neurons in this many parts, and again in the backward
             pass, so that no activation as wide as all of them is kept (form=repo only).
     """

@@ -29,11 +29,20 @@ class DecoderConfig:
         head_dim: width of a head (None: width / num_heads).
         hidden: feed-forward width (None: 4 x width, or for swiglu 8/3 x width to a multiple of 8).
         context_length: longest sequence; matters for learned positions only.
+        norm: of the residual stream, before each branch and before the head.
+        positions: rotary, or a learned embedding of each position.
+        rope_base: base of the rotary angles.
+        qk_norm: RMSNorm on queries and keys, head by head.
+        activation: of the feed-forward branch; swiglu has a gate, a third matrix.
+        bias: biases in the linear layers and in LayerNorm.
+        tied: the head is the token embedding.
         dropout: probability, on the embedding and on the output of each branch.
         rope_scaling: stretches rotary positions beyond the context that they were trained at.
         norm_eps: added to the mean square or variance (None: 1e-6 for RMSNorm, 1e-5 for LayerNorm).
         softcap: logits become softcap * tanh(logits / softcap).
         z_loss: weight of logsumexp(logits)**2 in the training loss.
+        init: scheme of the initial weights; `mup` scales them and the learning rates by width.
+        init_std: standard deviation of the initial weights.
         base_width: with init=mup, the width at which learning rate and init_std were tuned.
         pattern: a word for each layer, repeated over the depth; a letter for each branch: `a`
             attention and `f` feed-forward, both shaped by the fields above, or a key of `parts`.

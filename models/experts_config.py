@@ -24,10 +24,12 @@ class ExpertsConfig:
         capacity_factor: in training an expert takes at most this times an equal share of a
             micro-batch's tokens, the first ones, and drops the rest (None: none are dropped).
             Evaluation drops none.
+        num_experts: number of experts, of which each token is sent to `top_k`.
         balance: `loss`: num_experts * sum over experts of (share of tokens * mean probability),
             times `balance_weight`. `bias`: a bias on an expert's probability, for the choice only,
             which the optimiser moves against overload (Wang et al., arXiv 2408.15664, move it by
             the sign of the overload). `none`.
+        balance_weight: weight of the loss, or rate of the biases.
         z_loss: weight of the mean of logsumexp(scores)^2 (ST-MoE, arXiv 2202.08906).
     """
 

@@ -18,6 +18,7 @@ class LinearAttentionConfig:
     """Attention with a state of [heads, key width, value width].
 
     Args:
+        kind: the rule by which the state is updated; see `models/linear_attention.py`.
         num_heads: None: the decoder's.
         key_dim: width of a head's keys (None: that of the decoder's heads). For `based` take 8 to
             24, which its features turn into 1 + d + d^2. Values have width / num_heads.

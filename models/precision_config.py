@@ -54,7 +54,12 @@ class BackwardConfig(GemmConfig):
 
 @config
 class FpropConfig(GemmConfig):
-    """y = x w."""
+    """y = x w.
+
+    Args:
+        x: format of the activations.
+        w: format of the weights.
+    """
 
     x: OperandConfig = OperandConfig()
     w: OperandConfig = OperandConfig()
@@ -62,7 +67,12 @@ class FpropConfig(GemmConfig):
 
 @config
 class DgradConfig(BackwardConfig):
-    """dx = g w."""
+    """dx = g w.
+
+    Args:
+        g: format of the gradients of the output.
+        w: format of the weights.
+    """
 
     g: OperandConfig = OperandConfig()
     w: OperandConfig = OperandConfig()
@@ -70,7 +80,12 @@ class DgradConfig(BackwardConfig):
 
 @config
 class WgradConfig(BackwardConfig):
-    """dw = g x."""
+    """dw = g x.
+
+    Args:
+        g: format of the gradients of the output.
+        x: format of the activations.
+    """
 
     g: OperandConfig = OperandConfig()
     x: OperandConfig = OperandConfig()
@@ -78,7 +93,13 @@ class WgradConfig(BackwardConfig):
 
 @config
 class LinearConfig:
-    """The three GEMMs of a linear layer."""
+    """The three GEMMs of a linear layer.
+
+    Args:
+        fprop: formats of the forward product.
+        dgrad: formats of the product that gives the gradient of the input.
+        wgrad: formats of the product that gives the gradient of the weights.
+    """
 
     fprop: FpropConfig = FpropConfig()
     dgrad: DgradConfig = DgradConfig()
@@ -142,6 +163,7 @@ class RuleConfig(LinearConfig):
     """The formats of layers whose name matches `match`, `layers.*.mlp.*` for example.
 
     Args:
+        match: pattern of the names of layers.
         optional: a model that has no such layer is not refused.
     """
 

@@ -16,6 +16,7 @@ class StreamsConfig:
 
     Args:
         kind: hc, unconstrained, or mhc, whose mixing is doubly stochastic; see `models/streams.py`.
+        num_streams: number of residual streams.
         alpha: initial weight of the terms that depend on the token.
         iterations: rounds of Sinkhorn and Knopp's normalisation of columns, then rows (mhc).
     """

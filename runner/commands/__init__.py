@@ -9,6 +9,7 @@ __all__ = [
     "figures",
     "generation_cli",
     "hydra_plugin",
+    "key_reference",
     "keys",
     "missing_values",
     "models",
@@ -18,4 +19,5 @@ __all__ = [
     "refusals",
     "storage",
     "sweep_keys",
+    "sweep_schema",
 ]

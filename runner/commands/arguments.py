@@ -60,6 +60,31 @@ Reference = Annotated[
 ]
 
 
+def _names_of_experiments(incomplete: str) -> list[str]:
+    """Return what an experiment's name may become."""
+    names = sorted(file.parent.name for file in EXPERIMENTS.glob("*/sweep.yaml"))
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _overrides(incomplete: str) -> list[str]:
+    """Return what an override may become."""
+    from runner.commands.completion import continuations  # noqa: PLC0415
+
+    return continuations(incomplete)
+
+
+Experiment = Annotated[
+    str,
+    typer.Argument(
+        help="Folder under experiments/, or a path.", autocompletion=_names_of_experiments
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="KEY=VALUE, GROUP=CHOICE.", autocompletion=_overrides),
+]
+
+
 def chosen_cells(root: Path, name: str, prefixes: list[str] | None) -> "list[Cell]":
     """Return the cells of a sweep whose fingerprint begins with one of `prefixes`; all if None.
 

@@ -1,5 +1,6 @@
 """`espalier`: train, watch, evaluate and compare runs."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -17,61 +18,90 @@ from runner.commands.arguments import (
     MODELS,
     RUN,
     RUNS,
+    Experiment,
     Name,
+    Overrides,
     Reference,
     Root,
     chosen_cells,
     experiment_folder,
 )
+from runner.commands.completion import SCRIPTS, Shell
 from runner.commands.refusals import refusals
 from runner.machine.errors import ConfigError
 from runner.machine.own_modules import module_command
 
 app = typer.Typer(
-    help=__doc__,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,  # `completion` prints its script, and that of `python -m runner` too
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"espalier {importlib.metadata.version('espalier')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train, watch, evaluate and compare runs."""
+
+
+@app.command(rich_help_panel=RUN)
+def completion(
+    shell: Annotated[Shell, typer.Argument(help="The shell whose script is printed.")],
+) -> None:
+    """Print a shell's script that completes `espalier` and `python -m runner` by Tab.
+
+    bash, zsh: eval "$(espalier completion bash)"; fish: espalier completion fish | source
+    """
+    from typer.completion import get_completion_script  # noqa: PLC0415
+
+    ours = get_completion_script(
+        prog_name="espalier", complete_var="_ESPALIER_COMPLETE", shell=shell.value
+    )
+    typer.echo(f"{SCRIPTS[shell.value]}{ours}")
 
 
 @app.command(
     context_settings={
-        "allow_extra_args": True,
         "ignore_unknown_options": True,
         "help_option_names": [],
     },
     rich_help_panel=RUN,
 )
-def run(context: typer.Context) -> None:
+def run(arguments: Overrides = None) -> None:
     """Train a cell or, with -m, a grid: the arguments of `python -m runner`."""
-    os.execv(sys.executable, module_command("runner", *context.args))
+    os.execv(sys.executable, module_command("runner", *(arguments or ())))
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=RUN
-)
+@app.command(context_settings={"ignore_unknown_options": True}, rich_help_panel=RUN)
 def plan(
-    context: typer.Context,
-    experiment: Annotated[str, typer.Argument(help="Folder under experiments/, or a path.")],
+    experiment: Experiment,
+    overrides: Overrides = None,
 ) -> None:
     """Show the size, FLOPs and time of an experiment's cells, run nothing; overrides may follow."""
-    _sweeper(experiment, "hydra.sweeper.dry_run=true", *context.args)
+    _sweeper(experiment, "hydra.sweeper.dry_run=true", *(overrides or ()))
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=RUN
-)
+@app.command(context_settings={"ignore_unknown_options": True}, rich_help_panel=RUN)
 def adopt(
-    context: typer.Context,
     run: Reference,
-    experiment: Annotated[str, typer.Argument(help="Folder under experiments/, or a path.")],
+    experiment: Experiment,
     reason: Annotated[str, typer.Option(help="What was renamed; recorded with the run.")],
+    overrides: Overrides = None,
 ) -> None:
     """Bind a run to the new cell of an experiment that is most like it; overrides may follow."""
     quoted = {"run": run, "reason": reason.replace("\\", "\\\\").replace("'", "\\'")}
     binding = ",".join(f"{key}:'{value}'" for key, value in quoted.items())
-    _sweeper(experiment, f"hydra.sweeper.adopt={{{binding}}}", *context.args)
+    _sweeper(experiment, f"hydra.sweeper.adopt={{{binding}}}", *(overrides or ()))
 
 
 def _sweeper(experiment: str, *overrides: str) -> None:
@@ -208,12 +238,10 @@ def failures(name: Name, root: Root = Path(".")) -> None:
         typer.echo("  " + " ".join(cell.fingerprint[:6] for cell in cluster.cells))
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=RUN
-)
+@app.command(context_settings={"ignore_unknown_options": True}, rich_help_panel=RUN)
 def retry(
-    context: typer.Context,
     name: Name,
+    overrides: Overrides = None,
     cause: Annotated[
         str | None,
         typer.Option(
@@ -251,7 +279,7 @@ def retry(
     wanted = {"oom": MEMORY}.get(cause or "", (cause,))
     if cause is not None and not set(wanted) <= set(CLASSES):
         raise ConfigError(f"--class {cause!r} is none of: oom, {', '.join(CLASSES)}")
-    changes = parse_overrides(context.args)
+    changes = parse_overrides(overrides or [])
     failed = [cell for cell in sweep_cells(root, name) if cell.state == "failed"]
     chosen = [cell for cell in failed if cause is None or cause_of(last_failure(cell)) in wanted]
     if not chosen:
@@ -324,6 +352,10 @@ app.add_typer(precision.app, name="precision", rich_help_panel=MODELS)
 
 def main() -> None:
     """Run the console script; a user's error exits with its message, without a traceback."""
+    if "_ESPALIER_COMPLETE" in os.environ:
+        from typer.completion import get_completion_inspect_parameters  # noqa: PLC0415
+
+        get_completion_inspect_parameters()  # makes known the shells that the scripts name
     with refusals(KeyError):  # of analysis: a column that runs lack
         app(prog_name="espalier")
 

@@ -1,93 +1,97 @@
-"""`espalier keys`: the keys that can be set, with type and default, from the config classes."""
+"""`espalier keys`: the keys that can be set, with type, default and meaning."""
 
-import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+import json
+import re
+import textwrap
+from collections.abc import Iterable
+from dataclasses import is_dataclass
+from typing import Annotated, Any
 
 import typer
-import yaml
 
 from runner.commands.arguments import RUN
 from runner.machine.errors import ConfigError
-from runner.records.config import NODES, SETTINGS, RunConfig, target_class
 
 app = typer.Typer()
-_CONF = Path(__file__).parents[2] / "conf"
-_GROUPS = ("work", *NODES, *SETTINGS)
+_WIDTH = 96
+_AS_YAML = {"None": "null", "True": "true", "False": "false"}
+_NONE = re.compile(r"\b(None|True|False)\b")
+
+
+def _beginnings(incomplete: str) -> list[str]:
+    from runner.commands.completion import continuations  # noqa: PLC0415
+
+    return [word.rstrip("=") for word in continuations(incomplete.partition("=")[0])]
 
 
 @app.command(rich_help_panel=RUN)
 def keys(
-    group: Annotated[
-        str | None, typer.Argument(help=f"One of {', '.join(_GROUPS)}; default: all.")
+    node: Annotated[
+        str | None,
+        typer.Argument(
+            help="A group (optim, model/part), a key or its beginning; default: all.",
+            autocompletion=_beginnings,
+        ),
     ] = None,
+    schema: Annotated[
+        bool,
+        typer.Option("--schema", help="A JSON schema of sweep.yaml, by which an editor completes."),
+    ] = False,
 ) -> None:
-    """List the keys that can be set, with type and default, a block for each config class."""
-    if group is not None and group not in _GROUPS:
-        raise ConfigError(f"{group} is no group; there are: {', '.join(_GROUPS)}")
-    if group is None:
-        for field in dataclasses.fields(RunConfig):
-            if field.name not in _GROUPS:
-                typer.echo(_line(field.name, field))
-    for name in (group,) if group else _GROUPS:
-        for cls, choices in _classes(name).items():
-            typer.echo(f"\n{name}={'|'.join(choices)}")
-            for key, field in _fields(name, cls):
-                typer.echo(_line(key, field))
+    """List the keys that can be set: type, default, meaning, and whether they change the result.
+
+    A key marked [execution] cannot change a result: a run keeps its name whatever it is set to.
+    """
+    if schema:
+        from runner.commands.sweep_schema import sweep_schema  # noqa: PLC0415
+
+        typer.echo(json.dumps(sweep_schema(), indent=1))
+        return
+    typer.echo("\n".join(_lines(node)).lstrip("\n"))
 
 
-def _classes(group: str) -> dict[Any, list[str]]:
-    """Return the config classes of a group, each with the choices of the group that name it."""
-    classes: dict[Any, list[str]] = {}
-    for file in sorted((_CONF / group).glob("*.yaml")):
-        node = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        if "_target_" in node:
-            classes.setdefault(target_class(group, node["_target_"]), []).append(file.stem)
-    return classes
+def _lines(node: str | None) -> Iterable[str]:
+    """Return the lines of a group, of a key and those below it, or of all."""
+    from runner.commands.key_reference import blocks, groups  # noqa: PLC0415
+
+    asked = (node or "").rstrip(".=")
+    first = asked.partition(".")[0].partition("/")[0]
+    among = [g for g in groups() if node is None or g.partition("/")[0] in ("", first)]
+    lines: list[str] = []
+    for group in among:
+        whole = node is None or (group and (asked == group or group.startswith(f"{asked}/")))
+        for block in blocks(group):
+            path = asked.replace("/", ".")
+            kept = [k for k in block.keys if whole or f"{k.path}.".startswith(f"{path}.")]
+            kept = kept or [k for k in block.keys if k.path.startswith(path)]
+            if kept or whole:
+                lines += ["", _head(block), *(line for key in kept for line in _entry(key))]
+    if not lines:
+        raise ConfigError(
+            f"{node} is no group and no key; there are: {', '.join(filter(None, groups()))}, and "
+            "`espalier keys` lists all keys"
+        )
+    return lines
 
 
-def all_keys() -> Iterator[tuple[str, list[str]]]:
-    """Yield (key, what it may be set to) of each key; an empty list where that is no choice."""
-    for name in _GROUPS:
-        yield name, [file.stem for file in sorted((_CONF / name).glob("*.yaml"))]
-        for cls in _classes(name):
-            for key, field in _fields(name, cls):
-                yield key, _choices(field.type)
-    for field in dataclasses.fields(RunConfig):
-        if field.name not in _GROUPS:
-            yield field.name, []
+def _head(block: Any) -> str:
+    if not block.group:
+        return str(block.summary)
+    return f"{block.group}={'|'.join(block.choices)}: {block.summary}"
 
 
-def _choices(kind: Any) -> list[str]:
-    if kind is bool:
-        return ["true", "false"]
-    if get_origin(kind) is Literal:
-        return [str(choice) for choice in get_args(kind)]
-    return [choice for inner in get_args(kind) for choice in _choices(inner)]
+def _entry(key: Any) -> list[str]:
+    """Return the lines of a key: `optim.lr: float = 0.003`, and its meaning below."""
+    default = "" if key.required or is_dataclass(key.default) else f" = {_yaml(key.default)}"
+    half = "  [execution]" if key.execution else ""
+    indent = " " * 6
+    words = _NONE.sub(lambda word: _AS_YAML[word[0]], key.meaning)
+    meaning = textwrap.wrap(words, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return [f"  {key.path}: {key.kind}{default}{half}", *meaning]
 
 
-def _fields(path: str, cls: Any) -> Iterator[tuple[str, "dataclasses.Field[Any]"]]:
-    """Yield (dotted key, field) of a config class and of those within it."""
-    for field in dataclasses.fields(cls):
-        yield f"{path}.{field.name}", field
-        items = field.metadata.get("items")
-        if items is not None:
-            yield from _fields(f"{path}.{field.name}.0", items)
-        for inner in (field.type, *get_args(field.type)):
-            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-                yield from _fields(f"{path}.{field.name}", inner)
-
-
-def _line(key: str, field: "dataclasses.Field[Any]") -> str:
-    kind = field.type if isinstance(field.type, str) else _name(field.type)
-    default = ""
-    if field.default is not dataclasses.MISSING and not dataclasses.is_dataclass(field.default):
-        default = f" = {field.default!r}"
-    return f"  {key}: {kind}{default}"
-
-
-def _name(kind: Any) -> str:
-    if isinstance(kind, type) and not get_args(kind):
-        return kind.__name__
-    return str(kind).replace("typing.", "")
+def _yaml(value: Any) -> str:
+    """Return a default as an override would write it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(list(value) if isinstance(value, tuple) else value)

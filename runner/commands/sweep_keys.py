@@ -7,22 +7,23 @@ from runner.launch.policy import Policy
 
 @config
 class LocalKeys:
-    """Keys of `hydra.launcher` on this machine: `jobs`, the most cells at a time."""
+    """Keys of `hydra.launcher` on this machine.
+
+    Args:
+        jobs: the most cells at a time (None: one for each GPU, else by cores).
+    """
 
     jobs: int | None = None
 
 
 @config
 class GridKeys(Grid, Policy):
-    """Keys of `hydra.sweeper`.
+    """Keys of `hydra.sweeper`; overrides of the command line take precedence over the grid's.
 
     Args:
-        params, zip, draw, blocks, stages: the grid, see `runner/grid/language.py`; overrides of the
-            command line take precedence.
         filter: a condition on the points kept, see `runner/grid/expression.py`.
         dry_run: show the plan and run nothing (`espalier plan`).
         adopt: {run, reason}: bind a finished run to a new cell and run nothing (`espalier adopt`).
-        max_alike, on_finish, on_failure: see `runner/launch/policy.py`.
     """
 
     filter: str | None = None

@@ -25,6 +25,7 @@ class MarkovConfig(SyntheticConfig):
         in_context: draw a table for each sequence, not one for all.
         num_val: number of validation sequences.
         data_seed: of the table and of validation (the run's seed draws the training sequences).
+        num_workers: processes that make samples beside the training process.
     """
 
     name: ClassVar[str] = "markov"

@@ -21,6 +21,7 @@ class RecallConfig(SyntheticConfig):
         num_train, num_val: number of examples; each epoch of training has a new order.
         power: of the distances of repeated keys, p(gap) ~ power x gap^(power - 1).
         data_seed: of the examples (the run's seed orders them).
+        num_workers: processes that make samples beside the training process.
     """
 
     name: ClassVar[str] = "recall"

@@ -91,7 +91,11 @@ class SamplesConfig:
 
 @config
 class DetailsConfig:
-    """Accuracy and calibration of next-token predictions; the loss by position (positions.json)."""
+    """Accuracy and calibration of next-token predictions; the loss by position (positions.json).
+
+    Args:
+        every: steps between them, `validation`: at each, or None: at the end.
+    """
 
     counts: ClassVar[bool] = False
 
@@ -109,7 +113,11 @@ class DetailsConfig:
 
 @config
 class InductionConfig:
-    """Prefix-matching scores of the heads on repeated random tokens, which show induction heads."""
+    """Prefix-matching scores of the heads on repeated random tokens, which show induction heads.
+
+    Args:
+        every: steps between them, `validation`: at each, or None: at the end.
+    """
 
     counts: ClassVar[bool] = False
 

@@ -27,8 +27,10 @@ class Axis:
     """The distribution of one key: uniform in [low, high), or over `choices`.
 
     Args:
+        low, high: the ends of the interval.
         log: uniform in the logarithm.
         integer: round down to a whole number.
+        choices: a list to draw from instead.
     """
 
     low: float | None = None
@@ -66,6 +68,12 @@ class Draw:
 
     The same `seed` gives the same points, and with random and halton a larger `count` adds to them;
     with sobol it does up to the next power of two.
+
+    Args:
+        count: number of points.
+        space: for each key its distribution.
+        seed: of the points.
+        method: independent points, or a sequence that fills the space evenly.
     """
 
     count: int
@@ -97,7 +105,13 @@ class Draw:
 
 @config
 class Block:
-    """A product of the values of `params`, the entries of `zip` and the points of `draw`."""
+    """A product of the values of `params`, the entries of `zip` and the points of `draw`.
+
+    Args:
+        params: values by key, "a,b" or a list; all combinations of them are points.
+        zip: entries of lists by key; the keys of one entry advance together.
+        draw: random points: how many, and the distribution of each key.
+    """
 
     params: dict[str, Any] = field(default_factory=dict)
     zip: tuple[dict[str, list[Any]], ...] = ()
@@ -124,14 +138,23 @@ class StageInput:
 
 @config
 class Stage(Block):
-    """A block and the inputs of its cells from other stages (`from` in YAML), by name."""
+    """A block whose cells read those of other stages.
+
+    Args:
+        inputs: the other stages by the name of the input; short: `from: STAGE` and `match`.
+    """
 
     inputs: dict[str, StageInput] = field(default_factory=dict)
 
 
 @config
 class Grid(Block):
-    """A block that multiplies a union of `blocks`, or stages."""
+    """A block that multiplies a union of `blocks`, or stages.
+
+    Args:
+        blocks: a list of {params, zip, draw}; the grid is the union of their points.
+        stages: blocks by name, of which one may start from another: {from, match, params}.
+    """
 
     blocks: tuple[Block, ...] = ()
     stages: dict[str, Stage] = field(default_factory=dict)

@@ -49,8 +49,10 @@ class TrainConfig:
         parallel: of several processes each holds the full model (ddp) or a shard of it (fsdp).
         profile: write a torch profiler trace of a few steps into the attempt's folder.
         deterministic: use deterministic kernels only (on a GPU; those of the CPU always are).
+        device: where to train; `auto` is the GPU if there is one.
         threads: CPU threads (None: the launcher's share).
         log_every: steps between metric lines.
+        checkpoint: when checkpoints are saved and which are kept.
     """
 
     sequence_length: int = 256

@@ -35,6 +35,17 @@ class RunConfig:
 
     Args:
         work: the kind of work; nodes that it does not read are None.
+        model: the architecture and its sizes.
+        precision: formats in which the matrix products are computed.
+        data: the text, conversations or synthetic sequences to train and validate on.
+        tokenizer: how text becomes tokens.
+        task: the loss, and what a model is judged by.
+        optim: the optimiser.
+        schedule: the learning rate over the steps.
+        train: batch, budget and execution.
+        eval: what is measured in training and at its end, and when.
+        track: where metrics go beside the run folder.
+        resources: processes, GPUs, memory and time of a cell.
         inputs: other runs that this one reads, by name; the model to start from is named `init`.
         name: the sweep (and MLflow experiment) that the run belongs to.
         root: the folder of runs/, sweeps/, mlflow/ and the token cache.

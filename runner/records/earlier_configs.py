@@ -15,6 +15,13 @@ from runner.machine.errors import ConfigError
 TRAIN = "runner.work.config.TrainWork"
 EVALUATE = "runner.work.config.EvaluateWork"
 _EVALUATIONS = "runner.evaluate.config"
+# Keys of eval that are still taken, and where they went.
+OF_EVAL = {
+    "sample_tokens": "also.samples.tokens",
+    "prompt": "also.samples.prompt",
+    "details": "also.details",
+    "induction": "also.induction",
+}
 
 
 def upgrade_config(node: Mapping[str, Any]) -> dict[str, Any]:

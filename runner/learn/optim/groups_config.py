@@ -16,6 +16,10 @@ class AdamWConfig:
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101) by torch's fused implementation.
 
     Args:
+        lr: peak learning rate; the schedule multiplies it.
+        betas: decay of the averages of the gradient and of its square.
+        eps: added to the root of the averaged square.
+        weight_decay: decoupled, times the learning rate.
         decay_vectors: decay norms and biases too.
         decay_embeddings: decay token embeddings too.
     """
@@ -50,6 +54,7 @@ class MuonConfig(AdamWConfig):
     Args:
         muon_lr: learning rate of the orthogonalised update, scaled by 0.2 sqrt(max(rows, cols)) so
             that its size matches AdamW's (Liu et al., arXiv 2502.16982).
+        momentum: of the gradients that are orthogonalised, after Nesterov.
     """
 
     muon_lr: float = 3e-3

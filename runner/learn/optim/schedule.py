@@ -11,6 +11,7 @@ class ScheduleConfig:
     """The factor that multiplies the learning rate.
 
     Args:
+        kind: course of the factor after the warm-up.
         warmup: steps of linear warm-up if >= 1, else a fraction of the budget.
         final: the factor at the last step, 0 to 1.
         cooldown: wsd only: the fraction of the budget over which the factor falls linearly to

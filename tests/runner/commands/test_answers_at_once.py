@@ -108,10 +108,19 @@ def test_what_is_done_is_not_prepared(
 
 
 @pytest.mark.parametrize(
-    "verb", [["--help"], ["ls"], ["status", "default"], ["failures", "default"]]
+    "verb",
+    [
+        ["-h"],
+        ["--version"],
+        ["keys", "optim"],
+        ["ls"],
+        ["status", "default"],
+        ["failures", "default"],
+    ],
+    ids=" ".join,
 )
 def test_what_is_shown_needs_the_records_only(
     finished: Cell, tmp_path: Path, verb: list[str]
 ) -> None:
-    root = [] if verb == ["--help"] else ["--root", str(tmp_path)]
+    root = [] if verb[0] in ("-h", "--version", "keys") else ["--root", str(tmp_path)]
     assert _answer("runner.commands.cli", *verb, *root)

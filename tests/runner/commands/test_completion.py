@@ -1,6 +1,7 @@
-"""Tab completion in bash: overrides of `python -m runner`, verbs of `espalier`."""
+"""Tab completion in bash, zsh and fish: overrides of `python -m runner`, verbs of `espalier`."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,32 @@ def test_names_of_a_group_complete_after_python_m_runner() -> None:
     assert of_other_commands == ""
 
 
+OTHER_SHELLS = {
+    "zsh": """
+compdef() { }
+compadd() { print -l -- ${@:#-*} }
+eval "$(python -m runner.commands.cli completion zsh)"
+words=(python -m runner precision=mx) CURRENT=4
+_espalier_runner
+""",
+    "fish": """
+python -m runner.commands.cli completion fish | source
+complete -C "python -m runner precision=mx"
+""",
+}
+
+
+@pytest.mark.parametrize("shell", OTHER_SHELLS)
+def test_other_shells_complete_after_python_m_runner(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}: make debian")
+    command = [shell, "-c", OTHER_SHELLS[shell]]
+    done = subprocess.run(
+        command, cwd=ROOT, env=_environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["precision=mxfp4", "precision=mxfp4_tseng", "precision=mxfp8"]
+
+
 def test_verbs_of_espalier_complete(tmp_path: Path) -> None:
     asked = _environment(
         _ESPALIER_COMPLETE="complete_bash", COMP_WORDS="espalier sta", COMP_CWORD="1"
@@ -51,6 +78,12 @@ def test_verbs_of_espalier_complete(tmp_path: Path) -> None:
     asked |= {"COMP_WORDS": f"espalier status --root {tmp_path} kn", "COMP_CWORD": "4"}
     done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["known"]
+    asked |= {"COMP_WORDS": "espalier plan dem", "COMP_CWORD": "2"}
+    done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["demo"]
+    asked |= {"COMP_WORDS": "espalier run -m precision.keep_f", "COMP_CWORD": "3"}
+    done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["precision.keep_first="]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +96,15 @@ def test_verbs_of_espalier_complete(tmp_path: Path) -> None:
         ("tokenizer.kind=w", ["tokenizer.kind=wordpiece"]),
         ("data.sources.0.path=READM", ["data.sources.0.path=README.md"]),
         ("nothing.at.all", []),
+        ("+model/ad", ["+model/adapter="]),
+        ("+model/adapter=ql", ["+model/adapter=qlora"]),
+        ("+eval/also@eval.also.x=ind", ["+eval/also@eval.also.x=induction"]),
+        ("model.adapter.rank_", []),
+        ("model.parts.m.state", ["model.parts.m.state_dim="]),
+        ("hydra/launcher=s", ["hydra/launcher=slurm"]),
+        ("hydra.launcher.part", ["hydra.launcher.partition="]),
+        ("se", ["seed="]),
+        ("-c", ["-cd", "-cn"]),
     ],
 )
 def test_keys_their_choices_and_files_complete(
