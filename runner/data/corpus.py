@@ -10,8 +10,8 @@ tokenizer  config.build(documents) -> Tokenizer
            optional: planned_vocab_size(), needs_text(), content_hash() -> hash, named_tokens()
 Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() -> JSON whose
            "_target_" names a class with loads(text) -> Tokenizer; optional: bytes_per_id(),
-           encode_with_special(text) -> ids, encode_pieces(texts) -> [ids], bos, ends,
-           token_ids
+           encode_with_special(text) -> ids, encode_plain(text) -> ids,
+           encode_pieces(texts) -> [ids], bos, ends, token_ids
 """
 
 import hashlib
@@ -134,6 +134,16 @@ def encode_with_special(tokenizer: Any, text: str) -> "np.ndarray":
     By default it puts none.
     """
     encode = getattr(tokenizer, "encode_with_special", tokenizer.encode)
+    ids: np.ndarray = encode(text)
+    return ids
+
+
+def encode_plain(tokenizer: Any, text: str) -> "np.ndarray":
+    """Return the ids of a text in which nothing is a special token, whatever it spells.
+
+    By default they are those of `encode`.
+    """
+    encode = getattr(tokenizer, "encode_plain", tokenizer.encode)
     ids: np.ndarray = encode(text)
     return ids
 

@@ -12,6 +12,7 @@ from runner.data.corpus import (
     Samples,
     bytes_per_counted_byte,
     bytes_per_id,
+    encode_plain,
     encode_with_special,
     end_ids,
     loads,
@@ -37,6 +38,10 @@ class WithTokens(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         ids: np.ndarray = self.inner.encode(text)
         return ids
+
+    def encode_plain(self, text: str) -> np.ndarray:
+        """See `corpus.encode_plain`."""
+        return encode_plain(self.inner, text)
 
     def encode_with_special(self, text: str) -> np.ndarray:
         """See `corpus.encode_with_special`."""

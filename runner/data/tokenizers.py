@@ -176,6 +176,14 @@ class SubwordTokenizer(Tokenizer):
         ids = self._inner.encode(text, add_special_tokens=False).ids
         return np.array(ids, dtype=np.int32)
 
+    def encode_plain(self, text: str) -> np.ndarray:
+        """Return the ids of `text`, in which no special token is one: `<|im_end|>` is letters."""
+        self._inner.encode_special_tokens = True
+        try:
+            return self.encode(text)
+        finally:
+            self._inner.encode_special_tokens = False
+
     def encode_pieces(self, pieces: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each part of a text; a token over a border is the earlier part's."""
         encoded = self._inner.encode("".join(pieces), add_special_tokens=False)

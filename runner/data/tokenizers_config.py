@@ -19,9 +19,10 @@ class TokenizerConfig:
     """The kind of a tokenizer and its options.
 
     Args:
-        kind: bytes; char (of the training text); bpe, wordpiece, unigram (trained on the training
-            split); folder (a Hugging Face tokenizer folder with tokenizer.json); symbols (numbers,
-            for synthetic data).
+        kind: bytes; dialogue (bytes, and a mark for each of user, assistant and tool); char (of the
+            training text); bpe, wordpiece, unigram (trained on the training split); folder (a
+            Hugging Face tokenizer folder with tokenizer.json); symbols (numbers, for synthetic
+            data).
         vocab_size: of a trained tokenizer or of symbols, eos included; of kind=folder, the number
             of rows of the model (None: the number of ids).
         path: the folder of kind=folder.
@@ -29,7 +30,9 @@ class TokenizerConfig:
         train_documents: train on at most the first `train_documents` documents.
     """
 
-    kind: Literal["bytes", "char", "bpe", "wordpiece", "unigram", "folder", "symbols"] = "bytes"
+    kind: Literal[
+        "bytes", "dialogue", "char", "bpe", "wordpiece", "unigram", "folder", "symbols"
+    ] = "bytes"
     vocab_size: int | None = None
     path: str | None = None
     eos_token: str = "<|endoftext|>"
@@ -46,12 +49,14 @@ class TokenizerConfig:
 
     def planned_vocab_size(self) -> int | None:
         """Return the vocabulary size, None if it depends on the text."""
-        return 257 if self.kind == "bytes" else self.vocab_size
+        return {"bytes": 257, "dialogue": 260}.get(self.kind, self.vocab_size)
 
     def named_tokens(self) -> tuple[str, ...]:
         """Return the special tokens, by our names, that a task need not add."""
         from runner.data.tokenizer_folder import MASK, named_token  # noqa: PLC0415
 
+        if self.kind == "dialogue":
+            return tuple(f"<{role}>" for role in ("user", "assistant", "tool"))
         if self.kind != "folder" or named_token(Path(str(self.path)), "mask_token") is None:
             return ()
         return (MASK,)
@@ -101,6 +106,10 @@ class TokenizerConfig:
 
         if self.kind == "bytes":
             return ByteTokenizer()
+        if self.kind == "dialogue":
+            from runner.data.special_tokens import WithTokens  # noqa: PLC0415
+
+            return WithTokens(ByteTokenizer(), self.named_tokens())
         if self.kind == "char":
             return CharTokenizer("".join(sorted(set().union(*documents))))
         if self.kind == "symbols":

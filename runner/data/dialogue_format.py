@@ -1,0 +1,144 @@
+"""How a tokenizer writes dialogues: by marks of its own for the roles, or by its chat template.
+
+    marks      <user> question <assistant> call <tool> value <assistant> answer eos
+    template   as the chat template says; a call is a turn of the assistant like any other
+
+What a tool says is encoded without special tokens, so that nothing in it can end its turn.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from runner.data.chat_template import ChatTemplate, Message, template_of
+from runner.data.conversation_rows import Conversation
+from runner.data.corpus import encode_plain, end_ids, token_id
+from runner.machine.errors import ConfigError
+
+ROLES = ("user", "assistant", "tool")
+MARKS = tuple(f"<{role}>" for role in ROLES)
+_PLACE = "\u2603"  # stands for what a tool says, where a template is asked for what is around it
+
+
+class DialogueFormat(Protocol):
+    """A way to write dialogues in ids."""
+
+    def render(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of a whole dialogue, and of each whether it is learnt."""
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids of a dialogue up to where the assistant begins to speak."""
+
+    def ends_call(self, index: int) -> bool:
+        """Return whether a turn of the assistant that ends with id `index` may be a call."""
+
+    def answer(self, text: str) -> list[int]:
+        """Return the ids between a call and the next turn of the assistant: what the tool says."""
+
+
+def dialogue_format(tokenizer: Any, loss_on: Sequence[str] = ("assistant",)) -> DialogueFormat:
+    """Return how a tokenizer writes dialogues.
+
+    Args:
+        loss_on: the roles whose turns are learnt, each with the token that ends it.
+
+    Raises:
+        ConfigError: the tokenizer has neither marks nor a chat template, or the template is asked
+            for other roles than the assistant.
+    """
+    if all(token_id(tokenizer, mark) is not None for mark in MARKS):
+        return MarkedDialogues(tokenizer, loss_on)
+    if template_of(tokenizer) is None:
+        raise ConfigError(
+            f"the tokenizer ({type(tokenizer).__name__}) has neither marks for the roles of a "
+            "dialogue nor a chat template; use tokenizer=dialogue, or tokenizer=folder with the "
+            "folder of a model that was trained for conversations"
+        )
+    return TemplateDialogues(tokenizer, loss_on)
+
+
+class MarkedDialogues:
+    """Dialogues of a tokenizer with a mark for each role; see `DialogueFormat`."""
+
+    def __init__(self, tokenizer: Any, loss_on: Sequence[str]) -> None:
+        self.tokenizer, self.loss_on = tokenizer, frozenset(loss_on)
+        self.marks = {role: int(tokenizer.token_ids[f"<{role}>"]) for role in ROLES}
+
+    def render(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+        """See `DialogueFormat`."""
+        ids: list[int] = []
+        learnt: list[bool] = []
+        ended = False  # whether the mark of this turn ends one that is learnt
+        for message in messages:
+            role = message["role"]
+            text = encode_plain(self.tokenizer, message["content"]).tolist()
+            ids += [self.marks[role], *text]
+            learnt += [ended, *[role in self.loss_on] * len(text)]
+            ended = role in self.loss_on
+        return np.array([*ids, self.tokenizer.eos]), np.array([*learnt, ended])
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """See `DialogueFormat`."""
+        return [*self.render(messages)[0][:-1].tolist(), self.marks["assistant"]]
+
+    def ends_call(self, index: int) -> bool:
+        """See `DialogueFormat`."""
+        return index == self.marks["tool"]
+
+    def answer(self, text: str) -> list[int]:
+        """See `DialogueFormat`."""
+        return [*encode_plain(self.tokenizer, text).tolist(), self.marks["assistant"]]
+
+
+class TemplateDialogues:
+    """Dialogues of a tokenizer with a chat template; see `DialogueFormat`."""
+
+    def __init__(self, tokenizer: Any, loss_on: Sequence[str]) -> None:
+        from runner.data.conversations import Renderer  # noqa: PLC0415
+
+        if set(loss_on) != {"assistant"}:
+            raise ConfigError(
+                f"loss_on={list(loss_on)}: a chat template marks the turns of the assistant only; "
+                "use loss_on=[assistant], or tokenizer=dialogue"
+            )
+        self.tokenizer, self.template = tokenizer, ChatTemplate(tokenizer)
+        self.ends, self._renderer = end_ids(tokenizer), Renderer(tokenizer)
+        before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        said = self.template.render(before)
+        more = [*before, {"role": "tool", "content": _PLACE}]
+        around = self.template.render(more, add_generation_prompt=True).removeprefix(said)
+        # The turn has ended with its own token: what the template writes after it is ours to add.
+        ids = tokenizer.encode(said).tolist()
+        last = max((place for place, index in enumerate(ids) if index in self.ends), default=-1)
+        self._after = ids[last + 1 :]
+        self._around = [tokenizer.encode(text).tolist() for text in around.split(_PLACE)]
+
+    def render(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+        """See `DialogueFormat`."""
+        rendered = self._renderer.render(Conversation("a dialogue", tuple(messages)))
+        return rendered.ids, rendered.learnt
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """See `DialogueFormat`."""
+        text = self.template.render(messages, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer.encode(text).tolist()
+        return ids
+
+    def ends_call(self, index: int) -> bool:
+        """See `DialogueFormat`."""
+        return index in self.ends
+
+    def answer(self, text: str) -> list[int]:
+        """See `DialogueFormat`.
+
+        Raises:
+            ConfigError: the chat template does not write what a tool says.
+        """
+        if len(self._around) != 2:
+            raise ConfigError(
+                "the tokenizer's chat template leaves out what a tool says; take one that writes "
+                "messages of role tool"
+            )
+        head, tail = self._around
+        return [*self._after, *head, *encode_plain(self.tokenizer, text).tolist(), *tail]
