@@ -7,6 +7,7 @@ __all__ = [
     "config",
     "evaluate",
     "make",
+    "make_people",
     "notes",
     "outputs",
     "train",

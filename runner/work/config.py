@@ -103,6 +103,32 @@ class MakeWork:
 
 
 @config
+class MakePeopleWork:
+    """Write the texts and the database of data=people to files, with their checksums."""
+
+    reads: ClassVar[tuple[str, ...]] = ("data",)
+    outputs: ClassVar[tuple[str, ...]] = (
+        "train.jsonl",
+        "held_out.jsonl",
+        "database.jsonl",
+        "checksums.json",
+    )
+
+    def run(
+        self,
+        cell: "Cell",
+        inputs: Inputs,
+        journal: "Journal | None",
+        ranks: "Ranks",
+        stop: Callable[[], bool],
+    ) -> Outcome:
+        """See `Work`."""
+        from runner.work.make_people import make_people  # noqa: PLC0415
+
+        return make_people(cell, inputs, journal, ranks, stop)
+
+
+@config
 class WeighWork:
     """Choose the weights of data sources from proxy runs on other weights: the input `proxies`.
 

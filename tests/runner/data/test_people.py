@@ -6,17 +6,23 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from runner.data.conversation_rows import conversations
+from runner.data.conversations_config import ConversationSource
 from runner.data.people import TAG, UNKNOWN, People, asked_for, longest_text, value_of
 from runner.data.people_config import PeopleConfig
 from runner.data.people_corpus import PeopleCorpus
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.machine.errors import ConfigError
+from runner.machine.ranks import Ranks
+from runner.records.cells import freeze_cell, make_cells
 from runner.records.config import validate
+from runner.records.journal import Journal, claim, events
 
 Compose = Callable[..., dict[str, Any]]
 DIALOGUE = TokenizerConfig(kind="dialogue")
@@ -169,6 +175,33 @@ def test_no_text_is_longer_than_the_bound() -> None:
         corpus = _corpus(cfg)
         longest = max(len(corpus.text(n, t)[0]) for n in range(40) for t in range(10)) - 1
         assert longest_text(cfg) - 8 <= longest <= longest_text(cfg)
+
+
+def test_a_stage_writes_what_is_trained_on_and_a_changed_generator_makes_it_anew(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["work=make_people", "data.num_people=20", "data.condition=in_tool"]
+    node = compose(*NODES, *given)
+    (cell,) = make_cells([("", node)])
+    freeze_cell(cell)
+    attempt = claim(cell.folder)
+    assert attempt is not None
+    run_journal = Journal(cell.folder, attempt)
+    cell.config.work.run(cell, {}, run_journal, Ranks("cpu"), lambda: False)
+    run_journal.close()
+    outputs = cell.folder / "outputs"
+    checksums = json.loads((outputs / "checksums.json").read_text())
+    wrote = {e["output"]: e["sha256"] for e in events(attempt) if "output" in e}
+    assert {**checksums, "checksums.json": wrote["checksums.json"]} == wrote
+    source = ConversationSource(path=str(outputs / "train.jsonl"))
+    said = [c.messages for c in conversations(source)]
+    corpus = _corpus(cell.config.data)
+    dialogues = [corpus.dialogue(f, t) for f in corpus.people.facts("known") for t in range(4)]
+    assert said == [tuple(messages) for messages in dialogues]
+    assert len((outputs / "database.jsonl").read_text().splitlines()) == 4 * (20 + 128)
+    monkeypatch.setattr(PeopleConfig, "numerics", 2)
+    (changed,) = make_cells([("", node)])
+    assert changed.fingerprint != cell.fingerprint
 
 
 def test_what_cannot_be_learnt_is_refused_before_a_run(compose: Compose) -> None:

@@ -112,6 +112,13 @@ NEEDS = {
         "tokenizer=dialogue",
         "train.sequence_length=160",
     ],
+    "make_people": [
+        "data=people",
+        "~data.split",
+        "~data.sources",
+        "tokenizer=dialogue",
+        "train.sequence_length=160",
+    ],
     "recall": ["~data.split", "~data.sources", "tokenizer=symbols", "data.num_pairs=4"],
     "markov": ["~data.split", "~data.sources", "tokenizer=symbols", "tokenizer.vocab_size=32"],
 }
