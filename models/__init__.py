@@ -19,6 +19,7 @@ __all__ = [
     "decoder",
     "decoder_config",
     "delayed_scaling",
+    "diffusion_layouts",
     "engram",
     "engram_config",
     "experts",

@@ -35,7 +35,8 @@ class Attention(nn.Module):
         # muP scales scores by 1/dim instead of 1/sqrt(dim), equal at head width 64.
         self.scale = 8.0 / dim if host.init == "mup" else dim**-0.5
         width = host.width
-        self.qkv = nn.Linear(width, (self.num_heads + 2 * self.num_kv_heads) * dim, bias=host.bias)
+        rows, bias = (self.num_heads + 2 * self.num_kv_heads) * dim, host.bias or cfg.qkv_bias
+        self.qkv = nn.Linear(width, rows, bias=bias)
         self.out = nn.Linear(self.num_heads * dim, width, bias=host.bias)
         kv = self.num_kv_heads * dim
         self.fused = {"qkv": {"q": self.num_heads * dim, "k": kv, "v": kv}}

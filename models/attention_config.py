@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar
 
 from models.branch_config import Host
-from models.config import config
+from models.config import config, neutral
 from models.flops import attention_flops, linear_flops
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ class AttentionConfig:
         reindex: count the distance to a sink inside the cache, at most window + sinks - 1.
         learned_sink: a learned logit per head that takes attention away from all tokens (gpt-oss,
             arXiv 2508.10925).
+        qkv_bias: biases on queries, keys and values alone, as Qwen2 has them; the decoder's `bias`
+            puts one on the output too.
     """
 
     name: ClassVar[str] = "attn"
@@ -33,6 +35,7 @@ class AttentionConfig:
     sinks: int = 0
     reindex: bool = False
     learned_sink: bool = False
+    qkv_bias: bool = neutral(False)
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
@@ -69,7 +72,8 @@ class AttentionConfig:
         """See `BranchConfig`."""
         dim, bias = host.attention_dim, int(host.bias)
         q, kv = host.num_heads * dim, self.kv_heads(host) * dim
-        linears = host.width * (q + 2 * kv) + q * host.width + bias * (q + 2 * kv + host.width)
+        inner = int(host.bias or self.qkv_bias) * (q + 2 * kv)
+        linears = host.width * (q + 2 * kv) + q * host.width + inner + bias * host.width
         return linears + (2 * dim if host.qk_norm else 0) + host.num_heads * self.learned_sink
 
     def num_active_parameters(self, host: Host, number: int) -> int:

@@ -17,6 +17,7 @@ from models.decoder_config import DecoderConfig
 from models.experts_config import ExpertsConfig
 from models.rope_layout import read_rope, write_rope
 
+QKV_BIAS: Mapping[str, Any] = {"a": AttentionConfig(qkv_bias=True)}  # the attention of Qwen2
 # Fields of ExpertsConfig that Mixtral fixes; those of training may differ.
 _MIXTRAL = {"shared": 0, "softmax": "before", "normalise": True}
 
@@ -53,9 +54,14 @@ class Layout(ABC):
 
     model_type: str
     architecture: str
+    shift = False  # of masked diffusion: the output at a token predicts the next one
     defaults: ClassVar[
         Mapping[str, Any]
     ] = {}  # of transformers, where they differ from those in `read`
+
+    def rows(self, config: Mapping[str, Any]) -> int:
+        """Return the rows of the embedding."""
+        return int(config["vocab_size"])
 
     @abstractmethod
     def read(self, config: Mapping[str, Any]) -> DecoderConfig:
@@ -82,7 +88,7 @@ class Llama(Layout):
 
     def read(self, config: Mapping[str, Any]) -> DecoderConfig:
         bias = config.get("attention_bias", False)
-        _refuse_other(
+        refuse_other(
             config,
             hidden_act="silu",
             use_sliding_window=False,
@@ -149,6 +155,9 @@ class Llama(Layout):
                 f"{ours}.{a}.weight": TensorSource((f"{theirs}.{b}.weight",))
                 for a, b in norms.items()
             }
+            if cfg.parts == QKV_BIAS:
+                biases = tuple(f"{theirs}.self_attn.{name}_proj.bias" for name in "qkv")
+                sources[f"{ours}.attn.qkv.bias"] = TensorSource(biases, (q, kv, kv))
             for kind in ("weight", "bias") if cfg.bias else ("weight",):
                 qkv = tuple(f"{theirs}.self_attn.{name}_proj.{kind}" for name in "qkv")
                 up = tuple(f"{theirs}.mlp.{name}_proj.{kind}" for name in ("gate", "up"))
@@ -165,6 +174,25 @@ class Llama(Layout):
                     (f"{theirs}.mlp.down_proj.{kind}",)
                 )
         return sources
+
+
+class Qwen2(Llama):
+    """Qwen2ForCausalLM: Llama's, with biases on queries, keys and values alone."""
+
+    model_type, architecture = "qwen2", "Qwen2ForCausalLM"
+    defaults: ClassVar = {"num_key_value_heads": 32, "max_position_embeddings": 32768}
+
+    def read(self, config: Mapping[str, Any]) -> DecoderConfig:
+        cfg = super().read({**config, "attention_bias": False, "mlp_bias": False})
+        return replace(cfg, parts=dict(QKV_BIAS))
+
+    def write(self, cfg: DecoderConfig, vocab_size: int) -> dict[str, Any] | str:
+        if cfg.parts != QKV_BIAS or cfg.bias:
+            return "no biases on queries, keys and values alone"
+        keys = super().write(replace(cfg, parts={}), vocab_size)
+        if isinstance(keys, str):
+            return keys
+        return {k: v for k, v in keys.items() if k not in ("attention_bias", "mlp_bias")}
 
 
 class Qwen3(Llama):
@@ -198,7 +226,7 @@ class Mixtral(Llama):
     }
 
     def read(self, config: Mapping[str, Any]) -> DecoderConfig:
-        _refuse_other(config, sliding_window=None, router_jitter_noise=0.0)
+        refuse_other(config, sliding_window=None, router_jitter_noise=0.0)
         experts = ExpertsConfig(
             num_experts=config["num_local_experts"],
             top_k=config["num_experts_per_tok"],
@@ -250,7 +278,7 @@ class GPT2(Layout):
     model_type, architecture = "gpt2", "GPT2LMHeadModel"
 
     def read(self, config: Mapping[str, Any]) -> DecoderConfig:
-        _refuse_other(
+        refuse_other(
             config,
             activation_function="gelu_new",
             scale_attn_weights=True,
@@ -324,9 +352,6 @@ class GPT2(Layout):
         return sources
 
 
-LAYOUTS: tuple[Layout, ...] = (Llama(), Qwen3(), Mixtral(), GPT2())
-
-
 def _common(layout: Layout, vocab_size: int, cfg: DecoderConfig) -> dict[str, Any]:
     return {
         "model_type": layout.model_type,
@@ -351,7 +376,7 @@ def _differences(cfg: DecoderConfig, required: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={v}" for name, v in values.items() if v != required[name])
 
 
-def _refuse_other(config: Mapping[str, Any], **required: Any) -> None:
+def refuse_other(config: Mapping[str, Any], **required: Any) -> None:
     for key, value in required.items():
         if config.get(key, value) not in (value, None):
             raise ValueError(f"config.json has {key}={config[key]!r}; only {value!r} is read")

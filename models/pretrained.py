@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from models.adapter import FrozenLinear, base_loaded, base_state
 from models.config import plain, target_class, thaw
 from models.decoder_config import DecoderConfig
+from models.diffusion_layouts import Dream, LLaDA
 from models.language_model import LanguageModel, ModelConfig
-from models.layouts import LAYOUTS, Layout, TensorSource
+from models.layouts import GPT2, Layout, Llama, Mixtral, Qwen2, Qwen3, TensorSource
 
 OWN, _HEAD = "espalier", "lm_head.weight"
+LAYOUTS: tuple[Layout, ...] = (Llama(), Qwen2(), Qwen3(), Mixtral(), GPT2(), Dream(), LLaDA())
 _IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # computed by our models
 
 
@@ -38,7 +40,8 @@ def save_pretrained(
     """Write config.json and weights; return the name of the architecture written.
 
     Args:
-        layout: llama, qwen3, mixtral, gpt2 or espalier (None: the first that can hold the model).
+        layout: llama, qwen2, qwen3, mixtral, gpt2 or espalier (None: the first that can hold the
+            model).
         dtype: of the weights (None: unchanged).
         max_shard_size: of a file, "200MB" for example.
         extra_keys: further keys of config.json (ids of special tokens, ...).
@@ -119,7 +122,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
         if layout is None:
             own = dict(config["config"])
             return thaw(target_class(own.pop("_target_")), own), int(config["vocab_size"])
-        cfg, vocab_size = layout.read({**layout.defaults, **config}), int(config["vocab_size"])
+        cfg, vocab_size = layout.read({**layout.defaults, **config}), layout.rows(config)
     except KeyError as error:
         raise ValueError(f"{file} lacks the key {error.args[0]}") from None
     except (ValueError, TypeError, AttributeError, ImportError) as error:
@@ -127,6 +130,18 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
     if cfg.tied and any(folder.glob("*.safetensors")):
         _TensorFiles(folder).refuse_other_head(layout.sources(cfg)["embedding.weight"].names[0])
     return cfg, vocab_size
+
+
+def is_shifted(folder: Path) -> bool:
+    """Return whether the output of a folder's diffusion model at a token predicts the next one.
+
+    Raises:
+        ValueError: see `read_config`.
+    """
+    file = folder / "config.json"
+    config = _read_json(file)
+    own = config.get("model_type") == OWN
+    return bool(config.get("shift", False if own else _layout_of(config, file).shift))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -372,10 +372,11 @@ def import_model(
     """Make a cell from a model made elsewhere: measure its loss on the data without training it.
 
     A GGUF file becomes a Hugging Face folder first. The sequences, here and in `eval`, are as long
-    as its context, at most 1,024 tokens. Overrides may follow (data=..., name=...,
+    as its context, at most 1,024 tokens. Of a masked-diffusion model the bound is measured (Dream,
+    LLaDA). Overrides may follow (data=..., name=...,
     train.sequence_length=...). To train the model further: python -m runner init=hf:DIR.
     """
-    from models.pretrained import read_config  # noqa: PLC0415
+    from models.pretrained import is_shifted, read_config  # noqa: PLC0415
     from runner.data.pretrained import pretrained_folder  # noqa: PLC0415
 
     if kind == "gguf":
@@ -391,10 +392,14 @@ def import_model(
     else:
         local = pretrained_folder(f"hf:{source}")
     try:
-        length = getattr(read_config(local)[0], "context_length", _MAX_LENGTH)
+        cfg: Any = read_config(local)[0]
+        length, causal = getattr(cfg, "context_length", _MAX_LENGTH), getattr(cfg, "causal", True)
+        shift = not causal and is_shifted(local)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(str(error)) from error
     overrides = [f"init='hf:{local}'", "name=imported", "train.steps=0"]
-    overrides += [f"train.sequence_length={min(length, _MAX_LENGTH)}", *context.args]
+    overrides.append(f"train.sequence_length={min(length, _MAX_LENGTH)}")
+    overrides += [] if causal else ["task=diffusion", f"task.shift={str(shift).lower()}"]
+    overrides += context.args
     sys.stdout.flush()
     os.execv(sys.executable, module_command("runner", *overrides))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import plain
-from runner.data.tokenizer_folder import as_ids, named_token
+from runner.data.tokenizer_folder import added_token, as_ids, named_token
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.machine.errors import ConfigError, DataError
 from runner.machine.text_files import read_text
@@ -140,9 +140,9 @@ def _eos_token(folder: Path) -> str:
             "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) with a fast tokenizer"
         )
     ends = as_ids(read_record(folder / "config.json").get("eos_token_id"))
-    for added in read_record(file).get("added_tokens", []):
-        if added["id"] in ends[:1]:
-            return str(added["content"])
+    named = added_token(folder, ends[0]) if ends else None
+    if named is not None:
+        return named
     raise ConfigError(
         f"init: {folder} does not say which token ends a document; give tokenizer.kind=folder "
         "tokenizer.eos_token=..."

@@ -67,8 +67,8 @@ def read_folder(folder: Path) -> FolderFiles:
     model = read_record(folder / "config.json") if (folder / "config.json").exists() else {}
     model_ids = {key: model[key] for key in model if key in _MODEL_IDS}
     ends = files.get(_GENERATION, {}).get("eos_token_id", model_ids.get("eos_token_id"))
-    bos, mask = named_token(folder, "bos_token"), named_token(folder, "mask_token")
-    return FolderFiles(bos, as_ids(ends), files, model_ids, mask)
+    bos = named_token(folder, "bos_token")
+    return FolderFiles(bos, as_ids(ends), files, model_ids, mask_token(folder))
 
 
 def as_ids(given: int | list[int] | None) -> tuple[int, ...]:
@@ -88,6 +88,25 @@ def named_token(folder: Path, name: str) -> str | None:
     if name == "bos_token" and name not in config and not token:
         token = _BOS_OF_CLASS.get(str(config.get("tokenizer_class")).removesuffix("Fast"))
     return str(token["content"] if isinstance(token, dict) else token) if token else None
+
+
+def mask_token(folder: Path) -> str | None:
+    """Return the text of the mask token, which LLaDA's config.json names by its id alone."""
+    named, config = named_token(folder, "mask_token"), folder / "config.json"
+    if named is not None or not config.exists():
+        return named
+    ids = as_ids(read_record(config).get("mask_token_id"))
+    return added_token(folder, ids[0]) if ids else None
+
+
+def added_token(folder: Path, index: int) -> str | None:
+    """Return the text of a token that tokenizer.json adds to the vocabulary, None if it does not.
+
+    Raises:
+        DataError: the file is missing, or no JSON object.
+    """
+    added = read_record(folder / "tokenizer.json").get("added_tokens", [])
+    return next((str(token["content"]) for token in added if token["id"] == index), None)
 
 
 @lru_cache(maxsize=4)  # asked for every cell of a sweep

@@ -53,11 +53,11 @@ class TokenizerConfig:
 
     def named_tokens(self) -> tuple[str, ...]:
         """Return the special tokens, by our names, that a task need not add."""
-        from runner.data.tokenizer_folder import MASK, named_token  # noqa: PLC0415
+        from runner.data.tokenizer_folder import MASK, mask_token  # noqa: PLC0415
 
         if self.kind == "dialogue":
             return tuple(f"<{role}>" for role in ("user", "assistant", "tool"))
-        if self.kind != "folder" or named_token(Path(str(self.path)), "mask_token") is None:
+        if self.kind != "folder" or mask_token(Path(str(self.path))) is None:
             return ()
         return (MASK,)
 

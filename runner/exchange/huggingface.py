@@ -67,7 +67,7 @@ def export(
             layout=layout,
             dtype=DTYPES[dtype],
             max_shard_size=max_shard_size,
-            extra_keys=model_ids(tokenizer),
+            extra_keys=model_ids(tokenizer) | _shift(cell.config.task),
         )
         write_tokenizer(tokenizer, folder, context)
         card = model_card(cell, architecture, dtype, license_name)
@@ -78,3 +78,8 @@ def export(
         if fresh and not (folder / "README.md").exists():
             shutil.rmtree(folder, ignore_errors=True)
     return architecture
+
+
+def _shift(task: Any) -> dict[str, bool]:
+    """Return the key of config.json that says that the outputs of a diffusion model are shifted."""
+    return {"shift": True} if getattr(task, "shift", False) else {}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.adapter import AdaptedLinear, adapted_layers
 from models.adapter_config import AdapterConfig
 from models.decoder_config import DecoderConfig
-from models.layouts import LAYOUTS
+from models.pretrained import LAYOUTS
 from runner.machine.errors import ConfigError, DataError
 from runner.machine.system_errors import write_error
 from runner.machine.typed_json import read_record

@@ -17,11 +17,12 @@ from transformers import (
     LlamaConfig,
     MixtralConfig,
     PreTrainedConfig,
+    Qwen2Config,
     Qwen3Config,
 )
 
 from models.decoder_config import DecoderConfig
-from models.pretrained import load_pretrained, save_pretrained
+from models.pretrained import is_shifted, load_pretrained, save_pretrained
 from models.rope_config import RopeScaling
 
 LLAMA: dict[str, Any] = {
@@ -62,6 +63,7 @@ THEIRS: dict[str, PreTrainedConfig] = {
         rope_parameters=YARN
         | {"mscale": 0.7, "mscale_all_dim": 1.3, "truncate": False, "beta_fast": 16.0},
     ),
+    "qwen2": Qwen2Config(**LLAMA),
     "qwen3": Qwen3Config(**LLAMA, head_dim=16),
     "qwen3, tied": Qwen3Config(**LLAMA, head_dim=12, tie_word_embeddings=True),
     "mixtral": MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2),
@@ -113,6 +115,71 @@ def test_their_logits_are_ours_in_both_directions(name: str, tmp_path: Path) -> 
         AutoConfig.from_pretrained(tmp_path / "ours").tie_word_embeddings
         == theirs.config.tie_word_embeddings
     )
+
+
+def _as_llada(name: str) -> str:
+    for theirs, here in {
+        "model.": "model.transformer.",
+        "embed_tokens": "wte",
+        "transformer.norm": "transformer.ln_f",
+        "lm_head": "model.transformer.ff_out",
+        "layers": "blocks",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ff_norm",
+        "self_attn.o_proj": "attn_out",
+        "self_attn.": "",
+        "mlp.gate_proj": "ff_proj",
+        "mlp.down_proj": "ff_out",
+        "mlp.": "",
+    }.items():
+        name = name.replace(theirs, here)
+    return name
+
+
+LLADA = {
+    "model_type": "llada",
+    "d_model": 48,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "n_layers": 2,
+    "mlp_hidden_size": 80,
+    "max_sequence_length": 128,
+    "rope_theta": 1e4,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 90,
+    "embedding_size": 99,
+    "weight_tying": False,
+    "block_type": "llama",
+    "activation_type": "silu",
+    "layer_norm_type": "rms",
+}
+
+
+@pytest.mark.parametrize("kind", ["Dream", "llada"])
+def test_folders_of_diffusion_models_are_read(kind: str, tmp_path: Path) -> None:
+    """Dream's forward pass is Qwen2's and LLaDA's is Llama's, with every token seeing all."""
+    theirs = _theirs(Qwen2Config(**LLAMA) if kind == "Dream" else LlamaConfig(**LLAMA))
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    keys = config | {"model_type": "Dream", "mask_token_id": 98}
+    if kind == "llada":
+        state, keys = load_file(tmp_path / "model.safetensors"), dict(LLADA)
+        renamed = {_as_llada(name): tensor for name, tensor in state.items()}
+        save_file(renamed, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    ours = load_pretrained(tmp_path)
+    with torch.no_grad():
+        everything = torch.zeros(2, 1, TOKENS.shape[1], TOKENS.shape[1])
+        expected = theirs(TOKENS, attention_mask=everything).logits
+    torch.testing.assert_close(_logits(ours), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, _logits(theirs), atol=0.1), "the mask matters"
+    assert (ours.cfg.causal, is_shifted(tmp_path)) == (False, kind == "Dream")
+    assert ours.cfg.num_parameters(99) == sum(p.numel() for p in ours.parameters())
+    assert save_pretrained(ours, tmp_path / "own") == "Decoder"
+    refused = {"use_mrope": True} if kind == "Dream" else {"include_bias": True}
+    (tmp_path / "config.json").write_text(json.dumps(keys | refused))
+    with pytest.raises(ValueError, match=f"{next(iter(refused))}=True"):
+        load_pretrained(tmp_path)
 
 
 def test_the_keys_of_transformers_4_and_a_checkpoint_without_prefix_are_read(
@@ -167,7 +234,9 @@ def test_folders_that_cannot_be_read_or_written_say_why(tmp_path: Path) -> None:
     save_pretrained(cfg.build(9, 0), folder)
     with pytest.raises(FileExistsError, match="not empty"):
         save_pretrained(cfg.build(9, 0), folder)
-    with pytest.raises(ValueError, match="none of: llama, qwen3, mixtral, gpt2, espalier"):
+    with pytest.raises(
+        ValueError, match="none of: llama, qwen2, qwen3, mixtral, gpt2, Dream, llada, espalier"
+    ):
         save_pretrained(cfg.build(9, 0), tmp_path / "n", layout="mistral")
     given = json.loads((folder / "config.json").read_text())
     for change, message in {

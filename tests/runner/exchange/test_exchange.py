@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer as Inner
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, Qwen2Config
 from typer.testing import CliRunner
 
+from models.pretrained import is_shifted
 from runner.commands.cli import app
 from runner.data.corpus import loads
 from runner.data.pretrained import pretrained_folder, with_pretrained
@@ -137,6 +138,35 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save_pretrained(folder)
     write_tokenizer(ByteTokenizer(), folder, 96)
     return folder
+
+
+@pytest.mark.slow
+def test_an_imported_diffusion_model_is_bounded_and_fills_in(text: Path, tmp_path: Path) -> None:
+    """A folder of Dream: Qwen2's weights, and a mask that config.json names by its id alone."""
+    folder, root = tmp_path / "dream", ["--root", str(tmp_path)]
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = Qwen2Config(
+        **shape, num_attention_heads=2, num_key_value_heads=1, vocab_size=320, use_cache=False
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    write_tokenizer(ByteTokenizer(), folder, 96)
+    inner = Inner.from_file(str(folder / "tokenizer.json"))
+    inner.add_special_tokens(["<|mask|>"])
+    inner.save(str(folder / "tokenizer.json"))
+    keys = json.loads((folder / "config.json").read_text())
+    keys |= {"model_type": "Dream", "mask_token_id": 257, "max_position_embeddings": 96}
+    (folder / "config.json").write_text(json.dumps(keys))
+    common = [f"root={tmp_path}", "data=text", f"data.sources.0.path={text}", "eval.tokens=256"]
+    done = run("runner.commands.cli", "import", "hf", str(folder), *common, "data.split=tail")
+    assert done.returncode == 0, done.stderr
+    (cell,) = [find_cell(tmp_path, folder.name) for folder in (tmp_path / "runs").iterdir()]
+    assert cell.config.task.shift
+    assert any("val_bound" in row for row in storage.read_lines(cell.folder / "metrics.jsonl"))
+    said = ("generate", str(cell.folder), "--prompt", "A cat", "--tokens", "8", *root)
+    assert _cli(*said, "--steps", "4", "--algorithm", "maskgit_plus").startswith("A cat")
+    out = tmp_path / "out"
+    _cli("export", cell.fingerprint, str(out), *root)
+    assert is_shifted(out)
 
 
 @pytest.mark.slow
