@@ -40,6 +40,7 @@ _IMPORTED = (
     "torch.distributed.fsdp",
     "transformers",
     "runner.commands.hydra_plugin",
+    "runner.commands.exchange",
     "runner.commands.models",
     "runner.commands.precision",
     "runner.commands.storage",

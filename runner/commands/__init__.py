@@ -6,6 +6,7 @@ __all__ = [
     "cli",
     "completion",
     "composer",
+    "exchange",
     "figures",
     "generation_cli",
     "hydra_plugin",
