@@ -1,6 +1,8 @@
 """Data: text and synthetic sources, tokenizers, token files, the order of samples."""
 
 __all__ = [
+    "answers",
+    "arithmetic",
     "benchmark_files",
     "chat_template",
     "conversation_rows",
@@ -16,10 +18,13 @@ __all__ = [
     "people_corpus",
     "people_words",
     "pretrained",
+    "problems",
+    "problems_config",
     "recall",
     "recall_config",
     "sources",
     "special_tokens",
+    "sums_config",
     "synthetic",
     "synthetic_config",
     "tokenizer_folder",
