@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -148,21 +149,32 @@ def test_averaged_weights_have_scores_of_their_own(
 
 @pytest.mark.slow
 def test_an_evaluation_follows_the_checkpoints_of_a_run(
-    espalier: Run, text: Path, task: Path, tmp_path: Path
+    text: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hurry = tmp_path / "hurry"
+    monkeypatch.setenv("ESPALIER_TEST_HURRY", str(hurry))
     slow = [
         "model._target_=tests.faults.FaultyConfig",
         "model.fault=slow",
-        "train.steps=60",
-        "train.checkpoint.every_steps=5",
-        "eval.every=30",
+        "train.steps=400",
+        "train.checkpoint.every_steps=40",
+        "eval.every=200",
     ]
+
+    def hurry_once_it_follows() -> None:
+        while not any(
+            "squares/acc" in f.read_text() for f in tmp_path.glob("runs/*/metrics.jsonl")
+        ):
+            time.sleep(0.05)
+        hurry.touch()
+
     training = start(
         "runner", "-m", *TINY, *slow, f"data.sources.0.path={text}", f"root={tmp_path}", "name=f"
     )
     while not list(tmp_path.glob("runs/*/cell.json")):
         assert training.poll() is None
         time.sleep(0.02)
+    Thread(target=hurry_once_it_follows, daemon=True).start()
     told = _cli("eval", "f", *_keys(task), "follow=true", "--jobs", "1", "--root", str(tmp_path))
     assert training.wait(timeout=120) == 0
     (cell,) = sweep_cells(tmp_path, "f-eval")
@@ -173,13 +185,13 @@ def test_an_evaluation_follows_the_checkpoints_of_a_run(
         if "squares/acc" in row
     ]
     assert len(steps) >= 2, told
-    assert steps[-1] == 60
+    assert steps[-1] == 400
     assert steps == sorted(set(steps))
     (upstream,) = sweep_cells(tmp_path, "f")
     (file,) = upstream.folder.glob("evals/*.json")
-    assert json.loads(file.read_text())["step"] == 60
-    assert list(new_checkpoints(upstream.folder, 60, lambda: False)) == []
-    assert [f.name for f in new_checkpoints(upstream.folder, 0, lambda: False)] == ["00000060"]
+    assert json.loads(file.read_text())["step"] == 400
+    assert list(new_checkpoints(upstream.folder, 400, lambda: False)) == []
+    assert [f.name for f in new_checkpoints(upstream.folder, 0, lambda: False)] == ["00000400"]
 
 
 def test_a_run_is_held_against_counted_ngrams(espalier: Run, task: Path, tmp_path: Path) -> None:
