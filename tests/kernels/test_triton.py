@@ -19,12 +19,13 @@ check_far_rows(cpu)
 check_words(cpu)
 check_quantise("inf", SHAPES[1], cpu)
 for kind in KINDS:
-    for shape in SHAPES:
-        check_quantise(kind, shape, cpu)
+    check_quantise(kind, SHAPES[0], cpu)
+for shape in SHAPES[1:]:
+    check_quantise("outliers", shape, cpu)
 for kind in ("wide", "inf"):
     check_hadamard(kind, cpu)
     check_quantise_both(kind, cpu)
-for kind in ("zeros", "wide", "inf"):
+for kind in ("zeros", "inf"):
     check_blocks(kind, cpu)
 """
 

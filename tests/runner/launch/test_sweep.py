@@ -123,7 +123,7 @@ def test_a_stop_is_never_a_failure_and_a_later_ctrl_c_says_what_it_kills(
     faulty = ["model._target_=tests.faults.FaultyConfig", "model.fault=stuck", "name=two"]
     grid = ["-m", *TINY, f"data.sources.0.path={text}", f"root={tmp_path}", *faulty]
     sweep = start("runner", *grid, keep=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not list(tmp_path.glob("runs/*/summary.json")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -159,12 +159,15 @@ def test_a_single_run_takes_new_execution_keys_and_ends_at_the_second_ctrl_c(
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ESPALIER_LAUNCHED": ""}
     again = start("runner", *line, "train.device=auto", env=environment, keep=True)
     (folder,) = tmp_path.glob("runs/*")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (folder / "attempts/0002/environment.json").exists():
         assert time.monotonic() < deadline, again.written()
         time.sleep(0.05)
     again.send_signal(signal.SIGINT)
-    time.sleep(1.2)
+    while "stopping after this step" not in again.written()[1]:
+        assert time.monotonic() < deadline, again.written()
+        time.sleep(0.05)
+    time.sleep(1.2)  # sooner it would be the same key, pressed for long
     again.send_signal(signal.SIGINT)
     _, errors = again.communicate(timeout=60)
     assert again.returncode == 75, errors
