@@ -5,6 +5,10 @@ import os
 import sys
 from dataclasses import replace
 
+from runner.machine.interrupt import answer_at_once, leave_to_python
+
+answer_at_once()
+
 # To compose makes many objects and drops few: Python's own 700 would look through all of them for
 # garbage again and again, for a tenth of the time to an answer. A run's process gets it back.
 _COLLECT_EVERY = gc.get_threshold()
@@ -47,6 +51,7 @@ def run_one(composed: DictConfig) -> None:
         cell = replace(cell, label=label(overrides, [overrides], node) or cell.label)
         from runner.launch.single import run_here  # noqa: PLC0415
 
+        leave_to_python()
         gc.set_threshold(*_COLLECT_EVERY)
         code = run_here(cell)
     if code:

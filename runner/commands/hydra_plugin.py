@@ -29,6 +29,7 @@ from runner.grid.language import Grid, Point, expand, parse_grid, unique
 from runner.grid.stages import in_order, link
 from runner.launch.policy import Policy
 from runner.machine.errors import ConfigError
+from runner.machine.interrupt import leave_to_python
 from runner.records.cells import Cell, check_outputs, make_cells
 from runner.records.config import (
     typed,
@@ -112,6 +113,7 @@ class GridSweeper(CellSweeper):
         if not isinstance(self.launcher, CellLauncher):
             if self.grid.stages:
                 raise ConfigError("hydra.sweeper.stages needs hydra/launcher=local or slurm")
+            leave_to_python()
             return self.launcher.launch(self.points(self.grid, arguments), initial_job_idx=0)
         cells = self.cells(arguments)
         binding = self.grid.adopt
@@ -120,6 +122,7 @@ class GridSweeper(CellSweeper):
         if binding:
             from runner.records.adopt import adopt  # noqa: PLC0415
 
+            leave_to_python()
             cell, keys = adopt(cells, binding["run"], binding.get("reason", ""))
             difference = ", ".join(keys) or "nothing"
             Console().print(
@@ -137,6 +140,7 @@ class GridSweeper(CellSweeper):
             return None
         from runner.launch.launch import launch  # noqa: PLC0415
 
+        leave_to_python()
         code = launch(cells, self.launcher.backend(), self.policy)
         if code:
             raise SystemExit(code)
@@ -219,6 +223,7 @@ class OptunaSweeper(CellSweeper):
         point = open_keys(arguments)
         node, _ = self.composer.compose(point)
         (base,) = make_cells([("base", node)], [self.composer.choices(point, node)])
+        leave_to_python()
         changed = save_study(base.sweep, self.study, base)
         study = load_study(base.sweep)
         code = launch_study(study, base, self.launcher.backend(), self.policy, changed)

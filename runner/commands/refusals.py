@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import fields
 
 from runner.machine.errors import EspalierError
+from runner.machine.interrupt import INTERRUPTED
 from runner.machine.system_errors import system_error
 from runner.records.config import RunConfig
 
-INTERRUPTED = 130  # exit code after Ctrl-C
 _NO_CHOICE = re.compile(
     r"In '[^']*': Could not find '(?P<group>[^']+)/(?P<name>[^'/]+)'\s+"
     r"Available options in '[^']*':\n(?P<valid>(?:\t\S+\n)+)"

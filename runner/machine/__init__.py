@@ -5,6 +5,7 @@ __all__ = [
     "environment",
     "errors",
     "hardware",
+    "interrupt",
     "memo",
     "memory_kill",
     "own_modules",

@@ -68,6 +68,35 @@ def _answer(module: str, *arguments: str) -> str:
     return said + done.stdout
 
 
+INTERRUPT = """
+import os, runpy, signal, sys
+class CtrlC:
+    def find_spec(self, name, *_):
+        if name == imported:
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+sys.meta_path.insert(0, CtrlC())
+sys.argv, imported = ["runner", "-m", "train.steps=1", "seed=1,2"], sys.argv[1]
+runpy.run_module("runner", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "imported", ["omegaconf", "runner.launch.launch"], ids=["importing", "composed"]
+)
+def test_ctrl_c_before_a_run_ends_it_in_one_line(imported: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPT, imported],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def finished(tmp_path: Path, compose: Compose) -> Cell:
     """A cell that has ended, as its records have it."""
