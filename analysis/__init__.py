@@ -18,6 +18,7 @@ __all__ = [
     "fit",
     "fit_console",
     "forecast",
+    "foreign",
     "history",
     "holder",
     "identification",
@@ -46,4 +47,5 @@ __all__ = [
     "source",
     "stores",
     "tables",
+    "wandb_files",
 ]

@@ -47,6 +47,7 @@ _IMPORTED = (
     "runner.launch.fork_preload",
     "runner.views.mlflow",
     "runner.views.plan",
+    "runner.views.upload",
 )
 _LARGEST = 1 << 17  # bytes of a request: arguments and the environment
 # jemalloc's thread, which pyarrow starts, is one that jemalloc itself carries over a fork.

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,8 @@ from runner.commands.completion import SCRIPTS, Shell
 from runner.commands.refusals import refusals
 from runner.machine.errors import ConfigError
 from runner.machine.own_modules import module_command
+
+FurtherView = StrEnum("FurtherView", ["tensorboard", "wandb"])
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -317,15 +320,26 @@ def sync(
     rebuild: Annotated[
         bool, typer.Option(help="Write them again from the start; an embedded store: all it has.")
     ] = False,
+    also: Annotated[
+        list[FurtherView] | None,
+        typer.Option(help="A further view to fill, beside those of track.also."),
+    ] = None,
 ) -> None:
-    """Upload to MLflow the points that it does not have yet."""
+    """Upload to MLflow, and to the views of track.also, the points that they do not have yet."""
     from runner.records.cells import members  # noqa: PLC0415
 
     for name in names:
         members(root, name)  # before the store is opened, which takes seconds
     from runner.views.mlflow import sync as upload  # noqa: PLC0415
+    from runner.views.mlflow_cursors import recorded_views  # noqa: PLC0415
+    from runner.views.upload import feed_views  # noqa: PLC0415
 
     typer.echo(f"{upload(root, names, uri, rebuild=rebuild)} points delivered")
+    for name in names:
+        views = [*recorded_views(root, name), *(also or [])]
+        if views:
+            sent = feed_views(root, name, list(dict.fromkeys(views)))
+            typer.echo(f"{name}: {sent} points delivered to {', '.join(views)}")
 
 
 @app.command(rich_help_panel=MLFLOW)

@@ -22,6 +22,7 @@ from runner.records.drift import drifted
 from runner.records.failures import why_no_worker
 from runner.records.slurm_queue import log_without_worker
 from runner.views.mlflow import delivered
+from runner.views.other_views import is_behind
 from runner.views.table import LiveTable
 
 if TYPE_CHECKING:
@@ -172,8 +173,9 @@ def _run_live(
 
 
 def _upload_rest(run: RunConfig, sweep: Path, console: Console) -> None:
-    """Upload to MLflow what an earlier launch could not."""
-    if run.track.uri != "off" and not delivered(sweep, run.track.uri):
+    """Upload to MLflow and to the further views what an earlier launch could not."""
+    behind = run.track.uri != "off" and not delivered(sweep, run.track.uri)
+    if behind or any(is_behind(sweep, view) for view in run.track.also):
         _finish(start_uploader(run), console)
 
 

@@ -1,4 +1,4 @@
-"""Start and stop the process that uploads metrics to MLflow, whose import takes seconds."""
+"""Start and stop the process that uploads metrics, as the import of MLflow takes seconds."""
 
 import os
 import subprocess
@@ -42,25 +42,28 @@ class UploaderProcess:
             return notices
         return [
             *notices,
-            f"MLflow has not got everything; `espalier sync {self.sweep}` delivers it",
+            f"not everything was uploaded; `espalier sync {self.sweep}` delivers it, {self.log} "
+            "tells why",
         ]
 
 
 def start_uploader(run: RunConfig, only: str | None = None) -> UploaderProcess | None:
-    """Start the uploader of a run's sweep and return its process; None if tracking is off.
+    """Start the uploader of a run's sweep and return its process; None if nothing is tracked.
 
     Args:
         only: upload the cell of this fingerprint alone.
     """
-    if run.track.uri == "off":
+    if run.track.uri == "off" and not run.track.also:
         return None
     os.environ[UPLOADER_RUNS] = "1"
     root = Path(run.root).resolve()
-    record_store(root, run.name, run.track.uri)
-    command = module_command("runner.views.mlflow", run.name)
+    record_store(root, run.name, run.track.uri, run.track.also)
+    command = module_command("runner.views.upload", run.name)
     command += ["--root", str(root), "--until-closed"]
     if run.track.uri:
         command += ["--uri", run.track.uri]
+    for view in run.track.also:
+        command += ["--also", view]
     if only:
         command += ["--only", only]
     file = root / "sweeps" / run.name / "sync.log"

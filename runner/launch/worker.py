@@ -11,6 +11,7 @@ import tempfile
 import threading
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -74,18 +75,19 @@ def run_cell(folder: Path) -> int:
 
 
 def _start_own_uploader(folder: Path) -> UploaderProcess | None:
-    """Start an uploader to an MLflow server unless the launcher runs one.
+    """Start an uploader unless the launcher runs one or nothing is tracked.
 
-    Return None for the embedded SQLite store, which jobs never open.
+    The embedded SQLite store is left out, which jobs never open.
     """
     if UPLOADER_RUNS in os.environ:
         return None
     from runner.records.cells import load_cell  # noqa: PLC0415
 
     cell = load_cell(folder)
-    if cell.config.track.uri in (None, "off"):
-        return None
-    return start_uploader(cell.config, only=cell.fingerprint)
+    run = cell.config
+    if run.track.uri is None:
+        run = replace(run, track=replace(run.track, uri="off"))
+    return start_uploader(run, only=cell.fingerprint)
 
 
 def _work(folder: Path, journal: Journal | None, stop: StopFlag) -> Outcome:

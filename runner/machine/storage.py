@@ -136,6 +136,22 @@ def locked(file: Path) -> Iterator[None]:
 
 
 @contextmanager
+def try_locked(file: Path) -> Iterator[bool]:
+    """Hold an exclusive lock on `file` if no other process does; yield whether it is held.
+
+    Raises:
+        StorageError: the file cannot be made.
+    """
+    with _lockable(file) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@contextmanager
 def semaphore(folder: Path, places: int) -> Iterator[None]:
     """Hold one of `places` lock files in `folder`: take a free one, else wait for a random one.
 
@@ -144,13 +160,10 @@ def semaphore(folder: Path, places: int) -> Iterator[None]:
     """
     numbers = random.sample(range(places), places)
     for number in numbers:
-        with _lockable(folder / str(number)) as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield
-            return
+        with try_locked(folder / str(number)) as held:
+            if held:
+                yield
+                return
     with locked(folder / str(numbers[0])):
         yield
 

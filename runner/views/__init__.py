@@ -8,9 +8,13 @@ __all__ = [
     "mlflow_cursors",
     "mlflow_points",
     "mlflow_runs",
+    "other_views",
     "plan",
     "precision_table",
     "report",
     "speed",
     "table",
+    "tensorboard_files",
+    "upload",
+    "wandb_runs",
 ]

@@ -4,23 +4,18 @@ A cursor file in the run folder records which points of metrics.jsonl a store ha
 (runner/views/mlflow_cursors.py, mlflow_points.py). A delivery that was cut off is repeated with the
 same timestamps, which MLflow's stores accept once. Of all uploaders, one at a time holds a cursor's
 lock: it alone may make the run. The holder of `mlflow/lock` may write to the embedded store.
-
-`python -m runner.views.mlflow --root R --until-closed NAME` uploads until standard input closes.
 """
 
-import argparse
 import logging
 import os
-import random
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from runner.machine import storage
-from runner.machine.errors import DataError, EspalierError, StorageError
+from runner.machine.errors import DataError, StorageError
 from runner.records.cells import members
 from runner.views.mlflow_cursors import Cursor, embedded_uri, forget, recorded_store
 from runner.views.mlflow_points import Point, PointReader, indices, ranges
@@ -34,7 +29,6 @@ from runner.views.mlflow_runs import (
 
 NOTICE = "MLflow: "  # begins a line of the uploader's log that is meant for the user
 _SENDERS = 8  # uploaders of one root that may talk to a server at the same time
-_EVERY_S, _LONGEST_PAUSE_S = 2.0, 60.0
 _CLIENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -322,52 +316,3 @@ def _forget(root: Path, sweeps: list[str], uri: str | None) -> list[str]:
     for suffix in ("", "-journal", "-wal", "-shm"):
         (root / "mlflow" / f"mlflow.db{suffix}").unlink(missing_ok=True)
     return forget(root, embedded_uri(root))
-
-
-def upload_until_closed(
-    root: Path, sweeps: list[str], uri: str | None, only: str | None = None
-) -> None:
-    """Deliver every few seconds until standard input closes, then once more; retry on errors."""
-    done = threading.Event()
-
-    def wait_for_end() -> None:
-        sys.stdin.buffer.read()
-        done.set()
-
-    threading.Thread(target=wait_for_end, daemon=True).start()
-    with one_writer(root, uri):
-        uploader = Uploader(root, uri)
-        pause_s = _EVERY_S
-        while not done.wait(pause_s):
-            try:
-                for sweep in sweeps:
-                    uploader.deliver(sweep, only)
-                pause_s = _EVERY_S
-            except Exception as error:  # training goes on, whatever the server does
-                print(f"not delivered, trying again: {error}", file=sys.stderr, flush=True)
-                # A random pause, so that many uploaders of a slow server do not return at once.
-                pause_s = min(_LONGEST_PAUSE_S, pause_s * random.uniform(1.0, 3.0))
-        for sweep in sweeps:
-            uploader.deliver(sweep, only)
-
-
-def main() -> None:
-    """Command line of the uploader process."""
-    parser = argparse.ArgumentParser(prog="python -m runner.views.mlflow", description=__doc__)
-    parser.add_argument("sweeps", nargs="+")
-    parser.add_argument("--root", type=Path, default=Path("."))
-    parser.add_argument("--uri")
-    parser.add_argument("--only", metavar="FINGERPRINT")
-    parser.add_argument("--until-closed", action="store_true")
-    given = parser.parse_args()
-    try:
-        if given.until_closed:
-            upload_until_closed(given.root, given.sweeps, given.uri, given.only)
-        else:
-            print(sync(given.root, given.sweeps, given.uri))
-    except EspalierError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

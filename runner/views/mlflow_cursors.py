@@ -2,14 +2,15 @@
 
 runs/<fingerprint>/mlflow/<sweep>-<store>.json   experiment, run_id, points delivered
 runs/<fingerprint>/mlflow/<sweep>-<store>.lock   held by the one who makes or writes that run
-sweeps/<name>/mlflow.json                        {"uri"}: the store of the last launch
+sweeps/<name>/mlflow.json                        {"uri", "also"}: store and views of the last launch
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -26,9 +27,23 @@ def embedded_uri(root: Path) -> str:
     return f"sqlite:///{root.resolve() / 'mlflow' / 'mlflow.db'}"
 
 
-def record_store(root: Path, sweep: str, uri: str | None) -> None:
-    """Record that the sweep is tracked in the store at `uri`; None is the embedded one."""
-    storage.write_atomically(root / "sweeps" / sweep / "mlflow.json", json.dumps({"uri": uri}))
+def record_store(root: Path, sweep: str, uri: str | None, also: Sequence[str] = ()) -> None:
+    """Record where the sweep is tracked: in the store at `uri` and in further views.
+
+    Args:
+        uri: None is the embedded store; "off" leaves the one recorded before.
+    """
+    file = root / "sweeps" / sweep / "mlflow.json"
+    if uri == "off":
+        uri = read_record(file, _Store)["uri"] if file.exists() else None
+    tracked = {"uri": uri, "also": list(also)}
+    storage.write_atomically(file, json.dumps(tracked))
+
+
+def recorded_views(root: Path, sweep: str) -> list[str]:
+    """Return the further views that the last launch of a sweep fed."""
+    file = root / "sweeps" / sweep / "mlflow.json"
+    return list(read_record(file, _Store).get("also", [])) if file.exists() else []
 
 
 def recorded_store(root: Path, sweep: str) -> str | None:
@@ -55,6 +70,7 @@ def recorded_store(root: Path, sweep: str) -> str | None:
 
 class _Store(TypedDict):
     uri: str | None
+    also: NotRequired[list[str]]
 
 
 class _Entries(TypedDict, total=False):

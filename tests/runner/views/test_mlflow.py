@@ -160,7 +160,7 @@ def test_64_cells_at_once_reach_the_embedded_store_through_one_writer(
     """Three uploaders start on an empty store while cells write: one holds it, the others wait."""
     cells = new_cells(compose, "many", 64)
     uploaders = [
-        start("runner.views.mlflow", "many", "--root", str(tmp_path), keep=True) for _ in range(3)
+        start("runner.views.upload", "many", "--root", str(tmp_path), keep=True) for _ in range(3)
     ]
     with ThreadPoolExecutor(64) as pool:
         list(pool.map(write, cells))
