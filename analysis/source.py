@@ -9,6 +9,7 @@ from typing import Literal
 import pandas as pd
 
 from analysis.expressions import numbers, true_rows
+from analysis.foreign import TABLE, from_tables
 from analysis.runs import Runs, from_folders
 
 _COMPRESSION: dict[str, Literal["gzip", "bz2", "xz", "zstd", "zip"]] = {
@@ -25,7 +26,7 @@ class Source:
     """A table and the file that it was read from.
 
     Args:
-        file: a CSV or parquet file, or a folder sweeps/NAME.
+        file: a CSV or parquet file, or a folder sweeps/NAME or imported/NAME.
         sha256: of the bytes that were read; of a folder, those of its list of cells.
         runs: those of the folder, None of a file.
     """
@@ -67,7 +68,11 @@ def read_source(file: Path) -> Source:
         ValueError: the file is no table, or has no rows.
     """
     runs = None
-    if file.is_dir():
+    if (file / TABLE).exists():
+        content = (file / TABLE).read_bytes()
+        runs = from_tables(file)
+        table = runs.finished.copy()
+    elif file.is_dir():
         listing = file / "cells.jsonl"
         content = listing.read_bytes() if listing.exists() else b""
         runs = from_folders(file.parent.parent, file.name)

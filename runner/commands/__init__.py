@@ -10,6 +10,7 @@ __all__ = [
     "figures",
     "generation_cli",
     "hydra_plugin",
+    "imports",
     "key_reference",
     "keys",
     "missing_values",

@@ -1,18 +1,14 @@
-"""The verbs of `espalier` that exchange models with others: export, import."""
+"""The verb of `espalier` that gives models to others: export."""
 
-import os
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from runner.commands.arguments import MODELS, Reference, Root
 from runner.machine.errors import ConfigError
-from runner.machine.own_modules import module_command
 
 app = typer.Typer()
-_MAX_LENGTH = 1024  # tokens of a sequence that an imported model is measured on
 
 
 @app.command(rich_help_panel=MODELS)
@@ -73,58 +69,3 @@ def export(
         average=average,
     )
     typer.echo(f"{folder}: {architecture}")
-
-
-@app.command(
-    name="import",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    rich_help_panel=MODELS,
-)
-def import_model(
-    context: typer.Context,
-    kind: Annotated[str, typer.Argument(metavar="hf|gguf", help="What is imported.")],
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="hf: DIR, or ORG/NAME[@REVISION] on the hub. gguf: FILE, or package:NAME."
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="gguf: the folder made of it (default: pretrained/NAME)."),
-    ] = None,
-) -> None:
-    """Make a cell from a model made elsewhere: measure its loss on the data without training it.
-
-    A GGUF file becomes a Hugging Face folder first. The sequences, here and in `eval`, are as long
-    as its context, at most 1,024 tokens. Of a masked-diffusion model the bound is measured (Dream,
-    LLaDA). Overrides may follow (data=..., name=...,
-    train.sequence_length=...). To train the model further: python -m runner init=hf:DIR.
-    """
-    from models.pretrained import is_shifted, read_config  # noqa: PLC0415
-    from runner.data.pretrained import pretrained_folder  # noqa: PLC0415
-
-    if kind == "gguf":
-        from runner.exchange.gguf_model import import_gguf  # noqa: PLC0415
-
-        roots = [a.removeprefix("root=") for a in context.args if a.startswith("root=")]
-        local = import_gguf(source, out, Path(*roots[-1:]) / "pretrained").resolve()
-        typer.echo(f"init=hf:{local}")
-    elif kind != "hf":
-        raise ConfigError(f"{kind!r} is not a format; there are: hf, gguf")
-    elif out is not None:
-        raise ConfigError("--out does nothing with hf; leave it out")
-    else:
-        local = pretrained_folder(f"hf:{source}")
-    try:
-        cfg: Any = read_config(local)[0]
-        length, causal = getattr(cfg, "context_length", _MAX_LENGTH), getattr(cfg, "causal", True)
-        shift = not causal and is_shifted(local)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(str(error)) from error
-    overrides = [f"init='hf:{local}'", "name=imported", "train.steps=0"]
-    overrides.append(f"train.sequence_length={min(length, _MAX_LENGTH)}")
-    overrides += [] if causal else ["task=diffusion", f"task.shift={str(shift).lower()}"]
-    overrides += context.args
-    sys.stdout.flush()
-    os.execv(sys.executable, module_command("runner", *overrides))

@@ -1,4 +1,4 @@
-"""The verbs of `espalier` that draw: plots, report, paper, look. The only imports of analysis."""
+"""The verbs of `espalier` that draw: plots, report, paper, look."""
 
 import importlib.util
 import shutil

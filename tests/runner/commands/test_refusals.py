@@ -112,7 +112,21 @@ def test_grids_without_a_name_are_sweeps_of_their_own(espalier: Run, tmp_path: P
     assert all(name.startswith("grid-") for name in names)
 
 
-@pytest.mark.parametrize("verb", ["", "run", "plan", "adopt", "eval", "ngram", "import", "retry"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "",
+        "run",
+        "plan",
+        "adopt",
+        "eval",
+        "ngram",
+        "import",
+        "import gguf",
+        "import runs csv",
+        "retry",
+    ],
+)
 def test_every_verb_takes_h(verb: str) -> None:
     shown = run("runner.commands.cli", *verb.split(), "-h")
     assert shown.returncode == 0, shown.stderr
@@ -124,9 +138,9 @@ def test_keys_lists_every_key_with_type_and_default() -> None:
     for line in (
         "  seed: int = 0",
         "  model.width: int",
-        "  data.sources.0.path: str | None = None",
-        "  train.checkpoint.every_s: float = 300.0",
-        "  resources.timeout_min: int = 60",
+        "  data.sources.0.path: str|null = null",
+        "  train.checkpoint.every_s: float = 300  [execution]",
+        "  resources.timeout_min: int = 60  [execution]",
     ):
         assert line in listed
     assert "there are: work, model" in _refused(run("runner.commands.cli", "keys", "x"))
