@@ -49,12 +49,15 @@ class PrefixCache:
         self._blocks: OrderedDict[bytes, _Block] = OrderedDict()  # least recently used first
         self._num_bytes = 0
 
-    def load(self, ids: Sequence[int], state: State, row: int = 0) -> int:
+    def load(self, ids: Sequence[int], state: State, row: int = 0, *, salt: str = "") -> int:
         """Replace row `row` by the state after the longest known prefix; return its tokens.
 
         It is whole blocks of `ids`; without one the row stays as it is.
+
+        Args:
+            salt: only texts saved with the same salt are known.
         """
-        names = self._known(self._names(ids))
+        names = self._known(self._names(ids, salt))
         while names and not self._blocks[names[-1]].complete:
             names.pop()
         if not names or not isinstance(state, DecoderState):
@@ -71,7 +74,7 @@ class PrefixCache:
         state.put(torch.tensor([row], device=device), prefix)
         return length
 
-    def save(self, ids: Sequence[int], state: State, row: int = 0) -> None:
+    def save(self, ids: Sequence[int], state: State, row: int = 0, *, salt: str = "") -> None:
         """Keep the blocks of `ids`, which are all that row `row` has read, if they are new.
 
         A recurrent state can be kept at its present length only: read so that passes end where
@@ -79,7 +82,7 @@ class PrefixCache:
         """
         if not isinstance(state, DecoderState):
             return
-        names = self._names(ids)
+        names = self._names(ids, salt)
         for number, name in enumerate(names):
             last = (number + 1) * self.block
             complete = state.can_truncate or last == len(ids)
@@ -108,9 +111,9 @@ class PrefixCache:
         """Return the size of all blocks in bytes."""
         return self._num_bytes
 
-    def _names(self, ids: Sequence[int]) -> list[bytes]:
+    def _names(self, ids: Sequence[int], salt: str) -> list[bytes]:
         """Return the names of the whole blocks of `ids`."""
-        names, parent = [], b""
+        names, parent = [], hashlib.blake2b(salt.encode(), digest_size=16).digest()
         for first in range(0, len(ids) - self.block + 1, self.block):
             content = ",".join(map(str, ids[first : first + self.block])).encode()
             parent = hashlib.blake2b(parent + content, digest_size=16).digest()

@@ -97,9 +97,10 @@ class Autoregressive:
         fixed = self.fixed_rows is not None
         room = self.context if fixed else min(self.context, len(row.tokens) + row.num_left)
         state = start(self.model, 1, room, static=fixed)
-        known = self.prefixes.load(row.tokens[:-1], state)  # the last one's logits are needed
+        read = row.tokens[:-1]  # the last one's logits are needed
+        known = self.prefixes.load(read, state, salt=row.request.salt)
         if known:
-            row.state, row.unread = state, row.unread - known
+            row.state, row.unread, row.num_cached = state, row.unread - known, known
 
     @torch.no_grad()
     def read(self, rows: Sequence[TextRow], most: int | None) -> list[Event]:
@@ -149,7 +150,7 @@ class Autoregressive:
             return row.request.id
         if most is None and self.fixed_rows is None and row.state is None:
             return row.unread  # texts of one length
-        return tuple(row.tokens), row.unread  # one text
+        return tuple(row.tokens), row.unread, row.request.salt  # one text
 
     def _read_together(self, group: Sequence[TextRow], most: int | None) -> list[Event]:
         """Read a piece of each row of a group; a text that several of them have is read once."""
@@ -173,7 +174,7 @@ class Autoregressive:
             for index, row in {
                 texts.index(ids): row for ids, row in zip(all_ids, group, strict=True)
             }.items():
-                self.prefixes.save(row.tokens[: row.num_read], state, index)
+                self.prefixes.save(row.tokens[: row.num_read], state, index, salt=row.request.salt)
         if first.unread:
             return []
         return self._enter(group, logits, state, [texts.index(ids) for ids in all_ids])

@@ -120,6 +120,7 @@ class Engine(Generic[R]):
         self.max_waiting = max_waiting
         self._waiting: deque[Request] = deque()
         self._admitted: dict[str, R] = {}
+        self._paused: set[str] = set()
         self._ended: list[Event] = []  # outside a step
 
     @property
@@ -136,6 +137,19 @@ class Engine(Generic[R]):
     def num_reserved(self) -> int:
         """The number of tokens that the running requests may come to hold."""
         return sum(self._needs(row.request) for row in self._admitted.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would do nothing: all that run are paused, and no other can join."""
+        return self._admitted.keys() <= self._paused and not self._ended and not self._next_fits()
+
+    def ids(self) -> list[str]:
+        """Return the ids of the requests that wait or run."""
+        return [*(request.id for request in self._waiting), *self._admitted]
+
+    def has_admitted(self, id: str) -> bool:
+        """Return whether a request runs: it waits no longer and has not ended."""
+        return id in self._admitted
 
     def check(self, request: Request) -> None:
         """Raise ValueError if the request can never run here: its prompt, length or settings."""
@@ -178,6 +192,7 @@ class Engine(Generic[R]):
     def cancel(self, id: str) -> None:
         """End a request now; the next step returns its last event. An ended one is left alone."""
         row = self._admitted.pop(id, None)
+        self._paused.discard(id)
         if row is not None:
             self.strategy.release(row)
         waiting = next((request for request in self._waiting if request.id == id), None)
@@ -186,17 +201,26 @@ class Engine(Generic[R]):
         if row is not None or waiting is not None:
             self._ended.append(Event(id=id, finish="cancelled"))
 
+    def pause(self, id: str) -> None:
+        """Let an admitted request stand still, for a reader that is slow; it keeps its row."""
+        if id in self._admitted:
+            self._paused.add(id)
+
+    def resume(self, id: str) -> None:
+        """Let a paused request go on; any other is left alone."""
+        self._paused.discard(id)
+
     def step(self) -> list[Event]:
         """Advance every running row by one step, then read of the prompts what `chunk` allows.
 
         It returns what that has added, in the order of admission, and [] if there is nothing to do.
         """
         events, self._ended = self._ended, []
-        running = [row for row in self._admitted.values() if not row.unread]
+        running = [row for row in self._unpaused() if not row.unread]
         if running:
             events += self._settle(self.strategy.advance(running))
         self._admit()
-        unread = [row for row in self._admitted.values() if row.unread]
+        unread = [row for row in self._unpaused() if row.unread]
         if unread:
             events += self._settle(self.strategy.read(unread, self.chunk))
         return events
@@ -218,7 +242,7 @@ class Engine(Generic[R]):
                     return
                 yield from self.step()
         finally:
-            for id in [*(request.id for request in self._waiting), *self._admitted]:
+            for id in self.ids():
                 self.cancel(id)
             self._ended = []
 
@@ -226,18 +250,25 @@ class Engine(Generic[R]):
         needed = request.num_read + request.how.max_new_tokens
         return min(needed, self.strategy.context)
 
+    def _unpaused(self) -> list[R]:
+        return [row for id, row in self._admitted.items() if id not in self._paused]
+
+    def _next_fits(self) -> bool:
+        """Return whether the request that has waited longest can be admitted."""
+        if not self._waiting or len(self._admitted) >= self.rows:
+            return False
+        return self.num_reserved + self._needs(self._waiting[0]) <= self.max_tokens
+
     def _admit(self) -> None:
-        while self._waiting and len(self._admitted) < self.rows:
-            request = self._waiting[0]
-            if self.num_reserved + self._needs(request) > self.max_tokens:
-                return
-            self._waiting.popleft()
+        while self._next_fits():
+            request = self._waiting.popleft()
             self._admitted[request.id] = self.strategy.admit(request)
 
     def _settle(self, events: list[Event]) -> list[Event]:
         """Release the rows whose last event is among `events`."""
         for event in events:
             if event.finish:
+                self._paused.discard(event.id)
                 self.strategy.release(self._admitted.pop(event.id))
         return events
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from models.prefix_cache import PrefixCache
 from runner.generate.autoregressive import Autoregressive
 from runner.generate.denoising import Denoising
-from runner.generate.engine import Engine, Strategy
+from runner.generate.engine import Engine, Overflow, Strategy
 from runner.generate.request import Event, Finish, Request
 from runner.generate.sampling import Sampling
 from runner.generate.text_row import Decode
@@ -119,14 +119,14 @@ def make_engine(
     invariant: bool = False,
     prefixes: PrefixCache | None = None,
     strategy: Strategy[Any] | None = None,
+    chunk: int | None = None,
+    overflow: Overflow = "reread",
 ) -> Engine[Any]:
-    """Return an engine for throughput, whose texts may outgrow the context.
+    """Return an engine; by default one for throughput, whose texts may outgrow the context.
 
-    For the arguments see `generate` and `Autoregressive`.
+    For the arguments see `generate`, `Autoregressive` and `Engine`.
     """
-    if strategy is not None:
-        return Engine(strategy, rows=rows, overflow="reread")
-    strategy = Autoregressive(
+    strategy = strategy or Autoregressive(
         model,
         context=context,
         decode=decode,
@@ -135,7 +135,7 @@ def make_engine(
         compiled=compiled,
         prefixes=prefixes,
     )
-    return Engine(strategy, rows=rows, overflow="reread")
+    return Engine(strategy, rows=rows, chunk=chunk, overflow=overflow)
 
 
 def requests_of(

@@ -30,6 +30,8 @@ class Request:
             1 (None: of none).
         constraint: called before every choice with the new ids so far; returns a mask [vocab] of
             the ids allowed next, None for all. What it raises ends this request alone.
+        salt: only texts of one salt share what has been read of their common beginning, and with
+            it the time that this saves: of one user, say.
         separate: decode the new tokens without their prompt, as lm-eval does: SentencePiece then
             drops a space before the first word.
     """
@@ -39,6 +41,7 @@ class Request:
     how: Sampling | Denoising
     score_from: int | None = None
     constraint: Constraint | None = None
+    salt: str = ""
     separate: bool = False
 
     @property
@@ -76,6 +79,8 @@ class Event:
         finish: "" as long as the request goes on; "stop" (a stop string, or an id that ends the
             text), "length", "cancelled", or "error" (see `error`).
         prompt_scores: with the first event of a request that asks for them.
+        num_cached: of the prompt so many tokens were not read, but known from earlier texts; with
+            the first event.
         near_ties: choices among `ids` where another token came within 1e-4 of the best (logits,
             after penalties and noise): the company in a batch may decide them in fp32.
         error: what ended the request.
@@ -89,5 +94,6 @@ class Event:
     text: str = ""
     finish: Finish = ""
     prompt_scores: PromptScores | None = None
+    num_cached: int = 0
     near_ties: int = 0
     error: Exception | None = None

@@ -22,6 +22,7 @@ class TextRow:
         unread: so many tokens at their end are to be read before the row can advance.
         state: of those that are read, until the row joins the batch.
         unscored: the index of the next token of the prompt to score (None: of none).
+        num_cached: tokens of the prompt that are known from earlier texts, until an event says so.
     """
 
     def __init__(self, request: Request, history: History, decode: Decode) -> None:
@@ -32,6 +33,7 @@ class TextRow:
         self.tokens = list(request.prompt[: request.num_read])
         self.unread = len(self.tokens)
         self.state: State | None = None
+        self.num_cached = 0
         self.unscored = request.score_from
         asks = request.score_from is not None
         self._scores = PromptScores(logprobs=(), best=()) if asks else None
@@ -107,9 +109,11 @@ class TextRow:
 
     def _event(self, finish: Finish, **values: object) -> Event:
         scores, self._scores = self._scores, None
+        cached, self.num_cached = self.num_cached, 0
         return Event(
             id=self.request.id,
             finish=finish,
             prompt_scores=scores,
+            num_cached=cached,
             **values,  # type: ignore[arg-type]
         )

@@ -118,6 +118,12 @@ class Traffic(RuleBasedStateMachine):
         self.engine.cancel(name)
         self.cancelled |= {name} - ended
 
+    @rule(data=st.data(), paused=st.booleans())
+    @precondition(lambda self: getattr(self, "asked", None))
+    def pause(self, data: st.DataObject, paused: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.asked)))
+        (self.engine.pause if paused else self.engine.resume)(name)
+
     @rule(steps=st.integers(1, 9))
     @precondition(lambda self: hasattr(self, "engine"))
     def step(self, steps: int) -> None:
@@ -133,6 +139,9 @@ class Traffic(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
+        for name in self.asked:
+            self.engine.resume(name)
+        assert self.engine.is_idle == (not self.engine.ids() and self.engine.step() == [])
         self.events += self.engine.run([])
         assert self.engine.num_running == self.engine.num_waiting == 0
         assert self.engine.strategy.num_bytes() == 0
@@ -170,6 +179,26 @@ def test_a_step_reads_one_chunk_and_a_request_is_gone_a_step_after_its_cancel() 
         ("c", "cancelled"),
     ]
     assert {event.id for event in engine.run([])} == {"b"}
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_a_paused_request_stands_still_and_the_others_go_on(chunk: int | None) -> None:
+    engine = _engine(MIXED, chunk=chunk, rows=2)
+    requests = [_request("slow", [1, 2, 3, 4]), _request("fast", [5]), _request("later", [6])]
+    for request in requests:
+        engine.submit(request)
+    events = engine.step()
+    engine.pause("slow")
+    engine.pause("never")
+    while not engine.is_idle:
+        events += engine.step()
+    assert engine.has_admitted("slow")
+    assert engine.step() == []
+    assert {event.id for event in events if event.finish} == {"fast", "later"}
+    engine.resume("slow")
+    texts = _texts([*events, *engine.run([])])
+    assert texts == _texts(_engine(MIXED, rows=1).run(requests))
+    assert engine.is_idle
 
 
 def test_requests_run_in_the_order_of_arrival_within_what_is_reserved() -> None:

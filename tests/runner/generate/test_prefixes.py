@@ -48,3 +48,18 @@ def _said(
     read.append(sum(count))
     assert engine.strategy.num_bytes() == 0
     return [(one.ids, [round(logprob, 9) for logprob in one.logprobs]) for one in done]
+
+
+def test_texts_of_another_salt_are_unknown_and_an_event_counts_what_is_known() -> None:
+    prefixes = PrefixCache(block=4, max_bytes=1 << 20)
+    model = DecoderConfig(depth=1, width=16, num_heads=2).build(23, 3)
+    engine = make_engine(model, context=32, decode=str, ends=(), rows=1, prefixes=prefixes)
+    how = Sampling(max_new_tokens=2)
+    salts = ["a", "a", "b", "", "b"]
+    requests = [
+        Request(id=str(index), prompt=TRUNK[:10], how=how, salt=salt)
+        for index, salt in enumerate(salts)
+    ]
+    cached = [(event.id, event.num_cached) for event in engine.run(requests)]
+    assert cached[::2] == [("0", 0), ("1", 8), ("2", 0), ("3", 0), ("4", 8)]
+    assert {number for _, number in cached[1::2]} == {0}
