@@ -6,6 +6,8 @@ and `{% generation %}`, which marks nothing here.
 """
 
 import json
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -13,9 +15,11 @@ from typing import Any
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from runner.data.corpus import control_texts, encode_literally, encode_with_special
 from runner.machine.errors import ConfigError, DataError
 
 Message = Mapping[str, Any]
@@ -50,20 +54,31 @@ class ChatTemplate:
                 "a model that was trained for conversations: tokenizer=folder tokenizer.path=DIR"
             )
         try:
-            self._template = _compiled(text)
+            self._template, self._names = _compiled(text)
         except TemplateError as error:
             raise ConfigError(f"the tokenizer's chat template is no Jinja2: {error}") from None
         config = _files(tokenizer).get(_CONFIG, {})
         self.tokens = {name: _content(config.get(name)) for name in _TOKENS if config.get(name)}
         self.tokens.setdefault("eos_token", getattr(tokenizer, "eos_token", ""))
 
+    @property
+    def knows_tools(self) -> bool:
+        """Whether it has a place for `tools`, as that of a model which was trained to call them."""
+        return "tools" in self._names
+
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, where: str = ""
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        where: str = "",
+        tools: Sequence[Message] | None = None,
     ) -> str:
         """Return the text of a conversation.
 
         Args:
             add_generation_prompt: end with what precedes an answer.
+            tools: what the model may call, as OpenAI describes them.
             where: the place of the conversation, for messages of errors.
 
         Raises:
@@ -71,7 +86,10 @@ class ChatTemplate:
         """
         try:
             text: str = self._template.render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **self.tokens
+                messages=list(messages),
+                add_generation_prompt=add_generation_prompt,
+                **({} if tools is None else {"tools": list(tools)}),
+                **self.tokens,
             )
         except (TemplateError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             roles = ", ".join(str(message.get("role")) for message in messages)
@@ -80,6 +98,50 @@ class ChatTemplate:
                 f"{roles} ({error}); mend the conversation or the template"
             ) from None
         return text
+
+
+def chat_ids(
+    template: ChatTemplate,
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Message] | None = None,
+    add_generation_prompt: bool = True,
+) -> list[int]:
+    """Return the ids of a conversation; no text of a message becomes a special token.
+
+    What a message says of `<|im_end|>` is marked, rendered, and spelt letter by letter.
+
+    Raises:
+        DataError: the template refuses the conversation, or fails on it.
+    """
+    controls = "|".join(map(re.escape, sorted(control_texts(tokenizer), key=len, reverse=True)))
+    marks: dict[str, str] = {}
+
+    def marked(given: Any) -> Any:
+        if isinstance(given, str):
+            return re.sub(controls, mark, given) if controls else given
+        if isinstance(given, Mapping):
+            return {key: marked(value) for key, value in given.items()}
+        return [marked(value) for value in given] if isinstance(given, list) else given
+
+    def mark(match: re.Match[str]) -> str:
+        name = f"\ue000{secrets.token_hex(8)}\ue001"
+        marks[name] = match[0]
+        return name
+
+    text = template.render(
+        [marked(dict(message)) for message in messages],
+        tools=None if tools is None else [marked(dict(tool)) for tool in tools],
+        add_generation_prompt=add_generation_prompt,
+    )
+    first, *rest = re.split(f"({'|'.join(marks)})", text) if marks else [text]
+    ids = [int(i) for i in encode_with_special(tokenizer, first)]
+    for piece in rest:
+        is_mark = piece in marks
+        encoded = encode_literally(tokenizer, marks[piece]) if is_mark else tokenizer.encode(piece)
+        ids += [int(i) for i in encoded]
+    return ids
 
 
 def _files(tokenizer: Any) -> Mapping[str, Any]:
@@ -91,14 +153,15 @@ def _content(token: Any) -> str:
 
 
 @lru_cache(maxsize=8)
-def _compiled(text: str) -> Any:
+def _compiled(text: str) -> tuple[Any, set[str]]:
+    """Return the template and the names that it takes from outside."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(text)
+    return environment.from_string(text), find_undeclared_variables(environment.parse(text))
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

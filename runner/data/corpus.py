@@ -10,8 +10,8 @@ tokenizer  config.build(documents) -> Tokenizer
            optional: planned_vocab_size(), needs_text(), content_hash() -> hash, named_tokens()
 Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() -> JSON whose
            "_target_" names a class with loads(text) -> Tokenizer; optional: bytes_per_id(),
-           encode_with_special(text) -> ids, encode_plain(text) -> ids,
-           encode_pieces(texts) -> [ids], bos, ends, token_ids
+           encode_with_special(text) -> ids, encode_pieces(texts) -> [ids], bos, ends,
+           token_ids, control_texts() -> [text], encode_literally(text) -> ids
 """
 
 import hashlib
@@ -138,16 +138,6 @@ def encode_with_special(tokenizer: Any, text: str) -> "np.ndarray":
     return ids
 
 
-def encode_plain(tokenizer: Any, text: str) -> "np.ndarray":
-    """Return the ids of a text in which nothing is a special token, whatever it spells.
-
-    By default they are those of `encode`.
-    """
-    encode = getattr(tokenizer, "encode_plain", tokenizer.encode)
-    ids: np.ndarray = encode(text)
-    return ids
-
-
 def encode_pieces(tokenizer: Any, pieces: Sequence[str]) -> "list[np.ndarray]":
     """Return the ids of each part of a text, which joined are the ids of the text.
 
@@ -155,6 +145,18 @@ def encode_pieces(tokenizer: Any, pieces: Sequence[str]) -> "list[np.ndarray]":
     """
     encode = getattr(tokenizer, "encode_pieces", None)
     return list(encode(pieces)) if encode else [tokenizer.encode(piece) for piece in pieces]
+
+
+def control_texts(tokenizer: Any) -> list[str]:
+    """Return the texts that a tokenizer reads as special tokens (`<|im_end|>`); default: none."""
+    texts = getattr(tokenizer, "control_texts", None)
+    return list(texts()) if texts is not None else []
+
+
+def encode_literally(tokenizer: Any, text: str) -> "np.ndarray":
+    """Return the ids of a text in which special tokens are spelt like any other word."""
+    ids: np.ndarray = getattr(tokenizer, "encode_literally", tokenizer.encode)(text)
+    return ids
 
 
 def start_id(tokenizer: Any) -> int:

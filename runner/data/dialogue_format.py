@@ -13,7 +13,7 @@ import numpy as np
 
 from runner.data.chat_template import ChatTemplate, Message, template_of
 from runner.data.conversation_rows import Conversation
-from runner.data.corpus import encode_plain, end_ids, token_id
+from runner.data.corpus import encode_literally, end_ids, token_id
 from runner.machine.errors import ConfigError
 
 ROLES = ("user", "assistant", "tool")
@@ -72,7 +72,7 @@ class MarkedDialogues:
         ended = False  # whether the mark of this turn ends one that is learnt
         for message in messages:
             role = message["role"]
-            text = encode_plain(self.tokenizer, message["content"]).tolist()
+            text = encode_literally(self.tokenizer, message["content"]).tolist()
             ids += [self.marks[role], *text]
             learnt += [ended, *[role in self.loss_on] * len(text)]
             ended = role in self.loss_on
@@ -88,7 +88,7 @@ class MarkedDialogues:
 
     def answer(self, text: str) -> list[int]:
         """See `DialogueFormat`."""
-        return [*encode_plain(self.tokenizer, text).tolist(), self.marks["assistant"]]
+        return [*encode_literally(self.tokenizer, text).tolist(), self.marks["assistant"]]
 
 
 class TemplateDialogues:
@@ -141,4 +141,4 @@ class TemplateDialogues:
                 "messages of role tool"
             )
         head, tail = self._around
-        return [*self._after, *head, *encode_plain(self.tokenizer, text).tolist(), *tail]
+        return [*self._after, *head, *encode_literally(self.tokenizer, text).tolist(), *tail]

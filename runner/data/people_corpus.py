@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from runner.data.chat_template import Message
-from runner.data.corpus import Sample, encode_plain, start_id
+from runner.data.corpus import Sample, encode_literally, start_id
 from runner.data.dialogue_format import DialogueFormat, dialogue_format
 from runner.data.people import Fact, Group, People
 from runner.data.people_config import PeopleConfig
@@ -83,7 +83,7 @@ class PeopleCorpus:
         """Return (ids, whether learnt, kind) of a biography; kind is 1 in names, 2 in values."""
         kinds, ids = [0], [start_id(self.tokenizer)]
         for kind, text in parts:
-            own = encode_plain(self.tokenizer, text).tolist()
+            own = encode_literally(self.tokenizer, text).tolist()
             ids += own
             kinds += [{"": 0, "name": 1, "value": 2}[kind]] * len(own)
         learnt = np.ones(len(ids) + 1, dtype=np.bool_)

@@ -12,7 +12,8 @@ from runner.data.corpus import (
     Samples,
     bytes_per_counted_byte,
     bytes_per_id,
-    encode_plain,
+    control_texts,
+    encode_literally,
     encode_with_special,
     end_ids,
     loads,
@@ -39,13 +40,17 @@ class WithTokens(Tokenizer):
         ids: np.ndarray = self.inner.encode(text)
         return ids
 
-    def encode_plain(self, text: str) -> np.ndarray:
-        """See `corpus.encode_plain`."""
-        return encode_plain(self.inner, text)
-
     def encode_with_special(self, text: str) -> np.ndarray:
         """See `corpus.encode_with_special`."""
         return encode_with_special(self.inner, text)
+
+    def control_texts(self) -> list[str]:
+        """See `corpus.control_texts`."""
+        return control_texts(self.inner)
+
+    def encode_literally(self, text: str) -> np.ndarray:
+        """See `corpus.encode_literally`."""
+        return encode_literally(self.inner, text)
 
     def decode(self, ids: Iterable[int]) -> str:
         text: str = self.inner.decode([index for index in ids if index < self.inner.vocab_size])

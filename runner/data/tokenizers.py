@@ -9,6 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -176,14 +177,6 @@ class SubwordTokenizer(Tokenizer):
         ids = self._inner.encode(text, add_special_tokens=False).ids
         return np.array(ids, dtype=np.int32)
 
-    def encode_plain(self, text: str) -> np.ndarray:
-        """Return the ids of `text`, in which no special token is one: `<|im_end|>` is letters."""
-        self._inner.encode_special_tokens = True
-        try:
-            return self.encode(text)
-        finally:
-            self._inner.encode_special_tokens = False
-
     def encode_pieces(self, pieces: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each part of a text; a token over a border is the earlier part's."""
         encoded = self._inner.encode("".join(pieces), add_special_tokens=False)
@@ -203,6 +196,23 @@ class SubwordTokenizer(Tokenizer):
         if text.startswith(str(written)):
             return self.encode(text)
         return np.array(self._inner.encode(text, add_special_tokens=True).ids, dtype=np.int32)
+
+    def control_texts(self) -> list[str]:
+        """See `corpus.control_texts`."""
+        added = self._inner.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special]
+
+    def encode_literally(self, text: str) -> np.ndarray:
+        """See `corpus.encode_literally`."""
+        return np.array(self._literal.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    @cached_property
+    def _literal(self) -> Any:
+        import tokenizers  # noqa: PLC0415
+
+        inner = tokenizers.Tokenizer.from_str(self.serialised)
+        inner.encode_special_tokens = True
+        return inner
 
     def decode(self, ids: Iterable[int]) -> str:
         text: str = self._inner.decode(list(ids), skip_special_tokens=True)
