@@ -15,6 +15,7 @@ __all__ = [
     "learn",
     "machine",
     "records",
+    "serve",
     "views",
     "work",
 ]

@@ -80,7 +80,12 @@ def espalier(tmp_path: Path, text: Path) -> Callable[..., subprocess.CompletedPr
 # How the tests share a machine, and what `make test-quick` leaves out.
 
 _MOST_WORKERS = 8
-_ONE_WORKER = ("test_slurm.py", "test_mlflow_server.py")
+_ONE_WORKER = (
+    "test_slurm.py",
+    "test_mlflow_server.py",
+    "test_openai_clients.py",
+    "test_server_security.py",
+)
 _LEFT_OUT: Counter[str] = Counter()
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "overrides",
     "precision",
     "refusals",
+    "serving",
     "storage",
     "sweep_keys",
     "sweep_schema",

@@ -120,6 +120,14 @@ def _records(run: Path) -> list[Path]:
 
 
 @lru_cache
+def own_version() -> str:
+    """Return the installed version of espalier, "unknown" where only its files lie."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("espalier")
+    return "unknown"
+
+
+@lru_cache
 def versions() -> dict[str, str]:
     """Return the installed versions of the packages that can change a result."""
     installed = {}

@@ -1,0 +1,220 @@
+"""A run as the server has it: its model, its names, its prompts."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from models.prefix_cache import PrefixCache
+from runner.data.chat_template import ChatTemplate, Message, chat_ids, template_of
+from runner.data.corpus import (
+    control_texts,
+    encode_literally,
+    encode_with_special,
+    end_ids,
+    prompt_ids,
+)
+from runner.generate.engine import Engine, largest_chunk
+from runner.generate.generate import make_engine
+from runner.generate.request import Request
+from runner.generate.sampling import Sampling
+from runner.generate.text_generator import TextGenerator
+from runner.machine.errors import DataError
+from runner.records.cells import load_cell
+from runner.serve.errors import ApiError, invalid
+from runner.serve.vocabulary import Vocabulary
+
+_BLOCK = 16  # tokens of a block of the prefix cache
+_LARGEST_CHUNK = 512
+_STEPS = 1.5  # decoding steps that a piece of a prompt may take: nobody waits for more than 2.5
+_TIMED = 5  # steps, the first of which reads
+_INFILL = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<PRE>", "<SUF>", "<MID>"),
+)
+
+
+class ServedModel:
+    """See the file.
+
+    Attributes:
+        name: of the run; `aliases` are further names by which clients ask for it.
+        created: when it was trained, seconds since 1970.
+        template: None for a model of texts, which holds no conversations.
+        infill: the special tokens before, behind and in the place of what is missing, None for a
+            model that fills in nothing.
+    """
+
+    def __init__(self, folder: Path, generator: TextGenerator) -> None:
+        cell = load_cell(folder)
+        self.generator, self.tokenizer = generator, generator.tokenizer
+        self.context = generator.context
+        self.name, self.aliases = cell.config.name, (cell.fingerprint,)
+        self.created = int((folder / "checkpoints").stat().st_mtime)
+        has_template = template_of(self.tokenizer) is not None
+        self.template = ChatTemplate(self.tokenizer) if has_template else None
+        controls = set(control_texts(self.tokenizer))
+        known = [names for names in _INFILL if controls >= set(names)]
+        self.infill = known[0] if known else None
+        self.vocabulary = Vocabulary(self.tokenizer, end_ids(self.tokenizer))
+
+    @property
+    def uses_tools(self) -> bool:
+        """Whether it was trained to call tools: its template has a place for them."""
+        return self.template is not None and self.template.knows_tools
+
+    def check_name(self, name: str | None) -> None:
+        """Raise ApiError if a client asks for another model; None is this one."""
+        if name is not None and name != self.name and name not in self.aliases:
+            raise ApiError(
+                404,
+                f"the model {name!r} does not exist here; ask for {self.name!r}, or GET /v1/models",
+                code="model_not_found",
+                param="model",
+            )
+
+    def engine(
+        self,
+        *,
+        rows: int,
+        chunk: int | None = None,
+        invariant: bool = False,
+        prefix_bytes: int = 0,
+    ) -> Engine[Any]:
+        """Return an engine of the model.
+
+        Args:
+            rows, invariant: see `runner.generate.generate.make_engine`.
+            chunk: the most tokens of a prompt that are read between two steps of the others (None:
+                measured).
+            prefix_bytes: of what is kept of prompts (0: nothing is).
+        """
+        own = self.generator.strategy  # it belongs to one engine alone
+        if chunk is None:
+            chunk = self._measured_chunk(self._engine(rows, invariant)) if own is None else 1
+        prefixes = PrefixCache(block=_BLOCK, max_bytes=prefix_bytes) if prefix_bytes else None
+        return self._engine(rows, invariant, prefixes=prefixes, strategy=own, chunk=chunk)
+
+    def _engine(self, rows: int, invariant: bool, **more: Any) -> Engine[Any]:
+        return make_engine(
+            self.generator.model,
+            context=self.context,
+            decode=self.tokenizer.decode,
+            ends=end_ids(self.tokenizer),
+            rows=rows,
+            compiled=self.generator.compiled,
+            invariant=invariant,
+            overflow="refuse",
+            **more,
+        )
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the ids of a text to continue, and of an empty one what begins a document.
+
+        Raises:
+            ApiError: the tokenizer does not know the text.
+        """
+        return self._encoded(lambda: prompt_ids(self.tokenizer, text), "prompt")
+
+    def plain_ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the ids of a text, as they are or with the special tokens around them."""
+
+        def encode() -> list[int]:
+            given = (
+                encode_with_special(self.tokenizer, text)
+                if add_special_tokens
+                else self.tokenizer.encode(text)
+            )
+            return [int(index) for index in given]
+
+        return self._encoded(encode, "prompt")
+
+    def chat_ids(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Return the ids of a conversation, up to where the answer begins.
+
+        Raises:
+            ApiError: the model has no chat template, or it refuses the conversation.
+        """
+        template = self.template
+        if template is None:
+            raise invalid(
+                f"{self.name} has no chat template: it was trained on texts, not conversations; "
+                "use /v1/completions, or a run whose tokenizer has a template",
+                "messages",
+                "no_chat_template",
+            )
+        return self._encoded(
+            lambda: chat_ids(
+                template,
+                self.tokenizer,
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+            ),
+            "messages",
+        )
+
+    def infill_ids(self, before: str, behind: str) -> list[int]:
+        """Return the ids of a text with a gap, up to where the missing part begins.
+
+        Raises:
+            ApiError: the model fills in nothing.
+        """
+        if self.infill is None:
+            raise invalid(
+                f"{self.name} fills in nothing: its tokenizer has no tokens for it, such as "
+                f"{', '.join(_INFILL[0])}; leave the suffix out",
+                "suffix",
+                "unsupported_parameter",
+            )
+        prefix, suffix, middle = self.infill
+        return self._encoded(
+            lambda: [
+                *(int(i) for i in self.tokenizer.encode(prefix)),
+                *self._literal(before),
+                *(int(i) for i in self.tokenizer.encode(suffix)),
+                *self._literal(behind),
+                *(int(i) for i in self.tokenizer.encode(middle)),
+            ],
+            "input_prefix",
+        )
+
+    def _literal(self, text: str) -> list[int]:
+        return [int(index) for index in encode_literally(self.tokenizer, text)]
+
+    def _encoded(self, encode: Callable[[], list[int]], param: str) -> list[int]:
+        try:
+            return encode()
+        except (DataError, UnicodeError) as error:
+            raise invalid(str(error), param) from None
+
+    def _measured_chunk(self, engine: Engine[Any]) -> int:
+        """Return the largest piece of a prompt that takes no longer than 1.5 full steps."""
+        most = min(_LARGEST_CHUNK, self.context // 2)
+        size = self.vocabulary.size
+
+        def seconds(tokens: int) -> float:
+            return min(_timed(engine, [[0] * tokens], 1)[0] for _ in range(2))
+
+        step = min(_timed(engine, [[index % size] for index in range(engine.rows)], _TIMED)[1:])
+        return largest_chunk(seconds, _STEPS * step, most)
+
+
+def _timed(engine: Engine[Any], prompts: Sequence[list[int]], new: int) -> list[float]:
+    """Return the seconds of each step until all prompts have `new` tokens."""
+    how = Sampling(max_new_tokens=new, temperature=0.0, min_tokens=new)
+    for index, prompt in enumerate(prompts):
+        engine.submit(Request(id=str(index), prompt=prompt, how=how))
+    times = []
+    while not engine.is_idle:
+        begin = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - begin)
+    return times

@@ -1,0 +1,143 @@
+"""The thread of the engine without HTTP: readers that are slow, leave or come too late."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from models.decoder_config import DecoderConfig
+from runner.generate.autoregressive import Autoregressive
+from runner.generate.engine import Engine
+from runner.generate.request import Event, Request
+from runner.generate.sampling import Sampling
+from runner.serve.engine_thread import _LEAD, Call, EngineThread
+from runner.serve.errors import ApiError
+from runner.serve.metrics import Metrics
+
+VOCAB, CONTEXT = 23, 64
+MODEL = DecoderConfig(depth=1, width=16, num_heads=2).build(VOCAB, 3)
+
+
+def _thread(**more: Any) -> EngineThread:
+    strategy = Autoregressive(MODEL, context=CONTEXT, decode=lambda ids: "x" * len(ids))
+    engine = Engine(strategy, rows=2, chunk=4)
+    given = {"max_waiting": 2, "most_pending": 8} | more
+    return EngineThread(engine, Metrics("m"), **given)
+
+
+def _requests(*names: str, new: int = 40) -> list[Request]:
+    how = Sampling(max_new_tokens=new, ends=())
+    return [Request(id=name, prompt=[1, 2, 3], how=how) for name in names]
+
+
+def _run(thread: EngineThread, work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work` beside the thread; nothing is left behind it."""
+
+    async def both() -> None:
+        thread.start()
+        await work()
+        while thread.engine.ids():
+            await asyncio.sleep(0.001)
+        thread.stop()
+
+    asyncio.run(both())
+    assert thread.num_open == 0
+    assert thread.engine.strategy.num_bytes() == 0
+
+
+async def _all(call: Call) -> list[Event]:
+    return [event async for _, event in call]
+
+
+def _submit(thread: EngineThread, requests: Sequence[Request]) -> Call:
+    return thread.submit(requests, time.monotonic())
+
+
+def test_a_slow_reader_stands_still_alone_and_goes_on_when_it_reads() -> None:
+    thread = _thread(slow_reader_s=1e6)
+
+    async def work() -> None:
+        slow = _submit(thread, _requests("slow"))
+        for name in "abcd":
+            events = await _all(_submit(thread, _requests(name)))
+            assert len(events) == 40
+        # While the others had 160 tokens, the slow one's events stopped above what may wait.
+        assert 8 < slow._events.qsize() <= 8 + 2 * (_LEAD + 2)
+        assert thread.engine.has_admitted("slow")
+        assert len(await _all(slow)) == 40
+
+    _run(thread, work)
+
+
+def test_who_reads_nothing_is_cancelled_and_told_why() -> None:
+    thread = _thread(slow_reader_s=0.01)
+
+    async def work() -> None:
+        call = _submit(thread, _requests("slow"))
+        while call.ids:
+            await asyncio.sleep(0.001)
+        with pytest.raises(ApiError, match=r"nothing was read for 0.01 s") as caught:
+            await _all(call)
+        assert caught.value.status == 408
+
+    _run(thread, work)
+
+
+def test_a_call_that_is_closed_late_or_full_leaves_nothing_behind() -> None:
+    thread = _thread()
+
+    async def work() -> None:
+        left = _submit(thread, _requests("a", "b", "c"))
+        async for _ in left:
+            break
+        left.close()
+        late = _submit(thread, _requests("late"))
+        late.fail_after("deadline", 0.0, ApiError(408, "too late"))
+        with pytest.raises(ApiError, match="too late"):
+            await _all(late)
+        calls = [_submit(thread, _requests(f"{i}", f"{i}'")) for i in range(2)]
+        with pytest.raises(ApiError, match="4 requests wait or run, and 2 may wait") as full:
+            _submit(thread, _requests("one too many"))
+        assert full.value.status == 429
+        assert int(full.value.headers["Retry-After"]) >= 1
+        for call in calls:
+            assert len(await _all(call)) == 80
+        # A call that alone is more than may wait is not refused for ever.
+        many = await _all(_submit(thread, _requests(*"abcdefgh", new=2)))
+        assert len(many) == 16
+        thread.is_draining = True
+        with pytest.raises(ApiError, match="about to end"):
+            _submit(thread, _requests("after"))
+
+    _run(thread, work)
+    text = thread.metrics.text().decode()
+    for reason, number in {"cancelled": 4.0, "length": 12.0}.items():
+        line = f'request_success_total{{finished_reason="{reason}",model_name="m"}} {number}'
+        assert line in text, text
+
+
+def test_a_step_that_fails_ends_its_requests_and_not_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thread = _thread()
+    advance, fails = thread.engine.strategy.advance, [True]
+
+    def broken(rows: Any) -> list[Event]:
+        if fails.pop():
+            raise RuntimeError("out of memory")
+        fails.append(False)
+        return advance(rows)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(thread.engine.strategy, "advance", broken)
+
+    async def work() -> None:
+        events = await _all(_submit(thread, _requests("a", "b", "c")))
+        errors = [event for event in events if event.finish]
+        assert {event.id for event in errors} == {"a", "b", "c"}
+        assert all(isinstance(event.error, RuntimeError) for event in errors)
+        fails.append(False)
+        assert len(await _all(_submit(thread, _requests("d")))) == 40
+
+    _run(thread, work)
