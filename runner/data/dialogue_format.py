@@ -7,7 +7,7 @@ What a tool says is encoded without special tokens, so that nothing in it can en
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ MARKS = tuple(f"<{role}>" for role in ROLES)
 _PLACE = "\u2603"  # stands for what a tool says, where a template is asked for what is around it
 
 
+@runtime_checkable
 class DialogueFormat(Protocol):
     """A way to write dialogues in ids."""
 
@@ -33,8 +34,12 @@ class DialogueFormat(Protocol):
     def ends_call(self, index: int) -> bool:
         """Return whether a turn of the assistant that ends with id `index` may be a call."""
 
-    def answer(self, text: str) -> list[int]:
-        """Return the ids between a call and the next turn of the assistant: what the tool says."""
+    @property
+    def marks_calls(self) -> bool:
+        """Whether a turn that ends so is a call whatever it says."""
+
+    def around_answer(self) -> tuple[list[int], list[int]]:
+        """Return the ids between a call and what the tool says, and from there to the next turn."""
 
 
 def dialogue_format(tokenizer: Any, loss_on: Sequence[str] = ("assistant",)) -> DialogueFormat:
@@ -61,6 +66,8 @@ def dialogue_format(tokenizer: Any, loss_on: Sequence[str] = ("assistant",)) -> 
 class MarkedDialogues:
     """Dialogues of a tokenizer with a mark for each role; see `DialogueFormat`."""
 
+    marks_calls = True
+
     def __init__(self, tokenizer: Any, loss_on: Sequence[str]) -> None:
         self.tokenizer, self.loss_on = tokenizer, frozenset(loss_on)
         self.marks = {role: int(tokenizer.token_ids[f"<{role}>"]) for role in ROLES}
@@ -86,13 +93,15 @@ class MarkedDialogues:
         """See `DialogueFormat`."""
         return index == self.marks["tool"]
 
-    def answer(self, text: str) -> list[int]:
+    def around_answer(self) -> tuple[list[int], list[int]]:
         """See `DialogueFormat`."""
-        return [*encode_literally(self.tokenizer, text).tolist(), self.marks["assistant"]]
+        return [], [self.marks["assistant"]]
 
 
 class TemplateDialogues:
     """Dialogues of a tokenizer with a chat template; see `DialogueFormat`."""
+
+    marks_calls = False
 
     def __init__(self, tokenizer: Any, loss_on: Sequence[str]) -> None:
         from runner.data.conversations import Renderer  # noqa: PLC0415
@@ -129,7 +138,7 @@ class TemplateDialogues:
         """See `DialogueFormat`."""
         return index in self.ends
 
-    def answer(self, text: str) -> list[int]:
+    def around_answer(self) -> tuple[list[int], list[int]]:
         """See `DialogueFormat`.
 
         Raises:
@@ -141,4 +150,4 @@ class TemplateDialogues:
                 "messages of role tool"
             )
         head, tail = self._around
-        return [*self._after, *head, *encode_literally(self.tokenizer, text).tolist(), *tail]
+        return [*self._after, *head], tail

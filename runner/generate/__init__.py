@@ -3,8 +3,11 @@
 __all__ = [
     "as_trained",
     "autoregressive",
+    "away",
     "beam",
+    "calculator",
     "choosing",
+    "database",
     "decoding_batch",
     "denoise",
     "denoising",
@@ -17,4 +20,6 @@ __all__ = [
     "text_generator",
     "text_row",
     "text_stream",
+    "tool_pool",
+    "tools",
 ]

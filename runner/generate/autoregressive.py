@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.at_least_fp32 import at_least_fp32
 from models.cache import State
-from models.contract import start
+from models.contract import read, start
 from models.prefix_cache import PrefixCache
 from runner.generate.choosing import History, choose
 from runner.generate.decoding_batch import DecodingBatch, prefill
 from runner.generate.request import Event, Request
 from runner.generate.sampling import Sampling
-from runner.generate.scoring import MAX_LOGITS, score_prompts
+from runner.generate.scoring import MAX_LOGITS, padded, score_prompts
 from runner.generate.text_row import Decode, TextRow
 
 
@@ -130,11 +131,43 @@ class Autoregressive:
                 self._reread(row)
         return events
 
+    def leave(self, row: TextRow) -> None:
+        """See `Strategy`: the state of a row that waits lies in the memory of the host."""
+        if self._unread.pop(row.request.id, None) is None:
+            self._remember(row)
+            row.state = self._batch.take(row.request.id)
+            row.unread, row.answered = 1, True  # its newest token
+            if self._batch.device.type != "cpu":
+                row.state = row.state.to(torch.device("cpu"))
+
+    def resume(self, row: TextRow, ids: Sequence[int]) -> Event:
+        """See `Strategy`."""
+        event = row.give(ids)
+        if event.finish:
+            return event
+        if row.state is not None and self._batch.device.type != "cpu":
+            row.state = row.state.to(self._batch.device)
+        self._unread[row.request.id] = row
+        if len(row.tokens) > self.context:
+            self._reread(row)
+        return event
+
     def release(self, row: TextRow) -> None:
         """See `Strategy`."""
         self._unread.pop(row.request.id, None)
+        self._remember(row)
         self._batch.leave(row.request.id)
         row.state = None
+
+    def _remember(self, row: TextRow) -> None:
+        """Keep what a row has read, for texts that branch from it."""
+        place = self._batch.place(row.request.id)
+        if place is None and row.answered and row.state is not None:
+            place = row.state, 0
+        if self.prefixes is None or place is None or not place[0].can_truncate:
+            return
+        state, index = place
+        self.prefixes.save(row.tokens[: int(state.lengths[index])], state, index)
 
     def num_bytes(self) -> int:
         """See `Strategy`."""
@@ -148,6 +181,8 @@ class Autoregressive:
             return "idle"
         if row.unscored is not None:
             return row.request.id
+        if row.answered and most is None and self.fixed_rows is None:
+            return "answered"
         if most is None and self.fixed_rows is None and row.state is None:
             return row.unread  # texts of one length
         return tuple(row.tokens), row.unread, row.request.salt  # one text
@@ -157,6 +192,8 @@ class Autoregressive:
         first = group[0]
         if first.is_idle:
             return [row.end_unread() for row in group]
+        if first.answered and most is None and self.fixed_rows is None:
+            return self._read_answers(group)
         all_ids = [row.unread_ids for row in group]
         texts = list(dict.fromkeys(all_ids))
         piece = first.unread if most is None else min(most, first.unread)
@@ -178,6 +215,18 @@ class Autoregressive:
         if first.unread:
             return []
         return self._enter(group, logits, state, [texts.index(ids) for ids in all_ids])
+
+    def _read_answers(self, group: Sequence[TextRow]) -> list[Event]:
+        """Read the answers of tools, each after its own text, in one pass."""
+        room = max(min(self.context, len(row.tokens) + row.num_left) for row in group)
+        state = start(self.model, len(group), room)
+        for place, row in enumerate(group):
+            state.put(torch.tensor([place], device=self._batch.device), row.state)
+        tokens, counts = padded([row.unread_ids for row in group], self._batch.device)
+        logits = at_least_fp32(read(self.model, tokens, state, counts=counts))
+        for row in group:
+            row.unread, row.answered = 0, False
+        return self._enter(group, logits, state, list(range(len(group))))
 
     def _prefill(
         self,
@@ -252,5 +301,5 @@ class Autoregressive:
     def _reread(self, row: TextRow) -> None:
         """Let a row that has outgrown the context go on from the last half of it."""
         row.tokens = row.tokens[-max(1, self.context // 2) :]
-        row.unread = len(row.tokens)
+        row.unread, row.state, row.answered = len(row.tokens), None, False
         self._unread[row.request.id] = row

@@ -84,6 +84,20 @@ class DecodingBatch:
         if not any(other is not None for other in self._names):
             self._names, self._state = [], None
 
+    def take(self, name: str) -> State:
+        """Return the state of a text, [1 row], which leaves the batch."""
+        assert self._state is not None
+        place = self._names.index(name)
+        state = self._state.select(torch.tensor([place], device=self.device))
+        self.leave(name)
+        return state
+
+    def place(self, name: str) -> tuple[State, int] | None:
+        """Return (the batch's state, the row of a text in it), None if it is not in the batch."""
+        if self._state is None or name not in self._names:
+            return None
+        return self._state, self._names.index(name)
+
     def step(self, newest: Mapping[str, int], keep: int) -> Float[Tensor, "batch vocab"]:
         """Read one token of each named text; return the logits after them, in this order.
 

@@ -1,7 +1,7 @@
 """The generation engine: requests join and leave a running batch between its steps.
 
-It has neither thread nor clock: whoever holds it calls `step`. What a step computes is the
-business of a `Strategy`; the engine decides which requests take part.
+It has neither thread nor clock (those of tools are in their pool): whoever holds it calls `step`.
+What a step computes is the business of a `Strategy`; the engine decides which requests take part.
 """
 
 from collections import deque
@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
+from runner.generate.away import Away
 from runner.generate.request import Event, Request
+from runner.generate.tool_pool import ToolPool
 
 Overflow = Literal["refuse", "reread"]
 
@@ -85,6 +87,10 @@ class Engine(Generic[R]):
     of the requests that run: what runs is never interrupted for want of memory. Its ids do not
     depend on what else runs, but for `Event.near_ties` in fp32.
 
+    A request that calls a tool leaves the batch, and another takes its row; with the answer, which
+    is read in one pass, it comes back before those that wait. When an answer comes changes no text.
+    A step blocks where all that run wait for tools.
+
     Args:
         strategy: computes; it belongs to this engine alone.
         rows: the most requests that run at a time.
@@ -96,6 +102,9 @@ class Engine(Generic[R]):
         overflow: of a text that outgrows the context: refuse the request, or read the last half of
             the context again and go on from there.
         max_waiting: the most requests that wait (None: any number).
+        max_away: the most requests that wait for tools beside those of `rows` (None: `rows`). Their
+            tokens do not count among `max_tokens`.
+        pool: runs the calls of tools (None: one of its own).
 
     Raises:
         ValueError: a number is below 1.
@@ -110,14 +119,18 @@ class Engine(Generic[R]):
         chunk: int | None = None,
         overflow: Overflow = "refuse",
         max_waiting: int | None = None,
+        max_away: int | None = None,
+        pool: ToolPool | None = None,
     ) -> None:
-        limits = {"rows": rows, "max_tokens": max_tokens, "chunk": chunk}
+        limits = {"rows": rows, "max_tokens": max_tokens, "chunk": chunk, "max_away": max_away}
         for name, value in (limits | {"max_waiting": max_waiting}).items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         self.strategy, self.rows, self.chunk, self.overflow = strategy, rows, chunk, overflow
         self.max_tokens = rows * strategy.context if max_tokens is None else max_tokens
         self.max_waiting = max_waiting
+        self.max_away = rows if max_away is None else max_away
+        self.away = Away(strategy, ToolPool() if pool is None else pool)
         self._waiting: deque[Request] = deque()
         self._admitted: dict[str, R] = {}
         self._paused: set[str] = set()
@@ -127,6 +140,11 @@ class Engine(Generic[R]):
     def num_running(self) -> int:
         """The number of requests admitted."""
         return len(self._admitted)
+
+    @property
+    def num_away(self) -> int:
+        """The number of requests that wait for tools."""
+        return len(self.away)
 
     @property
     def num_waiting(self) -> int:
@@ -141,11 +159,14 @@ class Engine(Generic[R]):
     @property
     def is_idle(self) -> bool:
         """Whether a step would do nothing: all that run are paused, and no other can join."""
-        return self._admitted.keys() <= self._paused and not self._ended and not self._next_fits()
+        if self._ended or self.away or self._next_fits():
+            return False
+        return self._admitted.keys() <= self._paused
 
     def ids(self) -> list[str]:
-        """Return the ids of the requests that wait or run."""
-        return [*(request.id for request in self._waiting), *self._admitted]
+        """Return the ids of the requests that wait, run or are away for a tool."""
+        waiting = (request.id for request in self._waiting)
+        return [*waiting, *self._admitted, *self.away.ids()]
 
     def has_admitted(self, id: str) -> bool:
         """Return whether a request runs: it waits no longer and has not ended."""
@@ -179,7 +200,8 @@ class Engine(Generic[R]):
             ValueError: it can never run here, or its id is that of a request that waits or runs.
             QueueFull: `max_waiting` requests wait.
         """
-        if request.id in self._admitted or any(r.id == request.id for r in self._waiting):
+        waits = any(r.id == request.id for r in self._waiting)
+        if waits or request.id in self._admitted or request.id in self.away:
             raise ValueError(f"a request {request.id!r} is not ended yet; give another id")
         self.check(request)
         if self.max_waiting is not None and len(self._waiting) >= self.max_waiting:
@@ -191,7 +213,7 @@ class Engine(Generic[R]):
 
     def cancel(self, id: str) -> None:
         """End a request now; the next step returns its last event. An ended one is left alone."""
-        row = self._admitted.pop(id, None)
+        row = self._admitted.pop(id, None) or self.away.forget(id)
         self._paused.discard(id)
         if row is not None:
             self.strategy.release(row)
@@ -219,7 +241,11 @@ class Engine(Generic[R]):
         running = [row for row in self._unpaused() if not row.unread]
         if running:
             events += self._settle(self.strategy.advance(running))
-        self._admit()
+        self.away.receive()
+        events += self._admit()
+        if not events and not self._admitted and self.away:
+            self.away.receive(wait=True)
+            events += self._admit()
         unread = [row for row in self._unpaused() if row.unread]
         if unread:
             events += self._settle(self.strategy.read(unread, self.chunk))
@@ -238,7 +264,7 @@ class Engine(Generic[R]):
             while True:
                 for request in islice(left, max(0, self.rows - self.num_waiting)):
                     self.submit(request)
-                if not (self._waiting or self._admitted or self._ended):
+                if not (self._waiting or self._admitted or self._ended or self.away):
                     return
                 yield from self.step()
         finally:
@@ -255,21 +281,35 @@ class Engine(Generic[R]):
 
     def _next_fits(self) -> bool:
         """Return whether the request that has waited longest can be admitted."""
-        if not self._waiting or len(self._admitted) >= self.rows:
-            return False
-        return self.num_reserved + self._needs(self._waiting[0]) <= self.max_tokens
+        return bool(self._waiting) and self._fits(self._waiting[0])
 
-    def _admit(self) -> None:
-        while self._next_fits():
+    def _admit(self) -> list[Event]:
+        """Let come back whose answers are there, then admit those that wait, as far as they fit."""
+        events: list[Event] = []
+        while self._fits(self.away.next):
+            row, event = self.away.bring_back()
+            self._admitted[event.id] = row
+            events += self._settle([event])
+        while self.away.next is None and len(self.away) < self.max_away:
+            if not self._next_fits():
+                break
             request = self._waiting.popleft()
             self._admitted[request.id] = self.strategy.admit(request)
+        return events
+
+    def _fits(self, request: Request | None) -> bool:
+        if request is None or len(self._admitted) >= self.rows:
+            return False
+        return self.num_reserved + self._needs(request) <= self.max_tokens
 
     def _settle(self, events: list[Event]) -> list[Event]:
-        """Release the rows whose last event is among `events`."""
+        """Release the rows whose last event is among `events`; let go those that call a tool."""
         for event in events:
             if event.finish:
                 self._paused.discard(event.id)
                 self.strategy.release(self._admitted.pop(event.id))
+            elif event.call is not None:
+                self.away.send(self._admitted.pop(event.id), event)
         return events
 
 

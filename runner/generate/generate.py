@@ -13,6 +13,7 @@ from runner.generate.engine import Engine, Overflow, Strategy
 from runner.generate.request import Event, Finish, Request
 from runner.generate.sampling import Sampling
 from runner.generate.text_row import Decode
+from runner.generate.tools import Tools
 
 Settings = Sampling | Denoising
 
@@ -28,6 +29,8 @@ class Completion:
         text: the text of `ids` up to a stop string.
         finish: "stop" (a stop string or the end of the document) or "length".
         near_ties: choices that the company in a batch may have decided; see `Event`.
+        forced: of each new token whether a tool gave it; such tokens are not the model's own.
+        num_calls: of tools.
     """
 
     prompt: list[int]
@@ -36,6 +39,8 @@ class Completion:
     text: str = ""
     finish: Finish = ""
     near_ties: int = 0
+    forced: list[bool] = field(default_factory=list)
+    num_calls: int = 0
 
     def add(self, event: Event) -> None:
         """Add what a step has added.
@@ -50,6 +55,8 @@ class Completion:
         self.text += event.text
         self.finish = event.finish
         self.near_ties += event.near_ties
+        self.forced += event.forced or [False] * len(event.ids)
+        self.num_calls += event.call is not None
 
 
 def generate(
@@ -67,6 +74,7 @@ def generate(
     invariant: bool = False,
     rows: int | None = None,
     strategy: Strategy[Any] | None = None,
+    tools: Tools | None = None,
 ) -> list[Completion]:
     """Return a completion of each prompt.
 
@@ -87,6 +95,7 @@ def generate(
             depends on the other prompts, given the same `rows`.
         rows: the most prompts that are continued at a time (None: all).
         strategy: how the model generates, instead of one token after the other.
+        tools: what the model may call; not with a `strategy`.
 
     Raises:
         ValueError: a prompt is empty, has an id that the model does not know, or is longer than
@@ -104,7 +113,7 @@ def generate(
         invariant=invariant,
         strategy=strategy,
     )
-    requests = requests_of(engine, prompts, sampling, slide=slide, separate=separate)
+    requests = requests_of(engine, prompts, sampling, slide=slide, separate=separate, tools=tools)
     return list(completions(engine, requests, on_text))
 
 
@@ -145,6 +154,7 @@ def requests_of(
     *,
     slide: bool = False,
     separate: bool = False,
+    tools: Tools | None = None,
 ) -> list[Request]:
     """Return a request for each prompt, all of which `engine` can run; see `generate`.
 
@@ -155,7 +165,7 @@ def requests_of(
     requests = []
     for index, (prompt, how) in enumerate(zip(prompts, samplings, strict=True)):
         ids = (prompt[-engine.strategy.context :] if slide else prompt).tolist()
-        requests.append(Request(id=str(index), prompt=ids, how=how, separate=separate))
+        requests.append(Request(id=str(index), prompt=ids, how=how, separate=separate, tools=tools))
         engine.check(requests[-1])
     return requests
 

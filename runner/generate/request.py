@@ -8,6 +8,7 @@ from torch import Tensor
 
 from runner.generate.denoising import Denoising
 from runner.generate.sampling import Sampling
+from runner.generate.tools import Call, Tools
 
 Finish = Literal["", "stop", "length", "cancelled", "error"]
 Top = tuple[tuple[int, float], ...]  # (id, log-probability) of the likeliest, the best first
@@ -32,6 +33,7 @@ class Request:
             the ids allowed next, None for all. What it raises ends this request alone.
         salt: only texts of one salt share what has been read of their common beginning, and with
             it the time that this saves: of one user, say.
+        tools: what the model may call (None: nothing). Answers count among the new tokens.
         separate: decode the new tokens without their prompt, as lm-eval does: SentencePiece then
             drops a space before the first word.
     """
@@ -42,6 +44,7 @@ class Request:
     score_from: int | None = None
     constraint: Constraint | None = None
     salt: str = ""
+    tools: Tools | None = None
     separate: bool = False
 
     @property
@@ -72,7 +75,7 @@ class Event:
     Args:
         id: of the request.
         ids: new tokens, without the one that ended the text.
-        logprobs: of each new token, in nats, under the model's unmodified logits.
+        logprobs: of each new token, in nats, under the model's unmodified logits; 0 of a given one.
         top: of each new token the `top_logprobs` likeliest, if the request asks for any.
         forced: of each new token whether it was given, not chosen; () if none was.
         text: what can no longer change of the text.
@@ -84,6 +87,7 @@ class Event:
         near_ties: choices among `ids` where another token came within 1e-4 of the best (logits,
             after penalties and noise): the company in a batch may decide them in fp32.
         error: what ended the request.
+        call: what the newest token calls; the request then waits for the answer.
     """
 
     id: str
@@ -97,3 +101,4 @@ class Event:
     num_cached: int = 0
     near_ties: int = 0
     error: Exception | None = None
+    call: Call | None = None

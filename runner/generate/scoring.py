@@ -88,7 +88,7 @@ def _score_groups(
     state = state.select(torch.zeros(len(beginnings), dtype=torch.int64, device=device))
     rest = [ids[trunk:] for ids in beginnings]
     if any(rest):
-        tokens, counts = _padded(rest, device)
+        tokens, counts = padded(rest, device)
         read(model, tokens, state, counts=counts)
     owners = [index for index, group in enumerate(groups.values()) for _ in group]
     rows = [row for group in groups.values() for row in group]
@@ -105,7 +105,7 @@ def _score_groups(
 
 def _score_own(model: Any, rows: Sequence[TextRow], own: Sequence[Ids], state: State) -> None:
     """Read each row's own tokens, the last of its beginning first, and score what they predict."""
-    tokens, counts = _padded(own, state.lengths.device)
+    tokens, counts = padded(own, state.lengths.device)
     size = max(1, MAX_LOGITS // (len(rows) * model.vocab_size))
     for first in range(0, tokens.shape[1], size):
         piece = tokens[:, first : first + size]
@@ -133,7 +133,7 @@ def _score_anew(model: Any, rows: Sequence[TextRow]) -> None:
     while left:
         fitting = MAX_LOGITS // (len(left[0].request.prompt) * model.vocab_size)
         batch, left = left[: max(1, fitting)], left[max(1, fitting) :]
-        tokens, _ = _padded([row.request.prompt[:-1] for row in batch], device)
+        tokens, _ = padded([row.request.prompt[:-1] for row in batch], device)
         for row, scores in zip(batch, logits(model, tokens), strict=True):
             assert row.unscored is not None
             end = len(row.request.prompt) - 1
@@ -146,8 +146,8 @@ def _common(texts: Sequence[Ids]) -> int:
     return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns))
 
 
-def _padded(texts: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
+def padded(texts: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return (ids [rows, seq], the number of each row's)."""
     rows = [torch.tensor(ids, dtype=torch.int64) for ids in texts]
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return padded.to(device), torch.tensor([len(ids) for ids in texts], device=device)
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return ids.to(device), torch.tensor([len(ids) for ids in texts], device=device)

@@ -10,6 +10,7 @@ from models.cache import State
 from runner.generate.choosing import Choices, History, likeliest
 from runner.generate.request import Event, Finish, PromptScores, Request
 from runner.generate.text_stream import TextStream
+from runner.generate.tools import Call
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -23,6 +24,7 @@ class TextRow:
         state: of those that are read, until the row joins the batch.
         unscored: the index of the next token of the prompt to score (None: of none).
         num_cached: tokens of the prompt that are known from earlier texts, until an event says so.
+        answered: whether what is unread is the answer of a tool, after a state of its own.
     """
 
     def __init__(self, request: Request, history: History, decode: Decode) -> None:
@@ -34,6 +36,8 @@ class TextRow:
         self.unread = len(self.tokens)
         self.state: State | None = None
         self.num_cached = 0
+        self.answered = False
+        self._turn = self._num_calls = 0  # the new tokens before the present turn; calls so far
         self.unscored = request.score_from
         asks = request.score_from is not None
         self._scores = PromptScores(logprobs=(), best=()) if asks else None
@@ -88,12 +92,14 @@ class TextRow:
         if error is not None:
             return self._event("error", text=self.stream.finish(), error=error)
         near = int(choices.near_ties[index])
-        if token in self.history.ends:
+        call = self._call(token)
+        if call is None and token in self.history.ends:
             return self._event("stop", text=self.stream.finish(), near_ties=near)
-        self.history.add(token)
-        self.tokens.append(token)
-        text = self.stream.push(token)
-        finish: Finish = "stop" if self.stream.stopped else "" if self.num_left else "length"
+        text, finish = self._add(token)
+        tools = self.request.tools
+        if call is not None and not finish and tools is not None:
+            finish = "length" if self._num_calls >= tools.max_calls else ""
+            self._num_calls += 1
         return self._event(
             finish,
             ids=(token,),
@@ -101,7 +107,45 @@ class TextRow:
             top=(choices.top[index],) if index in choices.top else (),
             text=text + (self.stream.finish() if finish else ""),
             near_ties=near,
+            call=None if finish else call,
         )
+
+    def give(self, ids: Sequence[int]) -> Event:
+        """Add tokens that the model does not choose, as many as may still be added."""
+        assert self.stream is not None
+        given, text, finish = ids[: self.num_left], "", self._finish()
+        for number, token in enumerate(given, start=1):
+            more, finish = self._add(token)
+            text += more
+            if finish:
+                given = given[:number]
+                break
+        self._turn = len(self.history.ids)
+        self.unread += len(given)
+        return self._event(
+            finish,
+            ids=tuple(given),
+            logprobs=(0.0,) * len(given),
+            forced=(True,) * len(given),
+            text=text + (self.stream.finish() if finish else ""),
+        )
+
+    def _call(self, token: int) -> Call | None:
+        """Return the call that a token completes."""
+        if self.request.tools is None:
+            return None
+        return self.request.tools.find([*self.history.ids[self._turn :], token])
+
+    def _add(self, token: int) -> tuple[str, Finish]:
+        """Add a token; return the text that can no longer change, and whether it is the last."""
+        assert self.stream is not None
+        self.history.add(token)
+        self.tokens.append(token)
+        return self.stream.push(token), self._finish()
+
+    def _finish(self) -> Finish:
+        assert self.stream is not None
+        return "stop" if self.stream.stopped else "" if self.num_left else "length"
 
     def end_unread(self) -> Event:
         """Return the last event of a row that generates nothing."""
