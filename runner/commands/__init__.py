@@ -23,4 +23,5 @@ __all__ = [
     "storage",
     "sweep_keys",
     "sweep_schema",
+    "tools",
 ]

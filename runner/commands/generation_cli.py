@@ -3,16 +3,20 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from runner.data.chat_template import ChatTemplate
+from runner.commands.tools import named_tools
+from runner.data.dialogue_format import dialogue_format
 from runner.generate.denoising import Denoising
 from runner.generate.generate import Completion, Settings
 from runner.generate.sampling import Sampling
-from runner.generate.text_generator import TextGenerator
+from runner.generate.text_generator import Prompt, TextGenerator
+from runner.generate.tools import Tools
 from runner.machine.errors import ConfigError, DataError
 from runner.machine.text_files import as_text, json_lines
+from runner.records.cells import load_cell
 
 _ROWS = 16  # continued at a time
 _TOKENS = 200  # added to a prompt by default
@@ -24,8 +28,10 @@ class PromptCompleter:
     Args:
         n: continuations of each prompt.
         beams: above 1: beam search with this many beams, of which the `n` best are returned.
-        chat: a prompt is what a user says, and is put into the tokenizer's chat template.
+        chat: a prompt is what a user says, and is put into the tokenizer's chat template or
+            between its marks.
         system: with `chat`, the message before it.
+        tools: names of what the model may call, with commas between them; see `named_tools`.
         slide: truncate a prompt longer than the context to its last tokens.
         **settings: those of `Sampling`, or of `Denoising` where the model fills in a canvas; None
             is the default.
@@ -46,6 +52,7 @@ class PromptCompleter:
         beams: int = 1,
         chat: bool = False,
         system: str | None = None,
+        tools: str | None = None,
         slide: bool = False,
         **settings: Any,
     ) -> None:
@@ -61,35 +68,55 @@ class PromptCompleter:
         self.sampling = settings_of(self.generator, given)
         if beams > 1 and not isinstance(self.sampling, Sampling):
             raise ConfigError(f"--beams {beams}: a canvas has no beams; leave the option out")
-        self.template = ChatTemplate(self.generator.tokenizer) if chat else None
+        self.form = dialogue_format(self.generator.tokenizer) if chat else None
+        self.tools = None
+        if tools is not None:
+            self.tools = self._named(folder, tools)
         self.before = [{"role": "system", "content": system}] if system is not None else []
 
     def shown(self, prompt: str) -> str:
         """Return what stands before a continuation: the prompt, nothing before an answer."""
-        return "" if self.template else prompt
+        return "" if self.form else prompt
 
-    def _text(self, prompt: str) -> str:
-        """Return the text that is continued."""
-        if self.template is None:
+    def text(self, completion: Completion) -> str:
+        """Return the text of a continuation, with a line for each call and each answer."""
+        if not completion.num_calls:
+            return completion.text
+        decode, parts = (
+            self.generator.tokenizer.decode,
+            groupby(zip(completion.ids, completion.forced, strict=True), key=lambda pair: pair[1]),
+        )
+        return "\n".join(decode([index for index, _ in part]).strip("\n") for _, part in parts)
+
+    def _named(self, folder: Path, tools: str) -> Tools:
+        if self.beams > 1 or not isinstance(self.sampling, Sampling):
+            raise ConfigError(
+                f"--tools {tools}: neither beams nor a canvas call a tool; leave one out"
+            )
+        return named_tools(tools, load_cell(folder).config, self.generator.tokenizer)
+
+    def _prompt(self, prompt: str) -> Prompt:
+        """Return what is continued."""
+        if self.form is None:
             return prompt
-        said = [*self.before, {"role": "user", "content": prompt}]
-        return self.template.render(said, add_generation_prompt=True)
+        return self.form.prompt([*self.before, {"role": "user", "content": prompt}])
 
     def complete(self, prompts: Sequence[str]) -> Iterator[tuple[str, Completion]]:
         """Yield (prompt, completion), `n` times for each prompt."""
         if self.beams > 1:
             assert isinstance(self.sampling, Sampling)
             for prompt in prompts:
-                best = self.generator.beam_search(self._text(prompt), self.sampling, self.beams)
+                best = self.generator.beam_search(self._prompt(prompt), self.sampling, self.beams)
                 yield from ((prompt, completion) for completion in best[: self.n])
             return
         each = [replace(self.sampling, sample=index) for index in range(self.n)]
         asked = [prompt for prompt in prompts for _ in each]
         done = self.generator.complete(
-            [self._text(prompt) for prompt in asked],
+            [self._prompt(prompt) for prompt in asked],
             each * len(prompts),
             rows=min(_ROWS, len(asked)),
             slide=self.slide,
+            tools=self.tools,
         )
         yield from zip(asked, done, strict=True)
 
@@ -97,9 +124,10 @@ class PromptCompleter:
         """Write the prompt, then each piece of its continuation once it can no longer change."""
         write(self.shown(prompt))
         self.generator.generate(
-            [self._text(prompt)],
+            [self._prompt(prompt)],
             self.sampling,
             slide=self.slide,
+            tools=self.tools,
             on_text=lambda _, piece: write(piece),
         )
 
@@ -160,6 +188,8 @@ def as_json(prompt: str, completion: Completion, *, logprobs: bool) -> str:
         "tokens": len(completion.ids),
         "logprob": sum(completion.logprobs),
     }
+    if completion.num_calls:
+        row |= {"calls": completion.num_calls, "forced": sum(completion.forced)}
     if completion.near_ties:
         row["near_ties"] = completion.near_ties
     if logprobs:

@@ -94,10 +94,20 @@ def generate(
     ] = False,
     chat: Annotated[
         bool,
-        typer.Option("--chat", help="Prompts are what a user says: by the chat template."),
+        typer.Option(
+            "--chat",
+            help="Prompts are what a user says: by the chat template or the marks of roles.",
+        ),
     ] = False,
     system: Annotated[
         str | None, typer.Option(help="With --chat: the message that comes first.")
+    ] = None,
+    tools: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model may call: calculator, database (with --chat), or a class of your "
+            "own, package.module.Class; several with commas."
+        ),
     ] = None,
     slide: Annotated[
         bool,
@@ -159,6 +169,7 @@ def generate(
         beams=beams,
         chat=chat,
         system=system,
+        tools=tools,
         slide=slide,
         max_new_tokens=tokens,
         temperature=temperature,
@@ -188,7 +199,7 @@ def generate(
         json_lines = file is not None or logprobs
         for text, completion in completer.complete(prompts):
             line = as_json(text, completion, logprobs=logprobs)
-            typer.echo(line if json_lines else completer.shown(text) + completion.text)
+            typer.echo(line if json_lines else completer.shown(text) + completer.text(completion))
 
 
 def _refuse_unused(context: typer.Context, *, beams: bool, file: bool, chat: bool) -> None:

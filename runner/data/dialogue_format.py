@@ -14,7 +14,7 @@ import numpy as np
 from runner.data.chat_template import ChatTemplate, Message, template_of
 from runner.data.conversation_rows import Conversation
 from runner.data.corpus import encode_literally, end_ids, token_id
-from runner.machine.errors import ConfigError
+from runner.machine.errors import ConfigError, DataError
 
 ROLES = ("user", "assistant", "tool")
 MARKS = tuple(f"<{role}>" for role in ROLES)
@@ -26,7 +26,11 @@ class DialogueFormat(Protocol):
     """A way to write dialogues in ids."""
 
     def render(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of a whole dialogue, and of each whether it is learnt."""
+        """Return the ids of a whole dialogue, and of each whether it is learnt.
+
+        Raises:
+            DataError: it cannot write a role.
+        """
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a dialogue up to where the assistant begins to speak."""
@@ -79,6 +83,11 @@ class MarkedDialogues:
         ended = False  # whether the mark of this turn ends one that is learnt
         for message in messages:
             role = message["role"]
+            if role not in self.marks:
+                raise DataError(
+                    f"tokenizer=dialogue has no mark for role={role}; its roles are: "
+                    f"{', '.join(ROLES)}"
+                )
             text = encode_literally(self.tokenizer, message["content"]).tolist()
             ids += [self.marks[role], *text]
             learnt += [ended, *[role in self.loss_on] * len(text)]
@@ -113,15 +122,6 @@ class TemplateDialogues:
             )
         self.tokenizer, self.template = tokenizer, ChatTemplate(tokenizer)
         self.ends, self._renderer = end_ids(tokenizer), Renderer(tokenizer)
-        before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        said = self.template.render(before)
-        more = [*before, {"role": "tool", "content": _PLACE}]
-        around = self.template.render(more, add_generation_prompt=True).removeprefix(said)
-        # The turn has ended with its own token: what the template writes after it is ours to add.
-        ids = tokenizer.encode(said).tolist()
-        last = max((place for place, index in enumerate(ids) if index in self.ends), default=-1)
-        self._after = ids[last + 1 :]
-        self._around = [tokenizer.encode(text).tolist() for text in around.split(_PLACE)]
 
     def render(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
         """See `DialogueFormat`."""
@@ -144,10 +144,18 @@ class TemplateDialogues:
         Raises:
             ConfigError: the chat template does not write what a tool says.
         """
-        if len(self._around) != 2:
+        before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        said = self.template.render(before)
+        more = [*before, {"role": "tool", "content": _PLACE}]
+        whole = self.template.render(more, add_generation_prompt=True)
+        around = whole.removeprefix(said).split(_PLACE)
+        if len(around) != 2 or not whole.startswith(said):
             raise ConfigError(
                 "the tokenizer's chat template leaves out what a tool says; take one that writes "
                 "messages of role tool"
             )
-        head, tail = self._around
-        return [*self._after, *head], tail
+        # The turn has ended with its own token: what the template writes after it is ours to add.
+        ids = self.tokenizer.encode(said).tolist()
+        last = max((place for place, index in enumerate(ids) if index in self.ends), default=-1)
+        head, tail = (self.tokenizer.encode(text).tolist() for text in around)
+        return [*ids[last + 1 :], *head], tail

@@ -90,6 +90,13 @@ class People:
         pair, index = int(self._names[group][person]), int(self._values[group][person, attribute])
         return self._fact(group, pair, attribute, index)
 
+    def values(self, attribute: str) -> set[str]:
+        """Return all values that an attribute may have."""
+        place = self.labels.index(attribute)
+        known = self._words[place]
+        size = list(self.cfg.sizes.values())[place]
+        return set(map(date, range(size)) if known is None else known)
+
     def find(self, call: str) -> str:
         """Return the value that a call asks for, `UNKNOWN` if there is no such fact."""
         asked = asked_for(call)

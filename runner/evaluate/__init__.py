@@ -2,14 +2,18 @@
 
 __all__ = [
     "benchmark_rows",
+    "capacity",
     "code_execution",
     "config",
     "details",
     "evaluations",
+    "forgetting",
     "generation_settings",
     "harness",
     "internals",
     "ngram_baseline",
+    "people_config",
+    "people_recall",
     "samples",
     "sandbox",
     "scores",

@@ -13,6 +13,7 @@ __all__ = [
     "denoising",
     "engine",
     "generate",
+    "over_ranks",
     "request",
     "reveal",
     "sampling",

@@ -144,10 +144,10 @@ class Denoise:
                 f"a prompt of {len(prompt)} tokens and a canvas of {how.max_new_tokens} pass the "
                 f"context of {self.context}; ask for fewer tokens, or shorten the prompt"
             )
-        if request.score_from is not None or request.constraint is not None:
+        if (request.score_from, request.constraint, request.tools) != (None, None, None):
             raise ValueError(
-                "a masked-diffusion model scores no prompt and obeys no constraint, which go from "
-                "left to right; leave them out"
+                "a masked-diffusion model scores no prompt, obeys no constraint and calls no tool, "
+                "which go from left to right; leave them out"
             )
 
     def admit(self, request: Request) -> Canvas:

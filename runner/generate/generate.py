@@ -13,6 +13,7 @@ from runner.generate.engine import Engine, Overflow, Strategy
 from runner.generate.request import Event, Finish, Request
 from runner.generate.sampling import Sampling
 from runner.generate.text_row import Decode
+from runner.generate.tool_pool import ToolPool
 from runner.generate.tools import Tools
 
 Settings = Sampling | Denoising
@@ -75,6 +76,7 @@ def generate(
     rows: int | None = None,
     strategy: Strategy[Any] | None = None,
     tools: Tools | None = None,
+    pool: ToolPool | None = None,
 ) -> list[Completion]:
     """Return a completion of each prompt.
 
@@ -96,6 +98,7 @@ def generate(
         rows: the most prompts that are continued at a time (None: all).
         strategy: how the model generates, instead of one token after the other.
         tools: what the model may call; not with a `strategy`.
+        pool: runs the calls (None: one of its own).
 
     Raises:
         ValueError: a prompt is empty, has an id that the model does not know, or is longer than
@@ -112,6 +115,7 @@ def generate(
         compiled=compiled,
         invariant=invariant,
         strategy=strategy,
+        pool=pool,
     )
     requests = requests_of(engine, prompts, sampling, slide=slide, separate=separate, tools=tools)
     return list(completions(engine, requests, on_text))
@@ -130,6 +134,7 @@ def make_engine(
     strategy: Strategy[Any] | None = None,
     chunk: int | None = None,
     overflow: Overflow = "reread",
+    pool: ToolPool | None = None,
 ) -> Engine[Any]:
     """Return an engine; by default one for throughput, whose texts may outgrow the context.
 
@@ -144,7 +149,7 @@ def make_engine(
         compiled=compiled,
         prefixes=prefixes,
     )
-    return Engine(strategy, rows=rows, chunk=chunk, overflow=overflow)
+    return Engine(strategy, rows=rows, chunk=chunk, overflow=overflow, pool=pool)
 
 
 def requests_of(

@@ -21,11 +21,13 @@ from runner.generate.generate import (
     requests_of,
 )
 from runner.generate.sampling import Sampling
+from runner.generate.tools import Tools
 from runner.machine.errors import ConfigError
 from runner.records.cells import load_cell
 from runner.records.contracts import strategy
 from runner.records.trained_model import load_model
 
+Prompt = str | Sequence[int] | None  # text, ids, or the beginning of a document
 PRECISIONS = ("weights", "training")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -84,9 +86,9 @@ class TextGenerator:
         self.settings = getattr(self.strategy, "settings", Sampling)
 
     def generate(
-        self, prompts: Sequence[str | None], sampling: Settings | Sequence[Settings], **more: Any
+        self, prompts: Sequence[Prompt], sampling: Settings | Sequence[Settings], **more: Any
     ) -> list[Completion]:
-        """Return a continuation of each prompt (None: the beginning of a document).
+        """Return a continuation of each prompt.
 
         Further keyword arguments are those of `generate`.
 
@@ -107,11 +109,12 @@ class TextGenerator:
 
     def complete(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         samplings: Sequence[Settings],
         *,
         rows: int,
         slide: bool = False,
+        tools: Tools | None = None,
     ) -> Iterator[Completion]:
         """Yield a continuation of each prompt in their order, at most `rows` at a time.
 
@@ -127,9 +130,11 @@ class TextGenerator:
                 **self._text_options(),
             )
             ids = [self._ids(prompt) for prompt in prompts]
-            yield from completions(engine, requests_of(engine, ids, samplings, slide=slide))
+            yield from completions(
+                engine, requests_of(engine, ids, samplings, slide=slide, tools=tools)
+            )
 
-    def beam_search(self, prompt: str, sampling: Sampling, beams: int) -> list[Completion]:
+    def beam_search(self, prompt: Prompt, sampling: Sampling, beams: int) -> list[Completion]:
         """Return the `beams` continuations of beam search, the best first.
 
         Raises:
@@ -145,10 +150,12 @@ class TextGenerator:
                 **self._text_options(),
             )
 
-    def _ids(self, text: str | None) -> Tensor:
-        if text is None:
+    def _ids(self, prompt: Prompt) -> Tensor:
+        if prompt is None:
             return torch.tensor(prompt_ids(self.tokenizer, ""))
-        return torch.from_numpy(encode_with_special(self.tokenizer, text).astype("int64"))
+        if not isinstance(prompt, str):
+            return torch.tensor(list(prompt))
+        return torch.from_numpy(encode_with_special(self.tokenizer, prompt).astype("int64"))
 
     def _text_options(self) -> dict[str, Any]:
         tokenizer = self.tokenizer

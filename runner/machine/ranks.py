@@ -9,6 +9,7 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -103,6 +104,14 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is true on any rank; all ranks call it."""
         return self.sum(float(flag)) > 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the `value` of each rank, which can be pickled; all ranks call it."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
 
     def peak_flops(self, compute: str) -> float | None:
         """Return the peak FLOP/s of all ranks together, None for CPUs and unlisted GPUs."""
