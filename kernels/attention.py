@@ -174,6 +174,21 @@ class _ShortOnCpu(torch.autograd.Function):
         return *(t.to(grad.dtype) for t in gradients), None
 
 
+def span_reach(spans: Int64[Tensor, "batch seq"]) -> Int64[Tensor, "batch seq"]:
+    """Return the index of the last token that each token sees: the end of its span.
+
+    Args:
+        spans: an id for each token, the same along a span; 0 is no span: such a token sees none
+            after it.
+    """
+    seq = spans.shape[1]
+    index = torch.arange(seq, device=spans.device)
+    ends = torch.ones_like(spans, dtype=torch.bool)
+    ends[:, :-1] = spans[:, 1:] != spans[:, :-1]
+    next_end = index.where(ends, seq).flip(1).cummin(dim=1).values.flip(1)
+    return next_end.where(spans > 0, index)
+
+
 def document_mask(
     documents: Int64[Tensor, "batch seq"], *, causal: bool = True
 ) -> Bool[Tensor, "batch seq seq"]:

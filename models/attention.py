@@ -61,7 +61,7 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
 
     def _unbounded(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
-        if self.sink is None:
+        if self.sink is None and context.reach is None:
             return attention(
                 q, k, v, scale=self.scale, documents=context.documents, causal=self.causal
             )
@@ -89,7 +89,10 @@ class Attention(nn.Module):
         cfg, documents = self.cfg, context.documents
         if cfg.window is None:
             of_one = torch.zeros_like(queries) if documents is None else documents
-            return document_mask(of_one, causal=self.causal)
+            if context.reach is None:
+                return document_mask(of_one, causal=self.causal)
+            seen = torch.arange(keys.shape[1], device=keys.device) <= context.reach[..., None]
+            return seen & document_mask(of_one, causal=False)
         mask = window_mask(queries, keys, cfg.window, cfg.sinks)
         return mask if documents is None else mask & document_mask(documents)
 

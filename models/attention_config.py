@@ -50,6 +50,11 @@ class AttentionConfig:
                 "learned_sink out"
             )
 
+    @property
+    def reads_spans(self) -> bool:
+        """Whether the tokens of a span can see each other."""
+        return self.window is None
+
     def kv_heads(self, host: Host) -> int:
         """Return the number of key/value heads in `host`."""
         return host.kv_heads if self.num_kv_heads is None else self.num_kv_heads

@@ -28,6 +28,7 @@ class Context:
         tokens: the ids.
         positions: of each token, from 0.
         documents: index of each token's document (None: all tokens are of one).
+        reach: index of the last token that each sees (None: itself); see `span_reach`.
         rotary: tables that turn q and k, at `positions` (None: no rotary positions).
         rotary_at: returns the tables at other positions.
         noise: key of dropout's random bits (None: no dropout).
@@ -39,6 +40,7 @@ class Context:
     tokens: Int64[Tensor, "batch seq"]
     positions: Int64[Tensor, "*batch seq"]
     documents: Int64[Tensor, "batch seq"] | None = None
+    reach: Int64[Tensor, "batch seq"] | None = None
     rotary: Tables | None = None
     rotary_at: Callable[[Tensor], Tables] | None = None
     noise: NoiseKey | None = None

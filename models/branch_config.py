@@ -57,6 +57,10 @@ class BranchConfig(Protocol):
         name: prefix of its parameters in a layer: layers.3.NAME.weight.
         normed: it reads norm(x), by a norm of the decoder's kind; else x itself.
         looks_back: it is causal by construction, whatever the decoder's `causal` says.
+
+    Optional:
+        reads_spans: whether it lets the tokens of a span see each other (`Context.reach`), or
+            mixes no tokens (default: no).
     """
 
     name: ClassVar[str]

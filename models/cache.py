@@ -149,7 +149,12 @@ class DecoderState:
         self.mask: Bool[Tensor, "batch 1 seq ctx"] | None = None
         self.counts: Int64[Tensor, " batch"] | None = None
 
-    def begin(self, seq: int, counts: Int64[Tensor, " batch"] | None) -> Int64[Tensor, "batch seq"]:
+    def begin(
+        self,
+        seq: int,
+        counts: Int64[Tensor, " batch"] | None,
+        reach: Int64[Tensor, "batch seq"] | None = None,
+    ) -> Int64[Tensor, "batch seq"]:
         """Make room for `seq` more tokens in each row and return their positions.
 
         Padding has the position of the last real token of its row, so that none is beyond the end.
@@ -157,6 +162,7 @@ class DecoderState:
         Args:
             counts: `counts[b]` is the number of real tokens of row b, the rest being padding (None:
                 all are real).
+            reach: the index of the last new token that each sees (None: itself).
 
         Raises:
             ValueError: the state is static and has no room for the tokens of a row.
@@ -173,7 +179,8 @@ class DecoderState:
         if self.static or seq > 1 or self.counts is not None or self.first != self.last:
             end = self.capacity if self.static else self.end
             ctx = torch.arange(end, device=self.lengths.device)
-            self.mask = (ctx <= self.positions[..., None])[:, None]
+            last = self.positions if reach is None else self.positions + reach - self.offsets
+            self.mask = (ctx <= last[..., None])[:, None]
         return self.positions
 
     def _make_room(

@@ -29,6 +29,7 @@ def token_loss(
     documents: Tensor | None = None,
     noise: Any = None,
     weights: Any = None,
+    spans: Tensor | None = None,
 ) -> TokenLoss:
     """Return the loss of a batch; `model` is called once, and may be wrapped (DDP, torch.compile).
 
@@ -36,18 +37,20 @@ def token_loss(
         tokens, targets, documents: ids [batch, seq]; targets of -100 do not count.
         noise: `NoiseKey` of dropout (None: no dropout).
         weights: of the targets; see `kernels.cross_entropy.Weights`.
+        spans: ids of spans whose tokens see each other, 0 elsewhere; see `Decoder.forward`.
 
     Raises:
-        ValueError: `weights` are given and the model's forward has no such parameter.
+        ValueError: `weights` or `spans` are given and the model's forward has no such parameter.
     """
     names = _parameters(type(_unwrapped(model)).forward)
-    optional = {"documents": documents, "noise": noise, "weights": weights}
+    optional = {"documents": documents, "noise": noise, "weights": weights, "spans": spans}
     passed = {k: v for k, v in optional.items() if v is not None and (names is None or k in names)}
     if weights is not None and "weights" not in passed:
         name = type(_unwrapped(model)).__name__
         raise ValueError(
             f"{name}.forward takes no `weights` of tokens, which this task needs; add the parameter"
         )
+    _refuse_spans(model, spans, names)
     if names is not None and "targets" not in names:
         return _loss_of(model(tokens, **passed), targets)
     out = model(tokens, targets, **passed)
@@ -55,14 +58,28 @@ def token_loss(
 
 
 def logits(
-    model: Any, tokens: Tensor, *, documents: Tensor | None = None, noise: Any = None
+    model: Any,
+    tokens: Tensor,
+    *,
+    documents: Tensor | None = None,
+    noise: Any = None,
+    spans: Tensor | None = None,
 ) -> Tensor:
     """Return the logits of a batch, [batch, seq, vocab]; for the arguments see `token_loss`."""
     names = _parameters(type(_unwrapped(model)).forward)
-    optional = {"documents": documents, "noise": noise}
+    _refuse_spans(model, spans, names)
+    optional = {"documents": documents, "noise": noise, "spans": spans}
     passed = {k: v for k, v in optional.items() if v is not None and (names is None or k in names)}
     result: Tensor = model(tokens, **passed)
     return result
+
+
+def _refuse_spans(model: Any, spans: Tensor | None, names: frozenset[str] | None) -> None:
+    if spans is not None and names is not None and "spans" not in names:
+        raise ValueError(
+            f"{type(_unwrapped(model)).__name__}.forward takes no `spans`, whose tokens would see "
+            "each other; use a decoder of attention, or data.bidirectional_prompt=false"
+        )
 
 
 def _loss_of(logits: Tensor, targets: Tensor) -> TokenLoss:
@@ -120,7 +137,13 @@ def start(model: Any, batch: int, capacity: int, *, static: bool = False) -> Sta
 
 
 def read(
-    model: Any, tokens: Tensor, state: State, *, counts: Tensor | None = None, every: bool = False
+    model: Any,
+    tokens: Tensor,
+    state: State,
+    *,
+    counts: Tensor | None = None,
+    every: bool = False,
+    spans: Tensor | None = None,
 ) -> Tensor:
     """Read tokens [batch, seq] into `state`; return the logits after the last of each row.
 
@@ -134,10 +157,17 @@ def read(
         counts: number of real tokens in each row, the rest being padding (None: all are real); a
             row with 0 stays as it is, and its logits mean nothing.
         every: return the logits after every token, [batch, seq, vocab].
+        spans: ids of spans whose tokens see each other, 0 elsewhere; each is read whole.
+
+    Raises:
+        ValueError: `spans` are given and the model's forward has no such parameter.
     """
+    _refuse_spans(model, spans, _parameters(type(_unwrapped(model)).forward))
     if isinstance(state, TextState):
         return _read_anew(model, tokens, state, counts, every=every)
     given: dict[str, Any] = {"state": state, "counts": counts}
+    if spans is not None:
+        given["spans"] = spans
     result: Tensor
     if not every:
         result = model(tokens, **given)

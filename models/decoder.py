@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from kernels.at_least_fp32 import at_least_fp32
+from kernels.attention import span_reach
 from kernels.cross_entropy import Weights, linear_cross_entropy
 from kernels.packed import can_pack
 from kernels.philox import NoiseKey, dropout, random_words
@@ -63,15 +64,22 @@ class Decoder(LanguageModel):
         every: bool = False,
         weights: Weights | None = None,
         give: Give | None = None,
+        spans: Int64[Tensor, "batch seq"] | None = None,
     ) -> (
         Float[Tensor, "batch seq vocab"]
         | Float[Tensor, "batch vocab"]
         | Float[Tensor, "batch seq dim"]
         | TokenLoss
     ):
+        """See `LanguageModel.forward`.
+
+        Args:
+            spans: ids of spans that the model has not generated, 0 elsewhere: tokens of one span
+                see each other (prefix-LM). With `state`, each span is read in one pass.
+        """
         if state is not None:
-            return self._logits(self._read(tokens, state, counts, every=every))
-        hidden, notes = self._hidden_states(tokens, documents, noise)
+            return self._logits(self._read(tokens, state, counts, spans, every=every))
+        hidden, notes = self._hidden_states(tokens, documents, noise, spans)
         if give == "hidden":
             return hidden
         if targets is None or give == "logits":
@@ -120,6 +128,7 @@ class Decoder(LanguageModel):
         tokens: Int64[Tensor, "batch seq"],
         documents: Int64[Tensor, "batch seq"] | None,
         noise: NoiseKey | None,
+        spans: Int64[Tensor, "batch seq"] | None,
     ) -> tuple[Float[Tensor, "batch seq dim"], Notes]:
         """Return (normed last hidden state, which the head reads; notes of the branches)."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
@@ -133,12 +142,19 @@ class Decoder(LanguageModel):
             tokens,
             positions,
             documents=documents,
+            reach=self._reach(spans),
             rotary=self._rotary(positions),
             rotary_at=self._rotary_at,
             noise=noise,
         )
         x, notes = self._through(x, context)
         return self.norm(x), notes
+
+    def _reach(self, spans: Int64[Tensor, "batch seq"] | None) -> Tensor | None:
+        if spans is None:
+            return None
+        self.cfg.check_spans()
+        return span_reach(spans)
 
     def _through(
         self, x: Float[Tensor, "batch seq dim"], context: Context
@@ -179,6 +195,7 @@ class Decoder(LanguageModel):
         tokens: Int64[Tensor, "batch seq"],
         state: State,
         counts: Int64[Tensor, " batch"] | None,
+        spans: Int64[Tensor, "batch seq"] | None,
         *,
         every: bool,
     ) -> Float[Tensor, "batch *seq dim"]:
@@ -187,7 +204,7 @@ class Decoder(LanguageModel):
         With `every`, of all of them.
         """
         assert isinstance(state, DecoderState)
-        positions = state.begin(tokens.shape[1], counts)
+        positions = state.begin(tokens.shape[1], counts, self._reach(spans))
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions(positions)

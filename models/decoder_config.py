@@ -164,6 +164,18 @@ class DecoderConfig:
         layers = letters_by_layer(self.pattern, self.depth)
         return [[by_letter[letter] for letter in word] for word in layers]
 
+    def check_spans(self) -> None:
+        """Raise ValueError unless every branch can let the tokens of a span see each other."""
+        for word in letters_by_layer(self.pattern, self.depth):
+            for letter in word:
+                part = self._branches_by_letter[letter]
+                if not getattr(part, "reads_spans", False):
+                    raise ValueError(
+                        f"pattern={self.pattern!r}: {letter!r} ({part.name}) reads from left to "
+                        "right, and tokens of a prompt cannot see each other in it; use attention "
+                        "over all tokens, or data.bidirectional_prompt=false"
+                    )
+
     def couples_samples(self, sequence_length: int) -> bool:
         """Return whether a branch makes a sample depend on the others of its forward pass."""
         return any(couples_samples(b, sequence_length) for row in self.branches() for b in row)

@@ -36,6 +36,7 @@ class ExpertsConfig:
     name: ClassVar[str] = "moe"
     normed: ClassVar[bool] = True
     looks_back: ClassVar[bool] = False
+    reads_spans: ClassVar[bool] = True
     regroups_tokens: ClassVar[bool] = True
 
     num_experts: int

@@ -21,6 +21,7 @@ class FeedForwardConfig:
     name: ClassVar[str] = "mlp"
     normed: ClassVar[bool] = True
     looks_back: ClassVar[bool] = False
+    reads_spans: ClassVar[bool] = True
 
     hidden: int | None = None
 

@@ -2,7 +2,7 @@
 
 data       config.build(tokenizer_config, cache, hashes) -> Corpus
            optional: content_hash() -> [hash], check(tokenizer_config, seq), mask_documents,
-           num_workers
+           num_workers, bidirectional_prompt
 corpus     tokenizer, samples(seq, seed), held_out(seq, batch, max_tokens)
            optional: bytes_per_counted_byte, statistics(seq) -> {name: number} for the journal
 source     of data.sources: documents() -> texts; optional: content_hash() -> hash, weight
@@ -61,6 +61,14 @@ class Corpus(Protocol):
 def bytes_per_counted_byte(corpus: Any) -> float:
     """Return bytes of validation text per byte that its tokens spell; 1 if nothing is lost."""
     return float(getattr(corpus, "bytes_per_counted_byte", 1.0))
+
+
+def prompt_sees_itself(data: Any) -> bool:
+    """Return whether a config of data trains on prompts whose tokens see each other; default: no.
+
+    Samples then have `spans` besides: ids of given stretches, 0 elsewhere.
+    """
+    return bool(getattr(data, "bidirectional_prompt", False))
 
 
 def planned_vocab_size(tokenizer: Any, added: Sequence[str] = ()) -> int | None:

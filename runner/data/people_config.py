@@ -5,7 +5,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from models.config import config, execution
+from models.config import config, execution, neutral
 from runner.data.tokenizers_config import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class PeopleConfig:
         junk: the share of samples that are biographies of ever new people (condition=biography).
         domain_tag: begin the other biographies with a tag.
         loss_on: the roles whose turns are learnt, each with the token that ends it.
+        bidirectional_prompt: tokens of a stretch that the assistant has not written see each other
+            (prefix-LM); between stretches attention stays causal. The model must be of attention.
         num_val: texts of validation: known people in held-out wordings.
         data_seed: of the people (the run's seed orders the texts).
     """
@@ -61,6 +63,7 @@ class PeopleConfig:
     junk: float = 0.0
     domain_tag: bool = False
     loss_on: tuple[Literal["user", "assistant", "tool"], ...] = ("assistant",)
+    bidirectional_prompt: bool = neutral(False)
     num_val: int = 256
     data_seed: int = 0
     num_workers: int = execution(0)
@@ -91,6 +94,16 @@ class PeopleConfig:
             raise ValueError(
                 f"junk={self.junk} and domain_tag={self.domain_tag} are of biographies; leave them "
                 f"out of condition={self.condition}, or take condition=biography"
+            )
+        if self.bidirectional_prompt and self.condition == "biography":
+            raise ValueError(
+                "bidirectional_prompt=true is of dialogues, and a biography has no prompt; leave "
+                "one out"
+            )
+        if self.bidirectional_prompt and self.loss_on != ("assistant",):
+            raise ValueError(
+                f"bidirectional_prompt=true lets tokens of a user or a tool see what follows: they "
+                f"cannot be learnt; use loss_on=[assistant], not {list(self.loss_on)}"
             )
         if not self.loss_on:
             raise ValueError("loss_on is empty, nothing would be learnt; name a role: [assistant]")

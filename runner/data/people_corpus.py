@@ -54,7 +54,7 @@ class PeopleCorpus:
         templates = [first + n % max(1, cfg.templates_held_out) for n in range(count)]
         for start in range(0, count, batch):
             rows = [
-                _padded(*self.text(texts[n], templates[n]), seq, self.tokenizer.eos, n)
+                self.sample(*self.text(texts[n], templates[n]), seq, n)
                 for n in range(start, min(start + batch, count))
             ]
             yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
@@ -70,6 +70,15 @@ class PeopleCorpus:
         if self.cfg.condition == "biography":
             return self.told(self.people.biography(number, template))[:2]
         return self.format.render(self.dialogue(self.people.fact(number), template))
+
+    def sample(self, ids: np.ndarray, learnt: np.ndarray, seq: int, index: int) -> Sample:
+        """Return a text as the sample `index`."""
+        sample = _padded(ids, learnt, seq, self.tokenizer.eos, index)
+        if self.cfg.bidirectional_prompt:
+            spans = np.zeros(seq, dtype=np.int64)
+            spans[: len(ids) - 1] = given_spans(learnt)[:-1]
+            sample["spans"] = torch.from_numpy(spans)
+        return sample
 
     def dialogue(self, fact: Fact, template: int) -> list[Message]:
         """Return the dialogue about a fact."""
@@ -107,7 +116,7 @@ class PeopleSamples(Dataset[Sample]):
         else:
             number, template = self._choose(before)
             ids, learnt = corpus.text(number, template)
-        return _padded(ids, learnt, self.seq, corpus.tokenizer.eos, index)
+        return corpus.sample(ids, learnt, self.seq, index)
 
     def _choose(self, index: int) -> tuple[int, int]:
         """Return (text, template) of text `index` of all epochs."""
@@ -130,6 +139,12 @@ def dialogue(fact: Fact, template: int, *, in_tool: bool) -> list[Message]:
         ("assistant", fact.sentence(template)),
     ]
     return [{"role": role, "content": text} for role, text in turns]
+
+
+def given_spans(learnt: np.ndarray) -> np.ndarray:
+    """Return an id for each token, the same along each stretch that is not learnt, 0 elsewhere."""
+    begins = np.diff(np.concatenate([[True], learnt]).astype(np.int64)) == -1
+    return np.where(learnt, 0, np.cumsum(begins))
 
 
 def _padded(ids: np.ndarray, learnt: np.ndarray, seq: int, eos: int, index: int) -> Sample:

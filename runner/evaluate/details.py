@@ -36,7 +36,9 @@ def measure_details(trained: Trained) -> tuple[dict[str, float], list[dict[str, 
     for batch in corpus.held_out(seq, cfg.eval.batch_size, cfg.eval.tokens):
         batch = to_device(batch, device, masked=getattr(cfg.data, "mask_documents", False))
         with precision.autocast():
-            scores = logits(model, batch["tokens"], documents=batch.get("documents"))
+            scores = logits(
+                model, batch["tokens"], documents=batch.get("documents"), spans=batch.get("spans")
+            )
         targets = batch["targets"]
         losses = torch.nn.functional.cross_entropy(
             scores.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"

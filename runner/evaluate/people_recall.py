@@ -18,9 +18,9 @@ from statistics import NormalDist
 import torch
 
 from models.contract import logits
-from runner.data.corpus import end_ids
+from runner.data.corpus import end_ids, prompt_sees_itself
 from runner.data.people import UNKNOWN, Fact, Group, asked_for, value_of
-from runner.data.people_corpus import PeopleCorpus
+from runner.data.people_corpus import PeopleCorpus, given_spans
 from runner.evaluate.people_config import PeopleRecallConfig, people_of
 from runner.generate.database import DatabaseConfig
 from runner.generate.generate import Completion
@@ -64,19 +64,16 @@ def measure_recall(cfg: PeopleRecallConfig, trained: Trained) -> dict[str, float
         first = people.templates_train
         wordings["held_out"] = range(first, first + people.templates_held_out)
     values: dict[str, float] = {}
-    groups: dict[str, Group] = {"known": "known"} | (
-        {"unseen": "unseen"} if people.unseen_people else {}
-    )
-    for name, group in groups.items():
+    groups: tuple[Group, ...] = ("known", "unseen") if people.unseen_people else ("known",)
+    for group in groups:
         for wording, templates in wordings.items():
-            values |= _part(cfg, trained, corpus, group, templates, f"{name}_{wording}")
+            values |= _part(cfg, trained, corpus, group, templates, f"{group}_{wording}")
     count = _count(cfg, corpus, "known")
     low, high = wilson(round(values["recall/known_train"] * count), count)
     values |= {"recall": values["recall/known_train"], "recall_low": low, "recall_high": high}
     if people.condition == "in_tool":
         nobody = tools_for([_Empty()], corpus.tokenizer)
-        group = "unseen" if people.unseen_people else "known"
-        asked = _ask(cfg, trained, corpus, group, wordings["train"], nobody)
+        asked = _ask(cfg, trained, corpus, groups[-1], wordings["train"], nobody)
         values["hallucinated"] = _share(_invents(corpus, one) for one in asked)
     return values
 
@@ -141,6 +138,7 @@ def _ask(
         decode=corpus.tokenizer.decode,
         ends=end_ids(corpus.tokenizer),
         tools=tools,
+        bidirectional=prompt_sees_itself(trained.cfg.data),
     )
     return [Asked(f, _turns(corpus, c)) for f, c in zip(facts, done, strict=True)]
 
@@ -168,15 +166,24 @@ def _value_accuracy(
     """Return the share of values whose tokens are each the likeliest; every rank computes all."""
     right, count = 0, _count(cfg, corpus, group)
     for first in range(0, count, cfg.rows):
-        rows, places = [], []
+        rows, spans, places = [], [], []
         for n in range(first, min(first + cfg.rows, count)):
             fact = corpus.people.fact(n, group)
-            ids = corpus.format.render(corpus.dialogue(fact, templates[n % len(templates)]))[0]
+            asked = corpus.dialogue(fact, templates[n % len(templates)])
+            ids, learnt = corpus.format.render(asked)
+            spans.append(torch.from_numpy(given_spans(learnt)))
             rows.append(torch.from_numpy(ids.astype("int64")))
             places.append(_place_of_value(corpus, ids.tolist(), fact.value))
-        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        tokens, given = (
+            torch.nn.utils.rnn.pad_sequence(parts, batch_first=True) for parts in (rows, spans)
+        )
+        device, bidirectional = trained.ranks.device, prompt_sees_itself(trained.cfg.data)
         with trained.precision.autocast():
-            scores = logits(trained.model, tokens[:, :-1].to(trained.ranks.device))
+            scores = logits(
+                trained.model,
+                tokens[:, :-1].to(device),
+                spans=given[:, :-1].to(device) if bidirectional else None,
+            )
         likeliest = scores.argmax(dim=-1).cpu()
         for row, (begin, end) in enumerate(places):
             right += bool((likeliest[row, begin - 1 : end - 1] == tokens[row, begin:end]).all())

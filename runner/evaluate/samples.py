@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from runner.data.corpus import prompt_ids
+from runner.data.corpus import prompt_ids, prompt_sees_itself
 from runner.evaluate.config import SamplesConfig
 from runner.evaluate.scores import repetition
 from runner.generate.generate import generate
@@ -37,6 +37,7 @@ def sample(cfg: SamplesConfig, trained: Trained, step: int) -> dict[str, float]:
         ends=(),
         slide=True,
         strategy=own,
+        bidirectional=prompt_sees_itself(run.data),
     )
     if trained.folder is not None:
         with open(trained.folder / "samples.txt", "a", encoding="utf-8") as stream:

@@ -32,6 +32,9 @@ class Autoregressive:
         prefixes: what it has read of earlier texts of this model, so that texts with the same
             beginning go on from there (None: each is read whole, and so are scored prompts). It
             changes the pieces in which a text is read: last bits in fp32, nothing in fp64.
+        bidirectional: tokens of a prompt see each other, and so do those of a tool's answer. They
+            are read whole, and share nothing with other texts: `prefixes` and the engine's `chunk`
+            are of no use then.
 
     Raises:
         ValueError: `compiled` without `fixed_rows`.
@@ -47,12 +50,14 @@ class Autoregressive:
         fixed_rows: int | None = None,
         compiled: bool = False,
         prefixes: PrefixCache | None = None,
+        bidirectional: bool = False,
     ) -> None:
         if compiled and fixed_rows is None:
             raise ValueError("compiled=True needs a batch of one shape; give fixed_rows")
         self.model, self.context = model, context
         self.decode, self.ends, self.fixed_rows = decode, tuple(ends), fixed_rows
-        self.prefixes = prefixes
+        self.prefixes = None if bidirectional else prefixes
+        self.bidirectional = bidirectional
         self._batch = DecodingBatch(model, context, fixed_rows, compiled=compiled)
         self._unread: dict[str, TextRow] = {}
 
@@ -76,6 +81,11 @@ class Autoregressive:
             raise ValueError(
                 f"score_from={first} must be in 1 to {len(ids)}, the length of the prompt; its "
                 "first token, number 0, has nothing before it"
+            )
+        if first is not None and self.bidirectional:
+            raise ValueError(
+                "the tokens of a prompt see each other in this model, which predicts none of them; "
+                "leave score_from out"
             )
         request.how.check_vocabulary(vocab)
 
@@ -183,9 +193,10 @@ class Autoregressive:
             return row.request.id
         if row.answered and most is None and self.fixed_rows is None:
             return "answered"
+        spans = row.unread_spans if self.bidirectional else ()
         if most is None and self.fixed_rows is None and row.state is None:
-            return row.unread  # texts of one length
-        return tuple(row.tokens), row.unread, row.request.salt  # one text
+            return row.unread, spans  # texts of one length
+        return tuple(row.tokens), row.unread, spans, row.request.salt  # one text
 
     def _read_together(self, group: Sequence[TextRow], most: int | None) -> list[Event]:
         """Read a piece of each row of a group; a text that several of them have is read once."""
@@ -196,12 +207,15 @@ class Autoregressive:
             return self._read_answers(group)
         all_ids = [row.unread_ids for row in group]
         texts = list(dict.fromkeys(all_ids))
-        piece = first.unread if most is None else min(most, first.unread)
+        whole = most is None or self.bidirectional
+        piece = first.unread if whole else min(most or 1, first.unread)
         if self.prefixes is not None and len(texts) == 1 and first.unscored is None:
             piece = self.prefixes.until_block_end(first.num_read, piece)
         room = max(min(self.context, len(row.tokens) + row.num_left) for row in group)
         if first.unscored is None:
-            logits, state = self._prefill([ids[:piece] for ids in texts], first.state, room)
+            spans = first.unread_spans if self.bidirectional else None
+            pieces = [ids[:piece] for ids in texts]
+            logits, state = self._prefill(pieces, first.state, room, spans=spans)
         else:
             logits, state = self._score(first, piece, room)
         for row in group:
@@ -223,7 +237,10 @@ class Autoregressive:
         for place, row in enumerate(group):
             state.put(torch.tensor([place], device=self._batch.device), row.state)
         tokens, counts = padded([row.unread_ids for row in group], self._batch.device)
-        logits = at_least_fp32(read(self.model, tokens, state, counts=counts))
+        spans = None
+        if self.bidirectional:
+            spans, _ = padded([row.unread_spans for row in group], self._batch.device)
+        logits = at_least_fp32(read(self.model, tokens, state, counts=counts, spans=spans))
         for row in group:
             row.unread, row.answered = 0, False
         return self._enter(group, logits, state, list(range(len(group))))
@@ -235,10 +252,13 @@ class Autoregressive:
         room: int,
         *,
         every: bool = False,
+        spans: Sequence[int] | None = None,
     ) -> tuple[Tensor, State]:
         fixed = self.fixed_rows is not None
         capacity = self.context if fixed else room
-        return prefill(self.model, texts, state, capacity=capacity, static=fixed, every=every)
+        return prefill(
+            self.model, texts, state, capacity=capacity, static=fixed, every=every, spans=spans
+        )
 
     def _score(self, row: TextRow, piece: int, room: int) -> tuple[Tensor, State]:
         """Read a piece of a prompt whose tokens are scored from `row.unscored` on."""
@@ -300,6 +320,7 @@ class Autoregressive:
 
     def _reread(self, row: TextRow) -> None:
         """Let a row that has outgrown the context go on from the last half of it."""
-        row.tokens = row.tokens[-max(1, self.context // 2) :]
+        kept = max(1, self.context // 2)
+        row.tokens, row.spans = row.tokens[-kept:], row.spans[-kept:]
         row.unread, row.state, row.answered = len(row.tokens), None, False
         self._unread[row.request.id] = row

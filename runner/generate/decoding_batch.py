@@ -23,6 +23,7 @@ def prefill(
     capacity: int | None = None,
     static: bool = False,
     every: bool = False,
+    spans: Sequence[int] | None = None,
 ) -> tuple[Tensor, State]:
     """Read texts of one length; return the logits after each and the state to go on from.
 
@@ -32,6 +33,7 @@ def prefill(
         capacity: tokens to make room for in a new state (None: twice the length).
         static: give a new state a shape that never changes.
         every: return the logits after every token.
+        spans: ids of spans whose tokens see each other, 0 elsewhere, the same in each row.
 
     Returns:
         Logits, [batch, vocab] or [batch, seq, vocab], in fp32 at least, and the state.
@@ -40,7 +42,10 @@ def prefill(
     if state is None:
         room = 2 * tokens.shape[1] if capacity is None else capacity
         state = start(model, len(tokens), room, static=static)
-    return at_least_fp32(read(model, tokens, state, every=every)), state
+    given = None
+    if spans is not None:
+        given = torch.tensor([list(spans)], device=tokens.device).expand(tokens.shape)
+    return at_least_fp32(read(model, tokens, state, every=every, spans=given)), state
 
 
 class DecodingBatch:

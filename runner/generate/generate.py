@@ -77,6 +77,7 @@ def generate(
     strategy: Strategy[Any] | None = None,
     tools: Tools | None = None,
     pool: ToolPool | None = None,
+    bidirectional: bool = False,
 ) -> list[Completion]:
     """Return a completion of each prompt.
 
@@ -99,6 +100,7 @@ def generate(
         strategy: how the model generates, instead of one token after the other.
         tools: what the model may call; not with a `strategy`.
         pool: runs the calls (None: one of its own).
+        bidirectional: tokens of a prompt see each other; see `Autoregressive`.
 
     Raises:
         ValueError: a prompt is empty, has an id that the model does not know, or is longer than
@@ -116,6 +118,7 @@ def generate(
         invariant=invariant,
         strategy=strategy,
         pool=pool,
+        bidirectional=bidirectional,
     )
     requests = requests_of(engine, prompts, sampling, slide=slide, separate=separate, tools=tools)
     return list(completions(engine, requests, on_text))
@@ -135,6 +138,7 @@ def make_engine(
     chunk: int | None = None,
     overflow: Overflow = "reread",
     pool: ToolPool | None = None,
+    bidirectional: bool = False,
 ) -> Engine[Any]:
     """Return an engine; by default one for throughput, whose texts may outgrow the context.
 
@@ -148,6 +152,7 @@ def make_engine(
         fixed_rows=rows if compiled or invariant else None,
         compiled=compiled,
         prefixes=prefixes,
+        bidirectional=bidirectional,
     )
     return Engine(strategy, rows=rows, chunk=chunk, overflow=overflow, pool=pool)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.contract import for_inference
-from runner.data.corpus import encode_with_special, end_ids, prompt_ids
+from runner.data.corpus import encode_with_special, end_ids, prompt_ids, prompt_sees_itself
 from runner.generate.as_trained import compute_under, in_words, recipe_of_training
 from runner.generate.beam import beam_search
 from runner.generate.generate import (
@@ -81,7 +81,8 @@ class TextGenerator:
         if recipe is not None:
             compute_under(recipe, self.model)
             self.computes = in_words(recipe)
-        task = load_cell(folder).config.task
+        config = load_cell(folder).config
+        task, self.bidirectional = config.task, prompt_sees_itself(config.data)
         self.strategy = strategy(task, self.model, self.tokenizer, self.context)
         self.settings = getattr(self.strategy, "settings", Sampling)
 
@@ -103,6 +104,7 @@ class TextGenerator:
                 sampling,
                 compiled=self.compiled,
                 strategy=self.strategy,
+                bidirectional=self.bidirectional,
                 **self._text_options(),
                 **more,
             )
@@ -127,6 +129,7 @@ class TextGenerator:
                 rows=rows,
                 compiled=self.compiled,
                 strategy=self.strategy,
+                bidirectional=self.bidirectional,
                 **self._text_options(),
             )
             ids = [self._ids(prompt) for prompt in prompts]
@@ -141,6 +144,11 @@ class TextGenerator:
             ConfigError: `beams` is below 1, or the prompt is empty or too long.
         """
         with _as_config_error():
+            if self.bidirectional:
+                raise ValueError(
+                    "the tokens of a prompt see each other in this model, which beam search does "
+                    "not do; leave --beams out"
+                )
             return beam_search(
                 self.model,
                 self._ids(prompt),

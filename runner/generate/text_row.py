@@ -22,6 +22,7 @@ class TextRow:
         tokens: the model's context: the prompt, the new tokens, or the last of them.
         unread: so many tokens at their end are to be read before the row can advance.
         state: of those that are read, until the row joins the batch.
+        spans: of each of `tokens` the id of the stretch that was given to the model, 0 of its own.
         unscored: the index of the next token of the prompt to score (None: of none).
         num_cached: tokens of the prompt that are known from earlier texts, until an event says so.
         answered: whether what is unread is the answer of a tool, after a state of its own.
@@ -34,6 +35,7 @@ class TextRow:
         self.stream = TextStream(decode, request.how.stop, before) if generates else None
         self.tokens = list(request.prompt[: request.num_read])
         self.unread = len(self.tokens)
+        self.spans = [1] * len(self.tokens)
         self.state: State | None = None
         self.num_cached = 0
         self.answered = False
@@ -46,6 +48,11 @@ class TextRow:
     def unread_ids(self) -> tuple[int, ...]:
         """The tokens to read."""
         return tuple(self.tokens[len(self.tokens) - self.unread :])
+
+    @property
+    def unread_spans(self) -> tuple[int, ...]:
+        """The spans of the tokens to read."""
+        return tuple(self.spans[len(self.spans) - self.unread :])
 
     @property
     def num_read(self) -> int:
@@ -122,6 +129,8 @@ class TextRow:
                 break
         self._turn = len(self.history.ids)
         self.unread += len(given)
+        for place in range(len(self.tokens) - len(given), len(self.tokens)):
+            self.spans[place] = 1 + self._num_calls
         return self._event(
             finish,
             ids=tuple(given),
@@ -141,6 +150,7 @@ class TextRow:
         assert self.stream is not None
         self.history.add(token)
         self.tokens.append(token)
+        self.spans.append(0)
         return self.stream.push(token), self._finish()
 
     def _finish(self) -> Finish:

@@ -16,7 +16,7 @@ class LanguageModelling:
     """Next-token prediction in which all targets have the same weight.
 
     A batch has `tokens`, `targets` (-100: none) and, if attention is masked by document,
-    `documents`.
+    `documents`; with data.bidirectional_prompt also `spans`.
     """
 
     measure: Measure = ("val_loss", "min")
@@ -27,13 +27,22 @@ class LanguageModelling:
     def loss(self, model: Any, batch: Batch, noise: NoiseKey | None) -> TokenLoss:
         """Return the summed loss of a batch."""
         return token_loss(
-            model, batch["tokens"], batch["targets"], documents=batch.get("documents"), noise=noise
+            model,
+            batch["tokens"],
+            batch["targets"],
+            documents=batch.get("documents"),
+            noise=noise,
+            spans=batch.get("spans"),
         )
 
     def validate(self, model: Any, batch: Batch) -> dict[str, tuple[float, float]]:
         """Return `val_loss` (nats, tokens) and `val_bits_per_byte` (nats, bytes)."""
         loss = token_loss(
-            model, batch["tokens"], batch["targets"], documents=batch.get("documents")
+            model,
+            batch["tokens"],
+            batch["targets"],
+            documents=batch.get("documents"),
+            spans=batch.get("spans"),
         )
         nats, targets = float(loss.nll.double().sum()), batch["targets"].cpu()
         return {

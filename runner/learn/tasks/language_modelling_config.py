@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from models.config import config
+from runner.data.corpus import prompt_sees_itself
 from runner.records.contracts import Inputs
 
 if TYPE_CHECKING:
@@ -12,6 +13,18 @@ if TYPE_CHECKING:
 @config
 class LanguageModellingConfig:
     """Next-token prediction; it has no options."""
+
+    def check(self, run: Any) -> None:
+        """Raise ValueError if tokens of a prompt are to see each other and the model cannot."""
+        if not prompt_sees_itself(run.data):
+            return
+        check_spans = getattr(run.model, "check_spans", None)
+        if check_spans is None:
+            raise ValueError(
+                f"data.bidirectional_prompt=true needs a decoder of attention, and "
+                f"{type(run.model).__name__} is none; use model=gpt_nano or the like"
+            )
+        check_spans()
 
     def build(self, model: Any, tokenizer: Any, inputs: Inputs) -> "LanguageModelling":
         """Return the task."""

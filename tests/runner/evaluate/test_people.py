@@ -212,7 +212,7 @@ def test_a_trained_cell_is_judged_and_asks_its_database(compose: Compose) -> Non
         *("data=people", "tokenizer=dialogue", "~data.split", "~data.sources"),
         *("data.condition=in_tool", "data.num_people=1", "data.unseen_people=1"),
         *("train.sequence_length=160", "train.steps=2", "eval.every=2", "eval.tokens=640"),
-        "+eval/also@eval.also.recall=people_recall",
+        *("+eval/also@eval.also.recall=people_recall", "data.bidirectional_prompt=true"),
     )
     (cell,) = make_cells([("", node)])
     freeze_cell(cell)
