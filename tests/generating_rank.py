@@ -6,7 +6,7 @@ import torch
 
 from models.decoder_config import DecoderConfig
 from runner.data.tokenizers import ByteTokenizer
-from runner.generate.calculator import CalculatorConfig
+from runner.generate.calculator_tool import CalculatorConfig
 from runner.generate.over_ranks import generate_over_ranks
 from runner.generate.sampling import Sampling
 from runner.generate.tools import tools_for
