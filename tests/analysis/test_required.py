@@ -1,0 +1,78 @@
+"""Required sizes, crossings and contours, on tables whose answers are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.contours import contour_lines, contours
+from analysis.required import crossover, over_seeds_required, required_sizes
+
+SIZES = (1e3, 1e4, 1e5)
+
+
+def _runs(values: dict[tuple[str, int, int], tuple[float, ...]]) -> pd.DataFrame:
+    """Return a run for each (condition, facts, seed) and size, with its recall."""
+    rows = [
+        {"condition": c, "facts": f, "seed": s, "num_parameters": size, "recall": recall}
+        for (c, f, s), recalls in values.items()
+        for size, recall in zip(SIZES, recalls, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_required_size_lies_on_a_line_in_the_logarithm() -> None:
+    runs = _runs(
+        {
+            ("w", 8, 1): (0.0, 0.9, 1.0),  # halfway between 10^4 and 10^5
+            ("w", 8, 2): (0.95, 1.0, 1.0),
+            ("w", 8, 3): (0.0, 0.1, 0.94),
+            ("w", 9, 1): (0.5, 1.0, 0.2),  # the smallest that passes counts
+        }
+    )
+    found = required_sizes(runs, by=["condition", "facts"])
+    assert found["required"].tolist() == pytest.approx([10**4.5, 1e3, 1e5, 10 ** (3 + 0.45 / 0.5)])
+    assert found["bound"].tolist() == ["", "below", "above", ""]
+    over = over_seeds_required(found, by=["condition", "facts"])
+    assert over["median"].tolist() == pytest.approx([10**4.5, 10**3.9])
+    assert over[["low", "high", "n"]].iloc[0].tolist() == [1e3, 1e5, 3]
+    assert over["bound"].tolist() == ["", ""]
+
+
+def test_lines_cross_where_the_rising_one_passes_the_flat_one() -> None:
+    """Required: facts against 100 x 10 for all: they cross at 1,000 facts."""
+    rows = [
+        {"kind": kind, "facts": facts, "seed": seed, "required": required}
+        for facts in (100, 400, 1600, 6400)
+        for seed in (1, 2, 3)
+        for kind, required in (("w", float(facts)), ("t", 1000.0))
+    ]
+    table = pd.DataFrame(rows)
+    how = {"x": "facts", "kind": "kind", "rising": "w", "flat": "t"}
+    assert crossover(table, **how) == pytest.approx((1000.0, 1000.0, 1000.0))
+    rng = np.random.default_rng(0)
+    noisy = table.assign(required=table["required"] * np.exp(rng.normal(0.0, 0.2, len(table))))
+    found, low, high = crossover(noisy, **how)
+    assert low < found < high
+    assert low < 1000 < high
+    assert np.isnan(crossover(table, **how | {"rising": "t", "flat": "w"})[0])
+    with pytest.raises(ValueError, match="same values of facts"):
+        crossover(table[(table["kind"] == "w") | (table["facts"] < 6400)], **how)
+
+
+def test_a_contour_is_where_the_metric_has_the_level() -> None:
+    """recall = log10(parameters / facts): the contour of 1 is parameters = 10 x facts."""
+    table = pd.DataFrame(
+        {"facts": f, "num_parameters": p, "recall": np.log10(p / f), "seed": 1}
+        for f in (10.0, 100.0, 1000.0)
+        for p in (100.0, 1000.0, 20000.0)
+    )
+    of = {"x": "facts", "y": "num_parameters", "metric": "recall"}
+    lines = contour_lines(table, **of, levels=[1.0, 1.5])
+    assert set(lines["level"]) == {1.0, 1.5}
+    np.testing.assert_allclose(lines["y"] / lines["x"], 10 ** lines["level"], rtol=1e-9)
+    figure, shown = contours(table, **of, guides={"1 a fact": lambda facts: facts})
+    assert len(shown) == 9
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert "1 a fact" in labels
+    with pytest.raises(ValueError, match="1 missing"):
+        contour_lines(table.iloc[1:], **of, levels=[1.0])
