@@ -20,9 +20,9 @@ IGNORE = -100
 # Logits held at once: 128 MiB in fp32. Every chunk adds to all of the weight's gradient, so fewer
 # chunks are faster; measured on a CPU, twice as many elements gain 10%, half as many lose 30%.
 _CHUNK_ELEMENTS = 1 << 25
-# Weights of rows: a tensor, or a function of (detached nll of a chunk, indices of its rows). Give a
-# bound method of an object that holds the batch's data: a new closure would recompile a compiled
-# step.
+# Weights of rows: a tensor, or a function of (detached nll of all rows with a target, their
+# indices; rows without one may be among them). Give a bound method of an object that holds the
+# batch's data: a new closure would recompile a compiled step.
 Weights = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -45,7 +45,8 @@ def linear_cross_entropy(
     Where most rows are ignored, a CPU computes only the others.
 
     Args:
-        weights: w of each row, see `Weights`; None: 1.
+        weights: w of each row, see `Weights`; None: 1. A function costs the logits of all rows once
+            more where they do not fit into one chunk: a weight may depend on the nll of all.
     """
     if _mostly_ignored(targets):
         rows = (targets != IGNORE).nonzero()[:, 0]
@@ -109,7 +110,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = None
-        for chunk in _chunks(rows, vocab):
+        chunks = _chunks(rows, vocab)
+        if callable(weights) and len(chunks) > 1:
+            for chunk in chunks:
+                logits = _logits(hidden[chunk], head, scale, softcap)
+                nll[chunk] = _nll(logits, targets[chunk], targets[chunk] != IGNORE)[0]
+            weights = weights(nll, torch.arange(rows, device=nll.device))
+        for chunk in chunks:
             logits = _logits(hidden[chunk], head, scale, softcap)
             valid = targets[chunk] != IGNORE
             slope = None if softcap is None else 1.0 - (logits / softcap).square()

@@ -83,6 +83,7 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         cols = base.in_features if isinstance(base, nn.Linear) else base.shape[1]
         self.base, self.rows, self.scale = base, rows, cfg.scale
+        self.switched_on = True
         self.a = nn.ParameterDict({p: nn.Parameter(torch.empty(cfg.rank, cols)) for p in adapted})
         self.b = nn.ParameterDict(
             {p: nn.Parameter(torch.zeros(rows[p], cfg.rank)) for p in adapted}
@@ -150,6 +151,8 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch cols"]) -> Float[Tensor, "*batch rows"]:
         y = self.base(x)
+        if not self.switched_on:
+            return y  # type: ignore[no-any-return]
         update = torch.cat(
             [
                 F.linear(F.linear(x, self.a[part]), self.b[part])
@@ -254,6 +257,19 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
     """Return the layers with an adapter, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLinear)}
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Make `model` compute without its adapters inside the context."""
+    layers = adapted_layers(model).values()
+    for layer in layers:
+        layer.switched_on = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.switched_on = True
 
 
 def adapter_names(model: nn.Module) -> set[str]:

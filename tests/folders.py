@@ -29,6 +29,13 @@ WIDE = {
     "max_position_embeddings": 96,
 }
 
+CHATML = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 def llama3(folder: Path) -> Path:
     """Write a Llama-3-style folder: byte-level, BOS before every text, two ids that end one."""
@@ -80,6 +87,18 @@ def qwen(folder: Path) -> Path:
     )
     ends = [inner.token_to_id(special[2]), inner.token_to_id(special[0])]
     _save(folder, Qwen3Config(**WIDE, vocab_size=384, head_dim=16), tokenizer, ends)
+    return folder
+
+
+def chat_folder(folder: Path, template: str | None = CHATML) -> Path:
+    """Write a Qwen-style folder with a chat template, ChatML by default, or None."""
+    qwen(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {"eos_token": "<|im_end|>"}
+    file.write_text(json.dumps(config))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
     return folder
 
 

@@ -50,7 +50,7 @@ def conversations(source: ConversationSource) -> Iterator[Conversation]:
             if source.layout == "gsm8k" and not source.calculator:
                 said = [(role, _CALL.sub("", text)) for role, text in said]
             messages = tuple({"role": role, "content": text} for role, text in said)
-            _refuse_disorder(messages, where)
+            refuse_disorder(messages, where)
             yield Conversation(where, messages, calls)
 
 
@@ -58,55 +58,78 @@ Said = list[tuple[str, str]]
 
 
 def _messages(row: Mapping[str, Any], where: str) -> Said:
-    return _turns(row, where, "messages", "role", "content")
+    return turns(row, where, "messages", "role", "content")
 
 
 def _sharegpt(row: Mapping[str, Any], where: str) -> Said:
-    return _turns(row, where, "conversations", "from", "value")
+    return turns(row, where, "conversations", "from", "value")
 
 
-def _turns(row: Mapping[str, Any], where: str, field: str, role: str, content: str) -> Said:
-    turns = _value(row, where, field)
-    if not isinstance(turns, Sequence) or isinstance(turns, str) or not len(turns):
+def turns(row: Mapping[str, Any], where: str, field: str, role: str, content: str) -> Said:
+    """Return (role, text) of each message of the list `field` of a row.
+
+    Raises:
+        DataError: it is no list of messages, or a message has no text.
+    """
+    given = value_of(row, where, field)
+    if not isinstance(given, Sequence) or isinstance(given, str) or not len(given):
         raise DataError(f"{where}: {field} must be a list of messages; mend or remove the row")
     said = []
-    for number, turn in enumerate(turns, start=1):
+    for number, turn in enumerate(given, start=1):
         place = f"{where}, message {number}"
         if not isinstance(turn, Mapping):
             raise DataError(f"{place} is no object with {role} and {content}; mend or remove it")
-        name = as_text(_value(turn, place, role), f"{place}, {role}")
-        said.append((_SAME_ROLE.get(name, name), as_text(_value(turn, place, content), place)))
+        name = as_text(value_of(turn, place, role), f"{place}, {role}")
+        said.append((_SAME_ROLE.get(name, name), as_text(value_of(turn, place, content), place)))
     return said
 
 
 def _alpaca(row: Mapping[str, Any], where: str) -> Said:
+    return [("user", alpaca_question(row, where)), ("assistant", text_of(row, where, "output"))]
+
+
+def alpaca_question(row: Mapping[str, Any], where: str) -> str:
+    """Return `instruction` and, where there is one, `input` of a row as one text."""
     parts = [
-        _text(row, where, "instruction"),
-        _text(row, where, "input") if row.get("input") else "",
+        text_of(row, where, "instruction"),
+        text_of(row, where, "input") if row.get("input") else "",
     ]
-    question = "\n\n".join(part for part in parts if part)
-    return [("user", question), ("assistant", _text(row, where, "output"))]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _gsm8k(row: Mapping[str, Any], where: str) -> Said:
-    return [("user", _text(row, where, "question")), ("assistant", _text(row, where, "answer"))]
+    return [("user", text_of(row, where, "question")), ("assistant", text_of(row, where, "answer"))]
 
 
-def _text(row: Mapping[str, Any], where: str, field: str) -> str:
-    return as_text(_value(row, where, field), f"{where}, {field}")
+def text_of(row: Mapping[str, Any], where: str, field: str) -> str:
+    """Return the text in the field of a row.
+
+    Raises:
+        DataError: there is no such field, or it holds no text.
+    """
+    return as_text(value_of(row, where, field), f"{where}, {field}")
 
 
-def _value(row: Mapping[str, Any], where: str, field: str) -> Any:
+def value_of(row: Mapping[str, Any], where: str, field: str) -> Any:
+    """Return the value in the field of a row.
+
+    Raises:
+        DataError: there is no such field.
+    """
     if field not in row:
         raise DataError(
             f"{where} has no {field!r}; it has {', '.join(map(str, row))}; give the layout of the "
-            "source: data.sources.0.layout=messages, sharegpt, alpaca or gsm8k"
+            "source: data.sources.0.layout=NAME"
         )
     return row[field]
 
 
-def _refuse_disorder(messages: Sequence[Message], where: str) -> None:
-    """Raise DataError unless the roles are in order, and every answer and the end is an answer."""
+def refuse_disorder(messages: Sequence[Message], where: str) -> None:
+    """Check that the roles are in order, that no answer is empty and that an answer ends it.
+
+    Raises:
+        DataError: one of them is not so; the message names the place.
+    """
     before = None
     for number, message in enumerate(messages, start=1):
         role = message["role"]

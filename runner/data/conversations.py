@@ -36,14 +36,19 @@ _NO_TARGET = -100
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation in ids: `learnt[i]` says whether id i is to be predicted."""
+    """A conversation in ids: `learnt[i]` says whether id i is to be predicted.
+
+    Args:
+        stops: the number of ids up to the end of each piece that it was rendered from.
+    """
 
     ids: np.ndarray
     learnt: np.ndarray
+    stops: np.ndarray
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """A part of a conversation's text: whether it is learnt, whether an answer ends with it."""
 
     text: str
@@ -69,7 +74,14 @@ class Renderer:
             DataError: the template fails on it, changes what it wrote before when a turn is added,
                 or ends an answer with no token that ends a text.
         """
-        pieces = list(self._pieces(conversation))
+        return self.encode(list(self.pieces(conversation)), conversation.where)
+
+    def encode(self, pieces: Sequence[Piece], where: str) -> Rendered:
+        """Return the ids of the parts of a conversation up to the last that is learnt.
+
+        Raises:
+            DataError: an answer ends with no token that ends a text.
+        """
         encoded = encode_pieces(self.tokenizer, [piece.text for piece in pieces])
         masks = []
         for ids, piece in zip(encoded, pieces, strict=True):
@@ -78,7 +90,7 @@ class Renderer:
                 ends = np.flatnonzero(np.isin(ids, self.ends))
                 if not len(ends):
                     raise DataError(
-                        f"{conversation.where}: the tokenizer's chat template ends an answer with "
+                        f"{where}: the tokenizer's chat template ends an answer with "
                         f"none of the ids {self.ends.tolist()}, which end a text; a model would "
                         "never learn to stop"
                     )
@@ -86,10 +98,15 @@ class Renderer:
             masks.append(mask)
         ids, mask = np.concatenate(encoded), np.concatenate(masks)
         last = int(np.flatnonzero(mask)[-1]) + 1
-        return Rendered(ids[:last], mask[:last])
+        stops = np.minimum(np.cumsum([len(one) for one in encoded]), last)
+        return Rendered(ids[:last], mask[:last], stops)
 
-    def _pieces(self, conversation: Conversation) -> Iterator["_Piece"]:
-        """Yield the parts of the text of a conversation, in order."""
+    def pieces(self, conversation: Conversation) -> Iterator[Piece]:
+        """Yield the parts of the text of a conversation, in order.
+
+        Raises:
+            DataError: the template fails, or changes what it wrote before when a turn is added.
+        """
         messages, where = conversation.messages, conversation.where
         before = ""
         for number, message in enumerate(messages, start=1):
@@ -105,7 +122,7 @@ class Renderer:
                     "turn after what it wrote before; a mask of the answers cannot be made. Take a "
                     "template that only adds text"
                 )
-            yield _Piece(head[len(before) :])
+            yield Piece(head[len(before) :])
             answer = whole[len(head) :]
             if message["content"].strip() not in answer:
                 raise DataError(
@@ -114,10 +131,10 @@ class Renderer:
                 )
             at = 0
             for found in RESULT.finditer(answer) if conversation.calls else ():
-                yield _Piece(answer[at : found.start(1)], learnt=True)
-                yield _Piece(found.group(1))
+                yield Piece(answer[at : found.start(1)], learnt=True)
+                yield Piece(found.group(1))
                 at = found.end(1)
-            yield _Piece(answer[at:], learnt=True, ends=True)
+            yield Piece(answer[at:], learnt=True, ends=True)
             before = whole
 
 
@@ -325,7 +342,7 @@ def _write(
             splits["val" if held_out else "train"] += [rendered] * (
                 1 if held_out else source.repeats
             )
-    dtype = _dtype(renderer.tokenizer)
+    dtype = id_dtype(renderer.tokenizer)
     for name, rows in splits.items():
         if not rows:
             names = ", ".join(source_name(source) for source in data.sources)
@@ -338,10 +355,11 @@ def _write(
 
 
 def _open(folder: Path, name: str, model: Tokenizer) -> Split:
-    ids = np.memmap(folder / f"{name}.ids.bin", dtype=_dtype(model), mode="r")
+    ids = np.memmap(folder / f"{name}.ids.bin", dtype=id_dtype(model), mode="r")
     learnt = np.memmap(folder / f"{name}.learnt.bin", dtype=np.bool_, mode="r")
     return Split(ids, learnt, np.load(folder / f"{name}.offsets.npy"))
 
 
-def _dtype(model: Tokenizer) -> type[np.unsignedinteger[Any]]:
+def id_dtype(model: Tokenizer) -> type[np.unsignedinteger[Any]]:
+    """Return the type that the ids of a tokenizer are stored in."""
     return np.uint16 if model.vocab_size <= 2**16 else np.uint32

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from models.config import config, configs_of, execution
 from runner.data.corpus import content_hash
-from runner.data.sources import Format, SourceConfig
+from runner.data.sources import SourceConfig, row_source
 from runner.data.tokenizers_config import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -54,20 +54,8 @@ class ConversationSource:
 
     def rows_of(self) -> SourceConfig:
         """Return the source that reads the rows."""
-        path = Path(self.path).expanduser()
-        kind: Format = "hub"
-        if self.path.startswith("input:") or path.suffix in (".jsonl", ".gz"):
-            kind = "jsonl"
-        elif path.suffix in (".json", ".parquet"):
-            kind = "json" if path.suffix == ".json" else "parquet"
-        elif path.is_dir():
-            suffixes = {file.suffix for file in path.rglob(self.pattern)}
-            known: list[tuple[str, Format]] = [(".jsonl", "jsonl"), (".json", "json")]
-            local = [form for suffix, form in known if suffix in suffixes]
-            kind = local[0] if local and "dataset_dict.json" not in _names(path) else "hub"
-        return SourceConfig(
-            format=kind,
-            path=self.path,
+        return row_source(
+            self.path,
             field=_FIELD[self.layout],
             pattern=self.pattern,
             subset=self.subset,
@@ -84,10 +72,6 @@ class ConversationSource:
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (place for messages, row); see `SourceConfig.rows`."""
         yield from self.rows_of().rows()
-
-
-def _names(folder: Path) -> set[str]:
-    return {file.name for file in folder.iterdir()}
 
 
 @config

@@ -2,7 +2,8 @@
 
 data       config.build(tokenizer_config, cache, hashes) -> Corpus
            optional: content_hash() -> [hash], check(tokenizer_config, seq), mask_documents,
-           num_workers, bidirectional_prompt
+           num_workers, bidirectional_prompt, sequences_per_sample (of seq tokens each),
+           planned_batch(samples, seq) -> a batch of zeros, to plan memory by
 corpus     tokenizer, samples(seq, seed), held_out(seq, batch, max_tokens)
            optional: bytes_per_counted_byte, statistics(seq) -> {name: number} for the journal
 source     of data.sources: documents() -> texts; optional: content_hash() -> hash, weight

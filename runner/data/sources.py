@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from models.config import config
 from runner.machine.errors import DataError
@@ -228,6 +228,26 @@ class SourceConfig:
 
 # Folders of the standard library that hold no source of it: installed, tests, generated.
 _NO_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+def row_source(path: str, **given: Any) -> SourceConfig:
+    """Return the source of the rows at `path`, whose format is seen from its name.
+
+    Args:
+        path: a .jsonl(.gz), .json (a list) or .parquet file, a folder of them, a dataset's name, or
+            an output file of an input.
+        **given: further arguments of `SourceConfig`.
+    """
+    there, kind = Path(path).expanduser(), "hub"
+    if path.startswith("input:") or there.suffix in (".jsonl", ".gz"):
+        kind = "jsonl"
+    elif there.suffix in (".json", ".parquet"):
+        kind = there.suffix.removeprefix(".")
+    elif there.is_dir():
+        suffixes = {file.suffix for file in there.rglob(given.get("pattern", "*"))}
+        local = [form for form in ("jsonl", "json") if f".{form}" in suffixes]
+        kind = local[0] if local and not (there / "dataset_dict.json").exists() else "hub"
+    return SourceConfig(format=cast(Format, kind), path=path, **given)
 
 
 def _library_files(root: Path) -> Iterator[Path]:

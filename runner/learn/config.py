@@ -109,15 +109,22 @@ class TrainConfig:
         share = max(1, self.batch_size // processes)
         return min(share, self.micro_batch or share)
 
-    def num_steps(self, num_active_parameters: int, flops_per_sequence: int) -> int:
-        """Return the number of optimiser steps in the budget, at least 1."""
-        per_step = self.sequence_length * self.batch_size
+    def num_steps(
+        self, num_active_parameters: int, flops_per_sequence: int, sequences: int | None = None
+    ) -> int:
+        """Return the number of optimiser steps in the budget, at least 1.
+
+        Args:
+            sequences: of a step (None: one a sample).
+        """
+        batch = self.batch_size if sequences is None else sequences
+        per_step = self.sequence_length * batch
         if self.steps is not None:
             return self.steps
         if self.tokens is not None:
             steps = self.tokens / per_step
         elif self.flops is not None:
-            steps = self.flops / (flops_per_sequence * self.batch_size)
+            steps = self.flops / (flops_per_sequence * batch)
         else:
             steps = (self.tokens_per_parameter or 20.0) * num_active_parameters / per_step
         return max(1, round(steps))

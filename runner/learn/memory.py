@@ -45,7 +45,8 @@ def predicted_bytes(run: RunConfig, vocab_size: int, *, steps: int = 1, gpu: boo
     trains = steps > 0
     for changes_nothing in ("steps", "tokens", "flops", "tokens_per_parameter", "checkpoint"):
         science["train"].pop(changes_nothing)
-    science["data"] = getattr(run.data, "mask_documents", False)
+    attributes = ("mask_documents", "sequences_per_sample")
+    science["data"] = [type(run.data).__name__, *(getattr(run.data, a, None) for a in attributes)]
     # Learning rates and other floats allocate nothing: cells that differ in them share a result.
     science["optim"] = {k: v for k, v in science["optim"].items() if not isinstance(v, float)}
     key = json.dumps([science, vocab_size, trains], sort_keys=True)
@@ -73,14 +74,11 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, trains: bool) -> int:
         task = run.task.build(model, _AnyTokenizer(vocab), {})
 
         def forward(samples: int) -> Any:
-            tokens = torch.zeros(samples, train.sequence_length, dtype=torch.long)
-            batch = {"tokens": tokens, "targets": tokens.clone(), "documents": tokens.clone()}
-            batch["index"] = torch.zeros(samples, dtype=torch.long)
-            if not getattr(run.data, "mask_documents", False):
-                del batch["documents"]
+            batch = _batch(run.data, samples, train.sequence_length)
             noise = NoiseKey(seed=0, step=0, samples=batch["index"])
             with torch.no_grad(), precision.autocast():
                 (drawn,) = contracts.draw(task, model, [batch], noise)
+            noise = NoiseKey(seed=0, step=0, samples=drawn["index"])
             with precision.autocast(noise):
                 return task.loss(model, drawn, noise)
 
@@ -105,6 +103,18 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, trains: bool) -> int:
             with torch.no_grad():
                 forward(run.eval.batch_size)
     return int(storages.peak)
+
+
+def _batch(data: Any, samples: int, seq: int) -> contracts.Batch:
+    """Return a batch of the shapes of the data's, all zeros."""
+    own = getattr(data, "planned_batch", None)
+    if own is not None:
+        return dict(own(samples, seq))
+    tokens, index = torch.zeros(samples, seq).long(), torch.zeros(samples).long()
+    batch = {"tokens": tokens, "targets": tokens.clone(), "index": index}
+    if getattr(data, "mask_documents", False):
+        batch["documents"] = tokens.clone()
+    return batch
 
 
 class _AnyTokenizer:

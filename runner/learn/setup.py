@@ -12,6 +12,7 @@ from models.contract import blocks, read_vocabulary
 from models.precision import Precision
 from models.sizes import check_parameters
 from runner.data.corpus import token_texts
+from runner.data.pretrained import pretrained_folder
 from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
 from runner.records import contracts
@@ -73,7 +74,10 @@ def set_up(cell: Cell, inputs: Inputs, ranks: Ranks, journal: Journal | None) ->
         recompute_blocks(model, precision)
     if ranks.world > 1 and cfg.train.parallel == "fsdp":
         ranks.shard(model)
-    task = cfg.task.build(model, corpus.tokenizer, inputs)
+    given = dict(inputs)
+    if cfg.init is not None:
+        given["init"] = (pretrained_folder(cfg.init),)
+    task = cfg.task.build(model, corpus.tokenizer, given)
     return Setup(cfg, corpus, model, precision, task, ranks)
 
 

@@ -31,7 +31,7 @@ from runner.learn.setup import Setup, set_up
 from runner.machine.errors import CheckpointError, ConfigError, LeaseLost
 from runner.machine.ranks import Ranks, gather_full
 from runner.records import checkpoint, checkpoint_folder, contracts
-from runner.records.budget import budget, check_steps, flops_per_sequence
+from runner.records.budget import budget, check_steps, flops_per_sequence, sequences_per_step
 from runner.records.cells import Cell
 from runner.records.contracts import Batch, Inputs, Outcome
 from runner.records.journal import Journal
@@ -85,7 +85,7 @@ class Trainer:
         vocab = self.corpus.tokenizer.vocab_size
         self.budget = budget(cfg, vocab)
         self.flops_per_sequence, self.flops_per_sequence_causal = flops_per_sequence(cfg, vocab)
-        self.steps = self.budget.steps
+        self.steps, self.sequences_per_step = self.budget.steps, sequences_per_step(cfg)
         check_steps(cfg, self.steps)
         self.micro_batch = cfg.train.forward_samples(ranks.world)
         self.optimizers = build_optimizers(cfg.optim, self.model)
@@ -203,7 +203,7 @@ class Trainer:
         step, now = self.progress.step, time.monotonic()
         elapsed = max(1e-9, now - self._interval_start)
         interval_steps = step - self._interval_step
-        sequences = step * self.cfg.train.batch_size
+        sequences = step * self.sequences_per_step
         self._logged_wall_s += elapsed
         self.progress.wall_s = self._logged_wall_s
         rates = {
@@ -220,7 +220,7 @@ class Trainer:
             self._compile_s = rates["compile_s"] = compiled_s
         busy = max(1e-9, elapsed - self._excluded_s)
         if interval_steps:
-            sequences_per_s = interval_steps * self.cfg.train.batch_size / busy
+            sequences_per_s = interval_steps * self.sequences_per_step / busy
             rates["data_wait_fraction"] = self._wait_s / busy
             rates["tokens_per_s"] = sequences_per_s * self.cfg.train.sequence_length
             rates["flops_per_s"] = sequences_per_s * self.flops_per_sequence

@@ -76,16 +76,22 @@ def flops_per_sequence(run: RunConfig, vocab_size: int) -> tuple[int, int]:
     return training_flops(full), training_flops(causal)
 
 
+def sequences_per_step(run: RunConfig) -> int:
+    """Return the number of sequences that a step trains on: a sample of data may hold several."""
+    per_sample: int = getattr(run.data, "sequences_per_sample", 1)
+    return int(run.train.batch_size) * per_sample
+
+
 def budget(run: RunConfig, vocab_size: int, *, steps: int | None = None) -> Budget:
     """Return the sizes of `run` with a tokenizer of `vocab_size` ids.
 
     `steps` replaces the number of steps that the run's budget amounts to.
     """
-    batch, flops = run.train.batch_size, flops_per_sequence(run, vocab_size)[0]
+    batch, flops = sequences_per_step(run), flops_per_sequence(run, vocab_size)[0]
     parameters = sizes.num_parameters(run.model, vocab_size)
     active = sizes.num_active_parameters(run.model, vocab_size)
     if steps is None:
-        steps = run.train.num_steps(active, flops)
+        steps = run.train.num_steps(active, flops, batch)
     return Budget(
         steps=steps,
         vocab_size=vocab_size,

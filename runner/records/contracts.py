@@ -72,7 +72,11 @@ class TaskConfig(Protocol):
     """
 
     def build(self, model: Any, tokenizer: Any, inputs: Inputs) -> "Task":
-        """Return the task for `model`, which is neither wrapped (DDP, FSDP) nor compiled."""
+        """Return the task for `model`, which is neither wrapped (DDP, FSDP) nor compiled.
+
+        Its weights are not loaded yet. `inputs["init"]` is the folder of the run that it starts
+        from, or that of the pretrained model.
+        """
 
 
 class Task(Protocol):

@@ -3,6 +3,10 @@
 __all__ = [
     "diffusion",
     "diffusion_config",
+    "frozen",
     "language_modelling",
     "language_modelling_config",
+    "preference",
+    "preference_config",
+    "preference_losses",
 ]

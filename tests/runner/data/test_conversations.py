@@ -24,32 +24,15 @@ from runner.machine.errors import ConfigError, DataError
 from runner.machine.ranks import Ranks
 from runner.records import checkpoint_folder, journal
 from runner.records.cells import freeze_cell, make_cells
-from tests.folders import llama2, qwen
+from tests.folders import CHATML, chat_folder, llama2
 
 Compose = Callable[..., dict[str, Any]]
-CHATML = (
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 GSM8K = Path(__file__).parents[4] / "shared/data/gsm8k/test.jsonl"
-
-
-def _folder(folder: Path, template: str | None = CHATML) -> Path:
-    qwen(folder)
-    file = folder / "tokenizer_config.json"
-    config = json.loads(file.read_text()) | {"eos_token": "<|im_end|>"}
-    file.write_text(json.dumps(config))
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    if template is not None:
-        (folder / "chat_template.jinja").write_text(template)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def chatml(tmp_path_factory: pytest.TempPathFactory) -> TokenizerConfig:
-    folder = _folder(tmp_path_factory.mktemp("chatml"))
+    folder = chat_folder(tmp_path_factory.mktemp("chatml"))
     return TokenizerConfig(kind="folder", path=str(folder), eos_token="<|im_end|>")
 
 
@@ -205,7 +188,7 @@ def test_bad_rows_are_named_by_file_and_line(
 def test_templates_that_cannot_be_learnt_from_are_named(
     template: str | None, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
-    folder = _folder(tmp_path / "t", template)
+    folder = chat_folder(tmp_path / "t", template)
     tokenizer = TokenizerConfig(kind="folder", path=str(folder), eos_token="<|im_end|>")
     data = ConversationsConfig(sources=(_rows(tmp_path / "a.jsonl", _chat("Hi", "Hello")),))
     with pytest.raises(error, match=message):

@@ -119,6 +119,15 @@ NEEDS = {
         "tokenizer=dialogue",
         "train.sequence_length=160",
     ],
+    "preferences": ["~data.split", "data.sources.0.revision=a", "data.form=text"],
+    "solutions": ["~data.split", "data.sources.0.revision=a", "data.form=text"],
+    "preference": [
+        "data=preferences",
+        "~data.split",
+        "data.sources.0.revision=a",
+        "data.form=text",
+        "task.loss=simpo",
+    ],
     "recall": ["~data.split", "~data.sources", "tokenizer=symbols", "data.num_pairs=4"],
     "markov": ["~data.split", "~data.sources", "tokenizer=symbols", "tokenizer.vocab_size=32"],
 }
