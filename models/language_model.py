@@ -51,6 +51,7 @@ class LanguageModel(nn.Module):
 
     cfg: "ModelConfig"
     vocab_size: int
+    added_rows: int = 0  # see `models.contract.with_added_rows`
 
     def forward(
         self,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.adapter import FrozenLinear, base_loaded, base_state
 from models.config import plain, target_class, thaw
+from models.contract import with_added_rows
 from models.decoder_config import DecoderConfig
 from models.diffusion_layouts import Dream, LLaDA
 from models.language_model import LanguageModel, ModelConfig
@@ -207,6 +208,8 @@ def load_weights(
         for name, parameter in parameters.items():
             source = sources[name]
             tensor = source.join([files.read(stored) for stored in source.names])
+            if isinstance(parameter, Tensor):
+                tensor = with_added_rows(model, name, tensor, parameter)
             if tensor.shape != parameter.shape:
                 raise ValueError(
                     f"{folder}: {source.names[0]} is {tuple(tensor.shape)}, "

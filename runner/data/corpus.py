@@ -11,8 +11,8 @@ tokenizer  config.build(documents) -> Tokenizer
            optional: planned_vocab_size(), needs_text(), content_hash() -> hash, named_tokens()
 Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() -> JSON whose
            "_target_" names a class with loads(text) -> Tokenizer; optional: bytes_per_id(),
-           encode_with_special(text) -> ids, encode_pieces(texts) -> [ids], bos, ends,
-           token_ids, control_texts() -> [text], encode_literally(text) -> ids
+           encode_with_special(text) -> ids, encode_pieces(texts) -> [ids], bos, ends, token_ids,
+           num_added, control_texts() -> [text], encode_literally(text) -> ids
 """
 
 import hashlib
@@ -70,6 +70,12 @@ def prompt_sees_itself(data: Any) -> bool:
     Samples then have `spans` besides: ids of given stretches, 0 elsewhere.
     """
     return bool(getattr(data, "bidirectional_prompt", False))
+
+
+def statistics(corpus: Any, seq: int) -> dict[str, float]:
+    """Return counts of what a corpus gives in sequences of `seq`, for the journal; default: {}."""
+    own = getattr(corpus, "statistics", None)
+    return dict(own(seq)) if own is not None else {}
 
 
 def planned_vocab_size(tokenizer: Any, added: Sequence[str] = ()) -> int | None:
@@ -188,6 +194,11 @@ def token_id(tokenizer: Any, name: str) -> int | None:
     """Return the id of the special token `name` (`<mask>`), None if the tokenizer has none."""
     known: Mapping[str, int] = getattr(tokenizer, "token_ids", {})
     return known.get(name)
+
+
+def num_added(tokenizer: Any) -> int:
+    """Return the number of special tokens after a tokenizer's own ids, which a task has added."""
+    return int(getattr(tokenizer, "num_added", 0))
 
 
 def token_texts(tokenizer: Any) -> list[str]:

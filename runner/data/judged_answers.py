@@ -270,11 +270,13 @@ def _write(
             raise DataError(f"{names}: the {name} split has no example; change data.val_fraction")
         dtype = id_dtype(renderer.tokenizer)
         np.concatenate([row.ids for row in rows]).astype(dtype).tofile(folder / f"{name}.ids.bin")
-        marks = {
-            key: np.concatenate([getattr(row, key) for row in rows])
-            for key in ("learnt", "labels", "step_ends")
-        }
-        np.savez(folder / f"{name}.marks.npz", **marks, dropped=dropped if name == "train" else 0)
+        np.savez(
+            folder / f"{name}.marks.npz",
+            learnt=np.concatenate([row.learnt for row in rows]),
+            labels=np.concatenate([row.labels for row in rows]),
+            step_ends=np.concatenate([row.step_ends for row in rows]),
+            dropped=dropped if name == "train" else 0,
+        )
         np.save(folder / f"{name}.starts.npy", np.cumsum([0, *(len(row.ids) for row in rows)]))
 
 

@@ -189,5 +189,6 @@ class SolutionsConfig(JudgedAnswersConfig):
     """Answers with a label for each, or for each of their steps."""
 
     sequences_per_sample: ClassVar[int] = 1
+    labelled: ClassVar[bool] = True
 
     sources: tuple[Any, ...] = configs_of(SolutionSource)

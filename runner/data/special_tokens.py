@@ -14,9 +14,11 @@ from runner.data.corpus import (
     bytes_per_id,
     control_texts,
     encode_literally,
+    encode_pieces,
     encode_with_special,
     end_ids,
     loads,
+    statistics,
     token_id,
 )
 from runner.data.tokenizers import Tokenizer
@@ -34,7 +36,12 @@ class WithTokens(Tokenizer):
         self.inner, self.names = inner, tuple(names)
         self.eos, self.bos, self.ends = inner.eos, getattr(inner, "bos", None), end_ids(inner)
         self.token_ids = {name: inner.vocab_size + place for place, name in enumerate(names)}
-        self.vocab_size = inner.vocab_size + len(self.names)
+        self.num_added = len(self.names)
+        self.vocab_size = inner.vocab_size + self.num_added
+        self.beside, self.eos_token = (
+            getattr(inner, "beside", None),
+            getattr(inner, "eos_token", ""),
+        )
 
     def encode(self, text: str) -> np.ndarray:
         ids: np.ndarray = self.inner.encode(text)
@@ -51,6 +58,10 @@ class WithTokens(Tokenizer):
     def encode_literally(self, text: str) -> np.ndarray:
         """See `corpus.encode_literally`."""
         return encode_literally(self.inner, text)
+
+    def encode_pieces(self, pieces: Sequence[str]) -> list[np.ndarray]:
+        """See `corpus.encode_pieces`."""
+        return encode_pieces(self.inner, pieces)
 
     def decode(self, ids: Iterable[int]) -> str:
         text: str = self.inner.decode([index for index in ids if index < self.inner.vocab_size])
@@ -85,6 +96,10 @@ class CorpusWithTokens:
         """See `Corpus`."""
         samples: Samples = self.corpus.samples(seq, seed)
         return samples
+
+    def statistics(self, seq: int) -> dict[str, float]:
+        """See `corpus.statistics`."""
+        return statistics(self.corpus, seq)
 
     def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[Sample]:
         """See `Corpus`."""

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from models.contract import blocks, read_vocabulary
 from models.precision import Precision
 from models.sizes import check_parameters
-from runner.data.corpus import token_texts
+from runner.data.corpus import num_added, statistics, token_texts
 from runner.data.pretrained import pretrained_folder
 from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
@@ -57,11 +57,13 @@ def set_up(cell: Cell, inputs: Inputs, ranks: Ranks, journal: Journal | None) ->
     cfg = cell.config
     hashes = [source["content"] for source in cell.science["data.sources"]]
     corpus = build_corpus(cfg, inputs, hashes, journal)
-    if journal is not None and hasattr(corpus, "statistics"):
-        journal.event("data", **corpus.statistics(cfg.train.sequence_length))
+    counts = statistics(corpus, cfg.train.sequence_length)
+    if journal is not None and counts:
+        journal.event("data", **counts)
     vocab = corpus.tokenizer.vocab_size
     contracts.check(cfg.model, vocab, cfg.train.sequence_length)
     model = cfg.model.build(vocab, cfg.seed).to(ranks.device)
+    model.added_rows = num_added(corpus.tokenizer)
     try:
         check_parameters(cfg.model, vocab, model)
     except ValueError as error:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from models.adapter import trained_state
+from models.contract import with_added_rows
 from runner.machine.errors import CheckpointError
 from runner.machine.ranks import gather_full
 from runner.machine.system_errors import write_error
@@ -135,6 +136,10 @@ def load_weights(path: Path, model: nn.Module, *, average: bool = False) -> None
     if average:
         saved |= _averaged(path)
     weights = trained_state(model)
+    saved = {
+        name: with_added_rows(model, name, tensor, weights[name]) if name in weights else tensor
+        for name, tensor in saved.items()
+    }
     own = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     if own != theirs:

@@ -69,6 +69,7 @@ class TaskConfig(Protocol):
         tokens: names of the special tokens that it adds to the vocabulary (default: none).
         check: raise ValueError if it does not fit the run, given as RunConfig.
         strategy: see the function `strategy`.
+        scorer: see the function `scorer`.
     """
 
     def build(self, model: Any, tokenizer: Any, inputs: Inputs) -> "Task":
@@ -175,6 +176,16 @@ def strategy(task: Any, model: Any, tokenizer: Any, context: int) -> Any:
     """
     own = getattr(task, "strategy", None)
     return own(model, tokenizer, context) if own is not None else None
+
+
+def scorer(task: Any, model: Any, tokenizer: Any) -> Any:
+    """Return how the model of a task's config judges answers.
+
+    That has a method `scores`, from ids [batch, seq] to the probability at each that the answer,
+    or its step, is right. None, the default: it does not judge.
+    """
+    own = getattr(task, "scorer", None)
+    return own(model, tokenizer) if own is not None else None
 
 
 def draw(task: Any, model: Any, batches: Sequence[Batch], noise: "NoiseKey") -> Sequence[Batch]:

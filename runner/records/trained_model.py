@@ -7,7 +7,7 @@ from models.adapter import adapter_names
 from models.language_model import LanguageModel
 from models.pretrained import load_weights
 from runner.data import pretrained
-from runner.data.corpus import load_tokenizer
+from runner.data.corpus import load_tokenizer, num_added
 from runner.data.tokenizers import Tokenizer
 from runner.machine.errors import CheckpointError
 from runner.records import checkpoint, checkpoint_folder
@@ -30,6 +30,7 @@ def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, T
         )
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     model = cell.config.model.build(tokenizer.vocab_size, cell.config.seed)
+    model.added_rows = num_added(tokenizer)
     load_trained(cell, newest, model, average=average)
     context = cell.config.train.sequence_length
     if cell.config.init is not None:  # its pretraining may have used longer sequences

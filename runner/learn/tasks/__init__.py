@@ -9,4 +9,6 @@ __all__ = [
     "preference",
     "preference_config",
     "preference_losses",
+    "verifier",
+    "verifier_config",
 ]

@@ -141,7 +141,8 @@ class Preference:
         """Return KTO's kl: the mean log-ratio of the answers to other prompts, at least 0."""
         tokens, targets = (torch.cat([b[key] for b in batches]) for key in ("tokens", "targets"))
         sizes = [len(batch["tokens"]) for batch in batches]
-        parts = zip(*(part.split(sizes) for part in mismatched(tokens, targets)), strict=True)
+        both = mismatched(tokens, targets)
+        parts = zip(*(torch.split(part, sizes) for part in both), strict=True)
         ratios = []
         for (others, theirs), batch, noise in zip(parts, batches, keys, strict=True):
             other = batch | {"tokens": others, "targets": theirs}

@@ -20,13 +20,12 @@ from runner.learn.memory import predicted_bytes
 from runner.learn.tasks.preference import Preference, as_rows, mismatched
 from runner.learn.tasks.preference_config import PreferenceConfig
 from runner.learn.tasks.preference_losses import Pairs, pair_losses
-from runner.machine import storage
 from runner.machine.errors import ConfigError
-from runner.machine.ranks import Ranks
-from runner.records import checkpoint_folder, journal
-from runner.records.cells import Cell, freeze_cell, make_cells
+from runner.records import checkpoint_folder
+from runner.records.cells import Cell, make_cells
 from tests.conftest import compose_tiny, write_text
 from tests.folders import qwen
+from tests.workers import train_here
 
 FIXTURE = Pairs(
     logp=torch.tensor([[-12.0, -15.0]]).double(),
@@ -179,26 +178,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cell]:
     root = tmp_path_factory.mktemp("preference")
     node = compose_tiny(root, write_text(root / "text.txt"), "train.steps=4", "optim.lr=1e-2")
     (cell,) = make_cells([("", node)])
-    _train(cell)
+    train_here(cell)
     return root, cell
-
-
-def _train(cell: Cell, stop_after: int | None = None) -> Path:
-    """Train the cell, stopped once after some steps if given; return its newest checkpoint."""
-    if not (cell.folder / "cell.json").exists():
-        freeze_cell(cell)
-    stops = [iter(range(1000))] if stop_after is not None else []
-    for stop in [*stops, None]:
-        attempt = journal.claim(cell.folder)
-        assert attempt is not None
-        writer = journal.Journal(cell.folder, attempt)
-        ask = (lambda: False) if stop is None else (lambda stop=stop: next(stop) >= stop_after)
-        outcome = cell.config.work.run(cell, cell.inputs, writer, Ranks("cpu"), ask)
-        writer.event(outcome)
-        writer.close()
-    newest = checkpoint_folder.newest(cell.folder / "checkpoints")
-    assert newest is not None
-    return newest
 
 
 def _cell(root: Path, *overrides: str, inputs: dict[str, Any], loss: str = "dpo") -> Cell:
@@ -210,11 +191,6 @@ def _cell(root: Path, *overrides: str, inputs: dict[str, Any], loss: str = "dpo"
     node["inputs"] = inputs
     (cell,) = make_cells([("", node)])
     return cell
-
-
-def _logged(cell: Cell, name: str) -> list[float]:
-    rows = storage.read_lines(cell.folder / "metrics.jsonl")
-    return [row[name] for row in rows if name in row]
 
 
 def test_a_run_starts_at_ln_2_widens_the_margin_and_resumes_bit_identically(
@@ -229,12 +205,14 @@ def test_a_run_starts_at_ln_2_widens_the_margin_and_resumes_bit_identically(
         (at / "runs" / start.fingerprint).symlink_to(start.folder)
         write_text(at / "text.txt")
         cell = _cell(at, "train.micro_batch=2", "train.steps=12", inputs=inputs)
-        weights.append(load_file(_train(cell, stop_after) / "model.safetensors"))
-        assert _logged(cell, "loss")[0] == pytest.approx(math.log(2), abs=1e-7)
-        assert _logged(cell, "val_reward_margin")[-1] > 0.01
-        assert _logged(cell, "val_preference_loss")[-1] < math.log(2)
-        # Two sequences a sample are counted.
-        assert _logged(cell, "tokens")[-1] == 12 * 4 * 2 * 24
+        logged = train_here(cell, stop_after=stop_after)
+        newest = checkpoint_folder.newest(cell.folder / "checkpoints")
+        assert newest is not None
+        weights.append(load_file(newest / "model.safetensors"))
+        assert logged["loss"][0] == pytest.approx(math.log(2), abs=1e-7)
+        assert logged["val_reward_margin"][-1] > 0.01
+        assert logged["val_preference_loss"][-1] < math.log(2)
+        assert logged["tokens"][-1] == 12 * 4 * 2 * 24  # two sequences a sample
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -247,8 +225,7 @@ def test_the_reference_is_the_base_below_adapters_or_a_named_run(
     losses = {}
     for reference in ("adapter", "init"):
         cell = _cell(root, *base, *steps, f"task.reference={reference}", inputs={})
-        _train(cell)
-        losses[reference] = _logged(cell, "loss")
+        losses[reference] = train_here(cell)["loss"]
     assert losses["adapter"] == losses["init"]
     assert losses["init"][0] == pytest.approx(math.log(2), abs=1e-7)
     named = _cell(
@@ -258,12 +235,10 @@ def test_the_reference_is_the_base_below_adapters_or_a_named_run(
         inputs={"other": {"runs": [start.fingerprint]}},
         loss="ipo",
     )
-    _train(named)
-    assert _logged(named, "loss")[0] != pytest.approx(25.0, abs=1e-3)  # it starts elsewhere
+    assert train_here(named)["loss"][0] != pytest.approx(25.0, abs=1e-3)  # it starts elsewhere
     memory = [predicted_bytes(one.config, 384) for one in (named, cell)]
     assert min(memory) > 0
     free = _cell(root, *steps, inputs={}, loss="simpo")
-    _train(free)
-    assert len(_logged(free, "loss")) == 2
+    assert len(train_here(free)["loss"]) == 2
     with pytest.raises(ConfigError, match=r"task.reference=init: there is no such model; give"):
         _cell(root, inputs={})

@@ -121,6 +121,7 @@ NEEDS = {
     ],
     "preferences": ["~data.split", "data.sources.0.revision=a", "data.form=text"],
     "solutions": ["~data.split", "data.sources.0.revision=a", "data.form=text"],
+    "verifier": ["data=solutions", "~data.split", "data.sources.0.revision=a", "data.form=text"],
     "preference": [
         "data=preferences",
         "~data.split",
