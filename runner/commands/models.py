@@ -215,6 +215,32 @@ def _refuse_unused(context: typer.Context, *, beams: bool, file: bool, chat: boo
             raise ConfigError(f"{listed} does nothing with {option}; leave one out")
 
 
+@app.command(rich_help_panel=MODELS)
+def score(
+    run: Reference,
+    problem: Annotated[str, typer.Option(help="What the answers are answers to.")],
+    answer: Annotated[list[str], typer.Option(help="An answer; may be repeated.")],
+    average: Annotated[bool, typer.Option(help="Take the averaged weights.")] = False,
+    root: Root = Path("."),
+) -> None:
+    """Print how likely answers are right by a verifier, a line of JSON each.
+
+    `score` is the probability after the last token, `steps` that after each line; of a verifier
+    that judges steps, `least` and `product` are those of all of them together.
+    """
+    from runner.evaluate.answer_scorer import AnswerScorer  # noqa: PLC0415
+    from runner.records.cells import find_cell  # noqa: PLC0415
+
+    scorer = AnswerScorer(find_cell(root, run).folder, average=average)
+    problem = as_text(problem, "--problem")
+    texts = [as_text(one, "--answer") for one in answer]
+    for text, found in zip(texts, scorer.score(problem, texts), strict=True):
+        row = {"answer": text, "score": found.end, "steps": found.steps}
+        if scorer.by_step:
+            row |= {"least": found.least, "product": found.product}
+        typer.echo(json.dumps(row, ensure_ascii=False))
+
+
 @app.command(
     name="eval",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},

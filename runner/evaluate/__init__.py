@@ -1,6 +1,7 @@
 """Measures of a trained model: validation, benchmarks, a look inside."""
 
 __all__ = [
+    "answer_scorer",
     "benchmark_rows",
     "capacity",
     "code_execution",
