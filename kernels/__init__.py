@@ -12,6 +12,7 @@ __all__ = [
     "compilation",
     "cross_entropy",
     "diagnostics",
+    "divergence",
     "double_scales",
     "emulate",
     "float8_mm",

@@ -3,6 +3,8 @@
 __all__ = [
     "diffusion",
     "diffusion_config",
+    "distillation",
+    "distillation_config",
     "frozen",
     "language_modelling",
     "language_modelling_config",

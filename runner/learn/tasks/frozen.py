@@ -5,7 +5,6 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -47,23 +46,25 @@ def frozen_like(model: Any, key: str, name: str, inputs: Inputs, tokenizer: Any)
         return _frozen(copy)
     cell, saved = load_cell(folder), checkpoint_folder.newest(folder / "checkpoints")
     if saved is None or not _alike(cell.config.model, getattr(model, "cfg", None)):
-        return frozen_model(key, name, inputs, tokenizer, _device(model))
+        return frozen_model(model, key, name, inputs, tokenizer)
     copy = _copy(model)
     load_trained(cell, saved, copy)
     return _frozen(copy)
 
 
-def frozen_model(
-    key: str, name: str, inputs: Inputs, tokenizer: Any, device: torch.device
-) -> nn.Module:
+def frozen_model(model: Any, key: str, name: str, inputs: Inputs, tokenizer: Any) -> nn.Module:
     """Return the model of an input with its own config, its products in no quantised format.
+
+    It is on the device of `model`, which learns.
 
     Raises:
         ConfigError, CheckpointError: see `frozen_like`.
     """
+    if _is_planned(model):
+        return _frozen(_copy(model))
     folder = _folder(key, name, inputs, tokenizer)
-    model = load_model(folder)[0] if _is_run(folder) else load_pretrained(folder)
-    return _frozen(model.to(device))
+    other = load_model(folder)[0] if _is_run(folder) else load_pretrained(folder)
+    return _frozen(other.to(next(model.parameters()).device))
 
 
 def _folder(key: str, name: str, inputs: Inputs, tokenizer: Any) -> Path:
@@ -116,7 +117,3 @@ def _is_run(folder: Path) -> bool:
 
 def _frozen(model: nn.Module) -> nn.Module:
     return model.requires_grad_(requires_grad=False)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
