@@ -73,7 +73,7 @@ class ProblemCorpus:
         return ProblemSamples(fitting, seq, seed, self.tokenizer.eos)
 
     def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[Sample]:
-        """See `Corpus`: the first problems that fit, as many as `max_tokens` allows."""
+        """See `Corpus`: the first problems of the split that fit, at most `max_tokens`."""
         fitting = self._fitting(self.val, seq, "val")[: max(1, max_tokens // seq)]
         for start in range(0, len(fitting), batch):
             rows = [
@@ -83,7 +83,7 @@ class ProblemCorpus:
             yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
     def statistics(self, seq: int) -> dict[str, float]:
-        """Return the problems of each split and how many are too long for `seq`."""
+        """Return the problems of each split, and how many are too long for `seq`."""
         counts: dict[str, float] = {}
         for name, split in (("train", self.train), ("val", self.val)):
             counts[f"{name}_problems"] = len(split)
@@ -95,8 +95,8 @@ class ProblemCorpus:
         if not fitting:
             longest = max(len(one.ids) for one in split)
             raise DataError(
-                f"none of the {len(split)} problems of the {name} split fits into {seq} tokens "
-                f"(the longest has {longest}); raise train.sequence_length"
+                f"none of the {len(split)} problems of the {name} split fits into {seq} tokens; "
+                f"raise train.sequence_length, to {longest - 1} for all of them"
             )
         return fitting
 

@@ -15,6 +15,7 @@ __all__ = [
     "ngram_baseline",
     "people_config",
     "people_recall",
+    "rewards",
     "samples",
     "sandbox",
     "scores",

@@ -5,6 +5,7 @@ __all__ = [
     "autoregressive",
     "away",
     "beam",
+    "calculator",
     "calculator_tool",
     "choosing",
     "database",

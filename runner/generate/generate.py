@@ -10,7 +10,7 @@ from models.prefix_cache import PrefixCache
 from runner.generate.autoregressive import Autoregressive
 from runner.generate.denoising import Denoising
 from runner.generate.engine import Engine, Overflow, Strategy
-from runner.generate.request import Event, Finish, Request
+from runner.generate.request import Constraint, Event, Finish, Request
 from runner.generate.sampling import Sampling
 from runner.generate.text_row import Decode
 from runner.generate.tool_pool import ToolPool
@@ -29,8 +29,10 @@ class Completion:
         logprobs: of each new token, in nats, under the model's unmodified logits.
         text: the text of `ids` up to a stop string.
         finish: "stop" (a stop string or the end of the document) or "length".
+        end: (id, its log-probability) where an id has ended the text.
         near_ties: choices that the company in a batch may have decided; see `Event`.
-        forced: of each new token whether a tool gave it; such tokens are not the model's own.
+        forced: of each new token whether a tool gave it, or a constraint left no choice; such
+            tokens are not the model's own.
         num_calls: of tools.
     """
 
@@ -39,6 +41,7 @@ class Completion:
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
     finish: Finish = ""
+    end: tuple[int, float] | None = None
     near_ties: int = 0
     forced: list[bool] = field(default_factory=list)
     num_calls: int = 0
@@ -54,7 +57,7 @@ class Completion:
         self.ids += event.ids
         self.logprobs += event.logprobs
         self.text += event.text
-        self.finish = event.finish
+        self.finish, self.end = event.finish, event.end
         self.near_ties += event.near_ties
         self.forced += event.forced or [False] * len(event.ids)
         self.num_calls += event.call is not None
@@ -78,6 +81,7 @@ def generate(
     tools: Tools | None = None,
     pool: ToolPool | None = None,
     bidirectional: bool = False,
+    constraints: Sequence[Constraint | None] | None = None,
 ) -> list[Completion]:
     """Return a completion of each prompt.
 
@@ -101,6 +105,7 @@ def generate(
         tools: what the model may call; not with a `strategy`.
         pool: runs the calls (None: one of its own).
         bidirectional: tokens of a prompt see each other; see `Autoregressive`.
+        constraints: one for each prompt; see `Request`.
 
     Raises:
         ValueError: a prompt is empty, has an id that the model does not know, or is longer than
@@ -120,7 +125,9 @@ def generate(
         pool=pool,
         bidirectional=bidirectional,
     )
-    requests = requests_of(engine, prompts, sampling, slide=slide, separate=separate, tools=tools)
+    requests = requests_of(
+        engine, prompts, sampling, constraints, slide=slide, separate=separate, tools=tools
+    )
     return list(completions(engine, requests, on_text))
 
 
@@ -161,6 +168,7 @@ def requests_of(
     engine: Engine[Any],
     prompts: Sequence[Tensor],
     sampling: Settings | Sequence[Settings],
+    constraints: Sequence[Constraint | None] | None = None,
     *,
     slide: bool = False,
     separate: bool = False,
@@ -172,10 +180,20 @@ def requests_of(
         ValueError: it cannot run one.
     """
     samplings = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts)
+    bounds = constraints if constraints is not None else [None] * len(prompts)
     requests = []
-    for index, (prompt, how) in enumerate(zip(prompts, samplings, strict=True)):
+    for index, (prompt, how, bound) in enumerate(zip(prompts, samplings, bounds, strict=True)):
         ids = (prompt[-engine.strategy.context :] if slide else prompt).tolist()
-        requests.append(Request(id=str(index), prompt=ids, how=how, separate=separate, tools=tools))
+        requests.append(
+            Request(
+                id=str(index),
+                prompt=ids,
+                how=how,
+                constraint=bound,
+                separate=separate,
+                tools=tools,
+            )
+        )
         engine.check(requests[-1])
     return requests
 

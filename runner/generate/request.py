@@ -76,8 +76,10 @@ class Event:
         id: of the request.
         ids: new tokens, without the one that ended the text.
         logprobs: of each new token, in nats, under the model's unmodified logits; 0 of a given one.
+        end: (id, its log-probability) where an id has ended the text.
         top: of each new token the `top_logprobs` likeliest, if the request asks for any.
-        forced: of each new token whether it was given, not chosen; () if none was.
+        forced: of each new token whether it was given, not chosen: by a tool, or since the
+            constraint allows no other; () if none was.
         text: what can no longer change of the text.
         finish: "" as long as the request goes on; "stop" (a stop string, or an id that ends the
             text), "length", "cancelled", or "error" (see `error`).
@@ -93,6 +95,7 @@ class Event:
     id: str
     ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    end: tuple[int, float] | None = None
     top: tuple[Top, ...] = ()
     forced: tuple[bool, ...] = ()
     text: str = ""

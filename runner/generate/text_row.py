@@ -101,7 +101,8 @@ class TextRow:
         near = int(choices.near_ties[index])
         call = self._call(token)
         if call is None and token in self.history.ends:
-            return self._event("stop", text=self.stream.finish(), near_ties=near)
+            end = token, choices.logprobs[index]
+            return self._event("stop", text=self.stream.finish(), end=end, near_ties=near)
         text, finish = self._add(token)
         tools = self.request.tools
         if call is not None and not finish and tools is not None:
@@ -112,6 +113,7 @@ class TextRow:
             ids=(token,),
             logprobs=(choices.logprobs[index],),
             top=(choices.top[index],) if index in choices.top else (),
+            forced=(True,) if index in choices.forced else (),
             text=text + (self.stream.finish() if finish else ""),
             near_ties=near,
             call=None if finish else call,

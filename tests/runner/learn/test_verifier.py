@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from runner.evaluate.answer_scorer import AnswerScorer
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -19,6 +18,7 @@ from runner.commands.cli import app
 from runner.data.judged_answers_config import SolutionsConfig, SolutionSource
 from runner.data.special_tokens import WithTokens
 from runner.data.tokenizers import SymbolTokenizer
+from runner.evaluate.answer_scorer import AnswerScorer
 from runner.learn.tasks.verifier import Verifier
 from runner.learn.tasks.verifier_config import VerifierConfig
 from runner.machine.errors import CheckpointError, ConfigError

@@ -96,6 +96,7 @@ def test_a_decoder_without_parts_has_the_fingerprint_it_had_before_there_were_an
 
 
 NODES_OF = {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in CONF.iterdir() if g.is_dir()}
+_SUMS = "data.sources=[{_target_:runner.data.sums_config.SumsConfig}]"
 NEEDS = {
     "folder": ["tokenizer.path=x"],
     "hub": ["data.sources.0.revision=abc"],
@@ -130,6 +131,9 @@ NEEDS = {
         "data.form=text",
         "task.loss=simpo",
     ],
+    "problems": ["~data.split", "data.sources.0.path=x"],
+    "sums": ["~data.split", _SUMS],
+    "sum_pairs": [_SUMS],
     "recall": ["~data.split", "~data.sources", "tokenizer=symbols", "data.num_pairs=4"],
     "markov": ["~data.split", "~data.sources", "tokenizer=symbols", "tokenizer.vocab_size=32"],
 }
