@@ -1,7 +1,7 @@
 """Data: text and synthetic sources, tokenizers, token files, the order of samples."""
 
 __all__ = [
-    "answers",
+    "answer_parsers",
     "arithmetic",
     "benchmark_files",
     "chat_template",

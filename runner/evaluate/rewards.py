@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from models.config import any_config, config, execution
-from runner.data.answers import MarkedNumber
+from runner.data.answer_parsers import MarkedNumber
 from runner.evaluate.sandbox import Limits, choose_wall, run
 
 
@@ -55,7 +55,7 @@ class RightAnswer:
     """1 where the answer parsed from the text is that of the reference, else 0.
 
     Args:
-        parser: finds the answer in both, see `runner.data.answers` (None: the number after "####").
+        parser: finds the answer in both, see `runner.data.answer_parsers` (None: the number after "####").
         weight: in the sum of all rewards.
     """
 

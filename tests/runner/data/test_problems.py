@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.data.answers import MarkedNumber
+from runner.data.answer_parsers import MarkedNumber
 from runner.data.arithmetic import number, steps, value_of, verdict, written
 from runner.data.problems import encode, prepare, prompts_and_solutions
 from runner.data.problems_config import Problem, ProblemFile, ProblemsConfig

@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels.philox import NoiseKey
 from models.config import plain
 from models.decoder_config import DecoderConfig
-from runner.data.answers import MarkedNumber
+from runner.data.answer_parsers import MarkedNumber
 from runner.data.problems import prepare, prompts_and_solutions
 from runner.data.problems_config import ProblemsConfig
 from runner.data.sums_config import SumsConfig

@@ -96,7 +96,6 @@ def test_a_decoder_without_parts_has_the_fingerprint_it_had_before_there_were_an
 
 
 NODES_OF = {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in CONF.iterdir() if g.is_dir()}
-_SUMS = "data.sources=[{_target_:runner.data.sums_config.SumsConfig}]"
 NEEDS = {
     "folder": ["tokenizer.path=x"],
     "hub": ["data.sources.0.revision=abc"],
@@ -132,8 +131,8 @@ NEEDS = {
         "task.loss=simpo",
     ],
     "problems": ["~data.split", "data.sources.0.path=x"],
-    "sums": ["~data.split", _SUMS],
-    "sum_pairs": [_SUMS],
+    "sums": ["~data.split", "~data.sources.0.path"],
+    "sum_pairs": ["~data.sources.0.path"],
     "recall": ["~data.split", "~data.sources", "tokenizer=symbols", "data.num_pairs=4"],
     "markov": ["~data.split", "~data.sources", "tokenizer=symbols", "tokenizer.vocab_size=32"],
 }
