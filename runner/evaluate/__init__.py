@@ -1,6 +1,7 @@
 """Measures of a trained model: validation, benchmarks, a look inside."""
 
 __all__ = [
+    "answer_metrics",
     "answer_scorer",
     "benchmark_rows",
     "capacity",
@@ -18,6 +19,9 @@ __all__ = [
     "rewards",
     "samples",
     "sandbox",
+    "scorers",
     "scores",
+    "solving",
+    "solving_config",
     "validation",
 ]

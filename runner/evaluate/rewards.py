@@ -55,7 +55,8 @@ class RightAnswer:
     """1 where the answer parsed from the text is that of the reference, else 0.
 
     Args:
-        parser: finds the answer in both, see `runner.data.answer_parsers` (None: the number after "####").
+        parser: finds the answer in both, see `runner.data.answer_parsers` (None: the number after
+            "####").
         weight: in the sum of all rewards.
     """
 

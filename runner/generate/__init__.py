@@ -5,6 +5,7 @@ __all__ = [
     "autoregressive",
     "away",
     "beam",
+    "budget_forcing",
     "calculator",
     "calculator_tool",
     "choosing",
