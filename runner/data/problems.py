@@ -6,7 +6,7 @@ A problem has a sequence to itself, padded by eos: what is generated for it stan
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -138,9 +138,20 @@ def prepare(
     Raises:
         DataError: a source has not the frozen hash, a problem cannot be read, or a split is empty.
     """
+    problems = split(data, hashes)
+    texts = (f"{one.prompt}{one.solution}" for one in problems["train"] if needs_text(tokenizer))
+    built = tokenizer.build(texts)
+    train, val = ([encode(built, one) for one in some] for some in problems.values())
+    return ProblemCorpus(built, train, val)
+
+
+def split(
+    data: ProblemsConfig, hashes: Sequence[str] | None = None
+) -> dict[Literal["train", "val"], list[Problem]]:
+    """Return the problems of both splits, in their order; for the rest see `prepare`."""
     for source, frozen in zip(data.sources, hashes or (), strict=bool(hashes)):
         refuse_changed(source, frozen)
-    splits: dict[str, list[Problem]] = {"train": [], "val": []}
+    splits: dict[Literal["train", "val"], list[Problem]] = {"train": [], "val": []}
     for source in data.sources:
         for problem in source.problems():
             splits["val" if _is_held_out(problem, data.val_fraction) else "train"].append(problem)
@@ -148,10 +159,7 @@ def prepare(
         if not problems:
             names = ", ".join(source_name(source) for source in data.sources)
             raise DataError(f"{names}: the {name} split has no problem; change data.val_fraction")
-    texts = (one.prompt + one.solution for one in splits["train"]) if needs_text(tokenizer) else ()
-    built = tokenizer.build(texts)
-    encoded = [[encode(built, one) for one in splits[name]] for name in ("train", "val")]
-    return ProblemCorpus(built, *encoded)
+    return splits
 
 
 def encode(tokenizer: Any, problem: Problem) -> Encoded:

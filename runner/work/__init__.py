@@ -1,4 +1,4 @@
-"""The kinds of work of a cell: train, evaluate, make data, weigh a mixture.
+"""The kinds of work of a cell: train, evaluate, make data, sample solutions, weigh a mixture.
 
 Each config is a `Work` of `runner/records/contracts.py`.
 """
@@ -10,6 +10,7 @@ __all__ = [
     "make_people",
     "notes",
     "outputs",
+    "sample",
     "train",
     "weigh",
 ]

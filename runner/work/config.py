@@ -1,9 +1,9 @@
 """The configs of the kinds of work, `conf/work`."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from models.config import config
+from models.config import any_config, config
 from runner.data.corpus import planned_vocab_size
 from runner.records.contracts import Inputs, Outcome, added_tokens
 
@@ -126,6 +126,59 @@ class MakePeopleWork:
         from runner.work.make_people import make_people  # noqa: PLC0415
 
         return make_people(cell, inputs, journal, ranks, stop)
+
+
+@config
+class SampleWork:
+    """Draw solutions of the problems of `data` from the model of the input named init; judge them.
+
+    Outputs are samples.jsonl, {prompt, answer, label} a line, and pairs.jsonl, {prompt, chosen,
+    rejected}: of each problem with right and wrong samples the first of both, the second, ...
+
+    Args:
+        split: of the problems.
+        problems: how many, the first of the split (None: all).
+        samples: of each problem.
+        pairs: the most pairs of a problem.
+        max_new_tokens, temperature, top_k: of sampling.
+        calculator: compute what follows the "=" of `<12+34=` while generating.
+        parser: finds the answer in a text, see `runner.data.answer_parsers` (None: the number
+            after "####").
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("data",)
+    outputs: ClassVar[tuple[str, ...]] = ("samples.jsonl", "pairs.jsonl")
+
+    split: Literal["train", "val"] = "train"
+    problems: int | None = None
+    samples: int = 8
+    pairs: int = 1
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int | None = None
+    calculator: bool = False
+    parser: Any = any_config()
+
+    def __post_init__(self) -> None:
+        for name in ("problems", "samples", "pairs", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0: samples must differ")
+
+    def run(
+        self,
+        cell: "Cell",
+        inputs: Inputs,
+        journal: "Journal | None",
+        ranks: "Ranks",
+        stop: Callable[[], bool],
+    ) -> Outcome:
+        """See `Work`."""
+        from runner.work.sample import sample  # noqa: PLC0415
+
+        return sample(self, cell, inputs, journal, ranks, stop)
 
 
 @config
