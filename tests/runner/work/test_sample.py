@@ -71,7 +71,6 @@ def test_solutions_are_judged_paired_and_the_same_after_an_interruption(
     assert attempt is not None
     writer = journal.Journal(start.folder, attempt)
     assert Trainer(start, {}, writer, Ranks("cpu")).fit(lambda: False) == "finished"
-    writer.close()
     tokenizer = TokenizerConfig(kind="bytes").build(())
     (start.folder / "tokenizer.json").write_text(tokenizer.dumps())
 
@@ -104,15 +103,12 @@ def test_solutions_are_judged_paired_and_the_same_after_an_interruption(
     assert all(prompts.count(prompt) <= 2 for prompt in prompts)
     both = {p for p, _ in labels} & {p for (p, _), right in labels.items() if right}
     assert set(prompts) <= both
-    _refuses(whole, start, data)
+    _refuse_what_cannot_be_sampled(whole, start, writer)
+    writer.close()
 
 
-def _refuses(whole: Cell, start: Cell, data: ProblemsConfig) -> None:
-    """What cannot be sampled is named, with the way out."""
+def _refuse_what_cannot_be_sampled(whole: Cell, start: Cell, writer: journal.Journal) -> None:
     work: SampleWork = whole.config.work
-    number = journal.claim(start.folder)
-    assert number is not None
-    writer = journal.Journal(start.folder, number)
     with pytest.raises(ConfigError, match=r"needs an input named init"):
         work.run(whole, {}, writer, Ranks("cpu"), lambda: False)
     with pytest.raises(
@@ -121,8 +117,6 @@ def _refuses(whole: Cell, start: Cell, data: ProblemsConfig) -> None:
         replace(work, parser=None).run(
             whole, {"init": (start.folder,)}, writer, Ranks("cpu"), lambda: False
         )
-    writer.close()
     for field, value in (("samples", 0), ("temperature", 0.0), ("pairs", 0)):
         with pytest.raises(ValueError, match=f"{field}="):
             replace(work, **{field: value})
-    assert len(data.sources) == 1
