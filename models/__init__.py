@@ -11,6 +11,7 @@ __all__ = [
     "branch",
     "branch_config",
     "cache",
+    "canvas",
     "compiled_kernels",
     "config",
     "contract",

@@ -55,13 +55,17 @@ class Attention(nn.Module):
             q, k = _turn(q, k, context)
             k, v = KeysValues.of(context.state, self.number, k, v).write(context.state, k, v)
             y = masked_attention(q, k, v, context.state.mask, scale=self.scale, sink=self.sink)
+        elif context.canvas is not None:
+            q, k = _turn(q, k, context)
+            k, v = context.canvas.exchange(self.number, k, v)
+            y = masked_attention(q, k, v, None, scale=self.scale, sink=self.sink)
         else:
             q, k = _turn(q, k, context)
             y = self._unbounded(q, k, v, context)
         return self.out(y.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
 
     def _unbounded(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
-        if self.sink is None and context.reach is None:
+        if self.sink is None and context.reach is None and context.visible is None:
             return attention(
                 q, k, v, scale=self.scale, documents=context.documents, causal=self.causal
             )
@@ -89,6 +93,8 @@ class Attention(nn.Module):
         cfg, documents = self.cfg, context.documents
         if cfg.window is None:
             of_one = torch.zeros_like(queries) if documents is None else documents
+            if context.visible is not None:
+                return document_mask(of_one, causal=False) & context.visible
             if context.reach is None:
                 return document_mask(of_one, causal=self.causal)
             seen = torch.arange(keys.shape[1], device=keys.device) <= context.reach[..., None]

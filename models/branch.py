@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from kernels.philox import NoiseKey
 from models.cache import DecoderState
+from models.canvas import Canvas
 
 Tables = tuple[Tensor, Tensor]  # cos and sin
 # Scalars by name: `loss.NAME`, a mean over tokens, is added to the training loss; all are logged.
@@ -33,6 +34,9 @@ class Context:
         rotary_at: returns the tables at other positions.
         noise: key of dropout's random bits (None: no dropout).
         state: memory of earlier tokens, where the pass continues a text.
+        canvas: keys and values of the rest of texts of which the pass reads a part.
+        visible: visible[i, j] says whether token i sees token j of its document (None: as `causal`
+            of the model says).
         mixing: product of the mixing matrices so far, with several residual streams; see
             `models/streams.py`.
     """
@@ -45,6 +49,8 @@ class Context:
     rotary_at: Callable[[Tensor], Tables] | None = None
     noise: NoiseKey | None = None
     state: DecoderState | None = None
+    canvas: Canvas | None = None
+    visible: Bool[Tensor, "seq seq"] | None = None
     mixing: Tensor | None = None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kernels.cross_entropy import IGNORE
 from models.cache import State
+from models.canvas import Canvas
 from models.language_model import TokenLoss
 from models.text_state import TextState
 
@@ -30,6 +31,7 @@ def token_loss(
     noise: Any = None,
     weights: Any = None,
     spans: Tensor | None = None,
+    visible: Tensor | None = None,
 ) -> TokenLoss:
     """Return the loss of a batch; `model` is called once, and may be wrapped (DDP, torch.compile).
 
@@ -38,19 +40,15 @@ def token_loss(
         noise: `NoiseKey` of dropout (None: no dropout).
         weights: of the targets; see `kernels.cross_entropy.Weights`.
         spans: ids of spans whose tokens see each other, 0 elsewhere; see `Decoder.forward`.
+        visible: visible[i, j] says whether token i sees token j, [seq, seq].
 
     Raises:
-        ValueError: `weights` or `spans` are given and the model's forward has no such parameter.
+        ValueError: `weights`, `spans` or `visible` are given and the model's forward has no such
+            parameter.
     """
+    optional = {"documents": documents, "noise": noise, "weights": weights}
+    passed = _passed(model, optional | {"spans": spans, "visible": visible})
     names = _parameters(type(_unwrapped(model)).forward)
-    optional = {"documents": documents, "noise": noise, "weights": weights, "spans": spans}
-    passed = {k: v for k, v in optional.items() if v is not None and (names is None or k in names)}
-    if weights is not None and "weights" not in passed:
-        name = type(_unwrapped(model)).__name__
-        raise ValueError(
-            f"{name}.forward takes no `weights` of tokens, which this task needs; add the parameter"
-        )
-    _refuse_spans(model, spans, names)
     if names is not None and "targets" not in names:
         return _loss_of(model(tokens, **passed), targets)
     out = model(tokens, targets, **passed)
@@ -64,22 +62,50 @@ def logits(
     documents: Tensor | None = None,
     noise: Any = None,
     spans: Tensor | None = None,
+    visible: Tensor | None = None,
 ) -> Tensor:
     """Return the logits of a batch, [batch, seq, vocab]; for the arguments see `token_loss`."""
-    names = _parameters(type(_unwrapped(model)).forward)
-    _refuse_spans(model, spans, names)
-    optional = {"documents": documents, "noise": noise, "spans": spans}
-    passed = {k: v for k, v in optional.items() if v is not None and (names is None or k in names)}
-    result: Tensor = model(tokens, **passed)
+    optional = {"documents": documents, "noise": noise, "spans": spans, "visible": visible}
+    result: Tensor = model(tokens, **_passed(model, optional))
     return result
 
 
-def _refuse_spans(model: Any, spans: Tensor | None, names: frozenset[str] | None) -> None:
-    if spans is not None and names is not None and "spans" not in names:
+_NEEDED = {
+    "weights": "this task needs; add the parameter",
+    "spans": "would see each other; use a decoder of attention, or data.bidirectional_prompt=false",
+    "visible": "this task needs; use a decoder of attention",
+}
+
+
+def _passed(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those `given` that are not None and that the model's forward takes.
+
+    Raises:
+        ValueError: it does not take one that changes the result.
+    """
+    names = _parameters(type(_unwrapped(model)).forward)
+    there = {name: value for name, value in given.items() if value is not None}
+    passed = {k: v for k, v in there.items() if names is None or k in names}
+    for name in (there.keys() - passed.keys()) & _NEEDED.keys():
+        whose = type(_unwrapped(model)).__name__
+        raise ValueError(f"{whose}.forward takes no `{name}` of tokens, which {_NEEDED[name]}")
+    return passed
+
+
+def part_logits(model: Any, tokens: Tensor, canvas: Canvas) -> Tensor:
+    """Return the logits of a part of texts whose keys and values `canvas` keeps.
+
+    Raises:
+        ValueError: the model's forward has no parameter `canvas`.
+    """
+    names = _parameters(type(_unwrapped(model)).forward)
+    if names is not None and "canvas" not in names:
         raise ValueError(
-            f"{type(_unwrapped(model)).__name__}.forward takes no `spans`, whose tokens would see "
-            "each other; use a decoder of attention, or data.bidirectional_prompt=false"
+            f"{type(_unwrapped(model)).__name__}.forward keeps no keys and values of a canvas; "
+            "use cache=none"
         )
+    result: Tensor = model(tokens, canvas=canvas)
+    return result
 
 
 def _loss_of(logits: Tensor, targets: Tensor) -> TokenLoss:
@@ -162,12 +188,10 @@ def read(
     Raises:
         ValueError: `spans` are given and the model's forward has no such parameter.
     """
-    _refuse_spans(model, spans, _parameters(type(_unwrapped(model)).forward))
+    given: dict[str, Any] = {"state": state, "counts": counts}
+    given |= _passed(model, {"spans": spans})
     if isinstance(state, TextState):
         return _read_anew(model, tokens, state, counts, every=every)
-    given: dict[str, Any] = {"state": state, "counts": counts}
-    if spans is not None:
-        given["spans"] = spans
     result: Tensor
     if not every:
         result = model(tokens, **given)

@@ -9,7 +9,7 @@ Shape legend: batch, seq, dim = width, vocab.
 import math
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from kernels.at_least_fp32 import at_least_fp32
@@ -22,6 +22,7 @@ from models.adapter import merge
 from models.block import Block
 from models.branch import Context, Notes, Tables
 from models.cache import DecoderState, State
+from models.canvas import Canvas
 from models.contract import lookups, scales_of_modules
 from models.decoder_config import DecoderConfig
 from models.language_model import Give, LanguageModel, TokenLoss, flat_weights
@@ -32,7 +33,11 @@ _NEFTUNE_LAYER = 1 << 20  # of the random words: no branch has this number
 
 
 class Decoder(LanguageModel):
-    """See `DecoderConfig`."""
+    """See `DecoderConfig`.
+
+    `forward` also takes `canvas`, where `tokens` are a part of texts whose keys and values are
+    kept, and `visible` [seq, seq]: visible[i, j] says whether token i sees token j.
+    """
 
     cfg: DecoderConfig
 
@@ -65,6 +70,8 @@ class Decoder(LanguageModel):
         weights: Weights | None = None,
         give: Give | None = None,
         spans: Int64[Tensor, "batch seq"] | None = None,
+        canvas: Canvas | None = None,
+        visible: Bool[Tensor, "seq seq"] | None = None,
     ) -> (
         Float[Tensor, "batch seq vocab"]
         | Float[Tensor, "batch vocab"]
@@ -79,7 +86,7 @@ class Decoder(LanguageModel):
         """
         if state is not None:
             return self._logits(self._read(tokens, state, counts, spans, every=every))
-        hidden, notes = self._hidden_states(tokens, documents, noise, spans)
+        hidden, notes = self._hidden_states(tokens, documents, noise, spans, canvas, visible)
         if give == "hidden":
             return hidden
         if targets is None or give == "logits":
@@ -129,12 +136,15 @@ class Decoder(LanguageModel):
         documents: Int64[Tensor, "batch seq"] | None,
         noise: NoiseKey | None,
         spans: Int64[Tensor, "batch seq"] | None,
+        canvas: Canvas | None,
+        visible: Bool[Tensor, "seq seq"] | None,
     ) -> tuple[Float[Tensor, "batch seq dim"], Notes]:
         """Return (normed last hidden state, which the head reads; notes of the branches)."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        first = 0 if canvas is None else canvas.begin
+        positions = torch.arange(first, first + tokens.shape[1], device=tokens.device)
         x = self.embedding(tokens)
         if self.positions is not None:
-            x = x + self.positions.weight[: tokens.shape[1]]
+            x = x + self.positions.weight[first : first + tokens.shape[1]]
         if self.cfg.neftune and noise is not None:
             x = x + _neftune_noise(x, self.cfg.neftune, noise)
         x = dropout(_autocast(x), self.cfg.dropout, noise, 0)
@@ -146,6 +156,8 @@ class Decoder(LanguageModel):
             rotary=self._rotary(positions),
             rotary_at=self._rotary_at,
             noise=noise,
+            canvas=canvas,
+            visible=visible,
         )
         x, notes = self._through(x, context)
         return self.norm(x), notes

@@ -66,6 +66,25 @@ def generate(
         float | None,
         typer.Option(help="Masked diffusion: reveal all tokens at least so confident."),
     ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Masked diffusion: within a block compute anew all but the prefix (prefix), or "
+            "the block alone (dual): approximate, faster."
+        ),
+    ] = None,
+    remask: Annotated[
+        float | None,
+        typer.Option(help="Masked diffusion: the most probability of masking a token again."),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Masked diffusion: classifier-free guidance by the prompt."),
+    ] = None,
+    end_penalty: Annotated[
+        float | None,
+        typer.Option(help="Masked diffusion: against early ends, falling to 0 at the last step."),
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this string; may be repeated.")
     ] = None,
@@ -181,6 +200,10 @@ def generate(
         algorithm=algorithm,
         block=block,
         threshold=threshold,
+        cache=cache,
+        remask=remask,
+        guidance=guidance,
+        end_penalty=end_penalty,
         stop=tuple(stop or ()),
         seed=seed,
     )

@@ -8,6 +8,7 @@ __all__ = [
     "budget_forcing",
     "calculator",
     "calculator_tool",
+    "canvas_row",
     "choosing",
     "database",
     "decoding_batch",

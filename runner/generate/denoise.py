@@ -1,106 +1,38 @@
 """The strategy of masked diffusion: each step reveals some of the masked tokens of every text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.contract import logits
+from models.canvas import Canvas
+from models.contract import logits, part_logits
+from runner.generate.canvas_row import CanvasRow
 from runner.generate.denoising import Denoising
-from runner.generate.request import Event, Finish, Request
-from runner.generate.reveal import Turn, choose_places, choose_tokens
+from runner.generate.request import Event, Request
+from runner.generate.reveal import choose_places, choose_remasked, choose_tokens
 from runner.generate.text_row import Decode
-from runner.generate.text_stream import TextStream
-
-
-class Canvas:
-    """A request under way: its prompt, and the canvas behind it.
-
-    Attributes:
-        tokens: ids of the prompt and the canvas, `mask` where one is not revealed.
-        masked: which tokens of the canvas are not.
-        revealed_at: the step that revealed each token of the canvas; -1 before.
-    """
-
-    unread = 0  # a forward pass reads everything
-
-    def __init__(self, request: Request, how: Denoising, mask: int, decode: Decode) -> None:
-        self.request, self.how = request, how
-        size = how.max_new_tokens
-        self.begin = len(request.prompt)
-        self.tokens = torch.tensor([*request.prompt, *[mask] * size])
-        self.masked = torch.ones(size, dtype=torch.bool)
-        self.revealed_at = torch.full((size,), -1)
-        self.logprobs = torch.zeros(size)
-        self.stream = TextStream(decode, how.stop, request.prompt)
-        self._step, self._begun, self._masked_first, self._given = 0, -1, 0, 0
-        self._block = slice(0, 0)
-
-    def turn(self) -> Turn:
-        """Return where the text stands; a block that is revealed makes way for the next."""
-        first = int(self.masked.nonzero()[0])
-        block = self.how.block_of(first)
-        if block != self._block:
-            self._block, self._begun = block, self._step
-            self._masked_first = int(self.masked[block].sum())
-        steps = self.how.steps_of(block)
-        return Turn(self._step, self._step - self._begun, steps, self._masked_first)
-
-    def places(self) -> Tensor:
-        """Return the masked places of the block, as indices of the canvas."""
-        places = self.masked[self._block].nonzero()[:, 0]
-        return places + self._block.start
-
-    def reveal(self, places: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
-        """Put tokens at places of the canvas."""
-        self.tokens[self.begin + places] = tokens
-        self.masked[places] = False
-        self.revealed_at[places] = self._step
-        self.logprobs[places] = logprobs
-        self._step += 1
-
-    def event(self, ends: Sequence[int]) -> Event:
-        """Return what can no longer change at the beginning of the canvas."""
-        hidden = self.masked.nonzero()[:, 0]
-        settled = int(hidden[0]) if len(hidden) else len(self.masked)
-        ids: list[int] = []
-        text, begun = "", self._given
-        finish: Finish = ""
-        for token in self.tokens[self.begin + begun : self.begin + settled].tolist():
-            if token in ends:
-                finish = "stop"
-                break
-            ids.append(token)
-            text += self.stream.push(token)
-            if self.stream.stopped:
-                finish = "stop"
-                break
-        self._given += len(ids)
-        if not finish and settled == len(self.masked):
-            finish = "length"
-        return Event(
-            id=self.request.id,
-            ids=tuple(ids),
-            logprobs=tuple(self.logprobs[begun : begun + len(ids)].tolist()),
-            text=text + (self.stream.finish() if finish else ""),
-            finish=finish,
-        )
 
 
 class Denoise:
     """See `runner.generate.engine.Strategy`.
 
-    Rows of one length share a forward pass.
+    Rows that read a part of one length, at one place, share a forward pass.
 
     Args:
         model: takes the tokens on both sides into account.
-        context: the most tokens that it reads, prompt and canvas.
+        context: the most tokens that it reads, prompt, canvas and suffix.
         decode: returns the text of ids.
         mask: the id of `<mask>`.
         ends: the ids that end a text whose request names no others.
         shift: the output at a token predicts the next one, as in a model that was pre-trained on
             next tokens.
+        expand, delete: the ids by which a model makes two masked tokens of one, and takes one out
+            of the canvas (DreamOn, arXiv 2602.01326); None: its canvas keeps its length.
+        on_logits: called in each step with a row and the logits of its masked tokens [masked,
+            vocab], returns those that are used.
+        on_tokens: called after each step with a row: its tokens are a line of the text's history.
     """
 
     settings = Denoising
@@ -114,10 +46,21 @@ class Denoise:
         mask: int,
         ends: Sequence[int] = (),
         shift: bool = False,
+        expand: int | None = None,
+        delete: int | None = None,
+        on_logits: Callable[[CanvasRow, Tensor], Tensor] | None = None,
+        on_tokens: Callable[[CanvasRow], None] | None = None,
     ) -> None:
         self.model, self.context, self.decode = model, context, decode
         self.mask, self.ends, self.shift = mask, tuple(ends), shift
-        self._rows: dict[str, Canvas] = {}
+        self.expand, self.delete = expand, delete
+        self.on_logits, self.on_tokens = on_logits, on_tokens
+        self._rows: dict[str, CanvasRow] = {}
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the model changes the length of a canvas."""
+        return self.expand is not None or self.delete is not None
 
     def check(self, request: Request) -> None:
         """See `Strategy`."""
@@ -129,19 +72,23 @@ class Denoise:
             )
         if not prompt:
             raise ValueError("the prompt is empty; give at least one token")
-        if self.mask in prompt:
+        given = [*prompt, *how.suffix]
+        if self.mask in given:
             raise ValueError(
                 f"the prompt holds <mask> (id {self.mask}), which stands for a token to fill in; "
                 "leave it out: the canvas follows the prompt"
             )
-        if not 0 <= min(prompt) <= max(prompt) < self.model.vocab_size:
+        if not 0 <= min(given) <= max(given) < self.model.vocab_size:
             raise ValueError(
-                f"the prompt has ids from {min(prompt)} to {max(prompt)}; those of this model are "
+                f"the prompt has ids from {min(given)} to {max(given)}; those of this model are "
                 f"0 to {self.model.vocab_size - 1}: encode it with the model's own tokenizer"
             )
-        if len(prompt) + how.max_new_tokens > self.context:
+        canvas = how.max_new_tokens
+        if self.resizes and how.expansions:
+            canvas = max(canvas, min(how.max_canvas, canvas + how.expansions))
+        if len(given) + canvas > self.context:
             raise ValueError(
-                f"a prompt of {len(prompt)} tokens and a canvas of {how.max_new_tokens} pass the "
+                f"a prompt of {len(given)} tokens and a canvas of {canvas} pass the "
                 f"context of {self.context}; ask for fewer tokens, or shorten the prompt"
             )
         if (request.score_from, request.constraint, request.tools) != (None, None, None):
@@ -149,46 +96,101 @@ class Denoise:
                 "a masked-diffusion model scores no prompt, obeys no constraint and calls no tool, "
                 "which go from left to right; leave them out"
             )
+        fixed = {"block": None, "threshold": None, "cache": "none", "steps": None}
+        changed = [name for name, value in fixed.items() if getattr(how, name) != value]
+        if self.resizes and changed:
+            raise ValueError(
+                f"{changed[0]}={getattr(how, changed[0])}: this model changes the length of its "
+                "canvas and reveals one token a step; leave it out"
+            )
 
-    def admit(self, request: Request) -> Canvas:
+    def admit(self, request: Request) -> CanvasRow:
         """See `Strategy`."""
         assert isinstance(request.how, Denoising)
-        row = Canvas(request, request.how, self.mask, self.decode)
+        row = CanvasRow(request, request.how, self.mask, self.decode)
         self._rows[request.id] = row
         return row
 
-    def read(self, rows: Sequence[Canvas], most: int | None) -> list[Event]:
+    def read(self, rows: Sequence[CanvasRow], most: int | None) -> list[Event]:
         """See `Strategy`; there is nothing to read beforehand."""
         return []
 
     @torch.no_grad()
-    def advance(self, rows: Sequence[Canvas]) -> list[Event]:
+    def advance(self, rows: Sequence[CanvasRow]) -> list[Event]:
         """See `Strategy`."""
-        groups: dict[int, list[Canvas]] = {}
+        groups: dict[tuple[int, int, int, str, float], list[CanvasRow]] = {}
         for row in rows:
-            groups.setdefault(len(row.tokens), []).append(row)
-        for group in groups.values():
-            self._step(group)
+            part, how = row.part(row.turn(), shift=self.shift), row.how
+            key = (len(row.tokens), part.start, part.stop, how.cache, how.guidance)
+            groups.setdefault(key, []).append(row)
+        for (length, begin, end, cache, guidance), group in groups.items():
+            tokens = torch.stack([row.tokens[begin:end] for row in group])
+            tokens = tokens.to(next(self.model.parameters()).device)
+            if cache == "none":
+                scores = logits(self.model, tokens)
+            else:
+                kept = [row.kept for row in group]
+                scores = part_logits(self.model, tokens, Canvas(kept, begin, length))
+            if guidance:
+                without = logits(self.model, self._without_prompt(group, tokens))
+                scores = without + (1.0 + guidance) * (scores - without)
+            for row, own in zip(group, scores, strict=True):
+                self._reveal(row, own, begin)
         return [row.event(self.ends if row.how.ends is None else row.how.ends) for row in rows]
 
-    def release(self, row: Canvas) -> None:
+    def release(self, row: CanvasRow) -> None:
         """See `Strategy`."""
         self._rows.pop(row.request.id, None)
 
     def num_bytes(self) -> int:
         """See `Strategy`."""
-        return sum(row.tokens.nbytes for row in self._rows.values())
+        kept = (pair for row in self._rows.values() for pair in row.kept.values())
+        texts = sum(row.tokens.nbytes for row in self._rows.values())
+        return texts + sum(keys.nbytes + values.nbytes for keys, values in kept)
 
-    def _step(self, rows: Sequence[Canvas]) -> None:
-        device = next(self.model.parameters()).device
-        tokens = torch.stack([row.tokens for row in rows]).to(device)
-        scores = logits(self.model, tokens)
-        for row, own in zip(rows, scores, strict=True):
-            turn, places = row.turn(), row.places()
-            at = row.begin + places - int(self.shift)
-            masked = own[at.to(device)].float().cpu()
-            masked[:, self.mask] = -torch.inf
-            chosen, confidence = choose_tokens(row.how, masked, row.begin + places, turn)
-            shown = choose_places(row.how, confidence, row.begin + places, turn)
-            nats = masked.gather(1, chosen[:, None])[:, 0] - masked.logsumexp(dim=-1)
-            row.reveal(places[shown], chosen[shown], nats[shown])
+    def _without_prompt(self, rows: Sequence[CanvasRow], tokens: Tensor) -> Tensor:
+        """Return the tokens with those of each prompt but the first one masked."""
+        hidden = tokens.clone()
+        for row, ids in zip(rows, hidden, strict=True):
+            ids[1 : row.begin] = self.mask
+        return hidden
+
+    def _reveal(self, row: CanvasRow, scores: Tensor, begin: int) -> None:
+        """Take the step of a row by the logits of its tokens from `begin` on."""
+        how, turn, places = row.how, row.turn(), row.places()
+        at = row.begin + places - int(self.shift) - begin
+        masked = scores[at.to(scores.device)].float().cpu()
+        masked[:, self.mask] = -torch.inf
+        unmodified = masked.logsumexp(dim=-1)
+        if how.end_penalty:
+            ends = list(self.ends if how.ends is None else how.ends)
+            masked[:, ends] -= how.end_penalty * (1.0 - (turn.step + 1) / turn.steps)
+        if self.expand is not None and not self._may_expand(row):
+            masked[:, self.expand] = -torch.inf
+        if self.on_logits is not None:
+            masked = self.on_logits(row, masked)
+        chosen, confidence = choose_tokens(how, masked, row.begin + places, turn)
+        if self.resizes:
+            shown = torch.arange(len(places)) == confidence.argmax()
+        else:
+            shown = choose_places(how, confidence, row.begin + places, turn)
+        nats = masked.gather(1, chosen[:, None])[:, 0] - unmodified
+        again = row.places(masked=False)
+        again = again[choose_remasked(how, row.begin + again, turn)] if how.remask else again[:0]
+        row.reveal(places[shown], chosen[shown], nats[shown])
+        row.hide(again)
+        if self.resizes:
+            self._resize(row, int(places[shown]), int(chosen[shown]))
+        if self.on_tokens is not None:
+            self.on_tokens(row)
+
+    def _may_expand(self, row: CanvasRow) -> bool:
+        how = row.how
+        return row.expanded < how.expansions and len(row.masked) < how.max_canvas
+
+    def _resize(self, row: CanvasRow, place: int, token: int) -> None:
+        """Carry out the `<expand>` or the deletion that a step has put into the canvas."""
+        if token == self.expand:
+            row.expand(place)
+        elif token == self.delete:
+            row.delete([place])

@@ -11,7 +11,9 @@ ALGORITHMS = (
     "low_confidence",
     "random",
 )
+CACHES = ("none", "prefix", "dual")
 MAX_PLACES = (1 << 16) - 1  # of a text: noise is keyed by (step, place) in 32 bits
+MAX_STEPS = 1 << 15  # the other half of the steps' numbers is that of remasking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,7 @@ class Denoising:
 
     Args:
         max_new_tokens: the length of the canvas, all of it masked at first.
+        suffix: ids that follow the canvas and are given.
         steps: forward passes over the whole canvas (None: as many as it has tokens); the first
             blocks take one more where they do not divide.
         algorithm: which tokens a step reveals. `origin`: each with the probability that the time
@@ -30,6 +33,17 @@ class Denoising:
         block: fill in so many tokens at a time, from left to right (None: the whole canvas).
         threshold: reveal every token of the block whose confidence reaches it, at least one; the
             number of steps then varies (Fast-dLLM, arXiv 2505.22618).
+        cache: within a block, compute anew only the block and what follows it (`prefix`), or the
+            block alone (`dual`): what they see of the rest is as at the first step of the block, so
+            that later steps are approximate (Fast-dLLM).
+        remask: with `origin`, the most probability with which a step masks a token of the block
+            again that is revealed, so that it can be mended (ReMDM-cap, arXiv 2503.00307).
+        guidance: w of classifier-free guidance by the prompt: u + (1 + w) (c - u) of the logits c,
+            and u of a prompt that is masked but for its first token. It doubles the passes.
+        end_penalty: is taken from the logits of the ids that end a text, less from step to step and
+            nothing at the last (Dream-Coder: 3.0), against answers that end too early.
+        expansions: of a model with `<expand>`: so often may a masked token become two.
+        max_canvas: and up to this length of the canvas.
         temperature: divides the logits; 0 takes the likeliest token.
         top_k, top_p, min_p: see `Sampling`.
         order_temperature: draw what is revealed from softmax(confidence / order_temperature); 0
@@ -40,10 +54,17 @@ class Denoising:
     """
 
     max_new_tokens: int = 64
+    suffix: tuple[int, ...] = ()
     steps: int | None = None
     algorithm: str = "entropy"
     block: int | None = None
     threshold: float | None = None
+    cache: str = "none"
+    remask: float = 0.0
+    guidance: float = 0.0
+    end_penalty: float = 0.0
+    expansions: int = 64
+    max_canvas: int = 64
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -59,9 +80,14 @@ class Denoising:
         checks = {
             "max_new_tokens": (1 <= tokens <= MAX_PLACES, f"in 1 to {MAX_PLACES}"),
             "steps": (
-                self.steps is None or self.num_blocks <= self.steps <= tokens,
-                f"in {self.num_blocks} (one for each block) to max_new_tokens={tokens}",
+                self.steps is None or self.num_blocks <= self.steps <= self._most_steps,
+                f"in {self.num_blocks} (one for each block) to {self._bound_of_steps}",
             ),
+            "cache": (self.cache in CACHES, f"one of {', '.join(CACHES)}"),
+            "remask": (0 <= self.remask <= 1, "in [0, 1]"),
+            "guidance": (0 <= self.guidance < math.inf, "a number from 0 (none)"),
+            "end_penalty": (0 <= self.end_penalty < math.inf, "a number from 0 (none)"),
+            "expansions": (self.expansions >= 0, "at least 0"),
             "algorithm": (self.algorithm in ALGORITHMS, f"one of {', '.join(ALGORITHMS)}"),
             "block": (self.block is None or self.block >= 1, "at least 1"),
             "threshold": (self.threshold is None or 0 < self.threshold <= 1, "in (0, 1]"),
@@ -77,11 +103,31 @@ class Denoising:
         for name, (good, wanted) in checks.items():
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)} must be {wanted}")
+        if self.remask and self.algorithm != "origin":
+            raise ValueError(
+                f"remask={self.remask} needs algorithm=origin, whose probabilities it changes; "
+                f"leave it out with algorithm={self.algorithm}"
+            )
+        if self.guidance and self.cache != "none":
+            raise ValueError(
+                f"guidance={self.guidance} takes whole passes with a masked prompt, which "
+                f"cache={self.cache} does not keep; leave one of them out"
+            )
         if self.threshold is not None and self.algorithm in ("origin", "random", "entropy"):
             raise ValueError(
                 f"threshold={self.threshold} needs a confidence between 0 and 1, which "
                 f"algorithm={self.algorithm} has not; use maskgit_plus or low_confidence"
             )
+
+    @property
+    def _most_steps(self) -> int:
+        return MAX_STEPS if self.algorithm == "origin" else self.max_new_tokens
+
+    @property
+    def _bound_of_steps(self) -> str:
+        if self.algorithm == "origin":
+            return str(MAX_STEPS)
+        return f"max_new_tokens={self.max_new_tokens}"
 
     @property
     def num_blocks(self) -> int:

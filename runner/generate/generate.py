@@ -34,6 +34,7 @@ class Completion:
         forced: of each new token whether a tool gave it, or a constraint left no choice; such
             tokens are not the model's own.
         num_calls: of tools.
+        revealed_at: of each new token the step that revealed it, where a canvas was filled in.
     """
 
     prompt: list[int]
@@ -45,6 +46,7 @@ class Completion:
     near_ties: int = 0
     forced: list[bool] = field(default_factory=list)
     num_calls: int = 0
+    revealed_at: list[int] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
         """Add what a step has added.
@@ -56,6 +58,7 @@ class Completion:
             raise event.error
         self.ids += event.ids
         self.logprobs += event.logprobs
+        self.revealed_at += event.revealed_at
         self.text += event.text
         self.finish, self.end = event.finish, event.end
         self.near_ties += event.near_ties

@@ -80,6 +80,7 @@ class Event:
         top: of each new token the `top_logprobs` likeliest, if the request asks for any.
         forced: of each new token whether it was given, not chosen: by a tool, or since the
             constraint allows no other; () if none was.
+        revealed_at: of each new token the step that revealed it, where a canvas is filled in.
         text: what can no longer change of the text.
         finish: "" as long as the request goes on; "stop" (a stop string, or an id that ends the
             text), "length", "cancelled", or "error" (see `error`).
@@ -98,6 +99,7 @@ class Event:
     end: tuple[int, float] | None = None
     top: tuple[Top, ...] = ()
     forced: tuple[bool, ...] = ()
+    revealed_at: tuple[int, ...] = ()
     text: str = ""
     finish: Finish = ""
     prompt_scores: PromptScores | None = None

@@ -1,6 +1,6 @@
 """Which masked tokens a step of denoising reveals, and what it puts there.
 
-Shape legend: masked = masked tokens of the current block of one text, vocab.
+Shape legend: masked = masked tokens of the current block of one text, revealed = its others, vocab.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.philox import gumbel
 from runner.generate.choosing import truncate
-from runner.generate.denoising import MAX_PLACES, Denoising
+from runner.generate.denoising import MAX_PLACES, MAX_STEPS, Denoising
 
 _LEAST_TIME = 1e-3  # the time after the last step, of Dream's schedule
 
@@ -36,10 +36,25 @@ class Turn:
         """Whether all that is masked must be revealed now."""
         return self.step + 1 >= self.steps
 
+    def times(self) -> tuple[float, float]:
+        """Return the times before and after the step, from 1 on: the parts that are masked."""
+        times = torch.linspace(1.0, _LEAST_TIME, self.steps + 1, dtype=torch.float64)
+        return float(times[self.step]), float(times[self.step + 1])
+
     def share(self) -> float:
         """Return the part of the masked tokens that the time passed asks for."""
-        times = torch.linspace(1.0, _LEAST_TIME, self.steps + 1, dtype=torch.float64)
-        return 1.0 - float(times[self.step + 1] / times[self.step])
+        before, after = self.times()
+        return 1.0 - after / before
+
+    def remasked(self, most: float) -> float:
+        """Return the part of the revealed tokens that the step masks again, at most `most`."""
+        before, after = self.times()
+        return min(most, after / (1.0 - before)) if before < 1.0 and not self.is_last else 0.0
+
+    def share_beside(self, remasked: float) -> float:
+        """Return `share` where a part `remasked` of the revealed tokens is masked again."""
+        before, after = self.times()
+        return (1.0 - after - (1.0 - remasked) * (1.0 - before)) / before
 
 
 def choose_tokens(
@@ -88,8 +103,8 @@ def choose_places(
         return torch.ones(number, dtype=torch.bool)
     every = int(places.max()) + 1
     noise = _noise(how, places.new_tensor([MAX_PLACES]), turn.number, every)[0][places]
-    if how.algorithm == "origin":  # a Gumbel variable g as the uniform one exp(-exp(-g))
-        return torch.exp(-torch.exp(-noise.double())) < turn.share()
+    if how.algorithm == "origin":
+        return _uniform(noise) < turn.share_beside(turn.remasked(how.remask))
     if how.algorithm in ("low_confidence", "random"):
         each, more = divmod(turn.masked_first, turn.steps)
         count = each + (turn.step < more)
@@ -102,6 +117,27 @@ def choose_places(
     chosen = torch.zeros(number, dtype=torch.bool)
     chosen[confidence.argsort(descending=True, stable=True)[:count]] = True
     return chosen
+
+
+def choose_remasked(
+    how: Denoising, revealed: Int64[Tensor, " revealed"], turn: Turn
+) -> Bool[Tensor, " revealed"]:
+    """Return which of the tokens revealed before this step it masks again.
+
+    Args:
+        revealed: the index of each in its text.
+    """
+    part = turn.remasked(how.remask)
+    if not part or not len(revealed):
+        return torch.zeros(len(revealed), dtype=torch.bool)
+    every = int(revealed.max()) + 1
+    at = revealed.new_tensor([MAX_PLACES])
+    return _uniform(_noise(how, at, MAX_STEPS + turn.number, every)[0][revealed]) < part
+
+
+def _uniform(gumbel_noise: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Return the uniform variables exp(-exp(-g)) of Gumbel variables g."""
+    return torch.exp(-torch.exp(-gumbel_noise.double()))
 
 
 def _noise(
