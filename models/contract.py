@@ -291,16 +291,17 @@ def heads(model: nn.Module) -> set[str]:
 def with_added_rows(model: Any, name: str, stored: Tensor, parameter: Tensor) -> Tensor:
     """Return `stored`, a weight by its name in `model`, with rows for tokens that a task has added.
 
-    They are those that `parameter` has now. `model.added_rows` is their number (default: 0); a
-    weight that is no embedding or head, or has them already, is returned as it is.
+    They are those that `parameter` has now. `model.added_rows` is their number (default: 0), of
+    which the model that is read may know some. A weight that is no embedding or head, or has them
+    all, is returned as it is.
     """
-    added = getattr(model, "added_rows", 0)
-    if not added or name not in embeddings(model) | heads(model):
+    if name not in embeddings(model) | heads(model):
         return stored
-    if (stored.shape[0] + added, *stored.shape[1:]) != tuple(parameter.shape):
+    missing = parameter.shape[0] - stored.shape[0]
+    if not 0 < missing <= getattr(model, "added_rows", 0):
         return stored
     full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-    return torch.cat((stored, full[-added:].detach().to(stored)))
+    return torch.cat((stored, full[-missing:].detach().to(stored)))
 
 
 def count_weights(model: nn.Module) -> int:

@@ -20,7 +20,13 @@ from runner.machine.typed_json import read_record
 _FILES = ["*.json", "*.safetensors", "*.jinja"]
 _DETERMINED = ("model", "tokenizer")
 _OF_TRAINING = ("dropout", "z_loss", "neftune", "adapter")
-_KEPT = (*(f"model.{name}" for name in _OF_TRAINING), "tokenizer.kind", "tokenizer.eos_token")
+# `causal=false` opens the attention of a model that masked diffusion starts from.
+_KEPT = (
+    "model.causal",
+    *(f"model.{name}" for name in _OF_TRAINING),
+    "tokenizer.kind",
+    "tokenizer.eos_token",
+)
 
 
 def pretrained_folder(init: str) -> Path:
@@ -52,7 +58,7 @@ def with_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return a composed node with model and tokenizer replaced by those of its `init`, if any.
 
     What a pretrained folder does not determine (dropout, NEFTune, adapters) stays as composed, and
-    so does `tokenizer.eos_token` with tokenizer.kind=folder.
+    so does `model.causal=false`, and `tokenizer.eos_token` with tokenizer.kind=folder.
 
     Raises:
         ConfigError: the folder's model or tokenizer cannot be used.
@@ -70,6 +76,7 @@ def with_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
     model = plain(cfg, target=True)
     composed = node["model"] if node["model"].get("_target_") == model["_target_"] else {}
     model |= {name: composed[name] for name in _OF_TRAINING if name in composed}
+    model |= {"causal": False} if composed.get("causal") is False else {}
     given = node["tokenizer"] if node["tokenizer"].get("kind") == "folder" else {}
     eos = given.get("eos_token") or _eos_token(folder)
     tokenizer = {

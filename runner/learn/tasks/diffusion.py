@@ -16,12 +16,16 @@ from kernels.cross_entropy import IGNORE
 from kernels.philox import NoiseKey, random_words
 from models.contract import logits, token_loss
 from models.language_model import TokenLoss
-from runner.data.corpus import bytes_per_id, token_id
+from runner.data.corpus import bytes_per_id, end_ids, token_id
 from runner.data.tokenizer_folder import MASK
 from runner.learn.tasks.diffusion_config import DiffusionConfig
 from runner.records.contracts import Batch, Measure
 
-_HIDING, _TIMES = 0x68696465, 0x74696D65  # Philox streams, beside those of layers
+_HIDING, _TIMES, _OPENING = (
+    0x68696465,
+    0x74696D65,
+    0x6F70656E,
+)  # Philox streams, beside those of layers
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Diffusion:
         mask = token_id(tokenizer, MASK)
         assert mask is not None, "the run adds the tokens that the config names"
         self.cfg, self.mask = cfg, mask
+        self.ends = torch.tensor(end_ids(tokenizer))
         self.bytes_per_id = torch.from_numpy(bytes_per_id(tokenizer))
 
     def count(self, batch: Batch) -> Tensor:
@@ -57,7 +62,10 @@ class Diffusion:
     def loss(self, model: Any, batch: Batch, noise: NoiseKey | None) -> TokenLoss:
         """Return the weighted loss of the tokens that `noise` hides."""
         assert noise is not None, "training draws what is hidden"
-        hidden = hide(self.cfg, batch["tokens"], maskable(batch), self.mask, noise)
+        tokens, runs = batch["tokens"], None
+        if self.cfg.ends_together:
+            runs = runs_of(torch.isin(tokens, self.ends.to(tokens.device)))
+        hidden = hide(self.cfg, tokens, maskable(batch), self.mask, noise, runs)
         out = self._predict(model, batch, hidden, noise)
         weights = _shifted(hidden.weights, 0.0) if self.cfg.shift else hidden.weights
         return replace(out, reported=(weights * out.nll).sum())
@@ -108,7 +116,17 @@ class Diffusion:
             documents=documents,
             noise=noise,
             weights=weights,
+            visible=self._visible(noise, targets.shape[1], targets.device),
         )
+
+    def _visible(
+        self, noise: NoiseKey | None, seq: int, device: torch.device
+    ) -> Bool[Tensor, "seq seq"] | None:
+        """Return which tokens see which in training while the mask is annealed, else None."""
+        if noise is None or noise.step + 1 >= self.cfg.anneal_steps:
+            return None
+        of_all = replace(noise, samples=torch.zeros(1, dtype=torch.int64, device=device))
+        return opened(of_all, seq, (noise.step + 1) / self.cfg.anneal_steps)
 
     def _without_mask(
         self,
@@ -119,7 +137,8 @@ class Diffusion:
         documents: Tensor | None,
         noise: NoiseKey | None,
     ) -> TokenLoss:
-        scores = logits(model, tokens, documents=documents, noise=noise).float()
+        visible = self._visible(noise, tokens.shape[1], tokens.device)
+        scores = logits(model, tokens, documents=documents, noise=noise, visible=visible).float()
         ids = torch.arange(scores.shape[-1], device=scores.device)
         scores = scores.masked_fill(ids == self.mask, -math.inf)
         nll = functional.cross_entropy(
@@ -140,11 +159,17 @@ def hide(
     can_hide: Bool[Tensor, "batch seq"],
     mask: int,
     noise: NoiseKey,
+    runs: Int64[Tensor, "batch seq"] | None = None,
 ) -> Hidden:
-    """Return `tokens` with each one hidden with its sample's probability, and the weights."""
+    """Return `tokens` with each one hidden with its sample's probability, and the weights.
+
+    Args:
+        runs: of each token the place whose fate it shares (None: its own).
+    """
     times = draw_times(cfg, noise)[:, None]
     probability = (1.0 - cfg.min_probability) * times + cfg.min_probability
-    where = can_hide & (_uniform(noise, _HIDING, tokens.shape[1]) < probability)
+    dice = _uniform(noise, _HIDING, tokens.shape[1])
+    where = can_hide & ((dice if runs is None else dice.gather(1, runs)) < probability)
     if cfg.weight == "bound":
         weights = where / probability
     elif cfg.weight == "linear":
@@ -154,6 +179,20 @@ def hide(
     else:
         weights = where.double()
     return Hidden(torch.where(where, mask, tokens), where, weights)
+
+
+def runs_of(alike: Bool[Tensor, "batch seq"]) -> Int64[Tensor, "batch seq"]:
+    """Return the first place of the run of `alike` tokens that each stands in, else its own."""
+    places = torch.arange(alike.shape[1], device=alike.device).expand_as(alike)
+    goes_on = alike & functional.pad(alike[:, :-1], (1, 0), value=False)
+    return torch.where(goes_on, -1, places).cummax(dim=1).values
+
+
+def opened(noise: NoiseKey, seq: int, share: float) -> Bool[Tensor, "seq seq"]:
+    """Return a causal mask in which each token also sees a random `share` of those after it."""
+    dice = _uniform(noise, _OPENING, seq * seq).view(seq, seq)
+    causal = torch.ones(seq, seq, dtype=torch.bool, device=dice.device).tril()
+    return causal | (dice < share)
 
 
 def draw_times(cfg: DiffusionConfig, noise: NoiseKey) -> Float[Tensor, " batch"]:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from models.config import config
+from models.config import config, neutral
 from runner.data.corpus import end_ids, token_id
 from runner.data.tokenizer_folder import MASK
 from runner.records.contracts import Inputs
@@ -36,6 +36,11 @@ class DiffusionConfig:
             next tokens.
         never_mask: give `<mask>` itself the probability 0 (SUBS of MDLM); it holds the logits of
             a whole micro-batch in memory.
+        anneal_steps: steps over which a model that started as a causal one learns to look ahead: at
+            step s each token sees a random part (s + 1) / anneal_steps of those after it
+            (DiffuLLaMA, arXiv 2410.17891). 0: all of them from the first step.
+        ends_together: a run of several ends of documents is hidden whole or not at all, so that
+            padding by them is not learnt from itself (Dream-Coder).
         draws: ways of hiding each sample in validation, stratified by the number of tokens hidden.
     """
 
@@ -48,6 +53,8 @@ class DiffusionConfig:
     cart_p: float = 0.1
     shift: bool = False
     never_mask: bool = False
+    anneal_steps: int = neutral(0)
+    ends_together: bool = neutral(False)
     draws: int = 4
 
     def __post_init__(self) -> None:
@@ -55,6 +62,7 @@ class DiffusionConfig:
             "strata": (self.strata >= 1, "at least 1"),
             "min_probability": (0 < self.min_probability < 1, "in (0, 1)"),
             "cart_p": (0 < self.cart_p < 1, "in (0, 1)"),
+            "anneal_steps": (self.anneal_steps >= 0, "at least 0"),
             "draws": (self.draws >= 2, "at least 2: their spread is the standard error"),
         }
         for name, (good, wanted) in checks.items():

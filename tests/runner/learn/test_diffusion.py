@@ -1,22 +1,40 @@
 """Masked diffusion against a Markov chain whose posterior is known."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kernels.philox import NoiseKey
+from models.contract import logits
 from models.decoder_config import DecoderConfig
 from models.language_model import TokenLoss
+from models.pretrained import load_pretrained
 from runner.data.corpus import loads, token_id
 from runner.data.special_tokens import WithTokens
 from runner.data.tokenizers import SymbolTokenizer
-from runner.learn.tasks.diffusion import context_weights, draw_times, hide, maskable
+from runner.learn.tasks.diffusion import (
+    context_weights,
+    draw_times,
+    hide,
+    maskable,
+    opened,
+    runs_of,
+)
 from runner.learn.tasks.diffusion_config import DiffusionConfig
+from runner.learn.trainer import Trainer
+from runner.machine.errors import CheckpointError, ConfigError
+from runner.machine.ranks import Ranks
+from runner.records import checkpoint, checkpoint_folder, journal, metrics
+from runner.records.cells import Cell, freeze_cell, make_cells
+from tests.folders import llama3
 
 CHAIN = torch.tensor([[0.80, 0.15, 0.05], [0.10, 0.70, 0.20], [0.25, 0.25, 0.50]]).double()
 LENGTH, ENTROPY = 8, 6.559125 / 8  # nats a token
@@ -153,6 +171,82 @@ def test_the_first_token_and_those_without_a_target_are_never_hidden() -> None:
     )
     assert hidden.where.any(0).tolist() == [False, True, True, False, *[True] * 5]
     assert torch.equal(hidden.tokens == 4, hidden.where)
+
+
+def test_a_causal_mask_opens_in_steps_and_ends_share_their_fate() -> None:
+    noise = NoiseKey(seed=1, step=3, samples=torch.zeros(1, dtype=torch.int64))
+    causal = torch.ones(64, 64, dtype=torch.bool).tril()
+    for share in (0.0, 0.25, 0.5):
+        seen = opened(noise, 64, share)
+        assert bool(seen[causal].all())
+        ahead = float(seen[~causal].double().mean())
+        assert abs(ahead - share) < 4 * math.sqrt(0.25 / 2016)
+    assert torch.equal(opened(noise, 64, 0.5), opened(noise, 64, 0.5))
+    alike = torch.tensor([[False, True, True, False, True, True, True, False]])
+    assert runs_of(alike).tolist() == [[0, 1, 1, 3, 4, 4, 4, 7]]
+    cfg, tokens = DiffusionConfig(ends_together=True), torch.tensor([[0, 3, 3, 1, 3, 3, 3, 2]])
+    many = NoiseKey(seed=0, step=0, samples=torch.arange(200))
+    batch = tokens.expand(200, -1)
+    hidden = hide(cfg, batch, batch >= 0, 4, many, runs_of(batch == 3)).where
+    assert bool((hidden[:, 1] == hidden[:, 2]).all())
+    assert bool((hidden[:, 4:7].sum(-1) % 3 == 0).all())
+    assert 40 < int((hidden[:, 2] != hidden[:, 4]).sum()) < 120, "runs are hidden apart"
+
+
+def _fit(node: dict[str, Any]) -> tuple[Cell, Trainer]:
+    (cell,) = make_cells([("", node)])
+    freeze_cell(cell)
+    attempt = journal.claim(cell.folder)
+    assert attempt is not None
+    writer = journal.Journal(cell.folder, attempt)
+    trainer = Trainer(cell, cell.inputs, writer, Ranks("cpu"))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    outcome = trainer.fit(lambda: False)
+    writer.event(outcome)
+    writer.close()
+    trainer.model.load_state_dict(before)
+    return cell, trainer
+
+
+def test_a_model_of_next_tokens_goes_on_as_a_diffusion_model(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Its weights, a new row for `<mask>`; at first it sees what it saw; its average is bounded."""
+    before, trained = _fit(compose("train.steps=4"))
+    newest = checkpoint_folder.newest(before.folder / "checkpoints")
+    assert newest is not None
+    weights = load_file(newest / "model.safetensors")
+    diffusion = ["task=diffusion", "model.causal=false", "task.shift=true"]
+    start = [f"+inputs.init.runs=[{before.fingerprint}]", "train.average.kind=ema"]
+    cell, after = _fit(compose(*diffusion, *start, "task.anneal_steps=1000", "train.steps=4"))
+    own = after.model.state_dict()
+    embedding = own.pop("embedding.weight")
+    assert torch.equal(embedding[:-1], weights.pop("embedding.weight"))
+    assert float(embedding[-1].abs().sum()) > 0
+    assert all(torch.equal(own[name], weights[name]) for name in weights)
+    values = metrics.read(cell.folder)
+    assert {"val_bound", "val_bound_stderr", "val_bound_average"} <= {k for v in values for k in v}
+    tokens = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(0))
+    causal = torch.ones(16, 16, dtype=torch.bool).tril()
+    ours = logits(after.model, tokens, visible=causal)[..., :-1]
+    trained.model.load_state_dict(load_file(newest / "model.safetensors"))
+    torch.testing.assert_close(ours, logits(trained.model, tokens), rtol=1e-4, atol=1e-5)
+    after.model.added_rows = 0
+    with pytest.raises(CheckpointError, match="of another model"):
+        checkpoint.load_weights(newest, after.model)
+
+
+def test_a_folder_of_next_tokens_starts_a_diffusion_model(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = llama3(tmp_path / "llama3")
+    named = f"+init=hf:{folder}"
+    with pytest.raises(ConfigError, match=r"model\.causal=false"):
+        make_cells([("", compose(named, "task=diffusion"))])
+    _, trainer = _fit(compose(named, "task=diffusion", "model.causal=false", "train.steps=2"))
+    theirs = load_pretrained(folder)
+    assert torch.equal(trainer.model.embedding.weight[:-1], theirs.embedding.weight)
+    assert not trainer.model.cfg.causal
 
 
 def test_what_does_not_fit_is_refused() -> None:
