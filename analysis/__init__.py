@@ -43,6 +43,7 @@ __all__ = [
     "report",
     "required",
     "resampling",
+    "reveal_order",
     "robustness",
     "run_plots",
     "runs",

@@ -152,6 +152,42 @@ def look(
         typer.echo(outputs.folder / path.relative_to(staged))
 
 
+@app.command(rich_help_panel=MODELS)
+def order(
+    run: Reference,
+    prompt: Annotated[str, typer.Option(help="The text that the canvas follows.")] = "\n",
+    tokens: Annotated[int | None, typer.Option(help="Length of the canvas.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Forward passes.")] = None,
+    algorithm: Annotated[str, typer.Option(help="What is revealed first.")] = "entropy",
+    block: Annotated[int | None, typer.Option(help="Tokens at a time, left to right.")] = None,
+    temperature: Annotated[float, typer.Option(help="Divides the logits; 0 is greedy.")] = 0.1,
+    seed: int = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: looks/RUN.")] = None,
+    root: Root = Path("."),
+) -> None:
+    """Show a masked-diffusion model write a text, in its order: a page, a picture, statistics."""
+    from analysis.reveal_order import draw_order  # noqa: PLC0415
+    from runner.commands.generation_cli import PromptCompleter  # noqa: PLC0415
+    from runner.data.corpus import texts_of  # noqa: PLC0415
+    from runner.records.cells import find_cell  # noqa: PLC0415
+
+    cell = find_cell(root, run)
+    how = {"steps": steps, "block": block, "temperature": temperature, "seed": seed}
+    completer = PromptCompleter(
+        cell.folder, max_new_tokens=tokens, algorithm=algorithm, ends=(), **how
+    )
+    ((_, done),) = completer.complete([prompt])
+    outputs = _outputs(out or root / "looks" / cell.fingerprint, "espalier order")
+    with _refusals():
+        outputs.check([])
+    title = f"{cell.config.name} {cell.fingerprint[:8]}"
+    texts = texts_of(completer.generator.tokenizer, done.ids)
+    with _refusals(), outputs.staged({"run": cell.fingerprint}) as staged:
+        drawn = draw_order(texts, done.revealed_at, staged, title, prompt)
+    for path in drawn:
+        typer.echo(outputs.folder / path.relative_to(staged))
+
+
 def _chosen(runs: "Runs", where: str | None) -> "Runs":
     """Return the runs for which `where` is true, with a note of it; all if it is None."""
     from analysis.expressions import true_rows  # noqa: PLC0415

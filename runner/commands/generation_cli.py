@@ -161,6 +161,19 @@ def settings_of(generator: TextGenerator, given: Mapping[str, Any]) -> Settings:
         raise ConfigError(str(error)) from error
 
 
+def filling_in(generator: TextGenerator) -> None:
+    """Check that a model fills in a canvas.
+
+    Raises:
+        ConfigError: it adds one token after the other.
+    """
+    if generator.settings is not Denoising:
+        raise ConfigError(
+            "this model adds one token after the other; a model that fills in a canvas is trained "
+            "by task=diffusion or task=diffusion_infill with model.causal=false"
+        )
+
+
 def read_prompts(file: Path) -> list[str]:
     """Return the prompts of a JSON-lines file, plain or .gz; blank lines are left out.
 

@@ -17,7 +17,7 @@ Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() ->
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -203,8 +203,13 @@ def num_added(tokenizer: Any) -> int:
 
 def token_texts(tokenizer: Any) -> list[str]:
     """Return the text of each id, `<id>` where it is empty or a part of a character."""
-    decoded = [tokenizer.decode([index]) for index in range(tokenizer.vocab_size)]
-    return [t if t and "\ufffd" not in t else f"<{index}>" for index, t in enumerate(decoded)]
+    return texts_of(tokenizer, range(tokenizer.vocab_size))
+
+
+def texts_of(tokenizer: Any, ids: Iterable[int]) -> list[str]:
+    """Return the text of each of `ids`, `<id>` where it is empty or a part of a character."""
+    decoded = [(index, tokenizer.decode([index])) for index in ids]
+    return [t if t and "\ufffd" not in t else f"<{index}>" for index, t in decoded]
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
