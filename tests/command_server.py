@@ -41,6 +41,7 @@ _IMPORTED = (
     "transformers",
     "runner.commands.hydra_plugin",
     "runner.commands.exchange",
+    "runner.commands.infill",
     "runner.commands.models",
     "runner.commands.precision",
     "runner.commands.storage",

@@ -11,6 +11,7 @@ __all__ = [
     "generation_cli",
     "hydra_plugin",
     "imports",
+    "infill",
     "key_reference",
     "keys",
     "missing_values",

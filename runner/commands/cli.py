@@ -12,7 +12,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from runner.commands import exchange, figures, imports, keys, models, precision, serving, storage
+from runner.commands import (
+    exchange,
+    figures,
+    imports,
+    infill,
+    keys,
+    models,
+    precision,
+    serving,
+    storage,
+)
 from runner.commands.arguments import (
     EXPERIMENTS,
     MLFLOW,
@@ -361,6 +371,7 @@ app.add_typer(keys.app)
 app.add_typer(storage.app)
 app.add_typer(figures.app)
 app.add_typer(models.app)
+app.add_typer(infill.app)
 app.add_typer(exchange.app)
 app.add_typer(imports.app, name="import", rich_help_panel=MODELS)
 app.add_typer(serving.app)

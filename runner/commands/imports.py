@@ -61,16 +61,18 @@ def gguf(
 
 def _measure(local: Path, given: list[str]) -> None:
     from models.pretrained import is_shifted, read_config  # noqa: PLC0415
+    from runner.data.tokenizer_folder import EXPAND, named_tokens  # noqa: PLC0415
 
     try:
         cfg: Any = read_config(local)[0]
         length, causal = getattr(cfg, "context_length", _MAX_LENGTH), getattr(cfg, "causal", True)
         shift = not causal and is_shifted(local)
+        task = "diffusion_infill" if EXPAND in named_tokens(local) else "diffusion"
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(str(error)) from error
     overrides = [f"init='hf:{local}'", "name=imported", "train.steps=0"]
     overrides.append(f"train.sequence_length={min(length, _MAX_LENGTH)}")
-    overrides += [] if causal else ["task=diffusion", f"task.shift={str(shift).lower()}"]
+    overrides += [] if causal else [f"task={task}", f"task.shift={str(shift).lower()}"]
     overrides += given
     sys.stdout.flush()
     os.execv(sys.executable, module_command("runner", *overrides))

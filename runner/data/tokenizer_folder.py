@@ -18,9 +18,10 @@ from runner.machine.text_files import read_text
 from runner.machine.typed_json import read_record
 
 _CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
-_GENERATION, _TEMPLATE = "generation_config.json", "chat_template.jinja"
+GENERATION, _TEMPLATE = "generation_config.json", "chat_template.jinja"
 
-MASK = "<mask>"  # our name of the mask token, whatever its text is
+# Our names of the tokens of masked diffusion, whatever their text is.
+MASK, EXPAND, DELETE = "<mask>", "<expand>", "<delete>"
 _MODEL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Where tokenizer_config.json does not name it, the class of transformers does.
@@ -58,7 +59,7 @@ def read_folder(folder: Path) -> FolderFiles:
         DataError: a file is not JSON, or not an object.
     """
     files: dict[str, Any] = {}
-    for name in (_CONFIG, _MAP, _GENERATION):
+    for name in (_CONFIG, _MAP, GENERATION):
         if (folder / name).exists():
             files[name] = read_record(folder / name)
     for file in sorted([folder / _TEMPLATE, *folder.glob("additional_chat_templates/*.jinja")]):
@@ -66,7 +67,7 @@ def read_folder(folder: Path) -> FolderFiles:
             files[str(file.relative_to(folder))] = read_text(file)
     model = read_record(folder / "config.json") if (folder / "config.json").exists() else {}
     model_ids = {key: model[key] for key in model if key in _MODEL_IDS}
-    ends = files.get(_GENERATION, {}).get("eos_token_id", model_ids.get("eos_token_id"))
+    ends = files.get(GENERATION, {}).get("eos_token_id", model_ids.get("eos_token_id"))
     bos = named_token(folder, "bos_token")
     return FolderFiles(bos, as_ids(ends), files, model_ids, mask_token(folder))
 
@@ -97,6 +98,19 @@ def mask_token(folder: Path) -> str | None:
         return named
     ids = as_ids(read_record(config).get("mask_token_id"))
     return added_token(folder, ids[0]) if ids else None
+
+
+def named_tokens(folder: Path) -> tuple[str, ...]:
+    """Return our names of the tokens of masked diffusion that a folder has."""
+    file = folder / GENERATION
+    resizing = resizing_ids(read_record(file)) if file.exists() else {}
+    return (*([MASK] if mask_token(folder) is not None else []), *resizing)
+
+
+def resizing_ids(generation: Mapping[str, Any]) -> dict[str, int]:
+    """Return the ids of `<expand>` and `<delete>` that DreamOn's generation_config.json names."""
+    ids = {EXPAND: generation.get("expand_token_id"), DELETE: generation.get("delete_token_id")}
+    return {name: int(index) for name, index in ids.items() if index is not None}
 
 
 def added_token(folder: Path, index: int) -> str | None:

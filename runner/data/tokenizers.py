@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.data.tokenizer_folder import MASK, FolderFiles
+from runner.data.tokenizer_folder import GENERATION, MASK, FolderFiles, resizing_ids
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.machine.errors import DataError
 
@@ -140,7 +140,7 @@ class SubwordTokenizer(Tokenizer):
     Attributes:
         bos: the id that stands before an empty text, None if `eos` does.
         ends: the ids that end a generated text.
-        token_ids: `<mask>` and its id, if the folder names a mask token.
+        token_ids: ids of `<mask>`, `<expand>` and `<delete>`, as far as the folder names them.
     """
 
     def __init__(
@@ -169,7 +169,8 @@ class SubwordTokenizer(Tokenizer):
         if self.beside.bos is not None:
             self.bos = self._inner.token_to_id(self.beside.bos)
         mask = self._inner.token_to_id(self.beside.mask) if self.beside.mask is not None else None
-        self.token_ids = {} if mask is None else {MASK: mask}
+        self.token_ids = resizing_ids(self.beside.files.get(GENERATION, {}))
+        self.token_ids |= {} if mask is None else {MASK: mask}
         own_ends = self.beside.ends
         self.ends = own_ends if eos in own_ends else (*own_ends, eos)
 

@@ -53,13 +53,11 @@ class TokenizerConfig:
 
     def named_tokens(self) -> tuple[str, ...]:
         """Return the special tokens, by our names, that a task need not add."""
-        from runner.data.tokenizer_folder import MASK, mask_token  # noqa: PLC0415
+        from runner.data.tokenizer_folder import named_tokens  # noqa: PLC0415
 
         if self.kind == "dialogue":
             return tuple(f"<{role}>" for role in ("user", "assistant", "tool"))
-        if self.kind != "folder" or mask_token(Path(str(self.path))) is None:
-            return ()
-        return (MASK,)
+        return named_tokens(Path(str(self.path))) if self.kind == "folder" else ()
 
     def numerics_with(self, model: Any) -> int:
         """Return the numerics revision, whatever the model.

@@ -12,6 +12,8 @@ __all__ = [
     "forgetting",
     "generation_settings",
     "harness",
+    "infilling",
+    "infilling_config",
     "internals",
     "ngram_baseline",
     "people_config",

@@ -1,11 +1,13 @@
 """A text that is filled in: a prompt, a canvas whose tokens are revealed in any order, a suffix."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.canvas import KeptKeysValues
+from runner.data.corpus import prompt_ids
 from runner.generate.denoising import Denoising
 from runner.generate.request import Event, Finish, Request
 from runner.generate.reveal import Turn
@@ -128,3 +130,19 @@ class CanvasRow:
             text=text + (self.stream.finish() if finish else ""),
             finish=finish,
         )
+
+
+def around(
+    tokenizer: Any, prefix: str, suffix: str, room: int | None = None
+) -> tuple[list[int], list[int]]:
+    """Return the ids before and after a canvas; the suffix ends the document.
+
+    Args:
+        room: the most ids in all; what is far from the canvas is cut off (None: any number).
+    """
+    before = prompt_ids(tokenizer, prefix)
+    after = [*(int(index) for index in tokenizer.encode(suffix)), int(tokenizer.eos)]
+    if room is None:
+        return before, after
+    kept = min(len(after), max(room // 2, room - len(before)))
+    return before[-(room - kept) :], after[:kept]

@@ -84,7 +84,7 @@ class Denoise:
                 f"0 to {self.model.vocab_size - 1}: encode it with the model's own tokenizer"
             )
         canvas = how.max_new_tokens
-        if self.resizes and how.expansions:
+        if self.expand is not None and how.expansions:
             canvas = max(canvas, min(how.max_canvas, canvas + how.expansions))
         if len(given) + canvas > self.context:
             raise ValueError(

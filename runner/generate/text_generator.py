@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from models.contract import for_inference
 from runner.data.corpus import encode_with_special, end_ids, prompt_ids, prompt_sees_itself
 from runner.generate.as_trained import compute_under, in_words, recipe_of_training
 from runner.generate.beam import beam_search
+from runner.generate.canvas_row import around
+from runner.generate.denoising import Denoising
 from runner.generate.generate import (
     Completion,
     Settings,
@@ -136,6 +139,25 @@ class TextGenerator:
             yield from completions(
                 engine, requests_of(engine, ids, samplings, slide=slide, tools=tools)
             )
+
+    def infill(
+        self, texts: Sequence[tuple[str, str]], how: Sequence[Denoising], *, rows: int = 16
+    ) -> Iterator[Completion]:
+        """Yield the middle of each (prefix, suffix) in their order, at most `rows` at a time.
+
+        Raises:
+            ConfigError: the model fills in no canvas, or a text is too long.
+        """
+        with _as_config_error():
+            engine = make_engine(
+                self.model, rows=rows, strategy=self.strategy, **self._text_options()
+            )
+            ids = [around(self.tokenizer, *pair) for pair in texts]
+            settings = [
+                replace(one, suffix=tuple(after)) for one, (_, after) in zip(how, ids, strict=True)
+            ]
+            prompts = [torch.tensor(before) for before, _ in ids]
+            yield from completions(engine, requests_of(engine, prompts, settings))
 
     def beam_search(self, prompt: Prompt, sampling: Sampling, beams: int) -> list[Completion]:
         """Return the `beams` continuations of beam search, the best first.

@@ -3,6 +3,8 @@
 __all__ = [
     "diffusion",
     "diffusion_config",
+    "diffusion_infill",
+    "diffusion_infill_config",
     "distillation",
     "distillation_config",
     "frozen",

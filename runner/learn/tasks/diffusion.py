@@ -67,7 +67,7 @@ class Diffusion:
             runs = runs_of(torch.isin(tokens, self.ends.to(tokens.device)))
         hidden = hide(self.cfg, tokens, maskable(batch), self.mask, noise, runs)
         out = self._predict(model, batch, hidden, noise)
-        weights = _shifted(hidden.weights, 0.0) if self.cfg.shift else hidden.weights
+        weights = shifted(hidden.weights, 0.0) if self.cfg.shift else hidden.weights
         return replace(out, reported=(weights * out.nll).sum())
 
     def validate(self, model: Any, batch: Batch) -> dict[str, tuple[float, float]]:
@@ -93,7 +93,7 @@ class Diffusion:
         self, model: Any, batch: Batch, draw: int, can_hide: Bool[Tensor, "batch seq"]
     ) -> Float[Tensor, " batch"]:
         """Return one estimate of each sample's bound, nats."""
-        key = NoiseKey(seed=0, step=0, samples=_number(batch["tokens"]))
+        key = NoiseKey(seed=0, step=0, samples=sample_number(batch["tokens"]))
         hidden = hide_counted(batch["tokens"], can_hide, self.mask, key, draw, self.cfg.draws)
         return self._predict(model, batch, hidden, None).nll.double().sum(-1) * (
             can_hide.sum(-1) / hidden.where.sum(-1).clamp(min=1)
@@ -105,7 +105,7 @@ class Diffusion:
         targets = torch.where(hidden.where, batch["tokens"], IGNORE)
         weights = hidden.weights.float()
         if self.cfg.shift:
-            targets, weights = _shifted(targets, IGNORE), _shifted(weights, 0.0)
+            targets, weights = shifted(targets, IGNORE), shifted(weights, 0.0)
         documents = batch.get("documents")
         if self.cfg.never_mask:
             return self._without_mask(model, hidden.tokens, targets, weights, documents, noise)
@@ -168,7 +168,7 @@ def hide(
     """
     times = draw_times(cfg, noise)[:, None]
     probability = (1.0 - cfg.min_probability) * times + cfg.min_probability
-    dice = _uniform(noise, _HIDING, tokens.shape[1])
+    dice = uniform(noise, _HIDING, tokens.shape[1])
     where = can_hide & ((dice if runs is None else dice.gather(1, runs)) < probability)
     if cfg.weight == "bound":
         weights = where / probability
@@ -190,7 +190,7 @@ def runs_of(alike: Bool[Tensor, "batch seq"]) -> Int64[Tensor, "batch seq"]:
 
 def opened(noise: NoiseKey, seq: int, share: float) -> Bool[Tensor, "seq seq"]:
     """Return a causal mask in which each token also sees a random `share` of those after it."""
-    dice = _uniform(noise, _OPENING, seq * seq).view(seq, seq)
+    dice = uniform(noise, _OPENING, seq * seq).view(seq, seq)
     causal = torch.ones(seq, seq, dtype=torch.bool, device=dice.device).tril()
     return causal | (dice < share)
 
@@ -199,9 +199,9 @@ def draw_times(cfg: DiffusionConfig, noise: NoiseKey) -> Float[Tensor, " batch"]
     """Return the time of each sample, in (0, 1)."""
     place = noise.samples % cfg.strata
     if cfg.times == "stratified":
-        return (place + _uniform(noise, _TIMES, 1)[:, 0]) / cfg.strata
+        return (place + uniform(noise, _TIMES, 1)[:, 0]) / cfg.strata
     shared = replace(noise, samples=noise.samples - place)
-    return (_uniform(shared, _TIMES, 1)[:, 0] + place / cfg.strata) % 1.0
+    return (uniform(shared, _TIMES, 1)[:, 0] + place / cfg.strata) % 1.0
 
 
 def context_weights(given: Bool[Tensor, "batch seq"], p: float) -> Float[Tensor, "batch seq"]:
@@ -226,7 +226,7 @@ def hide_counted(
     at a random time. Of `draws` estimates the k of number `draw` lies in its own stratum.
     """
     size = can_hide.sum(-1)
-    share = (_uniform(noise, _TIMES, 1)[:, 0] + draw) / draws
+    share = (uniform(noise, _TIMES, 1)[:, 0] + draw) / draws
     count = torch.minimum((share * size).long() + 1, size)
     words = random_words(noise, _HIDING + 1 + draw, tokens.shape[1])
     order = torch.where(can_hide, words, 1 << 32).argsort(dim=-1, stable=True)
@@ -234,16 +234,17 @@ def hide_counted(
     return Hidden(torch.where(where, mask, tokens), where, where.double())
 
 
-def _uniform(noise: NoiseKey, stream: int, n: int) -> Float[Tensor, "batch n"]:
+def uniform(noise: NoiseKey, stream: int, n: int) -> Float[Tensor, "batch n"]:
+    """Return `n` uniform numbers in (0, 1) of each sample."""
     return (random_words(noise, stream, n).double() + 0.5) / 2**32
 
 
-def _number(tokens: Int64[Tensor, "batch seq"]) -> Int64[Tensor, " batch"]:
+def sample_number(tokens: Int64[Tensor, "batch seq"]) -> Int64[Tensor, " batch"]:
     """Return a number of each sample that depends on its tokens alone, not on its batch."""
     powers = torch.full((tokens.shape[1],), 6364136223846793005, device=tokens.device)
     return ((tokens.long() + 1) * powers.cumprod(0)).sum(-1) & (2**63 - 1)
 
 
-def _shifted(values: Tensor, last: float) -> Tensor:
+def shifted(values: Tensor, last: float) -> Tensor:
     """Return `values` of each token at the token before it."""
     return functional.pad(values[:, 1:], (0, 1), value=last)

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from runner.records.config import RunConfig
 
 
+def refuse_causal(run: "RunConfig", task: str) -> None:
+    """Raise ValueError if the model of a run is causal, which `task` cannot train."""
+    if getattr(run.model, "causal", False):
+        raise ValueError(
+            f"task={task} predicts a token from both sides, which model.causal=true hides; "
+            "add model.causal=false"
+        )
+
+
 @config
 class DiffusionConfig:
     """Masked diffusion: tokens are hidden at random and predicted from all others, on both sides.
@@ -75,11 +84,7 @@ class DiffusionConfig:
         Raises:
             ValueError: one of the two.
         """
-        if getattr(run.model, "causal", False):
-            raise ValueError(
-                "task=diffusion predicts a token from both sides, which model.causal=true hides; "
-                "add model.causal=false"
-            )
+        refuse_causal(run, "diffusion")
         batch = run.train.batch_size if run.train is not None else self.strata
         if batch % self.strata:
             raise ValueError(

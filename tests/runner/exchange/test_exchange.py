@@ -167,6 +167,11 @@ def test_an_imported_diffusion_model_is_bounded_and_fills_in(text: Path, tmp_pat
     out = tmp_path / "out"
     _cli("export", cell.fingerprint, str(out), *root)
     assert is_shifted(out)
+    resizing = {"expand_token_id": 200, "delete_token_id": 256}  # DreamOn's
+    (folder / "generation_config.json").write_text(json.dumps(resizing))
+    read = TokenizerConfig(kind="folder", path=str(folder))
+    assert set(read.named_tokens()) == {"<mask>", "<expand>", "<delete>"}
+    assert read.build([]).token_ids == {"<mask>": 257, "<expand>": 200, "<delete>": 256}
 
 
 @pytest.mark.slow

@@ -106,6 +106,7 @@ NEEDS = {
         "tokenizer.path=x",
     ],
     "diffusion": ["model.causal=false"],
+    "diffusion_infill": ["model.causal=false"],
     "people": [
         "~data.split",
         "~data.sources",

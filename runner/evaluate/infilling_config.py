@@ -1,0 +1,60 @@
+"""The config of the evaluation `infilling`."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from models.config import config, execution
+from runner.evaluate.config import Cadence
+from runner.records.contracts import Trained
+
+
+@config
+class InfillingConfig:
+    """Middles that a masked-diffusion model fills in, by the length of the canvas it begins with.
+
+    Args:
+        file: JSON lines, plain or .gz. Rows of OpenAI's human-eval-infilling (`prompt`, `suffix`,
+            `canonical_solution`, and with `test` and `entry_point` a program to run), or texts of
+            Python (`text`), of whose functions one line each is held out. Its content is hashed,
+            its path is not.
+        canvases: numbers of masks to begin with.
+        limit: the most questions, evenly spaced through the file (None: all).
+        temperature, top_p, steps: see `Denoising`.
+        every: see `runner.records.contracts.Evaluation`.
+        batch_size: texts at a time.
+        allow_unsafe_code: run a model's programs even without a sandbox.
+    """
+
+    file: str = execution()
+    canvases: tuple[int, ...] = (4, 8, 16, 32, 64)
+    limit: int | None = None
+    temperature: float = 0.2
+    top_p: float | None = 0.9
+    steps: int | None = None
+    every: Cadence = execution(None)
+    batch_size: int = execution(16)
+    allow_unsafe_code: bool = execution(False)
+
+    def __post_init__(self) -> None:
+        if not self.canvases or min(self.canvases) < 1:
+            raise ValueError(f"canvases={list(self.canvases)} must be numbers of at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} must be at least 1")
+        object.__setattr__(self, "file", str(Path(self.file).expanduser().resolve()))
+
+    def content_hash(self) -> str:
+        """Return a hash of the file, part of the evaluation's fingerprint."""
+        with open(self.file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+
+    def run(self, trained: Trained, step: int) -> Mapping[str, float]:
+        """Return scores and standard errors by canvas, and the scores' means over the canvases.
+
+        `infilling/exact_match@8`, `infilling/same_ast@8` (equal but for layout and comments),
+        `infilling/length_error@8` (mean distance from the number of tokens), and where there are
+        tests `infilling/pass_at_1@8`.
+        """
+        from runner.evaluate.infilling import infilling  # noqa: PLC0415
+
+        return infilling(self, trained)
