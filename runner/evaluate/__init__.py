@@ -12,6 +12,7 @@ __all__ = [
     "forgetting",
     "generation_settings",
     "harness",
+    "harness_report",
     "infilling",
     "infilling_config",
     "internals",

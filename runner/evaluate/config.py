@@ -27,6 +27,8 @@ class HarnessConfig:
         num_fewshot: worked examples before a question (None: the task's own number).
         fewshot_seed: seeds the choice of the worked examples.
         limit: the most questions of a task, evenly spaced through the file (None: all).
+        steps, algorithm, block: of a model that fills in a canvas, see
+            `runner.generate.denoising.Denoising`; they do nothing with another.
         batch_size: questions per forward pass.
         allow_unsafe_code: run a model's programs even without a sandbox.
     """
@@ -38,8 +40,16 @@ class HarnessConfig:
     num_fewshot: int | None = None
     fewshot_seed: int = 1234
     limit: int | None = None
+    steps: int | None = neutral(None)
+    algorithm: str = neutral("entropy")
+    block: int | None = neutral(None)
     batch_size: int = execution(16)
     allow_unsafe_code: bool = execution(False)
+
+    @property
+    def fill(self) -> dict[str, Any]:
+        """The settings of a model that fills in a canvas."""
+        return {"steps": self.steps, "algorithm": self.algorithm, "block": self.block}
 
     def content_hash(self) -> str:
         """Return a hash of the YAMLs and files of the tasks, part of the fingerprint."""
@@ -54,7 +64,7 @@ class HarnessConfig:
         return run_benchmarks(self, trained, step)
 
     def __post_init__(self) -> None:
-        for name in ("every", "limit", "batch_size"):
+        for name in ("every", "limit", "batch_size", "steps", "block"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"harness.{name}={value} must be at least 1")

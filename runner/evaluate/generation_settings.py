@@ -5,6 +5,7 @@ from typing import Any
 
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from runner.generate.denoising import Denoising
 from runner.generate.sampling import Sampling
 from runner.machine.errors import ConfigError
 
@@ -59,6 +60,32 @@ def sampling_of(
         )
     except ValueError as error:
         raise ConfigError(f"generation_kwargs of a task: {error}") from error
+
+
+def denoising_of(how: Sampling, prompt: int, context: int, fill: Mapping[str, Any]) -> Denoising:
+    """Return the settings of a model that fills in a canvas for those that a task asks for.
+
+    Args:
+        prompt: tokens before the canvas, which ends with the context at the latest.
+        fill: further settings of `Denoising`.
+
+    Raises:
+        ConfigError: the task asks for something that a canvas has not, or `fill` is out of range.
+    """
+    if how.repetition_penalty != 1.0:
+        raise ConfigError(
+            "generation_kwargs of a task: repetition_penalty is not done by a model that fills in "
+            "a canvas; leave it out"
+        )
+    length = max(1, min(how.max_new_tokens, context - prompt))
+    kept = ("temperature", "top_k", "top_p", "min_p", "stop", "seed")
+    given = {name: getattr(how, name) for name in kept} | dict(fill)
+    if given.get("steps"):
+        given["steps"] = min(given["steps"], length)
+    try:
+        return Denoising(max_new_tokens=length, max_canvas=length, **given)
+    except ValueError as error:
+        raise ConfigError(f"eval.harness: {error}") from error
 
 
 def _default(tokenizer: Any, name: str) -> Any:

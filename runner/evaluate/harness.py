@@ -3,21 +3,14 @@
 Shape legend: batch, seq, vocab.
 """
 
-import hashlib
-import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import lm_eval
-import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -30,17 +23,17 @@ from runner.data.corpus import encode_with_special, end_ids, prompt_ids, start_i
 from runner.data.tokenizers import Tokenizer
 from runner.evaluate import code_execution as code
 from runner.evaluate.config import HarnessConfig
-from runner.evaluate.generation_settings import sampling_of
+from runner.evaluate.generation_settings import denoising_of, sampling_of
+from runner.evaluate.harness_report import Report, record_of, scores_of
 from runner.evaluate.sandbox import choose_wall
-from runner.generate.engine import Engine
+from runner.generate.denoising import Denoising
+from runner.generate.engine import Engine, Strategy
 from runner.generate.generate import completions, make_engine
 from runner.generate.request import Request
 from runner.generate.sampling import Sampling
-from runner.machine import storage
 from runner.machine.errors import ConfigError
-from runner.records.contracts import Trained
+from runner.records.contracts import Trained, strategy
 
-_SCHEMA = 1
 _BLOCK, _PREFIX_BYTES = 32, 1 << 28  # of the examples that all questions of a task begin with
 Context = Callable[[], AbstractContextManager[None]]
 
@@ -53,6 +46,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     Args:
         shares_prefixes: read once what several texts begin with. False for a model whose forward
             pass couples the rows of a batch: it would change the scores.
+        strategy: how the model generates (None: one token after the other). One that fills in a
+            canvas gives no scores of its own.
+        fill: settings of filling in a canvas; its length is that of the task.
     """
 
     def __init__(
@@ -64,8 +60,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         batch_size: int = 16,
         autocast: Context = nullcontext,
         shares_prefixes: bool = True,
+        strategy: Strategy[Any] | None = None,
+        fill: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.strategy, self.fill = strategy, dict(fill or {})
         self.shares_prefixes = shares_prefixes
         self.model, self.tokenizer, self.context = model, tokenizer, context
         self.rows_per_batch, self.autocast = batch_size, autocast
@@ -105,6 +104,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         Args:
             pairs: ids of context and continuation. The longest are scored first.
         """
+        if self.strategy is not None:
+            raise ConfigError(
+                "a model that fills in a canvas scores no continuations token by token; ask for "
+                "tasks that generate (humaneval, mbpp, gsm8k), and see val_bound"
+            )
         self.num_requests += len(pairs)
         self.num_truncated += sum(len(a) + len(b) > self.context + 1 for a, b in pairs)
         order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
@@ -134,6 +138,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             decode=tokenizer.decode,
             ends=end_ids(tokenizer),
             rows=self.rows_per_batch,
+            strategy=self.strategy,
             prefixes=prefixes if self.shares_prefixes else None,
         )
 
@@ -171,9 +176,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def _generated(self, number: int, context: str, settings: Mapping[str, Any]) -> Request:
         """Return the request for the continuation of a context."""
-        how = sampling_of(settings, self.tokenizer, number)
+        how: Sampling | Denoising = sampling_of(settings, self.tokenizer, number)
         ids = prompt_ids(self.tokenizer, context)
         room = max(1, self.context // 2, self.context - how.max_new_tokens)
+        if self.strategy is not None:
+            assert isinstance(how, Sampling)
+            how = denoising_of(how, min(len(ids), room), self.context, self.fill)
         self.num_requests += 1
         self.num_truncated += len(ids) > room
         return Request(id=str(number), prompt=ids[-room:], how=how, separate=True)
@@ -184,56 +192,21 @@ def _until(text: str, stop: Sequence[str]) -> str:
     return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
 
 
-@dataclass(frozen=True)
-class Report:
-    """The results of an evaluation.
-
-    Args:
-        scores: one for each task, metric and filter: value, stderr (None: not known), n, and what
-            makes it comparable: the task's version, prompt hash, n-shot, lm-eval's version.
-        records: one for each question and filter.
-    """
-
-    scores: list[dict[str, Any]]
-    records: list[dict[str, Any]]
-
-    @property
-    def values(self) -> dict[str, float]:
-        """The scores by metric name, with standard errors (NAME_stderr) where they are known."""
-        values = {}
-        for row in self.scores:
-            values[row["name"]] = row["value"]
-            if row["stderr"] is not None:
-                values[f"{row['name']}_stderr"] = row["stderr"]
-        return values
-
-    def write(self, folder: Path, step: int) -> None:
-        """Write evals/<identity>.json and .parquet of a run, replacing those of an earlier step."""
-        import pandas as pd  # noqa: PLC0415
-
-        identity = hashlib.sha256(json.dumps([row["identity"] for row in self.scores]).encode())
-        evals = folder / "evals"
-        evals.mkdir(exist_ok=True)
-        name = identity.hexdigest()[:16]
-        partial = evals / f".{name}.parquet"
-        pd.DataFrame(self.records).to_parquet(partial)
-        os.replace(partial, evals / f"{name}.parquet")
-        text = json.dumps({"schema": _SCHEMA, "step": step, "scores": self.scores}, indent=1)
-        storage.write_atomically(evals / f"{name}.json", text)
-
-
 def run_benchmarks(cfg: HarnessConfig, trained: Trained, step: int) -> dict[str, float]:
     """Run lm-eval on `cfg.tasks`; write the report to evals/ and return the scores.
 
     An evaluation-only cell writes the report to the run evaluated too.
     """
+    tokenizer, context = trained.corpus.tokenizer, trained.cfg.train.sequence_length
     model = HarnessModel(
         trained.model,
-        trained.corpus.tokenizer,
-        context=trained.cfg.train.sequence_length,
+        tokenizer,
+        context=context,
         batch_size=cfg.batch_size,
         autocast=trained.precision.autocast,
         shares_prefixes=not _couples(trained),
+        strategy=strategy(trained.cfg.task, trained.model, tokenizer, context),
+        fill=cfg.fill,
     )
     report = evaluate(model, cfg, suffix=trained.suffix)
     if trained.folder is not None:
@@ -291,14 +264,14 @@ def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Re
         )
     if results is None:
         raise ConfigError("lm-eval returned nothing")
-    records = [_record(name, row) for name, rows in results["samples"].items() for row in rows]
+    records = [record_of(name, row) for name, rows in results["samples"].items() for row in rows]
     if model.num_truncated:
         print(
             f"{model.num_truncated} of {model.num_requests} requests were longer than the context "
             f"of {model.context} tokens and lost their beginning",
             file=sys.stderr,
         )
-    return Report(list(_scores(results, suffix)), records)
+    return Report(list(scores_of(results, suffix)), records)
 
 
 def _check_sandbox(unsafe: set[str], specs: list[Any], cfg: HarnessConfig) -> None:
@@ -327,56 +300,6 @@ def _check_sandbox(unsafe: set[str], specs: list[Any], cfg: HarnessConfig) -> No
 def _evenly_spaced(count: int, limit: int) -> list[int]:
     """Return at most `limit` of `count` indices, evenly spaced: files are often sorted by kind."""
     return sorted({i * count // min(limit, count) for i in range(min(limit, count))})
-
-
-def _scores(results: dict[str, Any], suffix: str) -> Iterator[dict[str, Any]]:
-    for task, values in results["results"].items():
-        rows = results["samples"][task]
-        prompts = hashlib.sha256("".join(row["prompt_hash"] for row in rows).encode()).hexdigest()
-        protocol = {
-            "version": results["versions"].get(task),
-            "prompt_hash": prompts[:16],
-            "num_fewshot": results["n-shot"].get(task, 0),
-            "lm_eval": version("lm_eval"),
-        }
-        identity = hashlib.sha256(json.dumps([task, protocol, suffix]).encode()).hexdigest()[:16]
-        for key, value in values.items():
-            metric, _, filter_name = key.partition(",")
-            if not filter_name or metric.endswith("_stderr"):
-                continue
-            filtered = [row for row in rows if row["filter"] == filter_name]
-            filter_suffix = f".{filter_name}" if filter_name != "none" else ""
-            yield {
-                "name": f"{task}/{metric}{filter_suffix}{suffix}",
-                "task": task,
-                "metric": metric,
-                "filter": filter_name,
-                "value": float(value),
-                "stderr": _stderr(metric, float(value), [row.get(metric) for row in filtered]),
-                "n": len(filtered),
-                **protocol,
-                "identity": identity,
-            }
-
-
-def _stderr(metric: str, value: float, per_question: list[Any]) -> float | None:
-    """Return the standard error of a mean, or of exp(-mean) by the delta method; else None."""
-    count = len(per_question)
-    if count < 2 or not all(isinstance(score, (int, float)) for score in per_question):
-        return None
-    scores = torch.tensor(per_question, dtype=torch.float64)
-    stderr_of_mean = float(scores.std()) / math.sqrt(count)
-    if math.isclose(float(scores.mean()), value, rel_tol=1e-6, abs_tol=1e-9):
-        return stderr_of_mean
-    return value * stderr_of_mean if metric == "perplexity" else None
-
-
-def _record(task: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a question with its prompts, responses and scores; nested parts as JSON."""
-    nested = ("doc", "arguments", "resps", "filtered_resps", "target")
-    flat = {key: value for key, value in row.items() if key not in (*nested, "metrics")}
-    as_json = {key: json.dumps(row.get(key), default=str, ensure_ascii=False) for key in nested}
-    return {"task": task} | flat | as_json
 
 
 @contextmanager
