@@ -172,9 +172,15 @@ def order(
     from runner.records.cells import find_cell  # noqa: PLC0415
 
     cell = find_cell(root, run)
-    how = {"steps": steps, "block": block, "temperature": temperature, "seed": seed}
     completer = PromptCompleter(
-        cell.folder, max_new_tokens=tokens, algorithm=algorithm, ends=(), **how
+        cell.folder,
+        max_new_tokens=tokens,
+        algorithm=algorithm,
+        steps=steps,
+        block=block,
+        temperature=temperature,
+        seed=seed,
+        ends=(),
     )
     ((_, done),) = completer.complete([prompt])
     outputs = _outputs(out or root / "looks" / cell.fingerprint, "espalier order")

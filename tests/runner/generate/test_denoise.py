@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -72,13 +72,31 @@ def _sampled(steps: int) -> Tensor:
     for order in itertools.permutations(range(LENGTH)):
         orders.add(tuple(frozenset(order[i : i + part]) for i in range(0, LENGTH, part)))
     for groups in orders:
-        chance, known = torch.ones(len(TEXTS)).double(), list[int]()
-        for group in groups:
-            for place in group:  # each on its own, given what was known before the step
-                chance *= _given(known, place)
-            known += group
-        total += chance / len(orders)
+        total += _sampled_in(groups) / len(orders)
     return total
+
+
+def _sampled_in(groups: Sequence[Collection[int]]) -> Tensor:
+    """Return the probability of each text where `groups` are revealed one after the other."""
+    chance, known = torch.ones(len(TEXTS)).double(), list[int]()
+    for group in groups:
+        for place in group:  # each on its own, given what was known before the step
+            chance *= _given(known, place)
+        known += group
+    return chance
+
+
+def _divergence(sampler: Tensor) -> float:
+    """Return KL(truth || sampler), nats."""
+    return float((TRUE * (TRUE / sampler).log()).sum())
+
+
+def _assert_drawn_from(expected: Tensor, done: Sequence[Completion]) -> None:
+    """Check the first three states of texts by a chi-square test."""
+    begin = (torch.tensor([c.ids[:3] for c in done]) * torch.tensor([9, 3, 1])).sum(-1)
+    seen, wanted = torch.bincount(begin, minlength=27), expected.view(27, -1).sum(-1) * len(done)
+    deviation = float(((seen - wanted) ** 2 / wanted).sum())
+    assert deviation < 26 + 4 * math.sqrt(2 * 26)
 
 
 def _given(known: Sequence[int], place: int) -> Tensor:
@@ -93,13 +111,18 @@ def _given(known: Sequence[int], place: int) -> Tensor:
 def test_tokens_revealed_together_cost_what_they_are_correlated(steps: int, nats: float) -> None:
     """The distance between sampler and truth; the sampler draws from the former (chi-square)."""
     expected = _sampled(steps)
-    assert float((TRUE * (TRUE / expected).log()).sum()) == pytest.approx(nats, abs=1e-6)
-    number = 200
-    done = _texts(number, shift=steps == 3, steps=steps, algorithm="random", temperature=1.0)
-    begin = (torch.tensor([c.ids[:3] for c in done]) * torch.tensor([9, 3, 1])).sum(-1)
-    seen, wanted = torch.bincount(begin, minlength=27), expected.view(27, -1).sum(-1) * number
-    deviation = float(((seen - wanted) ** 2 / wanted).sum())
-    assert deviation < 26 + 4 * math.sqrt(2 * 26)
+    assert _divergence(expected) == pytest.approx(nats, abs=1e-6)
+    how = {"steps": steps, "algorithm": "random", "temperature": 1.0}
+    _assert_drawn_from(expected, _texts(200, shift=steps == 3, **how))
+
+
+def test_pairs_far_apart_cost_less_than_neighbours() -> None:
+    for groups, nats in (
+        ([(0, 1), (2, 3), (4, 5)], 0.624841),
+        ([(0, 3), (1, 4), (2, 5)], 0.034428),
+        ([(0, 4), (2, 5), (1, 3)], 0.013682),
+    ):
+        assert _divergence(_sampled_in(groups)) == pytest.approx(nats, abs=1e-6)
 
 
 def test_a_text_does_not_depend_on_its_company() -> None:

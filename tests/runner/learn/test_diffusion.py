@@ -126,6 +126,31 @@ def test_the_objectives_of_the_exact_model(options: dict[str, Any], expected: fl
     assert error < 0.01 * expected
 
 
+def test_times_shared_out_buy_little_where_the_draw_of_what_is_hidden_dominates() -> None:
+    """Of 16 samples: about 0.22 nats, twice the spread of counts (0.11); its tails are heavy."""
+    batch = _samples(16_000)
+    for options in ({}, {"strata": 16}, {"strata": 16, "times": "shifted"}):
+        losses = _losses(DiffusionConfig(**options), batch).view(-1, 16).mean(-1)
+        assert 0.15 < float(losses.std()) < 0.32
+
+
+def test_the_loss_of_a_hidden_token_by_how_many_are_hidden() -> None:
+    """Of the exact model the bound is tight: the losses of 1 to 8 hidden sum up to the entropy."""
+    batch, means = _samples(4_000), []
+    for hidden, nats in enumerate(
+        [0.6513, 0.6850, 0.7236, 0.7683, 0.8210, 0.8843, 0.9625, 1.0633], start=1
+    ):
+        draw = torch.Generator().manual_seed(hidden)
+        order = torch.rand(4_000, LENGTH, generator=draw).argsort(-1)
+        where = nn.functional.pad(order < hidden, (1, 0), value=False)
+        tokens = torch.where(where, 4, batch["tokens"])
+        chances = Posterior()(tokens).log_softmax(-1).gather(-1, batch["tokens"][..., None])
+        losses = -(chances[..., 0] * where).sum(-1) / hidden
+        means.append(float(losses.mean()))
+        assert means[-1] == pytest.approx(nats, abs=4 * float(losses.std()) / math.sqrt(4_000))
+    assert sum(means) == pytest.approx(ENTROPY * LENGTH, rel=0.02)
+
+
 def test_validation_is_the_entropy_and_its_error_is_that_of_the_draws() -> None:
     batch, model = _samples(4_000), Predicts()
     task = DiffusionConfig(draws=8).build(None, TOKENIZER, {})
