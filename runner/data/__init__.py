@@ -27,6 +27,7 @@ __all__ = [
     "recall_config",
     "sources",
     "special_tokens",
+    "sum_lines",
     "sums_config",
     "synthetic",
     "synthetic_config",

@@ -4,6 +4,8 @@ __all__ = [
     "answer_metrics",
     "answer_scorer",
     "benchmark_rows",
+    "canvas",
+    "canvas_config",
     "capacity",
     "code_execution",
     "config",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from runner.data.corpus import end_ids
+from runner.data.sum_lines import SumLinesConfig
 from runner.evaluate.infilling_config import InfillingConfig
 from runner.evaluate.sandbox import choose_wall, run
 from runner.generate.canvas_row import around
@@ -47,7 +48,10 @@ def infilling(cfg: InfillingConfig, trained: Trained) -> dict[str, float]:
         ConfigError: the model fills in no canvas, or programs must run and there is no sandbox.
         DataError: the file holds no question.
     """
-    questions = read_questions(Path(cfg.file), cfg.limit)
+    if cfg.file is None:
+        questions = list(_sums(cfg.sums))
+    else:
+        questions = read_questions(Path(cfg.file), cfg.limit)
     if any(question.test for question in questions):
         choose_wall(cfg.allow_unsafe_code)
     values: dict[str, float] = {}
@@ -78,6 +82,13 @@ def read_questions(file: Path, limit: int | None = None) -> list[Question]:
     count = len(questions)
     taken = min(limit or count, count)
     return [questions[index * count // taken] for index in range(taken)]
+
+
+def _sums(count: int) -> Iterator[Question]:
+    """Yield sums between two others, none of them from the default seed of data=sum_lines."""
+    lines = [*SumLinesConfig(lines=3 * count, data_seed=1 << 20).sums()]
+    for before, (asked, answer), after in zip(*(lines[i::3] for i in range(3)), strict=True):
+        yield Question("".join(before) + f"\n{asked}", answer, "\n" + "".join(after) + "\n")
 
 
 def _of_row(where: str, row: Any) -> Iterator[Question]:

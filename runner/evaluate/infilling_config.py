@@ -14,6 +14,7 @@ class InfillingConfig:
     """Middles that a masked-diffusion model fills in, by the length of the canvas it begins with.
 
     Args:
+        sums: so many sums whose result is the middle, instead of a file; the model is of data=sum_lines.
         file: JSON lines, plain or .gz. Rows of OpenAI's human-eval-infilling (`prompt`, `suffix`,
             `canonical_solution`, and with `test` and `entry_point` a program to run), or texts of
             Python (`text`), of whose functions one line each is held out. Its content is hashed,
@@ -26,7 +27,8 @@ class InfillingConfig:
         allow_unsafe_code: run a model's programs even without a sandbox.
     """
 
-    file: str = execution()
+    file: str | None = execution(None)
+    sums: int = 0
     canvases: tuple[int, ...] = (4, 8, 16, 32, 64)
     limit: int | None = None
     temperature: float = 0.2
@@ -41,10 +43,15 @@ class InfillingConfig:
             raise ValueError(f"canvases={list(self.canvases)} must be numbers of at least 1")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} must be at least 1")
-        object.__setattr__(self, "file", str(Path(self.file).expanduser().resolve()))
+        if (self.file is None) == (self.sums < 1):
+            raise ValueError("give either file, or sums as the number of questions")
+        if self.file is not None:
+            object.__setattr__(self, "file", str(Path(self.file).expanduser().resolve()))
 
     def content_hash(self) -> str:
-        """Return a hash of the file, part of the evaluation's fingerprint."""
+        """Return a hash of the file, part of the evaluation's fingerprint; "" without one."""
+        if self.file is None:
+            return ""
         with open(self.file, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
 

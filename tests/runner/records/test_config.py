@@ -134,6 +134,7 @@ NEEDS = {
     "problems": ["~data.split", "data.sources.0.path=x"],
     "sums": ["~data.split", "~data.sources.0.path"],
     "sum_pairs": ["~data.sources.0.path"],
+    "sum_lines": ["~data.sources.0.path"],
     "recall": ["~data.split", "~data.sources", "tokenizer=symbols", "data.num_pairs=4"],
     "markov": ["~data.split", "~data.sources", "tokenizer=symbols", "tokenizer.vocab_size=32"],
 }

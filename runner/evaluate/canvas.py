@@ -1,0 +1,150 @@
+"""Texts that a model writes by several samplers, judged by a chain or as sums; their order."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runner.data.corpus import prompt_ids
+from runner.data.markov import shared_chain
+from runner.data.sum_lines import is_right
+from runner.evaluate.canvas_config import RevealOrdersConfig, SamplersConfig
+from runner.evaluate.scores import repetition
+from runner.generate.denoising import Denoising
+from runner.generate.generate import Completion, Settings, generate
+from runner.generate.sampling import Sampling
+from runner.machine.errors import ConfigError
+from runner.machine.storage import write_atomically
+from runner.records.contracts import Trained, strategy
+
+
+def measure_samplers(cfg: SamplersConfig, trained: Trained) -> dict[str, float]:
+    """Return the values of `SamplersConfig.run`.
+
+    Raises:
+        ConfigError: the judge is that of other data.
+    """
+    own = _strategy(trained)
+    prompts = _prompts(cfg, trained)
+    values: dict[str, float] = {}
+    for name, how in _ways(cfg, own):
+        done = _write(trained, prompts, how, own)
+        if cfg.judge == "chain":
+            scores, measure = _chain_nats(trained, done), "nats"
+        else:
+            scores, measure = [_right(one.text) for one in done], "right"
+        distinct = [1.0 - repetition(one.ids) for one in done]
+        for key, given in ((measure, scores), ("distinct", distinct)):
+            known = np.array([score for score in given if math.isfinite(score)])
+            stderr = known.std(ddof=1) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+            values[f"samples/{key}@{name}"] = float(known.mean()) if len(known) else math.nan
+            values[f"samples/{key}@{name}_stderr"] = float(stderr)
+    return values
+
+
+def write_orders(cfg: RevealOrdersConfig, trained: Trained) -> dict[str, float]:
+    """Write orders.json; see `RevealOrdersConfig.run`.
+
+    Raises:
+        ConfigError: the model fills in no canvas.
+    """
+    own = _strategy(trained)
+    if own is None:
+        raise ConfigError(
+            "eval.also.reveal_orders needs a model that fills in a canvas: task=diffusion and "
+            "model.causal=false"
+        )
+    rows = []
+    for prompt in cfg.prompts:
+        ids = torch.tensor(prompt_ids(trained.corpus.tokenizer, prompt))
+        how = [
+            Denoising(
+                max_new_tokens=cfg.tokens,
+                algorithm=cfg.algorithm,
+                temperature=cfg.temperature,
+                ends=(),
+                sample=sample,
+            )
+            for sample in range(cfg.samples)
+        ]
+        for one in _write(trained, [ids] * cfg.samples, how, own):
+            rows.append({"prompt": prompt, "revealed_at": one.revealed_at, "text": one.text})
+    if trained.folder is not None:
+        write_atomically(trained.folder / "orders.json", json.dumps(rows))
+    return {"orders": float(len(rows))}
+
+
+def _strategy(trained: Trained) -> Any:
+    context = trained.cfg.train.sequence_length
+    return strategy(trained.cfg.task, trained.model, trained.corpus.tokenizer, context)
+
+
+def _ways(cfg: SamplersConfig, own: Any) -> Iterator[tuple[str, list[Settings]]]:
+    """Yield (name, settings of each text)."""
+    given = {"max_new_tokens": cfg.tokens, "temperature": cfg.temperature, "ends": ()}
+    if own is None:
+        yield (
+            "autoregressive",
+            [
+                Sampling(max_new_tokens=cfg.tokens, temperature=cfg.temperature, sample=sample)
+                for sample in range(cfg.texts)
+            ],
+        )
+        return
+    for algorithm in cfg.algorithms:
+        for steps in cfg.steps:
+            yield (
+                f"{algorithm}_{steps}",
+                [
+                    Denoising(algorithm=algorithm, steps=steps, sample=sample, **given)
+                    for sample in range(cfg.texts)
+                ],
+            )
+
+
+def _prompts(cfg: SamplersConfig, trained: Trained) -> list[Tensor]:
+    """Return the first tokens of texts: of a chain those that it depends on, else a line's end."""
+    data, tokenizer = trained.cfg.data, trained.corpus.tokenizer
+    if cfg.judge == "sums":
+        return [torch.tensor(prompt_ids(tokenizer, "\n"))] * cfg.texts
+    if getattr(data, "in_context", True):
+        raise ConfigError("eval.also.samplers.judge=chain needs data=markov, one chain for all")
+    draw = np.random.default_rng(0)
+    vocab = trained.cfg.tokenizer.vocab_size
+    return list(torch.from_numpy(draw.integers(0, vocab, (cfg.texts, data.order))))
+
+
+def _write(
+    trained: Trained, prompts: Sequence[Tensor], how: Sequence[Settings], own: Any
+) -> list[Completion]:
+    tokenizer = trained.corpus.tokenizer
+    with trained.precision.autocast():
+        return generate(
+            trained.model,
+            prompts,
+            how,
+            context=trained.cfg.train.sequence_length,
+            decode=tokenizer.decode,
+            ends=(),
+            rows=32,
+            strategy=own,
+        )
+
+
+def _chain_nats(trained: Trained, done: Sequence[Completion]) -> list[float]:
+    """Return the nats per new token of each text; infinite where the chain cannot write it."""
+    data: Any = trained.cfg.data
+    chain = shared_chain(data, trained.cfg.tokenizer.vocab_size)
+    ids = np.array([[*one.prompt, *one.ids] for one in done])
+    with np.errstate(divide="ignore"):
+        return list(chain.nats(ids)[:, data.order - 1 :].mean(axis=1))
+
+
+def _right(text: str) -> float:
+    """Return the part of the whole lines of a text that are right sums, NaN if there is none."""
+    lines = text.split("\n")[:-1]
+    return sum(map(is_right, lines)) / len(lines) if lines else math.nan

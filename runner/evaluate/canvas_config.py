@@ -1,0 +1,80 @@
+"""The configs of evaluations that let a model write: with several samplers, and in which order."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from models.config import config, execution
+from runner.evaluate.config import Cadence
+from runner.generate.denoising import ALGORITHMS
+from runner.records.contracts import Trained
+
+
+@config
+class SamplersConfig:
+    """How good texts are by sampler, judged by what is known of the data.
+
+    Args:
+        judge: `chain`: nats per token under the chain of data=markov, whose entropy is the least
+            that honest samples reach; `sums`: the part of the lines of data=sum_lines that are right.
+        algorithms, steps: of a model that fills in a canvas; each pair is measured. A model of next
+            tokens is measured once.
+        tokens: length of a text.
+        texts: their number.
+        temperature: 1 samples from the model as it is.
+        every: see `runner.records.contracts.Evaluation`.
+    """
+
+    judge: Literal["chain", "sums"] = "sums"
+    algorithms: tuple[str, ...] = ("random", "entropy")
+    steps: tuple[int, ...] = (4, 16, 64)
+    tokens: int = 64
+    texts: int = 64
+    temperature: float = 1.0
+    every: Cadence = execution(None)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.algorithms if name not in ALGORITHMS]
+        if unknown:
+            raise ValueError(
+                f"algorithms={list(self.algorithms)}: {unknown[0]} is none of "
+                f"{', '.join(ALGORITHMS)}"
+            )
+        if not self.steps or not 1 <= min(self.steps) <= max(self.steps) <= self.tokens:
+            raise ValueError(f"steps={list(self.steps)} must lie in 1 to tokens={self.tokens}")
+
+    def run(self, trained: Trained, step: int) -> Mapping[str, float]:
+        """Return `samples/nats@random_16`, or `samples/right@random_16`, and so on.
+
+        Each has its standard error over texts; `samples/distinct@...` is the part of the 4-grams
+        that are no repeats of others in their text.
+        """
+        from runner.evaluate.canvas import measure_samplers  # noqa: PLC0415
+
+        return measure_samplers(self, trained)
+
+
+@config
+class RevealOrdersConfig:
+    """In which order a masked-diffusion model writes after each prompt: orders.json of the run.
+
+    Args:
+        prompts: texts that the canvas follows.
+        samples: texts for each prompt.
+        tokens: length of the canvas, as many steps.
+        temperature: divides the logits.
+    """
+
+    counts: ClassVar[bool] = False
+
+    prompts: tuple[str, ...] = ("\n",)
+    samples: int = 8
+    tokens: int = 64
+    algorithm: str = "entropy"
+    temperature: float = 0.1
+    every: Cadence = execution(None)
+
+    def run(self, trained: Trained, step: int) -> Mapping[str, float]:
+        """Return `orders`, the number of texts in orders.json: prompt and `revealed_at` of each."""
+        from runner.evaluate.canvas import write_orders  # noqa: PLC0415
+
+        return write_orders(self, trained)
