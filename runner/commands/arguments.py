@@ -101,9 +101,15 @@ def chosen_cells(root: Path, name: str, prefixes: list[str] | None) -> "list[Cel
 
 
 def experiment_folder(name: str) -> Path:
-    """Return the folder of an experiment, given by name or by path, or by its sweep.yaml."""
+    """Return the folder of an experiment, given by name or by path, or by its sweep.yaml.
+
+    Sweeps of its other grids are named after both: diffusion_bound_quick is of diffusion_bound.
+    """
     given = Path(name)
     if given.name == "sweep.yaml":
         given = given.parent
     named = EXPERIMENTS / given
+    first, _, grid = given.name.rpartition("_")
+    if not named.exists() and first and (EXPERIMENTS / first / f"{grid}.yaml").exists():
+        named = EXPERIMENTS / first
     return given.resolve() if (given / "sweep.yaml").exists() else named

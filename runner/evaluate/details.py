@@ -9,6 +9,7 @@ from models.text_state import TextState
 from runner.evaluate.scores import calibration_error, predictions
 from runner.evaluate.validation import to_device
 from runner.generate.decoding_batch import prefill
+from runner.machine.errors import ConfigError
 from runner.machine.storage import write_atomically
 from runner.records.contracts import Trained
 
@@ -28,8 +29,16 @@ def measure_details(trained: Trained) -> tuple[dict[str, float], list[dict[str, 
     The values are `val_accuracy`, `val_calibration_error` and, if the model has a state,
     `state_bytes`, the size of one sequence's decoding state. A row has `position`, `loss` (nats per
     token) and `n` (targets). Every rank computes everything.
+
+    Raises:
+        ConfigError: the model sees the token that it should predict.
     """
     model, corpus, cfg, precision = trained.model, trained.corpus, trained.cfg, trained.precision
+    if not getattr(cfg.model, "causal", True):
+        raise ConfigError(
+            "eval.details measures predictions of the next token, which a model with "
+            "model.causal=false sees; leave it out"
+        )
     seq, device = cfg.train.sequence_length, trained.ranks.device
     nats, count = (torch.zeros(seq, dtype=torch.float64) for _ in range(2))
     predicted = []

@@ -132,7 +132,7 @@ def _filled(
             "eval.also.infilling needs a model that fills in a canvas: task=diffusion_infill or "
             "task=diffusion, and model.causal=false"
         )
-    most = max(canvas, Denoising.max_canvas) if own.expand is not None else canvas
+    most = max(canvas, cfg.max_canvas) if own.expand is not None else canvas
     room = context - most
     if room < 4:
         raise ConfigError(

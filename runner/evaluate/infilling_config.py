@@ -20,6 +20,7 @@ class InfillingConfig:
             Python (`text`), of whose functions one line each is held out. Its content is hashed,
             its path is not.
         canvases: numbers of masks to begin with.
+        max_canvas: the longest canvas of a model that changes its length.
         limit: the most questions, evenly spaced through the file (None: all).
         temperature, top_p, steps: see `Denoising`.
         every: see `runner.records.contracts.Evaluation`.
@@ -30,6 +31,7 @@ class InfillingConfig:
     file: str | None = execution(None)
     sums: int = 0
     canvases: tuple[int, ...] = (4, 8, 16, 32, 64)
+    max_canvas: int = 64
     limit: int | None = None
     temperature: float = 0.2
     top_p: float | None = 0.9
@@ -41,6 +43,8 @@ class InfillingConfig:
     def __post_init__(self) -> None:
         if not self.canvases or min(self.canvases) < 1:
             raise ValueError(f"canvases={list(self.canvases)} must be numbers of at least 1")
+        if self.max_canvas < 1:
+            raise ValueError(f"max_canvas={self.max_canvas} must be at least 1")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} must be at least 1")
         if (self.file is None) == (self.sums < 1):

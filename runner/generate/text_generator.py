@@ -88,6 +88,11 @@ class TextGenerator:
         task, self.bidirectional = config.task, prompt_sees_itself(config.data)
         self.strategy = strategy(task, self.model, self.tokenizer, self.context)
         self.settings = getattr(self.strategy, "settings", Sampling)
+        if compiled and self.strategy is not None:
+            raise ConfigError(
+                "--compile compiles the step of one token after the other, which this model does "
+                "not take; leave it out"
+            )
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Settings | Sequence[Settings], **more: Any

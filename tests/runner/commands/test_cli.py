@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from models.precision_config import PrecisionConfig
+from runner.commands.arguments import experiment_folder
 from runner.commands.cli import app
 from runner.records import journal
 from tests.command_server import ROOT, run, start
@@ -34,6 +35,11 @@ def test_a_trained_sweep_is_shown_drawn_and_spoken_to(espalier: Run, tmp_path: P
     spoken = cli.invoke(app, ["generate", key, "--prompt", "line", "--tokens", "5", *root])
     assert spoken.exit_code == 0, spoken.output
     assert spoken.output.startswith("line")
+
+
+def test_a_grid_beside_the_sweep_is_of_the_same_experiment() -> None:
+    named = {"mqar": "mqar", "mqar_full": "mqar", "lr_transfer": "lr_transfer", "mqar_x": "mqar_x"}
+    assert {name: experiment_folder(name).name for name in named} == named
 
 
 def _cli(tmp_path: Path, *arguments: str) -> str:

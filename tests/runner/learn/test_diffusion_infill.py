@@ -13,10 +13,12 @@ from kernels.philox import NoiseKey
 from runner.commands.cli import app
 from runner.data.special_tokens import WithTokens
 from runner.data.tokenizers import ByteTokenizer
+from runner.evaluate.config import DetailsConfig
 from runner.evaluate.infilling import first_line, held_out_lines, read_questions, scored
 from runner.evaluate.infilling_config import InfillingConfig
 from runner.learn.tasks.diffusion_infill_config import DiffusionInfillConfig
 from runner.learn.trainer import Trainer
+from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
 from runner.records import journal, metrics
 from runner.records.cells import Cell, freeze_cell, make_cells
@@ -127,6 +129,12 @@ def test_a_run_fills_in_middles_and_shows_its_order(trained: Cell) -> None:
     assert once == _cli("infill", run, *given, "--max-tokens", "6", "--whole", *root)
     assert "pass the context of 96" in _cli("infill", run, *given[:4], "--tokens", "80", *root)
     assert "leave it out" in _cli("infill", run, *given, "--steps", "2", *root)
+    spoken = ("generate", run, "--prompt", "line", "--tokens", "4", *root)
+    assert "--compile compiles the step" in _cli(*spoken, "--compile")
+    assert "--repetition-penalty does nothing" in _cli(*spoken, "--repetition-penalty", "1.1")
+    assert "a canvas has no beams" in _cli(*spoken, "--beams", "2")
+    with pytest.raises(ConfigError, match=r"causal=false sees"):
+        DetailsConfig().run(_as_trained(trained), 3)
     assert "max_new_tokens=0" in _cli("infill", run, "--tokens", "0", *root)
     out = trained.folder.parents[1] / "looks"
     shown = _cli("order", run, "--prompt", "line", "--tokens", "6", "--out", str(out), *root)
