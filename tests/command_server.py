@@ -231,7 +231,8 @@ def _fork_template(path: bytes, args: list[str], fds: list[int]) -> int:
         os._exit(0)
 
 
-def _import_all() -> None:
+def import_all() -> None:
+    """Import once what commands import."""
     for name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "true")  # as runner/__main__.py does
     for name in _IMPORTED:
@@ -248,7 +249,7 @@ def _import_all() -> None:
 
 
 if __name__ == "__main__":
-    _import_all()
+    import_all()
     with socket.socket(fileno=int(sys.argv[1])) as _line:
         _request = _serve(_line)
     _code = _run(_request)
