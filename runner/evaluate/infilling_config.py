@@ -14,7 +14,8 @@ class InfillingConfig:
     """Middles that a masked-diffusion model fills in, by the length of the canvas it begins with.
 
     Args:
-        sums: so many sums whose result is the middle, instead of a file; the model is of data=sum_lines.
+        sums: so many sums whose result is the middle, instead of a file; the model is of
+            data=sum_lines.
         file: JSON lines, plain or .gz. Rows of OpenAI's human-eval-infilling (`prompt`, `suffix`,
             `canonical_solution`, and with `test` and `entry_point` a program to run), or texts of
             Python (`text`), of whose functions one line each is held out. Its content is hashed,
