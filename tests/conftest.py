@@ -80,12 +80,8 @@ def espalier(tmp_path: Path, text: Path) -> Callable[..., subprocess.CompletedPr
 # How the tests share a machine, and what `make test-quick` leaves out.
 
 _MOST_WORKERS = 8
-_ONE_WORKER = (
-    "test_slurm.py",
-    "test_mlflow_server.py",
-    "test_openai_clients.py",
-    "test_server_security.py",
-)
+_ONE_WORKER = ("test_slurm.py", "test_mlflow_server.py")
+_SERVE = "tests/runner/serve/"  # its files share a run
 _LEFT_OUT: Counter[str] = Counter()
 
 
@@ -107,6 +103,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class OneByOne(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
+            if file.startswith(_SERVE):
+                return _SERVE
             return file if file.endswith(_ONE_WORKER) else nodeid
 
     return OneByOne(config, log)

@@ -46,9 +46,10 @@ class Gate:
                 check_host(headers)
             if scope["path"] not in _OPEN:
                 given = headers.get(b"authorization", b"").decode("latin-1")
-                scope["state"]["key"] = self.access.authenticate(given)
+                key = self.access.authenticate(given)
+                scope.setdefault("state", {})["key"] = key
                 if scope["method"] == "POST":
-                    self.access.take("requests", scope["state"]["key"], 1)
+                    self.access.take("requests", key, 1)
             body = await self._body(headers, receive)
         except ApiError as error:
             response = JSONResponse(error.body(), error.status, error.headers)

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -16,7 +17,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from runner.records.trained_model import load_model
-from tests.runner.serve.running import CONTEXT, Server, make_run, serving
+from tests.runner.serve.running import CONTEXT, Server, serving
 
 CHROMIUM = shutil.which("chromium")
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -24,9 +25,8 @@ TEXT = "The quick brown fox jumps over the lazy dog, and the dog"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(made: Path) -> Iterator[Server]:
     """One server for all: in one shape, so that texts can be compared bit for bit."""
-    made = make_run(tmp_path_factory.mktemp("served"))
     with serving(made, "--invariant", "--rows", "8", "--max-waiting", "128") as running:
         yield running
 

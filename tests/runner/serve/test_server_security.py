@@ -15,16 +15,10 @@ import pytest
 from runner.machine.errors import ConfigError
 from runner.serve.access import Access, read_keys
 from runner.serve.errors import ApiError
-from tests.runner.serve.running import CONTEXT, Server, make_run, serving
+from tests.runner.serve.running import CONTEXT, Server, serving
 
 KEYS = ("correct-horse", "battery-staple", "tiny-budget")
 SECRET = "xyzzy plugh"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose prompts and keys must not appear anywhere."""
-    return make_run(tmp_path_factory.mktemp("guarded"))
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +27,22 @@ def server(made: Path) -> Iterator[Server]:
     digests = [hashlib.sha256(key.encode()).hexdigest() for key in KEYS]
     file = made.parents[1] / "keys"
     file.write_text("".join(f"{digest}  user {i}\n" for i, digest in enumerate(digests)))
-    limits = ("--tokens-per-minute", "100000", "--requests-per-minute", "1000")
+    limits = ("--tokens-per-minute", "30000", "--requests-per-minute", "1000")
     with serving(made, "--api-key-file", str(file), *limits) as running:
         yield running
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow(server: Server) -> Iterator[socket.socket]:
+    """A connection on which the head of a request never ends."""
+    with socket.create_connection(_address(server), timeout=60) as slow:
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127")
+        yield slow
+
+
+def _address(server: Server) -> tuple[str, int]:
+    host, port = server.url.removeprefix("http://").split(":")
+    return host, int(port)
 
 
 def _post(server: Server, body: Any = None, key: str = KEYS[0], **more: Any) -> httpx2.Response:
@@ -65,7 +72,7 @@ def test_a_key_is_asked_for_and_a_wrong_one_is_told_apart_from_none_by_nothing(
             assert error["code"] == "invalid_api_key"
             assert "WWW-Authenticate" in answer.headers
     huge = httpx2.get(f"{server.url}/v1/models", headers={"authorization": "k" * 100_000})
-    assert huge.status_code == 400
+    assert huge.status_code in (400, 401)
     for path in ("/health", "/ready", "/"):
         assert httpx2.get(f"{server.url}{path}").status_code == 200
     assert _post(server, {"prompt": "x"}).status_code == 200
@@ -115,7 +122,7 @@ def test_bodies_are_bounded_in_size_and_depth(server: Server) -> None:
     _refused(unsaid, 413)
     for deep in (b"[" * 100_000, b'{"a":' * 100_000, b'{"prompt": ' + b"[" * 70 + b"]" * 70):
         assert _refused(_post(server, deep), 400)["code"] == "too_deep"
-    quoted = json.dumps({"prompt": "[" * 60 + '\\"' + "{" * 30})
+    quoted = json.dumps({"prompt": "[" * 200 + '\\"' + "{" * 30})
     assert _refused(_post(server, quoted.encode()), 400)["code"] == "context_length_exceeded"
     _refused(_post(server, {"prompt": "x"}, headers={"content-type": "text/plain"}), 400)
 
@@ -152,16 +159,6 @@ def test_a_name_that_points_here_from_elsewhere_is_no_way_in(server: Server) -> 
     answer = _post(server, {"prompt": "x"}, headers={"origin": server.url})
     assert answer.status_code == 200
     assert "access-control-allow-origin" not in answer.headers
-
-
-def test_slow_heads_are_cut_off_and_broken_ones_answered(server: Server) -> None:
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as slow:
-        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127")
-        with socket.create_connection((host, int(port)), timeout=30) as broken:
-            broken.sendall(b"NONSENSE\r\n\r\n")
-            assert broken.recv(1000).startswith(b"HTTP/1.1 400")
-        assert slow.recv(1000) == b""  # after ten seconds it is closed
 
 
 def test_a_key_has_its_limits_and_is_told_what_is_left(server: Server) -> None:
@@ -211,6 +208,15 @@ def test_texts_of_one_key_are_not_told_by_the_time_of_anothers(server: Server) -
     first, again, other = (usage["prompt_tokens_details"]["cached_tokens"] for usage in cached)
     assert (first, other) == (0, 0)
     assert again > 0
+
+
+def test_slow_heads_are_cut_off_and_broken_ones_answered(
+    server: Server, slow: socket.socket
+) -> None:
+    with socket.create_connection(_address(server), timeout=60) as broken:
+        broken.sendall(b"NONSENSE\r\n\r\n")
+        assert broken.recv(1000).startswith(b"HTTP/1.1 400")
+    assert slow.recv(1000) == b""  # ten seconds after the first test began
 
 
 def test_other_hosts_need_a_key(made: Path) -> None:
