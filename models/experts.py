@@ -86,7 +86,7 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "rows dim"]:
         """Return the outputs of the rows: expert 0 gets the first counts[0], and so on."""
         experts = [expert for expert in self.experts if isinstance(expert, FeedForward)]
-        if can_group(x, experts[0].down.in_features) and all(_plain(e.up, e.down) for e in experts):
+        if all(_plain(e.up, e.down) for e in experts) and can_group(x, experts[0].down.in_features):
             up = torch.stack([expert.up.weight.to(x.dtype) for expert in experts])
             down = torch.stack([expert.down.weight.to(x.dtype) for expert in experts])
             return grouped_feed_forward(x, up, down, counts, experts[0].activate)

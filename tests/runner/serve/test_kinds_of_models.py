@@ -1,0 +1,130 @@
+"""Every kind of model is served as it generates: runs of each, in this process, without a port."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from runner.generate.denoising import Denoising
+from runner.generate.sampling import Sampling
+from runner.generate.text_generator import TextGenerator
+from runner.serve.access import Access
+from runner.serve.app import Api
+from runner.serve.engine_thread import EngineThread
+from runner.serve.gate import Gate
+from runner.serve.metrics import Metrics
+from runner.serve.served_model import ServedModel
+from tests.command_server import run
+from tests.conftest import TINY, write_text
+from tests.runner.test_old_cells import lay_out
+
+OLD = {  # their contexts are 16 tokens, of characters, bytes or numbers
+    "attention": ("10bc2a67cdc05a27", "line 1: "),
+    "bdh": ("2926a455e96b2227", "line 1: "),
+    "engram, delta rule and experts": ("00a2106fe8a4ac6a", "line 1: "),
+    "hybrid": ("9a1932dfda8955d4", "3 1 4 1 5 9 2 6"),
+    "experts": ("54d54d84eb8a9bd3", "line 1: "),
+}
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of many kinds of models."""
+    return lay_out(tmp_path_factory.mktemp("old") / "runs_2026_11") / "runs"
+
+
+def _asked(
+    generator: TextGenerator, folder: Path, asks: list[tuple[str, dict[str, Any]]], **more: Any
+) -> list[tuple[int, Any]]:
+    """Return (status, answer) of requests to a server of the run, one after the other."""
+    model = ServedModel(folder, generator)
+    engine = model.engine(rows=2, chunk=8, prefix_bytes=1 << 20, **more)
+    thread, access = EngineThread(engine, Metrics(model.name), max_waiting=4), Access()
+    app = Api(model, thread, access).app()
+    gate = Gate(app, access=access, only_loopback=True)
+
+    async def ask() -> list[tuple[int, Any]]:
+        transport = httpx2.ASGITransport(app=gate)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+        ):
+            answers = [await client.post(path, json=body, timeout=60) for path, body in asks]
+            return [
+                (a.status_code, a.json() if a.text.startswith("{") else a.text) for a in answers
+            ]
+
+    answers = asyncio.run(ask())
+    assert thread.num_open == engine.strategy.num_bytes() == 0
+    return answers
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_texts_through_the_server_are_those_of_generate(kind: str, old: Path) -> None:
+    name, prompt = OLD[kind]
+    generator = TextGenerator(old / name)
+    hows = [Sampling(max_new_tokens=8, temperature=t, seed=5) for t in (0.0, 1.0)]
+    body = {"prompt": prompt, "max_tokens": 8, "seed": 5}
+    asks = [("/v1/completions", body | {"temperature": how.temperature}) for how in hows * 2]
+    answers = _asked(generator, old / name, asks)
+    own = [one.text for one in generator.generate([prompt] * 2, hows)]
+    assert [answer["choices"][0]["text"] for _, answer in answers] == own * 2
+    assert own[0] != own[1]
+
+
+def test_a_model_of_texts_holds_no_conversation_and_says_so(old: Path) -> None:
+    folder = old / OLD["experts"][0]
+    messages = [{"role": "user", "content": "hi"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    asks = [
+        ("/v1/chat/completions", {"messages": messages}),
+        ("/v1/chat/completions", {"messages": messages, "tools": tools}),
+        ("/v1/completions", {"prompt": "a", "structured_outputs": {"regex": "[é]{3}"}}),
+    ]
+    (status, plain), (_, tooled), (_, bound) = _asked(TextGenerator(folder), folder, asks)
+    assert (status, plain["error"]["code"]) == (400, "no_chat_template")
+    assert tooled["error"]["param"] == "tools"
+    assert bound["choices"][0]["text"] == "ééé"  # six tokens of bytes
+    assert bound["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of masked diffusion."""
+    root = tmp_path_factory.mktemp("diffusion")
+    text = write_text(root / "text.txt")
+    more = ["task=diffusion", "model.causal=false", "train.steps=1", "train.sequence_length=32"]
+    done = run("runner", *TINY, *more, f"data.sources.0.path={text}", f"root={root}")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (root / "runs").iterdir()
+    return folder
+
+
+def test_a_canvas_streams_its_beginning_and_refuses_what_goes_from_left_to_right(
+    diffusion: Path,
+) -> None:
+    generator = TextGenerator(diffusion)
+    body = {"prompt": "line", "max_tokens": 12, "temperature": 0, "seed": 1, "block": 4}
+    path = "/v1/completions"
+    refused = ({"echo": True, "logprobs": 1}, {"presence_penalty": 1.0}, {"min_tokens": 2})
+    asks = [(path, body), (path, body | {"stream": True})]
+    asks += [(path, body | fields) for fields in refused]
+    asks += [(path, body | {"structured_outputs": {"regex": "a+"}})]
+    (_, whole), (_, streamed), *others = _asked(generator, diffusion, asks)
+    how = Denoising(max_new_tokens=12, temperature=0.0, seed=1, block=4)
+    (own,) = generator.generate(["line"], how)
+    assert whole["choices"][0]["text"] == own.text
+    *chunks, done, _ = streamed.split("\n\n")
+    assert done == "data: [DONE]"
+    pieces = [json.loads(chunk[6:])["choices"][0]["text"] for chunk in chunks]
+    assert "".join(pieces) == own.text
+    assert [answer["error"]["param"] for _, answer in others] == [
+        "logprobs",
+        "presence_penalty",
+        "min_tokens",
+        "prompt",
+    ]
+    assert {status for status, _ in others} == {400}
