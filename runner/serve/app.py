@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 
@@ -93,9 +93,15 @@ class Api:
             ("/health", self.health, get),
             ("/ready", self.ready, get),
             ("/version", self.version, get),
-            ("/metrics", self.metrics, get),
         ):
             app.add_api_route(path, endpoint, methods=methods, responses=refused)  # type: ignore[arg-type]
+        app.add_api_route(
+            "/metrics",
+            self.metrics,
+            methods=get,
+            responses=refused,  # type: ignore[arg-type]
+            response_class=PlainTextResponse,
+        )
         app.add_api_route("/", self.page, methods=get, include_in_schema=False)
         return app
 

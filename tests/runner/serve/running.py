@@ -17,6 +17,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CONTEXT = 96
+INFILL = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def make_run(root: Path, template: str | None = CHATML, *overrides: str) -> Path
         (folder / "chat_template.jinja").write_text(template)
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": "<|im_end|>"}))
+    _add_special_tokens(folder / "tokenizer.json", INFILL)
     text = write_text(root / "text.txt")
     tiny = [f"data.sources.0.path={text}", f"root={root}", f"init=hf:{folder}", "train.steps=0"]
     tiny += ["name=tiny", f"train.sequence_length={CONTEXT}", *overrides]
@@ -43,6 +45,13 @@ def make_run(root: Path, template: str | None = CHATML, *overrides: str) -> Path
     assert done.returncode == 0, done.stderr
     (made,) = (root / "runs").iterdir()
     return made
+
+
+def _add_special_tokens(file: Path, names: tuple[str, ...]) -> None:
+    data = json.loads(file.read_text())
+    first, like = len(data["model"]["vocab"]), data["added_tokens"][0]
+    added = [like | {"id": first + i, "content": name} for i, name in enumerate(names)]
+    file.write_text(json.dumps(data | {"added_tokens": data["added_tokens"] + added}))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from runner.serve.metrics import Metrics
 from runner.serve.served_model import ServedModel
 from tests.command_server import run
 from tests.conftest import TINY, write_text
+from tests.runner.serve.running import CHATML
 from tests.runner.test_old_cells import lay_out
 
 OLD = {  # their contexts are 16 tokens, of characters, bytes or numbers
@@ -84,7 +86,9 @@ def test_a_model_of_texts_holds_no_conversation_and_says_so(old: Path) -> None:
         ("/v1/chat/completions", {"messages": messages, "tools": tools}),
         ("/v1/completions", {"prompt": "a", "structured_outputs": {"regex": "[é]{3}"}}),
     ]
-    (status, plain), (_, tooled), (_, bound) = _asked(TextGenerator(folder), folder, asks)
+    asks.append(("/infill", {"input_prefix": "a", "input_suffix": "b"}))
+    (status, plain), (_, tooled), (_, bound), (_, gap) = _asked(TextGenerator(folder), folder, asks)
+    assert "fim_prefix" in gap["error"]["message"]
     assert (status, plain["error"]["code"]) == (400, "no_chat_template")
     assert tooled["error"]["param"] == "tools"
     assert bound["choices"][0]["text"] == "ééé"  # six tokens of bytes
@@ -128,3 +132,42 @@ def test_a_canvas_streams_its_beginning_and_refuses_what_goes_from_left_to_right
         "prompt",
     ]
     assert {status for status, _ in others} == {400}
+
+
+TOOLS = """
+{%- if tools %}<|im_start|>system
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<|im_end|>
+{% endif %}"""
+
+
+def test_calls_of_tools_come_back_as_calls_and_the_rest_as_text(made: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(made, tmp_path / made.name)
+    kept = json.loads((folder / "tokenizer.json").read_text())
+    kept["beside"]["files"]["chat_template.jinja"] = TOOLS + CHATML
+    (folder / "tokenizer.json").write_text(json.dumps(kept))
+    call = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
+    said = f"ok{call}{call}"
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"a": "<|im_end|>"}}}]
+    body = {"messages": [{"role": "user", "content": "?"}], "tools": tools, "max_tokens": 200}
+    body |= {"structured_outputs": {"choice": [said]}}
+    path, short = "/v1/chat/completions", {"structured_outputs": {"choice": ["no <tool_call>{x"]}}
+    asks = [body, body | {"stream": True}, body | {"tool_choice": "none"}, body | short]
+    generator = TextGenerator(folder)
+    generator.context = 512  # it knows positions of any distance
+    answers = _asked(generator, folder, [(path, ask) for ask in asks])
+    (_, whole), (_, streamed), (_, none), (_, broken) = answers
+    message, finish = (whole["choices"][0][key] for key in ("message", "finish_reason"))
+    assert (message["content"], finish) == ("ok", "tool_calls")
+    functions = [one["function"] for one in message["tool_calls"]]
+    assert functions == [{"name": "f", "arguments": '{"x": 1}'}] * 2
+    chunks = [json.loads(line[6:]) for line in streamed.split("\n\n")[:-2]]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content", "") for delta in deltas) == "ok"
+    calls = [one for delta in deltas for one in delta.get("tool_calls", ())]
+    assert [(one["index"], one["function"]) for one in calls] == list(enumerate(functions))
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert none["choices"][0]["message"]["content"] == said
+    assert none["choices"][0]["finish_reason"] == "stop"
+    assert whole["usage"]["prompt_tokens"] > none["usage"]["prompt_tokens"]
+    assert broken["choices"][0]["message"]["content"] == "no <tool_call>{x"

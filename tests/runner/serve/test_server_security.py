@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,16 @@ def test_slow_heads_are_cut_off_and_broken_ones_answered(
         broken.sendall(b"NONSENSE\r\n\r\n")
         assert broken.recv(1000).startswith(b"HTTP/1.1 400")
     assert slow.recv(1000) == b""  # ten seconds after the first test began
+
+
+def test_nothing_that_the_schema_allows_or_forbids_breaks_the_server(server: Server) -> None:
+    line = [sys.executable, "-c", "from schemathesis.cli import schemathesis as s; s()", "run"]
+    line += [f"{server.url}/openapi.json", "--header", f"Authorization: Bearer {KEYS[1]}"]
+    line += ["--phases", "fuzzing", "--max-examples", "8", "--seed", "1", "--no-color"]
+    line += ["--checks", "not_a_server_error,status_code_conformance,negative_data_rejection"]
+    folder = server.run.parents[1]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=folder, timeout=300)
+    assert done.returncode == 0, done.stdout
 
 
 def test_other_hosts_need_a_key(made: Path) -> None:
