@@ -177,7 +177,8 @@ class Autoregressive:
         if self.prefixes is None or place is None or not place[0].can_truncate:
             return
         state, index = place
-        self.prefixes.save(row.tokens[: int(state.lengths[index])], state, index)
+        read = row.tokens[: int(state.lengths[index])]
+        self.prefixes.save(read, state, index, salt=row.request.salt)
 
     def num_bytes(self) -> int:
         """See `Strategy`."""

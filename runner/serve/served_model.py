@@ -106,6 +106,7 @@ class ServedModel:
             compiled=self.generator.compiled,
             invariant=invariant,
             overflow="refuse",
+            bidirectional=self.generator.bidirectional,
             **more,
         )
 
