@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.command_server import ROOT
 
 CONTEXT, _ROWS = 1024, 8
@@ -91,7 +93,12 @@ def _random_llama(folder: Path) -> Path:
         max_position_embeddings=CONTEXT,
         eos_token_id=tokenizer.eos_token_id,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config)
+    texts = [tokenizer.decode([id]) for id in range(config.vocab_size)]
+    unprintable = [id for id, text in enumerate(texts) if not (text.isascii() and text.isalpha())]
+    with torch.no_grad():  # every token is a piece of text, and none ends it
+        model.lm_head.weight[unprintable] = 0.0
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

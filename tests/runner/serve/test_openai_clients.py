@@ -403,29 +403,45 @@ def test_curl_gets_server_sent_events(server: Server) -> None:
         json.loads(chunk.removeprefix("data: "))
 
 
-def test_lm_eval_scores_through_the_port_as_the_harness_does(server: Server) -> None:
+def test_lm_eval_gets_through_the_port_what_the_harness_gets(server: Server) -> None:
     from lm_eval.api.instance import Instance
-    from lm_eval.models.openai_completions import LocalCompletionsAPI
+    from lm_eval.models.api_models import JsonChatStr
+    from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
     from runner.evaluate.harness import HarnessModel
 
+    def asked(kind: Any, *arguments: Any) -> list[Instance]:
+        return [
+            Instance(request_type=kind, doc={}, arguments=given, idx=index)
+            for index, given in enumerate(arguments)
+        ]
+
     model, tokenizer, context = load_model(server.run)
-    pairs = [("The quick brown", " fox jumps"), ("A cat", " sat on the mat"), ("x", " 日本")]
-    asked = [
-        Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=index)
-        for index, pair in enumerate(pairs)
-    ]
-    own = HarnessModel(model, tokenizer, context=context).loglikelihood(asked)
-    theirs = LocalCompletionsAPI(
-        model="tiny",
-        base_url=f"{server.url}/v1/completions",
-        tokenizer=str(server.run.parents[1] / "hf"),
-        max_length=context,
-        max_retries=1,
-    ).loglikelihood(asked)
-    for (nats, greedy), (other, also) in zip(own, theirs, strict=True):
+    harness = HarnessModel(model, tokenizer, context=context)
+    folder = str(server.run.parents[1] / "hf")
+    about = {"model": "tiny", "tokenizer": folder, "max_length": context, "max_retries": 1}
+    completions = LocalCompletionsAPI(base_url=f"{server.url}/v1/completions", **about)
+    pairs = asked(
+        "loglikelihood",
+        ("The quick brown", " fox jumps"),
+        ("A cat", " sat on the mat"),
+        ("x", " 日本"),
+    )
+    theirs = completions.loglikelihood(pairs)
+    for (nats, greedy), (other, also) in zip(harness.loglikelihood(pairs), theirs, strict=True):
         assert nats == pytest.approx(other, abs=1e-3)
         assert greedy == also
+    wanted = {"until": ["zz"], "max_gen_toks": 8, "do_sample": False}
+    texts = asked("generate_until", ("The quick", dict(wanted)), ("A cat", dict(wanted)))
+    own = harness.generate_until(texts)
+    texts = asked("generate_until", ("The quick", dict(wanted)), ("A cat", dict(wanted)))
+    assert completions.generate_until(texts) == own
+    chat = LocalChatCompletion(base_url=f"{server.url}/v1/chat/completions", **about)
+    said = JsonChatStr(json.dumps(HI))
+    rendered = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    answers = chat.generate_until(asked("generate_until", (said, dict(wanted))))
+    expected = harness.generate_until(asked("generate_until", (rendered, dict(wanted))))
+    assert answers == expected
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium")
