@@ -77,7 +77,7 @@ def set_up(cell: Cell, inputs: Inputs, ranks: Ranks, journal: Journal | None) ->
     if ranks.world > 1 and cfg.train.parallel == "fsdp":
         ranks.shard(model)
     given = dict(inputs)
-    if cfg.init is not None:
+    if cfg.init is not None and "init" not in given:
         given["init"] = (pretrained_folder(cfg.init),)
     task = cfg.task.build(model, corpus.tokenizer, given)
     return Setup(cfg, corpus, model, precision, task, ranks)

@@ -32,10 +32,10 @@ from runner.machine.errors import CheckpointError, ConfigError, LeaseLost
 from runner.machine.ranks import Ranks, gather_full
 from runner.records import checkpoint, checkpoint_folder, contracts
 from runner.records.budget import budget, check_steps, flops_per_sequence, sequences_per_step
-from runner.records.cells import Cell
+from runner.records.cells import Cell, load_cell
 from runner.records.contracts import Batch, Inputs, Outcome
 from runner.records.journal import Journal
-from runner.records.trained_model import load_base
+from runner.records.trained_model import load_base, refuse_other_adapter
 
 
 @dataclass
@@ -297,7 +297,7 @@ class Trainer:
         start = self.cfg.inputs.get("init")
         adapted = bool(adapter_names(self.model))
         if adapted:
-            self._load_base(start is not None)
+            self._load_base()
         if newest is not None:
             self._continue_from(newest)
             self._saved_step = self.progress.step
@@ -308,15 +308,12 @@ class Trainer:
         if self.journal is not None and self.journal.number > 1:
             self.journal.restored(self.progress.step)
 
-    def _load_base(self, continues: bool) -> None:
-        """Load what is below the adapters, and the adapter that they start from."""
-        if continues:
-            raise ConfigError(
-                "inputs.init and model.adapter do not go together: an adapter's base is a folder; "
-                "write the run as one (espalier export RUN DIR) and give init=hf:DIR"
-            )
+    def _load_base(self) -> None:
+        """Load what is below the adapters, and the adapter of a folder that they start from."""
+        adapter, start = self.cfg.model.adapter, self.cfg.inputs.get("init")
+        if start is not None:
+            refuse_other_adapter(self.cell, load_cell(self.inputs["init"][0]))
         load_base(self.cell, self.model)
-        adapter = self.cfg.model.adapter
         if adapter.start is not None:
             base = str(self.cell.science.get("init", ""))
             read_adapter(Path(adapter.start), self.model, adapter, base)

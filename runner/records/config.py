@@ -51,7 +51,8 @@ class RunConfig:
         root: the folder of runs/, sweeps/, mlflow/ and the token cache.
         seed: of initialisation, data order and dropout.
         init: a pretrained model to start from, hf:DIR or hf:ORG/NAME; it fixes model and
-            tokenizer.
+            tokenizer. With an input named init too, the weights, or those of the adapter on the
+            pretrained model, are that run's.
     """
 
     work: Any
@@ -192,11 +193,6 @@ def _explain(path: str, cls: Any, error: ValidationError) -> str:
 
 def _cross_check(run: RunConfig) -> None:
     """Raise ConfigError for combinations of nodes that no single node can check."""
-    if run.init and "init" in run.inputs:
-        raise ConfigError(
-            f"init={run.init} and inputs.init.runs={list(run.inputs['init'].runs)}: a run starts "
-            "from one; leave one out"
-        )
     if not 0 <= run.seed < _SEEDS:
         raise ConfigError(f"seed={run.seed} must lie in 0 to 2**63 - 1")
     try:

@@ -9,7 +9,7 @@ from models.pretrained import load_weights
 from runner.data import pretrained
 from runner.data.corpus import load_tokenizer, num_added
 from runner.data.tokenizers import Tokenizer
-from runner.machine.errors import CheckpointError
+from runner.machine.errors import CheckpointError, ConfigError
 from runner.records import checkpoint, checkpoint_folder
 from runner.records.cells import Cell, load_cell
 
@@ -67,3 +67,37 @@ def load_base(cell: Cell, model: Any) -> None:
             f"it was trained on {cell.science['init'][:8]}; put the model back"
         )
     load_weights(pretrained.pretrained_folder(init), model, put=checkpoint.like)
+
+
+def refuse_other_adapter(cell: Cell, start: Cell) -> None:
+    """Check that the adapters of `cell` can start from those of the run `start`.
+
+    Raises:
+        ConfigError: that has none, others, or such of another base, or `cell` starts from a folder
+            of peft too.
+    """
+    own, theirs = cell.config.model.adapter, getattr(start.config.model, "adapter", None)
+    if theirs is None:
+        raise ConfigError(
+            f"inputs.init.runs=[{start.fingerprint}] has no adapter, and model.adapter needs a "
+            f"folder as its base; write it: espalier export {start.fingerprint} DIR, and give "
+            "init=hf:DIR without inputs.init"
+        )
+    if own.start is not None:
+        raise ConfigError(
+            f"model.adapter.start={own.start} and inputs.init.runs=[{start.fingerprint}]: an "
+            "adapter starts from one; leave one out"
+        )
+    for key in ("kind", "rank", "alpha", "targets"):
+        if getattr(own, key) != getattr(theirs, key):
+            raise ConfigError(
+                f"inputs.init.runs=[{start.fingerprint}] has model.adapter.{key}="
+                f"{getattr(theirs, key)}, this run {getattr(own, key)}; give the same"
+            )
+    bases = [str(one.science.get("init", "")) for one in (cell, start)]
+    if bases[0] != bases[1] or not bases[0]:
+        raise ConfigError(
+            f"inputs.init.runs=[{start.fingerprint}] has an adapter of another base "
+            f"({bases[1][:8] or 'none'}, init of this run is {bases[0][:8] or 'none'}); give "
+            f"init={start.config.init}"
+        )

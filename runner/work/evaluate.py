@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from runner.data.pretrained import pretrained_folder
 from runner.evaluate.evaluations import Evaluations
 from runner.learn.setup import Setup, set_up
 from runner.learn.trainer import newest_checkpoint
+from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
 from runner.records import checkpoint, contracts
 from runner.records.budget import budget
@@ -28,7 +30,7 @@ def evaluate(
 
     Return "interrupted" if `stop` came true before a live input ended, else "finished".
     """
-    cfg, setup = cell.config, set_up(cell, inputs, ranks, journal)
+    cfg, setup = cell.config, set_up(cell, _as_in_training(inputs), ranks, journal)
     taken = cfg.inputs.get("init")
     live = taken is not None and taken.live
     if journal is not None:
@@ -56,6 +58,23 @@ def evaluate(
         step = int(saved.name)
         _evaluate(cell, setup, journal, step, (run, step), average=average)
     return "interrupted" if stop() else "finished"
+
+
+def _as_in_training(inputs: Inputs) -> Inputs:
+    """Return `inputs` with what the run evaluated started from as its init.
+
+    A task that compares with that would else compare the model with itself.
+    """
+    if "init" not in inputs:
+        return inputs
+    others = {name: folders for name, folders in inputs.items() if name != "init"}
+    evaluated = load_cell(inputs["init"][0])
+    if "init" in evaluated.config.inputs:
+        return others | {"init": evaluated.inputs["init"]}
+    if evaluated.config.init is not None:
+        with suppress(ConfigError):  # the folder may be gone, and few tasks need it
+            return others | {"init": (pretrained_folder(evaluated.config.init),)}
+    return others
 
 
 def _load(run: Path, saved: Path, setup: Setup, *, average: bool) -> None:

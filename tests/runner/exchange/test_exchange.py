@@ -273,8 +273,8 @@ def test_origins_that_cannot_be_used_say_why(
         pretrained_folder("gguf:x")
     with pytest.raises(ConfigError, match="no such folder"):
         pretrained_folder(f"hf:{tmp_path / 'nowhere'}")
-    with pytest.raises(ConfigError, match="leave one out"):
-        validate(with_pretrained(compose(f"init=hf:{foreign}", "+upstream={run: abc}")))
+    both = validate(with_pretrained(compose(f"init=hf:{foreign}", "+upstream={run: abc}")))
+    assert (both.init, both.inputs["init"].run) == (f"hf:{foreign}", "abc")
     small = tmp_path / "small"
     AutoModelForCausalLM.from_config(
         GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99, n_positions=64)

@@ -2,13 +2,14 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kernels import cross_entropy
@@ -24,7 +25,7 @@ from runner.machine.errors import ConfigError
 from runner.records import checkpoint_folder
 from runner.records.cells import Cell, make_cells
 from tests.conftest import compose_tiny, write_text
-from tests.folders import qwen
+from tests.folders import llama3, qwen
 from tests.workers import train_here
 
 FIXTURE = Pairs(
@@ -216,6 +217,16 @@ def test_a_run_starts_at_ln_2_widens_the_margin_and_resumes_bit_identically(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def _changed(folder: Path, other: Path) -> Path:
+    """Write the same model with other weights."""
+    shutil.copytree(folder, other)
+    weights = load_file(other / "model.safetensors")
+    save_file(
+        {k: 1.5 * v for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"}
+    )
+    return other
+
+
 def test_the_reference_is_the_base_below_adapters_or_a_named_run(
     started: tuple[Path, Cell], tmp_path: Path
 ) -> None:
@@ -228,6 +239,22 @@ def test_the_reference_is_the_base_below_adapters_or_a_named_run(
         losses[reference] = train_here(cell)["loss"]
     assert losses["adapter"] == losses["init"]
     assert losses["init"][0] == pytest.approx(math.log(2), abs=1e-7)
+    first = cell.fingerprint
+    chained = _cell(root, *base, *steps, inputs={"init": {"runs": [first]}})
+    logged = train_here(chained)
+    assert logged["loss"][0] == pytest.approx(math.log(2), abs=1e-7)
+    # An evaluation of that run compares with what it started from, not with itself.
+    judged = {"init": {"runs": [chained.fingerprint]}}
+    again = train_here(_cell(root, *base, *steps, "work=evaluate", inputs=judged))
+    assert again["val_preference_loss"] == logged["val_preference_loss"][-1:]
+    assert again["val_preference_loss"][0] != pytest.approx(math.log(2), abs=1e-6)
+    for other, message in (
+        (["model.adapter.rank=4"], f"inputs.init.runs=.{first}.* has model.adapter.rank=8, this"),
+        ([f"init=hf:{llama3(tmp_path / 'other')}"], rf"run {first} has another tokenizer"),
+        ([f"init=hf:{_changed(tmp_path / 'hf', tmp_path / 'new')}"], "an adapter of another base"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train_here(_cell(root, *base, *steps, *other, inputs={"init": {"runs": [first]}}))
     named = _cell(
         root,
         *steps,
@@ -236,7 +263,7 @@ def test_the_reference_is_the_base_below_adapters_or_a_named_run(
         loss="ipo",
     )
     assert train_here(named)["loss"][0] != pytest.approx(25.0, abs=1e-3)  # it starts elsewhere
-    memory = [predicted_bytes(one.config, 384) for one in (named, cell)]
+    memory = [predicted_bytes(one.config, 384) for one in (named, chained)]
     assert min(memory) > 0
     free = _cell(root, *steps, inputs={}, loss="simpo")
     assert len(train_here(free)["loss"]) == 2
