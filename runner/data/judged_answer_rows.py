@@ -21,7 +21,7 @@ from runner.machine.text_files import as_text
 
 _SPOKEN = re.compile(r"\n\n(Human|Assistant):")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
-_DROP = "mend or remove the row, or give data.sources.0.unusable=drop"
+DROP = "mend or remove the row, or give data.sources.0.unusable=drop"
 Row = Mapping[str, Any]
 
 
@@ -103,7 +103,7 @@ def pair(row: Row, where: str, layout: str) -> tuple[Answer, ...]:
         if not prompt or rejected[:-1] != prompt:
             raise DataError(
                 f"{where}: without a `prompt`, chosen and rejected must be conversations that "
-                f"differ in the last answer only; {_DROP}"
+                f"differ in the last answer only; {DROP}"
             )
     answers = [
         Answer(where, tuple(prompt), (_only_answer(said, prompt, f"{where}, {name}"),))
@@ -111,7 +111,7 @@ def pair(row: Row, where: str, layout: str) -> tuple[Answer, ...]:
     ]
     if answers[0].text == answers[1].text:
         raise DataError(
-            f"{where}: chosen and rejected are equal, nothing can be learnt from them; {_DROP}"
+            f"{where}: chosen and rejected are equal, nothing can be learnt from them; {DROP}"
         )
     return tuple(answers)
 
@@ -127,10 +127,10 @@ def solution(row: Row, where: str, layout: str) -> tuple[Answer, ...]:
     else:
         steps, labels = _list(row, where, "steps"), _list(row, where, "labels")
         if len(steps) != len(labels):
-            raise DataError(f"{where}: {len(steps)} steps, {len(labels)} labels; {_DROP}")
+            raise DataError(f"{where}: {len(steps)} steps, {len(labels)} labels; {DROP}")
         steps = [as_text(step, f"{where}, step {n}") for n, step in enumerate(steps, start=1)]
         if not all(step.strip() for step in steps):
-            raise DataError(f"{where}: a step is empty; {_DROP}")
+            raise DataError(f"{where}: a step is empty; {DROP}")
     known = tuple(_label(label, where) for label in labels)
     return (Answer(where, tuple(_prompt(row, where)), tuple(steps), known),)
 
@@ -148,7 +148,7 @@ def _label(label: Any, where: str) -> float:
 def _list(row: Row, where: str, field: str) -> list[Any]:
     given = value_of(row, where, field)
     if not isinstance(given, Sequence) or isinstance(given, str) or not len(given):
-        raise DataError(f"{where}: {field} must be a list; {_DROP}")
+        raise DataError(f"{where}: {field} must be a list; {DROP}")
     return list(given)
 
 
@@ -177,7 +177,7 @@ def _said(row: Row, where: str, field: str, layout: str) -> list[Message]:
 def _spoken(text: str, where: str) -> list[Message]:
     before, *parts = _SPOKEN.split(text)
     if before.strip() or not parts:
-        raise DataError(f"{where} is no transcript of Human: and Assistant:; {_DROP}")
+        raise DataError(f"{where} is no transcript of Human: and Assistant:; {DROP}")
     return [
         {"role": _ROLE[who], "content": said.strip()}
         for who, said in zip(parts[::2], parts[1::2], strict=True)
@@ -190,7 +190,7 @@ def _only_answer(said: Sequence[Message], prompt: Sequence[Message], where: str)
     if len(rest) != 1 or rest[0]["role"] != "assistant":
         roles = ", ".join(message["role"] for message in rest) or "nothing"
         raise DataError(
-            f"{where}: one answer of the assistant must follow the prompt, not: {roles}; {_DROP}"
+            f"{where}: one answer of the assistant must follow the prompt, not: {roles}; {DROP}"
         )
     answer: str = rest[0]["content"]
     return answer

@@ -27,7 +27,7 @@ from models.config import revision
 from runner.data.conversation_rows import Conversation
 from runner.data.conversations import Piece, Renderer, id_dtype
 from runner.data.corpus import Sample, encode_pieces, prompt_ids, source_name, tokenizer_hash
-from runner.data.judged_answer_rows import Answer
+from runner.data.judged_answer_rows import DROP, Answer
 from runner.data.judged_answers_config import JudgedAnswersConfig
 from runner.data.synthetic import generator
 from runner.data.tokenizers import Tokenizer
@@ -258,12 +258,12 @@ def _write(
     dropped = 0
     for source, content in zip(data.sources, hashes, strict=True):
         refuse_changed(source, content)
-        for answers in source.examples():
-            if answers is None:
+        for example in _rendered(source, renderer):
+            if example is None:
                 dropped += 1
                 continue
-            rows = [renderer.render(answer) for answer in answers]
-            splits[_split(answers[0], data.val_fraction)] += rows
+            first, rows = example
+            splits[_split(first, data.val_fraction)] += rows
     for name, rows in splits.items():
         if not rows:
             names = ", ".join(source_name(source) for source in data.sources)
@@ -278,6 +278,26 @@ def _write(
             dropped=dropped if name == "train" else 0,
         )
         np.save(folder / f"{name}.starts.npy", np.cumsum([0, *(len(row.ids) for row in rows)]))
+
+
+def _rendered(
+    source: Any, renderer: AnswerRenderer
+) -> Iterator[tuple[Answer, list[RenderedAnswer]] | None]:
+    """Yield (the first answer, all answers in ids) of each example, None for one that is dropped.
+
+    Raises:
+        DataError: the two answers of a pair have the same ids: a template may strip them.
+    """
+    for answers in source.examples():
+        rows = [renderer.render(answer) for answer in answers or ()]
+        if len(rows) == 2 and np.array_equal(rows[0].ids, rows[1].ids):
+            if source.unusable == "refuse":
+                raise DataError(
+                    f"{answers[0].where}: chosen and rejected have the same tokens, nothing can be "
+                    f"learnt from them; {DROP}"
+                )
+            rows = []
+        yield (answers[0], rows) if rows else None
 
 
 def _split(answer: Answer, val_fraction: float) -> str:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from runner.data.judged_answers_config import (
     SolutionSource,
 )
 from runner.data.tokenizers_config import TokenizerConfig
-from runner.machine.errors import DataError
-from tests.folders import chat_folder
+from runner.machine.errors import ConfigError, DataError
+from tests.folders import CHATML, chat_folder
 
 SHARED = Path(__file__).parents[4] / "shared/data"
 RASBT = SHARED / "preference_rasbt/instruction-data-with-preference.json"
@@ -150,6 +151,23 @@ def test_an_answer_and_its_end_are_learnt_step_by_step(tmp_path: Path) -> None:
         AnswerRenderer(BYTES.build(()), "text").render(several)
     learnt = AnswerRenderer(chat, "chat").render(several)
     assert chat.decode(learnt.ids[learnt.learnt].tolist()) == "d"  # "b" is a part of the prompt
+
+
+def test_answers_that_a_template_makes_equal_are_named_or_dropped(tmp_path: Path) -> None:
+    folder = chat_folder(tmp_path / "chat", CHATML.replace("m.content", "m.content | trim"))
+    trims = TokenizerConfig(kind="folder", path=str(folder), eos_token="<|im_end|>")
+    rows = [{"prompt": f"{i}?", "chosen": "Yes", "rejected": "No"} for i in range(20)]
+    path = _write(tmp_path / "a.jsonl", *rows, {"prompt": "a", "chosen": "b", "rejected": " b "})
+    source = PreferenceSource(path=path)
+    data = PreferencesConfig(sources=(source,), val_fraction=0.3)
+    with pytest.raises(DataError, match=r"a.jsonl, line 21: .* have the same tokens"):
+        prepare(data, trims, tmp_path / "cache")
+    data = PreferencesConfig(sources=(replace(source, unusable="drop"),), val_fraction=0.3)
+    counts = prepare(data, trims, tmp_path / "cache").statistics(64)
+    assert counts["train_examples"] + counts["val_examples"] == 20
+    assert counts["train_dropped"] == 1
+    with pytest.raises(ConfigError, match="has no chat template"):
+        AnswerRenderer(BYTES.build(()), "chat")
 
 
 def test_samples_hold_both_answers_and_no_half_ones(tmp_path: Path) -> None:
