@@ -77,7 +77,7 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, trains: bool) -> int:
             batch = _batch(run.data, samples, train.sequence_length)
             noise = NoiseKey(seed=0, step=0, samples=batch["index"])
             with torch.no_grad(), precision.autocast():
-                (drawn,) = contracts.draw(task, model, [batch], noise)
+                drawn = contracts.planned(task, model, batch, noise)
             noise = NoiseKey(seed=0, step=0, samples=drawn["index"])
             with precision.autocast(noise):
                 return task.loss(model, drawn, noise)

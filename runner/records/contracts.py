@@ -86,7 +86,7 @@ class Task(Protocol):
     Optional:
         measure: (name, "min" or "max"), the value that chooses the best checkpoint (default:
             val_loss, min).
-        draw, count: see the functions `draw` and `count`.
+        draw, count, planned: see the functions of these names.
     """
 
     def loss(self, model: Any, batch: Batch, noise: "NoiseKey | None") -> "TokenLoss":
@@ -197,6 +197,19 @@ def draw(task: Any, model: Any, batches: Sequence[Batch], noise: "NoiseKey") -> 
     """
     drawn = getattr(task, "draw", None)
     return drawn(model, batches, noise) if drawn is not None else batches
+
+
+def planned(task: Any, model: Any, batch: Batch, noise: "NoiseKey") -> Batch:
+    """Return what a micro-batch becomes in a step, of the largest shapes, to predict its memory.
+
+    By default it is drawn; a task whose `draw` generates texts, which tensors without values cannot
+    do, has its own `planned(batch)`. The memory of generating is not predicted.
+    """
+    own = getattr(task, "planned", None)
+    if own is not None:
+        return dict(own(batch))
+    (drawn,) = draw(task, model, [batch], noise)
+    return drawn
 
 
 def count(task: Any, batch: Batch) -> "Tensor":

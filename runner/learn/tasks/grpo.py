@@ -88,6 +88,16 @@ class GRPO:
             self._add_reference(drawn)
         return drawn
 
+    def planned(self, batch: Batch) -> Batch:
+        """Return a batch of the largest shapes that `draw` gives, for the plan of the memory."""
+        rows, seq = len(batch["tokens"]) * self.cfg.group, batch["tokens"].shape[1]
+        tokens, ones = torch.zeros(rows, seq).long(), torch.ones(rows)
+        planned = {"tokens": tokens, "targets": tokens.clone(), "index": ones.long()}
+        planned |= {name: torch.zeros(rows, seq) for name in ("sampled", "scale", "advantage")}
+        planned |= {name: ones.bool() for name in ("cut", "equal")}
+        parts = torch.zeros(rows, len(self.cfg.rewards)).double()
+        return planned | {"parts": parts, "share": ones.double(), "answer_tokens": ones}
+
     def count(self, batch: Batch) -> Tensor:
         """Return the divisor of the loss: answers, or with dapo their tokens."""
         return batch["share"].sum()

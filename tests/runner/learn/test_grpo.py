@@ -24,6 +24,7 @@ from runner.evaluate.sandbox import choose_wall
 from runner.generate.calculator import Calculator
 from runner.generate.generate import Completion, generate
 from runner.generate.sampling import Sampling
+from runner.learn.memory import predicted_bytes
 from runner.learn.tasks.grpo import GRPO
 from runner.learn.tasks.grpo_config import GRPOConfig
 from runner.learn.tasks.grpo_loss import Surrogate, advantages, scales
@@ -166,6 +167,21 @@ def test_the_model_learns_what_it_has_drawn_and_the_loss_is_the_published_one(
         assert float(out.reported / task.count(drawn)) == pytest.approx(loss, abs=1e-4)
         assert float(out.statistics["clipped"]) == 0.0
         assert {"reward", "reward/short", "reward/right", "zero_advantage"} < set(out.statistics)
+
+
+def test_memory_is_planned_with_the_shapes_of_the_largest_answers(
+    batch: dict[str, Tensor], model: Any, compose: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    task = _task(CFG)
+    (drawn,), planned = task.draw(model, [batch], _noise(batch)), task.planned(batch)
+    assert set(drawn) == set(planned)
+    for key, value in drawn.items():
+        assert (value.dtype, len(value)) == (planned[key].dtype, len(planned[key])), key
+    sizes = [
+        predicted_bytes(_cell(compose, tmp_path, group=group).config, 257, steps=1, gpu=True)
+        for group in (4, 16)
+    ]
+    assert sizes[0] < sizes[1]
 
 
 def test_cut_answers_equal_groups_and_given_results_are_not_learnt(
