@@ -34,9 +34,10 @@ from runner.evaluate.answer_metrics import (
 )
 from runner.evaluate.solving_config import SolvingConfig
 from runner.generate.budget_forcing import BudgetForcing, think
-from runner.generate.calculator import Calculator
 from runner.generate.generate import Completion, generate
 from runner.generate.sampling import Sampling
+from runner.generate.tool_pool import InTurn
+from runner.generate.tools import tools_for
 from runner.machine.errors import ConfigError
 from runner.machine.storage import write_atomically
 from runner.records.contracts import Trained, strategy
@@ -121,10 +122,7 @@ class Solver:
                     f"train.sequence_length={self.context - 1}; raise it"
                 )
             fitting.append(_shortened(how, room))
-        bounds = None
-        if cfg.calculator:
-            size = self.trained.model.vocab_size
-            bounds = [Calculator(self.tokenizer, size) for _ in texts]
+        tools = tools_for(list(cfg.tools.values()), self.tokenizer) if cfg.tools else None
         with torch.no_grad(), self.trained.precision.autocast():
             return generate(
                 self.trained.model,
@@ -134,7 +132,8 @@ class Solver:
                 decode=self.tokenizer.decode,
                 ends=end_ids(self.tokenizer),
                 rows=cfg.rows,
-                constraints=bounds,
+                tools=tools,
+                pool=InTurn(),
             )
 
     def sampling(self, temperature: float, sample: int = 0) -> Sampling:

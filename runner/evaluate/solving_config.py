@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from models.config import any_config, config, execution
+from models.config import any_config, any_configs, config, execution
 from runner.evaluate.config import Cadence
 from runner.records.contracts import Trained
 
@@ -49,7 +49,7 @@ class SolvingConfig:
         seed: of the samples, whatever the run's.
         parser: finds the answer in a text, see `runner.data.answer_parsers` (None: the number
             after "####").
-        calculator: compute what follows the "=" of `<12+34=` while generating.
+        tools: that the model may call while it writes, by name; see `runner.generate.tools`.
         scorer: chooses among the samples, see `runner.evaluate.scorers` (None: nobody does).
         thresholds: of the scorer: answers are drawn until one reaches it.
         forcing: measure the greedy answer at budgets of thinking.
@@ -66,7 +66,7 @@ class SolvingConfig:
     stop: tuple[str, ...] = ()
     seed: int = 0
     parser: Any = any_config()
-    calculator: bool = False
+    tools: dict[str, Any] = any_configs()
     scorer: Any = any_config()
     thresholds: tuple[float, ...] = ()
     forcing: Any = any_config()

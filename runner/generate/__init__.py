@@ -6,7 +6,6 @@ __all__ = [
     "away",
     "beam",
     "budget_forcing",
-    "calculator",
     "calculator_tool",
     "canvas_row",
     "choosing",

@@ -73,7 +73,6 @@ class Choices:
         top: the likeliest tokens under them, for the rows that ask for any, by number.
         near_ties: whether another token came within `NEAR` of it.
         errors: why a row has no token, by number.
-        forced: the rows whose constraint allows one token only, by number.
     """
 
     ids: list[int]
@@ -81,7 +80,6 @@ class Choices:
     top: dict[int, Top]
     near_ties: list[bool]
     errors: dict[int, Exception] = field(default_factory=dict)
-    forced: frozenset[int] = frozenset()
 
 
 def choose(logits: Float[Tensor, "batch vocab"], rows: Sequence[History]) -> Choices:
@@ -109,8 +107,7 @@ def choose(logits: Float[Tensor, "batch vocab"], rows: Sequence[History]) -> Cho
             ),
         )
     top = likeliest(logits, [row.how.top_logprobs for row in rows])
-    forced = frozenset(index for index, mask in masks.items() if int(mask.sum()) == 1)
-    return Choices(ids.tolist(), logprobs.tolist(), top, near.tolist(), errors, forced)
+    return Choices(ids.tolist(), logprobs.tolist(), top, near.tolist(), errors)
 
 
 def likeliest(logits: Float[Tensor, "batch vocab"], wanted: Sequence[int]) -> dict[int, Top]:

@@ -10,7 +10,7 @@ from models.prefix_cache import PrefixCache
 from runner.generate.autoregressive import Autoregressive
 from runner.generate.denoising import Denoising
 from runner.generate.engine import Engine, Overflow, Strategy
-from runner.generate.request import Constraint, Event, Finish, Request
+from runner.generate.request import Event, Finish, Request
 from runner.generate.sampling import Sampling
 from runner.generate.text_row import Decode
 from runner.generate.tool_pool import ToolPool
@@ -31,8 +31,7 @@ class Completion:
         finish: "stop" (a stop string or the end of the document) or "length".
         end: (id, its log-probability) where an id has ended the text.
         near_ties: choices that the company in a batch may have decided; see `Event`.
-        forced: of each new token whether a tool gave it, or a constraint left no choice; such
-            tokens are not the model's own.
+        forced: of each new token whether a tool gave it.
         num_calls: of tools.
         revealed_at: of each new token the step that revealed it, where a canvas was filled in.
     """
@@ -84,7 +83,6 @@ def generate(
     tools: Tools | None = None,
     pool: ToolPool | None = None,
     bidirectional: bool = False,
-    constraints: Sequence[Constraint | None] | None = None,
 ) -> list[Completion]:
     """Return a completion of each prompt.
 
@@ -108,7 +106,6 @@ def generate(
         tools: what the model may call; not with a `strategy`.
         pool: runs the calls (None: one of its own).
         bidirectional: tokens of a prompt see each other; see `Autoregressive`.
-        constraints: one for each prompt; see `Request`.
 
     Raises:
         ValueError: a prompt is empty, has an id that the model does not know, or is longer than
@@ -128,9 +125,7 @@ def generate(
         pool=pool,
         bidirectional=bidirectional,
     )
-    requests = requests_of(
-        engine, prompts, sampling, constraints, slide=slide, separate=separate, tools=tools
-    )
+    requests = requests_of(engine, prompts, sampling, slide=slide, separate=separate, tools=tools)
     return list(completions(engine, requests, on_text))
 
 
@@ -171,7 +166,6 @@ def requests_of(
     engine: Engine[Any],
     prompts: Sequence[Tensor],
     sampling: Settings | Sequence[Settings],
-    constraints: Sequence[Constraint | None] | None = None,
     *,
     slide: bool = False,
     separate: bool = False,
@@ -183,16 +177,14 @@ def requests_of(
         ValueError: it cannot run one.
     """
     samplings = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts)
-    bounds = constraints if constraints is not None else [None] * len(prompts)
     requests = []
-    for index, (prompt, how, bound) in enumerate(zip(prompts, samplings, bounds, strict=True)):
+    for index, (prompt, how) in enumerate(zip(prompts, samplings, strict=True)):
         ids = (prompt[-engine.strategy.context :] if slide else prompt).tolist()
         requests.append(
             Request(
                 id=str(index),
                 prompt=ids,
                 how=how,
-                constraint=bound,
                 separate=separate,
                 tools=tools,
             )

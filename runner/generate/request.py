@@ -78,8 +78,7 @@ class Event:
         logprobs: of each new token, in nats, under the model's unmodified logits; 0 of a given one.
         end: (id, its log-probability) where an id has ended the text.
         top: of each new token the `top_logprobs` likeliest, if the request asks for any.
-        forced: of each new token whether it was given, not chosen: by a tool, or since the
-            constraint allows no other; () if none was.
+        forced: of each new token whether a tool gave it; () if it gave none.
         revealed_at: of each new token the step that revealed it, where a canvas is filled in.
         text: what can no longer change of the text.
         finish: "" as long as the request goes on; "stop" (a stop string, or an id that ends the

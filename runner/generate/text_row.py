@@ -113,7 +113,6 @@ class TextRow:
             ids=(token,),
             logprobs=(choices.logprobs[index],),
             top=(choices.top[index],) if index in choices.top else (),
-            forced=(True,) if index in choices.forced else (),
             text=text + (self.stream.finish() if finish else ""),
             near_ties=near,
             call=None if finish else call,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from models.config import any_config, config
+from models.config import any_config, any_configs, config
 from runner.data.corpus import planned_vocab_size
 from runner.records.contracts import Inputs, Outcome, added_tokens
 
@@ -141,7 +141,7 @@ class SampleWork:
         samples: of each problem.
         pairs: the most pairs of a problem.
         max_new_tokens, temperature, top_k: of sampling.
-        calculator: compute what follows the "=" of `<12+34=` while generating.
+        tools: that the model may call while it writes, by name; see `runner.generate.tools`.
         parser: finds the answer in a text, see `runner.data.answer_parsers` (None: the number
             after "####").
     """
@@ -156,7 +156,7 @@ class SampleWork:
     max_new_tokens: int = 256
     temperature: float = 1.0
     top_k: int | None = None
-    calculator: bool = False
+    tools: dict[str, Any] = any_configs()
     parser: Any = any_config()
 
     def __post_init__(self) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 from runner.data.answer_parsers import MarkedNumber
 from runner.data.problems import split
 from runner.data.problems_config import Problem
-from runner.generate.calculator import Calculator
 from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
+from runner.generate.tool_pool import InTurn
+from runner.generate.tools import tools_for
 from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
 from runner.machine.storage import append_line, read_lines, truncate_torn_line
@@ -108,7 +109,7 @@ def _judged(
     Args:
         where: their places among all problems.
     """
-    prompts, samplings, bounds = [], [], []
+    prompts, samplings = [], []
     for place, problem in enumerate(problems, start=where.start):
         for number in range(cfg.samples):
             prompts.append(problem.prompt)
@@ -121,9 +122,8 @@ def _judged(
                     sample=place * cfg.samples + number,
                 )
             )
-            size = generator.model.vocab_size
-            bounds.append(Calculator(generator.tokenizer, size) if cfg.calculator else None)
-    done = generator.generate(prompts, samplings, constraints=bounds)
+    tools = tools_for(list(cfg.tools.values()), generator.tokenizer) if cfg.tools else None
+    done = generator.generate(prompts, samplings, tools=tools, pool=InTurn())
     parser = cfg.parser or MarkedNumber()
     wanted = [reference for reference in references for _ in range(cfg.samples)]
     return [

@@ -5,7 +5,6 @@ Shape legend: batch, seq; rows = answers; parts = rewards.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +18,14 @@ from models.language_model import TokenLoss
 from runner.data.corpus import end_ids
 from runner.data.problems import prompts_and_solutions
 from runner.evaluate.rewards import Answer, weight
-from runner.generate.calculator import Calculator
 from runner.generate.generate import Completion, generate
 from runner.generate.sampling import Sampling
+from runner.generate.tool_pool import InTurn
+from runner.generate.tools import tools_for
+from runner.learn.tasks.frozen import frozen_like
 from runner.learn.tasks.grpo_config import GRPOConfig
 from runner.learn.tasks.grpo_loss import Surrogate, advantages, scales
-from runner.records.contracts import Batch, Measure
-from runner.records.trained_model import load_model
+from runner.records.contracts import Batch, Inputs, Measure
 
 _ROUND_TO = 16  # positions of a batch: fewer shapes, fewer compilations
 
@@ -52,17 +52,14 @@ Problem = tuple[list[int], list[int]]  # ids of the prompt and of the solution
 
 
 class GRPO:
-    """See `GRPOConfig`.
-
-    Args:
-        reference: folder of the run that the KL divergence is from.
-    """
+    """See `GRPOConfig`."""
 
     measure: Measure = ("val_reward", "max")
 
-    def __init__(self, cfg: GRPOConfig, tokenizer: Any, reference: Path | None) -> None:
-        self.cfg, self.tokenizer = cfg, tokenizer
-        self.reference = None if reference is None else load_model(reference)[0].eval()
+    def __init__(self, cfg: GRPOConfig, model: Any, tokenizer: Any, inputs: Inputs) -> None:
+        self.cfg, self.tokenizer, self.reference = cfg, tokenizer, None
+        if cfg.beta:
+            self.reference = frozen_like(model, "task.beta", "init", inputs, tokenizer)
 
     def draw(self, model: Any, batches: Sequence[Batch], noise: NoiseKey) -> list[Batch]:
         """Return the batches with the answers of `model` in the place of the solutions."""
@@ -85,7 +82,7 @@ class GRPO:
         if not any(float(batch["share"].sum()) for batch in drawn):
             drawn[0]["share"][0] = 1.0  # nothing to learn in the whole step: 0 / 1, not 0 / 0
         if self.reference is not None:
-            self._add_reference(drawn)
+            self._add_reference(drawn, noise)
         return drawn
 
     def planned(self, batch: Batch) -> Batch:
@@ -184,9 +181,7 @@ class GRPO:
         self, model: Any, asked: Iterable[tuple[Problem, Sampling]], seq: int
     ) -> list[Drawn]:
         problems, samplings = zip(*asked, strict=True)
-        bounds = None
-        if self.cfg.calculator:
-            bounds = [Calculator(self.tokenizer, model.vocab_size) for _ in problems]
+        tools = tools_for(list(self.cfg.tools.values()), self.tokenizer) if self.cfg.tools else None
         completions = generate(
             model,
             [torch.tensor(prompt) for prompt, _ in problems],
@@ -195,7 +190,8 @@ class GRPO:
             decode=self.tokenizer.decode,
             ends=end_ids(self.tokenizer),
             rows=self.cfg.rows,
-            constraints=bounds,
+            tools=tools,
+            pool=InTurn(),  # answers that come when they may would change the batch
         )
         return [
             self._as_drawn(completion, solution)
@@ -258,11 +254,12 @@ class GRPO:
         counts = torch.tensor([float(len(one.ids)) for one in answers])
         return made | {"parts": parts, "cut": cut, "equal": equal, "answer_tokens": counts}
 
-    def _add_reference(self, batches: Iterable[Batch]) -> None:
-        assert self.reference is not None
+    def _add_reference(self, batches: Iterable[Batch], noise: NoiseKey) -> None:
+        """Add the reference's nll, under the noise that the policy will have."""
         for batch in batches:
-            reference = self.reference.to(batch["tokens"].device)
-            batch["reference"] = token_loss(reference, batch["tokens"], batch["targets"]).nll
+            key = replace(noise, samples=batch["index"])
+            out = token_loss(self.reference, batch["tokens"], batch["targets"], noise=key)
+            batch["reference"] = out.nll
 
     def _statistics(self, batch: Batch, surrogate: Surrogate, nll: Tensor) -> dict[str, Tensor]:
         """Return what is logged of the answers; `entropy` is estimated by their mean nll."""

@@ -27,10 +27,11 @@ class GRPOConfig:
         max_new_tokens: the most tokens of an answer; the sequence may leave fewer.
         temperature, top_k: of sampling. The loss is that of the unmodified probabilities.
         stop: an answer ends before the first of these strings.
-        calculator: compute what follows the "=" of `<12+34=`; what is given is not learnt.
+        tools: that the model may call, by name, see `runner.generate.tools`; what they give is not
+            learnt.
         clip_low, clip_high: of the ratio. With one update a step it differs from 1 only where
             training has dropout, or computes otherwise than generation does.
-        beta: coefficient of the KL divergence from the input named init.
+        beta: coefficient of the KL divergence from the model that the run starts from.
         resample: groups of equal rewards are drawn again up to so many times. With dapo those
             that stay equal do not count in the divisor.
         skip_cut: answers that were cut off at the most tokens are not learnt from.
@@ -44,7 +45,7 @@ class GRPOConfig:
     temperature: float = 1.0
     top_k: int | None = None
     stop: tuple[str, ...] = ()
-    calculator: bool = False
+    tools: dict[str, Any] = any_configs()
     clip_low: float = 0.2
     clip_high: float = 0.2
     beta: float = 0.0
@@ -87,10 +88,11 @@ class GRPOConfig:
                 "task=grpo generates texts of unequal lengths on each process, and "
                 "train.parallel=fsdp needs equal numbers of passes; use train.parallel=ddp"
             )
-        if self.beta and "init" not in run.inputs:
+        if self.beta and "init" not in run.inputs and not run.init:
             raise ValueError(
-                f"task.beta={self.beta} is the weight of the divergence from the input named init, "
-                "and there is none; set inputs.init.runs=[FINGERPRINT], or task.beta=0"
+                f"task.beta={self.beta} is the weight of the divergence from the model to start "
+                "from, and there is none; set inputs.init.runs=[FINGERPRINT] or init=hf:DIR, or "
+                "task.beta=0"
             )
         if getattr(run.model, "causal", True) is False:
             raise ValueError("task=grpo samples one token after the other; use model.causal=true")
@@ -99,4 +101,4 @@ class GRPOConfig:
         """Return the task."""
         from runner.learn.tasks.grpo import GRPO  # noqa: PLC0415
 
-        return GRPO(self, tokenizer, inputs["init"][0] if self.beta else None)
+        return GRPO(self, model, tokenizer, inputs)

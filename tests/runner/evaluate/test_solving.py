@@ -24,6 +24,7 @@ from runner.evaluate.scorers import Likelihood
 from runner.evaluate.solving import curve, solve
 from runner.evaluate.solving_config import ForcedBudgets, SolvingConfig
 from runner.generate.budget_forcing import BudgetForcing, think
+from runner.generate.calculator_tool import CalculatorConfig
 from runner.generate.generate import Completion
 from runner.generate.sampling import Sampling
 from runner.machine.errors import ConfigError
@@ -144,7 +145,9 @@ def test_a_calculator_mends_arithmetic_and_the_kinds_of_errors_are_counted() -> 
     assert (values["sums/greedy"], values["sums/wrong_arithmetic"]) == (0.0, 1.0)
     assert values["sums/wrong_reasoning"] == values["sums/unparsed"] == 0.0
     assert "sums/pass_at_1" not in values
-    mended = solve(replace(CFG, calculator=True), _trained(wrong))
+    mended = solve(
+        replace(CFG, tools={"calculator": CalculatorConfig(opens="<", after=">")}), _trained(wrong)
+    )
     assert mended["sums/greedy"] == 1.0
     assert mended["sums/greedy_tokens"] == values["sums/greedy_tokens"]
     short = solve(replace(CFG, max_new_tokens=12), _trained(wrong))
