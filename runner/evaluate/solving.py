@@ -189,7 +189,8 @@ class Solver:
 
     def at_budgets(self, problems: Sequence[Solved]) -> Values:
         """Return the accuracy of greedy answers at each budget of thinking."""
-        given, values = self.cfg.forcing, {}
+        given = self.cfg.forcing
+        values: Values = {}
         for budget in given.budgets:
             forcing = BudgetForcing(
                 budget=budget,

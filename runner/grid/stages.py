@@ -25,6 +25,7 @@ from runner.records.cells import Cell
 from runner.records.config import flatten, freeze, validate
 
 LabelledNode = tuple[str, dict[str, Any]]
+_UNKNOWN = "0" * 16  # stands for a fingerprint
 
 
 def in_order(stages: Mapping[str, Stage]) -> Iterator[tuple[str, Stage]]:
@@ -68,8 +69,10 @@ def link(
     }
     linked = []
     for label, node in points:
-        own = _keys(freeze(validate(node)))
         inputs = dict(node.get("inputs") or {})
+        # A task may refuse to be without its inputs, whose runs are known only once keys match.
+        unknown = {key: {"runs": [_UNKNOWN]} for key in stage.inputs}
+        own = _keys(freeze(validate({**node, "inputs": inputs | unknown})))
         for key, given in stage.inputs.items():
             where = f"hydra.sweeper.stages.{name}"
             matches = _matching(where, own, given, known[given.stage])

@@ -133,7 +133,7 @@ def _judged(
 
 
 def _accuracy(rows: Sequence[dict[str, Any]]) -> float:
-    return sum(row["label"] for row in rows) / len(rows)
+    return float(sum(row["label"] for row in rows) / len(rows))
 
 
 def _pairs(rows: Sequence[dict[str, Any]], cfg: SampleWork) -> Iterator[dict[str, Any]]:

@@ -130,6 +130,18 @@ def test_an_ambiguous_match_is_refused(compose: Callable[..., dict[str, Any]]) -
     assert linked[1]["inputs"]["init"]["runs"] == [pre[0].fingerprint]
 
 
+def test_a_task_that_needs_its_input_finds_it_in_the_stage(
+    compose: Callable[..., dict[str, Any]],
+) -> None:
+    pre = make_cells([("s", compose("seed=1"))])
+    node = compose("seed=1", "task=grpo", "task.beta=0.1")
+    with pytest.raises(ConfigError, match=r"set inputs\.init\.runs"):
+        make_cells([("it", node)])
+    (linked,) = link("rl", _after("pre", "seed"), [("it", node)], {"pre": pre})
+    (cell,) = make_cells([linked])
+    assert cell.config.inputs["init"].runs == (pre[0].fingerprint,)
+
+
 def test_stages_come_after_those_of_their_inputs() -> None:
     stages = {"c": _after("b"), "b": _after("a"), "a": Stage()}
     assert [name for name, _ in in_order(stages)] == ["a", "b", "c"]
