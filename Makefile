@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXP ?= demo
 
-.PHONY: demo test test-quick check sweep plots ui clean gpu gpu-wheels debian slurm-up slurm-down browser latex postgresql sandbox smollm soak
+.PHONY: demo test test-quick check sweep plots pipeline ui clean gpu gpu-wheels debian slurm-up slurm-down browser latex postgresql sandbox smollm soak
 
 demo: .venv/ready  ## train a small grid and draw its figure
 	$(BIN)/python -m runner -m -cd experiments/demo -cn sweep
@@ -15,6 +15,12 @@ sweep: .venv/ready  ## run experiments/$(EXP)
 
 plots: .venv/ready  ## draw the figures of experiments/$(EXP) in plots/$(EXP)
 	$(BIN)/espalier plots $(EXP)
+
+# After plots, whose figures both have.
+pipeline: sweep  ## run experiments/$(EXP); draw its figures, write its page and its paper
+	$(BIN)/espalier plots $(EXP)
+	$(BIN)/espalier report $(EXP)
+	$(BIN)/espalier paper $(EXP)
 
 soak: .venv/dev  ## 10 minutes of 50 clients that come and leave, on a server of 10.8M weights
 	$(BIN)/python -m tests.bench.serve soak --seconds 600

@@ -77,9 +77,14 @@ def flops_per_sequence(run: RunConfig, vocab_size: int) -> tuple[int, int]:
 
 
 def sequences_per_step(run: RunConfig) -> int:
-    """Return the number of sequences that a step trains on: a sample of data may hold several."""
-    per_sample: int = getattr(run.data, "sequences_per_sample", 1)
-    return int(run.train.batch_size) * per_sample
+    """Return the number of sequences that a step trains on.
+
+    A sample of data may hold several, and a task may make several of one.
+    """
+    batch = int(run.train.batch_size)
+    for part in (run.data, run.task):
+        batch *= int(getattr(part, "sequences_per_sample", 1))
+    return batch
 
 
 def budget(run: RunConfig, vocab_size: int, *, steps: int | None = None) -> Budget:

@@ -70,6 +70,7 @@ class TaskConfig(Protocol):
         check: raise ValueError if it does not fit the run, given as RunConfig.
         strategy: see the function `strategy`.
         scorer: see the function `scorer`.
+        sequences_per_sample: those that a step trains on for each sample of the data (default: 1).
     """
 
     def build(self, model: Any, tokenizer: Any, inputs: Inputs) -> "Task":

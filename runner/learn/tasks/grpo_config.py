@@ -77,6 +77,11 @@ class GRPOConfig:
                     "runner/evaluate/rewards.py"
                 )
 
+    @property
+    def sequences_per_sample(self) -> int:
+        """The answers to a problem; see `TaskConfig`."""
+        return self.group
+
     def check(self, run: "RunConfig") -> None:
         """Refuse a run that cannot generate inside its steps, or that lacks its reference.
 

@@ -30,6 +30,7 @@ from runner.learn.trainer import Trainer
 from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
 from runner.records import checkpoint_folder, journal, metrics
+from runner.records.budget import budget
 from runner.records.cells import Cell, freeze_cell, make_cells
 from tests.command_server import ROOT
 
@@ -175,11 +176,11 @@ def test_memory_is_planned_with_the_shapes_of_the_largest_answers(
     assert set(drawn) == set(planned)
     for key, value in drawn.items():
         assert (value.dtype, len(value)) == (planned[key].dtype, len(planned[key])), key
-    sizes = [
-        predicted_bytes(_cell(compose, tmp_path, group=group).config, 257, steps=1, gpu=True)
-        for group in (4, 16)
-    ]
+    runs = [_cell(compose, tmp_path, group=group).config for group in (4, 16)]
+    sizes = [predicted_bytes(run, 257, steps=1, gpu=True) for run in runs]
     assert sizes[0] < sizes[1]
+    tokens = [budget(run, 257).tokens for run in runs]
+    assert tokens == [6 * 4 * group * 48 for group in (4, 16)], "answers are what is trained on"
 
 
 def test_cut_answers_equal_groups_and_given_results_are_not_learnt(
