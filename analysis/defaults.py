@@ -1,20 +1,28 @@
 """Sensible figures for any sweep, nothing to write."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from analysis.plots import against_size, learning_curves, save
+from analysis.plots import against_size, curves_in_panels, learning_curves, save
 from analysis.pooling import varied
-from analysis.run_plots import heat_map, pareto
+from analysis.run_plots import against_cost, heat_map
 from analysis.runs import Runs
 
 _MOST_SERIES = 8
+_COSTS = {  # file and title by what a run costs
+    "flops": ("pareto", "Loss against compute"),
+    "wall_s": ("pareto_time", "Loss against time"),
+    "peak_memory_bytes": ("pareto_memory", "Loss against memory"),
+}
+Drawn = tuple[str, Figure, pd.DataFrame]  # name, figure, what it shows
 
 
 def default_figures(runs: Runs, folder: Path) -> list[Path]:
-    """Draw curves against four axes, and loss against parameters where the sweep varies them.
+    """Draw a figure for each question: loss over training, by size, compute, time, memory, axes.
 
     A series is what the runs differ in besides the seed, so that a mean is over seeds. A bound on
     the likelihood (`val_bound`, of masked diffusion) has figures of its own: beside a loss that is
@@ -38,31 +46,66 @@ def _measured_by(runs: Runs, metric: str) -> Runs:
 
 
 def _figures(runs: Runs, folder: Path, metric: str) -> list[Path]:
-    curves, by = _series(runs, varied(runs.table))
+    return [
+        save(folder, name, figure, data, runs.count())
+        for name, figure, data in (
+            *_curves(runs, metric),
+            *_at_the_end(runs, metric),
+            *_maps(runs.finished, metric),
+        )
+    ]
+
+
+def _curves(runs: Runs, metric: str) -> Iterator[Drawn]:
+    """Yield a figure for each axis: how fast is the loss reached?"""
+    axes = varied(runs.table)
+    curves, by = _series(runs, axes)
+    panels = None
     if curves.table[by].nunique() > _MOST_SERIES:
-        curves, by = runs, _coarse(runs)
-    made = []
+        if len(axes) == 2 and max(runs.table[axis].nunique() for axis in axes) <= _MOST_SERIES:
+            panels = axes[0]
+            curves, by = runs, axes[1]
+        else:
+            curves, by = runs, _coarse(runs)
     logged = set(runs.history["key"].unique()) | {"step"}
     for x in [x for x in ("step", "tokens", "flops", "wall_s") if x in logged]:
-        figure, data = learning_curves(curves, key=metric, x=x, by=by)
-        made.append(save(folder, f"{metric}_by_{x}", figure, data, runs.count()))
-    done = runs.finished
-    sized, by = _series(runs, _varied_at_a_size(done))
+        if panels is None:
+            figure, data = learning_curves(curves, key=metric, x=x, by=by)
+        else:
+            figure, data = curves_in_panels(curves, key=metric, x=x, by=by, panels=panels)
+        yield f"{metric}_by_{x}", figure, data
+
+
+def _at_the_end(runs: Runs, metric: str) -> Iterator[Drawn]:
+    """Yield the final loss against size, compute, time and memory, where they differ."""
+    sized, by = _series(runs, _varied_at_a_size(runs.finished))
+    done = sized.finished
     if done["num_parameters"].nunique() > 1:
-        figure, data = against_size(sized, metric=metric, by=by)
-        made.append(save(folder, f"{metric}_by_parameters", figure, data, runs.count()))
-    if done["flops"].nunique() > 1:
-        figure, data = pareto(
-            sized.finished, cost="flops", metric=metric, by=by, title="Loss against compute"
-        )
-        made.append(save(folder, _named("pareto", metric), figure, data, runs.count()))
+        yield f"{metric}_by_parameters", *against_size(sized, metric=metric, by=by)
+    for cost, (name, title) in _COSTS.items():
+        if cost in done and done[cost].nunique() > 1:
+            figure, data = against_cost(done, cost=cost, metric=metric, by=by, title=title)
+            yield _named(name, metric), figure, data
+
+
+def _maps(done: pd.DataFrame, metric: str) -> Iterator[Drawn]:
+    """Yield a heat map of the two axes if two vary, and of the rates by width or batch."""
+    axes = varied(done)
+    pair = axes if len(axes) == 2 and all(_varies(done, axis) for axis in axes) else None
+    if pair is not None:
+        x, y = pair if pair[0] == "optim.lr" else reversed(pair)
+        title = f"{metric.replace('_', ' ')} by {_short(y)} and {_short(x)}"
+        figure, data = heat_map(done, x=x, y=y, metric=metric, title=title)
+        yield _named(f"map_{_short(y)}_{_short(x)}", metric), figure, data
     for other in ("model.width", "train.batch_size"):
-        if _varies(done, "optim.lr") and _varies(done, other):
-            title = f"Best learning rate by {other.rpartition('.')[2]}"
+        if "optim.lr" not in (pair or ()) and _varies(done, "optim.lr") and _varies(done, other):
+            title = f"Best learning rate by {_short(other)}"
             figure, data = heat_map(done, x="optim.lr", y=other, metric=metric, title=title)
-            name = _named(f"lr_by_{other.rpartition('.')[2]}", metric)
-            made.append(save(folder, name, figure, data, runs.count()))
-    return made
+            yield _named(f"lr_by_{_short(other)}", metric), figure, data
+
+
+def _short(column: str) -> str:
+    return column.rpartition(".")[2]
 
 
 def _named(figure: str, metric: str) -> str:

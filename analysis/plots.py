@@ -1,10 +1,13 @@
 """Figures: each is saved as PDF, PNG and the CSV of what it shows."""
 
 import json
+import math
 import re
 import textwrap
+from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import matplotlib
 
@@ -39,6 +42,7 @@ AXES = {
     "tokens": "tokens",
     "flops": "training FLOPs",
     "wall_s": "wall time (s)",
+    "peak_memory_bytes": "peak memory (bytes)",
     "num_parameters": "parameters",
     "loss": "training loss (nats/token)",
     "val_loss": "validation loss (nats/token)",
@@ -76,7 +80,7 @@ def learning_curves(
     say_pooled(shown, runs.table[runs.table["fingerprint"].isin(curves["fingerprint"])], [by], key)
     axis = plt.subplots()[1] if axis is None else axis
     colours = _colours(runs.table, by)
-    for name, part in shown.groupby(by, dropna=False):
+    for name, part in in_order(shown, runs.table, by):
         n, colour = int(part["n"].max()), colours[tick(name)]
         label = f"{tick(name)} (n={n})"
         axis.plot(part["x"], part["mean"], marker="o", color=colour, label=label)
@@ -89,6 +93,38 @@ def learning_curves(
     return cast("Figure", axis.figure), shown
 
 
+def curves_in_panels(
+    runs: Runs, *, key: str = "val_loss", x: str = "step", by: str, panels: str
+) -> tuple[Figure, pd.DataFrame]:
+    """Return `learning_curves` by `by` in a panel for each value of column `panels`."""
+    parts = in_order(runs.table, runs.table, panels)
+    columns = math.ceil(math.sqrt(len(parts)))
+    rows = -(-len(parts) // columns)
+    size = (2.1 * columns + 1.0, 1.7 * rows + 0.5)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, sharex=x == "step", sharey=True, squeeze=False
+    )
+    shown = []
+    for axis, (name, table) in zip(axes.flat, parts, strict=False):
+        table.attrs |= runs.table.attrs
+        _, data = learning_curves(replace(runs, table=table), key=key, x=x, by=by, axis=axis)
+        shown.append(data.assign(**{panels: name}))
+        axis.set_title(tick(name))
+        axis.get_legend().remove()
+        axis.label_outer()
+    for axis in axes.flat[len(parts) :]:
+        axis.remove()
+    handles = {label: h for a in figure.axes for h, label in _series_of(a)}
+    figure.legend(handles.values(), handles, title=by, loc="outside right upper")
+    return figure, pd.concat(shown, ignore_index=True)
+
+
+def _series_of(axis: Axes) -> list[tuple[Any, str]]:
+    """Return the handles of an axis with the names of their series, without the count."""
+    handles, labels = axis.get_legend_handles_labels()
+    return [(h, label.rpartition(" (n=")[0]) for h, label in zip(handles, labels, strict=True)]
+
+
 def against_size(
     runs: Runs, *, metric: str = "val_loss", x: str = "num_parameters", by: str
 ) -> tuple[Figure, pd.DataFrame]:
@@ -96,7 +132,7 @@ def against_size(
     shown = over_seeds(runs.finished, [by, x], metric)
     figure, axis = plt.subplots()
     colours = _colours(runs.table, by)
-    for index, (name, part) in enumerate(shown.groupby(by, dropna=False)):
+    for index, (name, part) in enumerate(in_order(shown, runs.table, by)):
         n = int(part["n"].min())
         # Series that coincide stay visible: another marker, and each smaller than the one beneath.
         marker, size = "osD^v"[index % 5], max(3.0, 5.5 - index)
@@ -122,8 +158,27 @@ def against_size(
 def _colours(table: pd.DataFrame, by: str) -> dict[str, str]:
     """Return the colour of each value of a column, the same in all figures of these runs."""
     cycle = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-    names = [tick(name) for name, _ in table.groupby(by, dropna=False)]
-    return {name: cycle[index % len(cycle)] for index, name in enumerate(names)}
+    return {name: cycle[index % len(cycle)] for index, name in enumerate(_names(table, by))}
+
+
+def in_order(
+    shown: pd.DataFrame, table: pd.DataFrame, by: str
+) -> list[tuple[Hashable, pd.DataFrame]]:
+    """Return the groups of `shown` by the values of `by`: numbers ascending, names as in `table`.
+
+    The table of a sweep has its cells as its grid was written.
+    """
+    names = _names(table, by)
+    groups = [(name, part) for name, part in shown.groupby(by, dropna=False)]
+    return sorted(groups, key=lambda group: names.index(tick(group[0])))
+
+
+def _names(table: pd.DataFrame, by: str) -> list[str]:
+    """Return the values of a column as labels, in the order of `in_order`."""
+    values = table[by].drop_duplicates()
+    if pd.api.types.is_numeric_dtype(values):
+        values = values.sort_values()
+    return [tick(value) for value in values]
 
 
 def legend(axis: Axes, title: str) -> None:

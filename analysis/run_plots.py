@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from analysis.errors import require
 from analysis.paired import over_seeds
-from analysis.plots import AXES, legend, log_x, tick
+from analysis.plots import AXES, in_order, legend, log_x, tick
 from analysis.pooling import is_seed, say_pooled
 from analysis.runs import Runs
 
@@ -24,7 +24,8 @@ def heat_map(
     The best of each row is framed; a hole of the grid has a cross.
     """
     shown = over_seeds(runs, [y, x], metric)
-    grid = shown.pivot(index=y, columns=x, values="mean")
+    rows, columns = ([name for name, _ in in_order(shown, runs, axis)] for axis in (y, x))
+    grid = shown.pivot(index=y, columns=x, values="mean").reindex(rows, columns=columns)
     figure, axis = plt.subplots(
         figsize=(max(3.3, 0.55 * grid.shape[1] + 1.2), 0.4 * grid.shape[0] + 1.1)
     )
@@ -71,7 +72,7 @@ def pareto(
     require(runs, [cost, metric, by])
     shown = runs[[by, cost, metric]].dropna(subset=[cost, metric])
     shown = shown.sort_values([cost, metric]).reset_index(drop=True)
-    shown["front"] = shown[metric] < shown[metric].cummin().shift(fill_value=np.inf)
+    shown["front"] = _front(shown[metric])
     figure, axis = plt.subplots()
     for index, (name, part) in enumerate(shown.groupby(by, sort=False, dropna=False)):
         axis.plot(
@@ -83,6 +84,42 @@ def pareto(
         )
     front = shown[shown["front"]]
     axis.step(front[cost], front[metric], where="post", color="0.4", linewidth=0.8, label="front")
+    axis.set(xlabel=AXES.get(cost, cost), ylabel=AXES.get(metric, metric), title=title)
+    log_x(axis)
+    legend(axis, by)
+    return figure, shown
+
+
+def _front(ascending: "pd.Series[float]") -> "pd.Series[bool]":
+    """Return which values, in the order of their cost, none before them reaches."""
+    return ascending < ascending.cummin().shift(fill_value=np.inf)
+
+
+def against_cost(
+    runs: pd.DataFrame, *, cost: str, metric: str = "val_loss", by: str, title: str
+) -> tuple[Figure, pd.DataFrame]:
+    """Return `metric` against `cost` (flops, wall_s, peak_memory_bytes): means over seeds.
+
+    Runs of one value of `by` and one number of parameters are a point, its bar the standard
+    deviation. A line joins the points that no other beats in both (column `front`).
+    """
+    shown = over_seeds(runs, [by, "num_parameters"], metric, facts=[cost])
+    shown = shown.dropna(subset=[cost, "mean"]).sort_values([cost, "mean"], ignore_index=True)
+    shown["front"] = _front(shown["mean"])
+    figure, axis = plt.subplots()
+    for index, (name, part) in enumerate(in_order(shown, runs, by)):
+        n = int(part["n"].min())
+        axis.errorbar(
+            part[cost],
+            part["mean"],
+            part["std"].fillna(0.0),
+            fmt="osD^vPX"[index % 7],
+            markersize=3.5,
+            capsize=2,
+            label=f"{tick(name)} (n={n})",
+        )
+    front = shown[shown["front"]]
+    axis.step(front[cost], front["mean"], where="post", color="0.4", linewidth=0.8, label="front")
     axis.set(xlabel=AXES.get(cost, cost), ylabel=AXES.get(metric, metric), title=title)
     log_x(axis)
     legend(axis, by)

@@ -16,6 +16,7 @@ from analysis import law_plots, plots, run_plots
 from analysis.defaults import default_figures
 from analysis.envelope import envelope
 from analysis.fit import Fit, fit
+from analysis.history import assemble
 from analysis.isoflop import isoflop
 from analysis.laws import CHINCHILLA
 from analysis.paired import paired_difference
@@ -236,6 +237,38 @@ def test_the_default_figures_of_a_grid_follow_what_it_varies(tmp_path: Path) -> 
     assert set(pd.read_csv(tmp_path / "both" / "val_loss_by_step.csv")["n"]) == {1}
     dated = [f.name for f in tmp_path.glob("*.pdf") if b"CreationDate" in f.read_bytes()]
     assert not dated, "drawn again it differs"
+
+
+def test_two_axes_of_many_values_are_panels_and_a_heat_map(tmp_path: Path) -> None:
+    """No curve averages recipes; a point is a mean over seeds; names stand as in the grid."""
+    points = [(m, p, s) for m in "zyx" for p in "dcba" for s in (1, 2)]
+    size = {"z": 1e5, "y": 1e6, "x": 1e7}
+    rows = [
+        {"fingerprint": f"{m}{p}{s}", "label": "", "state": "finished", "model": m, "precision": p}
+        | {"seed": s, "num_parameters": size[m], "val_loss": 3.0 + s / 10, "wall_s": s * size[m]}
+        for m, p, s in points
+    ]
+    table = pd.DataFrame(rows)
+    table.attrs["settings"] = ("model", "precision", "seed")
+    parts = [(f"{m}{p}{s}", "val_loss", [0, 10], [5.0, 3.0 + s / 10]) for m, p, s in points]
+    made = {file.stem for file in default_figures(Runs(table, assemble(parts)), tmp_path)}
+    assert made == {
+        "val_loss_by_step",
+        "val_loss_by_parameters",
+        "pareto_time",
+        "map_model_precision",
+    }
+    curves = pd.read_csv(tmp_path / "val_loss_by_step.csv")
+    assert list(curves["model"].drop_duplicates()) == ["z", "y", "x"]
+    assert set(curves["n"]) == {2}
+    ended = curves[curves["x"] == 10].iloc[0]
+    assert (ended["low"], ended["mean"], ended["high"]) == pytest.approx((3.1, 3.15, 3.2))
+    timed = pd.read_csv(tmp_path / "pareto_time.csv")
+    assert list(timed["wall_s"].drop_duplicates()) == [1.5e5, 1.5e6, 1.5e7]
+    assert list(timed["front"]) == [True] + [False] * 11
+    figure, _ = run_plots.heat_map(table, x="precision", y="model", title="")
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == list("dcba")
+    plt.close(figure)
 
 
 @pytest.mark.filterwarnings("ignore::analysis.pooling.PooledWarning")  # it pools two formats
