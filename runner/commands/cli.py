@@ -42,6 +42,7 @@ from runner.commands.refusals import refusals
 from runner.machine.errors import ConfigError
 from runner.machine.own_modules import module_command
 
+_MOST_PAGES = 8  # of sweeps, whose addresses `ui` prints
 FurtherView = StrEnum("FurtherView", ["tensorboard", "wandb"])
 
 app = typer.Typer(
@@ -356,8 +357,12 @@ def sync(
 def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> None:
     """Serve the MLflow UI on the embedded store."""
     from runner.views.mlflow_cursors import embedded_uri  # noqa: PLC0415
+    from runner.views.mlflow_page import addresses  # noqa: PLC0415
 
-    typer.echo(f"http://{host}:{port}  (Ctrl-C ends it)")
+    server = f"http://{host}:{port}"
+    typer.echo(f"{server}  (Ctrl-C ends it)")
+    for page in addresses(root, server, embedded_uri(root))[:_MOST_PAGES]:
+        typer.echo(page)
     environment = os.environ | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -6,6 +6,7 @@ __all__ = [
     "mlflow",
     "mlflow_config",
     "mlflow_cursors",
+    "mlflow_page",
     "mlflow_points",
     "mlflow_runs",
     "other_views",

@@ -18,6 +18,7 @@ from runner.machine import storage
 from runner.machine.errors import DataError, StorageError
 from runner.records.cells import members
 from runner.views.mlflow_cursors import Cursor, embedded_uri, forget, recorded_store
+from runner.views.mlflow_page import set_up_page
 from runner.views.mlflow_points import Point, PointReader, indices, ranges
 from runner.views.mlflow_runs import (
     clean_name,
@@ -63,6 +64,7 @@ class Uploader:
             (self.root / "mlflow").mkdir(exist_ok=True)
             (self.root / "mlflow" / "mlflow.db").touch()
         self._readers: dict[str, PointReader] = {}  # by run id
+        self._pages: dict[str, int] = {}  # number of cells of which a sweep's page tells
         self._refusals = (MlflowException, SQLAlchemyError)
         try:
             self.client = MlflowClient(self.uri)
@@ -117,13 +119,17 @@ class Uploader:
             )
 
     def _deliver(self, sweep: str, only: str | None) -> int:
-        rows = [row for row in members(self.root, sweep) if only in (None, row["fingerprint"])]
+        listed = members(self.root, sweep)
+        rows = [row for row in listed if only in (None, row["fingerprint"])]
         sent, refused, experiment = 0, list[str](), None
         for row in rows:
             cursor = self._cursor(sweep, row)
             try:
                 if cursor.is_behind():
                     experiment = experiment or self._experiment(sweep)
+                    if self._pages.get(sweep) != len(listed):
+                        set_up_page(self.client, experiment, self.root, sweep)
+                        self._pages[sweep] = len(listed)
                     sent += self._deliver_cell(experiment, cursor, row)
             except (DataError, *self._refusals) as error:  # DataError: its files are damaged
                 if not isinstance(error, DataError) and not _concerns_one_run(error):

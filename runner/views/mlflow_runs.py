@@ -98,6 +98,7 @@ def write_state(client: "MlflowClient", run_id: str, folder: Path, state: str) -
         for tag in ("git_sha", "mlflow.source.git.commit"):
             client.set_tag(run_id, tag, sha)
     client.set_tag(run_id, "attempt", str(int(attempt.name)))
+    client.set_tag(run_id, "state", state)
     if any(e["event"] == "not_bit_identical" for a in tries for e in journal.events(a)):
         client.set_tag(run_id, "bit_identical", "false")
     if state == "diverged":

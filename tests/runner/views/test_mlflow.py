@@ -21,6 +21,7 @@ from runner.records import journal
 from runner.records.cells import freeze_cell, join_sweep, make_cells
 from runner.views.mlflow import Uploader, delivered, embedded_uri, sync
 from runner.views.mlflow_cursors import Cursor
+from runner.views.mlflow_page import addresses
 from runner.views.mlflow_points import PointReader
 from tests.command_server import run, start
 from tests.mlflow_server import POINTS, assert_equal, new_cells, start_job, write
@@ -52,6 +53,14 @@ def test_mlflow_gets_everything_once(espalier: Run, tmp_path: Path) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["precision"] == run.data.tags["precision"] == "fp32"
     assert run.data.params["model.width"] == "24"
+    assert run.data.tags["state"] == "finished"
+    page = Uploader(tmp_path, None).client.get_experiment("1")
+    assert page.tags["mlflow.note.content"].startswith("**2 cells** of `m`\n\n- seed: 1, 2\n")
+    view = json.loads(page.tags["mlflow.sharedViewState.espalier"])
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val_loss`", True)
+    assert {"metrics.`val_loss`", "tags.`state`", "params.`seed`"} <= set(view["selectedColumns"])
+    (address,) = addresses(tmp_path, "http://here", embedded_uri(tmp_path))
+    assert address == "m: http://here/#/experiments/1/runs?viewStateShareKey=espalier"
 
 
 def test_points_past_a_restored_step_are_delivered_once(tmp_path: Path) -> None:
