@@ -1,14 +1,25 @@
 # Every target makes what it needs. The environment lives in .venv.
+SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 EXP ?= demo
 
-.PHONY: demo test test-quick check sweep plots pipeline ui clean gpu gpu-wheels debian slurm-up slurm-down browser latex postgresql sandbox smollm soak
+.PHONY: demo shell docs release test test-quick check sweep plots pipeline ui clean gpu gpu-wheels debian slurm-up slurm-down browser latex postgresql sandbox smollm soak
 
 demo: .venv/ready  ## train a small grid and draw its figure
 	$(BIN)/python -m runner -m -cd experiments/demo -cn sweep
 	$(BIN)/espalier plots demo
 	@echo "figure: plots/demo/figures/loss_by_size.png    MLflow: make ui, then http://127.0.0.1:5000"
+
+shell: .venv/ready  ## a shell in which python and espalier are those of .venv, completed by Tab
+	@bash --rcfile <(echo '[ -r ~/.bashrc ] && . ~/.bashrc; . $(BIN)/activate; eval "$$(espalier completion bash)"; echo "espalier -h lists the verbs; exit leaves"')
+
+docs: .venv/dev  ## the documentation as pages: docs/_build/html/index.html
+	$(BIN)/python docs/reference.py
+	$(BIN)/sphinx-build -q -n -W --keep-going -b html docs docs/_build/html
+
+release: .venv/dev  ## walk the list of a release: what is done, what is not and how
+	$(BIN)/python tests/release.py
 
 sweep: .venv/ready  ## run experiments/$(EXP)
 	$(BIN)/python -m runner -m -cd experiments/$(EXP) -cn sweep

@@ -12,6 +12,7 @@ __all__ = [
     "hydra_plugin",
     "imports",
     "infill",
+    "init",
     "key_reference",
     "keys",
     "missing_values",

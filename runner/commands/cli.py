@@ -17,6 +17,7 @@ from runner.commands import (
     figures,
     imports,
     infill,
+    init,
     keys,
     models,
     precision,
@@ -372,6 +373,7 @@ def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> Non
     raise typer.Exit(subprocess.call(command, env=environment))
 
 
+app.add_typer(init.app)
 app.add_typer(keys.app)
 app.add_typer(storage.app)
 app.add_typer(figures.app)

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from analysis.runs import Runs
 
 app = typer.Typer()
+Experiment = Annotated[
+    str | None,
+    typer.Option(
+        "--experiment",
+        help="Folder of figures.py and README.md, by name or path; default: the sweep's name.",
+    ),
+]
 
 
 @app.command(rich_help_panel=FIGURES)
@@ -28,6 +35,7 @@ def plots(
     root: Root = Path("."),
     out: Annotated[Path | None, typer.Option(help="Folder; default: plots/NAME.")] = None,
     where: Annotated[str | None, typer.Option(help="Cells to draw: 'seed < 3'.")] = None,
+    experiment: Experiment = None,
     publish: Annotated[
         bool,
         typer.Option(
@@ -45,8 +53,8 @@ def plots(
 
     warn_in_one_line()
     members(root, name)  # refuses a name that is no sweep's
-    experiment = experiment_folder(name)
-    script = experiment / "figures.py"
+    home = experiment_folder(experiment or name)
+    script = home / "figures.py"
     if publish and not script.exists():
         raise ConfigError(f"--publish needs {script}, which does not exist")
     with _refusals(script):
@@ -58,13 +66,13 @@ def plots(
         made = outputs.made()
         if publish:
             for file in made:
-                copy = experiment / file.relative_to(outputs.folder)
+                copy = home / file.relative_to(outputs.folder)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, copy)
     for path in drawn:
         typer.echo(outputs.folder / path.relative_to(staged))
     if publish:
-        typer.echo(f"published: {len(made)} files in {experiment}")
+        typer.echo(f"published: {len(made)} files in {home}")
 
 
 @app.command(rich_help_panel=FIGURES)
@@ -75,6 +83,7 @@ def report(
     mlflow: Annotated[
         str, typer.Option(help="Address of the MLflow UI that links lead to.")
     ] = "http://127.0.0.1:5000",
+    experiment: Experiment = None,
 ) -> None:
     """Write a self-contained HTML page: verdict, figures, results, cells, curves, failures."""
     from analysis.outputs import check_folder  # noqa: PLC0415
@@ -89,7 +98,7 @@ def report(
     with _refusals():
         check_folder(file.parent)
         figures, results = _drawn(name, root, ".png")
-        verdict = story(experiment_folder(name) / "README.md")
+        verdict = story(experiment_folder(experiment or name) / "README.md")
         write_status_page(rows, name, file, mlflow, figures, verdict, results)
     typer.echo(file)
 
@@ -99,6 +108,7 @@ def paper(
     name: Name,
     root: Root = Path("."),
     out: Annotated[Path | None, typer.Option(help="Folder; default: papers/NAME.")] = None,
+    experiment: Experiment = None,
 ) -> None:
     """Write an experiment's figures, tables and numbers as a folder with a main .tex file."""
     from analysis.paper import provenance, write_paper  # noqa: PLC0415
@@ -116,7 +126,7 @@ def paper(
             out or root / "papers" / name,
             figures=figures,
             results=results,
-            readme=experiment_folder(name) / "README.md",
+            readme=experiment_folder(experiment or name) / "README.md",
             provenance=facts,
         )
     typer.echo(f"{main_tex}: latexmk -pdf -cd {main_tex}")

@@ -1,0 +1,1 @@
+"""A model, a task, a data source and an evaluation from outside Espalier."""

@@ -1,0 +1,1 @@
+"""Hydra groups of this package: hydra.searchpath=[pkg://own_lab.conf]."""
