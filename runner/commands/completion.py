@@ -85,7 +85,10 @@ def _beginnings(name: str) -> set[str]:
     words = {f"{group}=" for group in groups() if group not in ("", *WITHIN)}
     for group, node in WITHIN.items():  # +model/adapter=, +model/part@model.parts.a=
         below, placeholder = node.rpartition(".")[::2]
-        words.add(f"{group}@{below}." if placeholder.isupper() else f"{group}=")
+        if node.startswith("NODE."):
+            words.add(f"{group}@")
+        else:
+            words.add(f"{group}@{below}." if placeholder.isupper() else f"{group}=")
     words |= {key.path + "=" for block in blocks("") for key in block.keys}
     for group in [group for group in groups() if group and name]:
         node = WITHIN.get(group, group.replace("/", "."))

@@ -20,12 +20,15 @@ from runner.records.config import NODES, SETTINGS, RunConfig, target_class
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = ("work", *NODES, *SETTINGS)
-# Folders below a group, and where the node that they hold stands.
+# Folders that hold a node within a group's, and where it stands.
 WITHIN = {
     "model/part": "model.parts.LETTER",
     "model/streams": "model.streams",
     "model/adapter": "model.adapter",
     "eval/also": "eval.also.NAME",
+    "parser": "NODE.parser",
+    "scorer": "NODE.scorer",
+    "tool": "NODE.tools.NAME",
 }
 # What Hydra instantiates takes any keyword; its keys are checked by these.
 OF_HYDRA = {
@@ -93,7 +96,8 @@ def blocks(group: str) -> Iterator[KeyBlock]:
 def groups() -> list[str]:
     """Return all groups in order, each followed by the folders below it; "" first."""
     below = {group: [name for name in WITHIN if name.startswith(f"{group}/")] for group in GROUPS}
-    return ["", *(name for group in GROUPS for name in (group, *below[group])), *OF_HYDRA]
+    inside = [name for name in WITHIN if name.partition("/")[0] not in GROUPS]
+    return ["", *(n for group in GROUPS for n in (group, *below[group])), *inside, *OF_HYDRA]
 
 
 def names_in(group: str) -> list[str]:

@@ -82,16 +82,24 @@ def _head(block: Any) -> str:
 
 def _entry(key: Any) -> list[str]:
     """Return the lines of a key: `optim.lr: float = 0.003`, and its meaning below."""
-    default = "" if key.required or is_dataclass(key.default) else f" = {_yaml(key.default)}"
+    default = as_yaml(key)
     half = "  [execution]" if key.execution else ""
     indent = " " * 6
-    words = _NONE.sub(lambda word: _AS_YAML[word[0]], key.meaning)
-    meaning = textwrap.wrap(words, _WIDTH, initial_indent=indent, subsequent_indent=indent)
-    return [f"  {key.path}: {key.kind}{default}{half}", *meaning]
+    meaning = in_yaml(key.meaning)
+    lines = textwrap.wrap(meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return [f"  {key.path}: {key.kind}{default and f' = {default}'}{half}", *lines]
 
 
-def _yaml(value: Any) -> str:
-    """Return a default as an override would write it."""
+def as_yaml(key: Any) -> str:
+    """Return a key's default as an override would write it; "" if it has none of its own."""
+    value = key.default
+    if key.required or is_dataclass(value):
+        return ""
     if isinstance(value, float):
         return f"{value:g}"
     return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def in_yaml(text: str) -> str:
+    """Return a docstring's words with null, true and false for Python's names."""
+    return _NONE.sub(lambda word: _AS_YAML[word[0]], text)

@@ -31,6 +31,7 @@ class PeopleConfig:
     Dialogues need tokenizer=dialogue or a tokenizer with a chat template.
 
     Args:
+        condition: in_weight, in_tool or biography, as above.
         num_people: people whose facts are to be learnt.
         attributes: {name: number of values}. One whose name ends with "date" has dates, in years of
             12 months of 28 days; other values are words.
@@ -46,6 +47,7 @@ class PeopleConfig:
             (prefix-LM); between stretches attention stays causal. The model must be of attention.
         num_val: texts of validation: known people in held-out wordings.
         data_seed: of the people (the run's seed orders the texts).
+        num_workers: processes that make samples beside the training process.
     """
 
     sources: ClassVar[tuple[Any, ...]] = ()

@@ -90,6 +90,8 @@ class ForgettingConfig:
         text: a text file, of whose first `text_tokens` ids the loss is measured (None: of none).
         tokens: of an answer; the model of `init` gives it, greedily.
         every: steps between two evaluations, "validation", or None: at the end.
+        num_prompts: how many of the prompts are answered.
+        text_tokens: ids of `text` whose loss is measured.
         rows: answers that are generated at a time.
     """
 
