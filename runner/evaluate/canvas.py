@@ -85,7 +85,6 @@ def _strategy(trained: Trained) -> Any:
 
 def _ways(cfg: SamplersConfig, own: Any) -> Iterator[tuple[str, list[Settings]]]:
     """Yield (name, settings of each text)."""
-    given = {"max_new_tokens": cfg.tokens, "temperature": cfg.temperature, "ends": ()}
     if own is None:
         yield (
             "autoregressive",
@@ -100,7 +99,14 @@ def _ways(cfg: SamplersConfig, own: Any) -> Iterator[tuple[str, list[Settings]]]
             yield (
                 f"{algorithm}_{steps}",
                 [
-                    Denoising(algorithm=algorithm, steps=steps, sample=sample, **given)
+                    Denoising(
+                        max_new_tokens=cfg.tokens,
+                        algorithm=algorithm,
+                        steps=steps,
+                        temperature=cfg.temperature,
+                        ends=(),
+                        sample=sample,
+                    )
                     for sample in range(cfg.texts)
                 ],
             )

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.data.corpus import end_ids
-from runner.data.tokenizer_folder import as_ids
+from runner.data.special_tokens import WithTokens
+from runner.data.tokenizer_folder import DELETE, EXPAND, GENERATION, MASK, as_ids
 from runner.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
 
 _END, _MAP = "<|endoftext|>", "special_tokens_map.json"
@@ -14,6 +15,8 @@ _END, _MAP = "<|endoftext|>", "special_tokens_map.json"
 
 def can_write(tokenizer: object) -> bool:
     """Return whether `write_tokenizer` has a form for `tokenizer`."""
+    if isinstance(tokenizer, WithTokens):
+        tokenizer = tokenizer.inner
     return isinstance(tokenizer, (SubwordTokenizer, CharTokenizer, ByteTokenizer))
 
 
@@ -23,6 +26,10 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
     Those of a folder keep what they said (special tokens, chat template, generation_config.json).
     `context` is the model's, in tokens.
     """
+    if isinstance(tokenizer, WithTokens):
+        write_tokenizer(tokenizer.inner, folder, context)
+        _add_tokens(tokenizer, folder)
+        return
     given: dict[str, Any] = {}
     if isinstance(tokenizer, SubwordTokenizer):
         text, end = tokenizer.serialised, tokenizer.eos_token
@@ -48,12 +55,38 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
+def _add_tokens(tokenizer: WithTokens, folder: Path) -> None:
+    """Add the special tokens to the files of the inner tokenizer, under their ids.
+
+    The mask is named in tokenizer_config.json, `<expand>` and `<delete>` are in
+    generation_config.json, where DreamOn has them. Where a folder's model has rows without a token,
+    these get one, so that the ids fit.
+    """
+    from tokenizers import Tokenizer as Inner  # noqa: PLC0415
+
+    inner: Any = Inner.from_file(str(folder / "tokenizer.json"))
+    known = inner.get_vocab_size(with_added_tokens=True)
+    rows = [f"<unused{row}>" for row in range(known, tokenizer.inner.vocab_size)]
+    inner.add_special_tokens([*rows, *tokenizer.names])
+    inner.save(str(folder / "tokenizer.json"))
+    ids = tokenizer.token_ids
+    named = {"mask_token": MASK} if MASK in ids else {}
+    resizing = {f"{name[1:-1]}_token_id": ids[name] for name in (EXPAND, DELETE) if name in ids}
+    for file, keys in (("tokenizer_config.json", named), (GENERATION, resizing)):
+        config = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+        if keys:
+            text = json.dumps(config | keys, indent=2) + "\n"
+            (folder / file).write_text(text, encoding="utf-8")
+
+
 def model_ids(tokenizer: Any) -> dict[str, Any]:
     """Return the ids of special tokens for config.json, as the folder had them that it came from.
 
     If that named no such end, it is all the ids that end a text.
     """
     ends = list(end_ids(tokenizer))
+    if isinstance(tokenizer, WithTokens):
+        tokenizer = tokenizer.inner
     own = {"bos_token_id": getattr(tokenizer, "bos", None)}
     if isinstance(tokenizer, SubwordTokenizer):
         own |= tokenizer.beside.model_ids

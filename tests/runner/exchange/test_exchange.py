@@ -17,10 +17,11 @@ from models.pretrained import is_shifted
 from runner.commands.cli import app
 from runner.data.corpus import loads
 from runner.data.pretrained import pretrained_folder, with_pretrained
+from runner.data.special_tokens import WithTokens
 from runner.data.tokenizers import ByteTokenizer, CharTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.exchange.model_card import without_local_paths
-from runner.exchange.tokenizer import write_tokenizer
+from runner.exchange.tokenizer import can_write, write_tokenizer
 from runner.machine import storage
 from runner.machine.errors import ConfigError
 from runner.records.cells import find_cell, make_cells
@@ -60,6 +61,24 @@ def test_exported_tokenizers_give_the_same_ids(kind: str, tmp_path: Path) -> Non
     back = TokenizerConfig(kind="folder", path=str(tmp_path), eos_token=theirs.eos_token).build([])
     assert back.encode(TEXT).tolist() == ids
     assert back.bytes_per_id().tolist() == ours.bytes_per_id().tolist()
+
+
+@pytest.mark.parametrize("padded", [None, 264])
+def test_tokens_of_masked_diffusion_keep_their_ids(padded: int | None, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "out").mkdir()
+    write_tokenizer(ByteTokenizer(), tmp_path / "inner", 64)
+    inner = TokenizerConfig(
+        kind="folder", path=str(tmp_path / "inner"), eos_token="<|endoftext|>", vocab_size=padded
+    ).build([])
+    ours = WithTokens(inner, ["<mask>", "<expand>", "<delete>"])
+    assert can_write(ours)
+    write_tokenizer(ours, tmp_path / "out", 64)
+    back = TokenizerConfig(
+        kind="folder", path=str(tmp_path / "out"), eos_token="<|endoftext|>"
+    ).build([])
+    assert (back.token_ids, back.vocab_size) == (ours.token_ids, ours.vocab_size)
+    assert back.encode(TEXT).tolist() == ours.encode(TEXT).tolist()
 
 
 @pytest.mark.slow
