@@ -15,8 +15,8 @@ class SamplersConfig:
 
     Args:
         judge: `chain`: nats per token under the chain of data=markov, whose entropy is the least
-            that honest samples reach; `sums`: the part of the lines of data=sum_lines that are
-            right.
+            that honest samples reach; `sums`: the part of the lines that are right, of
+            data=sum_lines.
         algorithms, steps: of a model that fills in a canvas; each pair is measured. A model of next
             tokens is measured once.
         tokens: length of a text.
