@@ -79,16 +79,17 @@ class Planner:
         given = body.prompt
         several = isinstance(given, list) and not isinstance(given[0], int)
         texts: Sequence[Any] = given if several else [given]  # type: ignore[assignment]
-        prompts = [self._prompt(text, body.suffix) for text in texts]
+        pairs = [self._prompt(text, body.suffix) for text in texts]
         scores = body.echo and body.logprobs is not None
         return self._plan(
             body,
-            prompts,
+            [prompt for prompt, _ in pairs],
             salt=salt,
             new=body.max_tokens,
             default=_COMPLETION_TOKENS,
             top=body.logprobs,
             score_from=1 if scores else None,
+            suffix=pairs[0][1],
         )
 
     def chat(self, body: ChatBody, salt: str) -> Plan:
@@ -118,17 +119,21 @@ class Planner:
 
     def infill(self, body: InfillBody, salt: str) -> Plan:
         """Return the plan of a missing part."""
-        ids = self.model.infill_ids(body.input_prefix, body.input_suffix)
+        ids, suffix = self.model.around(body.input_prefix, body.input_suffix)
         same = body.model_dump(exclude={"input_prefix", "input_suffix", "n_predict"})
         generation = Generation(**same)
-        return self._plan(generation, [ids], salt=salt, new=body.n_predict, default=None, top=None)
+        new, default = body.n_predict, _COMPLETION_TOKENS if suffix else None
+        return self._plan(
+            generation, [ids], salt=salt, new=new, default=default, top=None, suffix=suffix
+        )
 
-    def _prompt(self, given: Any, suffix: str | None) -> list[int]:
+    def _prompt(self, given: Any, suffix: str | None) -> tuple[list[int], tuple[int, ...]]:
+        """Return the ids of a prompt, and those behind a canvas."""
         if suffix is None:
-            return self.model.text_ids(given) if isinstance(given, str) else list(given)
+            return self.model.text_ids(given) if isinstance(given, str) else list(given), ()
         if not isinstance(given, str):
             raise invalid("suffix needs a prompt that is text; give one", "prompt")
-        return self.model.infill_ids(given, suffix)
+        return self.model.around(given, suffix)
 
     def _plan(
         self,
@@ -140,6 +145,7 @@ class Planner:
         default: int | None,
         top: int | None,
         score_from: int | None = None,
+        suffix: tuple[int, ...] = (),
     ) -> Plan:
         n = body.n or 1
         if n * len(prompts) > MAX_SEQUENCES:
@@ -152,8 +158,12 @@ class Planner:
         settings = self._settings(body, top)
         requests = []
         for prompt in prompts:
-            most = self._most(prompt, new, default)
-            how = self._how({**settings, "max_new_tokens": most})
+            most = self._most([*prompt, *suffix], new, default)
+            own: dict[str, Any] = {"max_new_tokens": most}
+            if suffix:
+                room = self.engine.strategy.context - len(prompt) - len(suffix)
+                own |= {"suffix": suffix, "max_canvas": max(most, min(room, 4 * most))}
+            how = self._how({**settings, **own})
             for number in range(n):  # as n requests whose seeds follow each other
                 request = Request(
                     id=uuid.uuid4().hex,

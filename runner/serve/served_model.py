@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from models.prefix_cache import PrefixCache
 from runner.data.chat_template import ChatTemplate, Message, chat_ids, template_of
@@ -14,6 +14,8 @@ from runner.data.corpus import (
     end_ids,
     prompt_ids,
 )
+from runner.generate.canvas_row import around
+from runner.generate.denoising import Denoising
 from runner.generate.engine import Engine, largest_chunk
 from runner.generate.generate import make_engine
 from runner.generate.request import Request
@@ -24,6 +26,7 @@ from runner.records.cells import load_cell
 from runner.serve.errors import ApiError, invalid
 from runner.serve.vocabulary import Vocabulary
 
+T = TypeVar("T")
 _BLOCK = 16  # tokens of a block of the prefix cache
 _LARGEST_CHUNK = 512
 _STEPS = 1.5  # decoding steps that a piece of a prompt may take: nobody waits for more than 2.5
@@ -162,6 +165,21 @@ class ServedModel:
             "messages",
         )
 
+    def around(self, before: str, behind: str) -> tuple[list[int], tuple[int, ...]]:
+        """Return (ids of the prompt, ids behind the canvas) of a text with a gap.
+
+        A model of next tokens has no canvas: its prompt holds both.
+
+        Raises:
+            ApiError: see `infill_ids`.
+        """
+        if self.generator.settings is not Denoising:
+            return self.infill_ids(before, behind), ()
+        prompt, suffix = self._encoded(
+            lambda: around(self.tokenizer, before, behind), "input_prefix"
+        )
+        return prompt, tuple(suffix)
+
     def infill_ids(self, before: str, behind: str) -> list[int]:
         """Return the ids of a text with a gap, up to where the missing part begins.
 
@@ -190,7 +208,7 @@ class ServedModel:
     def _literal(self, text: str) -> list[int]:
         return [int(index) for index in encode_literally(self.tokenizer, text)]
 
-    def _encoded(self, encode: Callable[[], list[int]], param: str) -> list[int]:
+    def _encoded(self, encode: Callable[[], T], param: str) -> T:
         try:
             return encode()
         except (DataError, UnicodeError) as error:

@@ -16,12 +16,18 @@ from runner.data.tokenizers import ByteTokenizer
 from runner.evaluate.config import DetailsConfig
 from runner.evaluate.infilling import first_line, held_out_lines, read_questions, scored
 from runner.evaluate.infilling_config import InfillingConfig
+from runner.generate.generate import completions
+from runner.generate.text_generator import TextGenerator
 from runner.learn.tasks.diffusion_infill_config import DiffusionInfillConfig
 from runner.learn.trainer import Trainer
 from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
 from runner.records import journal, metrics
 from runner.records.cells import Cell, freeze_cell, make_cells
+from runner.serve.errors import ApiError
+from runner.serve.fields import CompletionBody, InfillBody
+from runner.serve.requests import Planner
+from runner.serve.served_model import ServedModel
 from runner.work.train import train
 from tests.conftest import compose_tiny, write_text
 
@@ -140,6 +146,22 @@ def test_a_run_fills_in_middles_and_shows_its_order(trained: Cell) -> None:
     shown = _cli("order", run, "--prompt", "line", "--tokens", "6", "--out", str(out), *root)
     assert "order.html" in shown, shown
     assert set(json.loads((out / "order.json").read_text())) >= {"tau", "sketch", "kind"}
+
+
+def test_a_server_fills_in_the_middle_of_a_text(trained: Cell) -> None:
+    model = ServedModel(trained.folder, TextGenerator(trained.folder))
+    engine = model.engine(rows=2)
+    planner = Planner(model, engine)
+    body = InfillBody(input_prefix="line 3: ", input_suffix=" is", n_predict=4, seed=1)
+    both = CompletionBody(prompt="line 3: ", suffix=" is", max_tokens=4, seed=1, n=2)
+    texts = []
+    for plan in (planner.infill(body, ""), planner.completion(both, "")):
+        assert all(TOKENIZER.decode(request.how.suffix) == " is" for request in plan.requests)
+        texts.append([done.ids for done in completions(engine, plan.requests)])
+    assert texts[0][0] == texts[1][0]
+    assert 0 <= len(texts[0][0]) <= 16
+    with pytest.raises(ApiError, match="more are asked for"):
+        planner.infill(InfillBody(input_prefix="a" * 90, input_suffix="b", n_predict=9), "")
 
 
 def test_questions_are_scored_by_their_tests_their_text_and_their_tree(
