@@ -171,11 +171,12 @@ def from_csv(file: Path, run: str | None = None, step: str | None = None) -> Run
         KeyError: there is no such column; names those that there are.
     """
     frame = pd.read_csv(file)
+    columns = [str(column) for column in frame]
     for column in filter(None, (run, step)):
         if column not in frame:
-            raise KeyError(f"{file} has no column {column!r}; there are: {', '.join(frame)}")
+            raise KeyError(f"{file} has no column {column!r}; there are: {', '.join(columns)}")
     names = frame[run].astype(str) if run else pd.Series(map(str, range(len(frame))), frame.index)
-    others = [column for column in frame if column not in (run, step)]
+    others = [column for column in columns if column not in (run, step)]
     if step is None:
         rows = [
             {"fingerprint": name, "label": name, "state": "finished"} | dict(values)
@@ -185,7 +186,7 @@ def from_csv(file: Path, run: str | None = None, step: str | None = None) -> Run
     metrics = [
         c
         for c in others
-        if pd.api.types.is_numeric_dtype(frame[c]) and frame.groupby(names)[c].nunique().max() > 1
+        if pd.api.types.is_numeric_dtype(frame[c]) and frame[c].groupby(names).nunique().max() > 1
     ]
     settings = [column for column in others if column not in metrics]
     rows, parts = [], list[Part]()

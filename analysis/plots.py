@@ -108,7 +108,8 @@ def curves_in_panels(
     for axis, (name, table) in zip(axes.flat, parts, strict=False):
         table.attrs |= runs.table.attrs
         _, data = learning_curves(replace(runs, table=table), key=key, x=x, by=by, axis=axis)
-        shown.append(data.assign(**{panels: name}))
+        data[panels] = [name] * len(data)
+        shown.append(data)
         axis.set_title(tick(name))
         axis.get_legend().remove()
         axis.label_outer()

@@ -77,7 +77,7 @@ def completion(
 
     bash, zsh: eval "$(espalier completion bash)"; fish: espalier completion fish | source
     """
-    from typer.completion import get_completion_script  # noqa: PLC0415
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]  # noqa: PLC0415
 
     ours = get_completion_script(
         prog_name="espalier", complete_var="_ESPALIER_COMPLETE", shell=shell.value

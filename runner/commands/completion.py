@@ -52,7 +52,14 @@ end
 complete -c python -c python3 -n __espalier_runner -f -a "(__espalier_runner_words)"
 """
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
-Shell = StrEnum("Shell", list(SCRIPTS))
+
+
+class Shell(StrEnum):
+    """The shells that have a script."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
 
 
 def script_asked_for(arguments: Sequence[str]) -> str | None:

@@ -138,7 +138,8 @@ def _keys(prefix: str, cls: Any, execution: bool) -> Iterator[Key]:
         items = field.metadata.get("items")
         if items is not None:
             yield from _keys(f"{path}.0.", items, half)
-        below = {dict: "NAME.", tuple: "0."}.get(get_origin(field.type), "")
+        origin: Any = get_origin(field.type)
+        below = {dict: "NAME.", tuple: "0."}.get(origin, "")
         for inner in configs_in(field.type):
             if not (issubclass(cls, Grid) and issubclass(inner, Block)):  # the same keys again
                 yield from _keys(f"{path}.{below}", inner, half)

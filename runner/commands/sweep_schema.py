@@ -33,16 +33,17 @@ _TYPES: dict[Any, Schema] = {
 
 def sweep_schema() -> Schema:
     """Return the schema (draft 7) of a sweep.yaml: the keys of a run, and `hydra`."""
-    nodes = {key.path: _value(key) for block in blocks("") for key in block.keys}
+    nodes: Schema = {key.path: _value(key) for block in blocks("") for key in block.keys}
     nodes["inputs"] = {"type": "object"}
     nodes |= {group: _node(group, list(blocks(group))) for group in GROUPS}
     for earlier, today in OF_EVAL.items():
         was = {"deprecated": True, "description": f"Today eval.{today}."}
         nodes["eval"]["anyOf"][1]["properties"][earlier] = was
     sweeper, launcher = (_node(g, list(blocks(g))) for g in ("hydra/sweeper", "hydra/launcher"))
-    block = {"type": "object", "properties": {"params": {"$ref": "#/definitions/params"}}}
+    params = {"params": {"$ref": "#/definitions/params"}}
+    block = {"type": "object", "properties": params}
     grid = sweeper["anyOf"][1]["properties"]
-    grid["params"] = block["properties"]["params"]
+    grid |= params
     grid["blocks"]["items"] = grid["stages"]["additionalProperties"] = block
     hydra = {"sweeper": sweeper, "launcher": launcher, "mode": {"enum": ["RUN", "MULTIRUN"]}}
     nodes["hydra"] = {"type": "object", "properties": hydra}

@@ -22,7 +22,7 @@ class SamplersConfig:
         tokens: length of a text.
         texts: their number.
         temperature: 1 samples from the model as it is.
-        every: see `runner.records.contracts.Evaluation`.
+        every: steps between two, or "validation": with each validation (None: at the end).
     """
 
     judge: Literal["chain", "sums"] = "sums"
@@ -62,7 +62,9 @@ class RevealOrdersConfig:
         prompts: texts that the canvas follows.
         samples: texts for each prompt.
         tokens: length of the canvas, as many steps.
+        algorithm: which token is revealed next; see `runner.generate.denoising.Denoising`.
         temperature: divides the logits.
+        every: steps between two, or "validation": with each validation (None: at the end).
     """
 
     counts: ClassVar[bool] = False

@@ -60,13 +60,14 @@ def open_session(run: ShownRun, saved: dict[str, Any] | None) -> WandbSession:
     settings = wandb.Settings(
         silent=True, console="off", x_disable_stats=True, disable_git=True, disable_code=True
     )
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
     wandb_run = wandb.init(
         project=os.environ.get("WANDB_PROJECT") or run.sweep,
         group=run.sweep,
         id=key,
         name=run.label,
         dir=str(folder),
-        mode=os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline"),
+        mode=mode,
         resume="allow",
         reinit="create_new",
         config=dict(run.params) | {"fingerprint": run.fingerprint},
