@@ -108,8 +108,7 @@ def curves_in_panels(
     for axis, (name, table) in zip(axes.flat, parts, strict=False):
         table.attrs |= runs.table.attrs
         _, data = learning_curves(replace(runs, table=table), key=key, x=x, by=by, axis=axis)
-        data[panels] = [name] * len(data)
-        shown.append(data)
+        shown.append(pd.concat({name: data}, names=[panels]).reset_index(panels))
         axis.set_title(tick(name))
         axis.get_legend().remove()
         axis.label_outer()

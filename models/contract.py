@@ -298,7 +298,8 @@ def with_added_rows(model: Any, name: str, stored: Tensor, parameter: Tensor) ->
     if name not in embeddings(model) | heads(model):
         return stored
     missing = parameter.shape[0] - stored.shape[0]
-    if not 0 < missing <= getattr(model, "added_rows", 0):
+    alike = stored.shape[1:] == parameter.shape[1:]
+    if not alike or not 0 < missing <= getattr(model, "added_rows", 0):
         return stored
     full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
     return torch.cat((stored, full[-missing:].detach().to(stored)))

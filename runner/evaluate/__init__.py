@@ -25,6 +25,7 @@ __all__ = [
     "samples",
     "sandbox",
     "scorers",
+    "scorers_config",
     "scores",
     "solving",
     "solving_config",

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from runner.data.judged_answer_rows import Answer
-from runner.data.judged_answers import AnswerRenderer
+from runner.data.judged_answers import AnswerRenderer, RenderedAnswer
 from runner.machine.errors import ConfigError
 from runner.records.cells import load_cell
 from runner.records.contracts import scorer
@@ -73,18 +73,33 @@ class AnswerScorer:
         Raises:
             ConfigError: an answer is empty or does not fit into the context.
         """
+        texts = enumerate(answers, start=1)
+        return self.score_rendered(
+            [self.render(problem, text, f"answer {number}") for number, text in texts]
+        )
+
+    def render(self, problem: str, answer: str, name: str) -> RenderedAnswer:
+        """Return an answer and its problem in ids.
+
+        Args:
+            name: of the answer, for messages.
+
+        Raises:
+            ConfigError: it is empty or does not fit into the context.
+        """
+        if not answer.strip():
+            raise ConfigError(f"{name} is empty: there is nothing to score")
         prompt = ({"role": "user", "content": problem},)
-        rendered = []
-        for number, text in enumerate(answers, start=1):
-            if not text.strip():
-                raise ConfigError(f"answer {number} is empty: there is nothing to score")
-            one = self.renderer.render(Answer(f"answer {number}", prompt, _steps(text)))
-            if len(one.ids) > self.context:
-                raise ConfigError(
-                    f"answer {number} and its problem are {len(one.ids)} tokens, the verifier "
-                    f"reads {self.context}; shorten them"
-                )
-            rendered.append(one)
+        rendered = self.renderer.render(Answer(name, prompt, _steps(answer)))
+        if len(rendered.ids) > self.context:
+            raise ConfigError(
+                f"{name} and its problem are {len(rendered.ids)} tokens, the verifier reads "
+                f"{self.context}; shorten them"
+            )
+        return rendered
+
+    def score_rendered(self, rendered: Sequence[RenderedAnswer]) -> list[Score]:
+        """Return the scores of answers of `render`."""
         result = []
         for start in range(0, len(rendered), self.batch_size):
             part = rendered[start : start + self.batch_size]

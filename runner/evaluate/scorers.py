@@ -1,43 +1,18 @@
-"""Scorers of answers: a verifier, or the likelihood under a model, named in YAML by `_target_`."""
+"""Scorers of answers: a verifier, or the likelihood under a model."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 
-from models.config import config
 from runner.data.corpus import encode_pieces
+from runner.evaluate.answer_scorer import AnswerScorer
 from runner.generate.generate import make_engine
 from runner.generate.request import Request
 from runner.generate.sampling import Sampling
 from runner.machine.errors import ConfigError
-from runner.records.contracts import Trained
-
-
-class Scorer(Protocol):
-    """Judges answers; what `build` of its config returns."""
-
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> Sequence[float]:
-        """Return the score of each answer to its prompt, the higher the better."""
-
-
-class ScorerConfig(Protocol):
-    """The config of a scorer."""
-
-    def build(self, trained: Trained) -> Scorer:
-        """Return the scorer of answers by the model `trained`; all ranks call it."""
-
-
-@config
-class Likelihood:
-    """The mean log-probability of an answer's tokens under the model that wrote it, nats."""
-
-    def build(self, trained: Trained) -> "LikelihoodScorer":
-        """See `ScorerConfig`."""
-        context = trained.cfg.train.sequence_length + 1
-        return LikelihoodScorer(trained.model, trained.corpus.tokenizer, context)
 
 
 @dataclass(frozen=True)
@@ -75,53 +50,20 @@ class LikelihoodScorer:
         return scores
 
 
-@config
-class VerifierScore:
-    """How likely an answer is right by the verifier (task=verifier) that is an input of the run.
-
-    Args:
-        input: the name of the input.
-        of: end: after the last token. least, product: of the scores of all lines, the steps.
-    """
-
-    input: str = "verifier"
-    of: Literal["end", "least", "product"] = "end"
-
-    def build(self, trained: Trained) -> "VerifierScorer":
-        """See `ScorerConfig`.
-
-        Raises:
-            ConfigError: the run has no such input, or it is no verifier.
-        """
-        from runner.evaluate.answer_scorer import AnswerScorer  # noqa: PLC0415
-
-        cfg = trained.cfg
-        if self.input not in cfg.inputs:
-            raise ConfigError(
-                f"the scorer is the input {self.input!r}, and the run has: "
-                f"{', '.join(cfg.inputs) or 'none'}; set inputs.{self.input}.runs=[FINGERPRINT]"
-            )
-        given = cfg.inputs[self.input]
-        folder = Path(cfg.root) / "runs" / given.run
-        return VerifierScorer(AnswerScorer(folder, average=given.take == "average"), self.of)
-
-
 @dataclass(frozen=True)
 class VerifierScorer:
     """See `VerifierScore`."""
 
-    verifier: Any
+    verifier: AnswerScorer
     of: str
 
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """See `Scorer`; an empty answer has the score 0."""
-        scores = [0.0] * len(answers)
-        of_prompt: dict[str, list[int]] = {}
-        for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            if answer.strip():
-                of_prompt.setdefault(prompt, []).append(index)
-        for prompt, own in of_prompt.items():
-            found = self.verifier.score(prompt, [answers[i] for i in own])
-            for index, score in zip(own, found, strict=True):
-                scores[index] = float(getattr(score, self.of))
+        """See `Scorer`."""
+        scores, readable = [0.0] * len(answers), {}
+        for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            with suppress(ConfigError):
+                readable[number] = self.verifier.render(prompt, answer, "the answer")
+        found = self.verifier.score_rendered(list(readable.values()))
+        for number, score in zip(readable, found, strict=True):
+            scores[number] = getattr(score, self.of)
         return scores

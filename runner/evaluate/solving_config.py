@@ -50,7 +50,7 @@ class SolvingConfig:
         parser: finds the answer in a text, see `runner.data.answer_parsers` (None: the number
             after "####").
         tools: that the model may call while it writes, by name; see `runner.generate.tools`.
-        scorer: chooses among the samples, see `runner.evaluate.scorers` (None: nobody does).
+        scorer: chooses among the samples, see `runner.evaluate.scorers_config` (None: nobody does).
         thresholds: of the scorer: answers are drawn until one reaches it.
         forcing: measure the greedy answer at budgets of thinking.
         rows: the most answers that are generated at a time.

@@ -20,7 +20,7 @@ from runner.data.problems import prepare
 from runner.data.problems_config import ProblemsConfig
 from runner.data.sums_config import SumsConfig
 from runner.data.tokenizers_config import TokenizerConfig
-from runner.evaluate.scorers import Likelihood
+from runner.evaluate.scorers_config import Likelihood
 from runner.evaluate.solving import curve, solve
 from runner.evaluate.solving_config import ForcedBudgets, SolvingConfig
 from runner.generate.budget_forcing import BudgetForcing, think

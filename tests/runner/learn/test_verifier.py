@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +20,12 @@ from runner.data.judged_answers_config import SolutionsConfig, SolutionSource
 from runner.data.special_tokens import WithTokens
 from runner.data.tokenizers import SymbolTokenizer
 from runner.evaluate.answer_scorer import AnswerScorer
+from runner.evaluate.scorers_config import VerifierScore
 from runner.learn.tasks.verifier import Verifier
 from runner.learn.tasks.verifier_config import VerifierConfig
 from runner.machine.errors import CheckpointError, ConfigError
 from runner.records.cells import Cell, make_cells
+from runner.records.inputs import InputConfig
 from runner.records.trained_model import load_model
 from tests.conftest import compose_tiny, write_text
 from tests.folders import chat_folder
@@ -129,6 +132,13 @@ def test_a_verifier_learns_and_scores_answers_from_the_command_line(root: Path) 
     assert logged["val_auc"][-1] > 0.95
     right, wrong = AnswerScorer(cell.folder, batch_size=1).score("3+4=", ["ok", "bad"])
     assert right.end > 0.8 > 0.2 > wrong.end
+    inputs = {"judge": InputConfig(runs=(cell.fingerprint,))}
+    trained: Any = SimpleNamespace(cfg=SimpleNamespace(root=str(root), inputs=inputs))
+    prompts, answers = ["3+4="] * 3, ["bad", "", "ok"]
+    scores = VerifierScore(input="judge").build(trained).score(prompts, answers)
+    assert scores == pytest.approx([wrong.end, 0.0, right.end], rel=1e-5)
+    with pytest.raises(ConfigError, match=r"input 'x', and the run has: judge"):
+        VerifierScore(input="x").build(trained)
     call = ["score", cell.fingerprint, "--root", str(root), "--problem", "3+4="]
     done = CliRunner().invoke(app, [*call, "--answer", "ok", "--answer", "bad\n\nok"])
     assert done.exit_code == 0, done.output
