@@ -25,6 +25,7 @@ from runner.data.chat_template import ChatTemplate
 from runner.data.conversation_rows import RESULT, Conversation, conversations
 from runner.data.conversations_config import ConversationsConfig
 from runner.data.corpus import Sample, encode_pieces, end_ids, source_name, tokenizer_hash
+from runner.data.dialogue_format import given_spans
 from runner.data.synthetic import generator
 from runner.data.tokenizers import Tokenizer
 from runner.data.tokens import cached_folder, reading_cache, refuse_changed, short_hash
@@ -49,22 +50,31 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a conversation's text: whether it is learnt, whether an answer ends with it."""
+    """A part of a conversation's text: whether it is learnt, whether a turn ends with it.
+
+    Args:
+        answer: whether the turn is the assistant's, which must end with a token that ends a text.
+    """
 
     text: str
     learnt: bool = False
     ends: bool = False
+    answer: bool = True
 
 
 class Renderer:
     """Renders conversations for one tokenizer.
 
+    Args:
+        loss_on: the roles whose turns are learnt, each with the token that ends it.
+
     Raises:
         ConfigError: the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, loss_on: Sequence[str] = ("assistant",)) -> None:
         self.tokenizer, self.template = tokenizer, ChatTemplate(tokenizer)
+        self.loss_on = frozenset(loss_on)
         self.ends = np.array(end_ids(tokenizer))
 
     def render(self, conversation: Conversation) -> Rendered:
@@ -88,16 +98,16 @@ class Renderer:
             mask = np.full(len(ids), piece.learnt)
             if piece.ends:  # what the template writes after the end, a line break, is not learnt
                 ends = np.flatnonzero(np.isin(ids, self.ends))
-                if not len(ends):
+                if not len(ends) and piece.answer:
                     raise DataError(
                         f"{where}: the tokenizer's chat template ends an answer with "
                         f"none of the ids {self.ends.tolist()}, which end a text; a model would "
                         "never learn to stop"
                     )
-                mask[ends[-1] + 1 :] = False
+                mask[ends[-1] + 1 if len(ends) else len(ids) :] = False
             masks.append(mask)
         ids, mask = np.concatenate(encoded), np.concatenate(masks)
-        last = int(np.flatnonzero(mask)[-1]) + 1
+        last = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 0
         stops = np.minimum(np.cumsum([len(one) for one in encoded]), last)
         return Rendered(ids[:last], mask[:last], stops)
 
@@ -110,16 +120,20 @@ class Renderer:
         messages, where = conversation.messages, conversation.where
         before = ""
         for number, message in enumerate(messages, start=1):
-            if message["role"] != "assistant":
+            is_answer, learnt = message["role"] == "assistant", message["role"] in self.loss_on
+            if not (is_answer or learnt):
                 continue
-            head = self.template.render(
-                messages[: number - 1], add_generation_prompt=True, where=where
-            )
             whole = self.template.render(messages[:number], where=where)
+            if is_answer:
+                head = self.template.render(
+                    messages[: number - 1], add_generation_prompt=True, where=where
+                )
+            else:  # it begins where its text does
+                head = whole[: max(0, whole.find(message["content"].strip(), len(before)))]
             if not head.startswith(before) or not whole.startswith(head):
                 raise DataError(
                     f"{where}, message {number}: the tokenizer's chat template does not write this "
-                    "turn after what it wrote before; a mask of the answers cannot be made. Take a "
+                    "turn after what it wrote before; a mask of the turns cannot be made. Take a "
                     "template that only adds text"
                 )
             yield Piece(head[len(before) :])
@@ -131,10 +145,10 @@ class Renderer:
                 )
             at = 0
             for found in RESULT.finditer(answer) if conversation.calls else ():
-                yield Piece(answer[at : found.start(1)], learnt=True)
+                yield Piece(answer[at : found.start(1)], learnt=learnt)
                 yield Piece(found.group(1))
                 at = found.end(1)
-            yield Piece(answer[at:], learnt=True, ends=True)
+            yield Piece(answer[at:], learnt=learnt, ends=True, answer=is_answer)
             before = whole
 
 
@@ -185,10 +199,14 @@ class Counts:
 
 
 class Windows:
-    """The conversations of a split packed into windows of `seq` tokens."""
+    """The conversations of a split packed into windows of `seq` tokens.
 
-    def __init__(self, split: Split, seq: int, eos: int) -> None:
-        self.split, self.seq, self.eos = split, seq, eos
+    Args:
+        spans: say of each token to which given stretch it belongs; see `given_spans`.
+    """
+
+    def __init__(self, split: Split, seq: int, eos: int, *, spans: bool = False) -> None:
+        self.split, self.seq, self.eos, self.spans = split, seq, eos, spans
         targets = split.targets_within(seq)
         kept = np.flatnonzero(targets)
         inputs = np.minimum(split.lengths[kept] - 1, seq)  # the last id is a target only
@@ -206,7 +224,7 @@ class Windows:
         """Return window `number` as the sample `index`."""
         tokens, targets = np.full(self.seq, self.eos), np.full(self.seq, _NO_TARGET)
         documents = np.full(self.seq, len(self.bins[number]))  # the padding's, last
-        at = 0
+        spans, at = np.zeros(self.seq, dtype=np.int64), 0
         for document, conversation in enumerate(self.bins[number]):
             start, end = self.split.starts[conversation : conversation + 2]
             ids = self.split.ids[start : min(end, start + self.seq + 1)].astype(np.int64)
@@ -214,8 +232,11 @@ class Windows:
             stop = at + len(ids) - 1
             tokens[at:stop], documents[at:stop] = ids[:-1], document
             targets[at:stop] = np.where(learnt[1:], ids[1:], _NO_TARGET)
+            own = given_spans(np.asarray(learnt))[:-1]
+            spans[at:stop] = np.where(own > 0, own + spans.max(), 0)
             at = stop
         sample = {"tokens": tokens, "targets": targets, "documents": documents}
+        sample |= {"spans": spans} if self.spans else {}
         return {k: torch.from_numpy(v) for k, v in sample.items()} | {"index": torch.tensor(index)}
 
 
@@ -268,6 +289,7 @@ class ConversationCorpus:
     tokenizer: Tokenizer
     train: Split
     val: Split
+    spans: bool = False
     bytes_per_counted_byte: float = 1.0
 
     def samples(self, seq: int, seed: int) -> Dataset[Sample]:
@@ -298,7 +320,7 @@ class ConversationCorpus:
         }
 
     def _windows(self, split: Split, seq: int, name: str) -> Windows:
-        windows = Windows(split, seq, self.tokenizer.eos)
+        windows = Windows(split, seq, self.tokenizer.eos, spans=self.spans)
         if not windows.bins:
             raise DataError(
                 f"none of the {len(split.lengths)} conversations of the {name} split has an answer "
@@ -319,14 +341,15 @@ def prepare(
     """
     hashes = hashes if hashes is not None else data.content_hash()
     model: Tokenizer = tokenizer.build(())
-    renderer = Renderer(model)
+    renderer = Renderer(model, data.loss_on)
     numerics = [revision(cfg, None) for cfg in (data, tokenizer, *data.sources)]
-    key = [_REVISION, numerics, hashes, tokenizer_hash(model), data.val_fraction]
+    key: list[Any] = [_REVISION, numerics, hashes, tokenizer_hash(model), data.val_fraction]
+    key += [] if data.loss_on == ("assistant",) else [data.loss_on]
     make = partial(_write, data=data, hashes=hashes, renderer=renderer)
     folder = cached_folder(cache / f"conversations-{short_hash(key)}", make)
     with reading_cache(folder):
         train, val = (_open(folder, split, model) for split in ("train", "val"))
-    return ConversationCorpus(model, train, val)
+    return ConversationCorpus(model, train, val, data.bidirectional_prompt)
 
 
 def _write(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from models.config import config, configs_of, execution
+from models.config import config, configs_of, execution, neutral
 from runner.data.corpus import content_hash
 from runner.data.sources import SourceConfig, row_source
 from runner.data.tokenizers_config import TokenizerConfig
@@ -13,6 +13,7 @@ from runner.data.tokenizers_config import TokenizerConfig
 if TYPE_CHECKING:
     from runner.data.conversations import ConversationCorpus
 
+Role = Literal["system", "user", "assistant", "tool"]
 Layout = Literal["messages", "sharegpt", "alpaca", "gsm8k"]
 _FIELD: dict[Layout, str] = {
     "messages": "messages",
@@ -74,15 +75,29 @@ class ConversationSource:
         yield from self.rows_of().rows()
 
 
+def check_roles(loss_on: tuple[Role, ...], *, bidirectional: bool) -> None:
+    """Raise ValueError if no role is learnt, or one whose tokens see what follows."""
+    if not loss_on:
+        raise ValueError("loss_on is empty, nothing would be learnt; name a role: [assistant]")
+    if bidirectional and loss_on != ("assistant",):
+        raise ValueError(
+            "bidirectional_prompt=true lets tokens of a user or a tool see what follows: they "
+            f"cannot be learnt; use loss_on=[assistant], not {list(loss_on)}"
+        )
+
+
 @config
 class ConversationsConfig:
     """Conversations, rendered by the tokenizer's own chat template.
 
-    What the assistant says is learnt, with the token that ends it, and nothing else. Conversations
-    are packed into the sequences; a token sees its own conversation only.
+    What the roles of `loss_on` say is learnt, and nothing else. Conversations are packed into the
+    sequences; a token sees its own conversation only.
 
     Args:
         sources: where they are.
+        loss_on: the roles whose turns are learnt, each with the token that ends it.
+        bidirectional_prompt: tokens of a stretch that the assistant has not written see each other
+            (prefix-LM); between stretches attention stays causal. The model must be of attention.
         val_fraction: share of the conversations held out for validation, by their hash.
         num_workers: loader processes (0: in the training process).
     """
@@ -90,10 +105,13 @@ class ConversationsConfig:
     mask_documents: ClassVar[bool] = True
 
     sources: tuple[Any, ...] = configs_of(ConversationSource)
+    loss_on: tuple[Role, ...] = neutral(("assistant",))
+    bidirectional_prompt: bool = neutral(False)
     val_fraction: float = 0.05
     num_workers: int = execution(0)
 
     def __post_init__(self) -> None:
+        check_roles(self.loss_on, bidirectional=self.bidirectional_prompt)
         if not self.sources:
             raise ValueError("sources is empty; name at least one")
         for index, source in enumerate(self.sources):

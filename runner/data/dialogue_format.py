@@ -53,8 +53,7 @@ def dialogue_format(tokenizer: Any, loss_on: Sequence[str] = ("assistant",)) -> 
         loss_on: the roles whose turns are learnt, each with the token that ends it.
 
     Raises:
-        ConfigError: the tokenizer has neither marks nor a chat template, or the template is asked
-            for other roles than the assistant.
+        ConfigError: the tokenizer has neither marks nor a chat template.
     """
     if all(token_id(tokenizer, mark) is not None for mark in MARKS):
         return MarkedDialogues(tokenizer, loss_on)
@@ -65,6 +64,12 @@ def dialogue_format(tokenizer: Any, loss_on: Sequence[str] = ("assistant",)) -> 
             "folder of a model that was trained for conversations"
         )
     return TemplateDialogues(tokenizer, loss_on)
+
+
+def given_spans(learnt: np.ndarray) -> np.ndarray:
+    """Return an id for each token, the same along each stretch that is not learnt, 0 elsewhere."""
+    begins = np.diff(np.concatenate([[True], learnt]).astype(np.int64)) == -1
+    return np.where(learnt, 0, np.cumsum(begins))
 
 
 class MarkedDialogues:
@@ -115,13 +120,8 @@ class TemplateDialogues:
     def __init__(self, tokenizer: Any, loss_on: Sequence[str]) -> None:
         from runner.data.conversations import Renderer  # noqa: PLC0415
 
-        if set(loss_on) != {"assistant"}:
-            raise ConfigError(
-                f"loss_on={list(loss_on)}: a chat template marks the turns of the assistant only; "
-                "use loss_on=[assistant], or tokenizer=dialogue"
-            )
         self.tokenizer, self.template = tokenizer, ChatTemplate(tokenizer)
-        self.ends, self._renderer = end_ids(tokenizer), Renderer(tokenizer)
+        self.ends, self._renderer = end_ids(tokenizer), Renderer(tokenizer, loss_on)
 
     def render(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
         """See `DialogueFormat`."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from models.config import config, execution, neutral
+from runner.data.conversations_config import Role, check_roles
 from runner.data.tokenizers_config import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class PeopleConfig:
     unseen_people: int = 128
     junk: float = 0.0
     domain_tag: bool = False
-    loss_on: tuple[Literal["user", "assistant", "tool"], ...] = ("assistant",)
+    loss_on: tuple[Role, ...] = ("assistant",)
     bidirectional_prompt: bool = neutral(False)
     num_val: int = 256
     data_seed: int = 0
@@ -102,13 +103,7 @@ class PeopleConfig:
                 "bidirectional_prompt=true is of dialogues, and a biography has no prompt; leave "
                 "one out"
             )
-        if self.bidirectional_prompt and self.loss_on != ("assistant",):
-            raise ValueError(
-                f"bidirectional_prompt=true lets tokens of a user or a tool see what follows: they "
-                f"cannot be learnt; use loss_on=[assistant], not {list(self.loss_on)}"
-            )
-        if not self.loss_on:
-            raise ValueError("loss_on is empty, nothing would be learnt; name a role: [assistant]")
+        check_roles(self.loss_on, bidirectional=self.bidirectional_prompt)
 
     def _check_templates(self) -> None:
         from runner.data.people_words import NUM_TEMPLATES  # noqa: PLC0415

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from runner.data.chat_template import Message
 from runner.data.corpus import Sample, encode_literally, start_id
-from runner.data.dialogue_format import DialogueFormat, dialogue_format
+from runner.data.dialogue_format import DialogueFormat, dialogue_format, given_spans
 from runner.data.people import Fact, Group, People
 from runner.data.people_config import PeopleConfig
 from runner.data.synthetic import generator
@@ -139,12 +139,6 @@ def dialogue(fact: Fact, template: int, *, in_tool: bool) -> list[Message]:
         ("assistant", fact.sentence(template)),
     ]
     return [{"role": role, "content": text} for role, text in turns]
-
-
-def given_spans(learnt: np.ndarray) -> np.ndarray:
-    """Return an id for each token, the same along each stretch that is not learnt, 0 elsewhere."""
-    begins = np.diff(np.concatenate([[True], learnt]).astype(np.int64)) == -1
-    return np.where(learnt, 0, np.cumsum(begins))
 
 
 def _padded(ids: np.ndarray, learnt: np.ndarray, seq: int, eos: int, index: int) -> Sample:

@@ -19,8 +19,9 @@ import torch
 
 from models.contract import logits
 from runner.data.corpus import end_ids, prompt_sees_itself
+from runner.data.dialogue_format import given_spans
 from runner.data.people import UNKNOWN, Fact, Group, asked_for, value_of
-from runner.data.people_corpus import PeopleCorpus, given_spans
+from runner.data.people_corpus import PeopleCorpus
 from runner.evaluate.people_config import PeopleRecallConfig, people_of
 from runner.generate.database import DatabaseConfig
 from runner.generate.generate import Completion

@@ -12,8 +12,9 @@ from models.contract import logits, read, start
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from models.mamba_config import MambaConfig
+from runner.data.dialogue_format import given_spans
 from runner.data.people_config import PeopleConfig
-from runner.data.people_corpus import PeopleCorpus, given_spans
+from runner.data.people_corpus import PeopleCorpus
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.generate.autoregressive import Autoregressive
 from runner.generate.engine import Engine

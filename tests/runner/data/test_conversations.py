@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,41 @@ def test_answers_and_their_ends_are_learnt_and_nothing_else(
         assert np.flatnonzero(ours.learnt).tolist() == [
             i for i in answers if ours.learnt[min(i, len(ours.ids) - 1)]
         ]
+
+
+def test_other_roles_are_learnt_by_choice_and_given_stretches_are_told_apart(
+    chatml: TokenizerConfig, tmp_path: Path
+) -> None:
+    tokenizer = chatml.build(())
+    said = _chat("Where is it?", "<find> it", "Over there.", system="Be odd.")
+    said["messages"][3]["role"] = "tool"
+    said["messages"].append({"role": "assistant", "content": "It is over there."})
+    source = _rows(tmp_path / "a.jsonl", *[said] * 40)
+    (one, *_) = conversations(source)
+    parts = {}
+    for roles in (["tool"], ["user", "assistant"], ["system"]):
+        rendered = Renderer(tokenizer, roles).render(one)
+        ids = rendered.ids[rendered.learnt].tolist()
+        parts[tuple(roles)] = tokenizer._inner.decode(ids, skip_special_tokens=False)
+    assert parts["tool",] == "Over there.<|im_end|>"
+    assert parts["system",] == "Be odd.<|im_end|>"
+    ends = [f"{text}<|im_end|>" for text in ("Where is it?", "<find> it", "It is over there.")]
+    assert parts["user", "assistant"] == "".join(ends)
+    with pytest.raises(ValueError, match="cannot be learnt"):
+        ConversationsConfig(sources=(source,), loss_on=("user",), bidirectional_prompt=True)
+    data = ConversationsConfig(sources=(source,), val_fraction=0.5, bidirectional_prompt=True)
+    # Equal conversations are held out together.
+    changed = _rows(tmp_path / "b.jsonl", *[_chat(f"Say {n}.", "No.") for n in range(20)])
+    corpus = prepare(replace(data, sources=(changed,)), chatml, tmp_path / "cache")
+    sample = corpus.samples(512, 0)[0]
+    spans, targets = sample["spans"].tolist(), sample["targets"].tolist()
+    assert max(spans) > 1  # a stretch for each conversation of the window
+    learnt = [
+        i
+        for i, t in enumerate(targets[:-1])
+        if t >= 0 and sample["documents"][i + 1] == sample["documents"][i]
+    ]
+    assert all(spans[i + 1] == 0 for i in learnt)
 
 
 def test_every_layout_is_the_same_conversation(chatml: TokenizerConfig, tmp_path: Path) -> None:
