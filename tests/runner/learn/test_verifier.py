@@ -146,9 +146,20 @@ def test_a_verifier_learns_and_scores_answers_from_the_command_line(root: Path) 
     assert rows[0]["answer"] == "ok"
     assert rows[0]["score"] == pytest.approx(right.end, rel=1e-5)
     assert len(rows[1]["steps"]) == 2
+    scorer = VerifierScore().build(_evaluated(cell))
+    found = scorer.score(["3+4=", "1+1=", "3+4="], ["bad", "", "ok"])
+    assert found == pytest.approx([wrong.end, 0.0, right.end], rel=1e-4)
+    with pytest.raises(ConfigError, match=r"the input 'other', and the run has: verifier; set"):
+        VerifierScore(input="other").build(_evaluated(cell))
     for answer, message in ((" ", "answer 1 is empty"), ("x" * 60, "the verifier reads 48")):
         with pytest.raises(ConfigError, match=message):
             AnswerScorer(cell.folder).score("3+4=", [answer])
+
+
+def _evaluated(verifier: Cell) -> Any:
+    """Return what a run with the verifier as an input hands to evaluations."""
+    inputs = {"verifier": InputConfig(runs=(verifier.fingerprint,))}
+    return SimpleNamespace(cfg=SimpleNamespace(root=verifier.config.root, inputs=inputs))
 
 
 def test_steps_are_judged_from_a_chat_model_whose_vocabulary_grows(root: Path) -> None:
