@@ -1,6 +1,7 @@
 """Views of runs: plan, table, status page, disk usage, MLflow."""
 
 __all__ = [
+    "axes",
     "describe",
     "disk",
     "mlflow",
@@ -13,6 +14,7 @@ __all__ = [
     "plan",
     "precision_table",
     "report",
+    "report_sections",
     "speed",
     "table",
     "tensorboard_files",

@@ -5,13 +5,14 @@ with them; it is the way in which MLflow's own button shares a view.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.machine.errors import DataError
-from runner.records.cells import members, read_cell
+from runner.records.cells import members
+from runner.views.axes import axes_of
 from runner.views.mlflow_cursors import Cursor
 from runner.views.mlflow_runs import clean_name
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _KEY = "espalier"
 _TAG, _NOTE = f"mlflow.sharedViewState.{_KEY}", "mlflow.note.content"
 _METRICS = ("val_loss", "val_bits_per_byte", "tokens_per_s")
-_MOST_AXES, _MOST_VALUES = 6, 12
+_MOST_VALUES = 12
 
 
 def set_up_page(client: "MlflowClient", experiment: str, root: Path, sweep: str) -> None:
@@ -47,30 +48,6 @@ def addresses(root: Path, server: str, uri: str) -> list[str]:
                     found.append(f"{name}: {server}/{page}")
                     break
     return found
-
-
-def axes_of(root: Path, sweep: str) -> dict[str, list[Any]]:
-    """Return the values of each key in which the cells of a sweep differ.
-
-    Names chosen in groups come first, and stand for the keys of their node.
-    """
-    rows = members(root, sweep)
-    choices = _differing(row.get("choices", {}) for row in rows)
-    sciences = []
-    for row in rows:
-        with suppress(DataError, OSError):
-            sciences.append(read_cell(root / "runs" / row["fingerprint"])["science"])
-    keys = _differing(sciences)
-    own = {k: v for k, v in keys.items() if k.partition(".")[0] not in choices}
-    return dict(list((choices | own).items())[:_MOST_AXES])
-
-
-def _differing(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    values: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        for key, value in row.items():
-            values.setdefault(key, {})[json.dumps(value)] = value
-    return {key: list(found.values()) for key, found in values.items() if len(found) > 1}
 
 
 def _state(axes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The status page: a self-contained HTML file with a sweep's cells, loss curves and failures."""
 
-import base64
 import csv
 import os
 import time
@@ -18,6 +17,8 @@ from runner.records import journal, metrics
 from runner.records.cells import Cell
 from runner.records.failures import clusters
 from runner.records.sweep_cells import UnreadableCell
+from runner.views import report_sections as sections
+from runner.views.axes import values_of
 from runner.views.mlflow_cursors import read_entries
 from runner.views.speed import tokens_per_s
 
@@ -57,9 +58,15 @@ def write_status_page(
     measures = dict.fromkeys(measure for _, measure, _ in found if measure is not None)
     judged = [(key.replace("_", " "), key, 4) for key in measures or ("val_loss",)]
     columns = [*_BEFORE, *judged, *_AFTER]
+    measure = next(iter(measures), "val_loss")
+    ended = [_ended(cell, rows, measure) for cell, (rows, _, _) in zip(cells, found, strict=True)]
+    values = values_of(cells[0].folder.parents[1], name) if cells else {}
     text = Template(_PAGE.read_text(encoding="utf-8")).substitute(
         name=escape(name),
         summary=f"{len(cells)} cells: " + ", ".join(f"{n} {s}" for s, n in sorted(states.items())),
+        totals=sections.totals(ended),
+        grid=sections.heat_map(ended, values, measure),
+        next=sections.what_next(name, ended, values, bool(figures)),
         written=time.strftime("%Y-%m-%d %H:%M"),
         commit=environment.revision()["git_sha"][:9] or "unknown",
         head="".join(_heads(columns)),
@@ -68,7 +75,7 @@ def write_status_page(
             for cell, (rows, _, problem) in zip(cells, found, strict=True)
         ),
         failures=_failures([cell for cell in cells if isinstance(cell, Cell)]),
-        figures=_figures(figures),
+        figures=sections.figures(figures),
         story="".join(
             f"<p><b>{escape(k.capitalize())}.</b> {escape(v)}</p>" for k, v in (story or {}).items()
         ),
@@ -198,11 +205,7 @@ def _is_number(value: str) -> bool:
         return False
 
 
-def _figures(files: Sequence[Path]) -> str:
-    return f'<div class="figures">{"".join(map(_figure, files))}</div>' if files else ""
-
-
-def _figure(file: Path) -> str:
-    data = base64.b64encode(file.read_bytes()).decode()
-    image = f'<img alt="{escape(file.stem)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}</figure>"
+def _ended(cell: Row, rows: list[metrics.Line], measure: str) -> sections.Ended:
+    last = metrics.last_values(rows)
+    value = sections.measured(last, measure)
+    return sections.Ended(cell, cell.state, value, float(last.get("wall_s", 0.0)))

@@ -4,15 +4,54 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from runner.commands.cli import app
 from runner.views.report import write_status_page
+from runner.views.report_sections import Ended, figures, heat_map, totals, what_next
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CHROMIUM = shutil.which("chromium")
+
+
+def test_the_grid_is_a_heat_map_that_tells_holes_seeds_and_what_is_next() -> None:
+    points = [
+        (m, lr, seed) for m in ("small", "large") for lr in (1e-3, 3e-3, 1e-2) for seed in (1, 2)
+    ]
+    values, rows = {}, []
+    for number, (model, lr, seed) in enumerate(points):
+        run = f"{number}"
+        values[run] = {"model": model, "optim.lr": lr, "seed": seed}
+        state = "failed" if (model, lr) == ("large", 1e-3) else "finished"
+        value = 3.0 - 10 * lr - (model == "large") + seed / 1000
+        rows.append(Ended(SimpleNamespace(fingerprint=run), state, value, 1800.0))
+    assert totals(rows) == "6.00 hours of training, 1.00 of them in cells that failed or diverged"
+    grid = heat_map(rows, values, "val_loss")
+    assert "val loss by model and optim.lr; the mean over seeds" in grid
+    assert '<td class="hole">failed</td>' in grid
+    assert '<td class="h0" title="n=2">1.901<small>n=2</small></td>' in grid
+    assert heat_map(rows, {}, "val_loss") == ""
+    said = what_next("sweep", rows, values, drawn=True)
+    assert "2 cells failed: <code>espalier failures sweep; espalier retry sweep</code>" in said
+    assert (
+        "the best optim.lr, 0.01, is at the edge of the grid: <code>optim.lr=0.033</code>" in said
+    )
+    assert "one seed" not in said
+    alone = {run: own | {"seed": 1} for run, own in values.items() if own["seed"] == 1}
+    assert "each point has one seed" in what_next("sweep", rows, alone, drawn=True)
+
+
+def test_figures_stand_under_their_questions(tmp_path: Path) -> None:
+    files = [tmp_path / f"{n}.png" for n in ("val_loss_by_step", "pareto_time", "own", "map_a_b")]
+    for file in files:
+        file.write_bytes(b"png")
+    page = figures(files)
+    order = [page.index(f'alt="{name}"') for name in ("own", "map_a_b", "pareto_time")]
+    assert order == sorted(order)
+    assert page.index("What do compute") < page.index("How fast does the loss fall?")
 
 
 @pytest.fixture
@@ -64,7 +103,7 @@ def test_a_browser_sorts_filters_and_fits_a_phone(page_file: Path, tmp_path: Pat
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(page_file.as_uri())
-        rows = page.locator("tbody tr")
+        rows = page.locator("#cells tbody tr")
         assert rows.count() == 3
         page.get_by_role("columnheader", name="val loss").click()
         values = [
@@ -80,12 +119,12 @@ def test_a_browser_sorts_filters_and_fits_a_phone(page_file: Path, tmp_path: Pat
         again = page.locator("td[data-label='val loss']").first.get_attribute("data-value")
         assert float(again or "nan") == values[-1]
         page.get_by_label("filter cells").fill("failed")
-        assert page.locator("tbody tr:visible").count() == 1
+        assert page.locator("#cells tbody tr:visible").count() == 1
         page.get_by_label("filter cells").fill("")
         page.set_viewport_size({"width": 375, "height": 700})
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= 375, "the page scrolls sideways on a phone"
-        assert page.locator("thead").is_hidden()
+        assert page.locator("#cells thead").is_hidden()
         log = page.get_by_role("link", name="log").first
         with page.expect_navigation():
             log.click()
