@@ -12,7 +12,7 @@ from runner.machine.errors import ConfigError
 from runner.records.cells import Cell, find_folder, freeze_cell, join_sweep, read_cell
 from runner.records.difference import difference
 
-_NOT_COPIED = {"cell.json", "mlflow"}
+_NOT_COPIED = {"cell.json", "mlflow", "views"}
 
 
 def adopt(cells: Sequence[Cell], reference: str, reason: str) -> tuple[Cell, dict[str, object]]:

@@ -20,7 +20,7 @@ from runner.records.cells import Cell, add_members, member_row
 from runner.records.names import run_folder, sweep_folder
 
 _MEMBERS = "members.json"
-_LEFT_OUT = {"mlflow", "cancel"}
+_LEFT_OUT = {"mlflow", "views", "cancel"}
 
 
 class _Row(TypedDict):

@@ -15,7 +15,7 @@ from kernels.emulate import emulate
 from kernels.philox import NoiseKey
 from kernels.quantiser import Quantiser
 from models.compiled_kernels import compile_kernels
-from tests.bench.timing import best_ms
+from tests.bench.timing import best_ms, interleaved
 from tests.plain_nodes import shipped
 
 SIZE = 4096
@@ -39,15 +39,17 @@ def quantising() -> None:
         return NVFP4Tensor.to_nvfp4(tensor, per_tensor_scale=scale).dequantize(torch.bfloat16)
 
     compiled = torch.compile(theirs)
-    rows = {
-        "copy": best_ms(lambda: x.clone()),
-        "ours, rows": best_ms(ours),
-        "ours, columns": best_ms(lambda: ours(0)),
-        "torchao, compiled": best_ms(lambda: compiled(x)),
-        "torchao, eager": best_ms(lambda: theirs(x), 5),
+    calls: dict[str, Callable[[], torch.Tensor]] = {
+        "copy": lambda: x.clone(),
+        "ours, rows": ours,
+        "ours, columns": lambda: ours(0),
+        "torchao, compiled": lambda: compiled(x),
+        "torchao, eager": lambda: theirs(x),
     }
-    for name, ms in rows.items():
-        print(f"{name:20s} {ms:8.1f} ms  {ms / rows['ours, rows']:6.1f} x ours")
+    rows = interleaved(calls, 10)
+    for name, seconds in rows.items():
+        ratio = seconds / rows["ours, rows"]
+        print(f"{name:20s} {1e3 * seconds:8.1f} ms  {ratio:6.1f} x ours")
 
 
 def steps(model_name: str, recipes: list[str], batch: int, seq: int, *, profile: bool) -> None:

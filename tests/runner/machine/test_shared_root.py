@@ -104,7 +104,7 @@ def test_members_of_a_group_read_train_and_analyse_in_one_root(shared: Path) -> 
     assert second.returncode == 0, second.stderr
     assert "interrupted" in second.stdout
     assert "2 to run" in second.stderr
-    assert "MLflow has not got everything" not in first.stderr + second.stderr
+    assert "not everything was uploaded" not in first.stderr + second.stderr
     assert {journal.state(run) for run in shared.glob("runs/*")} == {"finished"}
     assert len(journal.attempts(begun)) == 3
     closed = [
