@@ -19,6 +19,7 @@ _COSTS = {  # file and title by what a run costs
     "peak_memory_bytes": ("pareto_memory", "Loss against memory"),
 }
 Drawn = tuple[str, Figure, pd.DataFrame]  # name, figure, what it shows
+_MEASURES = ("val_loss", "val_bound", "val_infill_loss")
 
 
 def default_figures(runs: Runs, folder: Path) -> list[Path]:
@@ -29,7 +30,7 @@ def default_figures(runs: Runs, folder: Path) -> list[Path]:
     exact it would look worse than it is.
     """
     keys = set(runs.history["key"].unique())
-    measures = [key for key in ("val_loss", "val_bound") if key in keys] or ["val_loss"]
+    measures = [key for key in _MEASURES if key in keys] or ["val_loss"]
     if len(measures) == 1:
         return _figures(runs, folder, measures[0])
     return [

@@ -47,6 +47,7 @@ AXES = {
     "loss": "training loss (nats/token)",
     "val_loss": "validation loss (nats/token)",
     "val_bound": "upper bound of the validation loss (nats/token)",
+    "val_infill_loss": "weighted loss of hidden middles (nats/token)",
     "val_bits_per_byte": "validation loss (bits/byte)",
 }
 
