@@ -142,6 +142,11 @@ class Engine(Generic[R]):
         return len(self._admitted)
 
     @property
+    def num_decoding(self) -> int:
+        """The number of requests that the next step advances."""
+        return sum(not row.unread for row in self._unpaused())
+
+    @property
     def num_away(self) -> int:
         """The number of requests that wait for tools."""
         return len(self.away)

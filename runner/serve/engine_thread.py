@@ -126,6 +126,8 @@ class EngineThread:
         max_waiting: the most requests that wait for a row.
         most_pending: so many events of a call may wait for its reader; then its rows stand still.
         slow_reader_s: a call that stands still for longer is cancelled.
+        pace: the most tokens of a prompt that a step reads, by the number of requests that it
+            advances (None: the engine's `chunk`).
     """
 
     engine: Engine[Any]
@@ -133,6 +135,7 @@ class EngineThread:
     max_waiting: int
     most_pending: int = 64
     slow_reader_s: float = 30.0
+    pace: Callable[[int], int] | None = None
     is_draining: bool = False
     tokens_per_s: float = 0.0
     _calls: dict[str, Call] = field(default_factory=dict)
@@ -252,6 +255,8 @@ class EngineThread:
         self.engine.cancel(id)
 
     def _step(self) -> _Step:
+        if self.pace is not None:
+            self.engine.chunk = self.pace(self.engine.num_decoding)
         began = time.monotonic()
         try:
             events = self.engine.step()

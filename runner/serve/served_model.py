@@ -1,7 +1,9 @@
 """A run as the server has it: its model, its names, its prompts."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,13 +31,28 @@ from runner.serve.vocabulary import Vocabulary
 T = TypeVar("T")
 _BLOCK = 16  # tokens of a block of the prefix cache
 _LARGEST_CHUNK = 512
-_STEPS = 1.5  # decoding steps that a piece of a prompt may take: nobody waits for more than 2.5
-_TIMED = 5  # steps, the first of which reads
+_STEPS = 1.25  # decoding steps that a piece of a prompt may take: nobody waits for more than 2.5
+_TIMED = 6  # steps, or pieces, of which the fastest counts
 _INFILL = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<PRE>", "<SUF>", "<MID>"),
 )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many tokens of a prompt are read while others wait for their next token.
+
+    Args:
+        chunks: by the number of those that wait.
+    """
+
+    chunks: Mapping[int, int]
+
+    def __call__(self, waiting: int) -> int:
+        """Return the most tokens: those of the largest number measured up to `waiting`."""
+        return self.chunks[max(number for number in self.chunks if number <= waiting)]
 
 
 class ServedModel:
@@ -78,26 +95,37 @@ class ServedModel:
             )
 
     def engine(
-        self,
-        *,
-        rows: int,
-        chunk: int | None = None,
-        invariant: bool = False,
-        prefix_bytes: int = 0,
+        self, *, rows: int, chunk: int, invariant: bool = False, prefix_bytes: int = 0
     ) -> Engine[Any]:
-        """Return an engine of the model.
+        """Return an engine of the model; it is the only one of a model with its own strategy.
 
         Args:
-            rows, invariant: see `runner.generate.generate.make_engine`.
-            chunk: the most tokens of a prompt that are read between two steps of the others (None:
-                measured).
+            rows, chunk, invariant: see `runner.generate.generate.make_engine`.
             prefix_bytes: of what is kept of prompts (0: nothing is).
         """
-        own = self.generator.strategy  # it belongs to one engine alone
-        if chunk is None:
-            chunk = self._measured_chunk(self._engine(rows, invariant)) if own is None else 1
         prefixes = PrefixCache(block=_BLOCK, max_bytes=prefix_bytes) if prefix_bytes else None
+        own = self.generator.strategy
         return self._engine(rows, invariant, prefixes=prefixes, strategy=own, chunk=chunk)
+
+    def pace(self, *, rows: int, invariant: bool = False) -> Pace:
+        """Measure by the clock how many tokens of a prompt take 1.25 steps of others."""
+        most = max(1, min(_LARGEST_CHUNK, self.context // 2))
+        if self.generator.strategy is not None:  # it reads nothing beforehand
+            return Pace({0: most})
+        engine, size = self._engine(rows, invariant), self.vocabulary.size
+
+        @lru_cache
+        def seconds(tokens: int) -> float:
+            return min(_timed(engine, [[0] * tokens], 1)[0] for _ in range(_TIMED))
+
+        chunks, running = {0: most}, 1
+        while running <= rows:
+            prompts = [[index % size] for index in range(running)]
+            step = min(_timed(engine, prompts, _TIMED)[1:])
+            # As many tokens as rows are a step's work, whatever a busy machine says.
+            chunks[running] = max(min(running, most), largest_chunk(seconds, _STEPS * step, most))
+            running *= 2
+        return Pace(chunks)
 
     def _engine(self, rows: int, invariant: bool, **more: Any) -> Engine[Any]:
         return make_engine(
@@ -213,17 +241,6 @@ class ServedModel:
             return encode()
         except (DataError, UnicodeError) as error:
             raise invalid(str(error), param) from None
-
-    def _measured_chunk(self, engine: Engine[Any]) -> int:
-        """Return the largest piece of a prompt that takes no longer than 1.5 full steps."""
-        most = min(_LARGEST_CHUNK, self.context // 2)
-        size = self.vocabulary.size
-
-        def seconds(tokens: int) -> float:
-            return min(_timed(engine, [[0] * tokens], 1)[0] for _ in range(2))
-
-        step = min(_timed(engine, [[index % size] for index in range(engine.rows)], _TIMED)[1:])
-        return largest_chunk(seconds, _STEPS * step, most)
 
 
 def _timed(engine: Engine[Any], prompts: Sequence[list[int]], new: int) -> list[float]:

@@ -36,7 +36,8 @@ class Options:
 
     Args:
         rows: the most requests that run at a time.
-        chunk: see `ServedModel.engine`.
+        chunk: the most tokens of a prompt that are read between two steps of the others (None:
+            measured, see `ServedModel.pace`).
         max_waiting: the most requests that wait (None: four times `rows`).
         invariant: compute in one shape, so that no bit of an answer depends on the others.
         prefix_cache_mb: memory for what was read of earlier prompts.
@@ -98,16 +99,7 @@ def serve(folder: Path, options: Options, **loading: Any) -> None:
             requests_per_minute=options.requests_per_minute,
             tokens_per_minute=options.tokens_per_minute,
         )
-        engine = model.engine(
-            rows=options.rows,
-            chunk=options.chunk,
-            invariant=options.invariant,
-            prefix_bytes=options.prefix_cache_mb << 20,
-        )
-        waiting = 4 * options.rows if options.max_waiting is None else options.max_waiting
-        thread = EngineThread(
-            engine, Metrics(model.name), waiting, slow_reader_s=options.slow_reader_s
-        )
+        thread = _engine_thread(model, options)
         api = Api(
             model,
             thread,
@@ -119,6 +111,28 @@ def serve(folder: Path, options: Options, **loading: Any) -> None:
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
         logging.getLogger("espalier.serve").setLevel(logging.INFO)
         _Server(_uvicorn_config(gate), thread, options.drain_s, model.name).run([listener])
+
+
+def _engine_thread(model: ServedModel, options: Options) -> EngineThread:
+    rows, chunk, pace = options.rows, options.chunk, None
+    if chunk is None:
+        pace = model.pace(rows=rows, invariant=options.invariant)
+        chunk = pace(rows)
+    if options.invariant:  # pieces that hang on the company change last bits
+        pace = None
+    engine = model.engine(
+        rows=rows,
+        chunk=chunk,
+        invariant=options.invariant,
+        prefix_bytes=options.prefix_cache_mb << 20,
+    )
+    return EngineThread(
+        engine,
+        Metrics(model.name),
+        4 * rows if options.max_waiting is None else options.max_waiting,
+        slow_reader_s=options.slow_reader_s,
+        pace=pace,
+    )
 
 
 def _uvicorn_config(app: Any) -> uvicorn.Config:

@@ -61,12 +61,17 @@ def prompt(seed: int, words: int = PROMPT) -> str:
 
 
 async def ask(
-    session: aiohttp.ClientSession, peer: Peer, text: str, new: int = NEW, leave: int | None = None
+    session: aiohttp.ClientSession,
+    peer: Peer,
+    text: str,
+    new: int = NEW,
+    leave: int | None = None,
+    answer: Answer | None = None,
 ) -> Answer:
     """Return the times of a streamed completion; a client that leaves does so after some pieces."""
     body = {"model": peer.model, "stream": True, "temperature": 0, "max_tokens": new}
     body |= peer.body(text)
-    answer = Answer(time.perf_counter())
+    answer = answer or Answer(time.perf_counter())
     async with session.post(f"{peer.url}{peer.path}", json=body) as response:
         assert response.status == 200, await response.text()
         async for line in response.content:
@@ -109,10 +114,15 @@ async def poisson(peer: Peer, per_s: float, requests: int) -> dict[str, float]:
 async def decode_gap(peer: Peer) -> dict[str, float]:
     """Return by how much a long prompt that enters holds up four streams."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600)) as session:
-        streams = [asyncio.create_task(ask(session, peer, prompt(1000 + n), 160)) for n in range(4)]
-        await asyncio.sleep(0.5)
+        answers = [Answer(time.perf_counter()) for _ in range(4)]
+        streams = [
+            asyncio.create_task(ask(session, peer, prompt(1000 + n), 300, answer=answer))
+            for n, answer in enumerate(answers)
+        ]
+        while any(len(answer.pieces) < 20 for answer in answers):
+            await asyncio.sleep(0.01)
         long = await ask(session, peer, prompt(random.randrange(10**9), LONG), 1)
-        answers = await asyncio.gather(*streams)
+        await asyncio.gather(*streams)
     begin, end = long.sent, long.pieces[-1]
     inside, outside = [], []
     for answer in answers:

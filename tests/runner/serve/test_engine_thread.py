@@ -15,6 +15,7 @@ from runner.generate.sampling import Sampling
 from runner.serve.engine_thread import _LEAD, Call, EngineThread
 from runner.serve.errors import ApiError
 from runner.serve.metrics import Metrics
+from runner.serve.served_model import Pace
 
 VOCAB, CONTEXT = 23, 64
 MODEL = DecoderConfig(depth=1, width=16, num_heads=2).build(VOCAB, 3)
@@ -116,6 +117,36 @@ def test_a_call_that_is_closed_late_or_full_leaves_nothing_behind() -> None:
     for reason, number in {"cancelled": 4.0, "length": 12.0}.items():
         line = f'request_success_total{{finished_reason="{reason}",model_name="m"}} {number}'
         assert line in text, text
+
+
+def test_a_prompt_is_read_in_small_pieces_only_while_others_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    thread = _thread(pace=Pace({0: 64, 1: 4, 2: 2}))
+    read, pieces = thread.engine.strategy.read, []
+
+    def noted(rows: Any, most: int | None) -> list[Event]:
+        pieces.append(most)
+        return read(rows, most)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(thread.engine.strategy, "read", noted)
+
+    async def work() -> None:
+        first = _submit(thread, _requests("first"))
+        async for _ in first:
+            second = _submit(thread, _requests("second"))
+            break
+        await asyncio.gather(_all(second), _left(first))
+
+    _run(thread, work)
+    assert pieces == [64, 4]
+    assert [thread.pace(waiting) for waiting in (1, 2, 9)] == [4, 2, 2]  # type: ignore[misc]
+
+
+async def _left(call: Call) -> None:
+    """Read what a call has not given yet, all but one event."""
+    while call.ids:
+        await asyncio.sleep(0.001)
 
 
 def test_a_step_that_fails_ends_its_requests_and_not_the_server(
