@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -39,17 +39,19 @@ def _run(thread: EngineThread, work: Callable[[], Awaitable[None]]) -> None:
     async def both() -> None:
         thread.start()
         await work()
-        while thread.engine.ids():
-            await asyncio.sleep(0.001)
-        thread.stop()
+        thread.stop()  # after what it was told before: cancels
 
     asyncio.run(both())
     assert thread.num_open == 0
     assert thread.engine.strategy.num_bytes() == 0
 
 
+async def _rest(events: AsyncIterator[tuple[int, Event]]) -> list[Event]:
+    return [event async for _, event in events]
+
+
 async def _all(call: Call) -> list[Event]:
-    return [event async for _, event in call]
+    return await _rest(aiter(call))
 
 
 def _submit(thread: EngineThread, requests: Sequence[Request]) -> Call:
@@ -132,21 +134,15 @@ def test_a_prompt_is_read_in_small_pieces_only_while_others_wait(
     monkeypatch.setattr(thread.engine.strategy, "read", noted)
 
     async def work() -> None:
-        first = _submit(thread, _requests("first"))
-        async for _ in first:
-            second = _submit(thread, _requests("second"))
-            break
-        await asyncio.gather(_all(second), _left(first))
+        first = aiter(_submit(thread, _requests("first")))
+        await anext(first)
+        second = _submit(thread, _requests("second"))
+        rest, whole = await asyncio.gather(_rest(first), _all(second))
+        assert (len(rest), len(whole)) == (39, 40)
 
     _run(thread, work)
     assert pieces == [64, 4]
     assert [thread.pace(waiting) for waiting in (1, 2, 9)] == [4, 2, 2]  # type: ignore[misc]
-
-
-async def _left(call: Call) -> None:
-    """Read what a call has not given yet, all but one event."""
-    while call.ids:
-        await asyncio.sleep(0.001)
 
 
 def test_a_step_that_fails_ends_its_requests_and_not_the_server(
