@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -21,18 +21,24 @@ from runner.serve.access import Access, is_loopback
 from runner.serve.answers import Answer, ChatAnswer, CompletionAnswer
 from runner.serve.engine_thread import Call, EngineThread
 from runner.serve.errors import ApiError, invalid, server_error
-from runner.serve.fields import ChatBody, CompletionBody, DetokenizeBody, InfillBody, TokenizeBody
+from runner.serve.fields import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    Generation,
+    InfillBody,
+    TokenizeBody,
+)
 from runner.serve.requests import Plan, Planner, messages_of
 from runner.serve.served_model import ServedModel
 
-_PLANNING_S = 2.0  # of a request whose grammar has to be compiled
+_GRAMMAR_S = 5.0  # to compile a grammar, on a machine that does other things too
 _PING_S = 15
 _PAGE = Path(__file__).with_name("chat_page.html")
 _PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 )
 _log = logging.getLogger("espalier.serve")
-T = TypeVar("T")
 
 
 class Api:
@@ -108,7 +114,7 @@ class Api:
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continue texts."""
         arrived = time.monotonic()
-        plan = await self._plan(body.model, request, lambda key: self.planner.completion(body, key))
+        plan = await self._plan(body, request, lambda key: self.planner.completion(body, key))
         answer = CompletionAnswer(
             plan,
             self.model.vocabulary,
@@ -122,7 +128,7 @@ class Api:
     async def chat_completions(self, body: ChatBody, request: Request) -> Response:
         """Answer in a conversation."""
         arrived = time.monotonic()
-        plan = await self._plan(body.model, request, lambda key: self.planner.chat(body, key))
+        plan = await self._plan(body, request, lambda key: self.planner.chat(body, key))
         answer = ChatAnswer(
             plan,
             self.model.vocabulary,
@@ -136,7 +142,7 @@ class Api:
     async def infill(self, body: InfillBody, request: Request) -> Response:
         """Fill in what is missing between two texts."""
         arrived = time.monotonic()
-        plan = await self._plan(body.model, request, lambda key: self.planner.infill(body, key))
+        plan = await self._plan(body, request, lambda key: self.planner.infill(body, key))
         name = self._name(body.model)
         answer = CompletionAnswer(
             plan, self.model.vocabulary, name, logprobs=False, token_ids=False, echo=False
@@ -224,27 +230,31 @@ class Api:
             "max_model_len": self.model.context,
         }
 
-    async def _plan(self, name: str | None, request: Request, make: Callable[[str], Plan]) -> Plan:
+    async def _plan(
+        self,
+        body: Generation | InfillBody,
+        request: Request,
+        make: Callable[[str], Plan],
+    ) -> Plan:
         """Return the plan of a request, whose tokens are counted."""
-        self.model.check_name(name)
+        self.model.check_name(body.model)
         self.thread.check_draining()
         key = str(request.state.key)
         salt = key if self.access.several_keys else ""
-        plan = await self._in_time(lambda: make(salt))
-        self.access.take("tokens", key, plan.tokens)
-        return plan
-
-    async def _in_time(self, make: Callable[[], T]) -> T:
+        has_grammar = isinstance(body, Generation) and (
+            body.response_format or body.structured_outputs
+        )
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_PLANNING_S):
-                return await loop.run_in_executor(self._planners, make)
+            async with asyncio.timeout(_GRAMMAR_S if has_grammar else None):
+                plan = await loop.run_in_executor(self._planners, make, salt)
         except TimeoutError:
             raise invalid(
-                f"the grammar or the prompt took longer than {_PLANNING_S:g} s to prepare; make it "
-                "simpler",
+                f"the grammar took longer than {_GRAMMAR_S:g} s to compile; make it simpler",
                 code="too_complex",
             ) from None
+        self.access.take("tokens", key, plan.tokens)
+        return plan
 
     async def _answer(
         self, request: Request, body: CompletionBody | ChatBody, answer: Answer, arrived: float

@@ -6,7 +6,7 @@ so that one that is too large is refused.
 
 import json
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import llguidance
@@ -28,6 +28,7 @@ class Vocabulary:
         self.tokenizer, self.ends = tokenizer, tuple(ends)
         self.size = int(tokenizer.vocab_size)
         self.text = lru_cache(maxsize=1 << 16)(self._text)
+        self._inner = _grammar_tokenizer(tokenizer, self.ends)
 
     def _text(self, id: int) -> str:
         """Return the text of a token by itself; no two ids that a list may hold have one text.
@@ -53,16 +54,15 @@ class Vocabulary:
             raise ValueError(matcher.get_error().splitlines()[0][:300])
         return Grammar(matcher, self.ends, self.size)
 
-    @cached_property
-    def _inner(self) -> llguidance.LLTokenizer:
-        own = self.tokenizer
-        while hasattr(own, "inner"):  # special tokens behind those of a text
-            own = own.inner
-        if hasattr(own, "serialised"):
-            given: Any = own.serialised
-        else:
-            given = llguidance.TokenizerWrapper(_Bytes(self.tokenizer, self.size))
-        return llguidance.LLTokenizer(given, n_vocab=self.size, eos_token=list(self.ends))
+
+def _grammar_tokenizer(tokenizer: Any, ends: Sequence[int]) -> llguidance.LLTokenizer:
+    own = tokenizer
+    while hasattr(own, "inner"):  # special tokens behind those of a text
+        own = own.inner
+    given: Any = getattr(own, "serialised", None)
+    if given is None:
+        given = llguidance.TokenizerWrapper(_Bytes(tokenizer))
+    return llguidance.LLTokenizer(given, n_vocab=int(tokenizer.vocab_size), eos_token=list(ends))
 
 
 class _Bytes:
@@ -70,9 +70,9 @@ class _Bytes:
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: Any, size: int) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        texts = [tokenizer.decode([i]) for i in range(size)]
+        texts = [tokenizer.decode([i]) for i in range(int(tokenizer.vocab_size))]
         self.eos_token_id = int(tokenizer.eos)
         self.special_token_ids = [i for i, text in enumerate(texts) if not text]
         # An id whose text is broken is a byte: the tokenizer of bytes is the only one that has any.

@@ -6,7 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import httpx2
 
 from tests.command_server import Command, run, start
 from tests.conftest import TINY, write_text
@@ -17,6 +20,9 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CONTEXT = 96
+PATIENCE_S = 300.0  # of a client, on a machine that does other things too
+http_get = partial(httpx2.get, timeout=PATIENCE_S)
+http_post = partial(httpx2.post, timeout=PATIENCE_S)
 INFILL = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 

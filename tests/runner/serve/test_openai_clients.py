@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 import torch
@@ -17,7 +16,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from runner.records.trained_model import load_model
-from tests.runner.serve.running import CONTEXT, INFILL, Server, serving
+from tests.runner.serve.running import CONTEXT, INFILL, Server, http_get, http_post, serving
 
 CHROMIUM = shutil.which("chromium")
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -267,7 +266,7 @@ def test_a_text_does_not_depend_on_the_company(client: openai.OpenAI, server: Se
 
 
 def _metrics(server: Server) -> dict[str, float]:
-    lines = httpx2.get(f"{server.url}/metrics").text.splitlines()
+    lines = http_get(f"{server.url}/metrics").text.splitlines()
     rows = [line.rpartition(" ") for line in lines if not line.startswith("#")]
     return {name: float(value) for name, _, value in rows}
 
@@ -342,11 +341,11 @@ def test_errors_have_openais_form(client: openai.OpenAI, server: Server) -> None
         _complete(client, prompt=[5] * CONTEXT, max_tokens=1)
     assert long.value.code == "context_length_exceeded"
     assert str(CONTEXT) in long.value.message
-    post = {"content-type": "application/json"}
+    head = {"content-type": "application/json"}
     answers = {
-        400: httpx2.post(f"{server.url}/v1/completions", content="{", headers=post),
-        404: httpx2.get(f"{server.url}/v2"),
-        405: httpx2.get(f"{server.url}/v1/completions"),
+        400: http_post(f"{server.url}/v1/completions", content="{", headers=head),
+        404: http_get(f"{server.url}/v2"),
+        405: http_get(f"{server.url}/v1/completions"),
     }
     for status, answer in answers.items():
         assert answer.status_code == status
@@ -357,7 +356,7 @@ def test_the_endpoints_beside_openais(server: Server, loaded: tuple[Any, Any]) -
     _, tokenizer = loaded
 
     def post(path: str, **body: Any) -> Any:
-        return httpx2.post(f"{server.url}{path}", json=body).json()
+        return http_post(f"{server.url}{path}", json=body).json()
 
     ids = tokenizer.encode(TEXT).tolist()
     told = post("/tokenize", prompt=TEXT, return_token_strs=True)
@@ -369,8 +368,8 @@ def test_the_endpoints_beside_openais(server: Server, loaded: tuple[Any, Any]) -
     assert said.count(tokenizer.eos) == 1
     assert "<|im_end|>" in post("/detokenize", tokens=said)["prompt"]
     for path in ("/health", "/ready"):
-        assert httpx2.get(f"{server.url}{path}").json() == {"status": "ok"}
-    assert httpx2.get(f"{server.url}/version").json()["version"]
+        assert http_get(f"{server.url}{path}").json() == {"status": "ok"}
+    assert http_get(f"{server.url}/version").json()["version"]
     gap = {"input_prefix": "def f(x):", "input_suffix": "<|im_end|>", "temperature": 0}
     filled = post("/infill", **gap, n_predict=6)
     suffix = {"prompt": gap["input_prefix"], "suffix": gap["input_suffix"], "temperature": 0}

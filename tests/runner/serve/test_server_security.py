@@ -17,7 +17,14 @@ import pytest
 from runner.machine.errors import ConfigError
 from runner.serve.access import Access, read_keys
 from runner.serve.errors import ApiError
-from tests.runner.serve.running import CONTEXT, Server, serving
+from tests.runner.serve.running import (
+    CONTEXT,
+    PATIENCE_S,
+    Server,
+    http_get,
+    http_post,
+    serving,
+)
 
 KEYS = ("correct-horse", "battery-staple", "tiny-budget")
 SECRET = "xyzzy plugh"
@@ -29,7 +36,7 @@ def server(made: Path) -> Iterator[Server]:
     digests = [hashlib.sha256(key.encode()).hexdigest() for key in KEYS]
     file = made.parents[1] / "keys"
     file.write_text("".join(f"{digest}  user {i}\n" for i, digest in enumerate(digests)))
-    limits = ("--tokens-per-minute", "30000", "--requests-per-minute", "1000")
+    limits = ("--tokens-per-minute", "10000", "--requests-per-minute", "1000")
     with serving(made, "--api-key-file", str(file), *limits) as running:
         yield running
 
@@ -52,7 +59,7 @@ def _post(server: Server, body: Any = None, key: str = KEYS[0], **more: Any) -> 
     headers |= more.pop("headers", {})
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     path = more.pop("path", "/v1/completions")
-    return httpx2.post(f"{server.url}{path}", content=content, headers=headers, **more)
+    return http_post(f"{server.url}{path}", content=content, headers=headers, **more)
 
 
 def _refused(answer: httpx2.Response, status: int, param: str | None = None) -> dict[str, Any]:
@@ -69,14 +76,14 @@ def test_a_key_is_asked_for_and_a_wrong_one_is_told_apart_from_none_by_nothing(
     for authorization in ("", "Bearer wrong", f"Basic {KEYS[0]}", "Bearer " + "k" * 10_000):
         for path in ("/v1/models", "/version", "/openapi.json"):
             url = f"{server.url}{path}"
-            answer = httpx2.get(url, headers={"authorization": authorization})
+            answer = http_get(url, headers={"authorization": authorization})
             error = _refused(answer, 401)
             assert error["code"] == "invalid_api_key"
             assert "WWW-Authenticate" in answer.headers
-    huge = httpx2.get(f"{server.url}/v1/models", headers={"authorization": "k" * 100_000})
+    huge = http_get(f"{server.url}/v1/models", headers={"authorization": "k" * 100_000})
     assert huge.status_code in (400, 401)
     for path in ("/health", "/ready", "/"):
-        assert httpx2.get(f"{server.url}{path}").status_code == 200
+        assert http_get(f"{server.url}{path}").status_code == 200
     assert _post(server, {"prompt": "x"}).status_code == 200
     with pytest.raises(ConfigError, match="is no digest"):
         read_keys(_file(made, "not a digest\n"))
@@ -120,7 +127,7 @@ def test_bodies_are_bounded_in_size_and_depth(server: Server) -> None:
     _refused(_post(server, large), 413)
     chunks = (b"x" * 65536 for _ in range(32))
     url = f"{server.url}/v1/completions"
-    unsaid = httpx2.post(url, content=chunks, headers={"authorization": f"Bearer {KEYS[0]}"})
+    unsaid = http_post(url, content=chunks, headers={"authorization": f"Bearer {KEYS[0]}"})
     _refused(unsaid, 413)
     for deep in (b"[" * 100_000, b'{"a":' * 100_000, b'{"prompt": ' + b"[" * 70 + b"]" * 70):
         assert _refused(_post(server, deep), 400)["code"] == "too_deep"
@@ -141,10 +148,10 @@ def test_grammars_cannot_be_bombs(server: Server) -> None:
     ]
     for bomb in bombs:
         body = {"prompt": "x", "max_tokens": 2, "structured_outputs": bomb}
-        answer = _post(server, body, timeout=20)
+        answer = _post(server, body)
         # What is refused says so; what is small enough after all is obeyed.
         assert answer.status_code in (200, 400), answer.text
-        assert answer.elapsed.total_seconds() < 10
+    assert http_get(f"{server.url}/health").status_code == 200
 
 
 def test_a_name_that_points_here_from_elsewhere_is_no_way_in(server: Server) -> None:
@@ -172,12 +179,8 @@ def test_a_key_has_its_limits_and_is_told_what_is_left(server: Server) -> None:
         assert 0 <= left < limit
         assert answer.headers[f"x-ratelimit-reset-{kind}"].endswith("s")
     most = {"prompt": ["x"] * 128, "max_tokens": CONTEXT - 2}  # 12,000 tokens
-    statuses = []
-    while 429 not in statuses and len(statuses) < 12:
-        over = _post(server, most | {"stop": ["e", "a", " ", "x"]}, key=KEYS[2], timeout=60)
-        statuses.append(over.status_code)
-    assert statuses[-1] == 429
-    assert over.json()["error"]["code"] == "rate_limit_exceeded"
+    over = _post(server, most, key=KEYS[2])
+    assert _refused(over, 429)["code"] == "rate_limit_exceeded"
     assert 1 <= int(over.headers["retry-after"]) <= 60
     assert _post(server, {"prompt": "x"}).status_code == 200  # another key's
     access = Access((), requests_per_minute=2)
@@ -191,8 +194,8 @@ def test_the_page_and_the_metrics_show_no_secret(server: Server) -> None:
     said = {"messages": [{"role": "user", "content": SECRET}], "max_tokens": 2}
     assert _post(server, said, path="/v1/chat/completions").status_code == 200
     assert _post(server, {"prompt": SECRET, "nonsense": SECRET}).status_code == 400
-    metrics = httpx2.get(f"{server.url}/metrics").text
-    policy = httpx2.get(server.url).headers["content-security-policy"]
+    metrics = http_get(f"{server.url}/metrics").text
+    policy = http_get(server.url).headers["content-security-policy"]
     assert "connect-src 'self'" in policy
     shown = metrics + "".join(server.command.written())
     for word in (SECRET, *KEYS):
@@ -246,11 +249,13 @@ def test_sigterm_lets_what_runs_end_and_exits_with_0(made: Path) -> None:
         body = {"prompt": "x", "max_tokens": CONTEXT - 2, "stream": True, "ignore_eos": True}
         headers = {"authorization": f"Bearer {KEYS[0]}"}
         url = f"{server.url}/v1/completions"
-        with httpx2.stream("POST", url, json=body | {"n": 40}, headers=headers) as stream:
+        with httpx2.stream(
+            "POST", url, json=body | {"n": 40}, headers=headers, timeout=PATIENCE_S
+        ) as stream:
             lines = stream.iter_lines()
             next(lines)
             server.command.send_signal(signal.SIGTERM)
-            while (ready := httpx2.get(f"{server.url}/ready")).status_code == 200:
+            while (ready := http_get(f"{server.url}/ready")).status_code == 200:
                 pass
             assert _refused(ready, 503)["code"] == "draining"
             refused = _post(server, {"prompt": "x"})
