@@ -45,6 +45,7 @@ class Metrics:
         }
         self._gauges = {name: self._gauge(name, text) for name, text in gauges.items()}
         counters = {
+            "num_preemptions": "Always 0: what runs is never interrupted.",
             "prompt_tokens": "Tokens of prompts.",
             "generation_tokens": "Tokens generated.",
             "prefix_cache_queries": "Tokens of prompts that were looked up in the prefix cache.",

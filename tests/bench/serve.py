@@ -4,7 +4,9 @@
     python -m tests.bench.serve soak [--seconds 600]
 
 Asyncio clients of streamed completions, greedy. A round is one measurement of each server, the
-others idle; the table has the median over the rounds. One thread each.
+others idle; the table has the median over the rounds. One thread each. Tokens per second of the
+clock tell what users wait for; those per second of the server's CPU time hardly hang on what else
+the machine does.
 
     at N clients   closed loop: N clients, each with one request at a time
     poisson        open loop: arrivals at half the rate that 8 clients reached
@@ -94,10 +96,14 @@ async def closed_loop(peer: Peer, clients: int, requests: int) -> dict[str, floa
             done.append(await ask(session, peer, prompt(left.pop())))
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600)) as session:
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), _cpu_seconds(peer)
         await asyncio.gather(*(client(session) for _ in range(clients)))
-        spent = time.perf_counter() - begin
-    return {f"tok/s at {clients}": NEW * requests / spent, **_times(done, f" at {clients}")}
+        spent, cpu = time.perf_counter() - begin, _cpu_seconds(peer) - cpu
+    return {
+        f"tok/s at {clients}": NEW * requests / spent,
+        f"tok/CPU s at {clients}": NEW * requests / cpu,
+        **_times(done, f" at {clients}"),
+    }
 
 
 async def poisson(peer: Peer, per_s: float, requests: int) -> dict[str, float]:
@@ -131,6 +137,11 @@ async def decode_gap(peer: Peer) -> dict[str, float]:
     quiet = statistics.median(outside)
     largest = statistics.quantiles(inside, n=20)[-1] if len(inside) > 1 else max(inside)
     return {"decode gap": largest / quiet, "long TTFT ms": 1e3 * long.first}
+
+
+def _cpu_seconds(peer: Peer) -> float:
+    times = psutil.Process(peer.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def _times(answers: list[Answer], suffix: str) -> dict[str, float]:

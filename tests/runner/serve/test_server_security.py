@@ -44,7 +44,7 @@ def server(made: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module", autouse=True)
 def slow(server: Server) -> Iterator[socket.socket]:
     """A connection on which the head of a request never ends."""
-    with socket.create_connection(_address(server), timeout=60) as slow:
+    with socket.create_connection(_address(server), timeout=PATIENCE_S) as slow:
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127")
         yield slow
 
@@ -218,7 +218,7 @@ def test_texts_of_one_key_are_not_told_by_the_time_of_anothers(server: Server) -
 def test_slow_heads_are_cut_off_and_broken_ones_answered(
     server: Server, slow: socket.socket
 ) -> None:
-    with socket.create_connection(_address(server), timeout=60) as broken:
+    with socket.create_connection(_address(server), timeout=PATIENCE_S) as broken:
         broken.sendall(b"NONSENSE\r\n\r\n")
         assert broken.recv(1000).startswith(b"HTTP/1.1 400")
     assert slow.recv(1000) == b""  # ten seconds after the first test began
@@ -230,7 +230,7 @@ def test_nothing_that_the_schema_allows_or_forbids_breaks_the_server(server: Ser
     line += ["--phases", "fuzzing", "--max-examples", "8", "--seed", "1", "--no-color"]
     line += ["--checks", "not_a_server_error,status_code_conformance,negative_data_rejection"]
     folder = server.run.parents[1]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=folder, timeout=300)
+    done = subprocess.run(line, capture_output=True, text=True, cwd=folder, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout
 
 
@@ -238,7 +238,7 @@ def test_other_hosts_need_a_key(made: Path) -> None:
     from tests.command_server import run
 
     line = ("runner.commands.cli", "serve", str(made), "--port", "0", "--host")
-    open_ = run(*line, "0.0.0.0", timeout=60)
+    open_ = run(*line, "0.0.0.0", timeout=PATIENCE_S)
     assert open_.returncode == 1
     assert "there is no key" in open_.stderr
 
@@ -265,4 +265,4 @@ def test_sigterm_lets_what_runs_end_and_exits_with_0(made: Path) -> None:
         assert rest[-1] == "data: [DONE]"
         ends = [json.loads(line[6:])["choices"][0]["finish_reason"] for line in rest[:-1]]
         assert ends.count("length") == 40
-        assert server.command.wait(30) == 0
+        assert server.command.wait(PATIENCE_S) == 0
