@@ -1,8 +1,10 @@
 """From the fields of a request to requests of the engine."""
 
+import json
 import secrets
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -286,13 +288,19 @@ def _source(body: Generation) -> str | None:
 
 
 def messages_of(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return messages as a chat template takes them: the content is one text."""
+    """Return messages as a chat template takes them.
+
+    The content is one text; arguments of calls, which OpenAI writes as JSON, are what it says.
+    """
     plain = []
     for message in messages:
         given = message.model_dump(exclude_none=True, exclude={"refusal"})
         content = given.get("content", "")
         if isinstance(content, list):
             content = "".join(part["text"] for part in content)
+        for call in given.get("tool_calls", ()):
+            with suppress(ValueError):
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
         role = "system" if message.role == "developer" else message.role
         plain.append({**given, "role": role, "content": content})
     return plain

@@ -15,8 +15,10 @@ from runner.generate.text_generator import TextGenerator
 from runner.serve.access import Access
 from runner.serve.app import Api
 from runner.serve.engine_thread import EngineThread
+from runner.serve.fields import Message
 from runner.serve.gate import Gate
 from runner.serve.metrics import Metrics
+from runner.serve.requests import messages_of
 from runner.serve.served_model import ServedModel
 from tests.command_server import run
 from tests.conftest import TINY, write_text
@@ -171,3 +173,9 @@ def test_calls_of_tools_come_back_as_calls_and_the_rest_as_text(made: Path, tmp_
     assert none["choices"][0]["finish_reason"] == "stop"
     assert whole["usage"]["prompt_tokens"] > none["usage"]["prompt_tokens"]
     assert broken["choices"][0]["message"]["content"] == "no <tool_call>{x"
+    said_before = Message(
+        role="assistant", tool_calls=[{"id": "1", "type": "function", "function": functions[0]}]
+    )
+    (plain,) = messages_of([said_before])
+    assert plain["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    assert plain["content"] == ""
