@@ -177,8 +177,9 @@ class Autoregressive:
         if self.prefixes is None or place is None or not place[0].can_truncate:
             return
         state, index = place
-        read = row.tokens[: int(state.lengths[index])]
-        self.prefixes.save(read, state, index, salt=row.request.salt)
+        if state.lengths.device == self._batch.device:  # not in the memory of the host
+            read = row.tokens[: int(state.lengths[index])]
+            self.prefixes.save(read, state, index, salt=row.request.salt)
 
     def num_bytes(self) -> int:
         """See `Strategy`."""

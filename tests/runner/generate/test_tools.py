@@ -18,6 +18,7 @@ from models.decoder_config import DecoderConfig
 from models.linear_attention_config import LinearAttentionConfig
 from models.mamba_config import MambaConfig
 from models.prefix_cache import PrefixCache
+from runner.commands.tools import named_tools
 from runner.data.chat_template import ChatTemplate
 from runner.data.dialogue_format import TemplateDialogues
 from runner.data.special_tokens import WithTokens
@@ -31,6 +32,7 @@ from runner.generate.request import Event, Request
 from runner.generate.sampling import Sampling
 from runner.generate.tool_pool import InTurn, ToolPool
 from runner.generate.tools import Call, Tools, tools_for
+from tests.command_server import ROOT
 from tests.folders import qwen
 
 CONTEXT = 64
@@ -267,6 +269,9 @@ def test_dialogues_branch_from_what_was_said_before() -> None:
         (without,) = _run(_engine(MODELS["keys"]), [request])
         assert with_store.ids == without.ids
     assert max(read) < 4 + 4  # the block that was not full, and the branch
+    strategy = Counting(MODELS["keys"], context=CONTEXT, decode=Letters().decode, prefixes=prefixes)
+    _run(Engine(strategy, rows=1), [Request(id="b", prompt=said, how=how, salt="another's")])
+    assert max(read) == len(said)  # nothing is known to another
 
 
 def _script(text: str, tokenizer: Any) -> Any:
@@ -408,6 +413,18 @@ def test_marks_in_what_a_tool_says_are_letters_and_each_call_has_its_answer() ->
     )
     assert (done.ids, done.finish, done.num_calls) == (script[:-1], "stop", 1)
     assert done.forced == [False] * 9 + [True] * 7 + [False] * 3
+
+
+def test_a_class_of_ones_own_is_a_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tests" / "foreign")
+    tokenizer = ByteTokenizer()
+    tools = named_tools("calculator,mylab.weather.WeatherConfig", None, tokenizer)
+    call = tools.find(list(b"It is [[Ulm]]"))
+    assert call is not None
+    assert bytes(tools.answer(call, call.tool(call.text))) == b" (rain in Ulm)"
+    call = tools.find(list(b"It is <<1+1="))
+    assert call is not None
+    assert call.tool(call.text) == "2"
 
 
 def test_generate_takes_tools() -> None:
