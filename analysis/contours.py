@@ -9,10 +9,11 @@ import pandas as pd
 from contourpy import contour_generator
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from analysis.errors import require
 from analysis.paired import over_seeds
-from analysis.plots import AXES, legend
+from analysis.plots import AXES, legend, short
 
 
 def contour_lines(
@@ -75,6 +76,9 @@ def contours(
     for name, guide in (guides or {}).items():
         axis.plot(ends, guide(ends), "--", color="0.5", linewidth=0.8, label=name)
     axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y), xscale="log", yscale="log")
+    places = sorted(shown[x].unique())
+    axis.set_xticks(places, labels=[short(place) for place in places])
+    axis.xaxis.set_minor_locator(NullLocator())
     low, high = shown[y].min(), shown[y].max()
     axis.set_ylim(low / 1.3, high * 1.3)
     legend(axis, "")

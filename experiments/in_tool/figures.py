@@ -43,7 +43,7 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     ]
     by_heart = table[table["kind"] == "by heart"]
     if by_heart["facts"].nunique() > 1 and by_heart["num_parameters"].nunique() > 1:
-        guides = {f"{g} bit a parameter": _guide(g) for g in (1, 2)}
+        guides = {"1 bit a parameter": _guide(1), "2 bits a parameter": _guide(2)}
         figure, shown = contours(
             by_heart, x="facts", y="num_parameters", metric="recall", guides=guides
         )
