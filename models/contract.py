@@ -32,6 +32,7 @@ def token_loss(
     weights: Any = None,
     spans: Tensor | None = None,
     visible: Tensor | None = None,
+    divisor: Tensor | None = None,
 ) -> TokenLoss:
     """Return the loss of a batch; `model` is called once, and may be wrapped (DDP, torch.compile).
 
@@ -41,12 +42,13 @@ def token_loss(
         weights: of the targets; see `kernels.cross_entropy.Weights`.
         spans: ids of spans whose tokens see each other, 0 elsewhere; see `Decoder.forward`.
         visible: visible[i, j] says whether token i sees token j, [seq, seq].
+        divisor: see `Decoder.forward`: the task's `count` where that is no number of targets.
 
     Raises:
         ValueError: `weights`, `spans` or `visible` are given and the model's forward has no such
             parameter.
     """
-    optional = {"documents": documents, "noise": noise, "weights": weights}
+    optional = {"documents": documents, "noise": noise, "weights": weights, "divisor": divisor}
     passed = _passed(model, optional | {"spans": spans, "visible": visible})
     names = _parameters(type(_unwrapped(model)).forward)
     if names is not None and "targets" not in names:

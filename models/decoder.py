@@ -72,6 +72,7 @@ class Decoder(LanguageModel):
         spans: Int64[Tensor, "batch seq"] | None = None,
         canvas: Canvas | None = None,
         visible: Bool[Tensor, "seq seq"] | None = None,
+        divisor: Int64[Tensor, ""] | None = None,
     ) -> (
         Float[Tensor, "batch seq vocab"]
         | Float[Tensor, "batch vocab"]
@@ -83,6 +84,8 @@ class Decoder(LanguageModel):
         Args:
             spans: ids of spans that the model has not generated, 0 elsewhere: tokens of one span
                 see each other (prefix-LM). With `state`, each span is read in one pass.
+            divisor: the batch's share of what the loss is divided by, which the losses of routers
+                are multiplied with (None: the number of targets).
         """
         if state is not None:
             return self._logits(self._read(tokens, state, counts, spans, every=every))
@@ -102,9 +105,10 @@ class Decoder(LanguageModel):
             z_loss=self.cfg.z_loss,
             weights=flat_weights(weights),
         )
-        for name, value in notes.items():  # means over tokens; `total` is a sum over targets
+        share = (targets >= 0).sum() if divisor is None else divisor
+        for name, value in notes.items():  # means over tokens; `total` is a sum that is divided
             if ".loss." in name:
-                total = total + value * (targets >= 0).sum()
+                total = total + value * share
         statistics = {name: value.detach() for name, value in notes.items()}
         return TokenLoss(total=total, nll=nll.view(targets.shape), statistics=statistics)
 

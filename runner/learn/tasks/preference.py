@@ -92,7 +92,12 @@ class Preference:
         """Return the loss of the pairs in a batch of `draw`; `reported` is their sum."""
         weigher = self._weigher(batch)
         out = token_loss(
-            model, batch["tokens"], batch["targets"], noise=noise, weights=weigher.weigh
+            model,
+            batch["tokens"],
+            batch["targets"],
+            noise=noise,
+            weights=weigher.weigh,
+            divisor=self.count(batch),
         )
         pairs = weigher.pairs(out.nll)
         measures = {name: values.mean() for name, values in self._measures(pairs).items()}

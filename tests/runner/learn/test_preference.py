@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from kernels import cross_entropy
 from kernels.philox import NoiseKey
 from models.config import plain
+from models.contract import token_loss
 from models.decoder_config import DecoderConfig
+from models.experts_config import ExpertsConfig
 from runner.data.judged_answers_config import PreferencesConfig, PreferenceSource
 from runner.learn.memory import predicted_bytes
 from runner.learn.tasks.preference import Preference, as_rows, mismatched
@@ -140,6 +142,18 @@ def test_the_first_loss_is_ln_2_with_dropout_and_any_micro_batches(loss: str) ->
         assert float(out.reported or 0) == 2 * math.log(2)
         assert float(out.statistics["reward_margin"]) == 0.0
         assert not torch.equal(out.nll, task.loss(model, drawn, None).nll)  # there is dropout
+
+
+def test_the_losses_of_routers_are_divided_as_that_of_pairs_is() -> None:
+    experts = replace(TINY, pattern="ae", parts={"e": ExpertsConfig(num_experts=2)})
+    rows = as_rows(_batch(3))
+    ignored = torch.zeros(rows["targets"].shape)
+    out = token_loss(
+        experts.build(50, 0), rows["tokens"], rows["targets"], weights=ignored, divisor=_index(4)[3]
+    )
+    routers = sum(value for name, value in out.statistics.items() if ".loss." in name)
+    assert float(routers) > 0
+    torch.testing.assert_close(out.total.detach(), 3 * torch.as_tensor(routers))
 
 
 def test_kto_compares_with_answers_to_other_prompts() -> None:
