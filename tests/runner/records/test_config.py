@@ -161,14 +161,16 @@ def test_every_point_of_every_experiment_builds_on_meta(experiment: str, name: s
         sweeper = GridSweeper(**keys)
         sweeper.context = HydraContext(loader, Callbacks())
         sweeper.composer = Composer(composed, loader)
-        points = [p for grid in sweeper.grids().values() for p in sweeper.points(grid, [])]
+        grids = {stage: sweeper.points(grid, []) for stage, grid in sweeper.grids().items()}
+        points = [point for some in grids.values() for point in some]
         assert points
         # Values are set alike in all points; what Hydra alone can do hangs on keys and choices.
         nodes = [sweeper.composer.compose(point)[0] for point in points]
         unlike = {tuple(_keys_and_choices(p)): (p, n) for p, n in zip(points, nodes, strict=True)}
         for point, node in unlike.values():
             assert node == to_plain(loader.load_sweep_config(composed, point))
-        runs = [validate(node) for node in nodes]
+        inputs = [_inputs(sweeper, stage) for stage, some in grids.items() for _ in some]
+        runs = [validate({**n, "inputs": i}) for n, i in zip(nodes, inputs, strict=True)]
     assert {r.name for r in runs} == {experiment if name == "sweep" else f"{experiment}_{name}"}
     distinct = {repr((r.model, r.optim, r.tokenizer)): r for r in runs if r.model is not None}
     models: dict[str, Any] = {}
@@ -180,6 +182,12 @@ def test_every_point_of_every_experiment_builds_on_meta(experiment: str, name: s
                 models[key] = cfg.model.build(vocab, cfg.seed)
             assert cfg.optim.build(models[key])
         assert cfg.train.num_steps(cfg.model.num_parameters(vocab), 10**9) >= 0
+
+
+def _inputs(sweeper: GridSweeper, stage: str) -> dict[str, Any]:
+    """Return runs that stand for those of a stage's inputs."""
+    given = sweeper.grid.stages[stage].inputs if stage else {}
+    return {name: {"runs": ["0" * 16], "all": one.all} for name, one in given.items()}
 
 
 def _keys_and_choices(point: list[str]) -> list[str]:
