@@ -5,8 +5,9 @@
 One text of `--tokens` after a prompt of 16, in fp32; interleaved, minima over rounds. Quality is
 the part of the tokens that are those of the same sampler without cache and threshold, one token a
 step: mean and 95% interval over `--texts` prompts; of random weights (without --run) it says
-nothing about a trained model. A training step is compared with one of plain cross-entropy on the
-same model that is not causal.
+nothing about a trained model. CPU time is that of this process alone, where others run beside it,
+and the ratios are of it. A training step is compared with one of plain cross-entropy on the same
+model that is not causal.
 """
 
 import argparse
@@ -73,18 +74,28 @@ def main() -> None:
     }
     greedy = Sampling(max_new_tokens=given.tokens, temperature=0.0)
     one["token by token"] = partial(_decode, causal, prompts[:1], greedy)
-    best = interleaved(one, given.rounds)
-    print("| sampler | tokens/s | of token by token | quality | 95% |")
-    print("| --- | --- | --- | --- | --- |")
+    cpu: dict[str, float] = {}
+    best = interleaved(
+        {name: partial(_noting, cpu, name, call) for name, call in one.items()}, given.rounds
+    )
+    print("| sampler | tokens/s | of CPU time | of token by token | quality | 95% |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name, seconds in best.items():
         quality, interval = "", ""
         if name in ways:
             base = {k: v for k, v in ways[name].items() if k in ("block", "algorithm")}
             mean, half_width = _alike(model, prompts, given.tokens, base, ways[name])
             quality, interval = f"{mean:.3f}", f"+-{half_width:.3f}"
-        rate = given.tokens / seconds
-        ratio = best["token by token"] / seconds
-        print(f"| {name} | {rate:.1f} | {ratio:.2f} | {quality} | {interval} |")
+        rate, of_cpu = given.tokens / seconds, given.tokens / cpu[name]
+        ratio = cpu["token by token"] / cpu[name]
+        print(f"| {name} | {rate:.1f} | {of_cpu:.1f} | {ratio:.2f} | {quality} | {interval} |")
+
+
+def _noting(cpu: dict[str, float], name: str, call: Callable[[], object]) -> None:
+    """Call, and note the least CPU time of the process that a call of this name took, in s."""
+    begun = time.process_time()
+    call()
+    cpu[name] = min(cpu.get(name, math.inf), time.process_time() - begun)
 
 
 def _not_causal(shape: DecoderConfig) -> DecoderConfig:
@@ -152,15 +163,11 @@ def _step_ratio(model: Any, tokens: int, rounds: int) -> str:
     def plain() -> None:
         token_loss(model, batch["tokens"], batch["targets"], noise=noise).total.backward()
 
-    cpu = {"diffusion": math.inf, "plain": math.inf}
-
-    def noting(name: str, call: Callable[[], None]) -> None:
-        begun = time.process_time()
-        call()
-        cpu[name] = min(cpu[name], time.process_time() - begun)
-
+    cpu: dict[str, float] = {}
     steps = {"diffusion": diffusion, "plain": plain}
-    best = interleaved({name: partial(noting, name, call) for name, call in steps.items()}, rounds)
+    best = interleaved(
+        {name: partial(_noting, cpu, name, call) for name, call in steps.items()}, rounds
+    )
     return (
         f"training step of {BATCH} x {tokens}: {1e3 * best['diffusion']:.1f} ms, plain "
         f"cross-entropy {1e3 * best['plain']:.1f} ms, ratio {best['diffusion'] / best['plain']:.3f}"
