@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.config import any_config, config
-from runner.data.people import People, asked_for
 from runner.data.people_config import PeopleConfig
+
+if TYPE_CHECKING:
+    from runner.data.people import People
 
 
 @config
@@ -38,6 +40,8 @@ class DatabaseConfig:
 
     def claims(self, text: str) -> bool:
         """Return whether a turn asks the database."""
+        from runner.data.people import asked_for  # noqa: PLC0415  (imports torch)
+
         return asked_for(text) is not None
 
     def __call__(self, text: str) -> str:
@@ -46,5 +50,7 @@ class DatabaseConfig:
 
 
 @lru_cache(maxsize=4)
-def _people(cfg: PeopleConfig) -> People:
+def _people(cfg: PeopleConfig) -> "People":
+    from runner.data.people import People  # noqa: PLC0415  (imports torch)
+
     return People(cfg)

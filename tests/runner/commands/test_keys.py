@@ -1,6 +1,8 @@
 """`espalier keys`: every key with its type, default and meaning; the schema of sweep.yaml."""
 
 import json
+import subprocess
+import sys
 
 import jsonschema_rs
 import pytest
@@ -23,6 +25,20 @@ def test_every_key_has_a_meaning() -> None:
     keys = [key for group in groups() for block in blocks(group) for key in block.keys]
     assert len(keys) > 300
     assert not sorted({key.path for key in keys if not key.meaning})
+
+
+def test_all_keys_are_known_without_torch() -> None:
+    """What `espalier keys` and Tab import: a class of a node must stand where torch is not."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from runner.commands.key_reference import blocks, groups\n"
+        "print(sum(len(block.keys) for group in groups() for block in blocks(group)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 300
 
 
 def test_a_key_says_whether_it_changes_the_result() -> None:
