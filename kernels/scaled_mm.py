@@ -9,6 +9,7 @@ Blackwell's (`kernels.block_scaled_mm`).
 Shape legend: m, n, k = rows, columns and summed size of a product.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -85,15 +86,19 @@ def _(a: Tensor, b: Tensor, factor: Tensor, fp32: bool) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32 if fp32 else torch.bfloat16)
 
 
+_ONE_AT_A_TIME = threading.Lock()  # of two threads the second would restore what the first has set
+
+
 @contextmanager
 def _products_in_bf16() -> Iterator[None]:
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
+    with _ONE_AT_A_TIME:
+        before = settings.fp32_precision
+        settings.fp32_precision = "bf16"
+        try:
+            yield
+        finally:
+            settings.fp32_precision = before
 
 
 def _by_blocks(

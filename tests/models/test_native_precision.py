@@ -32,6 +32,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
         return getattr(recipes, name)(**arguments)
 
     monkeypatch.setenv("ESPALIER_EAGER_KERNELS", "1")
+    torch.set_float32_matmul_precision("highest")  # other tests may have lowered it
     monkeypatch.setattr(native, "_transformer_engine", lambda: (fake, recipes))
     monkeypatch.setattr(native, "_make_recipe", make)
     return fake

@@ -211,7 +211,7 @@ def test_bad_rows_are_named_by_file_and_line(
         ("{% if %}", ConfigError, "chat template is no Jinja2"),
         ("{{ raise_exception('never') }}", DataError, r"a.jsonl, line 1: .*fails on .*user.*never"),
         ("{{ messages[9].content }}", DataError, "a.jsonl, line 1: .*fails on the roles user"),
-        ("{{ ''.__class__.__mro__ }}", DataError, "fails on the roles user .*unsafe"),
+        ("{{ ''.__class__.__mro__ }}", DataError, "fails on the roles user.*unsafe"),
         (CHATML + "{{ messages | length }}", DataError, "does not write this turn after"),
         (CHATML.replace("<|im_end|>", ""), DataError, "a model would never learn to stop"),
         (
