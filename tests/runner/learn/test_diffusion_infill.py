@@ -150,7 +150,7 @@ def test_a_run_fills_in_middles_and_shows_its_order(trained: Cell) -> None:
 
 def test_a_server_fills_in_the_middle_of_a_text(trained: Cell) -> None:
     model = ServedModel(trained.folder, TextGenerator(trained.folder))
-    engine = model.engine(rows=2)
+    engine = model.engine(rows=2, chunk=1)
     planner = Planner(model, engine)
     body = InfillBody(input_prefix="line 3: ", input_suffix=" is", n_predict=4, seed=1)
     both = CompletionBody(prompt="line 3: ", suffix=" is", max_tokens=4, seed=1, n=2)
