@@ -78,7 +78,7 @@ def _draw_gains(table: pd.DataFrame) -> plt.Figure:
 
 
 def _draw_curves(curves: pd.DataFrame) -> plt.Figure:
-    steps = list(curves["step"].unique())
+    steps = sorted(curves["step"].unique(), key=lambda step: (step != "sft", step))
     figure, axes = plt.subplots(
         1,
         len(steps),
@@ -100,7 +100,7 @@ def _draw_curves(curves: pd.DataFrame) -> plt.Figure:
                     label=label,
                 )
         axis.set(title=step, xlabel="tokens for a problem")
-        axis.set_xscale("log")
+        plots.log_x(axis)
     axes[0][0].set(ylabel="share solved", ylim=(-0.03, 1.03))
     axes[0][0].legend(fontsize=7)
     return figure
