@@ -9,6 +9,7 @@ from models.config import config, configs_of, execution, neutral
 from runner.data.corpus import content_hash
 from runner.data.sources import SourceConfig, row_source
 from runner.data.tokenizers_config import TokenizerConfig
+from runner.machine.errors import DataError
 
 if TYPE_CHECKING:
     from runner.data.conversations import ConversationCorpus
@@ -70,6 +71,13 @@ class ConversationSource:
         made = f"{inner}:{self.layout}:{self.repeats}:{self.calculator}"
         return hashlib.sha256(made.encode()).hexdigest()[:32]
 
+    def check_first_row(self) -> None:
+        """Raise DataError if the first row of a local file is of another layout."""
+        from runner.data.conversation_rows import conversations  # noqa: PLC0415
+
+        if Path(self.path).exists() and self.rows_of().format != "hub":
+            next(conversations(self), None)
+
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (place for messages, row); see `SourceConfig.rows`."""
         yield from self.rows_of().rows()
@@ -128,7 +136,13 @@ class ConversationsConfig:
         return [content_hash(source) or "" for source in self.sources]
 
     def check(self, tokenizer: Any, seq: int) -> None:
-        """Raise ValueError for a kind of tokenizer that has no chat template."""
+        """Raise ValueError for a kind of tokenizer that has no chat template, or a wrong layout."""
+        for source in self.sources:
+            try:
+                if isinstance(source, ConversationSource):
+                    source.check_first_row()
+            except DataError as error:  # before a run, not in it
+                raise ValueError(str(error)) from error
         if isinstance(tokenizer, TokenizerConfig) and tokenizer.kind != "folder":
             raise ValueError(
                 f"data=conversations needs a tokenizer with a chat template, and "

@@ -122,6 +122,16 @@ def test_other_roles_are_learnt_by_choice_and_given_stretches_are_told_apart(
     assert all(spans[i + 1] == 0 for i in learnt)
 
 
+def test_a_field_that_is_missing_is_refused_before_the_run(
+    chatml: TokenizerConfig, tmp_path: Path
+) -> None:
+    source = _rows(tmp_path / "a.jsonl", {"question": "1 + 1?", "reply": "2"}, layout="gsm8k")
+    with pytest.raises(ValueError, match=r"line 1.* has no 'answer'"):
+        ConversationsConfig(sources=(source,)).check(chatml, 64)
+    unknown = ConversationSource(path="input:made/train.jsonl")  # nobody has made it yet
+    ConversationsConfig(sources=(unknown,)).check(chatml, 64)
+
+
 def test_every_layout_is_the_same_conversation(chatml: TokenizerConfig, tmp_path: Path) -> None:
     tokenizer = chatml.build(())
     rows: list[tuple[Any, dict[str, Any]]] = [
