@@ -91,3 +91,8 @@ def test_a_package_lists_its_modules(init: Path) -> None:
     listed = re.search(r"__all__ = \[(.*?)\]", init.read_text(), re.DOTALL)
     assert listed is not None, "add __all__, the names of its modules"
     assert set(re.findall(r'"(\w+)"', listed[1])) == modules - {"__init__", "__main__"}
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), "pytest imports them by name"
