@@ -123,12 +123,13 @@ class Renderer:
             is_answer, learnt = message["role"] == "assistant", message["role"] in self.loss_on
             if not (is_answer or learnt):
                 continue
-            whole = self.template.render(messages[:number], where=where)
+            head = ""
             if is_answer:
                 head = self.template.render(
                     messages[: number - 1], add_generation_prompt=True, where=where
                 )
-            else:  # it begins where its text does
+            whole = self.template.render(messages[:number], where=where)
+            if not is_answer:  # it begins where its text does
                 head = whole[: max(0, whole.find(message["content"].strip(), len(before)))]
             if not head.startswith(before) or not whole.startswith(head):
                 raise DataError(
