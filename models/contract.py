@@ -297,11 +297,11 @@ def with_added_rows(model: Any, name: str, stored: Tensor, parameter: Tensor) ->
     which the model that is read may know some. A weight that is no embedding or head, or has them
     all, is returned as it is.
     """
-    if name not in embeddings(model) | heads(model):
+    added = getattr(model, "added_rows", 0)
+    if not added or name not in embeddings(model) | heads(model):
         return stored
     missing = parameter.shape[0] - stored.shape[0]
-    alike = stored.shape[1:] == parameter.shape[1:]
-    if not alike or not 0 < missing <= getattr(model, "added_rows", 0):
+    if stored.shape[1:] != parameter.shape[1:] or not 0 < missing <= added:
         return stored
     full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
     return torch.cat((stored, full[-missing:].detach().to(stored)))
