@@ -222,7 +222,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         cell = make_model(Path(folder), given.model)
         if given.what == "soak":
-            peer = stack.enter_context(our_server(cell, Path(folder), "--rows", "8"))
+            # All 50 may wait, and what grows is no cache that fills.
+            options = ("--max-waiting", "64", "--prefix-cache-mb", "16")
+            peer = stack.enter_context(our_server(cell, Path(folder), *options))
             asyncio.run(soak(peer, given.seconds))
             return
         peers = {
