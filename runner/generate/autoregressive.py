@@ -26,8 +26,10 @@ class Autoregressive:
             context / 2 tokens, which are read again.
         decode: returns the text of ids.
         ends: the ids that end a text whose sampling names no others.
-        fixed_rows: compute with so many rows and a state of `context` tokens whatever runs, so that
-            no bit of a request depends on the others; at least the `rows` of the engine.
+        fixed_rows: compute with so many rows and a state of `context` tokens whatever runs; at
+            least the `rows` of the engine.
+        invariant: read each prompt by itself, so that with `fixed_rows` no bit of a request depends
+            on the others. Else prompts of one length are read together.
         compiled: decode by a compiled step; it needs `fixed_rows`.
         prefixes: what it has read of earlier texts of this model, so that texts with the same
             beginning go on from there (None: each is read whole, and so are scored prompts). It
@@ -48,6 +50,7 @@ class Autoregressive:
         decode: Decode,
         ends: Sequence[int] = (),
         fixed_rows: int | None = None,
+        invariant: bool = True,
         compiled: bool = False,
         prefixes: PrefixCache | None = None,
         bidirectional: bool = False,
@@ -56,6 +59,7 @@ class Autoregressive:
             raise ValueError("compiled=True needs a batch of one shape; give fixed_rows")
         self.model, self.context = model, context
         self.decode, self.ends, self.fixed_rows = decode, tuple(ends), fixed_rows
+        self._reads_alone = invariant and fixed_rows is not None
         self.prefixes = None if bidirectional else prefixes
         self.bidirectional = bidirectional
         self._batch = DecodingBatch(model, context, fixed_rows, compiled=compiled)
@@ -196,7 +200,7 @@ class Autoregressive:
         if row.answered and most is None and self.fixed_rows is None:
             return "answered"
         spans = row.unread_spans if self.bidirectional else ()
-        if most is None and self.fixed_rows is None and row.state is None:
+        if most is None and not self._reads_alone and row.state is None:
             return row.unread, spans  # texts of one length
         return tuple(row.tokens), row.unread, spans, row.request.salt  # one text
 

@@ -155,6 +155,7 @@ def make_engine(
         decode=decode,
         ends=tuple(ends),
         fixed_rows=rows if compiled or invariant else None,
+        invariant=invariant,
         compiled=compiled,
         prefixes=prefixes,
         bidirectional=bidirectional,

@@ -13,13 +13,12 @@ from runner.generate.tool_pool import InTurn
 from runner.generate.tools import tools_for
 from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
-from runner.machine.storage import append_line, read_lines, truncate_torn_line
 from runner.records.cells import Cell
 from runner.records.contracts import Inputs, Outcome
 from runner.records.journal import Journal
 from runner.work.config import SampleWork
 from runner.work.notes import note_environment
-from runner.work.outputs import note_output, write_output
+from runner.work.outputs import write_in_batches, write_output
 
 _BATCH_SIZE = 64  # problems that are solved together
 
@@ -51,28 +50,24 @@ def sample(
     generator = TextGenerator(
         inputs["init"][0], average=cell.config.inputs["init"].take == "average"
     )
-    file = cell.folder / "outputs" / "samples.jsonl"
-    partial = file.with_name(f".{file.name}")
-    file.parent.mkdir(exist_ok=True)
-    truncate_torn_line(partial)
-    rows = list(read_lines(partial))
-    if journal.number > 1:
-        journal.restored(len(rows))
-    while len(rows) < len(problems) * cfg.samples:
-        if stop():
-            journal.event("checkpointed", step=len(rows))
-            return "interrupted"
-        # A resume generates the interrupted batch in full: the rows of a batch change each other's
-        # last bits.
-        batch = len(rows) // (_BATCH_SIZE * cfg.samples)
+
+    def judged(batch: int) -> list[dict[str, Any]]:
         some = slice(batch * _BATCH_SIZE, (batch + 1) * _BATCH_SIZE)
-        made = _judged(generator, cfg, cell.config.seed, problems[some], references[some], some)
-        for row in made[len(rows) % (_BATCH_SIZE * cfg.samples) :]:
-            append_line(partial, row)
-            rows.append(row)
-        journal.metrics(len(rows), {"samples": len(rows), "accuracy": _accuracy(rows)})
-    partial.rename(file)
-    note_output(file, journal)
+        given = problems[some], references[some], some
+        return _judged(generator, cfg, cell.config.seed, *given)
+
+    rows = write_in_batches(
+        cell.folder,
+        "samples.jsonl",
+        journal,
+        stop,
+        total=len(problems) * cfg.samples,
+        size=_BATCH_SIZE * cfg.samples,
+        batch=judged,
+        measured=lambda rows: {"samples": len(rows), "accuracy": _accuracy(rows)},
+    )
+    if rows is None:
+        return "interrupted"
     pairs = list(_pairs(rows, cfg))
     if not pairs:
         raise ConfigError(
