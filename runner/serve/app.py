@@ -346,8 +346,12 @@ _REFUSALS = {
 }
 
 
+# Line breaks to Unicode, not to server-sent events: some clients (httpx) cut a line there.
+_BREAKS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
+
+
 def _event(chunk: dict[str, Any]) -> bytes:
-    text = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).translate(_BREAKS)
     return f"data: {text}\n\n".encode()
 
 
