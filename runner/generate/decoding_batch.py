@@ -118,7 +118,8 @@ class DecodingBatch:
         ids = [unread_id if name is None else newest.get(name, unread_id) for name in self._names]
         tokens = torch.tensor(ids, device=self.device)[:, None]
         counts = None
-        if len(newest) < len(self._names) or self.fixed_rows is not None:
+        varies = self.fixed_rows is not None and self.fixed_rows > 1  # one graph for all counts
+        if varies or len(newest) < len(self._names):
             unread = [int(name in newest) for name in self._names]
             counts = torch.tensor(unread, device=self.device)
         logits = at_least_fp32(read(self._step, tokens, self._state, counts=counts))
