@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests import shape_checks
 from tests.command_server import ROOT, run
 from tests.slurm import cluster
 
+shape_checks.install()  # before a test imports our packages
 # A library of one quantiser takes ten seconds to compile; tests that want them say so.
 os.environ.setdefault("ESPALIER_EAGER_KERNELS", "1")
 
