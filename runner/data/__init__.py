@@ -13,6 +13,7 @@ __all__ = [
     "judged_answer_rows",
     "judged_answers",
     "judged_answers_config",
+    "labelled_texts",
     "markov",
     "markov_config",
     "order",

@@ -15,7 +15,6 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from models.config import couples_samples
 from models.language_model import LanguageModel
 from models.prefix_cache import PrefixCache
 from runner.data.benchmark_files import specify
@@ -25,6 +24,8 @@ from runner.evaluate import code_execution as code
 from runner.evaluate.config import HarnessConfig
 from runner.evaluate.generation_settings import denoising_of, sampling_of
 from runner.evaluate.harness_report import Report, record_of, scores_of
+from runner.evaluate.labels import evenly_spaced
+from runner.evaluate.likelihoods import couples_rows
 from runner.evaluate.sandbox import choose_wall
 from runner.generate.denoising import Denoising
 from runner.generate.engine import Engine, Strategy
@@ -204,7 +205,7 @@ def run_benchmarks(cfg: HarnessConfig, trained: Trained, step: int) -> dict[str,
         context=context,
         batch_size=cfg.batch_size,
         autocast=trained.precision.autocast,
-        shares_prefixes=not _couples(trained),
+        shares_prefixes=not couples_rows(trained),
         strategy=strategy(trained.cfg.task, trained.model, tokenizer, context),
         fill=cfg.fill,
     )
@@ -214,13 +215,6 @@ def run_benchmarks(cfg: HarnessConfig, trained: Trained, step: int) -> dict[str,
         if trained.scored is not None:
             report.write(*trained.scored)
     return report.values
-
-
-def _couples(trained: Trained) -> bool:
-    """Return whether what a row's numbers are depends on the other rows of its forward pass."""
-    run = trained.cfg
-    length = run.train.sequence_length
-    return any(couples_samples(part, length) for part in (run.model, run.precision))
 
 
 def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Report:
@@ -246,7 +240,7 @@ def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Re
         samples = None
         if cfg.limit is not None:
             samples = {
-                name: _evenly_spaced(len(task.eval_docs), cfg.limit) for name, task in tasks.items()
+                name: evenly_spaced(len(task.eval_docs), cfg.limit) for name, task in tasks.items()
             }
         results = lm_eval.simple_evaluate(
             model=model,
@@ -295,11 +289,6 @@ def _check_sandbox(unsafe: set[str], specs: list[Any], cfg: HarnessConfig) -> No
             "the risk with eval.harness.allow_unsafe_code=true"
         )
     choose_wall(False)
-
-
-def _evenly_spaced(count: int, limit: int) -> list[int]:
-    """Return at most `limit` of `count` indices, evenly spaced: files are often sorted by kind."""
-    return sorted({i * count // min(limit, count) for i in range(min(limit, count))})
 
 
 @contextmanager

@@ -5,13 +5,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from runner.data.corpus import encode_pieces
 from runner.evaluate.answer_scorer import AnswerScorer
-from runner.generate.generate import make_engine
-from runner.generate.request import Request
-from runner.generate.sampling import Sampling
+from runner.evaluate.likelihoods import log_probabilities
 from runner.machine.errors import ConfigError
 
 
@@ -27,27 +23,17 @@ class LikelihoodScorer:
     tokenizer: Any
     context: int
 
-    @torch.no_grad()
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         """See `Scorer`."""
-        engine = make_engine(
-            self.model, context=self.context, decode=self.tokenizer.decode, ends=(), rows=256
-        )
-        requests = []
-        for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        texts = []
+        for prompt, answer in zip(prompts, answers, strict=True):
             parts = [part.tolist() for part in encode_pieces(self.tokenizer, [prompt, answer])]
             ids = [*parts[0], *parts[1], self.tokenizer.eos][: self.context]
-            how = Sampling(max_new_tokens=0)
-            first = min(len(parts[0]), len(ids) - 1)
-            requests.append(Request(id=str(number), prompt=ids, how=how, score_from=first))
-        scores = [0.0] * len(requests)
-        for event in engine.run(requests):
-            if event.error is not None:
-                raise event.error
-            if event.prompt_scores is not None:
-                logprobs = event.prompt_scores.logprobs
-                scores[int(event.id)] = sum(logprobs) / len(logprobs)
-        return scores
+            texts.append((ids, min(len(parts[0]), len(ids) - 1)))
+        found = log_probabilities(
+            self.model, self.tokenizer, texts, context=self.context, shares_prefixes=False
+        )
+        return [sum(logprobs) / len(logprobs) for logprobs in found]
 
 
 @dataclass(frozen=True)

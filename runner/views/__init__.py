@@ -20,4 +20,5 @@ __all__ = [
     "tensorboard_files",
     "upload",
     "wandb_runs",
+    "wrong_answers",
 ]

@@ -106,14 +106,22 @@ class Preference:
 
     def validate(self, model: Any, batch: Batch) -> dict[str, tuple[float, float]]:
         """Return the loss of a pair, its margin, and the log-probabilities of its answers."""
+        pairs = self._held_out(model, batch)
+        measures = {"preference_loss": pair_losses(self.cfg, pairs)[0], **self._measures(pairs)}
+        return {f"val_{k}": (float(v.sum()), len(v)) for k, v in measures.items()}
+
+    def margins(self, model: Any, batch: Batch) -> Float[Tensor, " pairs"]:
+        """Return how much more the chosen answer of each pair is rewarded than the rejected one."""
+        return self._measures(self._held_out(model, batch))["reward_margin"]
+
+    def _held_out(self, model: Any, batch: Batch) -> Pairs:
+        """Return what the losses of a batch without noise are made of."""
         rows = as_rows(batch)
         compared = rows | {"reference": self._reference_logp(model, rows, None)}
         if self.cfg.loss == "kto" and len(rows["tokens"]) > 2:
             compared["kl"] = self._mismatched_ratio(model, [rows], [None])
         nll = token_loss(model, rows["tokens"], rows["targets"]).nll
-        pairs = self._weigher(compared).pairs(nll)
-        measures = {"preference_loss": pair_losses(self.cfg, pairs)[0], **self._measures(pairs)}
-        return {f"val_{k}": (float(v.sum()), len(v)) for k, v in measures.items()}
+        return self._weigher(compared).pairs(nll)
 
     def _weigher(self, batch: Batch) -> _Weigher:
         kl = batch.get("kl", batch["reference"].new_zeros(()))

@@ -133,6 +133,7 @@ NEEDS = {
     ],
     "problems": ["~data.split", "data.sources.0.path=x"],
     "sums": ["~data.split", "~data.sources.0.path"],
+    "sst2": ["~data.split", "data.sources.0.path=x.tsv"],
     "sum_pairs": ["~data.sources.0.path"],
     "sum_lines": ["~data.sources.0.path"],
     "recall": ["~data.split", "~data.sources", "tokenizer=symbols", "data.num_pairs=4"],
