@@ -17,7 +17,7 @@ CURVES = {"pass": "at least one right", "majority": "majority", "best": "the ver
 def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figures, results.csv and curves.csv; return the figures."""
     done = runs.finished.copy()
-    done = done[done["problems/greedy"].notna()]
+    done = done[done["work"] == "evaluate"]  # the runs evaluated have the values too
     done["step"] = [
         _step(stage, lr) for stage, lr in zip(done["stage"], done["optim.lr"], strict=True)
     ]
