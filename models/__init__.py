@@ -21,6 +21,8 @@ __all__ = [
     "decoder_config",
     "delayed_scaling",
     "diffusion_layouts",
+    "encoder_decoder",
+    "encoder_decoder_config",
     "engram",
     "engram_config",
     "experts",

@@ -21,12 +21,20 @@ from models.config import plain, target_class, thaw
 from models.contract import with_added_rows
 from models.decoder_config import DecoderConfig
 from models.diffusion_layouts import Dream, LLaDA
-from models.language_model import LanguageModel, ModelConfig
+from models.encoder_decoder_config import EncoderDecoderConfig
+from models.language_model import LanguageModel
 from models.layouts import GPT2, Layout, Llama, Mixtral, Qwen2, Qwen3, TensorSource
 
-OWN, _HEAD = "espalier", "lm_head.weight"
+OWN, T5, _HEAD = "espalier", "t5", "lm_head.weight"
 LAYOUTS: tuple[Layout, ...] = (Llama(), Qwen2(), Qwen3(), Mixtral(), GPT2(), Dream(), LLaDA())
-_IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # computed by our models
+_IGNORED = (  # computed by our models, copies, or of no use
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".rotary_emb.inv_freq",
+    "encoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
+    ".EncDecAttention.relative_attention_bias.weight",
+)
 
 
 def save_pretrained(
@@ -105,7 +113,7 @@ def _choose(cfg: Any, vocab_size: int, layout: str | None) -> tuple[Layout | Non
     }
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, int]:
+def read_config(folder: Path) -> tuple[Any, int]:
     """Return (config, vocabulary size) of the model in a folder.
 
     Raises:
@@ -118,8 +126,14 @@ def read_config(folder: Path) -> tuple[ModelConfig, int]:
             f"{file} does not exist; a model folder holds config.json and *.safetensors"
         )
     config = _read_json(file)
-    layout = None if config.get("model_type") == OWN else _layout_of(config, file)
+    kind = config.get("model_type")
+    layout = None if kind in (OWN, T5) else _layout_of(config, file)
     try:
+        if kind == T5:
+            stored = _TensorFiles(folder).file_of if any(folder.glob("*.safetensors")) else {}
+            own_head = _HEAD in stored
+            t5 = EncoderDecoderConfig.from_transformers(config, own_head=own_head)
+            return t5, int(config["vocab_size"])
         if layout is None:
             own = dict(config["config"])
             return thaw(target_class(own.pop("_target_")), own), int(config["vocab_size"])
@@ -141,7 +155,7 @@ def is_shifted(folder: Path) -> bool:
     """
     file = folder / "config.json"
     config = _read_json(file)
-    own = config.get("model_type") == OWN
+    own = config.get("model_type") in (OWN, T5)
     return bool(config.get("shift", False if own else _layout_of(config, file).shift))
 
 
@@ -161,9 +175,9 @@ def _layout_of(config: Mapping[str, Any], file: Path) -> Layout:
     for layout in LAYOUTS:
         if layout.model_type == config.get("model_type"):
             return layout
-    names = ", ".join(layout.model_type for layout in LAYOUTS)
+    names = ", ".join((*(layout.model_type for layout in LAYOUTS), T5, OWN))
     raise ValueError(
-        f"{file}: model_type={config.get('model_type')!r} is not read; read are: {names}, {OWN}"
+        f"{file}: model_type={config.get('model_type')!r} is not read; read are: {names}"
     )
 
 
@@ -196,7 +210,7 @@ def load_weights(
     """
     config = _read_json(folder / "config.json")
     parameters = base_state(model)
-    if config.get("model_type") == OWN:
+    if config.get("model_type") in (OWN, T5):
         sources = {name: TensorSource((name,)) for name in parameters}
     else:
         layout = _layout_of(config, folder / "config.json")

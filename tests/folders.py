@@ -14,6 +14,8 @@ from transformers import (
     LlamaTokenizer,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 TEXT = [
@@ -128,3 +130,48 @@ def _save(folder: Path, config: Any, tokenizer: Any, ends: int | list[int]) -> N
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def t5(folder: Path, *, flan: bool) -> Path:
+    """Write a T5-style folder, or one of FLAN-T5: gated, with a head of its own, unscaled."""
+    special = ["<pad>", "</s>"]
+    inner = _byte_level(special)
+    inner.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", inner.token_to_id("</s>"))]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="<pad>")
+    torch.manual_seed(1)
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=384,
+            d_model=32,
+            d_kv=12,
+            d_ff=48,
+            num_layers=2,
+            num_decoder_layers=3,
+            num_heads=2,
+            feed_forward_proj="gated-gelu" if flan else "relu",
+            tie_word_embeddings=not flan,
+            decoder_start_token_id=0,
+            eos_token_id=inner.token_to_id("</s>"),
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    if flan:
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(384, 32))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def causal(folder: Path, config: Any) -> Path:
+    """Write a folder of a decoder by its config, with a byte-level tokenizer of 340 pieces."""
+    inner = _byte_level(["<|endoftext|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>")
+    torch.manual_seed(1)
+    config.eos_token_id = inner.token_to_id("<|endoftext|>")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -74,8 +74,16 @@ def with_pretrained(node: Mapping[str, Any]) -> dict[str, Any]:
     except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
         raise ConfigError(f"init: {error}") from error
     model = plain(cfg, target=True)
-    composed = node["model"] if node["model"].get("_target_") == model["_target_"] else {}
+    given_model = node["model"]
+    composed = given_model if given_model.get("_target_") == model["_target_"] else {}
     model |= {name: composed[name] for name in _OF_TRAINING if name in composed}
+    if given_model.get("adapter") is not None:  # whatever model was composed
+        if "adapter" not in model:
+            raise ConfigError(
+                f"init={node['init']}: {type(cfg).__name__} takes no adapter; leave model.adapter "
+                "out"
+            )
+        model["adapter"] = given_model["adapter"]
     model |= {"causal": False} if composed.get("causal") is False else {}
     given = node["tokenizer"] if node["tokenizer"].get("kind") == "folder" else {}
     eos = given.get("eos_token") or _eos_token(folder)

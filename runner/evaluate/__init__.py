@@ -27,6 +27,8 @@ __all__ = [
     "people_config",
     "people_recall",
     "rewards",
+    "rouge",
+    "rouge_config",
     "samples",
     "sandbox",
     "scorers",

@@ -13,8 +13,9 @@ Values, each NAME/... with a standard error over problems, NAME/..._stderr, wher
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -87,27 +88,31 @@ class Solver:
                 "otherwise; leave the evaluation out"
             )
 
+    def prompts(self) -> Iterator[tuple[list[int], str]]:
+        """Yield the ids of each held-out prompt and the text of its solution."""
+        cfg, run, eos = self.cfg, self.trained.cfg, self.tokenizer.eos
+        seq = run.train.sequence_length
+        batches = self.trained.corpus.held_out(seq, run.eval.batch_size, cfg.problems * seq)
+        given = chain.from_iterable(map(prompts_and_solutions, batches))
+        for ids, solution in islice(given, cfg.problems):
+            yield ids, self.tokenizer.decode([i for i in solution if i != eos])
+
     def problems(self) -> list[Solved]:
         """Return the problems to solve.
 
         Raises:
             ConfigError: the parser finds no answer in a solution.
         """
-        cfg, run = self.cfg, self.trained.cfg
-        seq = run.train.sequence_length
         problems = []
-        batches = self.trained.corpus.held_out(seq, run.eval.batch_size, cfg.problems * seq)
-        for batch in batches:
-            for ids, solution in prompts_and_solutions(batch):
-                text = self.tokenizer.decode([i for i in solution if i != self.tokenizer.eos])
-                reference = self.parser.parse(text)
-                if reference is None:
-                    raise ConfigError(
-                        f"the solution {text[:80]!r} has no answer that {self.parser} finds; set "
-                        "the parser of the evaluation to the form of the data"
-                    )
-                problems.append(Solved(ids, self.tokenizer.decode(ids), reference))
-        return problems[: cfg.problems]
+        for ids, text in self.prompts():
+            reference = self.parser.parse(text)
+            if reference is None:
+                raise ConfigError(
+                    f"the solution {text[:80]!r} has no answer that {self.parser} finds; set "
+                    "the parser of the evaluation to the form of the data"
+                )
+            problems.append(Solved(ids, self.tokenizer.decode(ids), reference))
+        return problems
 
     def continued(
         self, texts: Sequence[Sequence[int]], samplings: Sequence[Sampling]

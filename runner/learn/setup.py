@@ -91,7 +91,7 @@ def recompute_blocks(model: nn.Module, precision: Precision) -> None:
 
 def _recomputed(forward: Callable[..., Any], precision: Precision) -> Callable[..., Any]:
     if not precision.native:
-        return lambda *args: recompute(forward, *args, use_reentrant=False)
+        return lambda *args, **given: recompute(forward, *args, use_reentrant=False, **given)
     contexts = precision.recompute_contexts
     # Not stopped early: TransformerEngine puts its scales back after the last of its layers.
     return lambda *args: recompute(

@@ -155,7 +155,8 @@ def _drop_neutral_within(cfg: Any, node: Any) -> None:
     """Remove from `node`, a config as plain data, the neutral fields of the configs it holds."""
     for item in dataclasses.fields(cfg):
         held, data = getattr(cfg, item.name), node.get(item.name) if isinstance(node, dict) else ()
-        several = isinstance(held, (tuple, list))
+        # A source's node is its content's hash and weight, whatever fields it has.
+        several = isinstance(held, (tuple, list)) and isinstance(data, (tuple, list))
         for part, plain_part in zip(*((held, data) if several else ([held], [data])), strict=False):
             if dataclasses.is_dataclass(part) and not isinstance(part, type):
                 _drop_neutral_within(part, plain_part)
