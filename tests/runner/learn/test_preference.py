@@ -26,6 +26,7 @@ from runner.learn.tasks.preference_losses import Pairs, pair_losses
 from runner.machine.errors import ConfigError
 from runner.records import checkpoint_folder
 from runner.records.cells import Cell, make_cells
+from runner.views.wrong_answers import wrong_answers
 from tests.conftest import compose_tiny, write_text
 from tests.folders import llama3, qwen
 from tests.workers import train_here
@@ -259,7 +260,19 @@ def test_the_reference_is_the_base_below_adapters_or_a_named_run(
     assert logged["loss"][0] == pytest.approx(math.log(2), abs=1e-7)
     # An evaluation of that run compares with what it started from, not with itself.
     judged = {"init": {"runs": [chained.fingerprint]}}
-    again = train_here(_cell(root, *base, *steps, "work=evaluate", inputs=judged))
+    asked = ["work=evaluate", "+eval/also@eval.also.pairs=pairs", "eval.also.pairs.limit=1000"]
+    looking = _cell(root, *base, *steps, *asked, inputs=judged)
+    again = train_here(looking)
+    rows = [
+        json.loads(x) for x in (looking.folder / "answers_pairs.jsonl").read_text().splitlines()
+    ]
+    wrong = [row for row in rows if row["margin"] < 0]
+    assert again["pairs/violations"] == [len(wrong) / len(rows)]
+    assert again["pairs/margin"][0] == pytest.approx(sum(row["margin"] for row in rows) / len(rows))
+    assert all(row["prompt"] and row["reference"] != row["rejected"] for row in rows)
+    assert [one.line for one in wrong_answers(looking.folder)[0]] == [
+        number for number, row in enumerate(rows, start=1) if row["margin"] < 0
+    ]
     assert again["val_preference_loss"] == logged["val_preference_loss"][-1:]
     assert again["val_preference_loss"][0] != pytest.approx(math.log(2), abs=1e-6)
     for other, message in (
