@@ -189,8 +189,8 @@ def load_pretrained(folder: Path) -> LanguageModel:
     """
     cfg, vocab_size = read_config(folder)
     with torch.device("meta"):
-        model = cfg.build(vocab_size, 0)
-    model = model.to_empty(device="cpu")
+        built: LanguageModel = cfg.build(vocab_size, 0)
+    model = built.to_empty(device="cpu")
     load_weights(folder, model)
     return model
 
