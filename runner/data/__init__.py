@@ -28,6 +28,7 @@ __all__ = [
     "recall_config",
     "sources",
     "special_tokens",
+    "sudoku",
     "sum_lines",
     "sums_config",
     "synthetic",

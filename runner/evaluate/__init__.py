@@ -21,6 +21,7 @@ __all__ = [
     "labels",
     "labels_config",
     "likelihoods",
+    "next_token_judge",
     "ngram_baseline",
     "pairs",
     "pairs_config",

@@ -1,8 +1,9 @@
-"""Texts that a model writes by several samplers, judged by a chain or as sums; their order."""
+"""Texts that a model writes by several samplers, judged by their data or a model; their order."""
 
 import json
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from runner.data.corpus import prompt_ids
 from runner.data.markov import shared_chain
+from runner.data.sudoku import SudokuConfig, is_solved
 from runner.data.sum_lines import is_right
 from runner.evaluate.canvas_config import RevealOrdersConfig, SamplersConfig
+from runner.evaluate.next_token_judge import NextTokenJudge
 from runner.evaluate.scores import repetition
 from runner.generate.denoising import Denoising
 from runner.generate.generate import Completion, Settings, generate
@@ -20,25 +23,28 @@ from runner.generate.sampling import Sampling
 from runner.machine.errors import ConfigError
 from runner.machine.storage import write_atomically
 from runner.records.contracts import Trained, strategy
+from runner.records.inputs import named_input
+
+_OTHER_SEED = 1 << 20  # of puzzles that are no training data of the default seed
 
 
 def measure_samplers(cfg: SamplersConfig, trained: Trained) -> dict[str, float]:
     """Return the values of `SamplersConfig.run`.
 
     Raises:
-        ConfigError: the judge is that of other data.
+        ConfigError: the judge is that of other data, or an input of the run that does not fit.
     """
     own = _strategy(trained)
     prompts = _prompts(cfg, trained)
+    model = _judge(cfg, trained)
     values: dict[str, float] = {}
     for name, how in _ways(cfg, own):
         done = _write(trained, prompts, how, own)
-        if cfg.judge == "chain":
-            scores, measure = _chain_nats(trained, done), "nats"
-        else:
-            scores, measure = [_right(one.text) for one in done], "right"
-        distinct = [1.0 - repetition(one.ids) for one in done]
-        for key, given in ((measure, scores), ("distinct", distinct)):
+        measures = _known_scores(cfg, trained, done)
+        measures["distinct"] = [1.0 - repetition(one.ids) for one in done]
+        if model is not None:
+            measures["judge_nats"] = model.nats(done, trained.corpus.tokenizer)
+        for key, given in measures.items():
             known = np.array([score for score in given if math.isfinite(score)])
             stderr = known.std(ddof=1) / math.sqrt(len(known)) if len(known) > 1 else math.nan
             values[f"samples/{key}@{name}"] = float(known.mean()) if len(known) else math.nan
@@ -113,9 +119,14 @@ def _ways(cfg: SamplersConfig, own: Any) -> Iterator[tuple[str, list[Settings]]]
 
 
 def _prompts(cfg: SamplersConfig, trained: Trained) -> list[Tensor]:
-    """Return the first tokens of texts: of a chain those that it depends on, else a line's end."""
+    """Return the first tokens of texts: those that a chain depends on, a puzzle, a line's end."""
     data, tokenizer = trained.cfg.data, trained.corpus.tokenizer
-    if cfg.judge == "sums":
+    if cfg.judge == "sudoku":
+        return [
+            torch.tensor(prompt_ids(tokenizer, f"\n{puzzle}="))
+            for puzzle, _ in SudokuConfig(lines=cfg.texts, data_seed=_OTHER_SEED).puzzles()
+        ]
+    if cfg.judge != "chain":
         return [torch.tensor(prompt_ids(tokenizer, "\n"))] * cfg.texts
     if getattr(data, "in_context", True):
         raise ConfigError("eval.also.samplers.judge=chain needs data=markov, one chain for all")
@@ -141,6 +152,28 @@ def _write(
         )
 
 
+def _judge(cfg: SamplersConfig, trained: Trained) -> NextTokenJudge | None:
+    if cfg.judge_input is None:
+        return None
+    given = named_input(trained.cfg.inputs, cfg.judge_input, "the judge")
+    folder = Path(trained.cfg.root) / "runs" / given.run
+    return NextTokenJudge(folder, trained.ranks.device, average=given.take == "average")
+
+
+def _known_scores(
+    cfg: SamplersConfig, trained: Trained, done: Sequence[Completion]
+) -> dict[str, list[float]]:
+    """Return the score of each text by what is known of the data, by its name."""
+    if cfg.judge == "chain":
+        return {"nats": _chain_nats(trained, done)}
+    if cfg.judge == "sums":
+        return {"right": [_right(one.text) for one in done]}
+    if cfg.judge == "sudoku":
+        decode = trained.corpus.tokenizer.decode
+        return {"right": [_solved(decode([*one.prompt, *one.ids])) for one in done]}
+    return {}
+
+
 def _chain_nats(trained: Trained, done: Sequence[Completion]) -> list[float]:
     """Return the nats per new token of each text; infinite where the chain cannot write it."""
     data: Any = trained.cfg.data
@@ -154,3 +187,8 @@ def _right(text: str) -> float:
     """Return the part of the whole lines of a text that are right sums, NaN if there is none."""
     lines = text.split("\n")[:-1]
     return sum(map(is_right, lines)) / len(lines) if lines else math.nan
+
+
+def _solved(text: str) -> float:
+    """Return 1 if the first line after the line end that a text begins with is solved, else 0."""
+    return float(is_solved(text.removeprefix("\n").partition("\n")[0]))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from models.config import config, execution
+from models.config import config, execution, neutral
 from runner.evaluate.config import Cadence
 from runner.generate.denoising import ALGORITHMS
 from runner.records.contracts import Trained
@@ -11,12 +11,15 @@ from runner.records.contracts import Trained
 
 @config
 class SamplersConfig:
-    """How good texts are by sampler, judged by what is known of the data.
+    """How good texts are by sampler, judged by what is known of the data, or by another model.
 
     Args:
         judge: `chain`: nats per token under the chain of data=markov, whose entropy is the least
-            that honest samples reach; `sums`: the part of the lines that are right, of
-            data=sum_lines.
+            that honest samples reach. `sums`: the part of the lines that are right, of
+            data=sum_lines. `sudoku`: the part of the given puzzles that are solved, of data=sudoku,
+            whose answers have 16 tokens. None: `judge_input` alone.
+        judge_input: an input of the run, trained on next tokens of the same data, under which the
+            nats per token of the texts are measured too (None: no model judges).
         algorithms, steps: of a model that fills in a canvas; each pair is measured. A model of next
             tokens is measured once.
         tokens: length of a text.
@@ -25,7 +28,8 @@ class SamplersConfig:
         every: steps between two, or "validation": with each validation (None: at the end).
     """
 
-    judge: Literal["chain", "sums"] = "sums"
+    judge: Literal["chain", "sums", "sudoku"] | None = "sums"
+    judge_input: str | None = neutral(None)
     algorithms: tuple[str, ...] = ("random", "entropy")
     steps: tuple[int, ...] = (4, 16, 64)
     tokens: int = 64
@@ -34,6 +38,10 @@ class SamplersConfig:
     every: Cadence = execution(None)
 
     def __post_init__(self) -> None:
+        if self.judge is None and self.judge_input is None:
+            raise ValueError(
+                "judge=null needs a judge_input: name an input of the run that predicts next tokens"
+            )
         unknown = [name for name in self.algorithms if name not in ALGORITHMS]
         if unknown:
             raise ValueError(
@@ -46,8 +54,9 @@ class SamplersConfig:
     def run(self, trained: Trained, step: int) -> Mapping[str, float]:
         """Return `samples/nats@random_16`, or `samples/right@random_16`, and so on.
 
-        Each has its standard error over texts; `samples/distinct@...` is the part of the 4-grams
-        that are no repeats of others in their text.
+        `samples/judge_nats@...` is that of `judge_input`. Each has its standard error over texts;
+        `samples/distinct@...` is the part of the 4-grams that are no repeats of others in their
+        text.
         """
         from runner.evaluate.canvas import measure_samplers  # noqa: PLC0415
 

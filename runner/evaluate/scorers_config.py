@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from models.config import config
-from runner.machine.errors import ConfigError
 from runner.records.contracts import Trained
+from runner.records.inputs import named_input
 
 if TYPE_CHECKING:
     from runner.evaluate.scorers import LikelihoodScorer, VerifierScorer
@@ -62,11 +62,6 @@ class VerifierScore:
         from runner.evaluate.scorers import VerifierScorer  # noqa: PLC0415
 
         cfg = trained.cfg
-        if self.input not in cfg.inputs:
-            raise ConfigError(
-                f"the scorer is the input {self.input!r}, and the run has: "
-                f"{', '.join(cfg.inputs) or 'none'}; set inputs.{self.input}.runs=[FINGERPRINT]"
-            )
-        given = cfg.inputs[self.input]
+        given = named_input(cfg.inputs, self.input, "the scorer")
         folder = Path(cfg.root) / "runs" / given.run
         return VerifierScorer(AnswerScorer(folder, average=given.take == "average"), self.of)

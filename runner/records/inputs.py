@@ -74,6 +74,20 @@ def check_reference(path: str, text: str, inputs: Mapping[str, InputConfig]) -> 
         )
 
 
+def named_input(inputs: Mapping[str, InputConfig], name: str, reader: str) -> InputConfig:
+    """Return the input `name`, that `reader` reads.
+
+    Raises:
+        ConfigError: there is none of that name; the message lists the inputs.
+    """
+    if name not in inputs:
+        raise ConfigError(
+            f"{reader} is the input {name!r}, and the run has: {', '.join(inputs) or 'none'}; set "
+            f"inputs.{name}.runs=[FINGERPRINT]"
+        )
+    return inputs[name]
+
+
 def split_reference(text: str) -> tuple[str, str]:
     """Return (NAME, FILE) of `input:NAME/FILE`; FILE is "" where `text` names none."""
     name, _, output = text.removeprefix(PREFIX).partition("/")

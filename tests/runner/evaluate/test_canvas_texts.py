@@ -2,27 +2,35 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from runner.data.markov import shared_chain
 from runner.data.markov_config import MarkovConfig
 from runner.data.sum_lines import SumLinesConfig, is_right
+from runner.data.tokenizers import SymbolTokenizer
 from runner.evaluate.canvas import measure_samplers
 from runner.evaluate.canvas_config import RevealOrdersConfig, SamplersConfig
 from runner.evaluate.infilling import infilling
 from runner.evaluate.infilling_config import InfillingConfig
+from runner.evaluate.next_token_judge import NextTokenJudge
+from runner.generate.generate import generate
+from runner.generate.sampling import Sampling
 from runner.learn.trainer import Trainer
 from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
 from runner.records.cells import make_cells
 from runner.records.contracts import Trained
+from tests.workers import train_here
 
 Compose = Callable[..., dict[str, Any]]
 SUMS = ["data=sum_lines", "~data.sources.0.path", "data.sources.0.lines=400"]
+SUDOKU = ["data=sudoku", "~data.sources.0.path", "data.sources.0.lines=100"]
 CHAIN = ["data=markov", "~data.split", "~data.sources", "tokenizer=symbols"]
 DIFFUSION = ["model.causal=false", "train.sequence_length=64"]
 
@@ -74,9 +82,50 @@ def test_a_chain_judges_texts_of_both_kinds_of_model(compose: Compose) -> None:
     assert float(chain.nats(walk)[:, 1:].mean()) < 1.0, "the chain's own texts"
 
 
+def test_puzzles_are_solved_and_texts_read_by_a_model_of_next_tokens(
+    compose: Compose, tmp_path: Path
+) -> None:
+    length = "train.sequence_length=64"
+    (judge,) = make_cells([("", compose(*SUDOKU, length))])
+    train_here(judge)
+    own = NextTokenJudge(judge.folder, torch.device("cpu"))
+    written = generate(
+        own.model,
+        [torch.tensor([10, 49]), torch.tensor([10])],
+        Sampling(max_new_tokens=9, temperature=1.0),
+        context=64,
+        decode=own.tokenizer.decode,
+        ends=(),
+    )
+    told = [-sum(one.logprobs) / len(one.logprobs) for one in written]
+    assert own.nats(written, own.tokenizer) == pytest.approx(told, rel=1e-4)
+
+    given = f"+inputs.judge.runs=[{judge.fingerprint}]"
+    trained = _trained(compose, tmp_path, *SUDOKU, given, "task=diffusion", *DIFFUSION)
+    few = SamplersConfig(
+        judge="sudoku", judge_input="judge", algorithms=("entropy",), steps=(2,), tokens=16, texts=3
+    )
+    values = few.run(trained, 0)
+    names = ("right", "judge_nats", "distinct")
+    assert {f"samples/{name}@entropy_2" for name in names} <= set(values)
+    assert values["samples/right@entropy_2"] == 0.0, "of random weights"
+    assert 2.0 < values["samples/judge_nats@entropy_2"] < 12.0
+    text_alone = replace(few, judge=None)
+    assert not any("right" in name for name in text_alone.run(trained, 0))
+
+    with pytest.raises(ConfigError, match=r"the judge is the input 'other', and the run has: jud"):
+        replace(few, judge_input="other").run(trained, 0)
+    long = replace(written[0], ids=written[0].ids * 8)
+    with pytest.raises(ConfigError, match=r"are 74 tokens, the judge .* reads 65"):
+        own.nats([long], own.tokenizer)
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        own.nats(written, SymbolTokenizer(300))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"judge": None}, "needs a judge_input"),
         ({"algorithms": ("best",)}, "best is none of"),
         ({"steps": (100,)}, r"must lie in 1 to tokens=64"),
     ],

@@ -135,6 +135,7 @@ NEEDS = {
     "sums": ["~data.split", "~data.sources.0.path"],
     "sst2": ["~data.split", "data.sources.0.path=x.tsv"],
     "sum_pairs": ["~data.sources.0.path"],
+    "sudoku": ["~data.sources.0.path"],
     "sum_lines": ["~data.sources.0.path"],
     "recall": ["~data.split", "~data.sources", "tokenizer=symbols", "data.num_pairs=4"],
     "markov": ["~data.split", "~data.sources", "tokenizer=symbols", "tokenizer.vocab_size=32"],

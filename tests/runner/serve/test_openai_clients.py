@@ -388,7 +388,12 @@ def test_the_endpoints_beside_openais(server: Server, loaded: tuple[Any, Any]) -
 
 def test_curl_gets_server_sent_events(server: Server) -> None:
     breaks = "\x85\u2028\u2029"  # a line's end to many clients, though not to these events
-    body = {"messages": HI, "stream": True, "max_tokens": 9, "structured_outputs": {"regex": breaks}}
+    body = {
+        "messages": HI,
+        "stream": True,
+        "max_tokens": 9,
+        "structured_outputs": {"regex": breaks},
+    }
     url = f"{server.url}/v1/chat/completions"
     head = "content-type: application/json"
     line = ["curl", "-sSNi", url, "-H", head, "-d", json.dumps(body)]
