@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from models.config import config, configs_of, execution, neutral
-from runner.data.corpus import content_hash
+from runner.data.corpus import content_hash, source_hash
 from runner.data.sources import SourceConfig, row_source
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.machine.errors import DataError
@@ -133,7 +133,7 @@ class ConversationsConfig:
 
     def content_hash(self) -> list[str]:
         """Return the content hash of each source, in order."""
-        return [content_hash(source) or "" for source in self.sources]
+        return [source_hash(source) for source in self.sources]
 
     def check(self, tokenizer: Any, seq: int) -> None:
         """Raise ValueError for a kind of tokenizer that has no chat template, or a wrong layout."""

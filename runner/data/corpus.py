@@ -6,7 +6,8 @@ data       config.build(tokenizer_config, cache, hashes) -> Corpus
            planned_batch(samples, seq) -> a batch of zeros, to plan memory by
 corpus     tokenizer, samples(seq, seed), held_out(seq, batch, max_tokens)
            optional: bytes_per_counted_byte, statistics(seq) -> {name: number} for the journal
-source     of data.sources: documents() -> texts; optional: content_hash() -> hash, weight
+source     of data.sources: documents() -> texts; optional: weight, content_hash() -> hash of texts
+           that do not follow from the config alone
 tokenizer  config.build(documents) -> Tokenizer
            optional: planned_vocab_size(), needs_text(), content_hash() -> hash, named_tokens()
 Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() -> JSON whose
@@ -18,9 +19,11 @@ Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() ->
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from models.config import numerics_of, plain, released_name
 from runner.machine.errors import DataError
 from runner.machine.system_errors import reading
 from runner.machine.text_files import as_text, read_text
@@ -103,6 +106,24 @@ def content_hash(cfg: Any) -> Any:
     """Return the hash (a list of hashes for a data set) of what a config reads, None if nothing."""
     own_hash = getattr(cfg, "content_hash", None)
     return own_hash() if own_hash is not None else None
+
+
+def source_hash(source: Any) -> str:
+    """Return what identifies the documents of a source: its `content_hash`.
+
+    By default they follow from its config: its class and the fields that can change them.
+    """
+    own_hash = content_hash(source)
+    if own_hash is not None:
+        return str(own_hash)
+    given = {item.name: item.metadata for item in fields(source) if item.name != "weight"}
+    values = {
+        name: plain(getattr(source, name), target=True)
+        for name, said in given.items()
+        if not said.get("execution") and getattr(source, name) not in said.get("neutral", ())
+    }
+    key = [released_name(type(source)), numerics_of(type(source)), values]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def documents(source: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from models.config import config, configs_of, execution
-from runner.data.corpus import content_hash, needs_text
+from runner.data.corpus import content_hash, needs_text, source_hash
 from runner.data.sources import SourceConfig, row_source
 from runner.data.tokenizers_config import TokenizerConfig
 
@@ -141,7 +141,7 @@ class JudgedAnswersConfig:
 
     def content_hash(self) -> list[str]:
         """Return the content hash of each source, in order."""
-        return [content_hash(source) or "" for source in self.sources]
+        return [source_hash(source) for source in self.sources]
 
     def check(self, tokenizer: Any, seq: int) -> None:
         """Raise ValueError for a tokenizer made from text, or without the template of form=chat."""

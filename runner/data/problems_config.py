@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from models.config import config, configs_of, execution
-from runner.data.corpus import content_hash
+from runner.data.corpus import content_hash, source_hash
 from runner.data.sources import Format, SourceConfig
 from runner.machine.errors import DataError
 from runner.machine.text_files import as_text
@@ -114,7 +114,7 @@ class ProblemsConfig:
 
     def content_hash(self) -> list[str]:
         """Return the content hash of each source, in order."""
-        return [content_hash(source) or "" for source in self.sources]
+        return [source_hash(source) for source in self.sources]
 
     def build(
         self, tokenizer: Any, cache: Path, hashes: list[str] | None = None

@@ -32,6 +32,7 @@ from runner.data.corpus import (
     encode_with_special,
     load_tokenizer,
     needs_text,
+    source_hash,
     source_name,
     source_weight,
     tokenizer_hash,
@@ -156,7 +157,7 @@ def short_hash(key: list[Any]) -> str:
 
 def refuse_changed(source: Any, frozen: str) -> None:
     """Raise DataError if the content of `source` has not the hash `frozen`."""
-    if (content_hash(source) or "") != frozen:
+    if source_hash(source) != frozen:
         raise DataError(
             f"{source_name(source)} has changed since the cell was frozen; put the text back, or "
             "run the sweep again: the new text makes a new cell"

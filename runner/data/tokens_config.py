@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.config import config, configs_of, execution, neutral
-from runner.data.corpus import content_hash
+from runner.data.corpus import source_hash
 from runner.data.sources import SourceConfig
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.machine.errors import DataError
@@ -68,7 +68,7 @@ class DataConfig:
 
     def content_hash(self) -> list[str]:
         """Return the content hash of each source, in order."""
-        return [content_hash(source) or "" for source in self.sources]
+        return [source_hash(source) for source in self.sources]
 
     def check(self, tokenizer: TokenizerConfig, seq: int) -> None:
         """Accept every tokenizer and length; too short a text is found when it is read."""

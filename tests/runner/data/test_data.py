@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from models.config import revision
-from runner.data.corpus import documents, end_ids, loads, prompt_ids
+from runner.data.corpus import documents, end_ids, loads, prompt_ids, source_hash
 from runner.data.order import TrainingSamples, validation_batches
 from runner.data.pretrained import with_pretrained
 from runner.data.sources import SourceConfig
+from runner.data.sudoku import SudokuConfig
+from runner.data.sum_lines import SumLinesConfig
 from runner.data.tokenizers import ByteTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
-from runner.data.tokens import TokenFile, prepare
+from runner.data.tokens import TokenFile, prepare, refuse_changed
 from runner.data.tokens_config import DataConfig
 from runner.machine.errors import DataError, NetworkError
 from tests.folders import llama3
@@ -113,6 +115,18 @@ def test_only_files_with_null_have_a_new_hash(tmp_path: Path) -> None:
         assert without.content_hash() == revision_1(without)
         with_null = _jsonl(tmp_path / f"b.{end}", '{"text" :null}', '{"text": "one"}')
         assert with_null.content_hash() != revision_1(with_null)
+
+
+def test_texts_that_follow_from_a_config_are_told_apart_by_it() -> None:
+    """Runs and the cache of tokens would else take one source for another."""
+    sums = SumLinesConfig(lines=20)
+    others = (SudokuConfig(lines=20), SumLinesConfig(lines=21), SumLinesConfig(data_seed=1))
+    hashes = [DataConfig(sources=(source,)).content_hash()[0] for source in (sums, *others)]
+    assert len(set(hashes)) == 4
+    assert all(hashes)
+    assert source_hash(SumLinesConfig(lines=20, weight=3.0)) == hashes[0]
+    with pytest.raises(DataError, match="has changed since"):
+        refuse_changed(others[1], hashes[0])
 
 
 def test_files_that_are_damaged_or_no_gzip_are_named(tmp_path: Path) -> None:
