@@ -64,10 +64,10 @@ def infilling(cfg: InfillingConfig, trained: Trained) -> dict[str, float]:
         ]
         for name in scores[0]:
             mean, stderr = _mean([row[name] for row in scores])
-            values[f"infilling/{name}@{canvas}"] = mean
-            values[f"infilling/{name}@{canvas}_stderr"] = stderr
+            values[f"{cfg.name}/{name}@{canvas}"] = mean
+            values[f"{cfg.name}/{name}@{canvas}_stderr"] = stderr
             per_canvas.setdefault(name, []).append(mean)
-    return values | {f"infilling/{k}": sum(v) / len(v) for k, v in per_canvas.items()}
+    return values | {f"{cfg.name}/{k}": sum(v) / len(v) for k, v in per_canvas.items()}
 
 
 def read_questions(file: Path, limit: int | None = None) -> list[Question]:

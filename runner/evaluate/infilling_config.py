@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from models.config import config, execution
+from models.config import config, execution, neutral
 from runner.evaluate.config import Cadence
 from runner.records.contracts import Trained
 
@@ -14,6 +14,7 @@ class InfillingConfig:
     """Middles that a masked-diffusion model fills in, by the length of the canvas it begins with.
 
     Args:
+        name: begins the names of the values, NAME/exact_match; differs from those of others.
         sums: so many sums whose result is the middle, instead of a file; the model is of
             data=sum_lines.
         file: JSON lines, plain or .gz. Rows of OpenAI's human-eval-infilling (`prompt`, `suffix`,
@@ -29,6 +30,7 @@ class InfillingConfig:
         allow_unsafe_code: run a model's programs even without a sandbox.
     """
 
+    name: str = neutral("infilling")
     file: str | None = execution(None)
     sums: int = 0
     canvases: tuple[int, ...] = (4, 8, 16, 32, 64)
@@ -63,9 +65,9 @@ class InfillingConfig:
     def run(self, trained: Trained, step: int) -> Mapping[str, float]:
         """Return scores and standard errors by canvas, and the scores' means over the canvases.
 
-        `infilling/exact_match@8`, `infilling/same_ast@8` (equal but for layout and comments),
-        `infilling/length_error@8` (mean distance from the number of tokens), and where there are
-        tests `infilling/pass_at_1@8`.
+        `NAME/exact_match@8`, `NAME/same_ast@8` (equal but for layout and comments),
+        `NAME/length_error@8` (mean distance from the number of tokens), and where there are tests
+        `NAME/pass_at_1@8`.
         """
         from runner.evaluate.infilling import infilling  # noqa: PLC0415
 

@@ -178,12 +178,12 @@ def test_questions_are_scored_by_their_tests_their_text_and_their_tree(
     ] * 2
     file = tmp_path / "questions.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cfg = InfillingConfig(file=str(file), canvases=(2, 4), limit=2, batch_size=2)
+    cfg = InfillingConfig(name="lines", file=str(file), canvases=(2, 4), limit=2, batch_size=2)
     values = cfg.run(_as_trained(trained), 3)
-    assert values["infilling/pass_at_1@2"] == 0.0
+    assert values["lines/pass_at_1@2"] == 0.0
     for name in ("exact_match", "same_ast", "length_error", "pass_at_1"):
-        mean = (values[f"infilling/{name}@2"] + values[f"infilling/{name}@4"]) / 2
-        assert values[f"infilling/{name}"] == pytest.approx(mean)
+        mean = (values[f"lines/{name}@2"] + values[f"lines/{name}@4"]) / 2
+        assert values[f"lines/{name}"] == pytest.approx(mean)
     (question, _) = read_questions(file)
     right, renamed = "    y = x\n", "    y = (x)  # the same\n"
     for middle, exact in ((right, 1.0), (renamed, 0.0)):
