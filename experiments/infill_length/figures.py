@@ -9,21 +9,12 @@ from analysis import plots
 from analysis.runs import Runs
 
 TRUE_LENGTH = 4
-KINDS = {
-    (False, False): "fixed",
-    (True, True): "expand and delete",
-    (True, False): "expand alone",
-    (False, True): "delete alone",
-}
 
 
 def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figure."""
     done, rows = runs.finished, []
-    expands, deletes = done["task.merge"] > 0, done["task.max_deletes"] > 0
-    kinds = pd.Series(
-        [KINDS[pair] for pair in zip(expands, deletes, strict=True)], index=done.index
-    )
+    kinds = (done["task.merge"] > 0).map({True: "expand and delete", False: "fixed"})
     for name in [c for c in done.columns if str(c).startswith("infilling/exact_match@")]:
         canvas = str(name).partition("@")[2]
         if canvas.endswith("_stderr"):
