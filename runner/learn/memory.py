@@ -7,6 +7,7 @@ GPU the prediction covers the tensors alone.
 
 import json
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def _tensor_bytes(run: RunConfig, vocab: int, *, trains: bool) -> int:
         if train.activation_checkpointing:
             recompute_blocks(model, precision)
         optimizers, average = build_optimizers(run.optim, model), train.average.build(model)
-        task = run.task.build(model, _AnyTokenizer(vocab), {})
+        task = run.task.build(model, _AnyTokenizer(vocab, contracts.added_tokens(run.task)), {})
 
         def forward(samples: int) -> Any:
             batch = _batch(run.data, samples, train.sequence_length)
@@ -118,10 +119,15 @@ def _batch(data: Any, samples: int, seq: int) -> contracts.Batch:
 
 
 class _AnyTokenizer:
-    """Stands for a tokenizer that is not trained yet."""
+    """Stands for a tokenizer that is not trained yet; its last ids are those a task has added."""
 
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size, self.eos = vocab_size, vocab_size - 1
+    def __init__(self, vocab_size: int, added: Sequence[str]) -> None:
+        self.vocab_size, first = vocab_size, vocab_size - len(added)
+        self.eos, self.num_added = first - 1, len(added)
+        self.token_ids = {name: first + place for place, name in enumerate(added)}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "a" * len(ids)
 
     def bytes_per_id(self) -> np.ndarray:
         return np.ones(self.vocab_size, dtype=np.int32)

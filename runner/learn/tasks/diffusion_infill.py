@@ -43,6 +43,18 @@ class DiffusionInfill:
             hidden.append(self.hide(batch, own) | {"index": batch["index"]})
         return hidden
 
+    def planned(self, batch: Batch) -> Batch:
+        """Return a batch of the shapes of `draw`: what it hides depends on values."""
+        tokens = batch["tokens"]
+        return {
+            "tokens": tokens,
+            "targets": tokens,
+            "weights": torch.ones(tokens.shape, device=tokens.device),
+            "documents": torch.zeros_like(tokens),
+            "counted": torch.ones_like(batch["index"]),
+            "index": batch["index"],
+        }
+
     def count(self, batch: Batch) -> Tensor:
         """Return the number of tokens that weigh in the loss."""
         return batch["counted"].sum()

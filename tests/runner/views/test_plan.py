@@ -58,6 +58,18 @@ def test_memory_is_predicted_where_shapes_depend_on_what_a_router_chooses(
     assert found[1] > found[0] + 10e6  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("task", ["diffusion", "diffusion_infill"])
+def test_memory_is_predicted_of_tasks_that_add_tokens_and_hide_others(
+    compose: Callable[..., dict[str, Any]], task: str
+) -> None:
+    """About that of predicting next tokens: the model is as large, and reads as much."""
+    length = "train.sequence_length=256"
+    nodes = compose(length), compose(length, f"task={task}", "model.causal=false")
+    next_tokens, own = (Planned(make_cells([("", n)])[0], {}).memory_bytes for n in nodes)
+    assert own is not None
+    assert 0.9 < own / (next_tokens or 0) < 1.3
+
+
 def test_a_cell_that_trains_no_step_takes_the_memory_of_reading(
     compose: Callable[..., dict[str, Any]],
 ) -> None:
