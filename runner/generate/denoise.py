@@ -14,6 +14,8 @@ from runner.generate.request import Event, Request
 from runner.generate.reveal import choose_places, choose_remasked, choose_tokens
 from runner.generate.text_row import Decode
 
+_LONGEST = 64  # canvas that grows, where a request names no other length
+
 
 class Denoise:
     """See `runner.generate.engine.Strategy`.
@@ -84,7 +86,7 @@ class Denoise:
                 f"0 to {self.model.vocab_size - 1}: encode it with the model's own tokenizer"
             )
         canvas = how.max_new_tokens
-        if self.expand is not None and how.expansions:
+        if self.expand is not None and how.expansions and how.max_canvas is not None:
             canvas = max(canvas, min(how.max_canvas, canvas + how.expansions))
         if len(given) + canvas > self.context:
             raise ValueError(
@@ -186,7 +188,9 @@ class Denoise:
 
     def _may_expand(self, row: CanvasRow) -> bool:
         how = row.how
-        return row.expanded < how.expansions and len(row.masked) < how.max_canvas
+        longest = _LONGEST if how.max_canvas is None else how.max_canvas
+        fits = len(row.masked) < longest and len(row.tokens) < self.context
+        return fits and row.expanded < how.expansions
 
     def _resize(self, row: CanvasRow, place: int, token: int) -> None:
         """Carry out the `<expand>` or the deletion that a step has put into the canvas."""

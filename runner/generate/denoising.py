@@ -43,7 +43,7 @@ class Denoising:
         end_penalty: is taken from the logits of the ids that end a text, less from step to step and
             nothing at the last (Dream-Coder: 3.0), against answers that end too early.
         expansions: of a model with `<expand>`: so often may a masked token become two.
-        max_canvas: and up to this length of the canvas.
+        max_canvas: and up to this length of the canvas (None: 64, or what the context leaves).
         temperature: divides the logits; 0 takes the likeliest token.
         top_k, top_p, min_p: see `Sampling`.
         order_temperature: draw what is revealed from softmax(confidence / order_temperature); 0
@@ -64,7 +64,7 @@ class Denoising:
     guidance: float = 0.0
     end_penalty: float = 0.0
     expansions: int = 64
-    max_canvas: int = 64
+    max_canvas: int | None = None
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None

@@ -110,7 +110,13 @@ def test_expand_makes_two_masks_of_one_and_delete_takes_one_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "length"), [({"expansions": 3}, 5), ({"max_canvas": 4}, 4), ({"expansions": 0}, 2)]
+    ("limit", "length"),
+    [
+        ({"expansions": 3}, 5),
+        ({"max_canvas": 4}, 4),
+        ({"expansions": 0}, 2),
+        ({"suffix": (2,) * 56}, 7),  # what a context of 64 leaves
+    ],
 )
 def test_expansions_end(limit: dict[str, int], length: int) -> None:
     greedy = Scripted({1: [EXPAND] * 2 + [0] * 62})

@@ -35,6 +35,7 @@ from runner.machine.ranks import Ranks
 from runner.records import checkpoint, checkpoint_folder, journal, metrics
 from runner.records.cells import Cell, freeze_cell, make_cells
 from tests.folders import llama3
+from tests.workers import logged, train_here
 
 CHAIN = torch.tensor([[0.80, 0.15, 0.05], [0.10, 0.70, 0.20], [0.25, 0.25, 0.50]]).double()
 LENGTH, ENTROPY = 8, 6.559125 / 8  # nats a token
@@ -259,6 +260,28 @@ def test_a_model_of_next_tokens_goes_on_as_a_diffusion_model(
     after.model.added_rows = 0
     with pytest.raises(CheckpointError, match="of another model"):
         checkpoint.load_weights(newest, after.model)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["task=diffusion", "task.strata=4", "task.anneal_steps=9"], ["task=diffusion_infill"]],
+)
+def test_an_interrupted_run_hides_what_it_would_have_hidden(
+    compose: Callable[..., dict[str, Any]], tmp_path: Path, options: list[str]
+) -> None:
+    found = []
+    for name, stop in (("whole", None), ("broken", 5)):
+        root = f"root={tmp_path / name}"
+        (cell,) = make_cells([("", compose(*options, "model.causal=false", root))])
+        train_here(cell, stop_after=stop)
+        newest = checkpoint_folder.newest(cell.folder / "checkpoints")
+        assert newest is not None
+        found.append((load_file(newest / "model.safetensors"), logged(cell)))
+    (whole, values), (broken, again) = found
+    assert whole.keys() == broken.keys()
+    assert all(torch.equal(whole[key], broken[key]) for key in whole)
+    assert values == again
+    assert len(values) > 20
 
 
 def test_a_folder_of_next_tokens_starts_a_diffusion_model(
