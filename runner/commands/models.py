@@ -330,10 +330,11 @@ def evaluate(
     plan: Annotated[bool, typer.Option(help="Show the cells and run nothing.")] = False,
     root: Root = Path("."),
 ) -> None:
-    """Run benchmarks on trained cells, each evaluation a cell of the sweep NAME-eval.
+    """Run evaluations of trained cells, each a cell of the sweep NAME-eval.
 
     Keys of eval.harness follow by their last part: tasks=[lambada,arc_easy] data=DIR limit=500
-    follow=true; other overrides by their full name: resources.gpus=1.
+    follow=true; other overrides by their full name: resources.gpus=1. What eval.also of a run names
+    is measured too, without tasks that alone.
     """
     from runner.grid.evaluation_cells import evaluation_cells  # noqa: PLC0415
     from runner.launch.backends import last_backend  # noqa: PLC0415

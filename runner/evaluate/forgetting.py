@@ -23,7 +23,6 @@ from models.pretrained import load_weights
 from runner.data.chat_template import template_of
 from runner.data.corpus import end_ids, prompt_ids, token_id
 from runner.data.dialogue_format import MARKS, dialogue_format
-from runner.data.pretrained import pretrained_folder
 from runner.data.sources import SourceConfig
 from runner.evaluate.people_config import ForgettingConfig
 from runner.generate.generate import generate
@@ -31,6 +30,7 @@ from runner.generate.sampling import Sampling
 from runner.machine.text_files import read_text
 from runner.records import checkpoint
 from runner.records.contracts import Trained
+from runner.records.trained_model import is_run, load_model
 
 _BYTES_OF_TOKEN = 16  # read so much of a text for each token that is wanted
 
@@ -87,7 +87,8 @@ class _Run:
     def __init__(self, trained: Trained) -> None:
         self.trained = trained
         cfg = trained.cfg
-        self._key = (cfg.init, cfg.model, cfg.seed, cfg.tokenizer, str(trained.ranks.device))
+        device = str(trained.ranks.device)
+        self._key = (trained.start, cfg.model, cfg.seed, cfg.tokenizer, device)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Run) and self._key == other._key
@@ -99,15 +100,9 @@ class _Run:
 @lru_cache(maxsize=1)
 def _start(cfg: ForgettingConfig, run: _Run) -> tuple[Any, list[tuple[list[int], list[int]]]]:
     """Return (the model at the start, its answers as (prompt, ids))."""
-    trained, config = run.trained, run.trained.cfg
-    shape = config.model
-    if getattr(shape, "adapter", None) is not None:
-        shape = replace(shape, adapter=None)
+    trained = run.trained
     tokenizer, device = trained.corpus.tokenizer, trained.ranks.device
-    model = shape.build(tokenizer.vocab_size, config.seed)
-    if config.init is not None:
-        load_weights(pretrained_folder(config.init), model, put=checkpoint.like)
-    model = model.to(device)
+    model = _start_model(trained).to(device)
     prompts = _prompts(cfg, tokenizer)
     done = generate(
         model,
@@ -120,6 +115,20 @@ def _start(cfg: ForgettingConfig, run: _Run) -> tuple[Any, list[tuple[list[int],
     )
     run.trained = None  # type: ignore[assignment]  # the key must not keep the model
     return model, [(completion.prompt, completion.ids) for completion in done]
+
+
+def _start_model(trained: Trained) -> Any:
+    """Return the model that training started from, without adapters of its own."""
+    config, folder = trained.cfg, trained.start
+    if folder is not None and is_run(folder):
+        return load_model(folder)[0]
+    shape = config.model
+    if getattr(shape, "adapter", None) is not None:
+        shape = replace(shape, adapter=None)
+    model = shape.build(trained.corpus.tokenizer.vocab_size, config.seed)
+    if folder is not None:
+        load_weights(folder, model, put=checkpoint.like)
+    return model
 
 
 def _prompts(cfg: ForgettingConfig, tokenizer: Any) -> list[list[int]]:

@@ -9,6 +9,7 @@ from models.precision_config import PrecisionConfig
 from runner.evaluate.config import HarnessConfig
 from runner.evaluate.evaluations import file_of
 from runner.machine.errors import ConfigError
+from runner.machine.text_files import read_json
 from runner.records import checkpoint_folder
 from runner.records.cells import Cell, find_cell, make_cells
 from runner.records.config import freeze, parse_overrides, set_key, typed
@@ -17,6 +18,7 @@ from runner.records.fingerprint import evaluation_key
 from runner.records.names import sweep_folder
 from runner.records.sweep_cells import sweep_cells
 
+_ALSO = "eval.also."
 _BUDGETS = ("tokens", "flops", "tokens_per_parameter")
 
 
@@ -27,7 +29,8 @@ def evaluation_cells(
 
     Args:
         target: a run, or a sweep of which all cells are evaluated.
-        overrides: key=value, see `benchmark_overrides`; they must name tasks.
+        overrides: key=value, see `benchmark_overrides`: tasks, or nodes of eval.also; without any
+            each cell is judged by the eval.also of its own.
         average: evaluate the averaged weights.
 
     Raises:
@@ -39,13 +42,18 @@ def evaluation_cells(
         source = find_cell(root, target)
         sources, name = [source], str(source.config.name)
     changes = benchmark_overrides(overrides)
-    if not changes.get("eval.harness.tasks"):
-        raise ConfigError("no benchmark is named; give tasks=[lambada,...]")
+    given = bool(changes.get("eval.harness.tasks")) or any(k.startswith(_ALSO) for k in changes)
+    if not given and not any(map(_counted, sources)):
+        raise ConfigError(
+            "no benchmark is named; give tasks=[lambada,...], or eval.also.NAME={_target_: ...}"
+        )
     follow = bool(changes.get("eval.harness.follow"))
     points, choices, skipped = [], [], []
     for cell in sources:
         if cell.config.model is None or cell.config.train is None:
             skipped.append(f"{cell.fingerprint} ({cell.label}) trains no model: left out")
+        elif not given and not _counted(cell):
+            skipped.append(f"{cell.fingerprint} ({cell.label}) has no eval.also: left out")
         elif not follow and not checkpoint_folder.listing(cell.folder / "checkpoints"):
             skipped.append(
                 f"{cell.fingerprint} ({cell.label}) has no checkpoint ({cell.state}): left out"
@@ -115,6 +123,21 @@ def _evaluating(cell: Cell, name: str, take: str, *, live: bool = False) -> dict
     return node
 
 
+def _counted(cell: Cell) -> dict[str, Any]:
+    """Return the evaluations of a cell's eval.also whose results are kept under their own keys."""
+    also = getattr(cell.config.eval, "also", {})
+    return {name: one for name, one in also.items() if getattr(one, "counts", True)}
+
+
+def _is_judged(cell: Cell, evaluation: Any, step: int) -> bool:
+    """Return whether there are results of a checkpoint at least as late as `step`.
+
+    Those of an evaluation that followed the run and was stopped are earlier.
+    """
+    file = file_of(cell.folder, evaluation_key(cell.fingerprint, evaluation))
+    return file.exists() and read_json(file).get("step", step) >= step
+
+
 def missing_evaluations(cells: Sequence[Cell]) -> list[Cell]:
     """Return a cell for each finished run of `cells` that lacks results of its `eval.also`.
 
@@ -122,16 +145,15 @@ def missing_evaluations(cells: Sequence[Cell]) -> list[Cell]:
     """
     points, choices = [], []
     for cell in cells:
-        also = getattr(cell.config.eval, "also", {})
-        if not also or cell.config.train is None or cell.state != "finished":
+        if not _counted(cell) or cell.config.train is None or cell.state != "finished":
             continue
+        saved = checkpoint_folder.listing(cell.folder / "checkpoints")
         missing = {
             name: evaluation
-            for name, evaluation in also.items()
-            if getattr(evaluation, "counts", True)
-            and not file_of(cell.folder, evaluation_key(cell.fingerprint, evaluation)).exists()
+            for name, evaluation in _counted(cell).items()
+            if saved and not _is_judged(cell, evaluation, int(saved[-1].name))
         }
-        if missing and checkpoint_folder.listing(cell.folder / "checkpoints"):
+        if missing:
             node = _evaluating(cell, str(cell.config.name), "weights")
             node["name"] = cell.config.name
             node["eval"]["harness"] = {}

@@ -33,6 +33,7 @@ class Setup:
     precision: Precision
     task: Task
     ranks: Ranks
+    start: Path | None = None
 
     def trained(self, step: int, folder: Path | None, *, last: bool) -> Trained:
         """Return the model in the form that evaluations take."""
@@ -46,6 +47,7 @@ class Setup:
             step=step,
             last=last,
             folder=folder,
+            start=self.start,
         )
 
 
@@ -80,7 +82,8 @@ def set_up(cell: Cell, inputs: Inputs, ranks: Ranks, journal: Journal | None) ->
     if cfg.init is not None and "init" not in given:
         given["init"] = (pretrained_folder(cfg.init),)
     task = cfg.task.build(model, corpus.tokenizer, given)
-    return Setup(cfg, corpus, model, precision, task, ranks)
+    (start,) = given.get("init", (None,))
+    return Setup(cfg, corpus, model, precision, task, ranks, start)
 
 
 def recompute_blocks(model: nn.Module, precision: Precision) -> None:

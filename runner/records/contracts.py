@@ -113,6 +113,8 @@ class Trained:
         folder: where files go; None on all ranks but the first.
         scored: (folder, step) of the run whose evals/ get the scores.
         suffix: ends the names of values; "_average" for averaged weights.
+        start: the folder of the run, or of the model made elsewhere, that training started from;
+            None: it started from what the seed gives.
     """
 
     model: Any
@@ -126,6 +128,7 @@ class Trained:
     folder: Path | None
     scored: tuple[Path, int] | None = None
     suffix: str = ""
+    start: Path | None = None
 
 
 class Evaluation(Protocol):

@@ -14,6 +14,11 @@ from runner.records import checkpoint, checkpoint_folder
 from runner.records.cells import Cell, load_cell
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run's, not that of a model made elsewhere."""
+    return (folder / "cell.json").exists()
+
+
 def load_model(folder: Path, *, average: bool = False) -> tuple[LanguageModel, Tokenizer, int]:
     """Return (model with the newest weights, tokenizer, longest trained sequence in tokens).
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,10 +70,13 @@ def _as_in_training(inputs: Inputs) -> Inputs:
     evaluated = load_cell(inputs["init"][0])
     if "init" in evaluated.config.inputs:
         return others | {"init": evaluated.inputs["init"]}
-    if evaluated.config.init is not None:
-        with suppress(ConfigError):  # the folder may be gone, and few tasks need it
-            return others | {"init": (pretrained_folder(evaluated.config.init),)}
-    return others
+    init = evaluated.config.init
+    if init is None:
+        return others
+    try:
+        return others | {"init": (pretrained_folder(init),)}
+    except ConfigError:  # the folder is gone: few need it, and they fail when they read it
+        return others | {"init": (Path(init.partition(":")[2]),)}
 
 
 def _load(run: Path, saved: Path, setup: Setup, *, average: bool) -> None:

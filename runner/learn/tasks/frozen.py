@@ -17,7 +17,7 @@ from runner.machine.errors import ConfigError
 from runner.records import checkpoint, checkpoint_folder
 from runner.records.cells import load_cell
 from runner.records.contracts import Inputs
-from runner.records.trained_model import load_model, load_trained
+from runner.records.trained_model import is_run, load_model, load_trained
 
 
 def frozen_like(model: Any, key: str, name: str, inputs: Inputs, tokenizer: Any) -> nn.Module:
@@ -37,7 +37,7 @@ def frozen_like(model: Any, key: str, name: str, inputs: Inputs, tokenizer: Any)
     if _is_planned(model):
         return _frozen(_copy(model))
     folder = _folder(key, name, inputs, tokenizer)
-    if not _is_run(folder):
+    if not is_run(folder):
         copy = _copy(model)
         load_weights(folder, copy, put=checkpoint.like)
         adapter = getattr(getattr(copy, "cfg", None), "adapter", None)
@@ -63,7 +63,7 @@ def frozen_model(model: Any, key: str, name: str, inputs: Inputs, tokenizer: Any
     if _is_planned(model):
         return _frozen(_copy(model))
     folder = _folder(key, name, inputs, tokenizer)
-    other = load_model(folder)[0] if _is_run(folder) else load_pretrained(folder)
+    other = load_model(folder)[0] if is_run(folder) else load_pretrained(folder)
     return _frozen(other.to(next(model.parameters()).device))
 
 
@@ -75,7 +75,7 @@ def _folder(key: str, name: str, inputs: Inputs, tokenizer: Any) -> Path:
             f"{', '.join(inputs) or 'none'}; name one in `inputs`, or in `from` of the stage"
         )
     folder = inputs[name][0]
-    if _is_run(folder):
+    if is_run(folder):
         theirs = tokenizer_hash(load_tokenizer(folder / "tokenizer.json"))
         if theirs != tokenizer_hash(tokenizer):
             raise ConfigError(
@@ -109,10 +109,6 @@ def _copy(model: Any) -> Any:
     memo |= {id(b): b.detach().clone() for b in model.buffers()}  # fake ones have no deepcopy
     shared = [m.shared for m in model.modules() if hasattr(m, "shared")]
     return deepcopy(model, memo | {id(switches): switches for switches in shared})
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "cell.json").exists()
 
 
 def _frozen(model: nn.Module) -> nn.Module:

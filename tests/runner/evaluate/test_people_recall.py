@@ -24,11 +24,12 @@ from runner.evaluate.capacity import Capacity, measure_capacity
 from runner.evaluate.forgetting import divergence
 from runner.evaluate.people_config import CapacityConfig, ForgettingConfig, PeopleRecallConfig
 from runner.evaluate.people_recall import measure_recall, wilson
+from runner.grid.evaluation_cells import evaluation_cells, missing_evaluations
 from runner.machine.errors import ConfigError
 from runner.machine.ranks import Ranks
-from runner.records.cells import freeze_cell, make_cells
+from runner.records.cells import Cell, freeze_cell, make_cells
 from runner.records.contracts import Trained
-from runner.records.journal import Journal, claim
+from runner.records.journal import Journal, claim, record_end
 from tests.command_server import start
 from tests.generating_rank import texts
 from tests.plain_nodes import shipped
@@ -202,6 +203,63 @@ def test_a_model_has_forgotten_nothing_of_itself(tmp_path: Path) -> None:
     assert tv == pytest.approx((0.25 + 0.5) / 2)
 
 
+def test_what_is_forgotten_is_measured_from_where_training_began_and_beside_it(
+    compose: Compose, tmp_path: Path
+) -> None:
+    """An evaluation that follows a run finds the divergence that the run found itself."""
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps([{"instruction": f"Say {n}."} for n in range(2)]))
+    tiny = ["train.steps=2", "eval.every=2", "eval.tokens=640", "optim.lr=0.1"]
+    (first,) = _trained_cells(compose(*tiny, "seed=1"))
+    judged = compose(*tiny, "seed=2", f"+inputs.init.runs=[{first.fingerprint}]")
+    judged["eval"]["also"]["forgetting"] = {
+        "_target_": "runner.evaluate.people_config.ForgettingConfig",
+        "prompts": str(prompts),
+        "tokens": 4,
+    }
+    (cell,) = _trained_cells(judged)
+    (file,) = (cell.folder / "evals").iterdir()
+    values = json.loads(file.read_text())["values"]
+    assert values["kl_to_start"] > 0.0
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "step": 1}))  # as it is where one that followed was ended
+    assert len(missing_evaluations([cell])) == 1
+    file.write_text(json.dumps(record))
+    assert missing_evaluations([cell]) == []
+    file.unlink()
+    cells, _, _ = evaluation_cells(tmp_path, cell.fingerprint, ["follow=true"])
+    assert cells[0].config.inputs["init"].live
+    _run(cells[0])
+    again = json.loads(file.read_text())["values"]
+    assert again == pytest.approx(values, rel=1e-5)
+    still = compose(*tiny, f"+inputs.init.runs=[{first.fingerprint}]", "optim.lr=1e-12")
+    still["eval"]["also"] = judged["eval"]["also"]
+    (same,) = _trained_cells(still)
+    (file,) = (same.folder / "evals").iterdir()
+    assert json.loads(file.read_text())["values"]["kl_to_start"] == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(ConfigError, match=r"tasks=\[lambada,...\], or eval.also"):
+        evaluation_cells(tmp_path, first.fingerprint, ["follow=true"])
+
+
+def _trained_cells(*nodes: dict[str, Any]) -> list[Cell]:
+    """Return the cells of some nodes, run."""
+    cells = make_cells([("", node) for node in nodes])
+    for cell in cells:
+        _run(cell)
+    return cells
+
+
+def _run(cell: Cell) -> None:
+    freeze_cell(cell)
+    attempt = claim(cell.folder)
+    assert attempt is not None
+    run_journal = Journal(cell.folder, attempt)
+    work = cell.config.work
+    assert work.run(cell, cell.inputs, run_journal, Ranks("cpu"), lambda: False) == "finished"
+    run_journal.close()
+    record_end(cell.folder, "finished")
+
+
 def test_an_interval_of_a_share_is_wilsons() -> None:
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(45, 50) == pytest.approx((0.7864, 0.9565), abs=1e-4)
@@ -214,13 +272,7 @@ def test_a_trained_cell_is_judged_and_asks_its_database(compose: Compose) -> Non
         *("train.sequence_length=160", "train.steps=2", "eval.every=2", "eval.tokens=640"),
         *("+eval/also@eval.also.recall=people_recall", "data.bidirectional_prompt=true"),
     )
-    (cell,) = make_cells([("", node)])
-    freeze_cell(cell)
-    attempt = claim(cell.folder)
-    assert attempt is not None
-    run_journal = Journal(cell.folder, attempt)
-    assert cell.config.work.run(cell, {}, run_journal, Ranks("cpu"), lambda: False) == "finished"
-    run_journal.close()
+    (cell,) = _trained_cells(node)
     (file,) = (cell.folder / "evals").iterdir()
     assert {"recall", "recall/unseen_held_out", "hallucinated"} <= set(
         json.loads(file.read_text())["values"]
