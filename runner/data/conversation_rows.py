@@ -54,6 +54,19 @@ def conversations(source: ConversationSource) -> Iterator[Conversation]:
             yield Conversation(where, messages, calls)
 
 
+def parts_of_answer(text: str, *, calls: bool) -> Iterator[tuple[str, bool]]:
+    """Yield the parts of an answer in order, of each whether a calculator gives it.
+
+    The last one is the model's own. Without `calls` it is the whole text.
+    """
+    at = 0
+    for found in RESULT.finditer(text) if calls else ():
+        yield text[at : found.start(1)], False
+        yield found.group(1), True
+        at = found.end(1)
+    yield text[at:], False
+
+
 Said = list[tuple[str, str]]
 
 

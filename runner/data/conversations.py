@@ -1,7 +1,8 @@
 """Conversations as token sequences with a mask, packed into windows.
 
-    rendered   the tokenizer's chat template, turn by turn; what each turn adds must be a
-               continuation of the text before, so that the mask is that of the whole
+    rendered   by marks for the roles, or by the tokenizer's chat template, turn by turn; what each
+               turn adds must be a continuation of the text before, so that the mask is that of the
+               whole
     learnt     an answer's text and the token that ends it
     packed     best fit, longest first; attention stays inside a conversation
 
@@ -22,10 +23,10 @@ from torch.utils.data import Dataset
 
 from models.config import revision
 from runner.data.chat_template import ChatTemplate
-from runner.data.conversation_rows import RESULT, Conversation, conversations
+from runner.data.conversation_rows import Conversation, conversations, parts_of_answer
 from runner.data.conversations_config import ConversationsConfig
 from runner.data.corpus import Sample, encode_pieces, end_ids, source_name, tokenizer_hash
-from runner.data.dialogue_format import given_spans
+from runner.data.dialogue_format import DialogueFormat, dialogue_format, given_spans
 from runner.data.synthetic import generator
 from runner.data.tokenizers import Tokenizer
 from runner.data.tokens import cached_folder, reading_cache, refuse_changed, short_hash
@@ -144,12 +145,10 @@ class Renderer:
                     f"{where}, message {number}: the tokenizer's chat template leaves out a part "
                     "of the answer; take a template that writes it as it is"
                 )
-            at = 0
-            for found in RESULT.finditer(answer) if conversation.calls else ():
-                yield Piece(answer[at : found.start(1)], learnt=learnt)
-                yield Piece(found.group(1))
-                at = found.end(1)
-            yield Piece(answer[at:], learnt=learnt, ends=True, answer=is_answer)
+            *parts, (rest, _) = parts_of_answer(answer, calls=conversation.calls)
+            for text, given in parts:
+                yield Piece(text, learnt=learnt and not given)
+            yield Piece(rest, learnt=learnt, ends=True, answer=is_answer)
             before = whole
 
 
@@ -336,17 +335,17 @@ def prepare(
     """Return the corpus; what the cache does not hold yet is rendered and tokenised.
 
     Raises:
-        ConfigError: the tokenizer has no chat template.
+        ConfigError: the tokenizer has neither marks for the roles nor a chat template.
         DataError: a source has not the frozen hash, a conversation cannot be used, or a split is
             empty.
     """
     hashes = hashes if hashes is not None else data.content_hash()
     model: Tokenizer = tokenizer.build(())
-    renderer = Renderer(model, data.loss_on)
+    form = dialogue_format(model, data.loss_on)
     numerics = [revision(cfg, None) for cfg in (data, tokenizer, *data.sources)]
     key: list[Any] = [_REVISION, numerics, hashes, tokenizer_hash(model), data.val_fraction]
     key += [] if data.loss_on == ("assistant",) else [data.loss_on]
-    make = partial(_write, data=data, hashes=hashes, renderer=renderer)
+    make = partial(_write, data=data, hashes=hashes, form=form, dtype=id_dtype(model))
     folder = cached_folder(cache / f"conversations-{short_hash(key)}", make)
     with reading_cache(folder):
         train, val = (_open(folder, split, model) for split in ("train", "val"))
@@ -354,28 +353,33 @@ def prepare(
 
 
 def _write(
-    folder: Path, data: ConversationsConfig, hashes: Sequence[str], renderer: Renderer
+    folder: Path,
+    data: ConversationsConfig,
+    hashes: Sequence[str],
+    form: DialogueFormat,
+    dtype: type[np.unsignedinteger[Any]],
 ) -> None:
-    splits: dict[str, list[Rendered]] = {"train": [], "val": []}
+    splits: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"train": [], "val": []}
     for source, content in zip(data.sources, hashes, strict=True):
         refuse_changed(source, content)
         for conversation in conversations(source):
-            rendered = renderer.render(conversation)
+            rendered = form.render(
+                conversation.messages, where=conversation.where, calls=conversation.calls
+            )
             digest = hashlib.sha256(json.dumps(conversation.messages).encode()).digest()
             held_out = int.from_bytes(digest[:4], "little") / 2**32 < data.val_fraction
             splits["val" if held_out else "train"] += [rendered] * (
                 1 if held_out else source.repeats
             )
-    dtype = id_dtype(renderer.tokenizer)
     for name, rows in splits.items():
         if not rows:
             names = ", ".join(source_name(source) for source in data.sources)
             raise DataError(
                 f"{names}: the {name} split has no conversation; change data.val_fraction"
             )
-        np.concatenate([row.ids for row in rows]).astype(dtype).tofile(folder / f"{name}.ids.bin")
-        np.concatenate([row.learnt for row in rows]).tofile(folder / f"{name}.learnt.bin")
-        np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *(len(row.ids) for row in rows)]))
+        np.concatenate([ids for ids, _ in rows]).astype(dtype).tofile(folder / f"{name}.ids.bin")
+        np.concatenate([learnt for _, learnt in rows]).tofile(folder / f"{name}.learnt.bin")
+        np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *(len(ids) for ids, _ in rows)]))
 
 
 def _open(folder: Path, name: str, model: Tokenizer) -> Split:

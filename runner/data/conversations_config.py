@@ -96,7 +96,7 @@ def check_roles(loss_on: tuple[Role, ...], *, bidirectional: bool) -> None:
 
 @config
 class ConversationsConfig:
-    """Conversations, rendered by the tokenizer's own chat template.
+    """Conversations, rendered by the tokenizer's own marks for roles, or its chat template.
 
     What the roles of `loss_on` say is learnt, and nothing else. Conversations are packed into the
     sequences; a token sees its own conversation only.
@@ -143,10 +143,11 @@ class ConversationsConfig:
                     source.check_first_row()
             except DataError as error:  # before a run, not in it
                 raise ValueError(str(error)) from error
-        if isinstance(tokenizer, TokenizerConfig) and tokenizer.kind != "folder":
+        if isinstance(tokenizer, TokenizerConfig) and tokenizer.kind not in ("folder", "dialogue"):
             raise ValueError(
-                f"data=conversations needs a tokenizer with a chat template, and "
-                f"tokenizer.kind={tokenizer.kind} has none; use init=hf:DIR, or tokenizer=folder"
+                "data=conversations needs a tokenizer that marks roles or has a chat template, and "
+                f"tokenizer.kind={tokenizer.kind} has neither; use init=hf:DIR, tokenizer=folder, "
+                "or tokenizer=dialogue to train from nothing"
             )
 
     def build(

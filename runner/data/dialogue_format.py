@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from runner.data.chat_template import ChatTemplate, Message, template_of
-from runner.data.conversation_rows import Conversation
+from runner.data.conversation_rows import Conversation, parts_of_answer
 from runner.data.corpus import encode_literally, end_ids, token_id
 from runner.machine.errors import ConfigError, DataError
 
@@ -25,8 +25,14 @@ _PLACE = "\u2603"  # stands for what a tool says, where a template is asked for 
 class DialogueFormat(Protocol):
     """A way to write dialogues in ids."""
 
-    def render(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+    def render(
+        self, messages: Sequence[Message], *, where: str = "a dialogue", calls: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of a whole dialogue, and of each whether it is learnt.
+
+        Args:
+            where: its place, for messages of errors.
+            calls: whether what stands after "=" in "<<48/2=24>>" of an answer is not learnt.
 
         Raises:
             DataError: it cannot write a role.
@@ -81,7 +87,9 @@ class MarkedDialogues:
         self.tokenizer, self.loss_on = tokenizer, frozenset(loss_on)
         self.marks = {role: int(tokenizer.token_ids[f"<{role}>"]) for role in ROLES}
 
-    def render(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+    def render(
+        self, messages: Sequence[Message], *, where: str = "a dialogue", calls: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See `DialogueFormat`."""
         ids: list[int] = []
         learnt: list[bool] = []
@@ -90,13 +98,18 @@ class MarkedDialogues:
             role = message["role"]
             if role not in self.marks:
                 raise DataError(
-                    f"tokenizer=dialogue has no mark for role={role}; its roles are: "
+                    f"{where}: tokenizer=dialogue has no mark for role={role}; its roles are: "
                     f"{', '.join(ROLES)}"
                 )
-            text = encode_literally(self.tokenizer, message["content"]).tolist()
-            ids += [self.marks[role], *text]
-            learnt += [ended, *[role in self.loss_on] * len(text)]
+            ids.append(self.marks[role])
+            learnt.append(ended)
             ended = role in self.loss_on
+            for text, given in parts_of_answer(
+                message["content"], calls=calls and role == "assistant"
+            ):
+                own = encode_literally(self.tokenizer, text).tolist()
+                ids += own
+                learnt += [ended and not given] * len(own)
         return np.array([*ids, self.tokenizer.eos]), np.array([*learnt, ended])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -123,9 +136,11 @@ class TemplateDialogues:
         self.tokenizer, self.template = tokenizer, ChatTemplate(tokenizer)
         self.ends, self._renderer = end_ids(tokenizer), Renderer(tokenizer, loss_on)
 
-    def render(self, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+    def render(
+        self, messages: Sequence[Message], *, where: str = "a dialogue", calls: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See `DialogueFormat`."""
-        rendered = self._renderer.render(Conversation("a dialogue", tuple(messages)))
+        rendered = self._renderer.render(Conversation(where, tuple(messages), calls))
         return rendered.ids, rendered.learnt
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:

@@ -4,6 +4,7 @@ import gzip
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from models.config import plain
 from runner.data.conversation_rows import conversations
 from runner.data.conversations import Renderer, best_fit, prepare
 from runner.data.conversations_config import ConversationsConfig, ConversationSource
+from runner.data.dialogue_format import dialogue_format
 from runner.data.tokenizers import SubwordTokenizer, Tokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.learn.trainer import Trainer
@@ -122,6 +124,32 @@ def test_other_roles_are_learnt_by_choice_and_given_stretches_are_told_apart(
     assert all(spans[i + 1] == 0 for i in learnt)
 
 
+def test_marks_for_roles_need_no_template(tmp_path: Path) -> None:
+    """A model is trained from nothing on dialogues; the mask is that of the tokenizer's marks."""
+    dialogue = TokenizerConfig(kind="dialogue")
+    said = [_chat(f"Say {n}.", f"<<{n}+1={n + 1}>>It is {n}.") for n in range(20)]
+    data = ConversationsConfig(sources=(_rows(tmp_path / "a.jsonl", *said),), val_fraction=0.5)
+    data.check(dialogue, 64)
+    corpus = prepare(data, dialogue, tmp_path / "cache")
+    user, assistant = (corpus.tokenizer.token_ids[name] for name in ("<user>", "<assistant>"))
+    found = set()
+    for split in (corpus.train, corpus.val):
+        for start, end in pairwise(split.starts):
+            ids, learnt = split.ids[start:end], split.learnt[start:end]
+            assert [i for i in ids if i > 255] == [user, assistant, corpus.tokenizer.eos]
+            answer = corpus.tokenizer.decode(ids[ids.tolist().index(assistant) :])
+            assert corpus.tokenizer.decode(ids[learnt]) == answer
+            assert learnt.tolist() == [False] * int((~learnt).sum()) + [True] * int(learnt.sum())
+            assert learnt[-1]
+            found.add(answer)
+    assert found == {chat["messages"][1]["content"] for chat in said}
+    calls = dialogue_format(corpus.tokenizer).render(said[7]["messages"], calls=True)
+    assert corpus.tokenizer.decode(calls[0][calls[1]]) == "<<7+1=It is 7."
+    odd = ConversationsConfig(sources=(_rows(tmp_path / "b.jsonl", _chat("a", "b", system="c")),))
+    with pytest.raises(DataError, match=r"line 1: tokenizer=dialogue has no mark for role=system"):
+        prepare(odd, dialogue, tmp_path / "cache")
+
+
 def test_a_field_that_is_missing_is_refused_before_the_run(
     chatml: TokenizerConfig, tmp_path: Path
 ) -> None:
@@ -217,7 +245,7 @@ def test_bad_rows_are_named_by_file_and_line(
 @pytest.mark.parametrize(
     ("template", "error", "message"),
     [
-        (None, ConfigError, "has no chat template"),
+        (None, ConfigError, "neither marks for the roles of a dialogue nor a chat template"),
         ("{% if %}", ConfigError, "chat template is no Jinja2"),
         ("{{ raise_exception('never') }}", DataError, r"a.jsonl, line 1: .*fails on .*user.*never"),
         ("{{ messages[9].content }}", DataError, "a.jsonl, line 1: .*fails on the roles user"),
@@ -239,7 +267,7 @@ def test_templates_that_cannot_be_learnt_from_are_named(
     data = ConversationsConfig(sources=(_rows(tmp_path / "a.jsonl", _chat("Hi", "Hello")),))
     with pytest.raises(error, match=message):
         prepare(data, tokenizer, tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"tokenizer.kind=bytes has none; use init=hf:DIR"):
+    with pytest.raises(ValueError, match=r"tokenizer.kind=bytes has neither; use init=hf:DIR"):
         data.check(TokenizerConfig(), 16)
 
 
