@@ -49,8 +49,9 @@ def main(runs: Runs, folder: Path) -> list[Path]:
         )
         drawn.append(plots.save(folder, "contours", figure, shown, note))
     if "recall" in set(runs.history["key"]) and runs.curves("recall", "step")["x"].nunique() > 1:
-        labelled = Runs(done, runs.history, runs.notes, runs.root)
-        figure, shown = plots.learning_curves(labelled, key="recall", by="kind")
+        widest = done[done["model.width"] == done["model.width"].max()]
+        labelled = Runs(widest, runs.history, runs.notes, runs.root)
+        figure, shown = plots.curves_in_panels(labelled, key="recall", by="kind", panels="facts")
         drawn.append(plots.save(folder, "in_training", figure, shown, note))
     return drawn
 

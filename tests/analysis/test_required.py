@@ -1,11 +1,19 @@
 """Required sizes, crossings and contours, on tables whose answers are known."""
 
+import importlib.util
+import json
+from itertools import product
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis.contours import contour_lines, contours
 from analysis.required import crossover, over_seeds_required, required_sizes
+from analysis.runs import from_folders
+
+ROOT = Path(__file__).parents[2]
 
 SIZES = (1e3, 1e4, 1e5)
 
@@ -76,3 +84,58 @@ def test_a_contour_is_where_the_metric_has_the_level() -> None:
     assert "1 a fact" in labels
     with pytest.raises(ValueError, match="1 missing"):
         contour_lines(table.iloc[1:], **of, levels=[1.0])
+
+
+def _write_run(root: Path, sweep: str, science: dict[str, object], recall: float) -> None:
+    """Write the folder of a finished run with the recall of three steps."""
+    name = f"{len(list(root.glob('runs/*'))):016x}"
+    run = root / "runs" / name
+    (run / "attempts/0001").mkdir(parents=True)
+    (run / "cell.json").write_text(json.dumps({"schema": 1, "science": science}))
+    sizes = {"num_parameters": 4000 * int(str(science["model.width"]))}
+    (run / "summary.json").write_text(json.dumps(sizes))
+    lease = {"host": "a", "pid": 1, "process_start": 0.0}
+    (run / "attempts/0001/lease.json").write_text(json.dumps(lease))
+    (run / "attempts/0001/events.jsonl").write_text('{"event": "finished"}\n')
+    rows = [
+        {"step": step, "attempt": 1, "time": step, "recall": share * recall, "call_accuracy": 1.0}
+        | {"recall/unseen_train": share * recall / 2}
+        for step, share in ((1, 0.1), (2, 0.5), (3, 1.0))
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = root / "sweeps" / sweep
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "cells.jsonl").open("a") as file:
+        file.write(json.dumps({"fingerprint": name, "label": name}) + "\n")
+
+
+def test_figures_of_many_logs_are_drawn_by_a_notebook_and_by_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By heart 16 people need a width of 16 x 0.95, in-tool all need 32: they cross between."""
+    for seed, condition, people, width in product(
+        (1, 2), ("in_weight", "in_tool"), (16, 64), (8, 16, 32, 64)
+    ):
+        needed = people if condition == "in_weight" else 32
+        keys = {"seed": seed, "data.condition": condition, "data.num_people": people}
+        sweep = f"sweep{seed}"
+        _write_run(tmp_path, sweep, keys | {"model.width": width}, min(1.0, width / needed))
+    monkeypatch.setenv("ESPALIER", str(ROOT))
+    monkeypatch.setenv("LOGS", f"{tmp_path}=sweep1 {tmp_path}=sweep2")
+    notebook = json.loads((ROOT / "examples/many_logs.ipynb").read_text())
+    space: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        assert not cell.get("outputs"), "clear the outputs of examples/many_logs.ipynb"
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), space)
+    assert "they cross at 128 facts, 128 to 128" in capsys.readouterr().out
+    assert len(space["table"]) == 32  # type: ignore[arg-type]
+    spec = importlib.util.spec_from_file_location("f", ROOT / "experiments/in_tool/figures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    (tmp_path / "out").mkdir()
+    drawn = figures.main(from_folders(tmp_path, "sweep1"), tmp_path / "out/figures")
+    assert [file.stem for file in drawn] == ["required", "unseen", "contours", "in_training"]
+    assert (tmp_path / "out/results.csv").read_text().count("\n") == 17
