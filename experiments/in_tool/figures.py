@@ -92,5 +92,8 @@ def _unseen(table: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame]:
     for kind, part in shown.groupby("kind"):
         axis.errorbar(part["people"], part["mean"], part["std"], fmt="o-", capsize=2, label=kind)
     axis.set(xscale="log", xlabel="people trained on", ylabel="recall of unseen people")
+    people = sorted(shown["people"].unique())
+    axis.set_xticks(people, labels=[f"{count:g}" for count in people])
+    axis.minorticks_off()
     axis.legend()
     return figure, shown
