@@ -1,17 +1,20 @@
 """Lanes that call tools: tokens a second with waiting lanes out of the batch, and waited for.
 
-    python -m tests.bench.lanes [--size 10M] [--lanes 1 4 16 64] [--delay-ms 0 50 500]
+    python -m tests.bench.lanes [--size 10M] [--lanes 1 4 16 64] [--delay-ms 0 50 500] [--rounds 3]
 
 A lane calls a tool after every 16 tokens, which sleeps and answers with 8. Asynchronous: a lane
 that waits leaves the batch. Synchronous: no step is taken while a lane waits. Beside both stands
 what a simulation of the queue foretells from the measured cost of a step and of a pass over answers
-by rows: measured / foretold should be within 15% of 1 on a quiet machine.
+by rows: measured / foretold should be within 15% of 1 on a quiet machine. A round measures the
+costs and both ways in turn; the median over rounds is shown, and the range of its ratios.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 import torch
@@ -56,6 +59,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="10M")
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--delay-ms", type=float, nargs="+", default=[0, 50, 500])
+    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     model = both_models(given.size)[0].for_inference()
     print(
@@ -63,15 +67,29 @@ def main() -> None:
     )
     print("| --- | --- | --- | --- | --- | --- |")
     for lanes in given.lanes:
-        step = costs(lanes, lambda rows: step_seconds(model, rows))
-        answer = costs(lanes, lambda rows: answer_seconds(model, rows))
         for delay in given.delay_ms:
+            rounds = [a_round(model, lanes, delay / 1000) for _ in range(given.rounds)]
             cells = []
-            for waits in (False, True):
-                measured = lanes * TOKENS / seconds(model, lanes, delay / 1000, waits=waits)
-                foretold = lanes * TOKENS / simulate(lanes, delay / 1000, step, answer, waits=waits)
-                cells += [f"{measured:.0f}", f"{measured / foretold:.2f}"]
+            for rates in zip(*rounds, strict=True):
+                ratios = sorted(measured / foretold for measured, foretold in rates)
+                cells.append(f"{median(measured for measured, _ in rates):.0f}")
+                cells.append(f"{median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})")
             print(f"| {lanes} | {delay:g} | {' | '.join(cells)} |", flush=True)
+    print(f"load of the last minute: {os.getloadavg()[0]:.1f}")
+
+
+def a_round(model: LanguageModel, lanes: int, delay: float) -> list[tuple[float, float]]:
+    """Return (measured, foretold) tokens/s, of asynchronous lanes and of synchronous ones."""
+    step = costs(lanes, lambda rows: step_seconds(model, rows))
+    answer = costs(lanes, lambda rows: answer_seconds(model, rows))
+    tokens = lanes * TOKENS
+    return [
+        (
+            tokens / seconds(model, lanes, delay, waits=waits),
+            tokens / simulate(lanes, delay, step, answer, waits=waits),
+        )
+        for waits in (False, True)
+    ]
 
 
 def seconds(model: LanguageModel, lanes: int, delay: float, *, waits: bool) -> float:
@@ -87,10 +105,10 @@ def seconds(model: LanguageModel, lanes: int, delay: float, *, waits: bool) -> f
 
 
 def costs(lanes: int, measure: Callable[[int], float]) -> Callable[[int], float]:
-    """Return what `measure` gives by rows, the least of three, interpolated up to `lanes`."""
+    """Return what `measure` gives by rows, interpolated up to `lanes`."""
     rows = sorted({1, max(1, lanes // 4), max(1, lanes // 2), lanes})
-    least = [min(measure(count) for _ in range(3)) for count in rows]
-    return lambda count: float(np.interp(count, rows, least))
+    taken = [measure(count) for count in rows]
+    return lambda count: float(np.interp(count, rows, taken))
 
 
 def step_seconds(model: LanguageModel, rows: int) -> float:
