@@ -2,6 +2,7 @@
 
     nf4     4-bit NormalFloat in blocks of 64 along the rows, their scales in 8 bits (QLoRA's double
             quantisation, arXiv 2305.14314): 4.13 bits a weight
+    nf4_single  the same with scales in fp32: 4.5 bits
     nvfp4   E2M1 in blocks of 16 with E4M3 scales: 4.5 bits
     int8    a scale for each row: 8 bits
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from kernels.formats import E2M1, E4M3, decode, pack, unpack
 from kernels.quantise import pad_to_blocks, quantise_nvfp4
 
-Kind = Literal["nf4", "nvfp4", "int8"]
+Kind = Literal["nf4", "nf4_single", "nvfp4", "int8"]
 Packed = dict[str, Tensor]
 _NF4 = (  # quantiles of the normal distribution, with an exact 0: appendix E of the paper
     -1.0,
@@ -46,8 +47,8 @@ _BLOCK, _SCALES = 64, 256  # weights with one scale; scales with one scale of th
 def pack_matrix(weight: Float[Tensor, "rows cols"], kind: Kind) -> Packed:
     """Return a matrix in the form of `kind`, by the names of its parts."""
     weight = weight.float()
-    if kind == "nf4":
-        return _pack_nf4(weight)
+    if kind in ("nf4", "nf4_single"):
+        return _pack_nf4(weight, double=kind == "nf4")
     if kind == "nvfp4":
         quantised = quantise_nvfp4(pad_to_blocks(weight, (1, 16)))
         codes, scales = quantised.packed()
@@ -59,7 +60,7 @@ def pack_matrix(weight: Float[Tensor, "rows cols"], kind: Kind) -> Packed:
 
 def unpack_matrix(packed: Packed, kind: Kind, rows: int, cols: int) -> Float[Tensor, "rows cols"]:
     """Return the fp32 matrix that `packed` stands for."""
-    if kind == "nf4":
+    if kind in ("nf4", "nf4_single"):
         return _unpack_nf4(packed)[: rows * cols].view(rows, cols)
     if kind == "int8":
         return packed["codes"].float() * _floats(packed["scales"])
@@ -98,15 +99,11 @@ def _matrix(ctx: Any, parts: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
     return unpack_matrix(packed, ctx.kind, *ctx.shape).to(dtype)
 
 
-def _pack_nf4(weight: Tensor) -> Packed:
+def _pack_nf4(weight: Tensor, *, double: bool) -> Packed:
     rows, cols = weight.shape
     blocks = F.pad(weight.flatten(), (0, -rows * cols % _BLOCK)).view(-1, _BLOCK)
     scales = blocks.abs().amax(dim=1)
-    mean = scales.mean()
-    centred = F.pad(scales - mean, (0, -len(scales) % _SCALES)).view(-1, _SCALES)
-    step = centred.abs().amax(dim=1, keepdim=True) / 127.0
-    small = torch.where(step > 0, centred / step, 0.0).round().to(torch.int8)
-    packed = {"scales": small.flatten()[: len(scales)], "steps": _bits(step), "mean": _bits(mean)}
+    packed = _double(scales) if double else {"scales": _bits(scales)}
     table = torch.tensor(_NF4, device=weight.device)
     # To the nearest value relative to the scale as found; a tie goes down.
     relative = torch.where(scales[:, None] > 0, blocks / scales[:, None], 0.0)
@@ -114,11 +111,23 @@ def _pack_nf4(weight: Tensor) -> Packed:
     return {"codes": pack(codes.to(torch.uint8)), **packed}
 
 
+def _double(scales: Tensor) -> Packed:
+    """Return scales in 8 bits around their mean."""
+    mean = scales.mean()
+    centred = F.pad(scales - mean, (0, -len(scales) % _SCALES)).view(-1, _SCALES)
+    step = centred.abs().amax(dim=1, keepdim=True) / 127.0
+    small = torch.where(step > 0, centred / step, 0.0).round().to(torch.int8)
+    return {"scales": small.flatten()[: len(scales)], "steps": _bits(step), "mean": _bits(mean)}
+
+
 def _unpack_nf4(packed: Packed) -> Tensor:
     table = torch.tensor(_NF4, device=packed["codes"].device)
-    scales = packed["scales"].float()
-    steps = _floats(packed["steps"]).flatten().repeat_interleave(_SCALES)[: len(scales)]
-    scales = scales * steps + _floats(packed["mean"])
+    if "steps" in packed:
+        scales = packed["scales"].float()
+        steps = _floats(packed["steps"]).flatten().repeat_interleave(_SCALES)[: len(scales)]
+        scales = scales * steps + _floats(packed["mean"])
+    else:
+        scales = _floats(packed["scales"])
     return (table[unpack(packed["codes"]).long()] * scales[:, None]).flatten()
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "names",
     "overrides",
     "precision",
+    "quantising",
     "refusals",
     "serving",
     "storage",

@@ -21,6 +21,7 @@ from runner.commands import (
     keys,
     models,
     precision,
+    quantising,
     serving,
     storage,
 )
@@ -373,14 +374,10 @@ def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> Non
     raise typer.Exit(subprocess.call(command, env=environment))
 
 
-app.add_typer(init.app)
-app.add_typer(keys.app)
-app.add_typer(storage.app)
-app.add_typer(figures.app)
-app.add_typer(models.app)
-app.add_typer(infill.app)
-app.add_typer(exchange.app)
+for verbs in (init, keys, storage, figures, models, infill, exchange):
+    app.add_typer(verbs.app)
 app.add_typer(imports.app, name="import", rich_help_panel=MODELS)
+app.add_typer(quantising.app)
 app.add_typer(serving.app)
 app.add_typer(precision.app, name="precision", rich_help_panel=MODELS)
 

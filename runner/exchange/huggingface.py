@@ -8,6 +8,7 @@ from typing import Any
 from models.adapter import merge
 from models.language_model import LanguageModel
 from models.pretrained import save_pretrained
+from models.stored_linear import decompress
 from runner.exchange.model_card import model_card
 from runner.exchange.tokenizer import can_write, model_ids, write_tokenizer
 from runner.generate.text_generator import DTYPES
@@ -28,7 +29,8 @@ def export(
 ) -> str:
     """Write the newest weights of `cell` into a new `folder`; return the architecture written.
 
-    Adapters are merged into the weights, in full precision.
+    Adapters are merged into the weights, in full precision; quantised weights are written as what
+    they stand for.
 
     Args:
         layout: llama, qwen3, gpt2 or espalier (None: the first that fits).
@@ -55,7 +57,7 @@ def export(
             f"{type(model).__name__} is in no layout that transformers reads; its weights are in "
             f"{cell.folder}/checkpoints/*/model.safetensors"
         )
-    model = merge(model)
+    model = decompress(merge(model))
     cfg: Any = model.cfg
     if getattr(cfg, "positions", None) == "rope":  # its context is the training length
         model.cfg = replace(cfg, context_length=context)

@@ -4,6 +4,7 @@ __all__ = [
     "evaluation_cells",
     "expression",
     "language",
+    "quantised_cells",
     "resources",
     "stages",
 ]

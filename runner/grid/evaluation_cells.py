@@ -36,11 +36,7 @@ def evaluation_cells(
     Raises:
         ConfigError: `target` is neither, an override is malformed, or nothing can be evaluated.
     """
-    if "/" not in target and (sweep_folder(root, target) / "cells.jsonl").exists():
-        sources, name = sweep_cells(root, target), target
-    else:
-        source = find_cell(root, target)
-        sources, name = [source], str(source.config.name)
+    sources, name = cells_of(root, target)
     changes = benchmark_overrides(overrides)
     given = bool(changes.get("eval.harness.tasks")) or any(k.startswith(_ALSO) for k in changes)
     if not given and not any(map(_counted, sources)):
@@ -66,6 +62,18 @@ def evaluation_cells(
             "\n".join([*skipped, f"nothing of {target} can be evaluated; train it first"])
         )
     return make_cells(points, choices), name, skipped
+
+
+def cells_of(root: Path, target: str) -> tuple[list[Cell], str]:
+    """Return (cells, the sweep's name) of a sweep, or of a run alone.
+
+    Raises:
+        ConfigError: `target` is neither.
+    """
+    if "/" not in target and (sweep_folder(root, target) / "cells.jsonl").exists():
+        return sweep_cells(root, target), target
+    cell = find_cell(root, target)
+    return [cell], str(cell.config.name)
 
 
 def benchmark_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -113,11 +121,20 @@ def _node(cell: Cell, name: str, changes: dict[str, Any], *, average: bool) -> d
 
 def _evaluating(cell: Cell, name: str, take: str, *, live: bool = False) -> dict[str, Any]:
     """Return the node of a run that evaluates the model of `cell` in the sweep `name`-eval."""
+    node = without_training(cell, f"{name}-eval", take, live=live)
+    return node | {"work": {"_target_": EVALUATE}}
+
+
+def without_training(cell: Cell, sweep: str, take: str, *, live: bool = False) -> dict[str, Any]:
+    """Return the node of a run in `sweep` that starts from the model of `cell` and trains nothing.
+
+    Args:
+        take: "weights" or "average".
+    """
     node = freeze(cell.config)
     # The other inputs of `cell` stay: its data may be among them.
     taken = {"init": {"runs": [cell.fingerprint], "take": take, "live": live}}
-    inputs = {**node["inputs"], **taken}
-    node |= {"name": f"{name}-eval", "work": {"_target_": EVALUATE}, "inputs": inputs}
+    node |= {"name": sweep, "inputs": {**node["inputs"], **taken}}
     node |= {"init": None, "root": cell.config.root}
     node["train"] |= {"steps": None, "compile": False} | dict.fromkeys(_BUDGETS)
     return node

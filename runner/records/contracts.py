@@ -44,7 +44,7 @@ class Work(Protocol):
     Optional:
         reads: nodes of the config that it needs (default: all); no other is validated or hashed.
         outputs: names of the files that it writes to outputs/ (default: none).
-        plan: see `plan`.
+        plan, stored_form: see the functions of these names.
     """
 
     def run(
@@ -160,6 +160,16 @@ def plan(work: Any, run: "RunConfig") -> "Budget | None":
     """
     planned = getattr(work, "plan", None)
     return planned(run) if planned is not None else None
+
+
+def stored_form(work: Any, model: Any) -> None:
+    """Put a new model into the form of the checkpoints that `work` writes, in place.
+
+    By default it stays as its config builds it.
+    """
+    own = getattr(work, "stored_form", None)
+    if own is not None:
+        own(model)
 
 
 def measure(task: Any) -> Measure:

@@ -12,6 +12,7 @@ from runner.data.tokenizers import Tokenizer
 from runner.machine.errors import CheckpointError, ConfigError
 from runner.records import checkpoint, checkpoint_folder
 from runner.records.cells import Cell, load_cell
+from runner.records.contracts import stored_form
 
 
 def is_run(folder: Path) -> bool:
@@ -49,6 +50,7 @@ def load_trained(cell: Cell, saved: Path, model: Any, *, average: bool = False) 
     Raises:
         CheckpointError: see `checkpoint.load_weights` and `load_base`.
     """
+    stored_form(cell.config.work, model)
     load_base(cell, model)
     checkpoint.load_weights(saved, model, average=average)
 

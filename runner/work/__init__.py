@@ -1,4 +1,5 @@
-"""The kinds of work of a cell: train, evaluate, make data, sample solutions, weigh a mixture.
+"""The kinds of work of a cell: train, evaluate, make data, sample solutions, weigh a mixture,
+store weights in few bits.
 
 Each config is a `Work` of `runner/records/contracts.py`.
 """
@@ -10,6 +11,7 @@ __all__ = [
     "make_people",
     "notes",
     "outputs",
+    "quantise",
     "sample",
     "train",
     "weigh",

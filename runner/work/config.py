@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from models.config import any_config, any_configs, config
+from models.scheme import parse_scheme
 from runner.data.corpus import planned_vocab_size
 from runner.records.contracts import Inputs, Outcome, added_tokens
 
@@ -126,6 +127,53 @@ class MakePeopleWork:
         from runner.work.make_people import make_people  # noqa: PLC0415
 
         return make_people(cell, inputs, journal, ranks, stop)
+
+
+@config
+class QuantiseWork:
+    """Store the weights of the input named init, or of the model of `init`, in few bits.
+
+    It writes a checkpoint, from which the cell is evaluated, generates, is served and exported as
+    any other; and it measures what that costs on held-out text. Output is losses.json, of each
+    held-out sequence the loss before and after.
+
+    Args:
+        scheme: see `models.scheme`: int8, int4-g32, gptq-int4-g32, nf4, int8-dynamic, ...
+        calibration: sequences of training text that a scheme reads which needs data.
+    """
+
+    outputs: ClassVar[tuple[str, ...]] = ("losses.json",)
+
+    scheme: str = "int8"
+    calibration: int = 64
+
+    def __post_init__(self) -> None:
+        parse_scheme(self.scheme)
+        if self.calibration < 1:
+            raise ValueError(f"calibration={self.calibration} must be at least 1 sequence")
+
+    def plan(self, run: "RunConfig") -> "Budget | None":
+        """Return the budget of 0 steps, None while the size of the vocabulary is unknown."""
+        return EvaluateWork().plan(run)
+
+    def stored_form(self, model: Any) -> None:
+        """Put a model into the form of the checkpoints that this work writes, in place."""
+        from models.stored_linear import compress  # noqa: PLC0415
+
+        compress(model, parse_scheme(self.scheme))
+
+    def run(
+        self,
+        cell: "Cell",
+        inputs: Inputs,
+        journal: "Journal | None",
+        ranks: "Ranks",
+        stop: Callable[[], bool],
+    ) -> Outcome:
+        """See `Work`."""
+        from runner.work.quantise import quantise  # noqa: PLC0415
+
+        return quantise(self, cell, inputs, journal, ranks, stop)
 
 
 @config

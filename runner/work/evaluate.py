@@ -29,7 +29,7 @@ def evaluate(
 
     Return "interrupted" if `stop` came true before a live input ended, else "finished".
     """
-    cfg, setup = cell.config, set_up(cell, _as_in_training(inputs), ranks, journal)
+    cfg, setup = cell.config, set_up(cell, as_in_training(inputs), ranks, journal)
     taken = cfg.inputs.get("init")
     live = taken is not None and taken.live
     if journal is not None:
@@ -59,7 +59,7 @@ def evaluate(
     return "interrupted" if stop() else "finished"
 
 
-def _as_in_training(inputs: Inputs) -> Inputs:
+def as_in_training(inputs: Inputs) -> Inputs:
     """Return `inputs` with what the run evaluated started from as its init.
 
     A task that compares with that would else compare the model with itself.

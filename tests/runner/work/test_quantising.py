@@ -1,0 +1,91 @@
+"""Weights in few bits as a cell: what it measures, and that it is a model like any other."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from models.contract import logits
+from models.stored_linear import stored_layers
+from runner.exchange.huggingface import export
+from runner.generate.sampling import Sampling
+from runner.generate.text_generator import TextGenerator
+from runner.grid.quantised_cells import quantised_cells
+from runner.machine.errors import ConfigError
+from runner.records import metrics
+from runner.records.cells import Cell, freeze_cell, make_cells
+from runner.records.trained_model import load_model
+from runner.work.quantise import paired_interval
+from tests.conftest import compose_tiny, write_text
+from tests.workers import train_here
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Cell:
+    """A small decoder of Llama's form."""
+    root = tmp_path_factory.mktemp("quantise")
+    node = compose_tiny(root, write_text(root / "text.txt"), "train.steps=60", "optim.lr=1e-2")
+    (cell,) = make_cells([("", node)])
+    freeze_cell(cell)
+    train_here(cell)
+    return cell
+
+
+def _quantised(trained: Cell, *schemes: str) -> list[Cell]:
+    root = trained.folder.parents[1]
+    cells, name, skipped = quantised_cells(root, trained.fingerprint, schemes, ["calibration=8"])
+    assert (name, skipped) == (f"{trained.config.name}-quantised", [])
+    for cell in cells:
+        freeze_cell(cell)
+        train_here(cell)
+    return cells
+
+
+def test_a_quantised_run_is_evaluated_generates_and_is_exported_as_any_other(
+    trained: Cell, tmp_path: Path
+) -> None:
+    cells = _quantised(trained, "int8", "gptq-int4-g32")
+    plain = metrics.latest(trained.folder)["val_loss"]
+    for cell, most, bits in zip(cells, (0.002, 0.3), (8.0, 4.5), strict=True):
+        values = metrics.latest(cell.folder)
+        assert values["val_loss"] - plain == pytest.approx(values["loss_delta"], abs=1e-5)
+        assert values["loss_delta_low"] <= values["loss_delta"] <= values["loss_delta_high"]
+        assert abs(values["loss_delta"]) < most
+        assert 0 < values["kl"] < most
+        assert values["top1_agreement"] > 0.8
+        assert bits <= values["bits_per_weight"] < bits + 2  # with scales, few columns to a row
+        rows = json.loads((cell.folder / "outputs" / "losses.json").read_text())
+        assert sum(row["count"] for row in rows) == values["val_tokens"]
+        model, _, context = load_model(cell.folder)
+        assert len(stored_layers(model)) == len(list(model.blocks())) * 4
+        ids = torch.arange(context)[None]
+        before = logits(model, ids)
+        (one,) = TextGenerator(cell.folder).generate(["line 1"], Sampling(max_new_tokens=5))
+        assert len(one.ids) == 5
+        export(cell, tmp_path / cell.fingerprint)
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / cell.fingerprint)
+        torch.testing.assert_close(theirs(ids).logits, before, atol=1e-4, rtol=0)
+        with pytest.raises(ConfigError, match="can be quantised"):
+            quantised_cells(trained.folder.parents[1], cell.fingerprint, ["int8"], [])
+
+
+def test_what_no_scheme_fits_is_refused_by_name(trained: Cell) -> None:
+    node = json.loads((trained.folder / "cell.json").read_text())["config"]
+    node["work"] = {"_target_": "runner.work.config.QuantiseWork"}
+    (cell,) = make_cells([("", node)])
+    freeze_cell(cell)
+    with pytest.raises(ConfigError, match="needs an input named init"):
+        train_here(cell)
+    with pytest.raises(ConfigError, match="there is no qoq: its product of 4-bit weights"):
+        quantised_cells(trained.folder.parents[1], trained.fingerprint, ["qoq"], [])
+
+
+def test_the_interval_of_a_paired_difference_is_that_of_a_normal_mean() -> None:
+    drawn = np.random.default_rng(0).normal(0.01, 0.1, size=(400, 1))
+    values = np.concatenate((drawn * 16, np.full((400, 1), 16.0)), axis=1)
+    low, high = paired_interval(values, seed=0)
+    half = 1.96 * drawn.std() / 20
+    np.testing.assert_allclose([low, high], drawn.mean() + np.array([-half, half]), atol=half / 8)
