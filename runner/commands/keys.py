@@ -1,18 +1,26 @@
 """`espalier keys`: the keys that can be set, with type, default and meaning."""
 
+import hashlib
 import json
+import os
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from runner.commands.arguments import RUN
-from runner.machine.errors import ConfigError
+from runner.machine import storage
+from runner.machine.errors import ConfigError, StorageError
 
 app = typer.Typer()
+_CODE = Path(__file__).parents[2]
+_CACHES = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+_KEPT = Path(_CACHES) / "espalier" / "keys.txt"
 _WIDTH = 96
 _AS_YAML = {"None": "null", "True": "true", "False": "false"}
 _NONE = re.compile(r"\b(None|True|False)\b")
@@ -47,7 +55,37 @@ def keys(
 
         typer.echo(json.dumps(sweep_schema(), indent=1))
         return
-    typer.echo("\n".join(_lines(node)).lstrip("\n"))
+    typer.echo(_text(node) if node else kept_text(_KEPT, sources_state(_CODE), lambda: _text(None)))
+
+
+def _text(node: str | None) -> str:
+    return "\n".join(_lines(node)).lstrip("\n")
+
+
+def sources_state(code: Path) -> str:
+    """Return a digest that changes with any file below `code` that the keys are read from."""
+    digest = hashlib.sha256()
+    for folder, kind in (("models", "py"), ("runner", "py"), ("conf", "yaml")):
+        for file in sorted((code / folder).rglob(f"*.{kind}")):
+            stat = file.stat()
+            digest.update(f"{file} {stat.st_mtime_ns} {stat.st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def kept_text(file: Path, state: str, make: Callable[[], str]) -> str:
+    """Return the text that `file` keeps of this `state`, or else `make()`, which is kept then.
+
+    To import a hundred classes for their docstrings takes longer than a reader wants to wait.
+    """
+    with suppress(OSError, UnicodeDecodeError):
+        kept, _, text = file.read_text(encoding="utf-8").partition("\n")
+        if kept == state:
+            return text
+    text = make()
+    with suppress(OSError, StorageError):  # a home that cannot be written
+        file.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_atomically(file, f"{state}\n{text}")
+    return text
 
 
 def _lines(node: str | None) -> Iterable[str]:

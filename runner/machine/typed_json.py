@@ -7,12 +7,13 @@ alone: later releases may write them.
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from runner.machine.errors import DataError
 from runner.machine.text_files import read_json
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 _SHOWN = 40  # characters of a value
 
@@ -44,6 +45,8 @@ def checked(value: Any, shape: Any, where: str) -> Any:
 
 def mismatch(value: Any, shape: Any) -> str | None:
     """Return how `value` is not of `shape`, "has no 'step'"; None if it is."""
+    from pydantic import ValidationError  # noqa: PLC0415  (0.1 s, which help and Tab do without)
+
     try:
         adapter(shape).validate_python(value, strict=True)
     except ValidationError as error:
@@ -51,7 +54,7 @@ def mismatch(value: Any, shape: Any) -> str | None:
     return None
 
 
-def _explain(value: Any, error: ValidationError) -> str:
+def _explain(value: Any, error: "ValidationError") -> str:
     if not isinstance(value, dict):
         return f"holds {value!r:.{_SHOWN}}, which is not a JSON object"
     first = error.errors()[0]
@@ -76,6 +79,8 @@ def _leads(value: Any, loc: Sequence[int | str]) -> bool:
 
 
 @lru_cache
-def adapter(shape: Any) -> TypeAdapter[Any]:
+def adapter(shape: Any) -> "TypeAdapter[Any]":
     """Return the pydantic adapter of a type, built once."""
+    from pydantic import TypeAdapter  # noqa: PLC0415
+
     return TypeAdapter(shape)

@@ -9,9 +9,7 @@ import difflib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Any, TypeVar, get_type_hints
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from models.config import config, configs_in, execution, execution_keys, plain
 from models.config import target_class as named_class
@@ -21,6 +19,9 @@ from runner.machine.typed_json import adapter
 from runner.records.contracts import added_tokens, check, reads
 from runner.records.earlier_configs import upgrade_config
 from runner.records.inputs import InputConfig
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 # Groups whose YAML node names its class by `_target_`; a kind of work says which of them it reads.
 NODES = ("model", "precision", "data", "tokenizer", "task", "optim", "schedule", "train", "eval")
@@ -131,6 +132,8 @@ def typed(path: str, cls: type[T], node: Mapping[str, Any]) -> T:
         ConfigError: a key is unknown (the valid ones are listed) or a value has the wrong type.
     """
     _refuse_unknown(path, node, [f.name for f in dataclasses.fields(cls)])  # type: ignore[arg-type]
+    from pydantic import ValidationError  # noqa: PLC0415  (0.1 s, which help and Tab do without)
+
     try:
         checked: T = adapter(cls).validate_python(dict(node))  # type: ignore[arg-type]
     except ValidationError as error:
@@ -175,7 +178,7 @@ def _fields_below(cls: Any, keys: Sequence[Any]) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
 
-def _explain(path: str, cls: Any, error: ValidationError) -> str:
+def _explain(path: str, cls: Any, error: "ValidationError") -> str:
     lines = []
     for item in error.errors():
         where = ".".join([path] * bool(path) + [str(part) for part in item["loc"]])

@@ -8,10 +8,10 @@ back all rows before it with a step above k. The remaining rows, in file order, 
 import itertools
 import math
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
 from runner.machine import environment, storage
@@ -30,7 +30,11 @@ def _stands_somewhere(line: Line) -> Line:
     return line
 
 
-_LINE = Annotated[dict[str, int | float | bool], AfterValidator(_stands_somewhere)]
+@cache
+def _shape() -> Any:
+    from pydantic import AfterValidator  # noqa: PLC0415  (0.1 s, which help and Tab do without)
+
+    return Annotated[dict[str, int | float | bool], AfterValidator(_stands_somewhere)]
 
 
 class _Summary(TypedDict):
@@ -57,7 +61,7 @@ class MetricsReader:
         Raises:
             DataError: a line is damaged; the message names file and line.
         """
-        lines, self._offset = storage.read_lines_after(self._file, self._offset, _LINE)
+        lines, self._offset = storage.read_lines_after(self._file, self._offset, _shape())
         valid = []
         for line in lines:
             attempt = line.get("attempt", self._newest)

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jsonschema_rs
 import pytest
 import yaml
 
 from runner.commands.key_reference import blocks, groups
-from runner.commands.keys import _lines
+from runner.commands.keys import _lines, kept_text, sources_state
 from runner.commands.sweep_schema import sweep_schema
 from runner.machine.errors import ConfigError
 from tests.conftest import ROOT
@@ -81,3 +82,18 @@ def test_a_mistake_does_not_satisfy_the_schema(
 ) -> None:
     assert not schema.is_valid(sweep)
     assert schema.is_valid({"optim": {"lr": "${my.rate}"}, "model": {"_target_": "a.B", "c": 1}})
+
+
+def test_the_list_of_all_keys_is_made_once_until_a_source_changes(tmp_path: Path) -> None:
+    made = iter(["first", "second"])
+    kept = tmp_path / "home" / "keys.txt"
+    assert [kept_text(kept, "a", lambda: next(made)) for _ in range(2)] == ["first", "first"]
+    assert kept_text(kept, "b", lambda: next(made)) == "second"
+    assert kept_text(kept / "no folder", "b", lambda: "made anew") == "made anew"
+    source = tmp_path / "models" / "x_config.py"
+    source.parent.mkdir()
+    source.write_text("a")
+    before = sources_state(tmp_path)
+    assert sources_state(tmp_path) == before
+    source.write_text("ab")
+    assert sources_state(tmp_path) != before
