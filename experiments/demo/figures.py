@@ -13,8 +13,8 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     figure, data = plots.against_size(runs, by="precision.compute")
     figure.axes[0].set_title("Bytes of the standard library: loss falls with size")
     made = [plots.save(folder, "loss_by_size", figure, data, note)]
-    figure, data = plots.learning_curves(runs, x="flops", by="num_parameters")
-    figure.axes[0].set_title("300 steps each: loss against compute")
+    figure, data = plots.curves_in_panels(runs, x="flops", by="num_parameters", panels="precision")
+    figure.suptitle("300 steps each: loss against compute")
     made.append(plots.save(folder, "loss_by_flops", figure, data, note))
     pair = ["num_parameters", "seed"]
     gap = paired_difference(

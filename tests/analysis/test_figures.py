@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -211,7 +212,6 @@ def test_sources_are_named_in_words() -> None:
     assert plots.tick("[0.9, 0.95]") == "[0.9, 0.95]"
 
 
-@pytest.mark.filterwarnings("ignore::analysis.pooling.PooledWarning")  # the map of the rates
 def test_the_default_figures_of_a_grid_follow_what_it_varies(tmp_path: Path) -> None:
     runs = _runs()
     runs.table["model.width"] = runs.table["num_parameters"].map({1e5: 32, 1e6: 96, 1e7: 300})
@@ -225,7 +225,9 @@ def test_the_default_figures_of_a_grid_follow_what_it_varies(tmp_path: Path) -> 
         "val_loss_by_flops",
         "val_loss_by_parameters",
         "pareto",
-        "lr_by_width",
+        "map_num_parameters_compute",
+        "map_num_parameters_lr",
+        "map_compute_lr",
     }
     bounded = runs.table["seed"] == runs.table["seed"].min()
     mine = runs.history["fingerprint"].isin(runs.table.loc[bounded, "fingerprint"])
@@ -269,6 +271,30 @@ def test_two_axes_of_many_values_are_panels_and_a_heat_map(tmp_path: Path) -> No
     figure, _ = run_plots.heat_map(table, x="precision", y="model", title="")
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == list("dcba")
     plt.close(figure)
+
+
+def test_of_many_recipes_the_best_is_shown_and_said_never_a_mean(tmp_path: Path) -> None:
+    """Three axes of 2 x 2 x 3 values: twelve curves are too many."""
+    points = list(product("zy", "dc", (0.1, 0.3, 1.0), (1, 2)))
+    loss = {(m, p, r, s): 3 + (p == "d") + abs(r - 0.3) + s / 10 for m, p, r, s in points}
+    rows = [
+        {"fingerprint": str(point), "label": "", "state": "finished", "model": point[0]}
+        | {"precision": point[1], "optim.lr": point[2], "seed": point[3], "num_parameters": 1e5}
+        | {"val_loss": loss[point]}
+        for point in points
+    ]
+    table = pd.DataFrame(rows)
+    table.attrs["settings"] = ("model", "precision", "optim.lr", "seed")
+    parts = [(str(point), "val_loss", [0, 10], [5.0, loss[point]]) for point in points]
+    made = {file.stem for file in default_figures(Runs(table, assemble(parts)), tmp_path)}
+    assert made >= {"val_loss_by_step", "map_model_precision", "map_model_lr", "map_precision_lr"}
+    curves = pd.read_csv(tmp_path / "val_loss_by_step.csv")
+    named = curves["model (its best precision, lr)"]
+    assert set(named) == {"z (c, 0.3)", "y (c, 0.3)"}
+    assert set(curves["n"]) == {2}
+    assert curves[curves["x"] == 10]["mean"].to_list() == pytest.approx([3.15, 3.15])
+    rates = pd.read_csv(tmp_path / "map_model_lr.csv")
+    assert rates["mean"].to_list() == pytest.approx([3.35, 3.15, 3.85] * 2), "of the best precision"
 
 
 @pytest.mark.filterwarnings("ignore::analysis.pooling.PooledWarning")  # it pools two formats
