@@ -1,6 +1,5 @@
 """`espalier`: train, watch, evaluate and compare runs."""
 
-import importlib.metadata
 import os
 import subprocess
 import sys
@@ -57,7 +56,9 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"espalier {importlib.metadata.version('espalier')}")
+        from importlib.metadata import version  # noqa: PLC0415
+
+        typer.echo(f"espalier {version('espalier')}")
         raise typer.Exit
 
 
@@ -358,20 +359,18 @@ def sync(
 @app.command(rich_help_panel=MLFLOW)
 def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> None:
     """Serve the MLflow UI on the embedded store."""
+    from runner.views.mlflow import refresh_pages  # noqa: PLC0415
     from runner.views.mlflow_cursors import embedded_uri  # noqa: PLC0415
     from runner.views.mlflow_page import addresses  # noqa: PLC0415
 
-    server = f"http://{host}:{port}"
-    typer.echo(f"{server}  (Ctrl-C ends it)")
-    for page in addresses(root, server, embedded_uri(root))[:_MOST_PAGES]:
-        typer.echo(page)
-    environment = os.environ | {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", embedded_uri(root)]
+    refresh_pages(root)
+    server, store = f"http://{host}:{port}", embedded_uri(root)
+    pages = addresses(root, server, store)[:_MOST_PAGES]
+    typer.echo("\n".join([f"{server}  (Ctrl-C ends it)", *pages]))
+    off = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
-    raise typer.Exit(subprocess.call(command, env=environment))
+    raise typer.Exit(subprocess.call(command, env=os.environ | off))
 
 
 for verbs in (init, keys, storage, figures, models, infill, exchange):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analysis.runs import Runs
 
 app = typer.Typer()
+_WIDTH_IN_VIEWS = 640  # pixels: MLflow cuts off what is wider than its page
 Experiment = Annotated[
     str | None,
     typer.Option(
@@ -73,6 +74,7 @@ def plots(
         typer.echo(outputs.folder / path.relative_to(staged))
     if publish:
         typer.echo(f"published: {len(made)} files in {home}")
+    _tell(name, root, home)
 
 
 @app.command(rich_help_panel=FIGURES)
@@ -98,8 +100,10 @@ def report(
     with _refusals():
         check_folder(file.parent)
         figures, results = _drawn(name, root, ".png")
-        verdict = story(experiment_folder(experiment or name) / "README.md")
+        home = experiment_folder(experiment or name)
+        verdict = story(home / "README.md")
         write_status_page(rows, name, file, mlflow, figures, verdict, results)
+    _tell(name, root, home)
     typer.echo(file)
 
 
@@ -244,6 +248,21 @@ def _drawn(name: str, root: Path, kind: str) -> tuple[list[Path], Path | None]:
     files = _outputs(root / "plots" / name, "espalier plots").made()
     results = [file for file in files if file.name == "results.csv"]
     return [file for file in files if file.suffix == kind], results[0] if results else None
+
+
+def _tell(name: str, root: Path, home: Path) -> None:
+    """Note for other views what the experiment in `home` says of a sweep, and its first figure."""
+    from PIL import Image  # noqa: PLC0415
+
+    from analysis.readme import story  # noqa: PLC0415
+    from runner.views.report_sections import by_question  # noqa: PLC0415
+    from runner.views.sweep_story import figure_file, note_story  # noqa: PLC0415
+
+    note_story(root, name, story(home / "README.md"))
+    for figure in by_question(_drawn(name, root, ".png")[0])[:1]:
+        with Image.open(figure) as image:
+            image.thumbnail((_WIDTH_IN_VIEWS, _WIDTH_IN_VIEWS))
+            image.save(figure_file(root, name))
 
 
 @contextmanager

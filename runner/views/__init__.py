@@ -16,6 +16,7 @@ __all__ = [
     "report",
     "report_sections",
     "speed",
+    "sweep_story",
     "table",
     "tensorboard_files",
     "upload",

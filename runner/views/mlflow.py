@@ -93,6 +93,20 @@ class Uploader:
         except self._refusals as error:
             raise self._incomplete(sweep, _reason(error)) from error
 
+    def refresh_page(self, sweep: str) -> None:
+        """Bring the page of a sweep up to date with what was drawn and concluded since.
+
+        Raises:
+            StorageError: the store does not take it.
+        """
+        try:
+            experiment = self.client.get_experiment_by_name(sweep)
+            if experiment is not None and experiment.lifecycle_stage != "deleted":
+                page = str(experiment.experiment_id)
+                set_up_page(self.client, page, self.root, sweep, self.uri)
+        except self._refusals as error:
+            raise self._incomplete(sweep, _reason(error)) from error
+
     def say_what_is_deleted(self, sweep: str) -> None:
         """Say which runs of a sweep were deleted in the store and are left out, if any.
 
@@ -128,7 +142,7 @@ class Uploader:
                 if cursor.is_behind():
                     experiment = experiment or self._experiment(sweep)
                     if self._pages.get(sweep) != len(listed):
-                        set_up_page(self.client, experiment, self.root, sweep)
+                        set_up_page(self.client, experiment, self.root, sweep, self.uri)
                         self._pages[sweep] = len(listed)
                     sent += self._deliver_cell(experiment, cursor, row)
             except (DataError, *self._refusals) as error:  # DataError: its files are damaged
@@ -311,8 +325,20 @@ def sync(root: Path, sweeps: list[str], uri: str | None = None, *, rebuild: bool
             uploader = Uploader(root, store)
             for sweep in dict.fromkeys([*names, *had]):
                 sent += uploader.deliver(sweep)
+                uploader.refresh_page(sweep)
                 uploader.say_what_is_deleted(sweep)
     return sent
+
+
+def refresh_pages(root: Path) -> None:
+    """Bring the pages of the embedded store up to date, unless another process writes to it."""
+    if not (root / "mlflow" / "mlflow.db").exists():
+        return
+    with storage.try_locked(root / "mlflow" / "lock") as held:
+        if held:
+            uploader = Uploader(root, None)
+            for cells in root.glob("sweeps/*/cells.jsonl"):
+                uploader.refresh_page(cells.parent.name)
 
 
 def _forget(root: Path, sweeps: list[str], uri: str | None) -> list[str]:

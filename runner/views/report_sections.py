@@ -122,13 +122,17 @@ def figures(files: Sequence[Path]) -> str:
     """Return the figures under the questions that they answer; others come first."""
     if not files:
         return ""
-    order = [question for _, question in QUESTIONS]
-    asked = sorted(files, key=lambda f: order.index(_question(f)) if _question(f) else -1)
     parts = []
-    for question, group in groupby(asked, key=_question):
+    for question, group in groupby(by_question(files), key=_question):
         images = "".join(map(_figure, group))
         parts.append(f'<h2>{question or "Figures"}</h2><div class="figures">{images}</div>')
     return "".join(parts)
+
+
+def by_question(files: Sequence[Path]) -> list[Path]:
+    """Return the figures in the order of the questions that they answer; others come first."""
+    order = [question for _, question in QUESTIONS]
+    return sorted(files, key=lambda f: order.index(_question(f)) if _question(f) else -1)
 
 
 def _question(file: Path) -> str:

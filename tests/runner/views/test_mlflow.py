@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import socket
 import sqlite3
 import subprocess
@@ -19,10 +20,11 @@ from analysis.runs import from_folders
 from analysis.stores import from_mlflow
 from runner.records import journal
 from runner.records.cells import freeze_cell, join_sweep, make_cells
-from runner.views.mlflow import Uploader, delivered, embedded_uri, sync
+from runner.views.mlflow import Uploader, delivered, embedded_uri, refresh_pages, sync
 from runner.views.mlflow_cursors import Cursor
 from runner.views.mlflow_page import addresses
 from runner.views.mlflow_points import PointReader
+from runner.views.sweep_story import figure_file, note_story
 from tests.command_server import run, start
 from tests.mlflow_server import POINTS, assert_equal, new_cells, start_job, write
 
@@ -54,13 +56,34 @@ def test_mlflow_gets_everything_once(espalier: Run, tmp_path: Path) -> None:
     assert run.data.params["precision"] == run.data.tags["precision"] == "fp32"
     assert run.data.params["model.width"] == "24"
     assert run.data.tags["state"] == "finished"
-    page = Uploader(tmp_path, None).client.get_experiment("1")
-    assert page.tags["mlflow.note.content"].startswith("**2 cells** of `m`\n\n- seed: 1, 2\n")
+    _check_page(tmp_path)
+
+
+def _check_page(root: Path) -> None:
+    """The page of sweep `m` opens on its measure and tells grid, verdict and figure."""
+    note_story(root, "m", {"verdict": "Seeds differ."})
+    figure_file(root, "m").write_bytes(b"a picture")
+    refresh_pages(root)
+    client = Uploader(root, None).client
+    page = client.get_experiment("1")
+    note = page.tags["mlflow.note.content"]
+    assert note.startswith("**2 cells** of `m` by seed\n\n- seed: 1, 2\n")
+    assert "**Verdict.** Seeds differ." in note
+    shown = re.search(r"get-artifact[?]path=figure.png&run_uuid=(\w+)&", note)
+    assert shown is not None
+    assert "figure.png" in [file.path for file in client.list_artifacts(shown[1])]
     view = json.loads(page.tags["mlflow.sharedViewState.espalier"])
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val_loss`", True)
     assert {"metrics.`val_loss`", "tags.`state`", "params.`seed`"} <= set(view["selectedColumns"])
-    (address,) = addresses(tmp_path, "http://here", embedded_uri(tmp_path))
-    assert address == "m: http://here/#/experiments/1/runs?viewStateShareKey=espalier"
+    sections = {s["uuid"]: (s["name"], s["display"]) for s in view["compareRunSections"]}
+    first = view["compareRunCharts"][0]
+    assert first["metricKey"] == "val_loss"
+    assert sections[first["metricSectionId"]] == ("Results", True)
+    assert ("System metrics", False) in sections.values()
+    assert len(page.tags["mlflow.sharedViewState.espalier"]) < 5000, "a tag holds 5000 characters"
+    (address,) = addresses(root, "http://here", embedded_uri(root))
+    runs = "http://here/#/experiments/1/runs?viewStateShareKey=espalier"
+    assert address.split() == ["m:", runs, "compare:", f"{runs}&compareRunsMode=CHART"]
 
 
 def test_points_past_a_restored_step_are_delivered_once(tmp_path: Path) -> None:
