@@ -172,7 +172,7 @@ def _description(
     for word in ("question", "verdict"):
         if told.get(word):
             lines += ["", f"**{word.capitalize()}.** {told[word]}"]
-    report = root / "sweeps" / sweep / "report.html"
+    report = f"sweeps/{sweep}/report.html"
     lines += ["", f"More figures: `espalier report {sweep}`, which writes `{report}`."]
     text = "\n".join(lines)
     end = f"\n\n![The sweep's figure]({figure_address})" if figure_address else ""
