@@ -225,7 +225,7 @@ def _draw(runs: "Runs", script: Path, folder: Path) -> list[Path]:
     from analysis.defaults import default_figures  # noqa: PLC0415
 
     if not script.exists():
-        typer.echo(f"{script} does not exist: default figures")
+        typer.echo(f"default figures, as there is no {script}")
         return default_figures(runs, folder)
     typer.echo(f"figures of {script}")
     spec = importlib.util.spec_from_file_location("figures", script)

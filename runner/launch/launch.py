@@ -17,7 +17,7 @@ from runner.launch.policy import STUDY_ENDED, Policy
 from runner.machine.errors import ConfigError
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep
-from runner.records.config import RunConfig
+from runner.records.config import RunConfig, root_option
 from runner.records.drift import drifted
 from runner.records.failures import why_no_worker
 from runner.records.slurm_queue import log_without_worker
@@ -68,8 +68,7 @@ def launch(
     if not todo and not states["running"]:
         console.print(table.render())
         _upload_rest(cells[0].config, sweep, console)
-        policy.notify(sweep)
-        return _report_unfinished(cells, sweep, console)
+        return _end(cells, sweep, console)
     with recorded(sweep, backend):
         left = _run_live(
             backend, cells[0], console, table, lambda view: backend.run(cells, again, view)
@@ -79,8 +78,18 @@ def launch(
     if not backend.waits:
         console.print(f"under way: `espalier status {sweep.name} --watch`")
         return 0
+    return _end(cells, sweep, console)
+
+
+def _end(cells: list[Cell], sweep: Path, console: Console) -> int:
+    """Notify and say what has not finished, or else what comes next; return the exit code."""
     policy.notify(sweep)
-    return _report_unfinished(cells, sweep, console)
+    code = _report_unfinished(cells, sweep, console)
+    if code == 0:
+        root = root_option(cells[0].config)
+        verbs = (f"espalier plots {sweep.name}{root}", f"espalier ui{root}")
+        console.print(f"next: {' or '.join(f'`{verb}`' for verb in verbs)}", soft_wrap=True)
+    return code
 
 
 def launch_study(

@@ -9,6 +9,7 @@ from rich.console import Console
 from runner.launch.mlflow_process import finish_uploader, start_uploader
 from runner.records import journal
 from runner.records.cells import Cell, freeze_cell, join_sweep, renew_cell
+from runner.records.config import root_option
 from runner.records.drift import drifted
 from runner.records.metrics import Line, MetricsReader, latest, measure_of, valid_rows
 
@@ -112,7 +113,5 @@ def _print_next(cell: Cell, console: Console) -> None:
     if state == "interrupted":
         console.print("interrupted; the same command goes on from the last checkpoint")
     elif state in journal.FINAL and run.model is not None and run.train is not None:
-        root = "" if run.root == "." else f" --root {run.root}"
-        console.print(
-            f"{state}; next: `espalier generate {cell.fingerprint[:8]}{root}`", soft_wrap=True
-        )
+        verb = f"espalier generate {cell.fingerprint[:8]}{root_option(run)}"
+        console.print(f"{state}; next: `{verb}`", soft_wrap=True)

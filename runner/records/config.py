@@ -75,6 +75,11 @@ class RunConfig:
     init: str | None = None
 
 
+def root_option(run: RunConfig) -> str:
+    """Return the option by which a verb finds what `run` wrote, "" where it needs none."""
+    return "" if run.root == "." else f" --root {run.root}"
+
+
 def validate(node: Mapping[str, Any]) -> RunConfig:
     """Return the typed config of a composed node (strings, numbers, lists, dicts) of any release.
 

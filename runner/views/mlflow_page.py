@@ -44,17 +44,17 @@ def set_up_page(client: "MlflowClient", experiment: str, root: Path, sweep: str,
     """
     axes, count = axes_of(root, sweep), len(members(root, sweep))
     figure, holder = figure_file(root, sweep), _first(root, sweep, uri, "run_id")
-    address = ""
+    there, address = client.get_experiment(experiment).tags, ""
     if figure.exists() and holder is not None:
         digest = hashlib.sha256(figure.read_bytes()).hexdigest()[:8]
         address = f"get-artifact?path={figure.name}&run_uuid={holder}&sha256={digest}"
-    tags = {
-        _TAG: json.dumps(_state(axes, count, *_measure(root, sweep))),
-        _NOTE: _description(root, sweep, axes, count, address),
-    }
-    there = client.get_experiment(experiment).tags
-    if address and address not in there.get(_NOTE, ""):
-        client.log_artifact(holder, str(figure))
+        if address not in there.get(_NOTE, ""):
+            client.log_artifact(holder, str(figure))
+    measure, best = _measure(root, sweep)
+    state = json.dumps(_state(axes, count, measure, best))
+    if len(state) > _LONGEST:  # by keys with very long names
+        state = json.dumps(_state({}, count, measure, best))
+    tags = {_TAG: state, _NOTE: _description(root, sweep, axes, count, address)}
     for key, value in tags.items():
         if there.get(key) != value:
             client.set_experiment_tag(experiment, key, value)

@@ -21,7 +21,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_a_trained_sweep_is_shown_drawn_and_spoken_to(espalier: Run, tmp_path: Path) -> None:
-    assert espalier("-m", "seed=1,2", "name=x", "eval.every=4").returncode == 0
+    done = espalier("-m", "seed=1,2", "name=x", "eval.every=4")
+    assert done.returncode == 0, done.stderr
+    assert f"next: `espalier plots x --root {tmp_path}`" in " ".join(done.stderr.split())
     cli, root = CliRunner(), ["--root", str(tmp_path)]
     shown = cli.invoke(app, ["status", "x", *root])
     assert shown.output.count("finished") == 2, shown.output
