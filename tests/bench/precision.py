@@ -7,6 +7,7 @@ The fused kernel on a GPU: tests/bench/gpu_kernels.py.
 """
 
 import argparse
+import time
 from collections.abc import Callable
 
 import torch
@@ -18,15 +19,13 @@ from models.compiled_kernels import compile_kernels
 from tests.bench.timing import best_ms, interleaved
 from tests.plain_nodes import shipped
 
-SIZE = 4096
 
-
-def quantising() -> None:
+def quantising(size: int, rounds: int, clock: Callable[[], float]) -> None:
     """Print the times of ours, torchao eager and torchao compiled, all to bf16 values."""
     from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
 
     compile_kernels()
-    x = torch.randn(SIZE, SIZE).bfloat16()
+    x = torch.randn(size, size).bfloat16()
     quantiser = Quantiser(format="nvfp4", block=(1, 16))
 
     def ours(dim: int = 1) -> torch.Tensor:
@@ -46,7 +45,7 @@ def quantising() -> None:
         "torchao, compiled": lambda: compiled(x),
         "torchao, eager": lambda: theirs(x),
     }
-    rows = interleaved(calls, 10)
+    rows = interleaved(calls, rounds, clock)
     for name, seconds in rows.items():
         ratio = seconds / rows["ours, rows"]
         print(f"{name:20s} {1e3 * seconds:8.1f} ms  {ratio:6.1f} x ours")
@@ -102,8 +101,11 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seq", type=int, default=256)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--size", type=int, default=4096, help="rows and columns to quantise")
+    parser.add_argument("--rounds", type=int, default=10, help="of quantising")
+    parser.add_argument("--cpu", action="store_true", help="by CPU time, on a busy machine")
     given = parser.parse_args()
     if given.step:
         steps(given.step, given.recipes, given.batch, given.seq, profile=given.profile)
     else:
-        quantising()
+        quantising(given.size, given.rounds, time.process_time if given.cpu else time.perf_counter)
