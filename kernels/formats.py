@@ -41,10 +41,6 @@ FORMATS = {f.name: f for f in (E2M1, E4M3, E5M2, E1M2)}
 _FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 _EXPONENT_BITS = 0x7F800000
 _MIRROR = 0x7F000000  # bits(2**k) + bits(2**-k)
-_MAGNITUDES = {  # of the formats of four bits, in the order of their codes
-    "e2m1": (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
-    "e1m2": (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0),
-}
 _E8M0_NAN = 255
 
 
@@ -138,7 +134,12 @@ def decode(codes: UInt8[Tensor, "*shape"], fmt: FloatFormat) -> Float[Tensor, "*
     """Return the fp32 values of `codes`."""
     if fmt.name in _FLOAT8:
         return codes.view(_FLOAT8[fmt.name]).float()
-    magnitudes = torch.tensor(_MAGNITUDES[fmt.name], device=codes.device)
+    magnitudes = torch.arange(8, device=codes.device)
+    if fmt is E2M1:  # a table of numbers would be copied to a GPU at every call, with a wait
+        mantissa, exponent = magnitudes & 1, magnitudes >> 1
+        quarters = torch.where(exponent == 0, 2 * mantissa, (2 + mantissa) << exponent)
+        magnitudes = quarters * 0.25
+    magnitudes = magnitudes.float()
     return torch.cat((magnitudes, -magnitudes))[codes.long()]
 
 

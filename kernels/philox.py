@@ -170,8 +170,11 @@ class Dice:
     @staticmethod
     def of(noise: NoiseKey) -> "Dice":
         """Return the dice of `noise`."""
-        words = torch.tensor([_signed(noise.seed), _signed(noise.step)], dtype=torch.int32)
-        return Dice(noise.samples, words.to(noise.samples.device))
+        # Filled in where they lie: the host would wait until a GPU has copied them.
+        words = noise.samples.new_empty(2, dtype=torch.int32)
+        words[0].fill_(_signed(noise.seed))
+        words[1].fill_(_signed(noise.step))
+        return Dice(noise.samples, words)
 
 
 def rounding_bits(dice: Dice, stream: int, rows: int, cols: int) -> UInt8[Tensor, "rows cols"]:

@@ -7,6 +7,8 @@ expert is one product.
 Shape legend: batch, seq, dim = model width; rows = tokens; k = experts of a token; experts.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -99,7 +101,7 @@ class Experts(nn.Module):
         cfg = self.cfg
         load = counts / counts.sum()
         equal = 1.0 / cfg.num_experts
-        most = torch.tensor(float(max(2, cfg.num_experts))).log()  # entropy of equal load, nats
+        most = math.log(max(2, cfg.num_experts))  # entropy of equal load, nats
         notes = {
             "load_entropy": torch.special.entr(load).sum() / most,
             "drop_rate": 1.0 - taken.sum() / counts.sum(),
