@@ -16,10 +16,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-IGNORE = -100
+from kernels.logit_rows import IGNORE, FusedRows, rows_on
+
 # Logits held at once: 128 MiB in fp32. Every chunk adds to all of the weight's gradient, so fewer
 # chunks are faster; measured on a CPU, twice as many elements gain 10%, half as many lose 30%.
 _CHUNK_ELEMENTS = 1 << 25
+# Where kernels read logits as they are and keep no copy in fp32: in bf16 the same memory.
+_FUSED_BYTES = 1 << 28
 # Weights of rows: a tensor, or a function of (detached nll of all rows with a target, their
 # indices; rows without one may be among them). Give a bound method of an object that holds the
 # batch's data: a new closure would recompile a compiled step.
@@ -48,6 +51,8 @@ def linear_cross_entropy(
         weights: w of each row, see `Weights`; None: 1. A function costs the logits of all rows once
             more where they do not fit into one chunk: a weight may depend on the nll of all.
     """
+    if not torch.is_grad_enabled():  # autograd.Function would compute gradients for a parameter
+        hidden, weight = hidden.detach(), weight.detach()
     if _mostly_ignored(targets):
         rows = (targets != IGNORE).nonzero()[:, 0]
         if isinstance(weights, Tensor):
@@ -110,29 +115,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = None
-        chunks = _chunks(rows, vocab)
+        on_device = rows_on(hidden.device, scale, softcap, z_loss)
+        fused = isinstance(on_device, FusedRows)
+        elements = _FUSED_BYTES // hidden.element_size() if fused else _CHUNK_ELEMENTS
+        chunks = _chunks(rows, vocab, elements)
         if callable(weights) and len(chunks) > 1:
             for chunk in chunks:
-                logits = _logits(hidden[chunk], head, scale, softcap)
-                nll[chunk] = _nll(logits, targets[chunk], targets[chunk] != IGNORE)[0]
+                nll[chunk] = on_device.nll(hidden[chunk] @ head.T, targets[chunk])[0]
             weights = weights(nll, torch.arange(rows, device=nll.device))
         for chunk in chunks:
-            logits = _logits(hidden[chunk], head, scale, softcap)
-            valid = targets[chunk] != IGNORE
-            slope = None if softcap is None else 1.0 - (logits / softcap).square()
-            row_loss, lse, total = _nll(logits, targets[chunk], valid)  # logits: exp(logit - max)
-            nll[chunk] = row_loss
+            row_loss, lse, kept = on_device.nll(hidden[chunk] @ head.T, targets[chunk])
+            nll[chunk], valid = row_loss, targets[chunk] != IGNORE
             weigh = _weights_of(weights, row_loss, chunk)
             if weigh is None:
                 loss += row_loss.sum() + z_loss * (lse * lse * valid).sum()
             else:
                 loss += (weigh * (row_loss + z_loss * lse * lse * valid)).sum()
             if needs_hidden or needs_weight:
-                row_factor = (1.0 + 2.0 * z_loss * lse) * valid / total
-                at_target = valid.to(row_factor.dtype)
-                if weigh is not None:
-                    row_factor, at_target = row_factor * weigh, at_target * weigh
-                grad_logits = _to_gradient(logits, row_factor, targets[chunk], at_target, slope)
+                grad_logits = on_device.gradient(kept, targets[chunk], lse, weigh)
                 grad_logits = grad_logits.to(hidden.dtype)
                 if grad_hidden is not None:
                     torch.mm(grad_logits, head, out=grad_hidden[chunk])
@@ -162,8 +162,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None, None, None
 
 
-def _chunks(rows: int, vocab: int) -> list[slice]:
-    size = max(1, min(rows, _CHUNK_ELEMENTS // vocab))
+def _chunks(rows: int, vocab: int, elements: int) -> list[slice]:
+    size = max(1, min(rows, elements // vocab))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
@@ -182,32 +182,3 @@ def _add_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype)
     if total is None:
         return (a @ b).to(dtype)
     return total.addmm_(a, b) if a.dtype == dtype else total.add_(a @ b)
-
-
-def _logits(hidden: Tensor, head: Tensor, scale: float, softcap: float | None) -> Tensor:
-    logits = (hidden @ head.T).float()
-    if scale != 1.0:
-        logits *= scale
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    return logits
-
-
-def _nll(logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (nll, logsumexp, sum of exp(logit - max)); `logits` become exp(logit - max)."""
-    peak = logits.amax(dim=-1)
-    picked = logits.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
-    total = logits.sub_(peak[:, None]).exp_().sum(dim=-1)
-    lse = peak + total.log()
-    return torch.where(valid, lse - picked, torch.zeros_like(lse)), lse, total
-
-
-def _to_gradient(
-    exps: Tensor, row_factor: Tensor, targets: Tensor, at_target: Tensor, slope: Tensor | None
-) -> Tensor:
-    """Turn exp(logit - max), in place, into d loss / d (logits before the cap)."""
-    exps *= row_factor[:, None]
-    exps.scatter_add_(-1, targets.clamp(min=0)[:, None], -at_target[:, None])
-    if slope is not None:
-        exps *= slope
-    return exps

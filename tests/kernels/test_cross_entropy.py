@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import cross_entropy
 from kernels.cross_entropy import IGNORE, linear_cross_entropy
@@ -39,3 +40,11 @@ def test_a_second_backward_pass_is_refused_not_wrong() -> None:
     (loss * 2).backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (loss * 2).backward()
+
+
+def test_without_gradients_a_head_costs_its_logits_only() -> None:
+    """A validation's: no product for the gradient of a parameter."""
+    x, w = torch.randn(8, 4), torch.randn(16, 4, requires_grad=True)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        linear_cross_entropy(x, w, torch.arange(8))
+    assert counter.get_total_flops() == 2 * 8 * 4 * 16
