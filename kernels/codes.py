@@ -9,7 +9,7 @@ Shape legend: rows, cols of the operand, which its GEMM sums over columns.
 import torch
 from torch import Tensor
 
-from kernels.emulate import Operand
+from kernels.emulate import Operand, has_triton
 from kernels.formats import (
     E1M2,
     E2M1,
@@ -45,11 +45,14 @@ def pack_operand(operand: Operand, quantiser: Quantiser) -> Codes:
 def unpack_operand(codes: Codes, quantiser: Quantiser) -> Operand:
     """Return the operand of `pack_operand`, bit for bit."""
     packed, numerator, scales, folded = codes
-    values = _elements(packed, quantiser.elements)
-    if folded is not None and quantiser.folds:
-        blocks = as_blocks(values, quantiser.block)
-        of_blocks = _folded_scales(folded, quantiser)
-        values = (blocks * of_blocks[:, None, :, None]).view(values.shape)
+    if folded is not None and quantiser.format == "nvfp4" and has_triton(packed.device):
+        values = torch.ops.espalier.expand_nvfp4(packed, folded, list(quantiser.block))
+    else:
+        values = _elements(packed, quantiser.elements)
+        if folded is not None and quantiser.folds:
+            blocks = as_blocks(values, quantiser.block)
+            of_blocks = _folded_scales(folded, quantiser)
+            values = (blocks * of_blocks[:, None, :, None]).view(values.shape)
     block = quantiser.apart or quantiser.block
     return Operand(values, numerator, quantiser.denominator, scales, block, folded)
 
@@ -67,6 +70,18 @@ def pack_elements(values: Tensor, folded: Tensor | None, quantiser: Quantiser) -
         values = (as_blocks(values, quantiser.block) / usable).view(values.shape)
     codes = encode(values, quantiser.elements)
     return pack(codes) if quantiser.elements in _FOUR_BITS else codes
+
+
+@torch.library.custom_op("espalier::expand_nvfp4", mutates_args=())
+def _expand_nvfp4(codes: Tensor, scales: Tensor, block: list[int]) -> Tensor:
+    from kernels import triton_nvfp4  # noqa: PLC0415
+
+    return triton_nvfp4.expand(codes, scales, (block[0], block[1]))
+
+
+@_expand_nvfp4.register_fake
+def _(codes: Tensor, scales: Tensor, block: list[int]) -> Tensor:
+    return codes.new_empty(codes.shape[0], codes.shape[1] * 2, dtype=torch.bfloat16)
 
 
 def _folded_scales(folded: Tensor, quantiser: Quantiser) -> Tensor:

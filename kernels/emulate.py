@@ -24,9 +24,6 @@ from kernels.quantise import TENSOR, Block, check_blocks
 from kernels.quantiser import Quantiser
 from kernels.triton_check import triton_agrees
 
-# Sizes of the transform that one kernel makes beside quantising; at 128 its code has 300 KiB.
-FUSED_HADAMARD = (16, 32, 64)
-
 
 @dataclass(frozen=True)
 class Operand:
@@ -79,7 +76,7 @@ def emulate(
     check_blocks(x, quantiser.span)
     values, numerator, scales, folded = torch.ops.espalier.quantise(
         x,
-        *_address(draw),
+        *address(draw),
         amax,
         quantiser.format,
         list(quantiser.block),
@@ -94,38 +91,6 @@ def emulate(
     block_scales = scales if quantiser.apart else None
     block = quantiser.apart or quantiser.block
     return Operand(values, numerator, quantiser.denominator, block_scales, block, folded)
-
-
-def emulate_both(
-    x: Float[Tensor, "rows cols"],
-    quantiser: Quantiser,
-    matrix: Float[Tensor, "d d"] | None,
-    draws: tuple[Draw, Draw] | None,
-) -> tuple[Operand, Operand]:
-    """Return two operands from one read of `x`, bit for bit those of two calls of `emulate`.
-
-    The first is `x`, summed over its columns; the second its Hadamard transform by `matrix` (None:
-    `x` itself), summed over its rows. Call it only where `fusible`.
-    """
-    one, two = draws or (None, None)
-    made = torch.ops.espalier.quantise_both(
-        x, matrix, *_address(one), 0 if two is None else two.stream, quantiser.sr_headroom
-    )
-    rows, columns = (
-        Operand(values, numerator, quantiser.denominator, folded=folded)
-        for values, numerator, folded in (made[:3], made[3:])
-    )
-    return rows, columns
-
-
-def fusible(x: Tensor, quantiser: Quantiser, hadamard: int) -> bool:
-    """Return whether `emulate_both` computes this quantiser on the device of `x`.
-
-    Args:
-        hadamard: size of the transform, 0: none.
-    """
-    fits = quantiser.simple_nvfp4 and quantiser.block == (1, 16) and x.shape[1] % 16 == 0
-    return fits and hadamard in (0, *FUSED_HADAMARD) and has_triton(x.device)
 
 
 # A constant: torch.compile would trace the comparison.
@@ -155,9 +120,15 @@ def _compare(device: torch.device) -> None:
             for a, b in zip(made or (), _reference(quantiser, x, bits, None), strict=True):
                 if not torch.equal(a, b):
                     raise ValueError(f"{quantiser} differs from the reference")
+    from kernels import triton_nvfp4  # noqa: PLC0415
+
+    kept = nvfp4[1](x)
+    expanded = triton_nvfp4.expand(*kept.packed(), kept.block)
+    if not torch.equal(expanded, kept.scaled().bfloat16()):
+        raise ValueError("codes of NVFP4 do not come back as they were")
 
 
-def _address(draw: Draw | None) -> tuple[Tensor | None, Tensor | None, int, int]:
+def address(draw: Draw | None) -> tuple[Tensor | None, Tensor | None, int, int]:
     """Return `draw` as arguments of an op."""
     return (
         (None, None, 0, 0)
@@ -166,46 +137,9 @@ def _address(draw: Draw | None) -> tuple[Tensor | None, Tensor | None, int, int]
     )
 
 
-def _draw(samples: Tensor | None, key: Tensor | None, stream: int, tokens: int) -> Draw | None:
-    """Return the draw of `_address`."""
+def draw_at(samples: Tensor | None, key: Tensor | None, stream: int, tokens: int) -> Draw | None:
+    """Return the draw of `address`."""
     return None if samples is None or key is None else Draw(Dice(samples, key), stream, tokens)
-
-
-@torch.library.custom_op("espalier::quantise_both", mutates_args=())
-def _quantise_both(
-    x: Tensor,
-    matrix: Tensor | None,
-    samples: Tensor | None,
-    key: Tensor | None,
-    stream: int,
-    tokens: int,
-    stream_turned: int,
-    sr_headroom: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from kernels import triton_nvfp4  # noqa: PLC0415
-
-    draw = _draw(samples, key, stream, tokens)
-    draws = None if draw is None else (draw, Draw(draw.dice, stream_turned, tokens))
-    rows, columns = triton_nvfp4.quantise_both(x, matrix, draws, headroom=sr_headroom)
-    return *rows, *columns
-
-
-@_quantise_both.register_fake
-def _(
-    x: Tensor,
-    matrix: Tensor | None,
-    samples: Tensor | None,
-    key: Tensor | None,
-    stream: int,
-    tokens: int,
-    stream_turned: int,
-    sr_headroom: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    (rows, cols), made = x.shape, []
-    for folded in ((rows, cols // 16), (rows // 16, cols)):
-        values, factor = x.new_empty(rows, cols, dtype=torch.bfloat16), x.new_empty(()).float()
-        made += [values, factor, x.new_empty(folded, dtype=torch.uint8)]
-    return made[0], made[1], made[2], made[3], made[4], made[5]
 
 
 @torch.library.custom_op("espalier::quantise", mutates_args=())
@@ -237,7 +171,7 @@ def _quantise(
         row_scaled=row_scaled,
         group=group,
     )
-    draw = _draw(samples, key, stream, tokens)
+    draw = draw_at(samples, key, stream, tokens)
     if has_triton(x.device):
         made = _by_triton(quantiser, x, draw, amax)
         if made is not None:

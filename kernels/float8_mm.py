@@ -24,15 +24,13 @@ _MULTIPLE = 16
 def float8_mm(a: Tensor, b: Tensor, factor: Tensor, fp32: bool) -> Tensor:
     """Return a @ b times `factor` (`[]`, fp32), in bf16 or with `fp32` so.
 
-    a is [m, k], b [k, n], both in float8; k is filled up with zeros to a multiple of 16.
+    a is [m, k], b [k, n], both in float8; k is filled up with zeros to a multiple of 16. Nothing
+    is copied where it is one, and a lies row by row and b column by column.
 
     Raises:
         RuntimeError: n is not a multiple of 16, or both operands are E5M2.
     """
-    missing = -a.shape[1] % _MULTIPLE
-    rows, columns = (
-        F.pad(t.view(torch.uint8), (0, missing)).contiguous().view(t.dtype) for t in (a, b.T)
-    )
+    rows, columns = (_filled(t) for t in (a, b.T))
     product: Tensor = torch._scaled_mm(
         rows,
         columns.T,
@@ -42,6 +40,13 @@ def float8_mm(a: Tensor, b: Tensor, factor: Tensor, fp32: bool) -> Tensor:
         use_fast_accum=False,
     )
     return product
+
+
+def _filled(t: Tensor) -> Tensor:
+    """Return `t` row by row in memory, with zeros to whole columns of 16; as it is if it is so."""
+    missing = -t.shape[1] % _MULTIPLE
+    filled = F.pad(t.view(torch.uint8), (0, missing)) if missing else t
+    return filled.contiguous().view(t.dtype)
 
 
 @float8_mm.register_fake

@@ -11,8 +11,6 @@ GEMM in fp32.
 Shape legend: tokens, k = width of x, n = width of y.
 """
 
-from dataclasses import dataclass, replace
-from math import inf
 from typing import Any
 
 import torch
@@ -20,34 +18,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels.codes import Codes, pack_operand, unpack_operand
-from kernels.diagnostics import statistics
-from kernels.emulate import Operand, emulate, emulate_both, fusible
-from kernels.float8_mm import FORMATS
-from kernels.gemm_recipes import GemmRecipe, LinearRecipe, OperandRecipe
-from kernels.hadamard import hadamard, hadamard_matrix, with_signs
+from kernels.codes import Codes
+from kernels.emulate import Operand
+from kernels.gemm_recipes import LinearRecipe
+from kernels.operands import Delayed, Operands, Probe, dequantised, packed, split_mean
 from kernels.outliers import Columns, fp8_mm, fprop_with_outliers
-from kernels.philox import Dice, Draw, rounding_bits
-from kernels.quantise import TENSOR
+from kernels.philox import Dice
 from kernels.scaled_mm import scaled_mm
-
-OPERANDS = ("fprop.x", "fprop.w", "dgrad.g", "dgrad.w", "wgrad.g", "wgrad.x")
-Probe = dict[str, dict[str, Tensor]]  # statistics by operand
-_STREAM = 1 << 16  # dropout draws from the layers below this
-_SIGNS = 1 << 28  # and the signs of Hadamard transforms from those above this
-
-
-@dataclass(frozen=True)
-class Delayed:
-    """Magnitudes of the six OPERANDS for delayed scaling.
-
-    Args:
-        amax: the largest of earlier steps, from which scales are made.
-        seen: the largest of this step, updated by `quantised_linear`.
-    """
-
-    amax: Float[Tensor, " 6"]
-    seen: Float[Tensor, " 6"]
 
 
 def quantised_linear(
@@ -60,7 +37,7 @@ def quantised_linear(
     delayed: Delayed | None = None,
     probe: Probe | None = None,
     tensor_cores: bool = False,
-    kept: dict[int, Operand] | None = None,
+    kept: tuple[Operand, Operand] | None = None,
     columns: Columns | None = None,
 ) -> Float[Tensor, "*tokens n"]:
     """Return x @ weight.T in bf16 under `recipe`.
@@ -72,8 +49,7 @@ def quantised_linear(
         probe: receives `kernels.diagnostics.statistics` of each operand; not under torch.compile.
         tensor_cores: multiply by `torch._scaled_mm`; only where `kernels.tensor_cores` has no
             reason against it, and not with `columns`.
-        kept: operands of the weight by their index in OPERANDS, which the first call fills in and
-            later ones read; not under torch.compile.
+        kept: `weight_operands` of the same arguments; not with `probe` or `columns`.
         columns: columns of x that fprop and wgrad, where they are quantised, take in FP8.
 
     Raises:
@@ -82,10 +58,43 @@ def quantised_linear(
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
     if not len(rows):  # an expert without tokens: there is no magnitude to scale by
         return F.linear(x.to(torch.bfloat16), weight.to(torch.bfloat16))
-    y: Tensor = _QuantisedLinear.apply(  # type: ignore[no-untyped-call]
-        rows, weight, recipe, layer, dice, delayed, probe, tensor_cores, kept, columns
-    )
+    if not torch.is_grad_enabled():  # autograd.Function would keep operands for a parameter
+        weight = weight.detach()
+    make = Operands(layer=layer, dice=dice, delayed=delayed, probe=probe, tensor_cores=tensor_cores)
+    y: Tensor = _QuantisedLinear.apply(rows, weight, recipe, make, kept, columns)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], -1)
+
+
+def weight_operands(
+    weight: Float[Tensor, "n k"],
+    recipe: LinearRecipe,
+    *,
+    layer: int,
+    dice: Dice | None,
+    delayed: Delayed | None = None,
+    tensor_cores: bool = False,
+) -> tuple[Operand, Operand]:
+    """Return w of fprop and w of dgrad, to be used for as long as the weight stays as it is.
+
+    For the arguments see `quantised_linear`.
+    """
+    make = Operands(layer=layer, dice=dice, delayed=delayed, tensor_cores=tensor_cores)
+    right, other = make.of_weight(weight, recipe)
+    if other is None:
+        taken = packed(right, recipe.fprop.right) if recipe.dgrad.dequantised else (weight,)
+        other = _right_of_dgrad(taken, recipe, make)
+    return right, other
+
+
+def _right_of_dgrad(
+    taken: tuple[Tensor | None, ...], recipe: LinearRecipe, make: Operands
+) -> Operand:
+    """Return w of dgrad from what the forward pass keeps of the weight."""
+    gemm, forward = recipe.dgrad, recipe.fprop.right
+    weight = taken[0]
+    if gemm.dequantised and forward is not None:
+        weight = dequantised(taken, forward)
+    return make(weight, gemm, gemm.right, 0, 3)
 
 
 class _QuantisedLinear(torch.autograd.Function):
@@ -95,43 +104,29 @@ class _QuantisedLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         recipe: LinearRecipe,
-        layer: int,
-        dice: Dice | None,
-        delayed: Delayed | None,
-        probe: Probe | None,
-        tensor_cores: bool,
-        kept: dict[int, Operand] | None,
+        make: Operands,
+        kept: tuple[Operand, Operand] | None,
         columns: Columns | None,
     ) -> Tensor:
-        make = _Operands(layer, dice, delayed, probe, tensor_cores, kept)
         ctx.recipe, ctx.make, ctx.columns, ctx.tokens = recipe, make, columns, len(x)
+        ctx.made_x, ctx.right = False, None
         if columns is not None and not recipe.fprop.plain:
-            pair = None
-            if len(columns.rest):
-                part = x[:, columns.rest], weight[:, columns.rest]
-                left = make(part[0], recipe.fprop, recipe.fprop.left, 1, 0)
-                pair = left, make.of_weight(part[1], recipe.fprop, 1, 1)
-            y, *quantised = fprop_with_outliers(x, weight, columns, pair)
-            ctx.reuse = ctx.same_x = False
-            x = quantised[0] if recipe.wgrad.dequantised else x
-            weight = quantised[1] if recipe.dgrad.dequantised else weight
+            y, x, weight = _with_outliers(x, weight, recipe, make, columns)
             ctx.save_for_backward(*_alone(x), *_alone(weight))
             return y
-        rest, mean = _split(x, recipe.fprop.left)
-        left = make(rest, recipe.fprop, recipe.fprop.left, 1, 0)
-        right = make.of_weight(weight, recipe.fprop, 1, 1)
-        reuse = _same_codes(recipe)
-        ctx.reuse, ctx.right = reuse, (right.denominator, right.block, right.format)
-        ctx.same_x = probe is None and _same_either_way(recipe.fprop, recipe.wgrad, of_x=True)
-        of_x: Codes = (left.values, left.numerator, None, None) if ctx.same_x else _alone(x)
-        if recipe.wgrad.dequantised:
-            of_x = _packed(left, recipe.fprop.left)
+        rest, mean = split_mean(x, recipe.fprop.left)
+        left, of_x = make.of_input(rest, recipe, trains=ctx.needs_input_grad[1])
+        right, other = kept or make.of_weight(weight, recipe)
+        ctx.made_x = of_x is not None
+        if of_x is None:
+            of_x = packed(left, recipe.fprop.left) if recipe.wgrad.dequantised else _alone(x)
         of_weight = _alone(weight)
-        if reuse:
-            folded = right.folded if right.format else None
-            of_weight = (right.values, right.numerator, right.scales, folded)
-        if recipe.dgrad.dequantised:
-            of_weight = _packed(right, recipe.fprop.right)
+        if other is not None:
+            ctx.right = (other.denominator, other.block, other.format)
+            folded = other.folded if other.format else None
+            of_weight = (other.values, other.numerator, other.scales, folded)
+        elif recipe.dgrad.dequantised:
+            of_weight = packed(right, recipe.fprop.right)
         ctx.save_for_backward(*of_x, *of_weight)
         y = scaled_mm(left, right, sums=(1, 1), fp32=mean is not None)[: x.shape[0]]
         if mean is not None:  # no product, which autocast would make in bf16
@@ -144,227 +139,62 @@ class _QuantisedLinear(torch.autograd.Function):
         saved = ctx.saved_tensors  # read once: checkpointing repeats the forward pass for it
         of_x, of_weight = saved[:4], saved[4:]
         grad = grad.to(torch.bfloat16).contiguous()
-        grad_x = grad_weight = None
-        along, across = make.both(grad, recipe) if all(ctx.needs_input_grad[:2]) else (None, None)
+        grad_x = grad_weight = along = across = None
+        if all(ctx.needs_input_grad[:2]):
+            along, across = make.of_gradient(grad, recipe)
         if ctx.needs_input_grad[0]:
-            gemm = recipe.dgrad
-            left = along or make(grad, gemm, gemm.left, 1, 2)
-            if ctx.reuse:
-                weight, numerator, scales, folded = of_weight
+            left = along or make(grad, recipe.dgrad, recipe.dgrad.left, 1, 2)
+            if ctx.right is not None:
+                values, numerator, scales, folded = of_weight
                 denominator, block, format = ctx.right
-                right = Operand(weight, numerator, denominator, scales, block, folded, format)
+                right = Operand(values, numerator, denominator, scales, block, folded, format)
+            elif ctx.columns is None:
+                right = _right_of_dgrad(of_weight, recipe, make)
             else:
-                packed = gemm.dequantised and ctx.columns is None and recipe.fprop.right
-                weight = _dequantised(of_weight, packed) if packed else of_weight[0]
-                right = make.of_weight(weight, gemm, 0, 3)
+                right = make(of_weight[0], recipe.dgrad, recipe.dgrad.right, 0, 3)
             grad_x = scaled_mm(left, right, sums=(1, 0), fp32=False)[: ctx.tokens]
         if ctx.needs_input_grad[1]:
-            gemm = recipe.wgrad
-            packed = gemm.dequantised and ctx.columns is None and recipe.fprop.left
-            x = _dequantised(of_x, packed)[: ctx.tokens] if packed else of_x[0]
-            columns = None if gemm.plain else ctx.columns
-            part = x if columns is None else x[:, columns.rest]
-            if part.shape[1]:
-                left = across or make(grad, gemm, gemm.left, 0, 4)
-                rest, mean = (part, None) if ctx.same_x else _split(part, gemm.right)
-                one_x = Operand(x, of_x[1]) if ctx.same_x else None
-                right = one_x or make(rest, gemm, gemm.right, 0, 5)
-                grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
-                if mean is not None:
-                    grad_weight += grad.float().sum(0)[:, None] * mean
-            if columns is not None:
-                outliers = fp8_mm(grad, x[:, columns.outliers], 0)
-                grad_weight = columns.joined(grad_weight, outliers)
-        return grad_x, grad_weight, *[None] * 8
+            grad_weight = _wgrad(ctx, grad, of_x, across)
+        return grad_x, grad_weight, *[None] * 4
 
 
-@dataclass(frozen=True)
-class _Operands:
-    """Makes the operands of one layer; `number` is an operand's index in OPERANDS."""
+def _wgrad(ctx: Any, grad: Tensor, of_x: Codes, left: Operand | None) -> Tensor:
+    """Return the gradient of the weight; `left` is that of the output as an operand, if made."""
+    gemm, forward, make = ctx.recipe.wgrad, ctx.recipe.fprop.left, ctx.make
+    if ctx.made_x:
+        left = left or make(grad, gemm, gemm.left, 0, 4)
+        return scaled_mm(left, make.kept_input(of_x, gemm.right), sums=(0, 0), fp32=True)
+    x = of_x[0]
+    if gemm.dequantised and ctx.columns is None and forward is not None:
+        x = dequantised(of_x, forward)[: ctx.tokens]
+    columns, grad_weight = None if gemm.plain else ctx.columns, None
+    part = x if columns is None else x[:, columns.rest]
+    if part.shape[1]:
+        left = left or make(grad, gemm, gemm.left, 0, 4)
+        rest, mean = split_mean(part, gemm.right)
+        right = make(rest, gemm, gemm.right, 0, 5)
+        grad_weight = scaled_mm(left, right, sums=(0, 0), fp32=True)
+        if mean is not None:
+            grad_weight += grad.float().sum(0)[:, None] * mean
+    if columns is not None:
+        grad_weight = columns.joined(grad_weight, fp8_mm(grad, x[:, columns.outliers], 0))
+    assert grad_weight is not None
+    return grad_weight
 
-    layer: int
-    dice: Dice | None
-    delayed: Delayed | None
-    probe: Probe | None
-    tensor_cores: bool
-    kept: dict[int, Operand] | None
 
-    def of_weight(self, weight: Tensor, gemm: GemmRecipe, dim: int, number: int) -> Operand:
-        """Return the right operand of fprop or dgrad, `kept` if it is."""
-        if self.kept is None or self.probe is not None:
-            return self(weight, gemm, gemm.right, dim, number)
-        if number not in self.kept:
-            self.kept[number] = self(weight, gemm, gemm.right, dim, number)
-        return self.kept[number]
-
-    def __call__(
-        self, x: Tensor, gemm: GemmRecipe, operand: OperandRecipe | None, dim: int, number: int
-    ) -> Operand:
-        tokens = x.shape[0]
-        if not OPERANDS[number].endswith("w"):
-            x = _padded(x, gemm, dim)
-        before = x
-        if gemm.hadamard:
-            x = hadamard(x, self._matrix(gemm, number // 2, x.device), dim)
-        if operand is None:
-            return Operand(x.to(torch.bfloat16))
-        amax, draw = None, self._draw(operand, x, tokens, number)
-        if operand.delayed:
-            assert self.delayed is not None
-            amax = self.delayed.amax[number].clone()
-            if self.dice is not None:
-                seen = self.delayed.seen[number]
-                seen.copy_(torch.maximum(seen, torch.linalg.vector_norm(x, inf)))
-        elif operand.quantile is not None:
-            amax = _quantile(x, operand.quantile)
-        if self.probe is not None:
-            bits = None if draw is None else draw.bits(*x.shape)
-            quantised = operand.quantiser.along(dim)(x, bits, amax)
-            untransformed = before if gemm.hadamard else None
-            self.probe[OPERANDS[number]] = statistics(x, quantised, untransformed)
-        made = emulate(x, operand.quantiser, dim, draw=draw, amax=amax)
-        return self._on_tensor_cores(made, operand) if self.tensor_cores else made
-
-    def both(self, grad: Tensor, recipe: LinearRecipe) -> tuple[Operand | None, Operand | None]:
-        """Return the left operands of dgrad and wgrad from one read, (None, None) without it."""
-        operand = recipe.dgrad.left
-        if self.probe is None and _same_either_way(recipe.dgrad, recipe.wgrad, of_x=False):
-            made = self(grad, recipe.dgrad, operand, 1, 2)
-            return made, made
-        if operand is None or operand != recipe.wgrad.left or self.probe is not None:
-            return None, None
-        plain = recipe.dgrad.hadamard == 0 and not operand.delayed and operand.quantile is None
-        if not (plain and fusible(grad, operand.quantiser, recipe.wgrad.hadamard)):
-            return None, None
-        x = _padded(grad, recipe.wgrad, 0)
-        matrix = self._matrix(recipe.wgrad, 2, x.device) if recipe.wgrad.hadamard else None
-        along, across = (self._draw(operand, x, len(grad), number) for number in (2, 4))
-        draws = None if along is None or across is None else (along, across)
-        made_along, made_across = emulate_both(x, operand.quantiser, matrix, draws)
-        if not self.tensor_cores:
-            return made_along, made_across
-        return self._on_tensor_cores(made_along, operand), self._on_tensor_cores(
-            made_across, operand
-        )
-
-    @staticmethod
-    def _on_tensor_cores(made: Operand, operand: OperandRecipe) -> Operand:
-        """Return `made` for `torch._scaled_mm`: its FP8 elements, or the format of its blocks."""
-        format = operand.quantiser.format
-        if format in FORMATS:
-            return replace(made, values=made.values.to(FORMATS[format]))
-        return replace(made, format=format)
-
-    def _matrix(self, gemm: GemmRecipe, number: int, device: torch.device) -> Tensor:
-        """Return the transform of both operands of a GEMM, whose `number` is 0, 1 or 2."""
-        if gemm.signs not in ("step", "backward"):
-            return hadamard_matrix(gemm.hadamard, gemm.signs, self.layer, device)
-        if self.dice is None:
-            return hadamard_matrix(gemm.hadamard, "fixed", self.layer, device)
-        matrix = hadamard_matrix(gemm.hadamard, "none", self.layer, device)
-        number = 1 if gemm.signs == "backward" else number
-        stream = _SIGNS + 3 * self.layer + number
-        return with_signs(
-            matrix, rounding_bits(_of_no_sample(self.dice), stream, 1, len(matrix))[0]
-        )
-
-    def _draw(self, operand: OperandRecipe, x: Tensor, tokens: int, number: int) -> Draw | None:
-        """Return the dice of an operand; rows beyond `tokens` are padding."""
-        if not operand.stochastic or self.dice is None:
-            return None
-        stream = _STREAM + len(OPERANDS) * self.layer + number
-        if OPERANDS[number].endswith("w"):
-            return Draw(_of_no_sample(self.dice), stream, x.shape[0])
-        return Draw(self.dice, stream, tokens)
+def _with_outliers(
+    x: Tensor, weight: Tensor, recipe: LinearRecipe, make: Operands, columns: Columns
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, and x and the weight as the backward pass takes them."""
+    pair = None
+    if len(columns.rest):
+        left = make(x[:, columns.rest], recipe.fprop, recipe.fprop.left, 1, 0)
+        right = make(weight[:, columns.rest], recipe.fprop, recipe.fprop.right, 1, 1)
+        pair = left, right
+    y, made_x, made_weight = fprop_with_outliers(x, weight, columns, pair)
+    x = made_x if recipe.wgrad.dequantised else x
+    return y, x, made_weight if recipe.dgrad.dequantised else weight
 
 
 def _alone(tensor: Tensor) -> Codes:
     return tensor, None, None, None
-
-
-def _packed(operand: Operand, recipe: OperandRecipe | None) -> Codes:
-    """Return what fprop has made of an operand, to be kept for the backward pass."""
-    if recipe is None:
-        return _alone(operand.values)
-    return pack_operand(operand, recipe.quantiser)
-
-
-def _dequantised(codes: Codes, recipe: OperandRecipe) -> Tensor:
-    return unpack_operand(codes, recipe.quantiser).dequantised().to(torch.bfloat16)
-
-
-def _of_no_sample(dice: Dice) -> Dice:
-    """Return the dice of what belongs to a step and to none of its samples, as a weight does."""
-    return Dice(torch.zeros_like(dice.samples[:1]), dice.key)
-
-
-def _same_codes(recipe: LinearRecipe) -> bool:
-    """Return whether the weight has the same codes in fprop and dgrad."""
-    forward, backward = recipe.fprop, recipe.dgrad
-    if forward.right is None or forward.right != backward.right or backward.dequantised:
-        return False
-    rows, cols = forward.right.quantiser.block
-    return rows == cols and not (forward.hadamard or backward.hadamard)
-
-
-def fits_float8(recipe: LinearRecipe) -> bool:
-    """Return whether `kernels.float8_mm` multiplies every GEMM that `recipe` quantises."""
-    gemms = (recipe.fprop, recipe.dgrad, recipe.wgrad)
-    return any(not gemm.plain for gemm in gemms) and all(
-        gemm.plain or (_tensor_wide(gemm) and _formats(gemm) != {"fp8_e5m2"}) for gemm in gemms
-    )
-
-
-def _formats(gemm: GemmRecipe) -> set[str]:
-    return {o.quantiser.format for o in (gemm.left, gemm.right) if o is not None}
-
-
-def _tensor_wide(gemm: GemmRecipe) -> bool:
-    """Return whether both operands are FP8 with one scale of the tensor, and are not changed."""
-    operands = (gemm.left, gemm.right)
-    return not (gemm.hadamard or gemm.dequantised) and all(
-        operand is not None
-        and operand.quantiser.format in FORMATS
-        and operand.quantiser.block == TENSOR
-        and not operand.centred
-        for operand in operands
-    )
-
-
-def _same_either_way(first: GemmRecipe, wgrad: GemmRecipe, *, of_x: bool) -> bool:
-    """Return whether x has the same codes in fprop and wgrad, or the gradient in dgrad and wgrad.
-
-    A scale of the tensor is the same whichever dimension is summed over; delayed scales have a
-    history for each operand.
-    """
-    mine, other = first.left, wgrad.right if of_x else wgrad.left
-    if mine is None or mine != other or mine.delayed:
-        return False
-    return _tensor_wide(first) and _tensor_wide(wgrad)
-
-
-def _padded(x: Tensor, gemm: GemmRecipe, dim: int) -> Tensor:
-    """Return `x` with zero tokens appended up to whole blocks; they add nothing to any sum."""
-    operands = [operand for operand in (gemm.left, gemm.right) if operand is not None]
-    blocks = [operand.quantiser.along(dim).span[0] for operand in operands]
-    size = max([1, *blocks, gemm.hadamard if dim == 0 else 1])
-    missing = -x.shape[0] % size
-    return F.pad(x, (0, 0, 0, missing)) if missing else x
-
-
-def _split(x: Tensor, operand: OperandRecipe | None) -> tuple[Tensor, Tensor | None]:
-    """Return `x` without its mean over tokens, in bf16, and the mean; `x`, None if not centred."""
-    if operand is None or not operand.centred:
-        return x, None
-    mean = x.float().mean(dim=0)
-    return (x.float() - mean).to(torch.bfloat16), mean
-
-
-def _quantile(x: Tensor, share: float) -> Tensor:
-    """Return the smallest magnitude that `share` of all do not exceed."""
-    magnitudes = x.float().abs().flatten()
-    rank = max(1, round(share * len(magnitudes)))
-    above = len(magnitudes) - rank + 1
-    if above <= len(magnitudes) // 8:  # topk takes a third of the time there
-        return magnitudes.topk(above).values[-1]
-    return magnitudes.kthvalue(rank).values

@@ -3,8 +3,8 @@
 On a CPU oneDNN applies the factor to the fp32 accumulator before it rounds to bf16, at the speed of
 a plain bf16 product. For an fp32 result it is allowed to compute an fp32 product in bf16, which is
 exact for operands that are bf16. On a GPU the product has an fp32 output, multiplied by the factor
-after. Operands in float8 go to its tensor cores (`kernels.float8_mm`), those with a format to
-Blackwell's (`kernels.block_scaled_mm`).
+after; compiled, by the kernel that reads it. Operands in float8 go to its tensor cores
+(`kernels.float8_mm`), those with a format to Blackwell's (`kernels.block_scaled_mm`).
 
 Shape legend: m, n, k = rows, columns and summed size of a product.
 """
@@ -38,9 +38,12 @@ def scaled_mm(a: Operand, b: Operand, *, sums: tuple[int, int], fp32: bool) -> F
     if a.format:
         operands = (*_along_sum(a, sums[0]), *_along_sum(b, sums[1]))
         return torch.ops.espalier.block_scaled_mm(*operands, factor, a.format, fp32)  # type: ignore[no-any-return]
-    if a.scales is None and b.scales is None:
-        return torch.ops.espalier.scaled_mm(left, right, factor, fp32)  # type: ignore[no-any-return]
-    return _by_blocks(a, b, left, right, factor, sums, fp32=fp32)
+    if a.scales is not None or b.scales is not None:
+        return _by_blocks(a, b, left, right, factor, sums, fp32=fp32)
+    if not fp32 and _applies_factor(left, factor):
+        return torch.ops.espalier.scaled_mm(left, right, factor)  # type: ignore[no-any-return]
+    product = torch.ops.espalier.product(left, right)
+    return product.mul_(factor) if fp32 else _rounded(product, factor)
 
 
 def _along_sum(operand: Operand, dim: int) -> tuple[Tensor, Tensor]:
@@ -64,26 +67,43 @@ def _factor(a: Operand, b: Operand, sums: tuple[int, int], device: torch.device)
     return product if denominator == 1.0 else product / denominator
 
 
+def _applies_factor(a: Tensor, factor: Tensor) -> bool:
+    """Return whether the product itself applies the factor before it rounds to bf16."""
+    return a.device.type == "cpu" and factor.numel() == 1
+
+
+def _rounded(product: Tensor, factor: Tensor) -> Tensor:
+    """Return product * factor, rounded to bf16 once."""
+    if torch.compiler.is_compiling():  # one kernel with what reads it
+        return (product * factor).to(torch.bfloat16)
+    rounded = torch.empty(product.shape, dtype=torch.bfloat16, device=product.device)
+    return torch.mul(product, factor, out=rounded)  # one kernel: rounds as it writes
+
+
 @torch.library.custom_op("espalier::scaled_mm", mutates_args=())
-def _scaled_mm(a: Tensor, b: Tensor, factor: Tensor, fp32: bool) -> Tensor:
+def _scaled_mm(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
     with torch.autocast(a.device.type, enabled=False):
-        if a.device.type != "cpu":
-            product = torch.mm(a, b, out_dtype=torch.float32)
-            if fp32:
-                return product.mul_(factor)
-            rounded = torch.empty(product.shape, dtype=torch.bfloat16, device=a.device)
-            return torch.mul(product, factor, out=rounded)  # one kernel: rounds as it writes
-        if not fp32 and factor.numel() == 1:
-            out = torch.empty(a.shape[0], b.shape[1], dtype=torch.bfloat16)
-            return torch.addmm(out, a, b, beta=0, alpha=float(factor), out=out)
-        with _products_in_bf16():
-            product = torch.mm(a.float(), b.float()).mul_(factor)
-        return product if fp32 else product.to(torch.bfloat16)
+        out = torch.empty(a.shape[0], b.shape[1], dtype=torch.bfloat16)
+        return torch.addmm(out, a, b, beta=0, alpha=float(factor), out=out)
 
 
 @_scaled_mm.register_fake
-def _(a: Tensor, b: Tensor, factor: Tensor, fp32: bool) -> Tensor:
-    return a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32 if fp32 else torch.bfloat16)
+def _(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1], dtype=torch.bfloat16)
+
+
+@torch.library.custom_op("espalier::product", mutates_args=())
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    with torch.autocast(a.device.type, enabled=False):
+        if a.device.type != "cpu":
+            return torch.mm(a, b, out_dtype=torch.float32)
+        with _products_in_bf16():
+            return torch.mm(a.float(), b.float())
+
+
+@_product.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32)
 
 
 _ONE_AT_A_TIME = threading.Lock()  # of two threads the second would restore what the first has set
@@ -116,18 +136,16 @@ def _by_blocks(
         a.block[sums[0]] if a.scales is not None else 1,
         b.block[sums[1]] if b.scales is not None else 1,
     )
-    one = torch.ones((), device=left.device)
     total = torch.zeros(left.shape[0], right.shape[1], device=left.device)
     for index, start in enumerate(range(0, left.shape[1], size)):
         part = slice(start, start + size)
-        product = torch.ops.espalier.scaled_mm(left[:, part], right[part], one, True)
+        product = torch.ops.espalier.product(left[:, part], right[part])
         rows, columns = (
             _scales(o, dim, index, o.values.shape[1 - dim])
             for o, dim in zip((a, b), sums, strict=True)
         )
         total += product * rows[:, None] * columns[None]
-    total *= factor
-    return total if fp32 else total.to(torch.bfloat16)
+    return total.mul_(factor) if fp32 else _rounded(total, factor)
 
 
 def _scales(operand: Operand, dim: int, index: int, size: int) -> Tensor:

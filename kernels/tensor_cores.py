@@ -5,7 +5,7 @@ import torch
 from kernels import block_scaled_mm, float8_mm
 from kernels.format_names import Format
 from kernels.gemm_recipes import GemmRecipe, LinearRecipe
-from kernels.quantised_linear import fits_float8
+from kernels.operands import fits_float8
 
 
 def passed_over(recipe: LinearRecipe, device: torch.device) -> str | None:

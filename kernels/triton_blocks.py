@@ -18,6 +18,7 @@ from kernels.triton_rounding import (
     bf16_bits,
     clip,
     e8m0_byte,
+    float8_byte,
     load_tile,
     nearest,
     power_of_two_down,
@@ -26,9 +27,11 @@ from kernels.triton_rounding import (
     stochastic_e2m1,
     store_scales,
     store_tile,
+    store_turned,
 )
 
 _ROWS, _COLS = 32, 64
+_SQUARE = 64  # rows and columns of a tile that is written both ways
 
 
 def quantise_mx(
@@ -94,6 +97,39 @@ def quantise_fp8_tensor(
     return out.view(torch.bfloat16), numerator
 
 
+def quantise_float8(
+    x: Tensor, fmt: FloatFormat, largest: Tensor | None = None, *, rows: bool, columns: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (bytes of `quantise_fp8_tensor`, those of its transpose, numerator).
+
+    Args:
+        rows, columns: which of both are wanted; the other is [0, 0].
+    """
+    largest = amax(x) if largest is None else largest
+    along, across = (
+        torch.empty(shape if wanted else (0, 0), dtype=torch.uint8, device=x.device)
+        for shape, wanted in ((x.shape, rows), (x.T.shape, columns))
+    )
+    numerator = torch.empty((), dtype=torch.float32, device=x.device)
+    _float8[_grid(x, _SQUARE, _SQUARE)](
+        x,
+        along,
+        across,
+        numerator,
+        largest,
+        *x.shape,
+        *x.stride(),
+        ROWS=_SQUARE,
+        COLS=_SQUARE,
+        MAX=fmt.max,
+        EMIN=fmt.emin,
+        MANTISSA=fmt.mantissa,
+        ALONG=rows,
+        ACROSS=columns,
+    )
+    return along, across, numerator
+
+
 def _by_blocks(
     x: Tensor,
     fmt: FloatFormat,
@@ -153,6 +189,17 @@ def _fp8_scale(largest, MAX: tl.constexpr):
 
 
 @triton.jit
+def _fp8_elements(
+    value, largest, numerator, MAX: tl.constexpr, EMIN: tl.constexpr, MANTISSA: tl.constexpr
+):
+    """A tile's elements under the scale of the tensor; one program stores the numerator."""
+    enc = _fp8_scale(tl.load(largest), MAX)
+    if tl.program_id(0) + tl.program_id(1) == 0:
+        tl.store(numerator, tl.div_rn(1.0, enc))
+    return nearest(clip(value * enc, MAX), EMIN, MANTISSA)
+
+
+@triton.jit
 def _tensor(
     x,
     out,
@@ -169,11 +216,36 @@ def _tensor(
     MANTISSA: tl.constexpr,
 ):
     value = load_tile(x, rows, cols, stride_row, stride_col, ROWS, COLS)
-    enc = _fp8_scale(tl.load(largest), MAX)
-    element = nearest(clip(value * enc, MAX), EMIN, MANTISSA)
+    element = _fp8_elements(value, largest, numerator, MAX, EMIN, MANTISSA)
     store_tile(out, bf16_bits(element), rows, cols, ROWS, COLS)
-    if tl.program_id(0) + tl.program_id(1) == 0:
-        tl.store(numerator, tl.div_rn(1.0, enc))
+
+
+@triton.jit
+def _float8(
+    x,
+    along,
+    across,
+    numerator,
+    largest,
+    rows,
+    cols,
+    stride_row,
+    stride_col,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    MAX: tl.constexpr,
+    EMIN: tl.constexpr,
+    MANTISSA: tl.constexpr,
+    ALONG: tl.constexpr,
+    ACROSS: tl.constexpr,
+):
+    value = load_tile(x, rows, cols, stride_row, stride_col, ROWS, COLS)
+    element = _fp8_elements(value, largest, numerator, MAX, EMIN, MANTISSA)
+    byte = float8_byte(element, EMIN, MANTISSA)
+    if ALONG:
+        store_tile(along, byte, rows, cols, ROWS, COLS)
+    if ACROSS:
+        store_turned(across, byte, rows, cols, ROWS, COLS)
 
 
 @triton.jit

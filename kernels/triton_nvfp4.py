@@ -18,6 +18,7 @@ from kernels.triton_hadamard import turn
 from kernels.triton_philox import dice
 from kernels.triton_rounding import (
     bf16_bits,
+    e2m1_codes,
     e4m3_byte,
     largest_magnitude,
     load_tile,
@@ -79,12 +80,14 @@ def quantise_both(
     draws: tuple[Draw, Draw] | None = None,
     *,
     headroom: float = 1.0,
+    keep: bool = False,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """Return `quantise` of `x` in 1 x 16 blocks, and of its transform in 16 x 1 blocks.
 
     Args:
         matrix: of `kernels.hadamard`, applied to groups of rows of bf16 `x`; None: no transform.
         draws: dice of both operands.
+        keep: return the codes of the second, two a byte, in place of elements x scales.
 
     Raises:
         ValueError: rows are not a multiple of the matrix's size, or columns not of 16.
@@ -93,7 +96,7 @@ def quantise_both(
     check_blocks(x, (rows, 16))
     one, two = draws or (None, None)
     signs = x if matrix is None else matrix[:, 0].contiguous()
-    largest, out, out_turned = _amaxes(x, matrix), _like(x), _like(x)
+    largest, out, out_turned = _amaxes(x, matrix), _like(x), _codes(x) if keep else _like(x)
     numerator, numerator_turned = _factor(x), _factor(x)
     scales, scales_turned = _scales(x, (1, 16)), _scales(x, (16, 1))
     _quantise_both[_grid(x, rows)](
@@ -114,25 +117,32 @@ def quantise_both(
         ROWS=rows,
         TURN=matrix is not None,
         STOCHASTIC=draws is not None,
+        KEEP=keep,
         num_warps=4 if rows <= 32 else 8,  # by the size of the machine code
     )
     return (
         (out.view(torch.bfloat16), numerator, scales),
-        (out_turned.view(torch.bfloat16), numerator_turned, scales_turned),
+        (
+            out_turned if keep else out_turned.view(torch.bfloat16),
+            numerator_turned,
+            scales_turned,
+        ),
     )
 
 
-def dequantise(codes: Tensor, scales: Tensor, outer: Tensor) -> Tensor:
-    """Return the values of packed NVFP4 in 1 x 16 blocks, fp32.
+def expand(codes: Tensor, scales: Tensor, block: Block) -> Tensor:
+    """Return elements x scales of packed NVFP4 in bf16.
 
     Args:
-        codes: pairs of E2M1, `[rows, cols / 2]`; scales: E4M3 bytes, `[rows, cols / 16]`.
-        outer: the fp32 scale of the tensor, `[]`.
+        codes: pairs of E2M1, `[rows, cols / 2]`.
+        scales: E4M3 bytes, one for each block.
     """
     rows, cols = codes.shape[0], codes.shape[1] * 2
-    out = torch.empty(rows, cols, dtype=torch.float32, device=codes.device)
-    _dequantise[_grid(out, ROWS)](codes, scales, outer, out, rows, cols, ROWS=ROWS)
-    return out
+    out = torch.empty(rows, cols, dtype=torch.int16, device=codes.device)
+    _expand[_grid(out, ROWS)](
+        codes, scales, out, rows, cols, ROWS=ROWS, BLOCK_ROWS=block[0], BLOCK_COLS=block[1]
+    )
+    return out.view(torch.bfloat16)
 
 
 def address(draw: Draw | None, x: Tensor) -> tuple[Tensor, Tensor, int, int, int]:
@@ -172,6 +182,10 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=torch.int16, device=x.device)
 
 
+def _codes(x: Tensor) -> Tensor:
+    return torch.empty(x.shape[0], x.shape[1] // 2, dtype=torch.uint8, device=x.device)
+
+
 def _scales(x: Tensor, block: Block) -> Tensor:
     shape = (x.shape[0] // block[0], x.shape[1] // block[1])
     return torch.empty(shape, dtype=torch.uint8, device=x.device)
@@ -208,8 +222,9 @@ def _round(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     STOCHASTIC: tl.constexpr,
+    KEEP: tl.constexpr,
 ):
-    """Store elements x block scales of a tile, and the bytes of the scales."""
+    """Store elements x block scales of a tile, or codes, and the bytes of the scales."""
     r: tl.constexpr = ROWS // BLOCK_ROWS
     c: tl.constexpr = COLS // BLOCK_COLS
     blocks = tl.reshape(value, (r, BLOCK_ROWS, c, BLOCK_COLS))
@@ -226,8 +241,12 @@ def _round(
         element = stochastic_e2m1(scaled, tl.reshape(bits, (r, BLOCK_ROWS, c, BLOCK_COLS)))
     else:
         element = nearest(scaled, 0, 1)
-    result = tl.reshape(bf16_bits(element * scale[:, None, :, None]), (ROWS, COLS))
-    store_tile(out, result, rows, cols, ROWS, COLS)
+    if KEEP:
+        codes = e2m1_codes(element, ROWS, COLS)
+        store_tile(out, codes, rows, cols // 2, ROWS, COLS // 2)
+    else:
+        result = tl.reshape(bf16_bits(element * scale[:, None, :, None]), (ROWS, COLS))
+        store_tile(out, result, rows, cols, ROWS, COLS)
     store_scales(scales, e4m3_byte(scale), rows // BLOCK_ROWS, cols // BLOCK_COLS, r, c)
 
 
@@ -277,6 +296,7 @@ def _quantise(
         BLOCK_ROWS,
         BLOCK_COLS,
         STOCHASTIC,
+        False,
     )
     _store_factor(numerator, top)
 
@@ -306,25 +326,47 @@ def _quantise_both(
     ROWS: tl.constexpr,
     TURN: tl.constexpr,
     STOCHASTIC: tl.constexpr,
+    KEEP: tl.constexpr,
 ):
     value = load_tile(x, rows, cols, stride_row, stride_col, ROWS, COLS)
     bits, top = value, tl.load(largest)
     if STOCHASTIC:
         bits = dice(samples, key, stream, tokens, per_sample, cols, ROWS, COLS)
-    _round(value, bits, top, headroom, out, scales, rows, cols, ROWS, 1, 16, STOCHASTIC)
+    _round(value, bits, top, headroom, out, scales, rows, cols, ROWS, 1, 16, STOCHASTIC, False)
     _store_factor(numerator, top)
     if TURN:
         value, top = turn(value, signs, ROWS, COLS), tl.load(largest + 1)
     if STOCHASTIC:
         bits = dice(samples, key, stream_turned, tokens, per_sample, cols, ROWS, COLS)
     _round(
-        value, bits, top, headroom, out_turned, scales_turned, rows, cols, ROWS, 16, 1, STOCHASTIC
+        value,
+        bits,
+        top,
+        headroom,
+        out_turned,
+        scales_turned,
+        rows,
+        cols,
+        ROWS,
+        16,
+        1,
+        STOCHASTIC,
+        KEEP,
     )
     _store_factor(numerator_turned, top)
 
 
 @triton.jit
-def _dequantise(codes, scales, outer, out, rows, cols, ROWS: tl.constexpr):
+def _expand(
+    codes,
+    scales,
+    out,
+    rows,
+    cols,
+    ROWS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)[None, :]
     inside = (row < rows) & (col < cols)
@@ -335,8 +377,9 @@ def _dequantise(codes, scales, outer, out, rows, cols, ROWS: tl.constexpr):
     large = (1.0 + small) * (1 << (exponent + 1)).to(tl.float32) * 0.25
     magnitude = tl.where(exponent == 0, small, large)
     element = tl.where((code & 8) != 0, -magnitude, magnitude)
-    e4m3 = tl.load(scales + row * (cols // 16) + col // 16, mask=inside, other=0).to(tl.int32)
+    place = row // BLOCK_ROWS * (cols // BLOCK_COLS) + col // BLOCK_COLS
+    e4m3 = tl.load(scales + place, mask=inside, other=0).to(tl.int32)
     # Exponent and mantissa shifted to where fp32 has them: 2**-120 of the value, also of
     # subnormals.
     scale = ((e4m3 & 0x7F) << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36
-    tl.store(out + row * cols + col, element * scale * tl.load(outer), mask=inside)
+    tl.store(out + row * cols + col, bf16_bits(element * scale), mask=inside)

@@ -28,6 +28,16 @@ def store_tile(out, value, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
+def store_turned(out, value, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Write this program's tile of a `rows` x `cols` matrix into its contiguous transpose."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    inside = (col[:, None] < cols) & (row[None, :] < rows)
+    place = col[:, None].to(tl.int64) * rows + row[None, :]
+    tl.store(out + place, tl.trans(value), mask=inside)
+
+
+@triton.jit
 def largest_magnitude(value):
     """The largest magnitude; NaN if there is one, which `tl.max` alone would pass over."""
     has_nan = tl.max(tl.max((value != value).to(tl.int32), axis=1), axis=0)
@@ -108,6 +118,30 @@ def e4m3_byte(scale):
     normal = (scale.to(tl.int32, bitcast=True) >> 20) - 960
     code = tl.where(scale < 0.015625, (scale * 512.0).to(tl.int32), normal)
     return tl.where(scale == scale, code, 0x7F)
+
+
+@triton.jit
+def float8_byte(element, EMIN: tl.constexpr, MANTISSA: tl.constexpr):
+    """The byte of a value of the FP8 format with this smallest exponent and mantissa."""
+    bits = element.to(tl.int32, bitcast=True)
+    magnitude = tl.abs(element)
+    normal = ((bits & 0x7FFFFFFF) >> (23 - MANTISSA)) - ((126 + EMIN) << MANTISSA)
+    least: tl.constexpr = 2.0**EMIN
+    unit: tl.constexpr = 2.0 ** (MANTISSA - EMIN)
+    code = tl.where(magnitude < least, (magnitude * unit).to(tl.int32), normal)
+    code = tl.where(element == element, code, 0x7F)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+@triton.jit
+def e2m1_codes(element, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """The codes of a tile of E2M1, two neighbours of a row in a byte, the first in the low half."""
+    bits = element.to(tl.int32, bitcast=True)
+    # Exponent and first bit of the mantissa count as codes do, but for 0 and 0.5.
+    code = ((bits & 0x7FFFFFFF) >> 22) - 252
+    code = tl.where(code < 0, 0, tl.maximum(code, 1)) | ((bits >> 28) & 8)
+    low, high = tl.split(tl.reshape(code, (ROWS, COLS // 2, 2)))
+    return (low | (high << 4)).to(tl.uint8)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels.quantised_linear import OPERANDS
+from kernels.operands import OPERANDS
 from models.quantised_layer import QuantisedLinear
 
 _HISTORY = 1024  # steps
@@ -52,7 +52,7 @@ class AmaxHistory:
                 largest, kept = self.amax[number].amax(dim=-1), linear.delayed.amax
                 kept.copy_(torch.where((largest > 0) & largest.isfinite(), largest, kept))
         self._slot = step % _HISTORY
-        self.amax[..., self._slot] = 0.0
+        self.amax[..., self._slot].zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that a resume needs: the history, and the magnitudes of the scales."""

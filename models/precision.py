@@ -65,6 +65,7 @@ class Precision:
         # TransformerEngine's recipes by the directions (forward, backward) that are quantised.
         self._native: dict[tuple[bool, bool], Any] = {}
         self._native_now: Any = None
+        self._address = {"seed": 0, "step": 0}
 
     @property
     def native(self) -> bool:
@@ -135,11 +136,11 @@ class Precision:
     def begin(self, step: int, steps: int, *, seed: int = 0) -> None:
         """Set what depends on the step: the late switch, the scales of delayed scaling, probes.
 
-        Call it before the forward pass of `step`, 0 to `steps` - 1. `seed`, that of the run, is for
-        TransformerEngine's dice; ours take it from `autocast`.
+        Call it before the forward pass of `step`, 0 to `steps` - 1. `seed` is that of the noise.
         """
         if not self._linears:
             return
+        self._address = {"seed": seed, "step": step}
         at = self.cfg.switch_at
         late = at is not None and step >= (at * steps if at < 1 else at)
         forward, backward = self._switched() if late else (True, True)
@@ -176,20 +177,21 @@ class Precision:
     def same_weights(self, several: bool) -> Iterator[None]:
         """Quantise each weight once inside, where no weight changes: the micro-batches of a step.
 
-        Every bit stays as it is. Operands are kept until the end; sharded weights are not, since
-        whole operands would lie on every rank.
+        No bit changes. Sharded weights are left out: whole operands would lie on every rank.
 
         Args:
             several: whether there is more than one forward pass inside; else nothing is kept.
         """
         sharded = any(hasattr(linear.weight, "device_mesh") for linear in self._linears)
-        self.shared.keep_weights = several and not sharded
+        if several and not sharded:
+            samples = torch.zeros(1, dtype=torch.int64, device=self.device)
+            for linear in self._linears:
+                linear.keep_weight(Dice.of(NoiseKey(samples=samples, **self._address)))
         try:
             yield
         finally:
-            self.shared.keep_weights = False
             for linear in self._linears:
-                linear.kept.clear()
+                linear.kept = None
 
     @contextmanager
     def autocast(self, noise: NoiseKey | None = None) -> Iterator[None]:

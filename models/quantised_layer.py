@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from kernels import native
 from kernels.emulate import Operand, emulate
 from kernels.gemm_recipes import LinearRecipe
+from kernels.operands import OPERANDS, Delayed, Probe
 from kernels.outliers import Columns, in_fp8
 from kernels.philox import Dice
-from kernels.quantised_linear import OPERANDS, Delayed, Probe, quantised_linear
+from kernels.quantised_linear import quantised_linear, weight_operands
 from kernels.tensor_cores import passed_over
 from models.out_control_config import OutControlConfig
 from models.precision_config import LinearConfig
@@ -28,14 +29,12 @@ class Shared:
         check_finite: stop at NaN or inf in an operand.
         dice: source of the random bits of this forward pass (None: no stochastic rounding).
         probing: record statistics of the operands in this step.
-        keep_weights: weights stay as they are, so quantise each once.
     """
 
     device: torch.device
     check_finite: bool
     dice: Dice | None = None
     probing: bool = False
-    keep_weights: bool = False
 
 
 class QuantisedLinear(nn.Linear):
@@ -56,7 +55,7 @@ class QuantisedLinear(nn.Linear):
         self._recipes: dict[tuple[bool, bool], LinearRecipe] = {}
         self.padding = {"k": 0, "n": 0}  # columns and rows of zeros
         self.native: list[nn.Module] = []  # TransformerEngine's, no submodule: the weight is ours
-        self.kept: dict[int, Operand] = {}  # the weight's while it stays as it is
+        self.kept: tuple[Operand, Operand] | None = None  # the weight's while it stays as it is
         self.squares: Tensor | None = None  # of each input channel in this step, while summed
         self.columns: Columns | None = None  # the input channels that are in FP8
         self.tensor_cores = False  # whether torch._scaled_mm multiplies
@@ -157,23 +156,23 @@ class QuantisedLinear(nn.Linear):
             y = native.apply(self.native[0], input, self.weight)
             return y if self.bias is None else y + self.bias.to(y.dtype)
         dice = shared.dice if torch.is_grad_enabled() else None
-        weight, (k, n) = self.weight, self.padding.values()
-        if k or n:
-            input, weight = F.pad(input, (0, k)), F.pad(weight, (0, k, 0, n))
+        k, n = self.padding.values()
+        input = F.pad(input, (0, k)) if k else input
+        probe = self.probe if shared.probing and dice is not None else None
         if self.squares is not None and dice is not None:
             rows = input.detach().to(torch.bfloat16).flatten(0, -2)
             norms = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float64)
             self.squares += norms.square()
         y = quantised_linear(
             input,
-            weight,
+            self._filled_weight(),
             self.recipe,
             layer=self.index,
             dice=dice,
             delayed=self.delayed,
-            probe=self.probe if shared.probing and dice is not None else None,
+            probe=probe,
             tensor_cores=self.tensor_cores,
-            kept=self.kept if self._keeps(dice) else None,
+            kept=None if dice is None or probe is not None else self.kept,
             columns=self.columns,
         )
         y = y[..., : self.out_features] if n else y
@@ -196,8 +195,23 @@ class QuantisedLinear(nn.Linear):
         outliers = in_fp8(padded[:, self.columns.outliers], 1)
         return self.columns.dequantised(rest, outliers)[:rows, :cols]
 
-    def _keeps(self, dice: Dice | None) -> bool:
-        return self.shared.keep_weights and dice is not None and not torch.compiler.is_compiling()
+    @torch.no_grad()
+    def keep_weight(self, dice: Dice) -> None:
+        """Quantise the weight for all forward passes in training until `kept` is None again."""
+        if self.native or self.columns is not None:
+            return
+        self.kept = weight_operands(
+            self._filled_weight(),
+            self.recipe,
+            layer=self.index,
+            dice=dice,
+            delayed=self.delayed,
+            tensor_cores=self.tensor_cores,
+        )
+
+    def _filled_weight(self) -> Tensor:
+        k, n = self.padding.values()
+        return F.pad(self.weight, (0, k, 0, n)) if k or n else self.weight
 
     def _check(self, tensor: Tensor, what: str) -> None:
         if not bool(tensor.isfinite().all()):

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from kernels.gemm_recipes import GemmRecipe, LinearRecipe
 from kernels.native import published
+from kernels.operands import Delayed
 from kernels.philox import Dice, NoiseKey
-from kernels.quantised_linear import Delayed, quantised_linear
+from kernels.quantised_linear import quantised_linear
 
 _IN_FORWARD, _IN_BACKWARD = [0, 1], [2, 3, 4, 5]  # of kernels.quantised_linear.OPERANDS
 

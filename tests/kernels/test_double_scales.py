@@ -13,9 +13,10 @@ from kernels.emulate import emulate
 from kernels.formats import E1M2, E4M3, decode, encode, round_nearest, round_stochastic
 from kernels.gemm_recipes import LinearRecipe
 from kernels.hadamard import hadamard
+from kernels.operands import Operands
 from kernels.philox import Dice, NoiseKey
 from kernels.quantise import Quantised, quantise_nvfp4
-from kernels.quantised_linear import _Operands, quantised_linear
+from kernels.quantised_linear import quantised_linear
 from kernels.quantiser import Quantiser
 from models.recipes import linear_recipe
 from tests.kernels.oracles import KINDS, inputs
@@ -218,7 +219,7 @@ def _tensors(tokens: int = 128, k: int = 128, n: int = 128) -> tuple[Tensor, Ten
 def test_the_backward_pass_quantises_what_the_forward_pass_has_quantised(name: str) -> None:
     """Each gradient is, to fp32's sums, the fp64 product of Q(H g) and Q(H Q(x)) or Q(H Q(w))."""
     x, weight, grad = _tensors()
-    recipe, make = _recipe(name), _Operands(2, _dice(), None, None, tensor_cores=False, kept=None)
+    recipe, make = _recipe(name), Operands(layer=2, dice=_dice())
     y, dx, dw = _layer(name, x, weight, grad)
     forward = [
         o.quantiser(t.bfloat16() if t is x else t).dequantise().double()
@@ -293,7 +294,7 @@ def test_signs_of_the_backward_pass_are_shared_by_its_gemms_and_new_each_step() 
     gemm = replace(_recipe("quartet2").dgrad, signs="backward")
 
     def matrix(number: int, step: int = 0, **options: Any) -> Tensor:
-        make = _Operands(2, _dice(step), None, None, tensor_cores=False, kept=None)
+        make = Operands(layer=2, dice=_dice(step))
         return make._matrix(replace(gemm, **options), number, torch.device("cpu"))
 
     assert torch.equal(matrix(1), matrix(2))

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from kernels.float8_mm import FORMATS, float8_mm, passed_over, wrong_product
+from kernels.operands import Delayed, fits_float8
 from kernels.philox import Dice, NoiseKey
-from kernels.quantised_linear import Delayed, fits_float8, quantised_linear
+from kernels.quantised_linear import quantised_linear
 from models.recipes import linear_recipe
 from tests.plain_nodes import PRECISIONS, shipped
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.gemm_recipes import LinearRecipe
 from kernels.hadamard import hadamard
+from kernels.operands import Operands
 from kernels.outliers import Columns
 from kernels.philox import Dice, NoiseKey
-from kernels.quantised_linear import LinearRecipe, _Operands, quantised_linear
+from kernels.quantised_linear import quantised_linear
 from models.recipes import linear_recipe
 from tests.kernels.oracles import inputs
 from tests.plain_nodes import shipped
@@ -55,7 +57,7 @@ def test_outlier_columns_are_in_fp8_forward_and_in_wgrad_and_dgrad_takes_what_th
 
     fp4 = shipped("precision", "tetrajet_v2")
     quantiser = linear_recipe(fp4.default).fprop.right.quantiser
-    make = _Operands(2, dice, None, None, tensor_cores=False, kept=None)
+    make = Operands(layer=2, dice=dice)
 
     def q4(t: Tensor) -> Tensor:
         return quantiser(t).dequantise().double()

@@ -10,12 +10,14 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from kernels import emulate as emulation
+from kernels import operand_pairs
 from kernels.compilation import eager, use_compiler
 from kernels.emulate import emulate
 from kernels.gemm_recipes import GemmRecipe, LinearRecipe, OperandRecipe
 from kernels.hadamard import hadamard, hadamard_matrix
+from kernels.operands import Operands, _quantile
 from kernels.philox import Dice, Draw, NoiseKey, rounding_bits
-from kernels.quantised_linear import _Operands, _quantile, quantised_linear
+from kernels.quantised_linear import quantised_linear
 from kernels.quantiser import Quantiser
 from kernels.scaled_mm import scaled_mm
 from models.compiled_kernels import compile_for_cpu
@@ -238,8 +240,9 @@ def test_torch_compile_does_not_trace_the_test_of_the_triton_kernels(
         torch._dynamo.graph_break()
         return device.type == "cpu"
 
-    monkeypatch.setattr(emulation, "triton_agrees", untraceable)
-    compiled = torch.compile(emulation.fusible, backend="eager", fullgraph=True)
+    for module in (emulation, operand_pairs):
+        monkeypatch.setattr(module, "triton_agrees", untraceable)
+    compiled = torch.compile(operand_pairs.fusible, backend="eager", fullgraph=True)
     assert compiled(torch.zeros(16, 16), ONE.quantiser, 16) is True
 
 
@@ -307,9 +310,7 @@ def test_elements_at_three_quarters_never_saturate() -> None:
 def test_signs_of_a_step_belong_to_step_layer_and_gemm_and_not_to_samples() -> None:
     def matrix(step: int, layer: int, number: int, samples: int = 2) -> torch.Tensor:
         dice = Dice.of(NoiseKey(seed=3, step=step, samples=torch.arange(samples)))
-        return _Operands(layer, dice, None, None, tensor_cores=False, kept=None)._matrix(
-            BACKWARD, number, torch.device("cpu")
-        )
+        return Operands(layer=layer, dice=dice)._matrix(BACKWARD, number, torch.device("cpu"))
 
     first = matrix(5, 1, 1)
     assert torch.equal(first, matrix(5, 1, 1, samples=4))

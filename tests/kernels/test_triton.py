@@ -11,8 +11,9 @@ import torch
 CODE = """
 import torch
 from tests.kernels.oracles import KINDS
-from tests.kernels.triton_cases import SHAPES, check_blocks, check_far_rows, check_hadamard
-from tests.kernels.triton_cases import check_quantise, check_quantise_both, check_words
+from tests.kernels.triton_cases import SHAPES, check_blocks, check_far_rows, check_float8
+from tests.kernels.triton_cases import check_hadamard, check_quantise, check_quantise_both
+from tests.kernels.triton_cases import check_losses, check_words
 
 cpu = torch.device("cpu")
 check_far_rows(cpu)
@@ -27,6 +28,9 @@ for kind in ("wide", "inf"):
     check_quantise_both(kind, cpu)
 for kind in ("zeros", "inf"):
     check_blocks(kind, cpu)
+    check_float8(kind, cpu)
+check_float8("wide", cpu)
+check_losses(cpu)
 """
 
 RECURRENCES = """
@@ -54,9 +58,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import triton_blocks, triton_hadamard, triton_nvfp4 as kernels, triton_philox
-from kernels import triton_state_pass
-from kernels.emulate import FUSED_HADAMARD
+from kernels import triton_blocks, triton_hadamard, triton_logit_rows, triton_nvfp4 as kernels
+from kernels import triton_philox, triton_state_pass
+from kernels.operand_pairs import FUSED_HADAMARD
 
 BF16, SIZES = "*bf16", ["i32"] * 4
 
@@ -77,7 +81,7 @@ for size in FUSED_HADAMARD[::2]:
     compile_for_hopper(kernels._amax, amax, {"ROWS": size, "TURN": True})
     factors = ["*fp32"] * 3
     both = [BF16, BF16, *DICE, "i32", "*i16", "*i16", "*u8", "*u8", *factors, *SIZES, "fp32"]
-    constants = {"ROWS": size, "TURN": True, "STOCHASTIC": True}
+    constants = {"ROWS": size, "TURN": True, "STOCHASTIC": True, "KEEP": size == 16}
     compile_for_hopper(kernels._quantise_both, both, constants, 4 if size <= 32 else 8)
 for rows, cols in ((1, 16), (16, 1), (16, 16)):
     constants = {"ROWS": 32, "BLOCK_ROWS": rows, "BLOCK_COLS": cols, "STOCHASTIC": True}
@@ -97,9 +101,16 @@ for block, rule, stochastic in (((1, 32), "rceil", True), ((128, 128), "fp32", F
 constants = {"ROWS": 32, "COLS": 64, "MAX": 448.0, "EMIN": -6, "MANTISSA": 3}
 types = [BF16, "*i16", "*fp32", "*fp32", *SIZES]
 compile_for_hopper(triton_blocks._tensor, types, constants)
+constants |= {"ROWS": 64, "ALONG": True, "ACROSS": True}
+types = [BF16, "*u8", "*u8", "*fp32", "*fp32", *SIZES]
+compile_for_hopper(triton_blocks._float8, types, constants)
 compile_for_hopper(triton_philox._words, ["*i64", "*i32", "*i32", "i32", "i32"], {})
-packed = ["*u8", "*u8", "*fp32", "*fp32", "i32", "i32"]
-compile_for_hopper(kernels._dequantise, packed, {"ROWS": 32})
+packed = ["*u8", "*u8", "*i16", "i32", "i32"]
+compile_for_hopper(kernels._expand, packed, {"ROWS": 32, "BLOCK_ROWS": 16, "BLOCK_COLS": 1})
+row, numbers = {"COLS": 4096, "CAPPED": True}, ["i32", "i32", "fp32", "fp32"]
+compile_for_hopper(triton_logit_rows._nll, [BF16, "*i64", "*fp32", "*fp32", *numbers], row, 8)
+types = [BF16, "*i64", *["*fp32"] * 3, *numbers]
+compile_for_hopper(triton_logit_rows._gradient, types, row, 8)
 scan = {"ROWS": 16, "COLS": 64, "BACKWARD": True, "ERASES": False, "STAGES": 3, "erase": None}
 compile_for_hopper(triton_state_pass._pass, ["*fp32"] * 5 + SIZES, scan)
 for rows, stages, warps in ((64, 3, 4), (128, 2, 8)):

@@ -3,17 +3,24 @@
 tests/kernels/test_triton.py runs these under Triton's interpreter, tests/gpu on a GPU.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from kernels.emulate import FUSED_HADAMARD, _by_triton, _reference
+from kernels import cross_entropy, logit_rows
+from kernels.cross_entropy import IGNORE, linear_cross_entropy
+from kernels.emulate import _by_triton, _reference
+from kernels.float8_mm import FORMATS
 from kernels.format_names import HADAMARD_SIZES
 from kernels.hadamard import eager_transform, hadamard, hadamard_matrix
+from kernels.operand_pairs import FUSED_HADAMARD
 from kernels.philox import Dice, Draw, eager_bits
 from kernels.quantise import Block, quantise_nvfp4
 from kernels.quantiser import Quantiser
+from kernels.triton_blocks import quantise_float8
 from kernels.triton_hadamard import hadamard as triton_hadamard
-from kernels.triton_nvfp4 import amax, dequantise, quantise, quantise_both
+from kernels.triton_nvfp4 import amax, expand, quantise, quantise_both
 from kernels.triton_philox import words
 from tests.kernels.oracles import inputs
 
@@ -58,7 +65,7 @@ def check_hadamard(kind: str, device: torch.device) -> None:
 
 
 def check_quantise(kind: str, shape: tuple[int, int], device: torch.device) -> None:
-    """Hold amax, `quantise` of every block, rounding and headroom, and `dequantise`.
+    """Hold amax, `quantise` of every block, rounding and headroom, and `expand`.
 
     `kind` is one of `tests.kernels.oracles.KINDS`, or inf: normal numbers and an infinite one.
     """
@@ -66,10 +73,9 @@ def check_quantise(kind: str, shape: tuple[int, int], device: torch.device) -> N
     # The last rows are padding: their dice are 0.
     draw = Draw(_dice([4, 2**40], device), 3, shape[0] - 2)
     assert amax(x) == x.abs().max()
-    if kind != "inf":
-        packed = quantise_nvfp4(x)
-        assert torch.equal(dequantise(*packed.packed(), packed.outer), packed.dequantise()), kind
     for block in BLOCKS:
+        packed = quantise_nvfp4(x, block=block)
+        assert torch.equal(expand(*packed.packed(), block), packed.scaled().bfloat16()), kind
         for chosen in (None, draw):
             for headroom in HEADROOMS:
                 found = quantise(x, block, chosen, headroom=headroom)
@@ -103,6 +109,64 @@ def check_quantise_both(kind: str, device: torch.device) -> None:
             one, two = draws or (None, None)
             _check(rows, x, (1, 16), one, 1.0, (kind, size))
             _check(columns, turned, (16, 1), two, 1.0, (kind, size))
+            _, (codes, numerator, scales) = quantise_both(x, matrix, draws, keep=True)
+            kept = expand(codes, scales, (16, 1))
+            assert torch.equal(numerator.nan_to_num(), columns[1].nan_to_num()), (kind, size)
+            if not torch.isnan(numerator):
+                assert torch.equal(kept, columns[0]), (kind, size)
+
+
+def check_float8(kind: str, device: torch.device) -> None:
+    """Hold the bytes of FP8 with one scale, along rows and along columns."""
+    x = _inputs(kind, (48, 112), device)
+    for format, dtype in FORMATS.items():
+        quantiser = Quantiser(format=format, block=(0, 0))  # type: ignore[arg-type]
+        for largest in (None, torch.full((), 2.5, device=device)):
+            wanted = quantiser(x, None, largest)
+            made = quantise_float8(x, quantiser.elements, largest, rows=True, columns=True)
+            for found, values in zip(made, (wanted.elements, wanted.elements.T), strict=False):
+                decoded = found.view(dtype).float().nan_to_num(nan=7.0)
+                assert torch.equal(decoded, values.nan_to_num(nan=7.0)), (kind, format)
+            assert torch.equal(made[2], wanted.numerator), (kind, format)
+            alone = quantise_float8(x, quantiser.elements, largest, rows=False, columns=True)
+            assert torch.equal(alone[1], made[1])
+            assert not alone[0].numel()
+
+
+def check_losses(device: torch.device) -> None:
+    """Hold losses of several chunks and their gradients to the eager rows, compiled ones too.
+
+    fp32 sums in another order: 1e-5 of the largest value.
+    """
+    logit_rows._compare(device)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 6, generator=generator).to(device) for n in (7, 11))
+    targets = torch.tensor([3, IGNORE, 10, 0, 5, 5, IGNORE], device=device)
+
+    def losses(function: Any) -> list[Tensor]:
+        x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        total, nll = function(
+            x, w, targets, scale=0.7, softcap=4.0, z_loss=0.1, weights=_by_likelihood
+        )
+        total.backward()
+        return [total.detach(), nll, x.grad, w.grad]
+
+    before = cross_entropy._FUSED_BYTES, logit_rows._has_kernels
+    try:
+        logit_rows._has_kernels = lambda device: False
+        wanted = losses(linear_cross_entropy)
+        cross_entropy._FUSED_BYTES = 3 * 11 * 4
+        logit_rows._has_kernels = lambda device: True
+        compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
+        for function in (linear_cross_entropy, compiled):
+            for found, right in zip(losses(function), wanted, strict=True):
+                assert float((found - right).abs().max()) < 1e-5 * float(right.abs().max())
+    finally:
+        cross_entropy._FUSED_BYTES, logit_rows._has_kernels = before
+
+
+def _by_likelihood(nll: Tensor, rows: Tensor) -> Tensor:
+    return nll / 2 + rows
 
 
 def check_far_rows(device: torch.device) -> None:
