@@ -37,7 +37,12 @@ def _merge(into: dict[str, Any], given: dict[str, Any]) -> None:
 
 
 def tiny_cell(
-    root: Path, text: Path, train: Mapping[str, Any], precision: str = "fp32", seed: int = 0
+    root: Path,
+    text: Path,
+    train: Mapping[str, Any],
+    precision: str = "fp32",
+    seed: int = 0,
+    lr: float = 3e-3,
 ) -> Cell:
     """Return a frozen cell of the smallest model with dropout, on the bytes of `text`.
 
@@ -48,6 +53,7 @@ def tiny_cell(
     names |= {"optim": "adamw", "schedule": "cosine", "model": "gpt_pico", "precision": precision}
     given = {group: node(group, name) for group, name in names.items()}
     given["model"] |= {"dropout": 0.1}
+    given["optim"] |= {"lr": lr}
     given["data"] = node("data", "text") | {"split": "tail"}
     given["data"]["sources"] = [{"format": "text", "path": str(text)}]
     given["train"] = node("train", "default") | dict(train)

@@ -14,8 +14,9 @@ from kernels.native import (
     native_recipe,
     published,
 )
+from kernels.operands import Delayed
 from kernels.philox import NoiseKey, keep_mask
-from kernels.quantised_linear import Delayed, quantised_linear
+from kernels.quantised_linear import quantised_linear
 from kernels.state_pass import has_state_pass
 from tests.gpu.device import CPU, DEVICE, HAS_GPU, needs_gpu
 from tests.kernels import recurrence_cases

@@ -6,7 +6,7 @@ In a rehearsal Triton's interpreter runs them (TRITON_INTERPRET=1), on fewer inp
 import pytest
 import torch
 
-from kernels import hadamard, philox
+from kernels import hadamard, logit_rows, operand_pairs, philox
 from kernels.emulate import has_triton
 from kernels.quantiser import Quantiser
 from kernels.triton_check import triton_agrees
@@ -36,9 +36,10 @@ def test_the_transform_is_the_reference_bit_for_bit(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_formats_of_blocks_are_the_reference_bit_for_bit(kind: str) -> None:
-    from tests.kernels.triton_cases import check_blocks
+    from tests.kernels.triton_cases import check_blocks, check_float8
 
     check_blocks(kind, DEVICE)
+    check_float8(kind, DEVICE)
 
 
 def test_random_words_are_the_reference_bit_for_bit() -> None:
@@ -63,7 +64,14 @@ def test_offsets_beyond_2_gib_are_right() -> None:
 @pytest.mark.skipif(not HAS_GPU, reason="the CPU quantises without Triton")
 def test_the_kernels_are_taken() -> None:
     assert has_triton(DEVICE)
-    assert all(triton_agrees(DEVICE, module._compare) for module in (hadamard, philox))
+    modules = (hadamard, logit_rows, operand_pairs, philox)
+    assert all(triton_agrees(DEVICE, module._compare) for module in modules)
+
+
+def test_losses_by_rows_are_those_of_torch() -> None:
+    from tests.kernels.triton_cases import check_losses
+
+    check_losses(DEVICE)
 
 
 @pytest.mark.parametrize("kind", [*oracles.KINDS, "inf"])

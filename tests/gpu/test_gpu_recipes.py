@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.operands import Delayed
 from kernels.philox import Dice, NoiseKey
-from kernels.quantised_linear import Delayed, quantised_linear
+from kernels.quantised_linear import quantised_linear
 from models.decoder_config import DecoderConfig
 from models.language_model import TokenLoss
 from models.recipes import linear_recipe

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels.grouped import can_group, grouped_feed_forward
 from kernels.newton_schulz import orthogonalize
+from kernels.philox import NoiseKey
 from models.decoder_config import DecoderConfig
 from models.language_model import TokenLoss
 from runner.generate.generate import generate
@@ -75,6 +76,28 @@ def test_an_interrupted_run_resumes_bit_identically(
     whole, broken = weights
     assert whole.keys() == broken.keys()
     assert all(torch.equal(whole[key], broken[key]) for key in whole)
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="a CPU waits for nothing")
+@pytest.mark.parametrize("name", ["bf16", "nvfp4", "fp8_current", "quartet2"])
+def test_a_pass_lets_the_host_run_ahead(name: str) -> None:
+    """Torch raises where a call would wait for the GPU; the first pass tests the kernels."""
+    model = TINY.build(100, 0).to(DEVICE)
+    precision = shipped("precision", name).build(DEVICE)
+    precision.prepare(model)
+    tokens = torch.arange(4 * 33, device=DEVICE).view(4, 33) % 100
+    samples = torch.arange(4, device=DEVICE)
+    for mode in ("default", "error"):
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            precision.begin(0, 2)
+            noise = NoiseKey(seed=0, step=0, samples=samples)
+            with precision.autocast(noise):
+                out = model(tokens[:, :-1], tokens[:, 1:], noise=noise)
+            assert isinstance(out, TokenLoss)
+            out.total.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def _losses(*, shard: bool) -> list[float]:
