@@ -61,6 +61,7 @@ class EagerRows:
         """Return the gradient of sum w * (nll + z_loss * lse**2) by the scaled logits."""
         exps, total, slope = kept
         assert exps is not None
+        assert total is not None
         valid = targets != IGNORE
         factors = (1.0 + 2.0 * self.z_loss * lse) * valid / total
         at_target = valid.to(factors.dtype)
@@ -174,7 +175,7 @@ def _compare(device: torch.device) -> None:
             shown = exact if softcap is None else softcap * torch.tanh(exact / softcap)
             wanted = F.cross_entropy(shown, targets, reduction="none", ignore_index=IGNORE)
             z = 0.1 * shown.logsumexp(-1).square() * (targets != IGNORE)
-            ((wanted + z) * weights).sum().backward()
+            ((wanted + z) * weights).sum().backward()  # type: ignore[no-untyped-call]
             nll, lse, kept = rows.nll(logits, targets)
             found = rows.gradient(kept, targets, lse, weights)
             assert exact.grad is not None

@@ -81,14 +81,12 @@ def weight_operands(
     make = Operands(layer=layer, dice=dice, delayed=delayed, tensor_cores=tensor_cores)
     right, other = make.of_weight(weight, recipe)
     if other is None:
-        taken = packed(right, recipe.fprop.right) if recipe.dgrad.dequantised else (weight,)
+        taken = packed(right, recipe.fprop.right) if recipe.dgrad.dequantised else _alone(weight)
         other = _right_of_dgrad(taken, recipe, make)
     return right, other
 
 
-def _right_of_dgrad(
-    taken: tuple[Tensor | None, ...], recipe: LinearRecipe, make: Operands
-) -> Operand:
+def _right_of_dgrad(taken: Codes, recipe: LinearRecipe, make: Operands) -> Operand:
     """Return w of dgrad from what the forward pass keeps of the weight."""
     gemm, forward = recipe.dgrad, recipe.fprop.right
     weight = taken[0]

@@ -10,12 +10,14 @@ What is packed holds integers only, so that a cast of the model leaves it as it 
 Shape legend: rows, cols of the matrix.
 """
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kernels.formats import E2M1, E4M3, decode, decode_e8m0, unpack
-from kernels.frozen import Packed, pack_matrix, unpack_matrix
+from kernels.frozen import Kind, Packed, pack_matrix, unpack_matrix
 from kernels.integers import (
     IntegerGrid,
     code_range,
@@ -47,7 +49,7 @@ def store(weight: Float[Tensor, "rows cols"], storage: Storage) -> Packed:
         padded = pad_to_blocks(weight, _BLOCK)
         codes, scales = quantise_mx(padded, fmt=E2M1 if elements == "mxfp4" else E4M3).packed()
         return {"codes": codes, "scales": scales}
-    return pack_matrix(weight, elements)
+    return pack_matrix(weight, cast(Kind, elements))
 
 
 def store_codes(grid: IntegerGrid, codes: Float[Tensor, "rows cols"], storage: Storage) -> Packed:
@@ -68,7 +70,7 @@ def restore(packed: Packed, storage: Storage, rows: int, cols: int) -> Float[Ten
         values = decode(unpack(codes), E2M1) if elements == "mxfp4" else decode(codes, E4M3)
         blocks = values.view(rows, -1, _BLOCK[1]) * decode_e8m0(packed["scales"])[..., None]
         return blocks.flatten(1)[:, :cols]
-    return unpack_matrix(packed, elements, rows, cols)
+    return unpack_matrix(packed, cast(Kind, elements), rows, cols)
 
 
 def restored_grid(packed: Packed, storage: Storage, cols: int) -> IntegerGrid:

@@ -64,7 +64,7 @@ def gradient(
 
 
 def _columns(vocab: int) -> int:
-    return min(_COLS, max(16, triton.next_power_of_2(vocab)))
+    return int(min(_COLS, max(16, triton.next_power_of_2(vocab))))
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels.cross_entropy import IGNORE
+from kernels.logit_rows import IGNORE
 from models.cache import State
 from models.canvas import Canvas
 from models.language_model import TokenLoss

@@ -115,15 +115,15 @@ def _rounded(x: Tensor, scheme: Scheme) -> Tensor:
 
 def _packed(weight: Tensor, scheme: Scheme, moments: Moments | None) -> Packed:
     storage, method = scheme.storage, scheme.method
-    how = {"bits": storage.bits, "group": storage.group}
+    bits, group, symmetric = storage.bits, storage.group, storage.symmetric
     if method == "hqq":
-        return store_codes(*hqq(weight, storage.bits, storage.group), storage)
+        return store_codes(*hqq(weight, bits, group), storage)
     if scheme.needs_data and moments is None:  # the form alone: what is loaded fills it
         method = "nearest"
     if method == "gptq":
         assert moments is not None
-        symmetric = storage.symmetric
-        return store_codes(*gptq(weight, moments.squares, **how, symmetric=symmetric), storage)
+        found = gptq(weight, moments.squares, bits, group, symmetric=symmetric)
+        return store_codes(*found, storage)
     inputs = {}
     if scheme.method == "awq":
         ones = torch.ones(weight.shape[1], device=weight.device)
@@ -131,9 +131,7 @@ def _packed(weight: Tensor, scheme: Scheme, moments: Moments | None) -> Packed:
     if method == "awq":
         assert moments is not None
         mean = moments.magnitudes / max(1, moments.count)
-        grid, codes, factors = awq(
-            weight, moments.squares, mean, **how, symmetric=storage.symmetric
-        )
+        grid, codes, factors = awq(weight, moments.squares, mean, bits, group, symmetric=symmetric)
         inputs = {"inputs": in_bf16(factors).bfloat16().view(torch.int16)}
         return store_codes(grid, codes, storage) | inputs
     return store(weight, storage) | inputs

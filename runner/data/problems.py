@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kernels.cross_entropy import IGNORE
+from kernels.logit_rows import IGNORE
 from runner.data.corpus import (
     Sample,
     encode_pieces,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kernels.cross_entropy import IGNORE
+from kernels.logit_rows import IGNORE
 from models.contract import token_loss
 from runner.generate.generate import Completion
 from runner.machine.errors import ConfigError

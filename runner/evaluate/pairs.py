@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.cross_entropy import IGNORE
+from kernels.logit_rows import IGNORE
 from runner.evaluate.answer_metrics import mean_and_error
 from runner.evaluate.pairs_config import PairsConfig
 from runner.evaluate.validation import to_device

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.cross_entropy import IGNORE
+from kernels.logit_rows import IGNORE
 from kernels.philox import NoiseKey, random_words
 from models.contract import logits, token_loss
 from models.language_model import TokenLoss

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from kernels.cross_entropy import IGNORE
+from kernels.logit_rows import IGNORE
 from kernels.philox import NoiseKey
 from models.contract import token_loss
 from models.language_model import TokenLoss

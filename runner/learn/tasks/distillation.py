@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.cross_entropy import IGNORE
 from kernels.divergence import divergence
+from kernels.logit_rows import IGNORE
 from kernels.philox import NoiseKey
 from models.contract import logits
 from models.language_model import TokenLoss

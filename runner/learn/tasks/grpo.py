@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kernels.cross_entropy import IGNORE
+from kernels.logit_rows import IGNORE
 from kernels.philox import NoiseKey
 from models.contract import token_loss
 from models.language_model import TokenLoss

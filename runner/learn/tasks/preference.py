@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch import distributed as dist
 
-from kernels.cross_entropy import IGNORE
+from kernels.logit_rows import IGNORE
 from kernels.philox import NoiseKey
 from models.adapter import adapters_off
 from models.contract import token_loss

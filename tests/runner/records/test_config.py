@@ -132,6 +132,7 @@ NEEDS = {
         "task.loss=simpo",
     ],
     "problems": ["~data.split", "data.sources.0.path=x"],
+    "samsum": ["~data.split"],
     "sums": ["~data.split", "~data.sources.0.path"],
     "sst2": ["~data.split", "data.sources.0.path=x.tsv"],
     "sum_pairs": ["~data.sources.0.path"],

@@ -26,6 +26,7 @@ from runner.records.slurm_queue import submissions
 from runner.views.mlflow_cursors import Cursor, recorded_store
 from runner.views.mlflow_points import PointReader
 from runner.views.speed import precision_key, speeds
+from runner.views.sweep_story import read_story
 from tests.conftest import compose_tiny, write_text
 from tests.run_folders import DONE, Holder, row
 
@@ -87,6 +88,7 @@ def _write(root: Path) -> Path:
         },
         sweep / "launcher.json": {"launcher": "local", "jobs": 1},
         sweep / "policy.json": {"max_alike": 5},
+        sweep / "story.json": {"question": "a", "verdict": "b"},
         root / "plots/s/made.json": {"made_by": "espalier plots", "files": {}, "earlier": {}},
     }
     for file, content in files.items():
@@ -152,6 +154,7 @@ def _readers(root: Path, run: Path) -> dict[str, Callable[[], Any]]:
         "policy": lambda: load_policy(sweep),
         "study": lambda: read_study(sweep),
         "submissions": lambda: submissions(root, "s"),
+        "story": lambda: read_story(root, "s"),
     }
 
 
