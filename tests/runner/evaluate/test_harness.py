@@ -21,7 +21,8 @@ from runner.data.tokenizers_config import TokenizerConfig
 from runner.evaluate.code_execution import livecodebench
 from runner.evaluate.config import HarnessConfig
 from runner.evaluate.generation_settings import denoising_of
-from runner.evaluate.harness import HarnessModel, _evenly_spaced, evaluate
+from runner.evaluate.harness import HarnessModel, evaluate
+from runner.evaluate.labels import evenly_spaced
 from runner.generate.denoise import Denoise
 from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
@@ -328,8 +329,8 @@ def test_unknown_tasks_and_missing_files_are_named(tmp_path: Path) -> None:
     assert any("arc_easy" in names for names in Memo("lm-eval").entries.values())
     with pytest.raises(ValueError, match="twice"):
         HarnessConfig(tasks=("a", "a"))
-    assert _evenly_spaced(10, 3) == [0, 3, 6]
-    assert _evenly_spaced(2, 5) == [0, 1]
+    assert evenly_spaced(10, 3) == [0, 3, 6]
+    assert evenly_spaced(2, 5) == [0, 1]
 
 
 @pytest.mark.slow
