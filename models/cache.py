@@ -7,11 +7,13 @@ Shape legend: batch, seq = new tokens, ctx = capacity.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
+
+Stored = Literal["int8", "fp8"]  # of keys and values
 
 
 @runtime_checkable
@@ -138,12 +140,19 @@ class DecoderState:
         static: never grow, and compute with the shapes of the capacity at every length, as a
             compiled step needs. The first call after `start`, or the first `put`, makes the
             tensors: do not compile that call.
+        stored: keep keys and values of all tokens in this format (None: as they are computed).
     """
 
     def __init__(
-        self, batch: int, *, capacity: int, device: torch.device, static: bool = False
+        self,
+        batch: int,
+        *,
+        capacity: int,
+        device: torch.device,
+        static: bool = False,
+        stored: Stored | None = None,
     ) -> None:
-        self.static, self.capacity = static, capacity
+        self.static, self.capacity, self.stored = static, capacity, stored
         self.memories: dict[int, Memory] = {}
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.mask: Bool[Tensor, "batch 1 seq ctx"] | None = None
@@ -285,7 +294,11 @@ class DecoderState:
 
     def _with(self, memories: dict[int, Memory], lengths: Tensor) -> "DecoderState":
         made = DecoderState(
-            len(lengths), capacity=self.capacity, device=lengths.device, static=self.static
+            len(lengths),
+            capacity=self.capacity,
+            device=lengths.device,
+            static=self.static,
+            stored=self.stored,
         )
         made.memories, made.lengths = memories, lengths
         return made

@@ -21,7 +21,7 @@ from kernels.rotary import rotary_frequencies, rotary_tables
 from models.adapter import merge
 from models.block import Block
 from models.branch import Context, Notes, Tables
-from models.cache import DecoderState, State
+from models.cache import DecoderState, State, Stored
 from models.canvas import Canvas
 from models.contract import lookups, scales_of_modules
 from models.decoder_config import DecoderConfig
@@ -56,6 +56,7 @@ class Decoder(LanguageModel):
         self.norm = make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps)
         self.head = None if cfg.tied else nn.Linear(cfg.width, vocab_size, bias=False)
         self.packed_head: PackedLinear | None = None
+        self.stored: Stored | None = None  # the format of keys and values in a state
 
     def forward(
         self,
@@ -204,7 +205,9 @@ class Decoder(LanguageModel):
                 "causal=false has no state: each token sees later ones; use causal=true to decode"
             )
         device = self.embedding.weight.device
-        return DecoderState(batch, capacity=capacity, device=device, static=static)
+        return DecoderState(
+            batch, capacity=capacity, device=device, static=static, stored=self.stored
+        )
 
     def _read(
         self,

@@ -4,12 +4,13 @@ Shape legend: batch, kv = key/value heads, seq = new tokens, ctx = capacity, dim
 slots = window + sinks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from kernels.formats import E4M3, decode, encode, round_nearest
 from models.cache import DecoderState, Memory
 
 
@@ -25,10 +26,15 @@ class KeysValues(Memory):
         k: Float[Tensor, "batch kv seq dim"],
         v: Float[Tensor, "batch kv seq dim"],
     ) -> "KeysValues":
-        """Return those of branch `number`; the first call makes them, in the dtype of `k`, `v`."""
+        """Return those of branch `number`; the first call makes them, in the dtype of `k`, `v`.
+
+        With `state.stored` they are in 8 bits.
+        """
         if number not in state.memories:
             keys, values = (x.new_zeros(*x.shape[:2], state.capacity, x.shape[3]) for x in (k, v))
-            state.memories[number] = KeysValues(keys=keys, values=values)
+            made = KeysValues(keys=keys, values=values)
+            stored = state.stored
+            state.memories[number] = made if stored is None else _STORED[stored].like(made)
         memory = state.memories[number]
         assert isinstance(memory, KeysValues)
         return memory
@@ -40,21 +46,25 @@ class KeysValues(Memory):
         v: Float[Tensor, "batch kv seq dim"],
     ) -> tuple[Tensor, Tensor]:
         """Append new keys and values to each row; return all that a row may attend to."""
+        self._append(state, {"keys": k, "values": v})
+        return self._visible(state, "keys"), self._visible(state, "values")
+
+    def _append(self, state: DecoderState, added: Mapping[str, Tensor]) -> None:
         self._grow(state.capacity)
-        for name, new in (("keys", k), ("values", v)):
+        for name, new in added.items():
             if not state.static and state.counts is None and state.first == state.last:
                 self[name][:, :, state.last : state.end] = new
             else:
                 self._scatter(self[name], state, new.transpose(1, 2))
-        if state.static:
-            return self["keys"], self["values"]
-        return self["keys"][:, :, : state.end], self["values"][:, :, : state.end]
+
+    def _visible(self, state: DecoderState, name: str) -> Tensor:
+        return self[name] if state.static else self[name][:, :, : state.end]
 
     @staticmethod
     def _scatter(
-        tensor: Float[Tensor, "batch kv ctx dim"],
+        tensor: Shaped[Tensor, "batch kv ctx dim"],
         state: DecoderState,
-        new: Float[Tensor, "batch seq kv dim"],
+        new: Shaped[Tensor, "batch seq kv dim"],
     ) -> None:
         """Write `new` at the positions of the new tokens.
 
@@ -102,6 +112,78 @@ class KeysValues(Memory):
         return self._with(
             {name: torch.cat([part[name] for part in parts], dim=2) for name in self.tensors}
         )
+
+
+class StoredKeysValues(KeysValues):
+    """Keys and values in 8 bits, with a scale in bf16 for each token and head.
+
+    They are read as numbers again in every step: memory is what this saves.
+    """
+
+    top = 0.0  # what the largest magnitude of a token becomes
+
+    @classmethod
+    def like(cls, full: KeysValues) -> "StoredKeysValues":
+        """Return an empty one with the shapes of `full`."""
+        tensors = {}
+        for name, tensor in full.tensors.items():
+            tensors[name] = tensor.new_zeros(tensor.shape, dtype=torch.uint8)
+            scales = tensor.new_zeros(*tensor.shape[:3], 1, dtype=torch.bfloat16)
+            tensors[f"{name}_scales"] = scales
+        return cls(**tensors)
+
+    def write(
+        self,
+        state: DecoderState,
+        k: Float[Tensor, "batch kv seq dim"],
+        v: Float[Tensor, "batch kv seq dim"],
+    ) -> tuple[Tensor, Tensor]:
+        """See `KeysValues`; the newest are rounded too."""
+        added = {}
+        for name, new in (("keys", k), ("values", v)):
+            scales = (new.abs().amax(dim=-1, keepdim=True) / self.top).bfloat16()
+            usable = torch.where(scales > 0, scales, 1.0).to(new.dtype)
+            added[name] = self._codes((new / usable).clamp(-self.top, self.top))
+            added[f"{name}_scales"] = scales
+        self._append(state, added)
+        both = []
+        for name in ("keys", "values"):
+            numbers = self._numbers(self._visible(state, name))
+            both.append((numbers * self._visible(state, f"{name}_scales").float()).to(k.dtype))
+        return both[0], both[1]
+
+    def _codes(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _numbers(self, codes: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Int8KeysValues(StoredKeysValues):
+    """In integers from -127 to 127."""
+
+    top = 127.0
+
+    def _codes(self, x: Tensor) -> Tensor:
+        return x.round().to(torch.int8).view(torch.uint8)
+
+    def _numbers(self, codes: Tensor) -> Tensor:
+        return codes.view(torch.int8).float()
+
+
+class FP8KeysValues(StoredKeysValues):
+    """In E4M3."""
+
+    top = E4M3.max
+
+    def _codes(self, x: Tensor) -> Tensor:
+        return encode(round_nearest(x.float(), E4M3), E4M3)
+
+    def _numbers(self, codes: Tensor) -> Tensor:
+        return decode(codes, E4M3)
+
+
+_STORED = {"int8": Int8KeysValues, "fp8": FP8KeysValues}
 
 
 class LastKeysValues(Memory):

@@ -113,3 +113,12 @@ def experiment_folder(name: str) -> Path:
     if not named.exists() and first and (EXPERIMENTS / first / f"{grid}.yaml").exists():
         named = EXPERIMENTS / first
     return given.resolve() if (given / "sweep.yaml").exists() else named
+
+
+def draft_folder(root: Path, draft: str | None) -> str | None:
+    """Return what `TextGenerator` takes as draft: a run by its folder, another word as it is."""
+    if draft is None or draft == "lookup" or draft.startswith("layers:"):
+        return draft
+    from runner.records.cells import find_cell  # noqa: PLC0415
+
+    return str(find_cell(root, draft).folder)

@@ -48,6 +48,8 @@ class PromptCompleter:
         dtype: str = "fp32",
         precision: str = "weights",
         compiled: bool = False,
+        kv_cache: str | None = None,
+        draft: str | None = None,
         n: int = 1,
         beams: int = 1,
         chat: bool = False,
@@ -62,7 +64,13 @@ class PromptCompleter:
             )
         self.n, self.beams, self.slide = n, beams, slide
         self.generator = TextGenerator(
-            folder, average=average, dtype=dtype, precision=precision, compiled=compiled
+            folder,
+            average=average,
+            dtype=dtype,
+            precision=precision,
+            compiled=compiled,
+            kv_cache=kv_cache,
+            draft=draft,
         )
         given = {name: value for name, value in settings.items() if value is not None}
         self.sampling = settings_of(self.generator, given)

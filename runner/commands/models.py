@@ -9,12 +9,21 @@ from typing import Annotated
 
 import typer
 
-from runner.commands.arguments import MODELS, Reference, Root
+from runner.commands.arguments import MODELS, Reference, Root, draft_folder
 from runner.machine.errors import ConfigError
 from runner.machine.text_files import as_text
 
 app = typer.Typer()
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "slide", "seed")
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "slide",
+    "seed",
+    "draft",
+)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -155,6 +164,17 @@ def generate(
             help="Decode by a compiled step, which takes a minute to compile: for long runs.",
         ),
     ] = False,
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(help="int8 or fp8: keep keys and values in 8 bits (default: as computed)."),
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="What proposes tokens that the model checks together: a smaller run with the same "
+            "tokenizer, lookup (the text so far), layers:N (its first layers)."
+        ),
+    ] = None,
     seed: int = 0,
     root: Root = Path("."),
 ) -> None:
@@ -184,6 +204,8 @@ def generate(
         dtype=dtype,
         precision=precision,
         compiled=compiled,
+        kv_cache=kv_cache,
+        draft=draft_folder(root, draft),
         n=n,
         beams=beams,
         chat=chat,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from runner.commands.arguments import MODELS, Reference, Root
+from runner.commands.arguments import MODELS, Reference, Root, draft_folder
 from runner.machine.errors import ConfigError
 
 app = typer.Typer()
@@ -68,6 +68,17 @@ def serve(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Decode by a compiled step: a minute to start.")
     ] = False,
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(help="int8 or fp8: keep keys and values in 8 bits (default: as computed)."),
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="What proposes tokens that the model checks together: a smaller run with the same "
+            "tokenizer, lookup (the text so far), layers:N (its first layers)."
+        ),
+    ] = None,
     root: Root = Path("."),
 ) -> None:
     """Serve a trained cell to clients of OpenAI's interface, and a page to chat on."""
@@ -104,4 +115,6 @@ def serve(
         dtype=dtype,
         precision=precision,
         compiled=compiled,
+        kv_cache=kv_cache,
+        draft=draft_folder(root, draft),
     )

@@ -1,6 +1,6 @@
 """The strategy that adds one token to every row in each step."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -139,11 +139,30 @@ class Autoregressive:
         newest = {row.request.id: row.tokens[-1] for row in rows}
         logits = self._batch.step(newest, keep=len(self._unread))
         events = self._take(rows, logits)
-        for row, event in zip(rows, events, strict=True):
-            if not event.finish and len(row.tokens) > self.context:
+        self._slide(rows, events)
+        return events
+
+    def read_ahead(self, texts: Mapping[str, Sequence[int]], width: int) -> Tensor:
+        """Read tokens that a draft proposes, in pieces of one `width` where the step is compiled.
+
+        Return the logits after each, [rows, seq, vocab]. `go_back` must follow.
+        """
+        fixed = width if self.fixed_rows is not None else None
+        return self._batch.read_ahead(texts, keep=len(self._unread), width=fixed)
+
+    def go_back(self, rows: Sequence[TextRow], read: Sequence[int], events: list[Event]) -> None:
+        """Forget of what `read_ahead` has read all but so many tokens of each row."""
+        pairs = zip(rows, read, strict=True)
+        self._batch.go_back({row.request.id: number for row, number in pairs})
+        self._slide(rows, events)
+
+    def _slide(self, rows: Sequence[TextRow], events: Sequence[Event]) -> None:
+        """Let go on from the last half of its text who has outgrown the context."""
+        ended = {event.id for event in events if event.finish}
+        for row in rows:
+            if row.request.id not in ended and len(row.tokens) > self.context:
                 self._batch.leave(row.request.id)
                 self._reread(row)
-        return events
 
     def leave(self, row: TextRow) -> None:
         """See `Strategy`: the state of a row that waits lies in the memory of the host."""

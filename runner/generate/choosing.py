@@ -11,6 +11,7 @@ Shape legend: batch, vocab.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -53,6 +54,14 @@ class History:
         if how.repetition_penalty != 1.0:
             self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
             self.seen[torch.tensor(list(prompt), device=device)] = True
+
+    def copy(self) -> "History":
+        """Return one that can go on by itself."""
+        other = copy(self)
+        other.ids = list(self.ids)
+        other.counts = None if self.counts is None else self.counts.clone()
+        other.seen = None if self.seen is None else self.seen.clone()
+        return other
 
     def add(self, token: int) -> None:
         """Add a token to the text."""
@@ -108,6 +117,24 @@ def choose(logits: Float[Tensor, "batch vocab"], rows: Sequence[History]) -> Cho
         )
     top = likeliest(logits, [row.how.top_logprobs for row in rows])
     return Choices(ids.tolist(), logprobs.tolist(), top, near.tolist(), errors)
+
+
+def probabilities(
+    logits: Float[Tensor, "batch vocab"], rows: Sequence[History]
+) -> Float[Tensor, "batch vocab"]:
+    """Return the distribution that `choose` draws each row's token from, constraints left out.
+
+    Of a greedy row it is 1 at the likeliest token.
+    """
+    scores = _modified(logits, rows, {})
+    probs = torch.zeros_like(scores).scatter_(1, _largest(scores)[1][:, None], 1.0)
+    drawn = _where(rows, lambda row: row.how.temperature > 0)
+    if drawn:
+        hows = [rows[i].how for i in drawn]
+        index = _index(drawn, scores)
+        temperature = scores.new_tensor([how.temperature for how in hows])[:, None]
+        probs[index] = torch.softmax(truncate(scores[index], hows) / temperature, dim=-1)
+    return probs
 
 
 def likeliest(logits: Float[Tensor, "batch vocab"], wanted: Sequence[int]) -> dict[int, Top]:

@@ -3,16 +3,18 @@
 Shape legend: batch, seq, vocab.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from kernels.at_least_fp32 import at_least_fp32
 from models.cache import State
 from models.contract import read, start
+from runner.generate.scoring import padded
 
 
 def prefill(
@@ -67,6 +69,9 @@ class DecodingBatch:
         self.device = next(model.parameters()).device
         self._names: list[str | None] = []  # of each row, None where it is free
         self._state: State | None = None
+        self._lengths: Tensor | None = None
+        self._before: State | None = None  # what `read_ahead` has read, of a state that overwrites
+        self._ahead: dict[str, Sequence[int]] = {}
 
     def join(self, names: Sequence[str], state: State) -> None:
         """Add texts that have been read; `state` becomes the batch's own."""
@@ -125,8 +130,73 @@ class DecodingBatch:
         logits = at_least_fp32(read(self._step, tokens, self._state, counts=counts))
         if list(newest) == self._names:
             return logits
+        return logits[self._places(newest)]
+
+    def read_ahead(
+        self, ids: Mapping[str, Sequence[int]], keep: int, *, width: int | None = None
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Read several tokens of each named text; return the logits after each, in this order.
+
+        `go_back` then says how many of them count.
+
+        Args:
+            keep: see `step`.
+            width: compute in pieces of so many tokens (None: of the longest).
+        """
+        if self.fixed_rows is None:
+            self._give_up(keep)
+        state = self._state
+        assert state is not None
+        rows = torch.arange(len(self._names), device=self.device)
+        self._before = None if state.can_truncate else state.select(rows)
+        self._ahead = dict(ids)
+        texts = [ids.get(name, ()) if name is not None else () for name in self._names]
+        tokens, counts = padded(texts, self.device)
+        if width is not None:
+            tokens = F.pad(tokens, (0, width - tokens.shape[1]))
+        logits = read(self._step, tokens, state, counts=counts, every=True)
+        return at_least_fp32(logits)[self._places(ids)]
+
+    def go_back(self, counts: Mapping[str, int]) -> None:
+        """Forget of what `read_ahead` has read all but the first `counts` tokens of each text."""
+        state, read_ids = self._state, self._ahead
+        assert state is not None
+        if all(counts[name] == len(ids) for name, ids in read_ids.items()):
+            return
+        if self._before is None:
+            lost = [
+                len(read_ids[n]) - counts[n] if n is not None and n in read_ids else 0
+                for n in self._names
+            ]
+            state.truncate(state.lengths - torch.tensor(lost, device=self.device))
+            return
+        self._state, self._before = self._before, None  # there is no other way back: read again
+        kept = {name: ids[: counts[name]] for name, ids in read_ids.items()}
+        texts = [kept.get(name, ()) if name is not None else () for name in self._names]
+        tokens, numbers = padded(texts, self.device)
+        if tokens.shape[1]:
+            read(self.model, tokens, self._state, counts=numbers)
+
+    def mark(self) -> None:
+        """Remember the state as it is, for `back_to_mark`."""
+        assert self._state is not None
+        rows = torch.arange(len(self._names), device=self.device)
+        self._lengths = self._state.lengths.clone()
+        self._before = None if self._state.can_truncate else self._state.select(rows)
+
+    def back_to_mark(self) -> None:
+        """Forget what was read since `mark`; no text has joined or left meanwhile."""
+        if self._state is None or self._lengths is None:
+            return
+        if self._before is None:
+            self._state.truncate(self._lengths)
+        else:
+            self._state = self._before
+        self._before = self._lengths = None
+
+    def _places(self, names: Iterable[str]) -> Tensor:
         places = {name: place for place, name in enumerate(self._names)}
-        return logits[torch.tensor([places[name] for name in newest], device=self.device)]
+        return torch.tensor([places[name] for name in names], device=self.device)
 
     def num_bytes(self) -> int:
         """Return the size of the state."""

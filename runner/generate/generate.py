@@ -9,9 +9,11 @@ from torch import Tensor
 from models.prefix_cache import PrefixCache
 from runner.generate.autoregressive import Autoregressive
 from runner.generate.denoising import Denoising
+from runner.generate.drafts import Draft
 from runner.generate.engine import Engine, Overflow, Strategy
 from runner.generate.request import Event, Finish, Request
 from runner.generate.sampling import Sampling
+from runner.generate.speculation import Speculative
 from runner.generate.text_row import Decode
 from runner.generate.tool_pool import ToolPool
 from runner.generate.tools import Tools
@@ -83,6 +85,7 @@ def generate(
     tools: Tools | None = None,
     pool: ToolPool | None = None,
     bidirectional: bool = False,
+    draft: Draft | None = None,
 ) -> list[Completion]:
     """Return a completion of each prompt.
 
@@ -106,6 +109,7 @@ def generate(
         tools: what the model may call; not with a `strategy`.
         pool: runs the calls (None: one of its own).
         bidirectional: tokens of a prompt see each other; see `Autoregressive`.
+        draft: proposes tokens, which the model checks several at a time; see `Speculative`.
 
     Raises:
         ValueError: a prompt is empty, has an id that the model does not know, or is longer than
@@ -124,6 +128,7 @@ def generate(
         strategy=strategy,
         pool=pool,
         bidirectional=bidirectional,
+        draft=draft,
     )
     requests = requests_of(engine, prompts, sampling, slide=slide, separate=separate, tools=tools)
     return list(completions(engine, requests, on_text))
@@ -144,12 +149,13 @@ def make_engine(
     overflow: Overflow = "reread",
     pool: ToolPool | None = None,
     bidirectional: bool = False,
+    draft: Draft | None = None,
 ) -> Engine[Any]:
     """Return an engine; by default one for throughput, whose texts may outgrow the context.
 
     For the arguments see `generate`, `Autoregressive` and `Engine`.
     """
-    strategy = strategy or Autoregressive(
+    plain = Autoregressive(
         model,
         context=context,
         decode=decode,
@@ -160,6 +166,7 @@ def make_engine(
         prefixes=prefixes,
         bidirectional=bidirectional,
     )
+    strategy = strategy or (plain if draft is None else Speculative(plain, draft))
     return Engine(strategy, rows=rows, chunk=chunk, overflow=overflow, pool=pool)
 
 

@@ -4,17 +4,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from models.cache import Stored
 from models.contract import for_inference
+from models.decoder import Decoder
 from runner.data.corpus import encode_with_special, end_ids, prompt_ids, prompt_sees_itself
 from runner.generate.as_trained import compute_under, in_words, recipe_of_training
 from runner.generate.beam import beam_search
 from runner.generate.canvas_row import around
 from runner.generate.denoising import Denoising
+from runner.generate.drafts import Draft, make_draft
 from runner.generate.generate import (
     Completion,
     Settings,
@@ -45,6 +48,8 @@ class TextGenerator:
         precision: `weights` computes in `dtype`, `training` under the recipe of the run, see
             `runner.generate.as_trained`.
         compiled: decode by a compiled step.
+        kv_cache: int8 or fp8: keep keys and values in it (None: in `dtype`).
+        draft: proposes tokens; see `runner.generate.drafts.make_draft`.
 
     Attributes:
         computes: what products are computed in, in words.
@@ -64,6 +69,8 @@ class TextGenerator:
         dtype: str = "fp32",
         precision: str = "weights",
         compiled: bool = False,
+        kv_cache: str | None = None,
+        draft: str | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype={dtype!r} is none of: {', '.join(DTYPES)}")
@@ -79,6 +86,8 @@ class TextGenerator:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.compiled, self.computes = compiled, dtype
         model = model.to(device, DTYPES[dtype])
+        if kv_cache is not None:
+            _store_keys_and_values(model, kv_cache)
         recipe = recipe_of_training(folder, model, device) if as_trained else None
         self.model = for_inference(model, compiled=compiled)
         if recipe is not None:
@@ -93,6 +102,17 @@ class TextGenerator:
                 "--compile compiles the step of one token after the other, which this model does "
                 "not take; leave it out"
             )
+        self.draft = None if draft is None else self._draft(draft)
+
+    def _draft(self, given: str) -> Draft:
+        plain = self.strategy is None and not self.bidirectional
+        if not plain or self.compiled or self.computes not in DTYPES:
+            raise ConfigError(
+                f"--draft {given}: tokens are proposed to a model that adds one after the other, "
+                "not compiled, in the dtype of its weights; leave one out"
+            )
+        with _as_config_error():
+            return make_draft(given, self.model, self.tokenizer, self.context)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Settings | Sequence[Settings], **more: Any
@@ -113,6 +133,7 @@ class TextGenerator:
                 compiled=self.compiled,
                 strategy=self.strategy,
                 bidirectional=self.bidirectional,
+                draft=self.draft,
                 **self._text_options(),
                 **more,
             )
@@ -138,6 +159,7 @@ class TextGenerator:
                 compiled=self.compiled,
                 strategy=self.strategy,
                 bidirectional=self.bidirectional,
+                draft=self.draft,
                 **self._text_options(),
             )
             ids = [self._ids(prompt) for prompt in prompts]
@@ -199,6 +221,19 @@ class TextGenerator:
             "decode": tokenizer.decode,
             "ends": end_ids(tokenizer),
         }
+
+
+def _store_keys_and_values(model: Any, given: str) -> None:
+    """Let a model keep its keys and values in 8 bits.
+
+    Raises:
+        ConfigError: `given` is no format of them, or the model has none.
+    """
+    if given not in get_args(Stored):
+        raise ConfigError(f"kv_cache={given!r} is none of: {', '.join(get_args(Stored))}")
+    if not isinstance(model, Decoder):
+        raise ConfigError(f"kv_cache={given}: {type(model).__name__} keeps no keys and values")
+    model.stored = given  # type: ignore[assignment]
 
 
 @contextmanager

@@ -104,8 +104,8 @@ class ServedModel:
             prefix_bytes: of what is kept of prompts (0: nothing is).
         """
         prefixes = PrefixCache(block=_BLOCK, max_bytes=prefix_bytes) if prefix_bytes else None
-        own = self.generator.strategy
-        return self._engine(rows, invariant, prefixes=prefixes, strategy=own, chunk=chunk)
+        own = {"strategy": self.generator.strategy, "draft": self.generator.draft}
+        return self._engine(rows, invariant, prefixes=prefixes, chunk=chunk, **own)
 
     def pace(self, *, rows: int, invariant: bool = False) -> Pace:
         """Measure by the clock how many tokens of a prompt take 1.25 steps of others."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.cache import Stored
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from models.operand_config import OperandConfig
@@ -120,3 +121,28 @@ def test_a_memory_has_the_dtype_that_its_layer_computes_in() -> None:
         assert model(torch.tensor([[token]]), state=state).isfinite().all()
     dtypes = [memory["keys"].dtype for memory in state.memories.values()]
     assert dtypes == [torch.float32, torch.bfloat16]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("stored", "error"), [("int8", 0.02), ("fp8", 0.1)])
+@pytest.mark.parametrize("static", [False, True])
+def test_keys_and_values_in_8_bits_are_near_and_take_a_third(
+    model: Decoder, stored: Stored, error: float, static: bool
+) -> None:
+    rows = _rows(23, 9)
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    counts, sizes, given = torch.tensor([23, 9]), [], []
+    for model.stored in (None, stored):
+        state = model.start(2, 32, static=static)
+        model(padded[:, :9], state=state)
+        model(padded[:, 9:], state=state, counts=counts - 9)
+        other = model.start(2, 32, static=static)
+        other.put(torch.tensor([1, 0]), state)
+        other.truncate(torch.tensor([9, 20]))
+        logits = model(torch.tensor([[1], [2]]), state=other)
+        given.append(logits)
+        sizes.append(other.num_bytes())
+    model.stored = None
+    assert 0 < float((given[1] - given[0]).norm() / given[0].norm()) < error
+    dim = model.cfg.attention_dim
+    assert sizes[1] * 4 * dim == sizes[0] * (dim + 2)

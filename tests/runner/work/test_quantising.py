@@ -65,6 +65,10 @@ def test_a_quantised_run_is_evaluated_generates_and_is_exported_as_any_other(
         before = logits(model, ids)
         (one,) = TextGenerator(cell.folder).generate(["line 1"], Sampling(max_new_tokens=5))
         assert len(one.ids) == 5
+        helped = TextGenerator(trained.folder, draft=str(cell.folder))  # by what is near to it
+        greedy = Sampling(max_new_tokens=10, temperature=0.0)
+        (drafted,) = helped.generate(["line 1"], greedy)
+        assert drafted.ids == TextGenerator(trained.folder).generate(["line 1"], greedy)[0].ids
         export(cell, tmp_path / cell.fingerprint)
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / cell.fingerprint)
         torch.testing.assert_close(theirs(ids).logits, before, atol=1e-4, rtol=0)
