@@ -226,8 +226,12 @@ def derived(run: RunConfig) -> dict[str, int]:
 
 def evaluation_key(run: str, evaluation: Any) -> str:
     """Return <key> of evals/<key>.json, for an evaluation of the run with fingerprint `run`."""
-    half = set(execution_keys(type(evaluation), plain(evaluation)))
-    keys = {k: v for k, v in flatten(plain(evaluation)).items() if not is_among(k, half)}
+    node = plain(evaluation)
+    half = set(execution_keys(type(evaluation), node))
+    _drop_neutral_within(evaluation, node)
+    for name in _neutral_fields(evaluation):
+        del node[name]
+    keys = {k: v for k, v in flatten(node).items() if not is_among(k, half)}
     keys |= {
         "run": run,
         "_target_": released_name(type(evaluation)),

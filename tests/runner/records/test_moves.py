@@ -6,15 +6,16 @@ import types
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from models import moves
-from models.config import config, plain, released_name, target_class
+from models.config import config, neutral, plain, released_name, target_class
 from runner.data.benchmark_files import content_hash
 from runner.records.cells import make_cells
 from runner.records.config import validate
+from runner.records.fingerprint import evaluation_key
 
 RELEASED = json.loads(Path(__file__).with_name("released_targets.json").read_text())
 
@@ -77,3 +78,22 @@ def test_a_benchmark_keeps_its_hash_when_its_functions_move(
     before = content_hash(("sums",), None, str(tmp_path))
     own.write_text("task: sums\ndoc_to_text: !function new_rows.text\n")
     assert content_hash(("sums",), None, str(tmp_path)) == before
+
+
+def test_a_field_that_an_evaluation_gains_leaves_its_results_where_they_are() -> None:
+    """Only a value that is not neutral asks for results of its own."""
+
+    @config
+    class Before:
+        released_as: ClassVar[str] = "lab.Probe"
+        tokens: int = 3
+
+    @config
+    class After:
+        released_as: ClassVar[str] = "lab.Probe"
+        tokens: int = 3
+        name: str = neutral("probe")
+
+    assert evaluation_key("run", Before()) == evaluation_key("run", After())
+    keys = {evaluation_key(*of) for of in (("run", After(name="b")), ("other", After()))}
+    assert len(keys | {evaluation_key("run", After())}) == 3
