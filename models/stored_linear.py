@@ -58,8 +58,9 @@ class StoredLinear(nn.Module):
         self.scheme, self.shape, self.bias = scheme, tuple(linear.weight.shape), linear.bias
         self.num_frozen = linear.weight.numel()  # counted as parameters
         self.dense: Tensor | None = None
-        for name, part in _packed(linear.weight.detach(), scheme, moments).items():
-            self.register_buffer(name, part)
+        weight = linear.weight.detach()
+        for name, part in _packed(weight.cpu(), scheme, moments).items():
+            self.register_buffer(name, part.to(weight.device))
 
     @property
     def packed(self) -> Packed:

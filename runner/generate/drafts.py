@@ -212,4 +212,5 @@ def draw(
 def noise(histories: Sequence[History], stream: int, number: int) -> Float[Tensor, "rows number"]:
     """Return Gumbel variables of each row for its next token in `stream`."""
     keys = [(one.how.seed, one.how.sample, stream + len(one.ids)) for one in histories]
-    return gumbel(*torch.tensor(keys).unbind(1), number)
+    seeds, samples, positions = torch.tensor(keys).unbind(1)
+    return gumbel(seeds, samples, positions, number)
