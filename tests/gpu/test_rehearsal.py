@@ -74,6 +74,7 @@ def test_without_a_gpu_every_section_is_rehearsed(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, (tmp_path / "out" / "gpu.log").read_text()[-3000:]
     assert done.stdout.startswith("no CUDA GPU here: rehearsing on the CPU")
+    assert len(list((tmp_path / "out").iterdir())) <= 8
     written = json.loads((tmp_path / "out" / "gpu.json").read_text())
     assert written["rehearsal"]
     assert [one["name"] for one in written["sections"]] == [one.name for one in gpu.sections()]

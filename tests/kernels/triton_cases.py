@@ -42,7 +42,6 @@ BLOCK_QUANTISERS = [
     Quantiser(format="fp8_e4m3", block=(0, 0)),
     Quantiser(format="fp8_e5m2", block=(0, 0)),
 ]
-HEADROOMS = (1.0, 17 / 16)
 
 
 def check_words(device: torch.device) -> None:
@@ -76,18 +75,18 @@ def check_quantise(kind: str, shape: tuple[int, int], device: torch.device) -> N
     for block in BLOCKS:
         packed = quantise_nvfp4(x, block=block)
         assert torch.equal(expand(*packed.packed(), block), packed.scaled().bfloat16()), kind
-        for chosen in (None, draw):
-            for headroom in HEADROOMS:
-                found = quantise(x, block, chosen, headroom=headroom)
-                _check(found, x, block, chosen, headroom, (kind, shape, block))
+        for chosen, headroom in ((None, 1.0), (draw, 17 / 16)):
+            found = quantise(x, block, chosen, headroom=headroom)
+            _check(found, x, block, chosen, headroom, (kind, shape, block))
 
 
 def check_blocks(kind: str, device: torch.device) -> None:
     """Hold MXFP4, MXFP8 and FP8 in every block, rule and rounding that a recipe may choose."""
-    x, draw = _inputs(kind, (128, 256), device), Draw(_dice([4, 2**40], device), 3, 126)
+    large, draw = _inputs(kind, (128, 256), device), Draw(_dice([4, 2**40], device), 3, 62)
     if kind == "zeros":
-        x[3, 5] = float("nan")
+        large[3, 5] = float("nan")
     for quantiser in BLOCK_QUANTISERS:
+        x = large if max(quantiser.block) == 128 else large[:64, :96]
         for chosen in (None, draw) if quantiser.format == "mxfp4" else (None,):
             made = _by_triton(quantiser, x, chosen, None)
             assert made is not None
