@@ -130,7 +130,7 @@ class StoredKeysValues(KeysValues):
             tensors[name] = tensor.new_zeros(tensor.shape, dtype=torch.uint8)
             scales = tensor.new_zeros(*tensor.shape[:3], 1, dtype=torch.bfloat16)
             tensors[f"{name}_scales"] = scales
-        return cls(**tensors)
+        return cls(None, **tensors)
 
     def write(
         self,

@@ -1,6 +1,7 @@
 """The verbs of the command line, and Hydra's side of a run."""
 
 __all__ = [
+    "answers",
     "arguments",
     "choices",
     "cli",

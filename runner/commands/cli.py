@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from runner.commands import (
+    answers,
     exchange,
     figures,
     imports,
@@ -373,11 +374,9 @@ def ui(root: Root = Path("."), port: int = 5000, host: str = "127.0.0.1") -> Non
     raise typer.Exit(subprocess.call(command, env=os.environ | off))
 
 
-for verbs in (init, keys, storage, figures, models, infill, exchange):
+for verbs in (init, keys, storage, figures, models, answers, infill, exchange, quantising, serving):
     app.add_typer(verbs.app)
 app.add_typer(imports.app, name="import", rich_help_panel=MODELS)
-app.add_typer(quantising.app)
-app.add_typer(serving.app)
 app.add_typer(precision.app, name="precision", rich_help_panel=MODELS)
 
 
