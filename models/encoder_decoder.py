@@ -9,11 +9,11 @@ Shape legend: batch, seq, vocab, dim.
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from kernels.at_least_fp32 import at_least_fp32
-from kernels.cross_entropy import Weights, linear_cross_entropy
+from kernels.cross_entropy import IGNORE, Weights, linear_cross_entropy
 from models.adapter import adapt, merge
 from models.encoder_decoder_config import EncoderDecoderConfig
 from models.initialise import generator_of
@@ -44,8 +44,16 @@ class EncoderDecoder(LanguageModel):
         weights: Weights | None = None,
         give: Give | None = None,
     ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, "batch seq dim"] | TokenLoss:
-        """See `LanguageModel.forward`; a text without an end token is all source."""
-        hidden = self._hidden_states(tokens)
+        """See `LanguageModel.forward`.
+
+        Raises:
+            ValueError: a text has no end token, or a target before the first one: then what should
+                be predicted would be read.
+        """
+        ends = tokens == self.cfg.end_id
+        if type(tokens) is Tensor and not tokens.is_meta:
+            self._refuse_no_source(tokens, targets, ends)
+        hidden = self._hidden_states(tokens, ends)
         if give == "hidden":
             return hidden
         head = self.shared.weight if self.lm_head is None else self.lm_head.weight
@@ -61,11 +69,23 @@ class EncoderDecoder(LanguageModel):
         )
         return TokenLoss(total=total, nll=nll.view(targets.shape))
 
-    def _hidden_states(self, tokens: Int64[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
+    def _refuse_no_source(self, tokens: Tensor, targets: Tensor | None, ends: Tensor) -> None:
+        within = ends.cumsum(1) == 0  # places of the source before its end
+        empty = tokens[:, 0] == self.cfg.start_id  # a row that nothing was read of
+        early = torch.zeros_like(within) if targets is None else (targets != IGNORE) & within
+        if bool((within.all(1) & ~empty).any() | early.any()):
+            raise ValueError(
+                f"a source does not end with the token {self.cfg.end_id}, so the encoder would "
+                "read what the decoder should write; end the form of the data with it, as in "
+                "data.sources.0.form='summarize: {}</s>'"
+            )
+
+    def _hidden_states(
+        self, tokens: Int64[Tensor, "batch seq"], ends: Bool[Tensor, "batch seq"]
+    ) -> Float[Tensor, "batch seq dim"]:
         """Return the decoder's last hidden states at the places of the text that they read."""
         seq = tokens.shape[1]
         places = torch.arange(seq, device=tokens.device)
-        ends = tokens == self.cfg.end_id
         last = torch.where(ends.any(1), ends.int().argmax(1), seq - 1)[:, None]  # of the source
         reads = (places <= last).long()
         source = self.encoder(inputs_embeds=self.shared(tokens), attention_mask=reads)[0]

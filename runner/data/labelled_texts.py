@@ -46,7 +46,6 @@ class LabelledFile:
         values: what the label field holds, in the order of `words`.
         words: what a model writes for each label; a space that begins a word is part of it.
         form: what a model reads, in which {} is the text.
-        weight: share of the training samples, relative to the other sources.
     """
 
     path: str = execution()
@@ -56,7 +55,6 @@ class LabelledFile:
     values: tuple[str, ...] = ("0", "1")
     words: tuple[str, ...] = (" negative", " positive")
     form: str = "Review: {}\nSentiment:"
-    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.path.endswith(_SUFFIXES):

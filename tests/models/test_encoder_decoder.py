@@ -51,6 +51,11 @@ def test_logits_and_loss_are_those_of_transformers(folder: Path) -> None:
     later[0, 6:] = 40
     torch.testing.assert_close(ours(later)[0, 4:6], logits[0, 4:6])
     assert not torch.equal(ours(later)[0, 6:], logits[0, 6:])
+    for lost in (tokens[:, :2], torch.where(tokens == END, 50, tokens)):
+        with pytest.raises(ValueError, match=r"a source does not end with the token 1.*form="):
+            ours(lost)
+    with pytest.raises(ValueError, match="read what the decoder should write"):
+        ours(tokens, torch.where(tokens == 5, 6, targets))
     assert heads(ours) == ({"lm_head.weight"} if ours.lm_head is not None else set())
 
 
