@@ -83,6 +83,15 @@ def test_without_a_gpu_every_section_is_rehearsed(tmp_path: Path) -> None:
         assert one["rows"], one
 
 
+def test_the_tree_can_be_carried_to_a_gpu() -> None:
+    """With wheels of 3 MB it has to fit into 64 MiB."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    files = [ROOT / name for name in listed.split("\0") if name]
+    assert 1 << 20 < sum(f.stat().st_size for f in files if f.is_file()) < 60 << 20
+
+
 @pytest.mark.parametrize("size", gpu_training.PEERS)
 def test_the_models_that_are_compared_have_equally_many_parameters(size: str) -> None:
     sides = [gpu_training.side(name, size)[0] for name in gpu_training.PEERS[size]]
