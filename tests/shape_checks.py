@@ -17,10 +17,15 @@ def jaxtyped(fn: Any = None, *, typechecker: Callable[[Any], Any] | None) -> Any
     """Decorate as `jaxtyping.jaxtyped`, in whose place the import hook finds it."""
     if fn is None:
         return lambda fn: jaxtyped(fn, typechecker=typechecker)
-    names_none = inspect.isfunction(fn) and "[Tensor" not in str(fn.__annotations__)
-    if names_none and typechecker is not None:
+    if typechecker is not None and inspect.isfunction(fn) and not _needs_jaxtyping(fn):
         return typechecker(fn)
     return _check_shapes(fn, typechecker=typechecker)
+
+
+def _needs_jaxtyping(fn: Callable[..., Any]) -> bool:
+    """Return whether a function names a shape, or a class that only a type checker imports."""
+    hints = fn.__annotations__
+    return "[Tensor" in str(hints) or any(isinstance(hint, str) for hint in hints.values())
 
 
 def install() -> None:

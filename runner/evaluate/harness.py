@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lm_eval
+from lm_eval import evaluator
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -296,15 +297,19 @@ def _quiet(allow_unsafe: bool) -> Iterator[None]:
     """Silence lm-eval's warnings and tell the scoring functions whether a sandbox is required.
 
     lm-eval returns results on LOCAL_RANK 0 only; here every rank evaluates, so each is set to 0.
+    What it notes of the environment takes a second, and an attempt has its own notes.
     """
+    add_environment = evaluator.add_env_info
     logger = logging.getLogger("lm_eval")
     level = logger.level
     before = {name: os.environ.get(name) for name in (code.ALLOW, "LOCAL_RANK")}
     logger.setLevel(logging.ERROR)
     os.environ |= {code.ALLOW: "true" if allow_unsafe else "false", "LOCAL_RANK": "0"}
+    evaluator.add_env_info = lambda results: None
     try:
         yield
     finally:
+        evaluator.add_env_info = add_environment
         logger.setLevel(level)
         for name, value in before.items():
             os.environ.pop(name)

@@ -57,7 +57,17 @@ def set_up_page(client: "MlflowClient", experiment: str, root: Path, sweep: str,
     tags = {_TAG: state, _NOTE: _description(root, sweep, axes, count, address)}
     for key, value in tags.items():
         if there.get(key) != value:
-            client.set_experiment_tag(experiment, key, value)
+            _set_tag(client, experiment, key, value)
+
+
+def _set_tag(client: "MlflowClient", experiment: str, key: str, value: str) -> None:
+    """Set a tag; of two uploaders that make it at once the store refuses one, who then sets it."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        client.set_experiment_tag(experiment, key, value)
+    except MlflowException:
+        client.set_experiment_tag(experiment, key, value)
 
 
 def addresses(root: Path, server: str, uri: str) -> list[str]:
