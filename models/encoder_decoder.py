@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from kernels.at_least_fp32 import at_least_fp32
-from kernels.cross_entropy import IGNORE, Weights, linear_cross_entropy
+from kernels.cross_entropy import Weights, linear_cross_entropy
+from kernels.logit_rows import IGNORE
 from models.adapter import adapt, merge
 from models.encoder_decoder_config import EncoderDecoderConfig
 from models.initialise import generator_of
