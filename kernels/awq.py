@@ -32,6 +32,9 @@ def awq(
     Args:
         hessian: sum of x x^T over inputs, of any positive factor.
         magnitudes: the mean of |x| of each channel.
+
+    Raises:
+        ValueError: the weights or their inputs are not finite.
     """
     weight, best = weight.float(), torch.inf
     usual = magnitudes.float().clamp(min=1e-4)
@@ -46,5 +49,6 @@ def awq(
         loss = float(((error @ hessian.float()) * error).sum())
         if loss < best:
             best, result = loss, (grid, codes, inverse)
-    assert result is not None, "no error is finite: the weights or the inputs are not"
+    if result is None:
+        raise ValueError("no error of AWQ is finite: the weights or their inputs are not")
     return result

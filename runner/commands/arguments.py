@@ -79,6 +79,17 @@ Experiment = Annotated[
         help="Folder under experiments/, or a path.", autocompletion=_names_of_experiments
     ),
 ]
+KvCache = Annotated[
+    str | None,
+    typer.Option(help="int8 or fp8: keep keys and values in 8 bits (default: as computed)."),
+]
+DraftWord = Annotated[
+    str | None,
+    typer.Option(
+        help="What proposes tokens that the model checks together: a smaller run with the same "
+        "tokenizer, lookup (the text so far), layers:N (its first layers)."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="KEY=VALUE, GROUP=CHOICE.", autocompletion=_overrides),

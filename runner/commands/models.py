@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from runner.commands.arguments import MODELS, Reference, Root, draft_folder
+from runner.commands.arguments import MODELS, DraftWord, KvCache, Reference, Root, draft_folder
 from runner.machine.errors import ConfigError
 from runner.machine.text_files import as_text
 
@@ -164,17 +164,8 @@ def generate(
             help="Decode by a compiled step, which takes a minute to compile: for long runs.",
         ),
     ] = False,
-    kv_cache: Annotated[
-        str | None,
-        typer.Option(help="int8 or fp8: keep keys and values in 8 bits (default: as computed)."),
-    ] = None,
-    draft: Annotated[
-        str | None,
-        typer.Option(
-            help="What proposes tokens that the model checks together: a smaller run with the same "
-            "tokenizer, lookup (the text so far), layers:N (its first layers)."
-        ),
-    ] = None,
+    kv_cache: KvCache = None,
+    draft: DraftWord = None,
     seed: int = 0,
     root: Root = Path("."),
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from runner.commands.arguments import MODELS, Reference, Root, draft_folder
+from runner.commands.arguments import MODELS, DraftWord, KvCache, Reference, Root, draft_folder
 from runner.machine.errors import ConfigError
 
 app = typer.Typer()
@@ -68,17 +68,8 @@ def serve(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Decode by a compiled step: a minute to start.")
     ] = False,
-    kv_cache: Annotated[
-        str | None,
-        typer.Option(help="int8 or fp8: keep keys and values in 8 bits (default: as computed)."),
-    ] = None,
-    draft: Annotated[
-        str | None,
-        typer.Option(
-            help="What proposes tokens that the model checks together: a smaller run with the same "
-            "tokenizer, lookup (the text so far), layers:N (its first layers)."
-        ),
-    ] = None,
+    kv_cache: KvCache = None,
+    draft: DraftWord = None,
     root: Root = Path("."),
 ) -> None:
     """Serve a trained cell to clients of OpenAI's interface, and a page to chat on."""
