@@ -20,7 +20,7 @@ from runner.generate.choosing import History, probabilities
 from runner.generate.decoding_batch import DecodingBatch
 from runner.generate.text_row import TextRow
 from runner.machine.errors import ConfigError
-from runner.records.trained_model import load_model
+from runner.records.trained_model import is_run, load_model
 
 # Keys of what is drawn besides the tokens of a text, which have the positions themselves.
 PROPOSED, ACCEPTED, LEFT = (number << 28 for number in (1, 2, 3))
@@ -185,7 +185,7 @@ def make_draft(given: str, model: Any, tokenizer: Any, context: int) -> Draft:
     if word == "layers" and number.isdecimal():
         return DraftModel(first_layers(model, int(number)), context)
     folder = Path(given)
-    if not (folder / "cell.json").exists():
+    if not is_run(folder):
         raise ConfigError(f"draft={given} is no run, nor lookup, nor layers:N")
     smaller, theirs, most = load_model(folder)
     if theirs.dumps() != tokenizer.dumps():
