@@ -45,7 +45,11 @@ class Operand:
     format: str = ""
 
     def dequantised(self) -> Float[Tensor, "rows cols"]:
-        """Return the operand in fp32, its factor and scales applied."""
+        """Return the operand in fp32, its factor and scales applied.
+
+        NVFP4 is (element * scale) * (amax / 2688), as in a GEMM; TransformerEngine's kernel
+        multiplies element * ((scale * amax) * (1 / 2688)), one step of bf16 away at some ties.
+        """
         values = self.values.float()
         if self.scales is not None:
             of_rows = self.scales.repeat_interleave(self.block[0], 0)

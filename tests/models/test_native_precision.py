@@ -79,6 +79,7 @@ def test_a_backward_pass_of_kept_operands_is_that_of_the_dequantised_ones(
     kept = [f"precision.{gemm}.saved=quantised" for gemm in ("dgrad", "wgrad")]
     precision, model = _prepared(compose, "precision=nvfp4_forward", *kept)
     layer = next(m for m in model.modules() if getattr(m, "native", None))
+    torch.manual_seed(37)  # 1 / (2688 / amax) and amax / 2688 differ for its amax, 3.828125
     x = torch.randn(32, 64).bfloat16().requires_grad_()
     precision.begin(0, 10)
     with precision.autocast(NoiseKey(seed=0, step=0, samples=torch.arange(2))):
@@ -86,8 +87,11 @@ def test_a_backward_pass_of_kept_operands_is_that_of_the_dequantised_ones(
     grad = torch.randn_like(y)
     y.backward(grad)
     made, weight = (
-        Quantiser(format="nvfp4", block=block)(tensor.detach()).dequantise().bfloat16()
-        for block, tensor in (((1, 16), x), ((16, 16), layer.weight))
+        (of.scaled() * (of.numerator / of.denominator)).bfloat16()
+        for of in (
+            Quantiser(format="nvfp4", block=block)(tensor.detach())
+            for block, tensor in (((1, 16), x), ((16, 16), layer.weight))
+        )
     )
     assert torch.equal(x.grad, grad @ weight)
     torch.testing.assert_close(layer.weight.grad, grad.float().T @ made.float())
