@@ -114,9 +114,10 @@ class Disturbed:
     def command(self, root: Path, *arguments: str, launcher: str = "slurm") -> list[str]:
         """Return the command of the cell; bits depend on its one thread (TINY).
 
-        Its steps take longer than a minute, the time limit.
+        Its steps take 42 s. SLURM warns a job between 45 and 15 s after its start, when the limit
+        is a minute and the warning due 15 s before it: no job of such a run reaches its end alone.
         """
-        slow = ["model.dropout=0.1", *SLOW, "train.steps=320"]
+        slow = ["model.dropout=0.1", *SLOW, "train.steps=210"]
         return _command(self.text, root, *slow, *arguments, launcher=launcher)
 
     def reference(self) -> Path:
@@ -242,7 +243,8 @@ def test_preempted_and_requeued_runs_end_with_the_same_bits(
 
 @needs_slurm
 def test_a_run_longer_than_its_time_limit_ends_with_the_same_bits(disturbed: Disturbed) -> None:
-    assert disturbed.processes[1].wait(timeout=280) == 0
+    assert disturbed.processes[1].wait(timeout=500) == 0  # some jobs of the run take few steps
+    assert len(list(disturbed.limit.glob("runs/*/attempts/*"))) > 1
     assert_undisturbed(disturbed.limit, disturbed.reference())
 
 
