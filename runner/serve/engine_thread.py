@@ -10,12 +10,13 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from runner.generate.engine import Engine, QueueFull
 from runner.generate.request import Event, Request
+from runner.generate.speculation import Counts, Speculative
 from runner.serve.errors import ApiError, draining
 from runner.serve.metrics import Clock, Metrics
 
@@ -34,6 +35,7 @@ class _Step:
     running: int
     waiting: int
     reserved: float  # share of the tokens that fit
+    speculated: Counts | None  # since the beginning
 
 
 class Call:
@@ -266,6 +268,7 @@ class EngineThread:
         ended = {event.id for event in events if event.finish}
         seen = {i for i in self._unadmitted if i in ended or self.engine.has_admitted(i)}
         self._unadmitted -= seen
+        strategy = self.engine.strategy
         return _Step(
             events,
             dict.fromkeys(seen, began),
@@ -274,6 +277,7 @@ class EngineThread:
             self.engine.num_running,
             self.engine.num_waiting,
             self.engine.num_reserved / self.engine.max_tokens,
+            replace(strategy.counts) if isinstance(strategy, Speculative) else None,
         )
 
     def _give_up(self, error: Exception) -> list[Event]:
@@ -301,6 +305,8 @@ class EngineThread:
                 self.metrics.ended(clock, prompt, event.finish, step.ended_at)
             call.put(number, event)
         self.metrics.stepped(step.running, step.waiting, step.reserved)
+        if step.speculated is not None:
+            self.metrics.speculated(step.speculated)
         tokens = sum(len(event.ids) for event in step.events)
         if tokens:
             rate = tokens / (step.ended_at - step.began_at)

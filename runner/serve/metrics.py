@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from runner.generate.request import Event
+from runner.generate.speculation import Counts
 
 _FIRST = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5]
 _FIRST += [10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0]
@@ -12,6 +13,11 @@ _BETWEEN = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 
 _BETWEEN += [10.0, 20.0, 40.0, 80.0]
 _WHOLE = [0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0]
 _WHOLE += [240.0, 480.0, 960.0, 1920.0, 7680.0]
+_SPECULATED = {  # the field of `Counts`, what it is
+    "spec_decode_num_drafts": ("rounds", "Rounds of a text in which a draft proposed tokens."),
+    "spec_decode_num_draft_tokens": ("proposed", "Tokens that a draft proposed."),
+    "spec_decode_num_accepted_tokens": ("accepted", "Proposed tokens that the model accepted."),
+}
 _TOKENS = [float(m * 10**e) for e in range(6) for m in (1, 2, 5)]
 
 
@@ -33,9 +39,13 @@ class Clock:
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own."""
+    """The metrics of one server, in a registry of their own.
 
-    def __init__(self, model_name: str) -> None:
+    Args:
+        speculates: it has a draft, whose proposals are counted.
+    """
+
+    def __init__(self, model_name: str, *, speculates: bool = False) -> None:
         self._registry = CollectorRegistry()
         self._model_name = model_name
         gauges = {
@@ -51,7 +61,10 @@ class Metrics:
             "prefix_cache_queries": "Tokens of prompts that were looked up in the prefix cache.",
             "prefix_cache_hits": "Tokens of prompts that the prefix cache knew.",
         }
+        if speculates:
+            counters |= {name: text for name, (_, text) in _SPECULATED.items()}
         self._counters = {name: self._counter(name, text) for name, text in counters.items()}
+        self._speculated = Counts()
         self._ended = Counter(
             "espalier:request_success",
             "Requests that have ended.",
@@ -75,6 +88,13 @@ class Metrics:
         values = (running, waiting, reserved)
         for gauge, value in zip(self._gauges.values(), values, strict=True):
             gauge.set(value)
+
+    def speculated(self, counts: Counts) -> None:
+        """Take what the server has speculated since it began."""
+        for name, (field, _) in _SPECULATED.items():
+            more = getattr(counts, field) - getattr(self._speculated, field)
+            self._counters[name].inc(more)
+        self._speculated = counts
 
     def added(self, clock: Clock, event: Event, moment: float) -> None:
         """Take what a step has added to a request, and when it ended."""

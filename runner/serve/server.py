@@ -128,7 +128,7 @@ def _engine_thread(model: ServedModel, options: Options) -> EngineThread:
     )
     return EngineThread(
         engine,
-        Metrics(model.name),
+        Metrics(model.name, speculates=model.generator.draft is not None),
         4 * rows if options.max_waiting is None else options.max_waiting,
         slow_reader_s=options.slow_reader_s,
         pace=pace,

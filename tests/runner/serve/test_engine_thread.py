@@ -1,6 +1,7 @@
 """The thread of the engine without HTTP: readers that are slow, leave or come too late."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -9,9 +10,11 @@ import pytest
 
 from models.decoder_config import DecoderConfig
 from runner.generate.autoregressive import Autoregressive
+from runner.generate.drafts import DraftModel
 from runner.generate.engine import Engine
 from runner.generate.request import Event, Request
 from runner.generate.sampling import Sampling
+from runner.generate.speculation import Speculative
 from runner.serve.engine_thread import _LEAD, Call, EngineThread
 from runner.serve.errors import ApiError
 from runner.serve.metrics import Metrics
@@ -168,3 +171,26 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_server(
         assert len(await _all(_submit(thread, _requests("d")))) == 40
 
     _run(thread, work)
+
+
+def test_metrics_count_what_a_draft_proposes_and_what_of_it_is_accepted() -> None:
+    strategy = Autoregressive(MODEL, context=CONTEXT, decode=lambda ids: "x" * len(ids))
+    speculative = Speculative(strategy, DraftModel(MODEL, CONTEXT), length=3)
+    engine = Engine(speculative, rows=2, chunk=4)
+    thread = EngineThread(engine, Metrics("m", speculates=True), max_waiting=2)
+    assert set(_speculated(thread).values()) == {0.0}
+
+    async def work() -> None:
+        await _all(_submit(thread, _requests("a", "b", new=21)))
+
+    _run(thread, work)
+    # A draft equal to the model is always right: the first token comes with the prompt, and a
+    # round gives 3 proposed tokens and one more.
+    assert _speculated(thread) == {"drafts": 10.0, "draft_tokens": 30.0, "accepted_tokens": 30.0}
+    assert "spec_decode" not in _thread().metrics.text().decode()
+
+
+def _speculated(thread: EngineThread) -> dict[str, float]:
+    text = thread.metrics.text().decode()
+    found = re.findall(r"^espalier:spec_decode_num_(\w+)_total\S* (\S+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in found}
