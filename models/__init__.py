@@ -2,6 +2,7 @@
 
 __all__ = [
     "adapter",
+    "adapter_choice",
     "adapter_config",
     "attention",
     "attention_config",

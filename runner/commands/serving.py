@@ -70,6 +70,13 @@ def serve(
     ] = False,
     kv_cache: KvCache = None,
     draft: DraftWord = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A run whose adapter clients choose as the model NAME, on this one as its base: "
+            "NAME=RUN, or RUN by its own name; may be given several times."
+        ),
+    ] = None,
     root: Root = Path("."),
 ) -> None:
     """Serve a trained cell to clients of OpenAI's interface, and a page to chat on."""
@@ -108,4 +115,22 @@ def serve(
         compiled=compiled,
         kv_cache=kv_cache,
         draft=draft_folder(root, draft),
+        adapters=_adapter_folders(root, adapter or []),
     )
+
+
+def _adapter_folders(root: Path, given: list[str]) -> dict[str, Path]:
+    """Return the folders of runs by the names of their adapters."""
+    from runner.records.cells import find_cell  # noqa: PLC0415
+
+    folders: dict[str, Path] = {}
+    for one in given:
+        name, equals, run = one.rpartition("=")
+        cell = find_cell(root, run)
+        name = name if equals else cell.config.name
+        if name in folders or not name:
+            raise ConfigError(
+                f"--adapter {one}: the name {name!r} is taken or empty; give NAME=RUN"
+            )
+        folders[name] = cell.folder
+    return folders

@@ -1,6 +1,7 @@
 """Text from a trained model: the engine, sampling, beams, streams."""
 
 __all__ = [
+    "adapted",
     "as_trained",
     "autoregressive",
     "away",

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from models.adapter_choice import AdapterChoice
 from models.prefix_cache import PrefixCache
+from runner.generate.adapted import ByAdapter
 from runner.generate.autoregressive import Autoregressive
 from runner.generate.denoising import Denoising
 from runner.generate.drafts import Draft
@@ -150,10 +152,12 @@ def make_engine(
     pool: ToolPool | None = None,
     bidirectional: bool = False,
     draft: Draft | None = None,
+    adapters: AdapterChoice | None = None,
 ) -> Engine[Any]:
     """Return an engine; by default one for throughput, whose texts may outgrow the context.
 
-    For the arguments see `generate`, `Autoregressive` and `Engine`.
+    For the arguments see `generate`, `Autoregressive` and `Engine`; `adapters` are those of the
+    model among which a request chooses, without draft or strategy.
     """
     plain = Autoregressive(
         model,
@@ -166,6 +170,8 @@ def make_engine(
         prefixes=prefixes,
         bidirectional=bidirectional,
     )
+    if adapters is not None:
+        strategy = ByAdapter(plain, adapters)
     strategy = strategy or (plain if draft is None else Speculative(plain, draft))
     return Engine(strategy, rows=rows, chunk=chunk, overflow=overflow, pool=pool)
 

@@ -34,6 +34,8 @@ class Request:
         salt: only texts of one salt share what has been read of their common beginning, and with
             it the time that this saves: of one user, say.
         tools: what the model may call (None: nothing). Answers count among the new tokens.
+        adapter: the adapter to compute with, of those that the model has (None: the model without
+            any); see `runner.generate.adapted`.
         separate: decode the new tokens without their prompt, as lm-eval does: SentencePiece then
             drops a space before the first word.
     """
@@ -45,6 +47,7 @@ class Request:
     constraint: Constraint | None = None
     salt: str = ""
     tools: Tools | None = None
+    adapter: str | None = None
     separate: bool = False
 
     @property

@@ -1,6 +1,6 @@
 """Text generation by a trained cell."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from models.cache import Stored
 from models.contract import for_inference
 from models.decoder import Decoder
 from runner.data.corpus import encode_with_special, end_ids, prompt_ids, prompt_sees_itself
+from runner.generate.adapted import load_adapters
 from runner.generate.as_trained import compute_under, in_words, recipe_of_training
 from runner.generate.beam import beam_search
 from runner.generate.canvas_row import around
@@ -50,6 +51,7 @@ class TextGenerator:
         compiled: decode by a compiled step.
         kv_cache: int8 or fp8: keep keys and values in it (None: in `dtype`).
         draft: proposes tokens; see `runner.generate.drafts.make_draft`.
+        adapters: folders of the runs whose adapters requests may choose, by name.
 
     Attributes:
         computes: what products are computed in, in words.
@@ -71,6 +73,7 @@ class TextGenerator:
         compiled: bool = False,
         kv_cache: str | None = None,
         draft: str | None = None,
+        adapters: Mapping[str, Path] | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype={dtype!r} is none of: {', '.join(DTYPES)}")
@@ -88,6 +91,14 @@ class TextGenerator:
         model = model.to(device, DTYPES[dtype])
         if kv_cache is not None:
             _store_keys_and_values(model, kv_cache)
+        self.adapters = None
+        if adapters:
+            if as_trained or compiled or draft is not None:
+                raise ConfigError(
+                    "--adapter computes in the dtype of the weights, not compiled and without a "
+                    "draft; leave --precision, --compile and --draft out"
+                )
+            self.adapters = load_adapters(model, self.tokenizer, adapters, average=average)
         recipe = recipe_of_training(folder, model, device) if as_trained else None
         self.model = for_inference(model, compiled=compiled)
         if recipe is not None:
@@ -97,6 +108,8 @@ class TextGenerator:
         task, self.bidirectional = config.task, prompt_sees_itself(config.data)
         self.strategy = strategy(task, self.model, self.tokenizer, self.context)
         self.settings = getattr(self.strategy, "settings", Sampling)
+        if self.adapters is not None and (self.strategy is not None or self.bidirectional):
+            raise ConfigError("--adapter: this model does not add one token after the other")
         if compiled and self.strategy is not None:
             raise ConfigError(
                 "--compile compiles the step of one token after the other, which this model does "

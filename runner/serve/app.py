@@ -186,8 +186,9 @@ class Api:
         return JSONResponse({"prompt": self.model.tokenizer.decode(body.tokens)})
 
     async def models(self) -> Response:
-        """List the model."""
-        return JSONResponse({"object": "list", "data": [self._card(self.model.name)]})
+        """List the model, and its adapters."""
+        cards = [self._card(name) for name in self.model.names]
+        return JSONResponse({"object": "list", "data": cards})
 
     async def one_model(self, name: str) -> Response:
         """Describe the model, by its name or its fingerprint."""
@@ -228,6 +229,7 @@ class Api:
             "created": self.model.created,
             "owned_by": "espalier",
             "max_model_len": self.model.context,
+            **({"parent": self.model.name} if self.model.adapter_of(name) else {}),
         }
 
     async def _plan(

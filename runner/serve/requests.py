@@ -174,6 +174,7 @@ class Planner:
                     score_from=score_from if len(prompt) > 1 else None,
                     constraint=grammar.copy() if grammar is not None else None,
                     salt=salt,
+                    adapter=self.model.adapter_of(body.model),
                 )
                 self._check(request)
                 requests.append(request)

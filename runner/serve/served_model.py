@@ -23,7 +23,7 @@ from runner.generate.generate import make_engine
 from runner.generate.request import Request
 from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
-from runner.machine.errors import DataError
+from runner.machine.errors import ConfigError, DataError
 from runner.records.cells import load_cell
 from runner.serve.errors import ApiError, invalid
 from runner.serve.vocabulary import Vocabulary
@@ -71,6 +71,10 @@ class ServedModel:
         self.generator, self.tokenizer = generator, generator.tokenizer
         self.context = generator.context
         self.name, self.aliases = cell.config.name, (cell.fingerprint,)
+        if self.name in self.names[1:]:
+            raise ConfigError(
+                f"--adapter {self.name} has the name of the model; give another: NAME=RUN"
+            )
         self.created = int((folder / "checkpoints").stat().st_mtime)
         has_template = template_of(self.tokenizer) is not None
         self.template = ChatTemplate(self.tokenizer) if has_template else None
@@ -84,9 +88,19 @@ class ServedModel:
         """Whether it was trained to call tools: its template has a place for them."""
         return self.template is not None and self.template.knows_tools
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its own name, and those of its adapters."""
+        adapters = self.generator.adapters
+        return (self.name, *(() if adapters is None else adapters.names))
+
+    def adapter_of(self, name: str | None) -> str | None:
+        """Return the adapter that a client asks for by a model's name, None for none."""
+        return name if name in self.names[1:] else None
+
     def check_name(self, name: str | None) -> None:
         """Raise ApiError if a client asks for another model; None is this one."""
-        if name is not None and name != self.name and name not in self.aliases:
+        if name is not None and name not in (*self.names, *self.aliases):
             raise ApiError(
                 404,
                 f"the model {name!r} does not exist here; ask for {self.name!r}, or GET /v1/models",
@@ -104,7 +118,8 @@ class ServedModel:
             prefix_bytes: of what is kept of prompts (0: nothing is).
         """
         prefixes = PrefixCache(block=_BLOCK, max_bytes=prefix_bytes) if prefix_bytes else None
-        own = {"strategy": self.generator.strategy, "draft": self.generator.draft}
+        made = self.generator
+        own = {"strategy": made.strategy, "draft": made.draft, "adapters": made.adapters}
         return self._engine(rows, invariant, prefixes=prefixes, chunk=chunk, **own)
 
     def pace(self, *, rows: int, invariant: bool = False) -> Pace:
