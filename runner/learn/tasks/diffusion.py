@@ -4,6 +4,7 @@ Shape legend: batch, seq.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,6 +55,14 @@ class Diffusion:
         self.cfg, self.mask = cfg, mask
         self.ends = torch.tensor(end_ids(tokenizer))
         self.bytes_per_id = torch.from_numpy(bytes_per_id(tokenizer))
+
+    def draw(self, model: Any, batches: Sequence[Batch], noise: NoiseKey) -> Sequence[Batch]:
+        """Return the batches, without the padding that all samples of one end with if it is cut."""
+        return [without_padding(batch) for batch in batches] if self.cfg.cut_padding else batches
+
+    def planned(self, batch: Batch) -> Batch:
+        """Return a batch of the largest shapes: how much is cut depends on values."""
+        return batch
 
     def count(self, batch: Batch) -> Tensor:
         """Return the number of tokens that can be hidden."""
@@ -151,6 +160,17 @@ def maskable(batch: Batch) -> Bool[Tensor, "batch seq"]:
     """Return which tokens can be hidden: those that are the target of the token before."""
     before = batch["targets"][:, :-1] != IGNORE
     return functional.pad(before, (1, 0), value=False)
+
+
+def without_padding(batch: Batch) -> Batch:
+    """Return a batch that ends at the last token of its samples that can be hidden."""
+    places = maskable(batch).any(0).nonzero()[:, 0]
+    length = int(places[-1]) + 1 if len(places) else 1
+    seq = batch["tokens"].shape[1]
+    return {
+        name: value[:, :length] if value.shape[1:] == (seq,) else value
+        for name, value in batch.items()
+    }
 
 
 def hide(

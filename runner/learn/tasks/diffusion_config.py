@@ -50,6 +50,8 @@ class DiffusionConfig:
             (DiffuLLaMA, arXiv 2410.17891). 0: all of them from the first step.
         ends_together: a run of several ends of documents is hidden whole or not at all, so that
             padding by them is not learnt from itself (Dream-Coder).
+        cut_padding: each micro-batch ends where its longest sample does: padding after it costs
+            nothing and is not seen. Samples differ in length with data=conversations.
         draws: ways of hiding each sample in validation, stratified by the number of tokens hidden.
     """
 
@@ -64,6 +66,7 @@ class DiffusionConfig:
     never_mask: bool = False
     anneal_steps: int = neutral(0)
     ends_together: bool = neutral(False)
+    cut_padding: bool = neutral(False)
     draws: int = 4
 
     def __post_init__(self) -> None:

@@ -199,6 +199,30 @@ def test_the_first_token_and_those_without_a_target_are_never_hidden() -> None:
     assert torch.equal(hidden.tokens == 4, hidden.where)
 
 
+def test_padding_after_the_longest_sample_is_cut_and_the_loss_stays() -> None:
+    batch = _samples(16)
+    ends = torch.arange(16)[:, None] % 4 + 2  # of the samples; the longest has five tokens
+    padding = torch.arange(LENGTH + 1) > ends
+    padded = batch | {
+        "tokens": batch["tokens"].masked_fill(padding, 3),
+        "targets": batch["targets"].masked_fill(padding.roll(-1, 1), -100),
+    }
+    padded["targets"][:, -1] = -100
+    noise = NoiseKey(seed=1, step=0, samples=batch["index"])
+    whole = DiffusionConfig().build(None, TOKENIZER, {})
+    cuts = DiffusionConfig(cut_padding=True).build(None, TOKENIZER, {})
+    assert whole.draw(None, [padded], noise)[0] is padded
+    (cut,) = cuts.draw(None, [padded], noise)
+    assert cut["tokens"].shape == cut["targets"].shape == (16, 6)
+    assert cuts.planned(padded) is padded
+    assert int(cuts.count(cut)) == int(whole.count(padded)) == int(ends.sum())
+    losses = [task.loss(Predicts(), b, noise).total for task, b in ((whole, padded), (cuts, cut))]
+    assert float(losses[0]) > 0
+    torch.testing.assert_close(losses[1], losses[0])
+    nothing = padded | {"targets": torch.full_like(padded["targets"], -100)}
+    assert cuts.draw(None, [nothing], noise)[0]["tokens"].shape == (16, 1)
+
+
 def test_a_causal_mask_opens_in_steps_and_ends_share_their_fate() -> None:
     noise = NoiseKey(seed=1, step=3, samples=torch.zeros(1, dtype=torch.int64))
     causal = torch.ones(64, 64, dtype=torch.bool).tril()
