@@ -42,12 +42,13 @@ class ChoosingLinear(nn.Module):
 
     def __init__(self, base: nn.Module, layers: dict[str, nn.Module], choice: AdapterChoice):
         super().__init__()
-        self.base, self.layers, self.choice = base, nn.ModuleDict(layers), choice
+        self.base, self.layers, self.choice = base, nn.ModuleList(layers.values()), choice
+        self.places = {name: number for number, name in enumerate(layers)}  # names may have dots
 
     def forward(self, x: Float[Tensor, "*batch cols"]) -> Float[Tensor, "*batch rows"]:
-        chosen = self.choice.chosen
-        has_it = chosen is not None and chosen in self.layers
-        return self.layers[chosen](x) if has_it else self.base(x)  # type: ignore
+        place = self.places.get(self.choice.chosen)
+        y: Tensor = self.base(x) if place is None else self.layers[place](x)
+        return y
 
 
 def put_adapters(model: nn.Module, adapted: Mapping[str, nn.Module]) -> AdapterChoice:

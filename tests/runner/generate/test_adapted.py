@@ -51,8 +51,8 @@ def _texts(engine: Any, asked: dict[str, str | None]) -> dict[str, list[tuple[in
 
 @pytest.mark.parametrize("chunk", [None, 4])
 def test_texts_of_several_adapters_in_one_batch_are_those_of_each_alone(chunk: int | None) -> None:
-    kinds: dict[str, Any] = {"a": ("lora", ("*",)), "b": ("dora", ("*.mlp.*", "*.q"))}
-    models = {name: _adapted(*kind, seed=len(name)) for name, kind in kinds.items()}
+    kinds: dict[str, Any] = {"keys": ("lora", ("*",)), "b.1": ("dora", ("*.mlp.*", "*.q"))}
+    models = {name: _adapted(*kind, seed=1) for name, kind in kinds.items()}
     alone = {n: _texts(_engine(m), {n: None})[n] for n, m in models.items()}
     base = BASE.build(VOCAB, 3)
     alone["none"] = _texts(_engine(base), {"none": None})["none"]
@@ -61,13 +61,13 @@ def test_texts_of_several_adapters_in_one_batch_are_those_of_each_alone(chunk: i
     prefixes = PrefixCache(block=4, max_bytes=1 << 20)
     engine = _engine(base, adapters=choice, chunk=chunk, prefixes=prefixes)
     for _ in range(2):  # the second time the prompt is known, of each adapter
-        found = _texts(engine, {"none": None, "a": "a", "b": "b"})
+        found = _texts(engine, {"none": None, "keys": "keys", "b.1": "b.1"})
         for name, text in found.items():
             assert [id for id, _ in text] == [id for id, _ in alone[name]]
             nats, expected = (torch.tensor([x for _, x in t]) for t in (text, alone[name]))
             torch.testing.assert_close(nats, expected, rtol=0, atol=1e-5)
     assert engine.strategy.num_bytes() == 0
-    with pytest.raises(ValueError, match="adapter='c' is none of: a, b"):
+    with pytest.raises(ValueError, match="adapter='c' is none of: keys, b"):
         engine.check(Request(id="c", prompt=PROMPT, how=Sampling(), adapter="c"))
 
 
