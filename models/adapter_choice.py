@@ -43,7 +43,8 @@ class ChoosingLinear(nn.Module):
     def __init__(self, base: nn.Module, layers: dict[str, nn.Module], choice: AdapterChoice):
         super().__init__()
         self.base, self.layers, self.choice = base, nn.ModuleList(layers.values()), choice
-        self.places = {name: number for number, name in enumerate(layers)}  # names may have dots
+        # Not a ModuleDict: names may have dots.
+        self.places: dict[str | None, int] = {name: i for i, name in enumerate(layers)}
 
     def forward(self, x: Float[Tensor, "*batch cols"]) -> Float[Tensor, "*batch rows"]:
         place = self.places.get(self.choice.chosen)
@@ -74,8 +75,8 @@ def put_adapters(model: nn.Module, adapted: Mapping[str, nn.Module]) -> AdapterC
                 f"adapter {name} has another base than this model, or holds it in few bits; give "
                 "the base that it was trained on, or the adapter's run alone"
             )
-        for path, layer in own.items():
-            layers.setdefault(path, {})[name] = layer
+        for path, one in own.items():
+            layers.setdefault(path, {})[name] = one
     for path, of_layer in layers.items():
         base: Any = model.get_submodule(path)
         for layer in of_layer.values():
