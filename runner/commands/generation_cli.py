@@ -128,16 +128,17 @@ class PromptCompleter:
         )
         yield from zip(asked, done, strict=True)
 
-    def stream(self, prompt: str, write: Callable[[str], None]) -> None:
+    def stream(self, prompt: str, write: Callable[[str], None]) -> Completion:
         """Write the prompt, then each piece of its continuation once it can no longer change."""
         write(self.shown(prompt))
-        self.generator.generate(
+        (done,) = self.generator.generate(
             [self._prompt(prompt)],
             self.sampling,
             slide=self.slide,
             tools=self.tools,
             on_text=lambda _, piece: write(piece),
         )
+        return done
 
     def complete_lines(self, lines: Iterable[str], write: Callable[[str], None]) -> None:
         """Write a continuation of each line, independently; of a refused line, the reason."""
@@ -197,8 +198,20 @@ def read_prompts(file: Path) -> list[str]:
     return prompts
 
 
+def passes_in_words(completions: Sequence[Completion]) -> str | None:
+    """Return how many forward passes canvases took, for each token; None without a canvas."""
+    passes = sum(one.num_passes for one in completions)
+    tokens = sum(len(one.ids) for one in completions)
+    if not passes:
+        return None
+    each = f", {passes / tokens:.2f} a token" if tokens else ""
+    return f"{passes} forward passes for {tokens} tokens{each}"
+
+
 def as_json(prompt: str, completion: Completion, *, logprobs: bool) -> str:
     """Return a completion as a line of JSON, with `logprobs` also its ids and log-probabilities.
+
+    `passes` counts the forward passes that filled in a canvas.
 
     `near_ties` counts choices that the company in a batch may have decided, if there are any.
     """
@@ -211,6 +224,8 @@ def as_json(prompt: str, completion: Completion, *, logprobs: bool) -> str:
     }
     if completion.num_calls:
         row |= {"calls": completion.num_calls, "forced": sum(completion.forced)}
+    if completion.num_passes:
+        row["passes"] = completion.num_passes
     if completion.near_ties:
         row["near_ties"] = completion.near_ties
     if logprobs:

@@ -173,8 +173,10 @@ def generate(
     from runner.commands.generation_cli import (  # noqa: PLC0415
         PromptCompleter,
         as_json,
+        passes_in_words,
         read_prompts,
     )
+    from runner.generate.generate import Completion  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
 
     _refuse_unused(context, beams=beams > 1, file=file is not None, chat=chat)
@@ -223,19 +225,24 @@ def generate(
     if precision == "training":
         typer.echo(f"computed as in training: {completer.generator.computes}", err=True)
     write = partial(typer.echo, nl=False)
+    done: list[Completion] = []
     if interactive:
         typer.echo("type a line to have it continued; Ctrl-D ends", err=True)
         if isinstance(sys.stdin, TextIOWrapper):  # a byte that is no UTF-8 costs its line only
             sys.stdin.reconfigure(errors="surrogateescape")
         completer.complete_lines(sys.stdin, write)
     elif stream:
-        completer.stream(prompts[0], write)
+        done = [completer.stream(prompts[0], write)]
         typer.echo()
     else:
         json_lines = file is not None or logprobs
         for text, completion in completer.complete(prompts):
+            done.append(completion)
             line = as_json(text, completion, logprobs=logprobs)
             typer.echo(line if json_lines else completer.shown(text) + completer.text(completion))
+    passes = passes_in_words(done)
+    if passes is not None:
+        typer.echo(passes, err=True)
 
 
 def _refuse_unused(context: typer.Context, *, beams: bool, file: bool, chat: bool) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def measure_samplers(cfg: SamplersConfig, trained: Trained) -> dict[str, float]:
     for name, how in _ways(cfg, own):
         done = _write(trained, prompts, how, own)
         measures = _known_scores(cfg, trained, done)
+        if own is not None:
+            measures["passes_per_token"] = [one.num_passes / len(one.ids) for one in done]
         measures["distinct"] = [1.0 - repetition(one.ids) for one in done]
         if model is not None:
             measures["judge_nats"] = model.nats(done, trained.corpus.tokenizer)
@@ -100,22 +103,16 @@ def _ways(cfg: SamplersConfig, own: Any) -> Iterator[tuple[str, list[Settings]]]
             ],
         )
         return
-    for algorithm in cfg.algorithms:
-        for steps in cfg.steps:
-            yield (
-                f"{algorithm}_{steps}",
-                [
-                    Denoising(
-                        max_new_tokens=cfg.tokens,
-                        algorithm=algorithm,
-                        steps=steps,
-                        temperature=cfg.temperature,
-                        ends=(),
-                        sample=sample,
-                    )
-                    for sample in range(cfg.texts)
-                ],
-            )
+    ways: list[tuple[str, dict[str, Any]]] = [
+        (f"{algorithm}_{steps}", {"algorithm": algorithm, "steps": steps})
+        for algorithm in cfg.algorithms
+        for steps in cfg.steps
+    ]
+    for least in cfg.thresholds:
+        ways.append((f"threshold_{least}", {"algorithm": "low_confidence", "threshold": least}))
+    for name, how in ways:
+        fixed = Denoising(max_new_tokens=cfg.tokens, temperature=cfg.temperature, ends=(), **how)
+        yield name, [replace(fixed, sample=sample) for sample in range(cfg.texts)]
 
 
 def _prompts(cfg: SamplersConfig, trained: Trained) -> list[Tensor]:

@@ -22,6 +22,8 @@ class SamplersConfig:
             nats per token of the texts are measured too (None: no model judges).
         algorithms, steps: of a model that fills in a canvas; each pair is measured. A model of next
             tokens is measured once.
+        thresholds: each is measured too, by `low_confidence`: a step reveals every token of at
+            least this probability.
         tokens: length of a text.
         texts: their number.
         temperature: 1 samples from the model as it is.
@@ -32,6 +34,7 @@ class SamplersConfig:
     judge_input: str | None = neutral(None)
     algorithms: tuple[str, ...] = ("random", "entropy")
     steps: tuple[int, ...] = (4, 16, 64)
+    thresholds: tuple[float, ...] = neutral(())
     tokens: int = 64
     texts: int = 64
     temperature: float = 1.0
@@ -48,15 +51,21 @@ class SamplersConfig:
                 f"algorithms={list(self.algorithms)}: {unknown[0]} is none of "
                 f"{', '.join(ALGORITHMS)}"
             )
+        outside = [least for least in self.thresholds if not 0 < least <= 1]
+        if outside:
+            raise ValueError(
+                f"thresholds={list(self.thresholds)}: {outside[0]} is no probability in (0, 1]"
+            )
         if not self.steps or not 1 <= min(self.steps) <= max(self.steps) <= self.tokens:
             raise ValueError(f"steps={list(self.steps)} must lie in 1 to tokens={self.tokens}")
 
     def run(self, trained: Trained, step: int) -> Mapping[str, float]:
         """Return `samples/nats@random_16`, or `samples/right@random_16`, and so on.
 
-        `samples/judge_nats@...` is that of `judge_input`. Each has its standard error over texts;
-        `samples/distinct@...` is the part of the 4-grams that are no repeats of others in their
-        text.
+        Those of a threshold end in `@threshold_0.9`. `samples/passes_per_token@...` is the number
+        of forward passes of a canvas, divided by its length; `samples/judge_nats@...` is that of
+        `judge_input`; `samples/distinct@...` is the part of the 4-grams that are no repeats of
+        others in their text. Each has its standard error over texts.
         """
         from runner.evaluate.canvas import measure_samplers  # noqa: PLC0415
 

@@ -127,6 +127,7 @@ class CanvasRow:
             ids=tuple(ids),
             logprobs=tuple(self.logprobs[given].tolist()),
             revealed_at=tuple(self.revealed_at[given].tolist()),
+            num_passes=self._step * (2 if self.how.guidance else 1),
             text=text + (self.stream.finish() if finish else ""),
             finish=finish,
         )

@@ -38,6 +38,7 @@ class Completion:
         forced: of each new token whether a tool gave it.
         num_calls: of tools.
         revealed_at: of each new token the step that revealed it, where a canvas was filled in.
+        num_passes: forward passes that filled it in, guidance's included; 0 without a canvas.
     """
 
     prompt: list[int]
@@ -50,6 +51,7 @@ class Completion:
     forced: list[bool] = field(default_factory=list)
     num_calls: int = 0
     revealed_at: list[int] = field(default_factory=list)
+    num_passes: int = 0
 
     def add(self, event: Event) -> None:
         """Add what a step has added.
@@ -62,6 +64,7 @@ class Completion:
         self.ids += event.ids
         self.logprobs += event.logprobs
         self.revealed_at += event.revealed_at
+        self.num_passes = event.num_passes
         self.text += event.text
         self.finish, self.end = event.finish, event.end
         self.near_ties += event.near_ties

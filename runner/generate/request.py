@@ -83,6 +83,7 @@ class Event:
         top: of each new token the `top_logprobs` likeliest, if the request asks for any.
         forced: of each new token whether a tool gave it; () if it gave none.
         revealed_at: of each new token the step that revealed it, where a canvas is filled in.
+        num_passes: forward passes so far, where a canvas is filled in.
         text: what can no longer change of the text.
         finish: "" as long as the request goes on; "stop" (a stop string, or an id that ends the
             text), "length", "cancelled", or "error" (see `error`).
@@ -102,6 +103,7 @@ class Event:
     top: tuple[Top, ...] = ()
     forced: tuple[bool, ...] = ()
     revealed_at: tuple[int, ...] = ()
+    num_passes: int = 0
     text: str = ""
     finish: Finish = ""
     prompt_scores: PromptScores | None = None

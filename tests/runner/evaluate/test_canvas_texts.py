@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from runner.commands.cli import app
 from runner.data.markov import shared_chain
 from runner.data.markov_config import MarkovConfig
 from runner.data.sum_lines import SumLinesConfig, is_right
@@ -52,10 +54,15 @@ def test_sums_are_right_and_of_one_length() -> None:
 
 def test_samplers_are_judged_by_the_sums_they_write(compose: Compose, tmp_path: Path) -> None:
     trained = _trained(compose, tmp_path, *SUMS, "task=diffusion", *DIFFUSION)
-    cfg = SamplersConfig(algorithms=("entropy", "origin"), steps=(2, 8), tokens=24, texts=4)
+    cfg = SamplersConfig(
+        algorithms=("entropy", "origin"), steps=(2, 8), thresholds=(1e-6, 1.0), tokens=24, texts=4
+    )
     values = measure_samplers(cfg, trained)
     names = {name.partition("@")[2] for name in values if not name.endswith("_stderr")}
-    assert names == {"entropy_2", "entropy_8", "origin_2", "origin_8"}
+    parallel = {"threshold_1e-06", "threshold_1.0"}
+    assert names == {"entropy_2", "entropy_8", "origin_2", "origin_8"} | parallel
+    for name, passes in (("entropy_2", 2), ("threshold_1e-06", 1), ("threshold_1.0", 24)):
+        assert values[f"samples/passes_per_token@{name}"] == pytest.approx(passes / 24)
     orders = RevealOrdersConfig(prompts=("1", "12+"), samples=2, tokens=6)
     assert orders.run(trained, 0) == {"orders": 4.0}
     rows = json.loads((tmp_path / "orders.json").read_text())
@@ -65,6 +72,42 @@ def test_samplers_are_judged_by_the_sums_they_write(compose: Compose, tmp_path: 
     assert scores["infilling/length_error@4"] >= 0.0
     with pytest.raises(ConfigError, match="needs data=markov"):
         measure_samplers(SamplersConfig(judge="chain", steps=(2,), tokens=4, texts=2), trained)
+
+
+def test_a_command_says_its_passes_and_refuses_what_a_canvas_cannot_hold(
+    compose: Compose, tmp_path: Path
+) -> None:
+    (cell,) = make_cells([("", compose("task=diffusion", *DIFFUSION, "train.steps=1"))])
+    train_here(cell)
+    (plain,) = make_cells([("", compose("train.steps=1"))])
+    train_here(plain)
+
+    def asked(run: Any, *options: str) -> Any:
+        return CliRunner().invoke(app, ["generate", str(run.folder), *options])
+
+    canvas = ("--tokens", "8", "--temperature", "1")
+    parallel = ("--algorithm", "low_confidence", "--threshold")
+    for options in (("--prompt", "A"), ("--prompt", "A", "--stream")):
+        for least, passes, each in (("1e-9", 1, "0.12"), ("1", 8, "1.00")):
+            done = asked(cell, *options, *canvas, *parallel, least, "--end-penalty", "1e9")
+            assert done.exit_code == 0, done.output
+            said = f"{passes} forward passes for 8 tokens, {each} a token"
+            assert said in done.stderr, done.stderr
+    done = asked(plain, "--prompt", "A", "--tokens", "4")
+    assert "passes" not in done.stderr
+    for run, options, words in (
+        (cell, (*canvas, "--block", "2", "--steps", "3"), "steps=3 must be in 4 (one for each"),
+        (cell, ("--tokens", "65"), "pass the context of 64; ask for fewer tokens"),
+        (
+            cell,
+            ("--repetition-penalty", "2"),
+            "--repetition-penalty does nothing: this model fills",
+        ),
+        (plain, ("--steps", "3"), "--steps does nothing: this model adds one token after"),
+    ):
+        refused = asked(run, "--prompt", "A", *options)
+        assert isinstance(refused.exception, ConfigError), refused.output
+        assert words in str(refused.exception)
 
 
 def test_a_chain_judges_texts_of_both_kinds_of_model(compose: Compose) -> None:
@@ -127,6 +170,7 @@ def test_puzzles_are_solved_and_texts_read_by_a_model_of_next_tokens(
     [
         ({"judge": None}, "needs a judge_input"),
         ({"algorithms": ("best",)}, "best is none of"),
+        ({"thresholds": (1.5,)}, r"1\.5 is no probability"),
         ({"steps": (100,)}, r"must lie in 1 to tokens=64"),
     ],
 )

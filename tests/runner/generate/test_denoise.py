@@ -160,6 +160,10 @@ def test_how_many_tokens_a_step_reveals(how: dict[str, Any], revealed: list[int]
         engine.step()
     at = row.revealed_at
     assert torch.bincount(at).tolist() == revealed
+    (done,) = _texts(1, **how)
+    assert done.num_passes == len(revealed)
+    (guided,) = _texts(1, **how, guidance=1.0)
+    assert guided.num_passes == 2 * len(torch.bincount(torch.tensor(guided.revealed_at)))
     if "block" in how:
         size = how["block"]
         ends = [int(at[i : i + size].max()) for i in range(0, LENGTH, size)]
