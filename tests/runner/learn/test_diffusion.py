@@ -127,6 +127,32 @@ def test_the_objectives_of_the_exact_model(options: dict[str, Any], expected: fl
     assert error < 0.01 * expected
 
 
+@pytest.mark.parametrize(("weight", "expected"), [("none", 0.886645), ("cart", 0.074079)])
+def test_a_ratio_to_the_number_hidden_hangs_on_the_micro_batch(
+    weight: Any, expected: float
+) -> None:
+    """The loss is divided by the tokens of the whole batch that can be hidden, not so."""
+    cfg, batch = DiffusionConfig(weight=weight), _samples(40_000)
+    noise = NoiseKey(seed=1, step=0, samples=batch["index"])
+    number = hide(cfg, batch["tokens"], maskable(batch), 4, noise).where.sum(-1).double()
+    losses = _losses(cfg, batch) * LENGTH
+    ratio = float(losses.sum() / number.sum())
+    error = float((losses - ratio * number).std() / number.mean()) / math.sqrt(len(losses))
+    assert abs(ratio - expected) < 4 * error
+    assert error < 0.01 * expected
+    of_each = float((losses / number.clamp(min=1)).mean())
+    assert abs(of_each - expected) > 10 * error, "micro-batches of one sample"
+
+
+def test_the_entropy_of_the_chain() -> None:
+    states, nats = torch.full((3,), 1 / 3).double(), math.log(3)
+    for _ in range(LENGTH - 1):
+        nats -= float(states @ (CHAIN * CHAIN.log()).sum(-1))
+        states = states @ CHAIN
+    assert nats == pytest.approx(ENTROPY * LENGTH, abs=1e-6)
+    assert nats / LENGTH == pytest.approx(0.819891, abs=1e-6)
+
+
 def test_times_shared_out_buy_little_where_the_draw_of_what_is_hidden_dominates() -> None:
     """Of 16 samples: about 0.22 nats, twice the spread of counts (0.11); its tails are heavy."""
     batch = _samples(16_000)
