@@ -52,7 +52,7 @@ def _texts(engine: Any, asked: dict[str, str | None]) -> dict[str, list[tuple[in
 @pytest.mark.parametrize("chunk", [None, 4])
 def test_texts_of_several_adapters_in_one_batch_are_those_of_each_alone(chunk: int | None) -> None:
     kinds: dict[str, Any] = {"keys": ("lora", ("*",)), "b.1": ("dora", ("*.mlp.*", "*.q"))}
-    models = {name: _adapted(*kind, seed=1) for name, kind in kinds.items()}
+    models = {name: _adapted(kind, targets, 1) for name, (kind, targets) in kinds.items()}
     alone = {n: _texts(_engine(m), {n: None})[n] for n, m in models.items()}
     base = BASE.build(VOCAB, 3)
     alone["none"] = _texts(_engine(base), {"none": None})["none"]
