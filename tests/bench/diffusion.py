@@ -1,13 +1,16 @@
-"""Masked diffusion: tokens/s by sampler, block and cache beside decoding token by token; the step.
+r"""Masked diffusion: tokens/s by sampler, block and cache beside decoding token by token; the step.
 
-    python -m tests.bench.diffusion [--width 256] [--tokens 256] [--run RUN_FOLDER]
+    python -m runner task=diffusion data=sum_lines model=gpt_nano model.width=256 model.depth=6 \
+        model.num_heads=4 model.causal=false train.sequence_length=272 train.steps=3000
+    python -m tests.bench.diffusion --tokens 256 --texts 16 --run runs/FINGERPRINT
 
 One text of `--tokens` after a prompt of 16, in fp32; interleaved, minima over rounds. Quality is
 the part of the tokens that are those of the same sampler without cache and threshold, one token a
 step: mean and 95% interval over `--texts` prompts; of random weights (without --run) it says
-nothing about a trained model. CPU time is that of this process alone, where others run beside it,
-and the ratios are of it. A training step is compared with one of plain cross-entropy on the same
-model that is not causal.
+nothing about a trained model. With --run, of data=sum_lines, the prompts are lines of sums, and
+`right` is the part of the lines written whose sums are right. CPU time is that of this process
+alone, where others run beside it, and the ratios are of it. A training step is compared with one of
+plain cross-entropy on the same model that is not causal.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from kernels.philox import NoiseKey
 from models.contract import for_inference, token_loss
 from models.decoder_config import DecoderConfig
 from runner.data.special_tokens import WithTokens
+from runner.data.sum_lines import SumLinesConfig, is_right
 from runner.data.tokenizers import ByteTokenizer
 from runner.generate.denoise import Denoise
 from runner.generate.denoising import Denoising
@@ -60,6 +64,8 @@ def main() -> None:
     draw = torch.Generator().manual_seed(0)
     prompts = list(torch.randint(97, 122, (given.texts, PROMPT), generator=draw))
     half, kept = given.tokens // 2, {"block": 32, "algorithm": "low_confidence"}
+    if given.run is not None:
+        prompts = _sum_prompts(given.texts)
     ways = {
         "entropy": {},
         "entropy, half the steps": {"steps": half},
@@ -78,17 +84,21 @@ def main() -> None:
     best = interleaved(
         {name: partial(_noting, cpu, name, call) for name, call in one.items()}, given.rounds
     )
-    print("| sampler | tokens/s | of CPU time | of token by token | quality | 95% |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| sampler | tokens/s | of CPU time | of token by token | quality | 95% | right | 95% |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, seconds in best.items():
-        quality, interval = "", ""
+        shown = [""] * 4
         if name in ways:
             base = {k: v for k, v in ways[name].items() if k in ("block", "algorithm")}
-            mean, half_width = _alike(model, prompts, given.tokens, base, ways[name])
-            quality, interval = f"{mean:.3f}", f"+-{half_width:.3f}"
+            done = _fill(model, prompts, given.tokens, ways[name])
+            scores = [_alike(done, _fill(model, prompts, given.tokens, base), given.tokens)]
+            if given.run is not None:
+                scores.append(_right(done))
+            told = [text for one in scores for text in _with_interval(one)]
+            shown[: len(told)] = told
         rate, of_cpu = given.tokens / seconds, given.tokens / cpu[name]
         ratio = cpu["token by token"] / cpu[name]
-        print(f"| {name} | {rate:.1f} | {of_cpu:.1f} | {ratio:.2f} | {quality} | {interval} |")
+        print(f"| {name} | {rate:.1f} | {of_cpu:.1f} | {ratio:.2f} | {' | '.join(shown)} |")
 
 
 def _noting(cpu: dict[str, float], name: str, call: Callable[[], object]) -> None:
@@ -128,23 +138,31 @@ def _decode(
     )
 
 
-def _alike(
-    model: Any,
-    prompts: Sequence[torch.Tensor],
-    tokens: int,
-    base: dict[str, Any],
-    how: dict[str, Any],
-) -> tuple[float, float]:
-    """Return the part of equal tokens, and half of its 95% interval over the prompts."""
-    ours, plain = (_fill(model, prompts, tokens, each) for each in (how, base))
-    shares = torch.tensor(
-        [
-            sum(x == y for x, y in zip(a.ids, b.ids, strict=True)) / tokens
-            for a, b in zip(ours, plain, strict=True)
-        ],
-        dtype=torch.float64,
-    )
-    return float(shares.mean()), 1.96 * float(shares.std()) / math.sqrt(len(shares))
+def _alike(ours: Sequence[Completion], plain: Sequence[Completion], tokens: int) -> list[float]:
+    """Return the part of equal tokens of each text."""
+    pairs = zip(ours, plain, strict=True)
+    return [sum(x == y for x, y in zip(a.ids, b.ids, strict=True)) / tokens for a, b in pairs]
+
+
+def _sum_prompts(texts: int) -> list[torch.Tensor]:
+    """Return beginnings of texts of sums, of another seed than the training data's."""
+    (text,) = SumLinesConfig(lines=2 * texts, data_seed=1 << 20).documents()
+    lines = text.splitlines(keepends=True)
+    begun = ("\n" + "".join(lines[2 * i : 2 * i + 2]) for i in range(texts))
+    return [torch.from_numpy(TOKENIZER.encode(one).astype("int64"))[:PROMPT] for one in begun]
+
+
+def _right(done: Sequence[Completion]) -> list[float]:
+    """Return the part of the whole lines of each text that are right sums; 0 if there is none."""
+    whole = [TOKENIZER.decode([*one.prompt, *one.ids]).split("\n")[2:-1] for one in done]
+    return [sum(map(is_right, lines)) / max(1, len(lines)) for lines in whole]
+
+
+def _with_interval(values: Sequence[float]) -> tuple[str, str]:
+    """Return the mean and half of its 95% interval over texts."""
+    given = torch.tensor(values, dtype=torch.float64)
+    half_width = 1.96 * float(given.std()) / math.sqrt(len(given))
+    return f"{float(given.mean()):.3f}", f"+-{half_width:.3f}"
 
 
 def _step_ratio(model: Any, tokens: int, rounds: int) -> str:
