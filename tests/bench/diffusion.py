@@ -1,8 +1,9 @@
 r"""Masked diffusion: tokens/s by sampler, block and cache beside decoding token by token; the step.
 
-    python -m runner task=diffusion data=sum_lines model=gpt_nano model.width=256 model.depth=6 \
-        model.num_heads=4 model.causal=false train.sequence_length=272 train.steps=3000
-    python -m tests.bench.diffusion --tokens 256 --texts 16 --run runs/FINGERPRINT
+    python -m runner task=diffusion data=sum_lines data.digits=1 model=gpt_nano model.width=256 \
+        model.depth=4 model.num_heads=4 model.causal=false optim.lr=1e-3 \
+        train.sequence_length=272 train.batch_size=8 train.steps=600
+    python -m tests.bench.diffusion --depth 4 --texts 16 --run runs/FINGERPRINT
 
 One text of `--tokens` after a prompt of 16, in fp32; interleaved, minima over rounds. Quality is
 the part of the tokens that are those of the same sampler without cache and threshold, one token a
@@ -146,15 +147,15 @@ def _alike(ours: Sequence[Completion], plain: Sequence[Completion], tokens: int)
 
 def _sum_prompts(texts: int) -> list[torch.Tensor]:
     """Return beginnings of texts of sums, of another seed than the training data's."""
-    (text,) = SumLinesConfig(lines=2 * texts, data_seed=1 << 20).documents()
+    (text,) = SumLinesConfig(lines=3 * texts, digits=1, data_seed=1 << 20).documents()
     lines = text.splitlines(keepends=True)
-    begun = ("\n" + "".join(lines[2 * i : 2 * i + 2]) for i in range(texts))
+    begun = ("\n" + "".join(lines[3 * i : 3 * i + 3]) for i in range(texts))
     return [torch.from_numpy(TOKENIZER.encode(one).astype("int64"))[:PROMPT] for one in begun]
 
 
 def _right(done: Sequence[Completion]) -> list[float]:
     """Return the part of the whole lines of each text that are right sums; 0 if there is none."""
-    whole = [TOKENIZER.decode([*one.prompt, *one.ids]).split("\n")[2:-1] for one in done]
+    whole = [TOKENIZER.decode([*one.prompt, *one.ids]).split("\n")[3:-1] for one in done]
     return [sum(map(is_right, lines)) / max(1, len(lines)) for lines in whole]
 
 
