@@ -49,7 +49,7 @@ def infilling(cfg: InfillingConfig, trained: Trained) -> dict[str, float]:
         DataError: the file holds no question.
     """
     if cfg.file is None:
-        questions = list(_sums(cfg.sums))
+        questions = list(_sums(cfg.sums, cfg.digits))
     else:
         questions = read_questions(Path(cfg.file), cfg.limit)
     if any(question.test for question in questions):
@@ -84,9 +84,9 @@ def read_questions(file: Path, limit: int | None = None) -> list[Question]:
     return [questions[index * count // taken] for index in range(taken)]
 
 
-def _sums(count: int) -> Iterator[Question]:
+def _sums(count: int, digits: int) -> Iterator[Question]:
     """Yield sums between two others, none of them from the default seed of data=sum_lines."""
-    lines = [*SumLinesConfig(lines=3 * count, data_seed=1 << 20).sums()]
+    lines = [*SumLinesConfig(lines=3 * count, digits=digits, data_seed=1 << 20).sums()]
     for before, (asked, answer), after in zip(*(lines[i::3] for i in range(3)), strict=True):
         yield Question("".join(before) + f"\n{asked}", answer, "\n" + "".join(after) + "\n")
 

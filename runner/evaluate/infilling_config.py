@@ -17,6 +17,7 @@ class InfillingConfig:
         name: begins the names of the values, NAME/exact_match; differs from those of others.
         sums: so many sums whose result is the middle, instead of a file; the model is of
             data=sum_lines.
+        digits: of each number of these sums, as in the data.
         file: JSON lines, plain or .gz. Rows of OpenAI's human-eval-infilling (`prompt`, `suffix`,
             `canonical_solution`, and with `test` and `entry_point` a program to run), or texts of
             Python (`text`), of whose functions one line each is held out. Its content is hashed,
@@ -33,6 +34,7 @@ class InfillingConfig:
     name: str = neutral("infilling")
     file: str | None = execution(None)
     sums: int = 0
+    digits: int = neutral(2)
     canvases: tuple[int, ...] = (4, 8, 16, 32, 64)
     max_canvas: int = 64
     limit: int | None = None
@@ -48,6 +50,8 @@ class InfillingConfig:
             raise ValueError(f"canvases={list(self.canvases)} must be numbers of at least 1")
         if self.max_canvas < 1:
             raise ValueError(f"max_canvas={self.max_canvas} must be at least 1")
+        if self.digits < 1:
+            raise ValueError(f"digits={self.digits} must be at least 1")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} must be at least 1")
         if (self.file is None) == (self.sums < 1):

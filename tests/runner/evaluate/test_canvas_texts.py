@@ -68,8 +68,9 @@ def test_samplers_are_judged_by_the_sums_they_write(compose: Compose, tmp_path: 
     rows = json.loads((tmp_path / "orders.json").read_text())
     assert [row["prompt"] for row in rows] == ["1", "1", "12+", "12+"]
     assert all(len(row["revealed_at"]) == 6 > max(row["revealed_at"]) for row in rows)
-    scores = infilling(InfillingConfig(sums=3, canvases=(4,)), trained)
-    assert scores["infilling/length_error@4"] >= 0.0
+    for digits, error in ((2, 0.0), (1, 2.0)):  # of a fixed canvas
+        scores = infilling(InfillingConfig(sums=3, digits=digits, canvases=(4,)), trained)
+        assert scores["infilling/length_error@4"] == error
     with pytest.raises(ConfigError, match="needs data=markov"):
         measure_samplers(SamplersConfig(judge="chain", steps=(2,), tokens=4, texts=2), trained)
 
