@@ -1,7 +1,7 @@
 r"""Masked diffusion: tokens/s by sampler, block and cache beside decoding token by token; the step.
 
-    python -m runner task=diffusion data=sum_lines data.sources.0.digits=1 model=gpt_nano model.width=256 \
-        model.depth=4 model.num_heads=4 model.causal=false optim.lr=1e-3 \
+    python -m runner task=diffusion data=sum_lines data.sources.0.digits=1 model=gpt_nano \
+        model.width=256 model.depth=4 model.num_heads=4 model.causal=false optim.lr=1e-3 \
         train.sequence_length=272 train.batch_size=8 train.steps=600
     python -m tests.bench.diffusion --depth 4 --texts 16 --run runs/FINGERPRINT
 
