@@ -72,6 +72,15 @@ def logits(
     return result
 
 
+def batch_logits(model: Any, batch: Mapping[str, Tensor], *, noise: Any = None) -> Tensor:
+    """Return the logits of a batch's `tokens` under its masks, [batch, seq, vocab].
+
+    Its `documents` and `spans` are who sees whom, where it has them; see `token_loss`.
+    """
+    masks = {"documents": batch.get("documents"), "spans": batch.get("spans")}
+    return logits(model, batch["tokens"], noise=noise, **masks)
+
+
 _NEEDED = {
     "weights": "this task needs; add the parameter",
     "spans": "would see each other; use a decoder of attention, or data.bidirectional_prompt=false",

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from models.contract import logits
+from models.contract import batch_logits
 from models.text_state import TextState
 from runner.evaluate.scores import calibration_error, predictions
 from runner.evaluate.validation import to_device
@@ -45,9 +45,7 @@ def measure_details(trained: Trained) -> tuple[dict[str, float], list[dict[str, 
     for batch in corpus.held_out(seq, cfg.eval.batch_size, cfg.eval.tokens):
         batch = to_device(batch, device, masked=getattr(cfg.data, "mask_documents", False))
         with precision.autocast():
-            scores = logits(
-                model, batch["tokens"], documents=batch.get("documents"), spans=batch.get("spans")
-            )
+            scores = batch_logits(model, batch)
         targets = batch["targets"]
         losses = torch.nn.functional.cross_entropy(
             scores.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"

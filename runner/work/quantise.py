@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.contract import logits
+from models.contract import batch_logits
 from models.pretrained import load_weights
 from models.scheme import Scheme, parse_scheme
 from models.stored_linear import compress, stored_layers
@@ -146,7 +146,7 @@ def _compared(setup: Setup, before: Any) -> tuple[list[dict[str, float]], dict[s
         for model in (before, setup.model):
             with setup.precision.autocast():
                 pair.append(setup.task.validate(model, batch)[name])
-                scores.append(logits(model, batch["tokens"]).float().log_softmax(dim=-1))
+                scores.append(batch_logits(model, batch).float().log_softmax(dim=-1))
         counted = batch["targets"] >= 0
         old, new = (score[counted] for score in scores)
         kl += float((old.exp() * (old - new)).sum())

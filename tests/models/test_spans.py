@@ -8,7 +8,7 @@ import torch
 
 from kernels.attention import span_reach
 from models.attention_config import AttentionConfig
-from models.contract import logits, read, start
+from models.contract import batch_logits, logits, read, start
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from models.mamba_config import MambaConfig
@@ -81,7 +81,7 @@ def test_one_span_is_a_model_without_order_and_none_is_a_causal_one(shape: str) 
     torch.testing.assert_close(logits(model, IDS, spans=torch.ones_like(IDS)), logits(without, IDS))
     torch.testing.assert_close(logits(model, IDS, spans=torch.zeros_like(IDS)), logits(model, IDS))
     documents = torch.tensor([[0] * 5 + [1] * 6, [0] * 9 + [1] * 2])
-    packed = logits(model, IDS, spans=SPANS, documents=documents)
+    packed = batch_logits(model, {"tokens": IDS, "spans": SPANS, "documents": documents})
     for row, cut in enumerate((5, 9)):
         for part in (slice(0, cut), slice(cut, None)):
             alone = logits(model, IDS[row : row + 1, part], spans=SPANS[row : row + 1, part])

@@ -15,7 +15,7 @@ from torch.nn import functional
 from kernels.divergence import divergence
 from kernels.logit_rows import IGNORE
 from kernels.philox import NoiseKey
-from models.contract import logits
+from models.contract import batch_logits
 from models.language_model import TokenLoss
 from runner.learn.tasks.distillation_config import DistillationConfig
 from runner.learn.tasks.frozen import frozen_model
@@ -33,7 +33,7 @@ class Distillation:
 
     def loss(self, model: Any, batch: Batch, noise: NoiseKey | None) -> TokenLoss:
         """Return the summed divergence at the targets of a batch; the teacher has no dropout."""
-        student = logits(model, batch["tokens"], documents=batch.get("documents"), noise=noise)
+        student = batch_logits(model, batch, noise=noise)
         total, rows = self._divergence(student, self._taught(batch), batch)
         with torch.set_grad_enabled(self.cfg.lm_weight > 0):
             nll = _nll(student, batch)
@@ -43,7 +43,7 @@ class Distillation:
 
     def validate(self, model: Any, batch: Batch) -> dict[str, tuple[float, float]]:
         """Return the divergence, the losses of student and teacher, and how often they agree."""
-        student = logits(model, batch["tokens"], documents=batch.get("documents"))
+        student = batch_logits(model, batch)
         teacher = self._taught(batch)
         _, rows = self._divergence(student, teacher, batch)
         where = batch["targets"] != IGNORE
@@ -59,7 +59,7 @@ class Distillation:
 
     def _taught(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
         with torch.no_grad():
-            return logits(self.teacher, batch["tokens"], documents=batch.get("documents"))
+            return batch_logits(self.teacher, batch)
 
     def _divergence(
         self, student: Tensor, teacher: Tensor, batch: Batch
