@@ -33,5 +33,6 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     figure, axis = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
     shares.plot.barh(stacked=True, ax=axis)
     axis.set(xlabel="part of the texts", ylabel="")
-    axis.legend(title="")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    axis.get_legend().remove()
     return [plots.save(folder, "classes", figure, table, runs.count())]
