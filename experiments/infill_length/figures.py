@@ -1,4 +1,4 @@
-"""Exact match of a middle of four digits by the length of the canvas at the beginning."""
+"""Exact match of a middle of two digits by the length of the canvas at the beginning."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pandas as pd
 from analysis import plots
 from analysis.runs import Runs
 
-TRUE_LENGTH = 4
+TRUE_LENGTH = 2
 
 
 def main(runs: Runs, folder: Path) -> list[Path]:
