@@ -68,7 +68,7 @@ def sections() -> list[Section]:
         Section("recurrences", (f"{bench}kernels", "recurrences"), 40),
         Section("recipes 950M", (f"{bench}training", "precision"), 90),
         Section("generation 124M", (f"{bench}generation",), 60),
-        Section("training 950M", (f"{bench}training", "950m"), 90),
+        Section("training 950M", (f"{bench}training", "950m"), 120),
         Section("packed cells", (f"{bench}kernels", "cells"), 40),
         Section("grid of one experiment", (f"{bench}kernels", "grid"), 40),
     ]

@@ -33,7 +33,7 @@ DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 SEQ, VOCAB, ROUNDS = (2048, 50304, 15) if HAS_GPU else (32, 128, 1)
 BATCHES = {"124m": 16, "950m": 4} if HAS_GPU else {"124m": 2, "950m": 2}
 MODELS = {"124m": "gpt2_124m", "950m": "mobilellm_950m"}
-PEERS = {"124m": ("ours", "nanoGPT form", "transformers"), "950m": ("ours", "transformers")}
+PEERS = {size: ("ours", "nanoGPT form", "transformers") for size in MODELS}
 # Emulated recipes, eager first: they need no compilation and are the reference of the compiled.
 RECIPES = ("bf16", "fp8_current", "nvfp4")
 Row = dict[str, Any]
@@ -104,6 +104,21 @@ def their_model(size: str) -> nn.Module:
     )
 
 
+def plain_model(size: str) -> nn.Module:
+    """Return nanoGPT's form at a size's depth and width, with as many weights in its products.
+
+    At 950M, whose attention shares keys and whose network is gated, its own network is wider (8,064
+    instead of three matrices of 6,144), and nothing has a bias.
+    """
+    cfg = config(size)
+    shape = (cfg.depth, cfg.width, cfg.num_heads, SEQ, VOCAB)
+    if size == "124m":
+        return PlainGPT(*shape)
+    shared = cfg.width * (cfg.num_kv_heads or cfg.num_heads) // cfg.num_heads
+    of_block = 2 * cfg.width * (cfg.width + shared) + 3 * cfg.width * cfg.hidden_dim
+    return PlainGPT(*shape, hidden=of_block // (2 * cfg.width) - 2 * cfg.width, bias=False)
+
+
 def side(name: str, size: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """Return a model on the device and its mean loss in bf16."""
     cfg = config(size)
@@ -111,7 +126,7 @@ def side(name: str, size: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
         ours = cfg.build(VOCAB, 0).to(DEVICE)
         return ours, our_loss(ours, compiled(ours), "bf16")
     if name == "nanoGPT form":
-        plain = PlainGPT(cfg.depth, cfg.width, cfg.num_heads, SEQ, VOCAB).to(DEVICE)
+        plain = plain_model(size).to(DEVICE)
         forward = compiled(plain)
         logits_loss = lambda tokens: forward(tokens[:, :-1], tokens[:, 1:])  # noqa: E731
     else:

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 class PlainBlock(nn.Module):
     """Attention and a GELU network, each after a layer norm."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, bias: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width, bias=bias) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias), nn.Linear(width, width, bias)
+        self.up, self.down = nn.Linear(width, hidden, bias), nn.Linear(hidden, width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, seq, width = x.shape
@@ -25,13 +25,28 @@ class PlainBlock(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """Returns the mean loss of next tokens, nats."""
+    """Returns the mean loss of next tokens, nats.
 
-    def __init__(self, depth: int, width: int, heads: int, seq: int, vocab: int) -> None:
+    Args:
+        hidden: width of the feed-forward network; None is four times `width`.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        heads: int,
+        seq: int,
+        vocab: int,
+        *,
+        hidden: int | None = None,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
+        hidden = hidden or 4 * width
         self.embedding, self.positions = nn.Embedding(vocab, width), nn.Embedding(seq, width)
-        self.blocks = nn.ModuleList(PlainBlock(width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(PlainBlock(width, heads, hidden, bias) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, bias=bias)
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)
