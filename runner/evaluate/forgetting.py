@@ -29,6 +29,7 @@ from runner.generate.generate import generate
 from runner.generate.sampling import Sampling
 from runner.machine.text_files import read_text
 from runner.records import checkpoint
+from runner.records.cells import load_cell
 from runner.records.contracts import Trained
 from runner.records.trained_model import is_run, load_model
 
@@ -121,7 +122,8 @@ def _start_model(trained: Trained) -> Any:
     """Return the model that training started from, without adapters of its own."""
     config, folder = trained.cfg, trained.start
     if folder is not None and is_run(folder):
-        return load_model(folder)[0]
+        scored = config if trained.scored is None else load_cell(trained.scored[0]).config
+        return load_model(folder, average=scored.inputs["init"].take == "average")[0]
     shape = config.model
     if getattr(shape, "adapter", None) is not None:
         shape = replace(shape, adapter=None)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.config import config
+from runner.learn.tasks.frozen_config import check_frozen
 from runner.records.contracts import Inputs
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class DistillationConfig:
                 f"{', '.join(run.inputs) or 'none'}); name a trained run in inputs, or give "
                 "init=hf:DIR and task.teacher=init"
             )
+        check_frozen(f"task.teacher={self.teacher}", self.teacher, run)
         if getattr(run.data, "sequences_per_sample", 1) != 1:
             raise ValueError(
                 "task=distillation learns single sequences, and the samples of this data hold "

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.config import any_configs, config
+from runner.learn.tasks.frozen_config import check_frozen
 from runner.records.contracts import Inputs
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class GRPOConfig:
                 "from, and there is none; set inputs.init.runs=[FINGERPRINT] or init=hf:DIR, or "
                 "task.beta=0"
             )
+        if self.beta:
+            check_frozen(f"task.beta={self.beta}", "init", run)
         if getattr(run.model, "causal", True) is False:
             raise ValueError("task=grpo samples one token after the other; use model.causal=true")
 

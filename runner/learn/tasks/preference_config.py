@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from models.config import config, released_name
+from models.config import config
+from runner.learn.tasks.frozen_config import check_frozen
 from runner.records.contracts import Inputs
-from runner.records.earlier_configs import EVALUATE
 
 if TYPE_CHECKING:
     from runner.learn.tasks.preference import Preference
@@ -102,12 +102,7 @@ class PreferenceConfig:
                 f"task.reference={self.reference}: there is no such model; give init=hf:DIR or an "
                 f"input of this name, or one of: {names}"
             )
-        trains = released_name(type(run.work)) != EVALUATE
-        if given is not None and given.take == "average" and trains:
-            raise ValueError(
-                f"task.reference={self.reference}: a reference has the newest weights, "
-                f"inputs.{self.reference}.take=average has others; give take=weights"
-            )
+        check_frozen(f"task.reference={self.reference}", self.reference, run)
         if run.train is not None and run.train.parallel == "fsdp":
             raise ValueError(
                 "a reference of its own is not sharded by train.parallel=fsdp; give model.adapter "

@@ -1,6 +1,7 @@
 """Distillation: a student nears its teacher, also in four bits; what cannot be a teacher."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,6 +76,25 @@ def test_what_cannot_be_taught_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         _cell(taught[0], *overrides)
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ({"task": "distillation"}, "teacher"),
+        ({"task": "grpo", "task.beta": 0.1}, "init"),
+    ],
+    ids=str,
+)
+def test_averaged_weights_of_what_is_kept_beside_are_refused(
+    taught: tuple[Path, Cell], setting: dict[str, Any], name: str
+) -> None:
+    root, teacher = taught
+    given = [f"{key}={value}" for key, value in setting.items()]
+    node = compose_tiny(root, root / "text.txt", *given)
+    node["inputs"] = {name: {"runs": [teacher.fingerprint], "take": "average"}}
+    with pytest.raises(ConfigError, match=f"inputs.{name}.take=average has others; give take=wei"):
+        make_cells([("", node)])
 
 
 def test_a_teacher_of_another_tokenizer_is_refused(taught: tuple[Path, Cell]) -> None:
