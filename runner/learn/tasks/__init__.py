@@ -8,6 +8,7 @@ __all__ = [
     "distillation",
     "distillation_config",
     "frozen",
+    "frozen_config",
     "grpo",
     "grpo_config",
     "grpo_loss",
