@@ -191,6 +191,8 @@ def _run(request: dict[str, Any]) -> int:
     sys.path[:1] = [request["cwd"], *(p for p in given if p and p not in sys.path)]
     sys.argv[:] = request["line"]
     multiprocessing.util.spawnv_passfds = _fork_template
+    # As from a terminal, also where a shell has begun the tests in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code: object = 0
     try:
         runpy.run_module(request["line"][0], run_name="__main__", alter_sys=True)
