@@ -198,12 +198,8 @@ def read_prompts(file: Path) -> list[str]:
     return prompts
 
 
-def passes_in_words(completions: Sequence[Completion]) -> str | None:
-    """Return how many forward passes canvases took, for each token; None without a canvas."""
-    passes = sum(one.num_passes for one in completions)
-    tokens = sum(len(one.ids) for one in completions)
-    if not passes:
-        return None
+def passes_in_words(passes: int, tokens: int) -> str:
+    """Return how many forward passes canvases took, and for each token."""
     each = f", {passes / tokens:.2f} a token" if tokens else ""
     return f"{passes} forward passes for {tokens} tokens{each}"
 
@@ -211,9 +207,8 @@ def passes_in_words(completions: Sequence[Completion]) -> str | None:
 def as_json(prompt: str, completion: Completion, *, logprobs: bool) -> str:
     """Return a completion as a line of JSON, with `logprobs` also its ids and log-probabilities.
 
-    `passes` counts the forward passes that filled in a canvas.
-
-    `near_ties` counts choices that the company in a batch may have decided, if there are any.
+    `passes` counts the forward passes that filled in a canvas; `near_ties` counts choices that the
+    company in a batch may have decided, if there are any.
     """
     row = {
         "prompt": prompt,

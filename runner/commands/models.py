@@ -176,7 +176,6 @@ def generate(
         passes_in_words,
         read_prompts,
     )
-    from runner.generate.generate import Completion  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
 
     _refuse_unused(context, beams=beams > 1, file=file is not None, chat=chat)
@@ -225,24 +224,24 @@ def generate(
     if precision == "training":
         typer.echo(f"computed as in training: {completer.generator.computes}", err=True)
     write = partial(typer.echo, nl=False)
-    done: list[Completion] = []
+    passes = written = 0
     if interactive:
         typer.echo("type a line to have it continued; Ctrl-D ends", err=True)
         if isinstance(sys.stdin, TextIOWrapper):  # a byte that is no UTF-8 costs its line only
             sys.stdin.reconfigure(errors="surrogateescape")
         completer.complete_lines(sys.stdin, write)
     elif stream:
-        done = [completer.stream(prompts[0], write)]
+        streamed = completer.stream(prompts[0], write)
+        passes, written = streamed.num_passes, len(streamed.ids)
         typer.echo()
     else:
         json_lines = file is not None or logprobs
         for text, completion in completer.complete(prompts):
-            done.append(completion)
+            passes, written = passes + completion.num_passes, written + len(completion.ids)
             line = as_json(text, completion, logprobs=logprobs)
             typer.echo(line if json_lines else completer.shown(text) + completer.text(completion))
-    passes = passes_in_words(done)
-    if passes is not None:
-        typer.echo(passes, err=True)
+    if passes:
+        typer.echo(passes_in_words(passes, written), err=True)
 
 
 def _refuse_unused(context: typer.Context, *, beams: bool, file: bool, chat: bool) -> None:

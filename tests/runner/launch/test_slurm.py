@@ -243,7 +243,7 @@ def test_preempted_and_requeued_runs_end_with_the_same_bits(
 
 @needs_slurm
 def test_a_run_longer_than_its_time_limit_ends_with_the_same_bits(disturbed: Disturbed) -> None:
-    assert disturbed.processes[1].wait(timeout=500) == 0  # some jobs of the run take few steps
+    assert disturbed.processes[1].wait(timeout=280) == 0
     assert len(list(disturbed.limit.glob("runs/*/attempts/*"))) > 1
     assert_undisturbed(disturbed.limit, disturbed.reference())
 
