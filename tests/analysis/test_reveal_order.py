@@ -3,12 +3,14 @@
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 
 from analysis.reveal_order import draw_order, order_of
 
+CHROMIUM = shutil.which("chromium")
 N = 64
 SEQUENTIAL = list(range(N))
 SKETCH = sorted(range(N), key=lambda place: (place % 4 != 0, place))  # every fourth, then the rest
@@ -64,3 +66,25 @@ def test_the_page_shows_a_text_in_its_order(tmp_path: Path) -> None:
     assert [page.count(f'data-at="{step}"') for step in range(3)] == [1, 1, 1]
     assert made[0].stat().st_size > 5000
     assert json.loads((tmp_path / "order.json").read_text())["tau"] == pytest.approx(-1 / 3)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium")
+def test_the_page_plays_a_text_in_a_browser(tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    draw_order(["a", "b", "c"], [2, 0, 1], tmp_path, "run", prompt="> ")
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((tmp_path / "order.html").as_uri())
+        shown = page.locator("pre span:not(.hidden)")
+        assert shown.all_inner_texts() == ["a", "b", "c"]
+        for step, texts in ((-1, []), (0, ["b"]), (1, ["b", "c"])):
+            page.locator("#step").fill(str(step))
+            assert shown.all_inner_texts() == texts
+        page.get_by_role("button", name="play").click()
+        page.wait_for_function("document.querySelectorAll('pre span:not(.hidden)').length == 3")
+        assert errors == []
+        browser.close()

@@ -183,6 +183,8 @@ def test_an_imported_diffusion_model_is_bounded_and_fills_in(text: Path, tmp_pat
     assert any("val_bound" in row for row in storage.read_lines(cell.folder / "metrics.jsonl"))
     said = ("generate", str(cell.folder), "--prompt", "A cat", "--tokens", "8", *root)
     assert _cli(*said, "--steps", "4", "--algorithm", "maskgit_plus").startswith("A cat")
+    with_mask = (*said[:3], "A <|mask|> cat", *said[4:])
+    assert "leave it out: the canvas follows the prompt" in _cli(*with_mask)
     out = tmp_path / "out"
     _cli("export", cell.fingerprint, str(out), *root)
     assert is_shifted(out)
