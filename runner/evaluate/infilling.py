@@ -175,8 +175,7 @@ def scored(
     question: Question, middle: str, error: int, *, unsafe: bool = False
 ) -> dict[str, float]:
     """Return the scores of one middle, `error` tokens away from the length of the true one."""
-    line = first_line(middle)
-    exact = line == question.middle.strip()
+    exact = _same_text(question.middle, middle)
     scores = {
         "exact_match": float(exact),
         "same_ast": float(exact or same_ast(question, middle)),
@@ -186,6 +185,12 @@ def scored(
         program = f"{question.whole(middle)}\n{question.test}"
         scores["pass_at_1"] = float(run(program, wall=choose_wall(unsafe)).passed)
     return scores
+
+
+def _same_text(true: str, middle: str) -> bool:
+    """Return whether a middle is the true one; where that is a line, whether its first line is."""
+    is_line = true.endswith("\n") and true.count("\n") == 1
+    return (first_line(middle) if is_line else middle.strip()) == true.strip()
 
 
 def first_line(text: str) -> str:

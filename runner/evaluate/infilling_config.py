@@ -31,6 +31,8 @@ class InfillingConfig:
         allow_unsafe_code: run a model's programs even without a sandbox.
     """
 
+    numerics = 2  # revision 1 compared the first line only, whatever the true middle was
+
     name: str = neutral("infilling")
     file: str | None = execution(None)
     sums: int = 0
@@ -69,9 +71,10 @@ class InfillingConfig:
     def run(self, trained: Trained, step: int) -> Mapping[str, float]:
         """Return scores and standard errors by canvas, and the scores' means over the canvases.
 
-        `NAME/exact_match@8`, `NAME/same_ast@8` (equal but for layout and comments),
-        `NAME/length_error@8` (mean distance from the number of tokens), and where there are tests
-        `NAME/pass_at_1@8`.
+        `NAME/exact_match@8` (where the true middle is a line, of the first line that is written;
+        else of all but white space at its ends), `NAME/same_ast@8` (equal but for layout and
+        comments), `NAME/length_error@8` (mean distance from the number of tokens), and where there
+        are tests `NAME/pass_at_1@8`.
         """
         from runner.evaluate.infilling import infilling  # noqa: PLC0415
 

@@ -14,7 +14,7 @@ from runner.commands.cli import app
 from runner.data.special_tokens import WithTokens
 from runner.data.tokenizers import ByteTokenizer
 from runner.evaluate.config import DetailsConfig
-from runner.evaluate.infilling import first_line, held_out_lines, read_questions, scored
+from runner.evaluate.infilling import Question, first_line, held_out_lines, read_questions, scored
 from runner.evaluate.infilling_config import InfillingConfig
 from runner.generate.generate import completions
 from runner.generate.text_generator import TextGenerator
@@ -195,6 +195,9 @@ def test_questions_are_scored_by_their_tests_their_text_and_their_tree(
             "length_error": 4.0,
         }
     assert scored(question, "    y = 2\n", 0)["pass_at_1"] == 0.0
+    result = Question("7+5=", "12", "\n3+4=07\n")
+    assert scored(result, "12", 0)["exact_match"] == 1.0
+    assert scored(result, "12\n3+1=04", 8)["exact_match"] == 0.0, "more than the middle"
     assert (first_line("\n  a\nb"), first_line("a\nb"), first_line("")) == ("a", "a", "")
 
 
