@@ -34,7 +34,7 @@ pipeline: sweep  ## run experiments/$(EXP); draw its figures, write its page and
 	$(BIN)/espalier paper $(EXP)
 
 soak: .venv/dev  ## 10 minutes of 50 clients that come and leave, on a server of 10.8M weights
-	$(BIN)/python -m tests.bench.serve soak --seconds 600
+	$(BIN)/python -m tests.bench.soak --seconds 600
 
 ui: .venv/ready  ## serve the MLflow UI
 	$(BIN)/espalier ui

@@ -79,6 +79,11 @@ def espalier(tmp_path: Path, text: Path) -> Callable[..., subprocess.CompletedPr
     return inner
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Say for how long the server is soaked; `make soak` takes a larger model and 10 minutes."""
+    parser.addoption("--soak-seconds", type=float, default=60.0, help="of test_soak.py")
+
+
 # How the tests share a machine, and what `make test-quick` leaves out.
 
 _MOST_WORKERS = 8

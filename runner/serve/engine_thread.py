@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from models.prefix_cache import PrefixCache
 from runner.generate.engine import Engine, QueueFull
 from runner.generate.request import Event, Request
 from runner.generate.speculation import Counts, Speculative
@@ -32,9 +33,7 @@ class _Step:
     admitted: dict[str, float]  # when
     began_at: float
     ended_at: float
-    running: int
-    waiting: int
-    reserved: float  # share of the tokens that fit
+    holds: dict[str, float]  # by the name of a gauge
     speculated: Counts | None  # since the beginning
 
 
@@ -130,6 +129,7 @@ class EngineThread:
         slow_reader_s: a call that stands still for longer is cancelled.
         pace: the most tokens of a prompt that a step reads, by the number of requests that it
             advances (None: the engine's `chunk`).
+        prefixes: what the engine keeps of earlier prompts.
     """
 
     engine: Engine[Any]
@@ -138,6 +138,7 @@ class EngineThread:
     most_pending: int = 64
     slow_reader_s: float = 30.0
     pace: Callable[[int], int] | None = None
+    prefixes: PrefixCache | None = None
     is_draining: bool = False
     tokens_per_s: float = 0.0
     _calls: dict[str, Call] = field(default_factory=dict)
@@ -274,11 +275,19 @@ class EngineThread:
             dict.fromkeys(seen, began),
             began,
             time.monotonic(),
-            self.engine.num_running,
-            self.engine.num_waiting,
-            self.engine.num_reserved / self.engine.max_tokens,
+            self._holds(),
             replace(strategy.counts) if isinstance(strategy, Speculative) else None,
         )
+
+    def _holds(self) -> dict[str, float]:
+        engine = self.engine
+        return {
+            "num_requests_running": engine.num_running,
+            "num_requests_waiting": engine.num_waiting,
+            "kv_cache_usage_perc": engine.num_reserved / engine.max_tokens,
+            "state_bytes": engine.strategy.num_bytes(),
+            "prefix_cache_bytes": 0 if self.prefixes is None else self.prefixes.num_bytes(),
+        }
 
     def _give_up(self, error: Exception) -> list[Event]:
         """End every request by the error of a step, which may have left none as it was."""
@@ -304,7 +313,7 @@ class EngineThread:
                 prompt = len(call.requests[number].prompt)
                 self.metrics.ended(clock, prompt, event.finish, step.ended_at)
             call.put(number, event)
-        self.metrics.stepped(step.running, step.waiting, step.reserved)
+        self.metrics.stepped(step.holds)
         if step.speculated is not None:
             self.metrics.speculated(step.speculated)
         tokens = sum(len(event.ids) for event in step.events)

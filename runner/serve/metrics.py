@@ -1,5 +1,6 @@
 """What the server counts and times, in Prometheus' form and under vLLM's names, `espalier:...`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -52,6 +53,8 @@ class Metrics:
             "num_requests_running": "Requests that have a row.",
             "num_requests_waiting": "Requests that wait for a row.",
             "kv_cache_usage_perc": "Share of the tokens that fit which running requests may need.",
+            "state_bytes": "Bytes of what the rows of running requests hold.",
+            "prefix_cache_bytes": "Bytes of what is kept of earlier prompts.",
         }
         self._gauges = {name: self._gauge(name, text) for name, text in gauges.items()}
         counters = {
@@ -83,11 +86,10 @@ class Metrics:
         }
         self._histograms = {n: self._histogram(n, *given) for n, given in histograms.items()}
 
-    def stepped(self, running: int, waiting: int, reserved: float) -> None:
-        """Take the state after a step."""
-        values = (running, waiting, reserved)
-        for gauge, value in zip(self._gauges.values(), values, strict=True):
-            gauge.set(value)
+    def stepped(self, holds: Mapping[str, float]) -> None:
+        """Take what the engine holds after a step, by the name of its gauge."""
+        for name, value in holds.items():
+            self._gauges[name].set(value)
 
     def speculated(self, counts: Counts) -> None:
         """Take what the server has speculated since it began."""

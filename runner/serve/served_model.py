@@ -29,7 +29,6 @@ from runner.serve.errors import ApiError, invalid
 from runner.serve.vocabulary import Vocabulary
 
 T = TypeVar("T")
-_BLOCK = 16  # tokens of a block of the prefix cache
 _LARGEST_CHUNK = 512
 _STEPS = 1.25  # decoding steps that a piece of a prompt may take: nobody waits for more than 2.5
 _TIMED = 6  # steps, or pieces, of which the fastest counts
@@ -109,15 +108,19 @@ class ServedModel:
             )
 
     def engine(
-        self, *, rows: int, chunk: int, invariant: bool = False, prefix_bytes: int = 0
+        self,
+        *,
+        rows: int,
+        chunk: int,
+        invariant: bool = False,
+        prefixes: PrefixCache | None = None,
     ) -> Engine[Any]:
         """Return an engine of the model; it is the only one of a model with its own strategy.
 
         Args:
             rows, chunk, invariant: see `runner.generate.generate.make_engine`.
-            prefix_bytes: of what is kept of prompts (0: nothing is).
+            prefixes: keeps what is read of prompts (None: nothing is kept).
         """
-        prefixes = PrefixCache(block=_BLOCK, max_bytes=prefix_bytes) if prefix_bytes else None
         made = self.generator
         own = {"strategy": made.strategy, "draft": made.draft, "adapters": made.adapters}
         return self._engine(rows, invariant, prefixes=prefixes, chunk=chunk, **own)

@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from models.prefix_cache import PrefixCache
 from runner.generate.text_generator import TextGenerator
 from runner.machine.errors import ConfigError
 from runner.serve.access import KEYS_VARIABLE, Access, is_loopback, read_keys
@@ -27,6 +28,7 @@ from runner.serve.served_model import ServedModel
 _HEADER_S = 10.0  # that a client may take to send the head of a request
 _LARGEST_HEAD = 1 << 14  # bytes
 _MOST_CONNECTIONS = 1024
+_BLOCK = 16  # tokens of a block of the prefix cache
 _CLOSING_S = 5  # after the last request has ended
 
 
@@ -120,11 +122,14 @@ def _engine_thread(model: ServedModel, options: Options) -> EngineThread:
         chunk = pace(rows)
     if options.invariant:  # pieces that hang on the company change last bits
         pace = None
+    prefixes = None
+    if options.prefix_cache_mb:
+        prefixes = PrefixCache(block=_BLOCK, max_bytes=options.prefix_cache_mb << 20)
     engine = model.engine(
         rows=rows,
         chunk=chunk,
         invariant=options.invariant,
-        prefix_bytes=options.prefix_cache_mb << 20,
+        prefixes=prefixes,
     )
     return EngineThread(
         engine,
@@ -132,6 +137,7 @@ def _engine_thread(model: ServedModel, options: Options) -> EngineThread:
         4 * rows if options.max_waiting is None else options.max_waiting,
         slow_reader_s=options.slow_reader_s,
         pace=pace,
+        prefixes=prefixes,
     )
 
 

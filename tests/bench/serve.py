@@ -1,7 +1,6 @@
 """Serving: our server, transformers' and llama.cpp's, in turns, of the same weights.
 
     python -m tests.bench.serve [--model DIR] [--rounds 3] [--peers ours,transformers,llama.cpp]
-    python -m tests.bench.serve soak [--seconds 600]
 
 Asyncio clients of streamed completions, greedy. A round is one measurement of each server, the
 others idle; the table has the median over the rounds. One thread each. Tokens per second of the
@@ -12,17 +11,13 @@ the machine does.
     poisson        open loop: arrivals at half the rate that 8 clients reached
     decode gap     the largest time between two tokens of 4 streams while a prompt of 512 tokens
                    enters, over the median without it
-
-`soak`: 50 clients, a third of whom leave; what is lost, rows that leak, memory that grows.
 """
 
 import argparse
 import asyncio
 import os
 import random
-import re
 import statistics
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -32,7 +27,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from tests.bench.serve_peers import PEERS, Peer, make_model, our_server
+from tests.bench.serve_peers import PEERS, Peer, make_model
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "then"]
 NEW, PROMPT, LONG = 32, 40, 512
@@ -165,68 +160,15 @@ async def measured(peer: Peer) -> dict[str, float]:
     return values
 
 
-async def soak(peer: Peer, seconds: float) -> None:
-    """Print what 50 clients with random disconnects leave behind."""
-    process, end = psutil.Process(peer.pid), time.perf_counter() + seconds
-    counts = {"done": 0, "left": 0, "lost": 0}
-    draw = random.Random(0)
-
-    async def client(session: aiohttp.ClientSession) -> None:
-        while time.perf_counter() < end:
-            leaves = draw.random() < 1 / 3
-            text = prompt(draw.randrange(200), draw.randrange(1, 100))
-            try:
-                answer = await ask(
-                    session, peer, text, draw.randrange(2, 60), 1 if leaves else None
-                )
-            except (aiohttp.ClientError, AssertionError) as error:
-                print("lost:", repr(error)[:200])
-                counts["lost"] += 1
-                continue
-            counts["left" if leaves else "done"] += 1
-            counts["lost"] += not answer.pieces
-
-    async with aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(600), connector=aiohttp.TCPConnector(limit=0)
-    ) as session:
-        tasks = [asyncio.create_task(client(session)) for _ in range(50)]
-        memory: list[float] = []
-        while not all(task.done() for task in tasks):
-            await asyncio.sleep(min(5.0, seconds / 20))
-            memory.append(process.memory_info().rss / 1e6)
-        await asyncio.gather(*tasks)
-        while True:
-            async with session.get(f"{peer.url}/metrics") as response:
-                text = await response.text()
-            busy = re.findall(r"num_requests_(?:running|waiting)\{.*\} (\S+)", text)
-            if not any(map(float, busy)):
-                break
-    half = len(memory) // 2
-    grown = statistics.mean(memory[half:]) - statistics.mean(memory[half // 2 : half])
-    print(f"{counts['done']} done, {counts['left']} left, {counts['lost']} lost")
-    print(f"rows that run or wait at the end: {sum(map(float, busy)):.0f}")
-    print(f"RSS {memory[0]:.0f} MB first, {memory[-1]:.0f} MB last; second half {grown:+.1f} MB")
-    if counts["lost"] or grown > 0.05 * memory[half]:
-        sys.exit("the soak failed")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["compare", "soak"], default="compare")
     parser.add_argument("--model", type=Path, help="a Hugging Face folder (default: 10.8M, random)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--peers", default=",".join(PEERS))
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         cell = make_model(Path(folder), given.model)
-        if given.what == "soak":
-            # All 50 may wait, and what grows is no cache that fills.
-            options = ("--max-waiting", "64", "--prefix-cache-mb", "16")
-            peer = stack.enter_context(our_server(cell, Path(folder), *options))
-            asyncio.run(soak(peer, given.seconds))
-            return
         peers = {
             name: stack.enter_context(PEERS[name](cell, Path(folder)))
             for name in given.peers.split(",")

@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from models.prefix_cache import PrefixCache
 from runner.generate.denoising import Denoising
 from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
@@ -45,7 +46,8 @@ def _asked(
 ) -> list[tuple[int, Any]]:
     """Return (status, answer) of requests to a server of the run, one after the other."""
     model = ServedModel(folder, generator)
-    engine = model.engine(rows=2, chunk=8, prefix_bytes=1 << 20, **more)
+    prefixes = PrefixCache(block=4, max_bytes=1 << 20)
+    engine = model.engine(rows=2, chunk=8, prefixes=prefixes, **more)
     thread, access = EngineThread(engine, Metrics(model.name), max_waiting=4), Access()
     app = Api(model, thread, access).app()
     gate = Gate(app, access=access, only_loopback=True)
