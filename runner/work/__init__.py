@@ -11,6 +11,7 @@ __all__ = [
     "make_people",
     "notes",
     "outputs",
+    "quantisation_cost",
     "quantise",
     "sample",
     "train",

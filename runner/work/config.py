@@ -135,13 +135,14 @@ class QuantiseWork:
 
     It writes a checkpoint, from which the cell is evaluated, generates, is served and exported as
     any other; and it measures what that costs on held-out text. Output is losses.json, of each
-    held-out sequence the loss before and after.
+    held-out document the loss before and after.
 
     Args:
         scheme: see `models.scheme`: int8, int4-g32, gptq-int4-g32, nf4, int8-dynamic, ...
         calibration: sequences of training text that a scheme reads which needs data.
     """
 
+    numerics = 2  # revision 1 drew sequences, not documents, for the interval of loss_delta
     outputs: ClassVar[tuple[str, ...]] = ("losses.json",)
 
     scheme: str = "int8"

@@ -7,11 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from models.contract import batch_logits
 from models.pretrained import load_weights
 from models.scheme import Scheme, parse_scheme
 from models.stored_linear import compress, stored_layers
@@ -31,8 +28,7 @@ from runner.work.config import QuantiseWork
 from runner.work.evaluate import as_in_training
 from runner.work.notes import note_environment, write_summary
 from runner.work.outputs import write_output
-
-_DRAWS = 2000  # of the bootstrap
+from runner.work.quantisation_cost import compared, decoding_speeds
 
 
 def quantise(
@@ -69,9 +65,10 @@ def quantise(
         raise ConfigError(f"work.scheme={cfg.scheme}: {error}") from None
     seconds = time.monotonic() - started
     saved = _save(cell, setup, journal)
-    rows, values = _compared(setup, before)
+    rows, values = compared(setup, before)
     write_output(cell.folder, "losses.json", json.dumps(rows) + "\n", journal)
-    values |= _sizes(setup, scheme, saved) | {"quantise_s": seconds}
+    values |= _sizes(setup, scheme, saved) | decoding_speeds(setup, before)
+    values["quantise_s"] = seconds
     if scheme.needs_data:
         tokens = cfg.calibration * cell.config.train.sequence_length
         values["calibration_tokens"] = float(tokens)
@@ -129,55 +126,6 @@ def _save(cell: Cell, setup: Setup, journal: Journal) -> int:
     saved = checkpoint.save(cell.folder / "checkpoints", files, {"step": 0})
     journal.event("checkpointed", step=0)
     return (saved / "model.safetensors").stat().st_size
-
-
-@torch.no_grad()
-def _compared(setup: Setup, before: Any) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Return (losses of each held-out sequence, metrics) of the model and of it `before`.
-
-    `loss_delta` is the mean difference of the task's measure, `loss_delta_low` and `_high` its 95%
-    interval by a paired bootstrap over sequences; `kl` that of the new from the old distribution a
-    token, nats; `top1_agreement` the share of tokens with the same likeliest next one.
-    """
-    name = contracts.measure(setup.task)[0]
-    rows, kl, same, tokens = [], 0.0, 0, 0
-    for batch in _sequences(setup):
-        pair, scores = [], []
-        for model in (before, setup.model):
-            with setup.precision.autocast():
-                pair.append(setup.task.validate(model, batch)[name])
-                scores.append(batch_logits(model, batch).float().log_softmax(dim=-1))
-        counted = batch["targets"] >= 0
-        old, new = (score[counted] for score in scores)
-        kl += float((old.exp() * (old - new)).sum())
-        same += int((old.argmax(dim=-1) == new.argmax(dim=-1)).sum())
-        tokens += len(old)
-        rows.append({"count": pair[0][1], "before": pair[0][0], "after": pair[1][0]})
-    values = np.array([[row["after"] - row["before"], row["count"]] for row in rows])
-    low, high = paired_interval(values, setup.cfg.seed)
-    delta = float(values[:, 0].sum() / max(1.0, values[:, 1].sum()))
-    metrics = {"loss_delta": delta, "loss_delta_low": low, "loss_delta_high": high}
-    measured = max(1, tokens)
-    return rows, metrics | {"kl": kl / measured, "top1_agreement": same / measured}
-
-
-def paired_interval(values: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """Return the 95% bootstrap interval of a mean difference.
-
-    Args:
-        values: (summed difference, count) of each sequence, [sequences, 2].
-    """
-    rng = np.random.default_rng(seed)
-    drawn = values[rng.integers(len(values), size=(_DRAWS, len(values)))].sum(axis=1)
-    low, high = np.quantile(drawn[:, 0] / np.maximum(drawn[:, 1], 1.0), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _sequences(setup: Setup) -> Iterator[Batch]:
-    """Yield the held-out sequences one by one."""
-    cfg = setup.cfg
-    for batch in setup.corpus.held_out(cfg.train.sequence_length, 1, cfg.eval.tokens):
-        yield _on_device(setup, batch)
 
 
 def _on_device(setup: Setup, batch: Batch) -> Batch:

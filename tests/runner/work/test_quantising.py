@@ -1,7 +1,11 @@
 """Weights in few bits as a cell: what it measures, and that it is a model like any other."""
 
+import copy
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +18,13 @@ from runner.exchange.huggingface import export
 from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
 from runner.grid.quantised_cells import quantised_cells
+from runner.learn.setup import set_up
 from runner.machine.errors import ConfigError
+from runner.machine.ranks import Ranks
 from runner.records import metrics
 from runner.records.cells import Cell, freeze_cell, make_cells
 from runner.records.trained_model import load_model
-from runner.work.quantise import paired_interval
+from runner.work.quantisation_cost import compared, paired_interval
 from tests.conftest import compose_tiny, write_text
 from tests.workers import train_here
 
@@ -59,6 +65,8 @@ def test_a_quantised_run_is_evaluated_generates_and_is_exported_as_any_other(
         assert bits <= values["bits_per_weight"] < bits + 2  # with scales, few columns to a row
         rows = json.loads((cell.folder / "outputs" / "losses.json").read_text())
         assert sum(row["count"] for row in rows) == values["val_tokens"]
+        assert len(rows) == values["loss_delta_units"]
+        assert all(values[f"tokens_per_s_{n}{of}"] > 0 for n in (1, 8) for of in ("", "_before"))
         model, _, context = load_model(cell.folder)
         assert len(stored_layers(model)) == len(list(model.blocks())) * 4
         ids = torch.arange(context)[None]
@@ -93,3 +101,36 @@ def test_the_interval_of_a_paired_difference_is_that_of_a_normal_mean() -> None:
     low, high = paired_interval(values, seed=0)
     half = 1.96 * drawn.std() / 20
     np.testing.assert_allclose([low, high], drawn.mean() + np.array([-half, half]), atol=half / 8)
+
+
+class _Corpus:
+    """Two documents in three sequences, numbered through all text; then others from 0."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def held_out(self, seq: int, batch: int, max_tokens: int) -> Iterator[dict[str, torch.Tensor]]:
+        ids = torch.arange(seq + 1)
+        for documents in ([3] * seq, [3] * 2 + [4] * (seq - 2), *[[0] * seq] * 9):
+            yield {
+                "tokens": ids[None, :-1],
+                "targets": ids[None, 1:],
+                "documents": torch.tensor([documents]),
+            }
+
+
+def test_a_comparison_reads_each_sequence_once_a_model_and_counts_by_document(
+    trained: Cell,
+) -> None:
+    setup = set_up(trained, {}, Ranks("cpu"), None)
+    passes = {"before": 0, "after": 0}
+    before = copy.deepcopy(setup.model)
+    for name, model in (("before", before), ("after", setup.model)):
+        model.register_forward_pre_hook(
+            lambda *_, name=name: passes.__setitem__(name, passes[name] + 1)
+        )
+    rows, values = compared(replace(setup, corpus=_Corpus(setup.corpus.tokenizer)), before)
+    assert passes == {"before": 11, "after": 11}
+    seq = setup.cfg.train.sequence_length
+    assert [row["count"] for row in rows] == [seq + 2, seq - 2, *[seq] * 9]
+    assert (values["loss_delta"], values["kl"], values["top1_agreement"]) == (0, 0, 1)
