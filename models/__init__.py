@@ -14,6 +14,7 @@ __all__ = [
     "cache",
     "canvas",
     "compiled_kernels",
+    "compressed_layout",
     "config",
     "contract",
     "convolution",

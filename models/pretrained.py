@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.adapter import FrozenLinear, base_loaded, base_state
+from models.compressed_layout import IN_FULL, compressed_state
 from models.config import plain, target_class, thaw
 from models.contract import with_added_rows
 from models.decoder_config import DecoderConfig
@@ -24,6 +25,7 @@ from models.diffusion_layouts import Dream, LLaDA
 from models.encoder_decoder_config import EncoderDecoderConfig
 from models.language_model import LanguageModel
 from models.layouts import GPT2, Layout, Llama, Mixtral, Qwen2, Qwen3, TensorSource
+from models.stored_linear import stored_layers
 
 OWN, T5, _HEAD = "espalier", "t5", "lm_head.weight"
 LAYOUTS: tuple[Layout, ...] = (Llama(), Qwen2(), Qwen3(), Mixtral(), GPT2(), Dream(), LLaDA())
@@ -48,6 +50,8 @@ def save_pretrained(
 ) -> str:
     """Write config.json and weights; return the name of the architecture written.
 
+    Weights that are stored in few bits are written so, see `models.compressed_layout`.
+
     Args:
         layout: llama, qwen2, qwen3, mixtral, gpt2 or espalier (None: the first that can hold the
             model).
@@ -57,7 +61,7 @@ def save_pretrained(
 
     Raises:
         FileExistsError: the folder is not empty.
-        ValueError: the layout is unknown or cannot hold the model.
+        ValueError: the layout is unknown or cannot hold the model, or its few bits.
     """
     from huggingface_hub import save_torch_state_dict  # noqa: PLC0415
 
@@ -65,24 +69,32 @@ def save_pretrained(
         raise FileExistsError(f"{folder} is not empty; choose a new folder")
     cfg: Any = model.cfg
     chosen, keys = _choose(cfg, model.vocab_size, layout)
-    own = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    state: dict[str, Tensor] = {}
-    if isinstance(chosen, Layout):
-        sources = chosen.sources(cfg)
-        for name, tensor in own.items():
-            state |= sources[name].split(tensor)
+    if stored_layers(model):
+        if chosen is None:
+            raise ValueError(f"compressed-tensors has no form of layout={OWN}; {IN_FULL}")
+        state, keys["quantization_config"] = compressed_state(model, chosen, dtype)
     else:
-        state = own
-    if dtype is not None:
-        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+        state = _state(model, chosen, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(state, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
-    kind = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    kind = str(dtype or next(iter(state.values())).dtype).removeprefix("torch.")
     keys |= {"dtype": kind, "torch_dtype": kind, **(extra_keys or {})}
     (folder / "config.json").write_text(json.dumps(keys, indent=2) + "\n")
     for file in folder.glob("*.safetensors"):  # made for their owner alone, whatever the umask
         shutil.copymode(folder / "config.json", file)
     return str(keys["architectures"][0])
+
+
+def _state(
+    model: LanguageModel, layout: Layout | None, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Return the tensors of a model by their names in `layout`, None: its own."""
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if layout is not None:
+        sources = layout.sources(model.cfg)  # type: ignore[arg-type]
+        split = [sources[name].split(tensor) for name, tensor in state.items()]
+        state = {name: part for parts in split for name, part in parts.items()}
+    return state if dtype is None else {name: part.to(dtype) for name, part in state.items()}
 
 
 def _choose(cfg: Any, vocab_size: int, layout: str | None) -> tuple[Layout | None, dict[str, Any]]:

@@ -9,6 +9,7 @@ from runner.commands.arguments import MODELS, Reference, Root
 from runner.machine.errors import ConfigError
 
 app = typer.Typer()
+_FORMATS = ("hf", "gguf", "peft", "compressed-tensors")
 
 
 @app.command(rich_help_panel=MODELS)
@@ -19,7 +20,7 @@ def export(
         str,
         typer.Option(
             help="hf: config.json, safetensors, tokenizer, model card. gguf: a file of llama.cpp. "
-            "peft: the adapter alone."
+            "peft: the adapter alone. compressed-tensors: as hf, a quantised run in its few bits."
         ),
     ] = "hf",
     layout: Annotated[
@@ -44,9 +45,9 @@ def export(
     from runner.exchange.huggingface import export as write  # noqa: PLC0415
     from runner.records.cells import find_cell  # noqa: PLC0415
 
-    if to not in ("hf", "gguf", "peft"):
-        raise ConfigError(f"--to {to!r} is not a format; there are: hf, gguf, peft")
-    if to != "hf":
+    if to not in _FORMATS:
+        raise ConfigError(f"--to {to!r} is not a format; there are: {', '.join(_FORMATS)}")
+    if to in ("gguf", "peft"):
         from runner.exchange.gguf_model import export_gguf  # noqa: PLC0415
         from runner.exchange.peft import export_adapter  # noqa: PLC0415
 
@@ -67,5 +68,6 @@ def export(
         max_shard_size=shard,
         license_name=license_name,
         average=average,
+        compressed=to == "compressed-tensors",
     )
     typer.echo(f"{folder}: {architecture}")

@@ -8,7 +8,7 @@ from typing import Any
 from models.adapter import merge
 from models.language_model import LanguageModel
 from models.pretrained import save_pretrained
-from models.stored_linear import decompress
+from models.stored_linear import decompress, stored_layers
 from runner.exchange.model_card import model_card
 from runner.exchange.tokenizer import can_write, model_ids, write_tokenizer
 from runner.generate.text_generator import DTYPES
@@ -26,11 +26,11 @@ def export(
     max_shard_size: str = "5GB",
     license_name: str | None = None,
     average: bool = False,
+    compressed: bool = False,
 ) -> str:
     """Write the newest weights of `cell` into a new `folder`; return the architecture written.
 
-    Adapters are merged into the weights, in full precision; quantised weights are written as what
-    they stand for.
+    Adapters are merged into the weights, in full precision.
 
     Args:
         layout: llama, qwen3, gpt2 or espalier (None: the first that fits).
@@ -38,6 +38,8 @@ def export(
         max_shard_size: the largest size of a safetensors file.
         license_name: for the model card.
         average: export the averaged weights (train.average).
+        compressed: write the weights of a quantised run in its few bits, as compressed-tensors
+            reads them; else as what they stand for.
 
     Raises:
         ConfigError: `dtype` is unknown, the folder is not empty, the layout does not fit the
@@ -57,7 +59,9 @@ def export(
             f"{type(model).__name__} is in no layout that transformers reads; its weights are in "
             f"{cell.folder}/checkpoints/*/model.safetensors"
         )
-    model = decompress(merge(model))
+    if compressed and not stored_layers(model):
+        raise ConfigError(f"{cell.folder} is not quantised: espalier quantise RUN makes what is")
+    model = merge(model) if compressed else decompress(merge(model))
     cfg: Any = model.cfg
     if getattr(cfg, "positions", None) == "rope":  # its context is the training length
         model.cfg = replace(cfg, context_length=context)

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from models.contract import logits
 from models.stored_linear import stored_layers
+from runner.exchange.gguf_file import GGUFFile
+from runner.exchange.gguf_model import export_gguf
 from runner.exchange.huggingface import export
 from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
@@ -33,7 +35,16 @@ from tests.workers import train_here
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Cell:
     """A small decoder of Llama's form."""
     root = tmp_path_factory.mktemp("quantise")
-    node = compose_tiny(root, write_text(root / "text.txt"), "train.steps=60", "optim.lr=1e-2")
+    node = compose_tiny(
+        root,
+        write_text(root / "text.txt"),
+        "tokenizer=bpe",
+        "tokenizer.vocab_size=272",
+        "model.width=32",
+        "model.hidden=96",
+        "train.steps=60",
+        "optim.lr=1e-2",
+    )
     (cell,) = make_cells([("", node)])
     freeze_cell(cell)
     train_here(cell)
@@ -80,6 +91,15 @@ def test_a_quantised_run_is_evaluated_generates_and_is_exported_as_any_other(
         export(cell, tmp_path / cell.fingerprint)
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / cell.fingerprint)
         torch.testing.assert_close(theirs(ids).logits, before, atol=1e-4, rtol=0)
+        export(cell, tmp_path / f"few-{cell.fingerprint}", compressed=True)
+        export_gguf(cell, tmp_path / f"{cell.fingerprint}.gguf", dtype="q8_0")
+        (mine, theirs) = (
+            stored_layers(model)["layers.0.mlp.down"].full_weight(),
+            torch.from_numpy(
+                GGUFFile(tmp_path / f"{cell.fingerprint}.gguf").read("blk.0.ffn_down.weight")
+            ),
+        )
+        torch.testing.assert_close(theirs, mine, rtol=0, atol=float(mine.abs().max()) / 120)
         with pytest.raises(ConfigError, match="can be quantised"):
             quantised_cells(trained.folder.parents[1], cell.fingerprint, ["int8"], [])
 
