@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8, UInt8
+from jaxtyping import Float, Float16, Int8, UInt8
 from torch import Tensor
+
+from kernels.formats import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,10 @@ def ternary_grid(weight: Float[Tensor, "rows cols"], group: int | None = None) -
 
 def pack_bits(codes: UInt8[Tensor, "rows cols"], bits: int) -> UInt8[Tensor, "rows bytes"]:
     """Return codes of `bits` bits one after the other, the low bit first, rows in whole bytes."""
+    if bits == 8:
+        return codes
+    if bits == 4:
+        return pack(F.pad(codes, (0, codes.shape[1] % 2)))
     spread = (codes[..., None] >> torch.arange(bits, dtype=torch.uint8, device=codes.device)) & 1
     flat = spread.flatten(1)
     flat = F.pad(flat, (0, -flat.shape[1] % 8)).view(len(codes), -1, 8)
@@ -114,6 +120,8 @@ def unpack_bits(
     """Return the codes of `pack_bits`."""
     if bits == 8:
         return packed
+    if bits == 4:
+        return unpack(packed)[:, :cols]
     eight = torch.arange(8, dtype=torch.uint8, device=packed.device)
     spread = ((packed[..., None] >> eight) & 1).flatten(1)[:, : cols * bits]
     codes: Tensor = (spread.view(len(packed), cols, bits) << eight[:bits]).sum(2, dtype=torch.uint8)
@@ -125,6 +133,33 @@ def int8_rows(x: Float[Tensor, "*batch cols"]) -> tuple[Int8[Tensor, "*batch col
     scales = x.abs().amax(dim=-1, keepdim=True).float() / 127.0
     codes = (x.float() / torch.where(scales > 0, scales, 1.0)).round()
     return codes.to(torch.int8), scales
+
+
+def span_codes(
+    x: Float[Tensor, "rows cols"], bits: int
+) -> tuple[UInt8[Tensor, "rows cols"], Float16[Tensor, "rows 1"], Float16[Tensor, "rows 1"]]:
+    """Return (codes, steps, least): x = least + code x step, from a row's smallest to its largest.
+
+    Unlike `integer_grid` the span need not contain 0: keys have channels far from it (KIVI, arXiv
+    2402.02750). Error: half a step, and the rounding of `least` to fp16; beyond fp16's range of
+    65,504 it saturates.
+    """
+    x, top = x.float(), torch.finfo(torch.float16).max
+    least, most = (end.clamp(-top, top) for end in x.aminmax(dim=1, keepdim=True))
+    least = least.half()
+    steps = ((most - least.float()) / (2**bits - 1)).clamp(0.0, top).half()
+    usable = torch.where(steps > 0, steps.float(), 1.0)
+    codes = ((x - least.float()) / usable).round().clamp(0, 2**bits - 1)
+    return codes.to(torch.uint8), steps, least
+
+
+def span_values(
+    codes: UInt8[Tensor, "rows cols"],
+    steps: Float16[Tensor, "rows 1"],
+    least: Float16[Tensor, "rows 1"],
+) -> Float[Tensor, "rows cols"]:
+    """Return what `span_codes` stand for, fp32."""
+    return codes.float() * steps.float() + least.float()
 
 
 def in_bf16(x: Tensor) -> Tensor:

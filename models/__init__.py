@@ -61,6 +61,7 @@ __all__ = [
     "rope_layout",
     "scheme",
     "sizes",
+    "stored_keys_values",
     "stored_linear",
     "streams",
     "streams_config",

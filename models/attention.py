@@ -20,8 +20,9 @@ from kernels.rotary import rotate
 from models.attention_config import AttentionConfig
 from models.branch import Context
 from models.branch_config import Host
-from models.keys_values import KeysValues, LastKeysValues
+from models.keys_values import LastKeysValues
 from models.layers import RMSNorm
+from models.stored_keys_values import keys_values
 
 
 class Attention(nn.Module):
@@ -53,8 +54,9 @@ class Attention(nn.Module):
             y = self._windowed(q, k, v, context)
         elif context.state is not None:
             q, k = _turn(q, k, context)
-            k, v = KeysValues.of(context.state, self.number, k, v).write(context.state, k, v)
-            y = masked_attention(q, k, v, context.state.mask, scale=self.scale, sink=self.sink)
+            memory = keys_values(context.state, self.number, k, v)
+            k, v, mask = memory.write(context.state, k, v)
+            y = masked_attention(q, k, v, mask, scale=self.scale, sink=self.sink)
         elif context.canvas is not None:
             q, k = _turn(q, k, context)
             k, v = context.canvas.exchange(self.number, k, v)

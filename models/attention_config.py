@@ -1,6 +1,6 @@
 """The config of softmax attention: its heads, and the tokens that they see."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from models.branch_config import Host
 from models.config import config, neutral
@@ -8,6 +8,9 @@ from models.flops import attention_flops, linear_flops
 
 if TYPE_CHECKING:
     from models.attention import Attention
+
+# What a decoding state may keep keys and values of all tokens in; see `models.stored_keys_values`.
+Stored = Literal["int8", "fp8", "nvfp4", "int4", "int2"]
 
 
 @config

@@ -7,13 +7,13 @@ Shape legend: batch, seq = new tokens, ctx = capacity.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
-Stored = Literal["int8", "fp8"]  # of keys and values
+from models.attention_config import Stored
 
 
 @runtime_checkable
@@ -184,12 +184,13 @@ class DecoderState:
         if self.counts is not None:
             self.positions = self.positions.where(self.counts[:, None] > 0, self.positions - 1)
             self.positions = self.positions.clamp(min=0)
+        # The last position that each new token sees.
+        self.seen = self.positions if reach is None else self.positions + reach - self.offsets
         self.mask = None  # a single token per row of equal lengths sees all positions
         if self.static or seq > 1 or self.counts is not None or self.first != self.last:
             end = self.capacity if self.static else self.end
             ctx = torch.arange(end, device=self.lengths.device)
-            last = self.positions if reach is None else self.positions + reach - self.offsets
-            self.mask = (ctx <= last[..., None])[:, None]
+            self.mask = (ctx <= self.seen[..., None])[:, None]
         return self.positions
 
     def _make_room(

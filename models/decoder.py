@@ -19,9 +19,10 @@ from kernels.packed import can_pack
 from kernels.philox import NoiseKey, dropout, random_words
 from kernels.rotary import rotary_frequencies, rotary_tables
 from models.adapter import merge
+from models.attention_config import Stored
 from models.block import Block
 from models.branch import Context, Notes, Tables
-from models.cache import DecoderState, State, Stored
+from models.cache import DecoderState, State
 from models.canvas import Canvas
 from models.contract import lookups, scales_of_modules
 from models.decoder_config import DecoderConfig

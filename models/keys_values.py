@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from kernels.formats import E4M3, decode, encode, round_nearest
 from models.cache import DecoderState, Memory
 
 
@@ -19,35 +18,26 @@ class KeysValues(Memory):
 
     can_truncate = True
 
-    @staticmethod
-    def of(
-        state: DecoderState,
-        number: int,
+    @classmethod
+    def like(
+        cls,
         k: Float[Tensor, "batch kv seq dim"],
         v: Float[Tensor, "batch kv seq dim"],
+        capacity: int,
     ) -> "KeysValues":
-        """Return those of branch `number`; the first call makes them, in the dtype of `k`, `v`.
-
-        With `state.stored` they are in 8 bits.
-        """
-        if number not in state.memories:
-            keys, values = (x.new_zeros(*x.shape[:2], state.capacity, x.shape[3]) for x in (k, v))
-            made = KeysValues(keys=keys, values=values)
-            stored = state.stored
-            state.memories[number] = made if stored is None else _STORED[stored].like(made)
-        memory = state.memories[number]
-        assert isinstance(memory, KeysValues)
-        return memory
+        """Return empty ones for `capacity` tokens such as `k` and `v`, in their dtypes."""
+        keys, values = (x.new_zeros(*x.shape[:2], capacity, x.shape[3]) for x in (k, v))
+        return cls(keys=keys, values=values)
 
     def write(
         self,
         state: DecoderState,
         k: Float[Tensor, "batch kv seq dim"],
         v: Float[Tensor, "batch kv seq dim"],
-    ) -> tuple[Tensor, Tensor]:
-        """Append new keys and values to each row; return all that a row may attend to."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Append new keys and values; return all that there are and who sees which (None: all)."""
         self._append(state, {"keys": k, "values": v})
-        return self._visible(state, "keys"), self._visible(state, "values")
+        return self._visible(state, "keys"), self._visible(state, "values"), state.mask
 
     def _append(self, state: DecoderState, added: Mapping[str, Tensor]) -> None:
         self._grow(state.capacity)
@@ -114,83 +104,20 @@ class KeysValues(Memory):
         )
 
 
-class StoredKeysValues(KeysValues):
-    """Keys and values in 8 bits, with a scale in bf16 for each token and head.
-
-    They are read as numbers again in every step: memory is what this saves.
-    """
-
-    top = 0.0  # what the largest magnitude of a token becomes
-
-    @classmethod
-    def like(cls, full: KeysValues) -> "StoredKeysValues":
-        """Return an empty one with the shapes of `full`."""
-        tensors = {}
-        for name, tensor in full.tensors.items():
-            tensors[name] = tensor.new_zeros(tensor.shape, dtype=torch.uint8)
-            scales = tensor.new_zeros(*tensor.shape[:3], 1, dtype=torch.bfloat16)
-            tensors[f"{name}_scales"] = scales
-        return cls(None, **tensors)
-
-    def write(
-        self,
-        state: DecoderState,
-        k: Float[Tensor, "batch kv seq dim"],
-        v: Float[Tensor, "batch kv seq dim"],
-    ) -> tuple[Tensor, Tensor]:
-        """See `KeysValues`; the newest are rounded too."""
-        added = {}
-        for name, new in (("keys", k), ("values", v)):
-            scales = (new.abs().amax(dim=-1, keepdim=True) / self.top).bfloat16()
-            usable = torch.where(scales > 0, scales, 1.0).to(new.dtype)
-            added[name] = self._codes((new / usable).clamp(-self.top, self.top))
-            added[f"{name}_scales"] = scales
-        self._append(state, added)
-        both = []
-        for name in ("keys", "values"):
-            numbers = self._numbers(self._visible(state, name))
-            both.append((numbers * self._visible(state, f"{name}_scales").float()).to(k.dtype))
-        return both[0], both[1]
-
-    def _codes(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _numbers(self, codes: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class Int8KeysValues(StoredKeysValues):
-    """In integers from -127 to 127."""
-
-    top = 127.0
-
-    def _codes(self, x: Tensor) -> Tensor:
-        return x.round().to(torch.int8).view(torch.uint8)
-
-    def _numbers(self, codes: Tensor) -> Tensor:
-        return codes.view(torch.int8).float()
-
-
-class FP8KeysValues(StoredKeysValues):
-    """In E4M3."""
-
-    top = E4M3.max
-
-    def _codes(self, x: Tensor) -> Tensor:
-        return encode(round_nearest(x.float(), E4M3), E4M3)
-
-    def _numbers(self, codes: Tensor) -> Tensor:
-        return decode(codes, E4M3)
-
-
-_STORED = {"int8": Int8KeysValues, "fp8": FP8KeysValues}
-
-
 class LastKeysValues(Memory):
     """Keys and values of the first `sinks` and the last `window` tokens, [batch, kv, slots, dim].
 
     `positions` [batch, slots] are those of the tokens in the slots, -1 in an empty slot.
     """
+
+    @staticmethod
+    def like(
+        k: Float[Tensor, "batch kv seq dim"], v: Float[Tensor, "batch kv seq dim"], slots: int
+    ) -> "LastKeysValues":
+        """Return empty ones such as `k` and `v`, in their dtypes."""
+        keys, values = (new.new_zeros(*new.shape[:2], slots, new.shape[3]) for new in (k, v))
+        empty = torch.full((len(k), slots), -1, dtype=torch.int64, device=k.device)
+        return LastKeysValues({"positions": -1}, keys=keys, values=values, positions=empty)
 
     @staticmethod
     def of(
@@ -202,10 +129,7 @@ class LastKeysValues(Memory):
     ) -> "LastKeysValues":
         """Return those of branch `number`; the first call makes them, in the dtype of `k`, `v`."""
         if number not in state.memories:
-            keys, values = (new.new_zeros(*new.shape[:2], slots, new.shape[3]) for new in (k, v))
-            empty = torch.full((len(k), slots), -1, dtype=torch.int64, device=k.device)
-            made = LastKeysValues({"positions": -1}, keys=keys, values=values, positions=empty)
-            state.memories[number] = made
+            state.memories[number] = LastKeysValues.like(k, v, slots)
         memory = state.memories[number]
         assert isinstance(memory, LastKeysValues)
         return memory

@@ -81,7 +81,9 @@ Experiment = Annotated[
 ]
 KvCache = Annotated[
     str | None,
-    typer.Option(help="int8 or fp8: keep keys and values in 8 bits (default: as computed)."),
+    typer.Option(
+        help="int8, fp8, nvfp4, int4, int2: keep keys and values in it (default: as computed)."
+    ),
 ]
 DraftWord = Annotated[
     str | None,

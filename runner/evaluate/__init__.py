@@ -18,6 +18,8 @@ __all__ = [
     "infilling",
     "infilling_config",
     "internals",
+    "kv_cache",
+    "kv_cache_config",
     "labels",
     "labels_config",
     "likelihoods",

@@ -17,6 +17,7 @@ __all__ = [
     "drafts",
     "engine",
     "generate",
+    "kv_cache",
     "over_ranks",
     "request",
     "reveal",

@@ -4,14 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.cache import Stored
 from models.contract import for_inference
-from models.decoder import Decoder
 from runner.data.corpus import encode_with_special, end_ids, prompt_ids, prompt_sees_itself
 from runner.generate.adapted import load_adapters
 from runner.generate.as_trained import compute_under, in_words, recipe_of_training
@@ -27,6 +25,7 @@ from runner.generate.generate import (
     make_engine,
     requests_of,
 )
+from runner.generate.kv_cache import store_keys_and_values
 from runner.generate.sampling import Sampling
 from runner.generate.tools import Tools
 from runner.machine.errors import ConfigError
@@ -49,7 +48,7 @@ class TextGenerator:
         precision: `weights` computes in `dtype`, `training` under the recipe of the run, see
             `runner.generate.as_trained`.
         compiled: decode by a compiled step.
-        kv_cache: int8 or fp8: keep keys and values in it (None: in `dtype`).
+        kv_cache: keep keys and values in it, see `runner.generate.kv_cache` (None: in `dtype`).
         draft: proposes tokens; see `runner.generate.drafts.make_draft`.
         adapters: folders of the runs whose adapters requests may choose, by name.
 
@@ -90,7 +89,7 @@ class TextGenerator:
         self.compiled, self.computes = compiled, dtype
         model = model.to(device, DTYPES[dtype])
         if kv_cache is not None:
-            _store_keys_and_values(model, kv_cache)
+            store_keys_and_values(model, kv_cache)
         self.adapters = None
         if adapters:
             if as_trained or compiled or draft is not None:
@@ -234,19 +233,6 @@ class TextGenerator:
             "decode": tokenizer.decode,
             "ends": end_ids(tokenizer),
         }
-
-
-def _store_keys_and_values(model: Any, given: str) -> None:
-    """Let a model keep its keys and values in 8 bits.
-
-    Raises:
-        ConfigError: `given` is no format of them, or the model has none.
-    """
-    if given not in get_args(Stored):
-        raise ConfigError(f"kv_cache={given!r} is none of: {', '.join(get_args(Stored))}")
-    if not isinstance(model, Decoder):
-        raise ConfigError(f"kv_cache={given}: {type(model).__name__} keeps no keys and values")
-    model.stored = given  # type: ignore[assignment]
 
 
 @contextmanager

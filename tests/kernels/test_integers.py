@@ -11,7 +11,14 @@ from kernels.awq import awq
 from kernels.gptq import gptq
 from kernels.hqq import hqq
 from kernels.int8_mm import int8_dynamic_linear, int8_weight_linear
-from kernels.integers import integer_grid, pack_bits, ternary_grid, unpack_bits
+from kernels.integers import (
+    integer_grid,
+    pack_bits,
+    span_codes,
+    span_values,
+    ternary_grid,
+    unpack_bits,
+)
 from kernels.storage import Storage
 from kernels.stored import restore, store
 
@@ -156,3 +163,25 @@ def test_products_in_int8_are_those_of_the_rounded_operands() -> None:
         exact = (x / step).round() * step @ full.T
         both = int8_dynamic_linear(x[None], packed["codes"], scales)[0]
         torch.testing.assert_close(both, exact, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_spans_are_met_at_their_ends_wherever_they_lie(bits: int) -> None:
+    """Rows as keys have them: far from 0, constant, zeros, beyond fp16."""
+    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    x[1] = x[1] * 0.01 + 12.0
+    x[2], x[3], x[4] = 3.0, 0.0, torch.linspace(-1e9, 1e9, 32)
+    codes, steps, least = span_codes(x, bits)
+    values, top = span_values(codes, steps, least), 2**bits - 1
+    assert codes[0].min() == 0
+    assert codes[0].max() == top
+    assert torch.equal(values[2], x[2])
+    assert torch.equal(values[3], x[3])
+    assert values.isfinite().all()
+    assert values[4].min() == -65504.0
+    assert values[4].max() > 6e4
+    span = x.amax(dim=1) - x.amin(dim=1)
+    bound = span / (2 * top) + x.abs().amax(dim=1) * 2.0**-10
+    errors = (values - x).abs().amax(dim=1)
+    assert bool((errors <= bound)[[0, 1, *range(5, 64)]].all())
+    assert errors[1] < 0.01 * 5 / top  # of its own span, not of its distance from 0

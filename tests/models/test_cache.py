@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cache import Stored
+from models.attention_config import Stored
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from models.operand_config import OperandConfig
@@ -124,10 +124,13 @@ def test_a_memory_has_the_dtype_that_its_layer_computes_in() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("stored", "error"), [("int8", 0.02), ("fp8", 0.1)])
+@pytest.mark.parametrize(
+    ("stored", "error", "bits"),
+    [("int8", 0.02, 8), ("fp8", 0.1, 8), ("nvfp4", 0.3, 4.5)],
+)
 @pytest.mark.parametrize("static", [False, True])
-def test_keys_and_values_in_8_bits_are_near_and_take_a_third(
-    model: Decoder, stored: Stored, error: float, static: bool
+def test_keys_and_values_of_few_bits_are_near_and_take_no_more(
+    model: Decoder, stored: Stored, error: float, bits: float, static: bool
 ) -> None:
     rows = _rows(23, 9)
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -145,4 +148,41 @@ def test_keys_and_values_in_8_bits_are_near_and_take_a_third(
     model.stored = None
     assert 0 < float((given[1] - given[0]).norm() / given[0].norm()) < error
     dim = model.cfg.attention_dim
-    assert sizes[1] * 4 * dim == sizes[0] * (dim + 2)
+    padded_dim = dim if stored != "nvfp4" else dim + -dim % 16
+    assert sizes[1] * 32 * dim == sizes[0] * (padded_dim * bits + 16)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("stored", "levels"), [("int4", 16), ("int2", 4)])
+def test_keys_are_rounded_by_channel_and_the_newest_tokens_not_at_all(
+    model: Decoder, stored: Stored, levels: int
+) -> None:
+    """Against KIVI's own definition, in plain code, on the keys and values of the first layer."""
+    (ids,) = _rows(64)
+    memories = []
+    for model.stored in (None, stored):
+        state = model.start(1, 4)
+        model(ids[None], state=state)
+        memories.append(state.memories[0])
+    model.stored = None
+    full, memory = memories
+    length, rounded = 64, 32
+    dim = model.cfg.attention_dim
+    for name in ("keys", "values"):
+        exact = full[name][0, :, :length]
+        seen = memory._numbers(name, dim, None)[0, :, :rounded]
+        spans = exact[:, :rounded].unflatten(1, (-1, 32))
+        axis = 2 if name == "keys" else 3
+        least, most = spans.amin(axis, keepdim=True), spans.amax(axis, keepdim=True)
+        step = (most - least) / (levels - 1)
+        nearest = (((spans - least) / step).round() * step + least).flatten(1, 2)
+        steps = step.expand_as(spans).flatten(1, 2)
+        far = (seen - nearest).abs() > steps / 4  # all but ties that fp16 decides otherwise
+        assert float(far.float().mean()) < 0.02
+        bound = steps / 2 + exact.abs().amax() * 2.0**-10
+        assert bool(((seen - exact[:, :rounded]).abs() <= bound).all())
+        newest = torch.arange(rounded, length)
+        assert torch.equal(memory[name][0, :, newest % 64], exact[:, newest])
+    assert memory["keys_codes"].nbytes * 8 // (memory["keys_codes"].shape[2] * 32) == (
+        full["keys"].shape[1] * dim * (4 if levels == 16 else 2)
+    )
