@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from runner.data.chat_template import Message
@@ -117,11 +117,14 @@ def pair(row: Row, where: str, layout: str) -> tuple[Answer, ...]:
 
 
 def solution(row: Row, where: str, layout: str) -> tuple[Answer, ...]:
-    """Return (the answer,) of a row, with its labels.
+    """Return the answers of a row with their labels: one, or a pair.
 
     Raises:
-        DataError: a label is unknown, or the number of steps and of labels differs.
+        DataError: a label is unknown, the number of steps and of labels differs, or see `pair`.
     """
+    if layout not in ("labelled", "steps"):
+        chosen, rejected = pair(row, where, layout)
+        return replace(chosen, labels=(1.0,)), replace(rejected, labels=(0.0,))
     if layout == "labelled":
         steps, labels = [text_of(row, where, "answer")], [value_of(row, where, "label")]
     else:

@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import Dataset
 
 from models.config import revision
+from runner.data.chat_template import Message
 from runner.data.conversation_rows import Conversation
 from runner.data.conversations import Piece, Renderer, id_dtype
 from runner.data.corpus import Sample, encode_pieces, prompt_ids, source_name, tokenizer_hash
@@ -298,6 +299,14 @@ def _rendered(
                 )
             rows = []
         yield (answers[0], rows) if rows else None
+
+
+def held_out_prompts(data: JudgedAnswersConfig) -> Iterator[tuple[Message, ...]]:
+    """Yield the prompt of each held-out example, in the order of the sources."""
+    for source in data.sources:
+        for answers in source.examples():
+            if answers and _split(answers[0], data.val_fraction) == "val":
+                yield answers[0].prompt
 
 
 def _split(answer: Answer, val_fraction: float) -> str:

@@ -94,15 +94,16 @@ class SolutionSource(AnswerSource):
     Args:
         layout: of a row. labelled: {prompt, answer, label}; a label is true, false or a number in
             [0, 1]. steps: {prompt, steps, labels}: lists of texts, joined by line breaks, and of
-            their labels.
+            their labels. pairs, alpaca, hh: see `PreferenceSource`; the chosen answer has the label
+            1, the rejected one 0.
         path, pattern, subset, revision, hub_split, unusable: see `AnswerSource`.
     """
 
     field: ClassVar[str] = "prompt"
-    layout: Literal["labelled", "steps"] = "labelled"
+    layout: Literal["labelled", "steps", "pairs", "alpaca", "hh"] = "labelled"
 
     def examples(self) -> "Iterator[tuple[Answer, ...] | None]":
-        """Yield (an answer,), None for a row that is dropped."""
+        """Yield the answers of a row, None for one that is dropped."""
         from runner.data.judged_answer_rows import examples, solution  # noqa: PLC0415
 
         yield from examples(self, solution)

@@ -40,4 +40,6 @@ __all__ = [
     "solving",
     "solving_config",
     "validation",
+    "win_rate",
+    "win_rate_config",
 ]

@@ -103,7 +103,7 @@ def _start(cfg: ForgettingConfig, run: _Run) -> tuple[Any, list[tuple[list[int],
     """Return (the model at the start, its answers as (prompt, ids))."""
     trained = run.trained
     tokenizer, device = trained.corpus.tokenizer, trained.ranks.device
-    model = _start_model(trained).to(device)
+    model = start_model(trained).to(device)
     prompts = _prompts(cfg, tokenizer)
     done = generate(
         model,
@@ -118,7 +118,7 @@ def _start(cfg: ForgettingConfig, run: _Run) -> tuple[Any, list[tuple[list[int],
     return model, [(completion.prompt, completion.ids) for completion in done]
 
 
-def _start_model(trained: Trained) -> Any:
+def start_model(trained: Trained) -> Any:
     """Return the model that training started from, without adapters of its own."""
     config, folder = trained.cfg, trained.start
     if folder is not None and is_run(folder):

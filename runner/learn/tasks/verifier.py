@@ -34,7 +34,7 @@ class Verifier:
 
     def loss(self, model: Any, batch: Batch, noise: NoiseKey | None) -> TokenLoss:
         """Return the summed loss of the answers in a batch."""
-        judged, nll = self._losses(model, batch, noise)
+        judged, nll = self._losses(*self._scores(model, batch, noise), batch)
         scored, targets = self.where(batch), batch["targets"] != IGNORE
         of_scores, of_text = _means(judged, scored), _means(nll, targets)
         total = (of_scores + self.cfg.lm_weight * of_text).sum()
@@ -49,8 +49,8 @@ class Verifier:
         `val_auc` is the share of pairs in a validation batch, one right and one wrong answer, in
         which the right one has the higher score.
         """
-        scores = self._scores(model, batch, None)[0]
-        judged, nll = self._losses(model, batch, None)
+        scores, every = self._scores(model, batch, None)
+        judged, nll = self._losses(scores, every, batch)
         of_scores = _means(judged, self.where(batch))
         last = _last(batch["step_ends"])
         rows = torch.arange(len(last), device=last.device)
@@ -77,14 +77,17 @@ class Verifier:
     def _scores(
         self, model: Any, batch: Batch, noise: NoiseKey | None
     ) -> tuple[Float[Tensor, "batch seq"], Float[Tensor, "batch seq vocab"]]:
+        """Return the logit of the score at each token, and all logits."""
         scores = logits(model, batch["tokens"], noise=noise).float()
         return scores[..., self.token], scores
 
     def _losses(
-        self, model: Any, batch: Batch, noise: NoiseKey | None
+        self,
+        scores: Float[Tensor, "batch seq"],
+        every: Float[Tensor, "batch seq vocab"],
+        batch: Batch,
     ) -> tuple[Float[Tensor, "batch seq"], Float[Tensor, "batch seq"]]:
         """Return the loss of the score at each token, and of the next token."""
-        scores, every = self._scores(model, batch, noise)
         labels = batch["labels"] if self.cfg.score != "token" else _outcome(batch)
         judged = functional.binary_cross_entropy_with_logits(
             scores, labels.clamp(min=0.0), reduction="none"
