@@ -33,7 +33,8 @@ _WILL_RUN, _ENDED = ("new", "interrupted"), ("finished", "diverged", "drifted")
 _FILE_WIDTH = 240  # columns of a plan that is not printed to a terminal
 _MFU = (0.2, 0.5)  # range for a GPU without finished runs: that of decoders of 0.1B to 7B
 _REMARKS: dict[tuple[str, int, int], str | None] = {}  # by (model, vocabulary, sequence length)
-_CHECKPOINT_BYTES = 12  # per parameter: the weight and AdamW's two moments in fp32
+_WEIGHT_BYTES = 4  # per parameter, in fp32
+_CHECKPOINT_BYTES = 3 * _WEIGHT_BYTES  # the weight and AdamW's two moments
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,16 @@ class Planned:
 
     @cached_property
     def disk_bytes(self) -> int | None:
-        """The largest size of all checkpoints, with one being written beside those retained."""
+        """The largest size of all checkpoints, with one being written beside those retained.
+
+        A cell without steps keeps the weights of a model made elsewhere, nothing of a run's.
+        """
         if self.budget is None or self.cell.config.train is None:
             return None
         retention = self.cell.config.train.checkpoint
         trained = num_trained_parameters(self.cell.config.model, self.budget.vocab_size)
+        if not self.budget.steps:
+            return 0 if "init" in self.cell.config.inputs else _WEIGHT_BYTES * trained
         count = retention.keep_last + retention.keep_best + 1
         if retention.keep_every:
             count += self.budget.steps // retention.keep_every

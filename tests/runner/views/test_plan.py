@@ -70,15 +70,20 @@ def test_memory_is_predicted_of_tasks_that_add_tokens_and_hide_others(
     assert 0.9 < own / (next_tokens or 0) < 1.3
 
 
-def test_a_cell_that_trains_no_step_takes_the_memory_of_reading(
+def test_a_cell_that_trains_no_step_takes_the_memory_of_reading_and_keeps_weights_alone(
     compose: Callable[..., dict[str, Any]],
 ) -> None:
     common = ["train.sequence_length=512", "train.batch_size=32", "eval.batch_size=1"]
     found = []
     for steps in (0, 2):
         cells = make_cells([("", compose(*common, f"train.steps={steps}"))])
-        found.append(Planned(cells[0], {}).memory_bytes or 0)
-    assert 0 < found[0] < found[1] - 50e6
+        found.append(Planned(cells[0], {}))
+    memory = [row.memory_bytes or 0 for row in found]
+    assert 0 < memory[0] < memory[1] - 50e6
+    parameters = found[0].cell.config.model.num_parameters(257)
+    assert [row.disk_bytes for row in found] == [4 * parameters, 12 * 4 * parameters]
+    node = compose("work=evaluate") | {"inputs": {"init": {"runs": ["0123456789abcdef"]}}}
+    assert Planned(make_cells([("", node)])[0], {}).disk_bytes == 0
 
 
 @pytest.mark.slow
