@@ -30,11 +30,15 @@ def main(runs: Runs, folder: Path) -> list[Path]:
         label = f"{exposures:g} exposures"
         axis.plot(part["num_parameters"], part["mean"], "o-", color=colour, label=label)
         axis.fill_between(part["num_parameters"], low, high, color=colour, alpha=0.2)
-    sizes = np.array([shown["num_parameters"].min(), shown["num_parameters"].max()], dtype=float)
-    for bits in (1, 2):
-        axis.plot(sizes, bits * sizes, "--", color="0.5", label=f"{bits} bit a parameter")
+    sizes = np.array(sorted(shown["num_parameters"].unique()), dtype=float)
+    for bits, style, label in ((1, ":", "1 bit a parameter"), (2, "--", "2 bits a parameter")):
+        axis.plot(sizes, bits * sizes, style, color="0.5", label=label)
     most = (table["most_bits_per_parameter"] * table["num_parameters"]).max()
-    axis.axhline(most, color="0.7", linestyle=":", label="all that there is to learn")
-    axis.set(xscale="log", yscale="log", xlabel="parameters", ylabel="bits learnt")
+    axis.axhline(most, color="0.7", label="all that there is to learn")
+    axis.set(xscale="log", xlabel="parameters", ylabel="bits learnt")
+    axis.set_yscale("symlog", linthresh=100)  # a model that knows nothing has 0 bits
+    axis.set_ylim(bottom=0)
+    axis.set_xticks(sizes, labels=[f"{size:,.0f}" for size in sizes])
+    axis.minorticks_off()
     axis.legend(fontsize=6)
     return [plots.save(folder, "capacity", figure, shown, runs.count())]

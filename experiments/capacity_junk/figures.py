@@ -8,6 +8,8 @@ from analysis import plots
 from analysis.paired import over_seeds
 from analysis.runs import Runs
 
+TIMES_LESS = {"no junk": 1, "7/8 junk": 20, "7/8 junk, tagged": 2}  # arXiv 2404.05405
+
 
 def main(runs: Runs, folder: Path) -> list[Path]:
     """Write the figure and results.csv; return the figure."""
@@ -24,6 +26,11 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     shown["times_less"] = (without.iloc[0] if len(without) else float("nan")) / shown["mean"]
     print(shown.to_string(index=False))
     figure, axis = plt.subplots(layout="constrained")
-    axis.bar(shown["texts"], shown["mean"], yerr=shown["std"].fillna(0.0), capsize=3, width=0.6)
+    bars = shown.set_index("texts").reindex(list(TIMES_LESS))
+    axis.bar(bars.index, bars["mean"], yerr=bars["std"].fillna(0.0), capsize=3, width=0.6)
+    expected = [bars["mean"].iloc[0] / times for times in TIMES_LESS.values()]
+    axis.plot(bars.index, expected, "_", color="black", ms=30, label="no junk / published factor")
     axis.set(ylabel="bits a parameter")
+    axis.set_ylim(bottom=0)
+    axis.legend()
     return [plots.save(folder, "junk", figure, shown, runs.count())]

@@ -30,5 +30,5 @@ def main(runs: Runs, folder: Path) -> list[Path]:
         axis.set(xscale="log", xlabel=label)
         axis.set_xticks(part[x], labels=[f"{value:g}" for value in part[x]])
         axis.minorticks_off()
-    axes[0].set_ylabel("recall")
+    axes[0].set(ylabel="recall of facts", ylim=(-0.02, 1.02))
     return [plots.save(folder, "shape", figure, shown, runs.count())]
