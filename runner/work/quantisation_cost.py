@@ -106,7 +106,8 @@ def decoding_speeds(setup: Setup, before: Any) -> dict[str, float]:
         name: for_inference(copy.deepcopy(model))
         for name, model in (("", setup.model), ("_before", before))
     }
-    steps, speeds = min(_STEPS, seq - 1), {}
+    steps = min(_STEPS, seq - 1)
+    speeds: dict[str, float] = {}
     for rows in (1, 8):
         tokens = torch.zeros(rows, 1, dtype=torch.int64, device=setup.ranks.device)
         for _ in range(_TURNS):
