@@ -1,6 +1,7 @@
 """The strategy that adds one token to every row in each step."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -204,6 +205,12 @@ class Autoregressive:
             read = row.tokens[: int(state.lengths[index])]
             self.prefixes.save(read, state, index, salt=row.request.salt)
 
+    @cached_property
+    def _keeps_every_length(self) -> bool:
+        """Whether a state holds what it was after any of its tokens: nothing is overwritten."""
+        _, state = prefill(self.model, [[0]])
+        return state.can_truncate
+
     def num_bytes(self) -> int:
         """See `Strategy`."""
         begun = {id(row.state): row.state for row in self._unread.values()}
@@ -234,8 +241,9 @@ class Autoregressive:
         texts = list(dict.fromkeys(all_ids))
         whole = most is None or self.bidirectional
         piece = first.unread if whole else min(most or 1, first.unread)
-        if self.prefixes is not None and len(texts) == 1 and first.unscored is None:
-            piece = self.prefixes.until_block_end(first.num_read, piece)
+        prefixes = self.prefixes if first.unscored is None else None
+        if prefixes is not None and len(texts) == 1 and not self._keeps_every_length:
+            piece = prefixes.until_block_end(first.num_read, piece)
         room = max(min(self.context, len(row.tokens) + row.num_left) for row in group)
         if first.unscored is None:
             spans = first.unread_spans if self.bidirectional else None
@@ -246,11 +254,11 @@ class Autoregressive:
         for row in group:
             row.unread -= piece
             row.state = state
-        if self.prefixes is not None and first.unscored is None:
+        if prefixes is not None:
             for index, row in {
                 texts.index(ids): row for ids, row in zip(all_ids, group, strict=True)
             }.items():
-                self.prefixes.save(row.tokens[: row.num_read], state, index, salt=row.request.salt)
+                prefixes.save(row.tokens[: row.num_read], state, index, salt=row.request.salt)
         if first.unread:
             return []
         return self._enter(group, logits, state, [texts.index(ids) for ids in all_ids])

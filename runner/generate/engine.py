@@ -319,13 +319,17 @@ class Engine(Generic[R]):
 
 
 def largest_chunk(measure: Callable[[int], float], limit: float, most: int) -> int:
-    """Return the largest power of 2, at most `most`, for which `measure` gives at most `limit`.
+    """Return the most tokens for which `measure` gives at most `limit`, to within a quarter.
 
     Args:
         measure: seconds that reading a prompt of so many tokens takes, from the caller's clock.
         limit: seconds, 1.5 decoding steps, say.
+        most: the largest that is tried.
     """
     chunk = 1
     while 2 * chunk <= most and measure(2 * chunk) <= limit:
         chunk *= 2
+    for more in (chunk // 2, chunk // 4):
+        if more and chunk + more <= most and measure(chunk + more) <= limit:
+            chunk += more
     return chunk

@@ -82,6 +82,12 @@ async def ask(
     return answer
 
 
+def new_session() -> aiohttp.ClientSession:
+    """Return a session of one connection a request: llama.cpp closes those that it has used."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600), connector=connector)
+
+
 async def closed_loop(peer: Peer, clients: int, requests: int) -> dict[str, float]:
     """Return tokens/s, times to the first token and between tokens of N clients."""
     left, done = list(range(requests)), []
@@ -90,7 +96,7 @@ async def closed_loop(peer: Peer, clients: int, requests: int) -> dict[str, floa
         while left:
             done.append(await ask(session, peer, prompt(left.pop())))
 
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600)) as session:
+    async with new_session() as session:
         begin, cpu = time.perf_counter(), _cpu_seconds(peer)
         await asyncio.gather(*(client(session) for _ in range(clients)))
         spent, cpu = time.perf_counter() - begin, _cpu_seconds(peer) - cpu
@@ -104,7 +110,7 @@ async def closed_loop(peer: Peer, clients: int, requests: int) -> dict[str, floa
 async def poisson(peer: Peer, per_s: float, requests: int) -> dict[str, float]:
     """Return the same of requests that arrive at random."""
     draw = random.Random(0)
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600)) as session:
+    async with new_session() as session:
         tasks = []
         for number in range(requests):
             tasks.append(asyncio.create_task(ask(session, peer, prompt(number))))
@@ -114,7 +120,7 @@ async def poisson(peer: Peer, per_s: float, requests: int) -> dict[str, float]:
 
 async def decode_gap(peer: Peer) -> dict[str, float]:
     """Return by how much a long prompt that enters holds up four streams."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600)) as session:
+    async with new_session() as session:
         answers = [Answer(time.perf_counter()) for _ in range(4)]
         streams = [
             asyncio.create_task(ask(session, peer, prompt(1000 + n), 300, answer=answer))
