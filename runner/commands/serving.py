@@ -120,17 +120,21 @@ def serve(
 
 
 def _adapter_folders(root: Path, given: list[str]) -> dict[str, Path]:
-    """Return the folders of runs by the names of their adapters."""
+    """Return the folders of runs by the names of their adapters.
+
+    Raises:
+        ConfigError: two have one name; see also `find_cell`.
+    """
     from runner.records.cells import find_cell  # noqa: PLC0415
 
     folders: dict[str, Path] = {}
     for one in given:
-        name, equals, run = one.rpartition("=")
-        cell = find_cell(root, run)
+        name, equals, run = one.partition("=")
+        cell = find_cell(root, run if equals else one)
         name = name if equals else cell.config.name
-        if name in folders or not name:
+        if name in folders:
             raise ConfigError(
-                f"--adapter {one}: the name {name!r} is taken or empty; give NAME=RUN"
+                f"--adapter {one}: {name!r} is the name of an earlier one; give another: NAME=RUN"
             )
         folders[name] = cell.folder
     return folders

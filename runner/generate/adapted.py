@@ -4,7 +4,7 @@ A step is then as many forward passes as adapters are in use; the weights of the
 once. What has been read of a prompt is shared among texts of one adapter only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,35 @@ from runner.generate.request import Event, Request
 from runner.generate.text_row import TextRow
 from runner.machine.errors import ConfigError
 from runner.records.trained_model import load_model
+
+
+def refuse_beside_adapters(
+    names: Iterable[str], asked: Mapping[str, bool], folder: Path, own_way: bool
+) -> None:
+    """Refuse what does not go with adapters that requests choose.
+
+    Args:
+        names: of the adapters.
+        asked: by option, whether it is given.
+        folder: of the run that they are to be put on.
+        own_way: whether its model does otherwise than add one token after the other.
+
+    Raises:
+        ConfigError: an option is given, or the model goes its own way.
+    """
+    which = f"--adapter {', '.join(names)}"
+    given = [option for option, is_given in asked.items() if is_given]
+    if given:
+        raise ConfigError(
+            f"{which}: texts of adapters are computed in the dtype of the weights, not compiled "
+            f"and without a draft; leave {' and '.join(given)} out, or serve each adapter's run "
+            "alone"
+        )
+    if own_way:
+        raise ConfigError(
+            f"{which}: adapters are chosen on models that add one token after the other, which "
+            f"that of {folder.name} does not; serve each adapter's run alone"
+        )
 
 
 def load_adapters(
@@ -35,8 +64,8 @@ def load_adapters(
         other, theirs, _ = load_model(folder, average=average)
         if theirs.dumps() != tokenizer.dumps():
             raise ConfigError(
-                f"--adapter {name} has another tokenizer, so that its ids mean other texts; serve "
-                f"its run alone: {folder}"
+                f"--adapter {name} has another tokenizer or chat template than the model it is to "
+                f"be put on; serve its run alone: {folder}"
             )
         adapted[name] = other
     weight = next(model.parameters())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.contract import for_inference
 from runner.data.corpus import encode_with_special, end_ids, prompt_ids, prompt_sees_itself
-from runner.generate.adapted import load_adapters
+from runner.generate.adapted import load_adapters, refuse_beside_adapters
 from runner.generate.as_trained import compute_under, in_words, recipe_of_training
 from runner.generate.beam import beam_search
 from runner.generate.canvas_row import around
@@ -90,25 +90,22 @@ class TextGenerator:
         model = model.to(device, DTYPES[dtype])
         if kv_cache is not None:
             store_keys_and_values(model, kv_cache)
+        config = load_cell(folder).config
+        task, self.bidirectional = config.task, prompt_sees_itself(config.data)
         self.adapters = None
         if adapters:
-            if as_trained or compiled or draft is not None:
-                raise ConfigError(
-                    "--adapter computes in the dtype of the weights, not compiled and without a "
-                    "draft; leave --precision, --compile and --draft out"
-                )
+            asked = {"--precision training": as_trained, "--compile": compiled}
+            asked[f"--draft {draft}"] = draft is not None
+            own_way = strategy(task, model, self.tokenizer, self.context) is not None
+            refuse_beside_adapters(adapters, asked, folder, own_way or self.bidirectional)
             self.adapters = load_adapters(model, self.tokenizer, adapters, average=average)
         recipe = recipe_of_training(folder, model, device) if as_trained else None
         self.model = for_inference(model, compiled=compiled)
         if recipe is not None:
             compute_under(recipe, self.model)
             self.computes = in_words(recipe)
-        config = load_cell(folder).config
-        task, self.bidirectional = config.task, prompt_sees_itself(config.data)
         self.strategy = strategy(task, self.model, self.tokenizer, self.context)
         self.settings = getattr(self.strategy, "settings", Sampling)
-        if self.adapters is not None and (self.strategy is not None or self.bidirectional):
-            raise ConfigError("--adapter: this model does not add one token after the other")
         if compiled and self.strategy is not None:
             raise ConfigError(
                 "--compile compiles the step of one token after the other, which this model does "

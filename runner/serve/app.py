@@ -95,7 +95,7 @@ class Api:
             ("/tokenize", self.tokenize, post),
             ("/detokenize", self.detokenize, post),
             ("/v1/models", self.models, get),
-            ("/v1/models/{name}", self.one_model, get),
+            ("/v1/models/{name:path}", self.one_model, get),
             ("/health", self.health, get),
             ("/ready", self.ready, get),
             ("/version", self.version, get),

@@ -1,5 +1,6 @@
 """A run as the server has it: its model, its names, its prompts."""
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ T = TypeVar("T")
 _LARGEST_CHUNK = 512
 _STEPS = 1.25  # decoding steps that a piece of a prompt may take: nobody waits for more than 2.5
 _TIMED = 6  # steps, or pieces, of which the fastest counts
+_ADAPTER_NAME = re.compile(r"[\w./:@+-]{1,128}", re.ASCII)
 _INFILL = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
@@ -70,10 +72,7 @@ class ServedModel:
         self.generator, self.tokenizer = generator, generator.tokenizer
         self.context = generator.context
         self.name, self.aliases = cell.config.name, (cell.fingerprint,)
-        if self.name in self.names[1:]:
-            raise ConfigError(
-                f"--adapter {self.name} has the name of the model; give another: NAME=RUN"
-            )
+        _check_adapter_names(self.names[1:], (self.name, *self.aliases))
         self.created = int((folder / "checkpoints").stat().st_mtime)
         has_template = template_of(self.tokenizer) is not None
         self.template = ChatTemplate(self.tokenizer) if has_template else None
@@ -262,6 +261,17 @@ class ServedModel:
             return encode()
         except (DataError, UnicodeError) as error:
             raise invalid(str(error), param) from None
+
+
+def _check_adapter_names(names: Sequence[str], taken: Sequence[str]) -> None:
+    for name in names:
+        if name in taken:
+            raise ConfigError(f"--adapter {name} has the name of the model; give another: NAME=RUN")
+        if not _ADAPTER_NAME.fullmatch(name):
+            raise ConfigError(
+                f"--adapter {name!r}: clients name an adapter by 1 to 128 letters, digits and "
+                "characters of . _ / : @ + -; give another: NAME=RUN"
+            )
 
 
 def _timed(

@@ -1,16 +1,17 @@
 """Serving: our server, transformers' and llama.cpp's, in turns, of the same weights.
 
-    python -m tests.bench.serve [--model DIR] [--rounds 3] [--peers ours,transformers,llama.cpp]
+    python -m tests.bench.serve [--model DIR|smollm2] [--rounds 3] [--peers ours,transformers,...]
 
 Asyncio clients of streamed completions, greedy. A round is one measurement of each server, the
-others idle; the table has the median over the rounds. One thread each. Tokens per second of the
-clock tell what users wait for; those per second of the server's CPU time hardly hang on what else
-the machine does.
+others idle, of prompts that no round before had; the first warms up. The table has the median over
+the rounds. Each server has one thread that computes and one core, the clients have another. Tokens
+per second of the clock tell what users wait for; those per second of the server's CPU time hardly
+hang on what else the machine does.
 
     at N clients   closed loop: N clients, each with one request at a time
     poisson        open loop: arrivals at half the rate that 8 clients reached
-    decode gap     the largest time between two tokens of 4 streams while a prompt of 512 tokens
-                   enters, over the median without it
+    decode gap     95% of the times between two tokens of 4 streams while a prompt of 512 words
+                   enters are at most so many times the median without it
 """
 
 import argparse
@@ -20,8 +21,10 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import aiohttp
@@ -88,9 +91,10 @@ def new_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(600), connector=connector)
 
 
-async def closed_loop(peer: Peer, clients: int, requests: int) -> dict[str, float]:
+async def closed_loop(peer: Peer, clients: int, seeds: Iterable[int]) -> dict[str, float]:
     """Return tokens/s, times to the first token and between tokens of N clients."""
-    left, done = list(range(requests)), []
+    left, done = list(seeds), list[Answer]()
+    requests = len(left)
 
     async def client(session: aiohttp.ClientSession) -> None:
         while left:
@@ -107,28 +111,28 @@ async def closed_loop(peer: Peer, clients: int, requests: int) -> dict[str, floa
     }
 
 
-async def poisson(peer: Peer, per_s: float, requests: int) -> dict[str, float]:
+async def poisson(peer: Peer, per_s: float, seeds: Iterable[int]) -> dict[str, float]:
     """Return the same of requests that arrive at random."""
     draw = random.Random(0)
     async with new_session() as session:
         tasks = []
-        for number in range(requests):
-            tasks.append(asyncio.create_task(ask(session, peer, prompt(number))))
+        for seed in seeds:
+            tasks.append(asyncio.create_task(ask(session, peer, prompt(seed))))
             await asyncio.sleep(draw.expovariate(per_s))
         return _times(await asyncio.gather(*tasks), " poisson")
 
 
-async def decode_gap(peer: Peer) -> dict[str, float]:
+async def decode_gap(peer: Peer, seed: int) -> dict[str, float]:
     """Return by how much a long prompt that enters holds up four streams."""
     async with new_session() as session:
         answers = [Answer(time.perf_counter()) for _ in range(4)]
         streams = [
-            asyncio.create_task(ask(session, peer, prompt(1000 + n), 300, answer=answer))
+            asyncio.create_task(ask(session, peer, prompt(seed + n), 300, answer=answer))
             for n, answer in enumerate(answers)
         ]
         while any(len(answer.pieces) < 20 for answer in answers):
             await asyncio.sleep(0.01)
-        long = await ask(session, peer, prompt(random.randrange(10**9), LONG), 1)
+        long = await ask(session, peer, prompt(seed + 4, LONG), 1)
         await asyncio.gather(*streams)
     begin, end = long.sent, long.pieces[-1]
     inside, outside = [], []
@@ -155,48 +159,65 @@ def _times(answers: list[Answer], suffix: str) -> dict[str, float]:
     }
 
 
-async def measured(peer: Peer) -> dict[str, float]:
+async def measured(peer: Peer, turn: int) -> dict[str, float]:
     """Return all values of one server in one round."""
-    values = await closed_loop(peer, 1, 4)
-    values |= await closed_loop(peer, 8, 24)
-    values |= await poisson(peer, values["tok/s at 8"] / NEW / 2, 16)
+    seeds = iter(range(1000 * turn, 1000 * (turn + 1)))
+    values = {"RSS MB idle": _rss_mb(peer)} if not turn else {}
+    values |= await closed_loop(peer, 1, islice(seeds, 4))
+    values |= await closed_loop(peer, 8, islice(seeds, 24))
+    values["8 clients / 1"] = values["tok/s at 8"] / values["tok/s at 1"]
+    values |= await poisson(peer, values["tok/s at 8"] / NEW / 2, islice(seeds, 16))
     if peer.holds_long_prompts:
-        values |= await decode_gap(peer)
-    values["RSS MB"] = psutil.Process(peer.pid).memory_info().rss / 1e6
-    return values
+        values |= await decode_gap(peer, next(seeds))
+    return values | {"RSS MB": _rss_mb(peer)}
+
+
+def _rss_mb(peer: Peer) -> float:
+    return float(psutil.Process(peer.pid).memory_info().rss / 1e6)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a Hugging Face folder (default: 10.8M, random)")
+    parser.add_argument(
+        "--model", help="a Hugging Face folder, or smollm2 (default: 10.8M, random)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default=",".join(PEERS))
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    clients, *servers = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         cell = make_model(Path(folder), given.model)
+        os.sched_setaffinity(0, servers[:1])  # what is started now stays there
         peers = {
             name: stack.enter_context(PEERS[name](cell, Path(folder)))
             for name in given.peers.split(",")
         }
+        os.sched_setaffinity(0, [clients])
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in peers}
         for turn in range(given.rounds + 1):
             for name, peer in peers.items():
-                values = asyncio.run(measured(peer))
-                if turn:  # the first warms up
-                    rounds[name].append(values)
+                rounds[name].append(asyncio.run(measured(peer, turn)))
+                print(f"round {turn}, load {os.getloadavg()[0]:.0f}: {name}", rounds[name][-1])
         print_table(rounds)
 
 
 def print_table(rounds: dict[str, list[dict[str, float]]]) -> None:
-    """Print the median of each value, a column a server."""
+    """Print the median of each value, a column a server; then what we are of each peer."""
     print(f"| | {' | '.join(rounds)} |\n| --- |{' --- |' * len(rounds)}")
-    for key in next(iter(rounds.values()))[0]:
-        cells = [
-            f"{statistics.median(values[key] for values in own):.1f}" if key in own[0] else "-"
-            for own in rounds.values()
-        ]
+    idle = {name: own[0].pop("RSS MB idle") for name, own in rounds.items()}
+    medians = {
+        name: {key: statistics.median(values[key] for values in own[1:]) for key in own[0]}
+        | {"RSS MB idle": idle[name]}
+        for name, own in rounds.items()
+    }
+    for key in dict.fromkeys(key for own in medians.values() for key in own):
+        cells = [f"{own[key]:.1f}" if key in own else "-" for own in medians.values()]
         print(f"| {key} | {' | '.join(cells)} |")
+    ours = medians.get("ours", {})
+    for name, own in medians.items():
+        for key in ours.keys() & {"tok/s at 8", "tok/CPU s at 8"}:
+            print(f"{key}, ours / {name}: {ours[key] / own[key]:.2f}")
 
 
 if __name__ == "__main__":

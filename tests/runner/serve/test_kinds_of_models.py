@@ -13,6 +13,7 @@ from models.prefix_cache import PrefixCache
 from runner.generate.denoising import Denoising
 from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
+from runner.machine.errors import ConfigError
 from runner.serve.access import Access
 from runner.serve.app import Api
 from runner.serve.engine_thread import EngineThread
@@ -136,6 +137,10 @@ def test_a_canvas_streams_its_beginning_and_refuses_what_goes_from_left_to_right
         "prompt",
     ]
     assert {status for status, _ in others} == {400}
+    with pytest.raises(
+        ConfigError, match=r"add one token after the other, .* does not; serve each"
+    ):
+        TextGenerator(diffusion, adapters={"mine": diffusion})
 
 
 TOOLS = """
