@@ -1,6 +1,7 @@
 """Contours of a metric over a plane of two quantities, in logarithms of both."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle as cycled
 from typing import cast
 
 import matplotlib.pyplot as plt
@@ -54,18 +55,23 @@ def contours(
     metric: str,
     levels: Sequence[float] = (0.5, 0.95),
     guides: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+    limits: tuple[float, float] | None = None,
     axis: Axes | None = None,
 ) -> tuple[Figure, pd.DataFrame]:
     """Return contour lines of a metric over x and y, and the points that were measured.
 
     Args:
         guides: further lines by name, y as a function of x.
+        limits: the least and the greatest value of the colours (None: those of the metric).
         axis: to draw on; None: of a new figure.
     """
     shown = over_seeds(table, [x, y], metric)
     lines = contour_lines(table, x=x, y=y, metric=metric, levels=levels)
     axis = plt.subplots()[1] if axis is None else axis
-    points = axis.scatter(shown[x], shown[y], c=shown["mean"], cmap="viridis", s=18, zorder=3)
+    low, high = limits or (None, None)
+    points = axis.scatter(
+        shown[x], shown[y], c=shown["mean"], cmap="viridis", vmin=low, vmax=high, s=18, zorder=3
+    )
     axis.figure.colorbar(points, ax=axis, label=AXES.get(metric, metric))
     cycle = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     for index, (level, part) in enumerate(lines.groupby("level")):
@@ -73,13 +79,12 @@ def contours(
             label = f"{metric} = {level:g}" if number == 0 else None
             axis.plot(line["x"], line["y"], color=cycle[index % len(cycle)], label=label)
     ends = np.array([shown[x].min(), shown[x].max()], dtype=float)
-    for name, guide in (guides or {}).items():
-        axis.plot(ends, guide(ends), "--", color="0.5", linewidth=0.8, label=name)
+    for (name, guide), style in zip((guides or {}).items(), cycled(("--", ":", "-."))):
+        axis.plot(ends, guide(ends), style, color="0.5", linewidth=0.8, label=name)
     axis.set(xlabel=AXES.get(x, x), ylabel=AXES.get(y, y), xscale="log", yscale="log")
     places = sorted(shown[x].unique())
     axis.set_xticks(places, labels=[short(place) for place in places])
     axis.xaxis.set_minor_locator(NullLocator())
-    low, high = shown[y].min(), shown[y].max()
-    axis.set_ylim(low / 1.3, high * 1.3)
+    axis.set_ylim(shown[y].min() / 1.3, shown[y].max() * 1.3)
     legend(axis, "")
     return cast("Figure", axis.figure), shown

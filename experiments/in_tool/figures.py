@@ -32,28 +32,47 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     required = required_sizes(table, by=["kind", "facts"])
     over = over_seeds_required(required, by=["kind", "facts"])
     print(over.to_string(index=False))
-    crossing = (float("nan"),) * 3
-    if required["facts"].nunique() > 1 and required["kind"].nunique() > 1:
-        crossing = crossover(required, x="facts", kind="kind", rising="by heart", flat="looked up")
+    crossing = crossover(
+        _of_both_kinds(required), x="facts", kind="kind", rising="by heart", flat="looked up"
+    )
     print("they cross at {:.0f} facts, {:.0f} to {:.0f}".format(*crossing))
     note = runs.count()
     drawn = [
         plots.save(folder, "required", _required(over, crossing), over, note),
         plots.save(folder, "unseen", *_unseen(table), note),
     ]
-    by_heart = table[table["kind"] == "by heart"]
+    by_heart = _whole_grid(table[table["kind"] == "by heart"])
     if by_heart["facts"].nunique() > 1 and by_heart["num_parameters"].nunique() > 1:
         guides = {"1 bit a parameter": _guide(1), "2 bits a parameter": _guide(2)}
         figure, shown = contours(
-            by_heart, x="facts", y="num_parameters", metric="recall", guides=guides
+            by_heart,
+            x="facts",
+            y="num_parameters",
+            metric="recall",
+            guides=guides,
+            limits=(0.0, 1.0),
         )
         drawn.append(plots.save(folder, "contours", figure, shown, note))
     if "recall" in set(runs.history["key"]) and runs.curves("recall", "step")["x"].nunique() > 1:
         widest = done[done["model.width"] == done["model.width"].max()]
         labelled = Runs(widest, runs.history, runs.notes, runs.root)
         figure, shown = plots.curves_in_panels(labelled, key="recall", by="kind", panels="facts")
+        for axis in figure.axes:
+            axis.set(title=f"{axis.get_title()} facts", ylim=(-0.02, 1.02))
         drawn.append(plots.save(folder, "in_training", figure, shown, note))
     return drawn
+
+
+def _of_both_kinds(required: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of those numbers of facts of which both kinds have runs."""
+    kinds = required.groupby("facts")["kind"].nunique()
+    return required[required["facts"].isin(kinds[kinds == len(NAMES)].index)]
+
+
+def _whole_grid(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of those numbers of facts of which every size has ended."""
+    sizes = table.groupby("facts")["num_parameters"].nunique()
+    return table[table["facts"].isin(sizes[sizes == sizes.max()].index)]
 
 
 def _guide(bits: float):  # type: ignore[no-untyped-def]
@@ -92,6 +111,7 @@ def _unseen(table: pd.DataFrame) -> tuple[plt.Figure, pd.DataFrame]:
     for kind, part in shown.groupby("kind"):
         axis.errorbar(part["people"], part["mean"], part["std"], fmt="o-", capsize=2, label=kind)
     axis.set(xscale="log", xlabel="people trained on", ylabel="recall of unseen people")
+    axis.set_ylim(-0.02, 1.02)
     people = sorted(shown["people"].unique())
     axis.set_xticks(people, labels=[f"{count:g}" for count in people])
     axis.minorticks_off()

@@ -139,3 +139,7 @@ def test_figures_of_many_logs_are_drawn_by_a_notebook_and_by_one_command(
     drawn = figures.main(from_folders(tmp_path, "sweep1"), tmp_path / "out/figures")
     assert [file.stem for file in drawn] == ["required", "unseen", "contours", "in_training"]
     assert (tmp_path / "out/results.csv").read_text().count("\n") == 17
+    members = tmp_path / "sweeps/sweep1/cells.jsonl"
+    members.write_text("".join(members.read_text().splitlines(keepends=True)[:6]))
+    drawn = figures.main(from_folders(tmp_path, "sweep1"), tmp_path / "out/figures")
+    assert len(drawn) == 3, "of 32 cells six: no plane of facts and sizes yet, the others stand"
