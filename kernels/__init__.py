@@ -46,6 +46,7 @@ __all__ = [
     "state_pass",
     "storage",
     "stored",
+    "straight_through",
     "tensor_cores",
     "triton_blocks",
     "triton_check",

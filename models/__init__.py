@@ -59,6 +59,8 @@ __all__ = [
     "rope",
     "rope_config",
     "rope_layout",
+    "rounded_linear",
+    "rounding_config",
     "scheme",
     "sizes",
     "stored_keys_values",

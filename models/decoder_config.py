@@ -14,6 +14,7 @@ from models.config import any_config, any_configs, config, couples_samples, neut
 from models.flops import linear_flops
 from models.layers_config import FeedForwardConfig
 from models.rope_config import RopeScaling
+from models.rounding_config import RoundingConfig
 
 if TYPE_CHECKING:
     from models.decoder import Decoder
@@ -53,6 +54,8 @@ class DecoderConfig:
             training; 5 is usual for fine-tuning on conversations, 0 is none.
         adapter: low-rank adapters on frozen weights, a config with its `_target_`:
             conf/model/adapter. None: all weights are trained.
+        rounding: layers whose weights are rounded in training, a config with its `_target_`:
+            conf/model/rounding. None: they compute as they are.
         causal: False lets every token see all others, as masked diffusion does; there is no
             decoding state then.
     """
@@ -87,6 +90,7 @@ class DecoderConfig:
     causal: bool = neutral(True)
     neftune: float = neutral(0.0)
     adapter: Any = any_config()
+    rounding: Any = any_config()
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "num_heads", "kv_heads", "context_length"):
@@ -131,6 +135,20 @@ class DecoderConfig:
             )
         if self.adapter is not None and self.regroups_tokens:
             raise ValueError("adapters on experts are not supported; use a model without them")
+        self._check_rounding()
+
+    def _check_rounding(self) -> None:
+        if self.rounding is None:
+            return
+        if not isinstance(self.rounding, RoundingConfig):
+            raise ValueError(
+                f"rounding={self.rounding!r} must be a config with its _target_; see "
+                "conf/model/rounding"
+            )
+        if self.adapter is not None or self.regroups_tokens:
+            raise ValueError(
+                "rounding and adapter, or experts, do not go together; leave one of them out"
+            )
 
     def _check_layer(self, word: str) -> None:
         """Raise ValueError unless the letters of a layer are known and go together."""
@@ -229,13 +247,19 @@ class DecoderConfig:
         if self.adapter is None:
             model = Decoder(self, vocab_size)
             initialise(model, **values)
-            return model
+            return model if self.rounding is None else self._rounded(model)
         from models.adapter import adapt, without_weights  # noqa: PLC0415
 
         with without_weights():
             model = Decoder(self, vocab_size)
         initialise(model, **values)
         adapt(model, self.adapter, seed, filler(model, **values))
+        return model
+
+    def _rounded(self, model: "Decoder") -> "Decoder":
+        from models.rounded_linear import round_linears  # noqa: PLC0415
+
+        round_linears(model, self.rounding)
         return model
 
     def check(self, vocab_size: int, seq: int) -> None:
@@ -251,7 +275,7 @@ class DecoderConfig:
         head = 0 if self.tied else vocab_size * self.width
         embedding = vocab_size * self.width + self._num_positions
         own = embedding + head + self._norm_parameters + self._in_branches("num_parameters")
-        return own + self._adapter_sizes(vocab_size)[0]
+        return own + self._adapter_sizes(vocab_size)[0] + self._num_steps(vocab_size)
 
     def num_trained_parameters(self, vocab_size: int) -> int:
         """Return the number of parameters that are trained: with adapters theirs only."""
@@ -266,6 +290,14 @@ class DecoderConfig:
         from models.adapter import adapter_sizes  # noqa: PLC0415
 
         return adapter_sizes(self, vocab_size)
+
+    def _num_steps(self, vocab_size: int) -> int:
+        """Return the number of steps that LSQ learns."""
+        if self.rounding is None or self.rounding.weights != "lsq":
+            return 0
+        from models.rounded_linear import num_steps  # noqa: PLC0415
+
+        return num_steps(self, vocab_size)
 
     def num_active_parameters(self, vocab_size: int) -> int:
         """Return the number of parameters that one token is multiplied with.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kernels.packed import can_pack, pack, packed_linear
 from models.branch import Context
 from models.branch_config import Activation, Norm
+from models.rounded_linear import RoundedLinear
 from models.stored_linear import StoredLinear
 
 
@@ -67,12 +68,14 @@ class PackedLinear(nn.Module):
 def pack_linears(module: nn.Module, *, compiled: bool) -> None:
     """Replace every nn.Linear below `module` that can be packed by a `PackedLinear`.
 
-    A `StoredLinear` says itself what it becomes.
+    A `StoredLinear` says itself what it becomes, and a `RoundedLinear` is rounded once.
     """
     for name, child in module.named_children():
         if isinstance(child, StoredLinear):
             child = child.for_inference(compiled=compiled)
             setattr(module, name, child)
+        if isinstance(child, RoundedLinear):
+            child.for_inference()
         if type(child) is nn.Linear and can_pack(child.weight):
             setattr(module, name, PackedLinear(child.weight, child.bias, compiled=compiled))
         else:

@@ -370,6 +370,7 @@ def _differences(cfg: DecoderConfig, required: Mapping[str, Any]) -> str:
         "pattern": "af",
         "parts": {},
         "streams": None,
+        "rounding": None,
         "causal": True,
     }
     values = {name: getattr(cfg, name) for name in required}

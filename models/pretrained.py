@@ -25,6 +25,7 @@ from models.diffusion_layouts import Dream, LLaDA
 from models.encoder_decoder_config import EncoderDecoderConfig
 from models.language_model import LanguageModel
 from models.layouts import GPT2, Layout, Llama, Mixtral, Qwen2, Qwen3, TensorSource
+from models.rounded_linear import start_steps, step_names
 from models.stored_linear import stored_layers
 
 OWN, T5, _HEAD = "espalier", "t5", "lm_head.weight"
@@ -221,7 +222,7 @@ def load_weights(
         ValueError: a tensor is missing, left over or of another shape.
     """
     config = _read_json(folder / "config.json")
-    parameters = base_state(model)
+    parameters = _stored_parameters(folder, model)
     if config.get("model_type") in (OWN, T5):
         sources = {name: TensorSource((name,)) for name in parameters}
     else:
@@ -246,7 +247,15 @@ def load_weights(
             else:
                 parameter.copy_(put(tensor, parameter) if put else tensor)
     base_loaded(model, put)
+    if step_names(model) - parameters.keys():
+        start_steps(model)
     files.refuse_unread()
+
+
+def _stored_parameters(folder: Path, model: nn.Module) -> dict[str, Any]:
+    """Return what a folder holds of a model: not LSQ's steps, where it was trained in full."""
+    there, steps = _TensorFiles(folder).file_of, step_names(model)
+    return {n: p for n, p in base_state(model).items() if n not in steps or n in there}
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Names of quantisation schemes: what weights are stored in, how they are rounded, activations.
 
-    [METHOD-]FORMAT[-dynamic]
+    [METHOD-]FORMAT[-dynamic], or as-trained, of a model that is trained rounded
 
     FORMAT   int8, int2 to int8 in groups with -gN and with a zero point -asym (int4-g32-asym),
              ternary, fp8, nf4, nf4-double, nvfp4, mxfp4, mxfp8
@@ -18,6 +18,7 @@ from typing import Literal
 
 from kernels.storage import Storage
 
+AS_TRAINED = "as-trained"
 Method = Literal["nearest", "gptq", "awq", "hqq"]
 _NAME = re.compile(
     r"(?:(gptq|awq|hqq)-)?"
@@ -27,7 +28,7 @@ _NAME = re.compile(
 _FORMS = (
     "[gptq-|awq-|hqq-]int2 to int8[-gN][-asym], ternary, fp8, nf4, nf4-double, nvfp4, mxfp4, "
     "mxfp8, and with activations int8-dynamic, fp8-dynamic, nvfp4-dynamic, mxfp4-dynamic, "
-    "mxfp8-dynamic"
+    "mxfp8-dynamic; as-trained for a model of model/rounding"
 )
 _REFUSED = {
     "qoq": "its product of 4-bit weights and 8-bit activations needs kernels of its own on a GPU; "
@@ -73,6 +74,8 @@ def parse_scheme(name: str) -> Scheme:
     for refused, why in _REFUSED.items():
         if name.lower().startswith(refused):
             raise ValueError(f"scheme={name}: there is no {refused}: {why}")
+    if name == AS_TRAINED:
+        return Scheme(name, "nearest", Storage("trained", 0), dynamic=False)
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"scheme={name!r} is none of: {_FORMS}")

@@ -5,6 +5,7 @@ Shape legend: rows = outputs, cols = inputs of a linear layer.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from kernels.quantiser import Quantiser
 from kernels.stored import restore, store, store_codes
 from models.adapter import merge
 from models.contract import blocks
-from models.scheme import Scheme
+from models.rounded_linear import RoundedLinear, rounded_input, rounded_layers
+from models.scheme import AS_TRAINED, Scheme
 
 _ACTIVATIONS = {
     "fp8": Quantiser(format="fp8_e4m3", block=(1, 1), scale="fp32"),
@@ -53,13 +55,20 @@ class Moments:
 class StoredLinear(nn.Module):
     """A linear layer whose weight is stored by a scheme, in the state_dict in packed form."""
 
-    def __init__(self, linear: nn.Linear, scheme: Scheme, moments: Moments | None = None) -> None:
+    def __init__(
+        self, linear: nn.Linear | RoundedLinear, scheme: Scheme, moments: Moments | None = None
+    ) -> None:
         super().__init__()
         self.scheme, self.shape, self.bias = scheme, tuple(linear.weight.shape), linear.bias
         self.num_frozen = linear.weight.numel()  # counted as parameters
         self.dense: Tensor | None = None
+        self.rounded = linear.form() if isinstance(linear, RoundedLinear) else None
         weight = linear.weight.detach()
-        for name, part in _packed(weight.cpu(), scheme, moments).items():
+        if isinstance(linear, RoundedLinear):
+            packed = linear.packed()
+        else:
+            packed = _packed(weight.cpu(), scheme, moments)
+        for name, part in packed.items():
             self.register_buffer(name, part.to(weight.device))
 
     @property
@@ -74,6 +83,8 @@ class StoredLinear(nn.Module):
     def full_weight(self) -> Float[Tensor, "rows cols"]:
         """Return what the packed weight stands for, fp32; input scales are multiplied in."""
         packed = self.packed
+        if self.rounded is not None:
+            return self.rounded.restored(packed, self.shape[1])
         inputs = packed.pop("inputs", None)
         full = restore(packed, self.scheme.storage, *self.shape)
         return full if inputs is None else full * inputs.view(torch.bfloat16).float()
@@ -84,7 +95,8 @@ class StoredLinear(nn.Module):
         Args:
             compiled: the step will be compiled, which then reads int8 weights as they are.
         """
-        if self.scheme.dynamic or (compiled and not self.scheme.is_emulated):
+        of_inputs = self.rounded is not None and self.rounded.rounds_inputs
+        if self.scheme.dynamic or of_inputs or (compiled and not self.scheme.is_emulated):
             self.dense = None if self.scheme.storage.elements == "int8" else self.full_weight()
             return self
         return as_linear(self)
@@ -92,6 +104,8 @@ class StoredLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*batch cols"]) -> Float[Tensor, "*batch rows"]:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
+        if self.rounded is not None:
+            x = rounded_input(x, self.rounded.cfg)
         if self.scheme.storage.elements == "int8":
             scales = self.packed["scales"].view(torch.float32)[:, 0]
             product = int8_dynamic_linear if self.scheme.dynamic else int8_weight_linear
@@ -149,11 +163,13 @@ def compress(model: nn.Module, scheme: Scheme, calibrate: Callable[[], None] | N
             is wanted, which a checkpoint fills).
 
     Raises:
-        ValueError: the blocks have no linear layer.
+        ValueError: the blocks have no linear layer, or such as are trained rounded and a scheme
+            that would round them anew, or the other way about.
     """
     merge(model)
+    kind = _kind(model, scheme)
     for block in blocks(model):
-        names = [n for n, m in block.named_modules() if isinstance(m, nn.Linear)]
+        names = [n for n, m in block.named_modules() if isinstance(m, kind)]
         moments: dict[str, Moments] = {}
         if scheme.needs_data and calibrate is not None:
             with _summing(block, names) as moments:
@@ -167,6 +183,22 @@ def compress(model: nn.Module, scheme: Scheme, calibrate: Callable[[], None] | N
         raise ValueError(
             f"{type(model).__name__} has no linear layer in its blocks: no scheme changes it"
         )
+
+
+def _kind(model: nn.Module, scheme: Scheme) -> type[nn.Module]:
+    """Return the class of the layers that a scheme stores."""
+    trained = bool(rounded_layers(model))
+    if trained and scheme.name != AS_TRAINED:
+        raise ValueError(
+            "the layers of this model are trained rounded, and would be rounded anew; "
+            f"take scheme={AS_TRAINED}, which stores what they compute with"
+        )
+    if not trained and scheme.name == AS_TRAINED:
+        raise ValueError(
+            "the layers of this model are not trained rounded; take another scheme, or train with "
+            "+model/rounding=bitnet, lsq or torchao"
+        )
+    return RoundedLinear if trained else nn.Linear
 
 
 @contextmanager
@@ -192,7 +224,16 @@ def stored_layers(model: nn.Module) -> dict[str, StoredLinear]:
 
 
 def as_linear(stored: StoredLinear) -> nn.Linear:
-    """Return a plain layer with the full weight."""
+    """Return a plain layer with the full weight.
+
+    Raises:
+        ValueError: the layer rounds its inputs, which a plain one does not.
+    """
+    if stored.rounded is not None and stored.rounded.rounds_inputs:
+        raise ValueError(
+            "its layers round their inputs too, which no plain layer does; export the run whose "
+            "weights it stores"
+        )
     rows, cols = stored.shape
     linear: Any = nn.Linear(cols, rows, device="meta")
     dtype = torch.float32 if stored.bias is None else stored.bias.dtype
@@ -206,4 +247,6 @@ def decompress(model: Any) -> Any:
     for name, stored in stored_layers(model).items():
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, as_linear(stored))
+    if getattr(model.cfg, "rounding", None) is not None:
+        model.cfg = replace(model.cfg, rounding=None)
     return model

@@ -12,6 +12,7 @@ import torch
 from models.adapter import merge
 from models.decoder_config import DecoderConfig
 from models.layouts import Llama
+from models.rounded_linear import plain_layers
 from models.stored_linear import decompress
 from runner.data.corpus import load_tokenizer
 from runner.exchange.gguf_file import (
@@ -222,7 +223,10 @@ def export_gguf(cell: Cell, file: Path, *, dtype: str, average: bool = False) ->
         raise ConfigError(f"{file} exists; choose a new file")
     model, _, context = load_model(cell.folder, average=average)
     tokenizer = load_tokenizer(cell.folder / "tokenizer.json")
-    model = decompress(merge(model))
+    try:
+        model = decompress(plain_layers(merge(model)))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     cfg = model.cfg
     reason: Any = type(cfg).__name__
     if isinstance(cfg, DecoderConfig):

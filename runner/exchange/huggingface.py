@@ -8,6 +8,7 @@ from typing import Any
 from models.adapter import merge
 from models.language_model import LanguageModel
 from models.pretrained import save_pretrained
+from models.rounded_linear import plain_layers
 from models.stored_linear import decompress, stored_layers
 from runner.exchange.model_card import model_card
 from runner.exchange.tokenizer import can_write, model_ids, write_tokenizer
@@ -61,7 +62,10 @@ def export(
         )
     if compressed and not stored_layers(model):
         raise ConfigError(f"{cell.folder} is not quantised: espalier quantise RUN makes what is")
-    model = merge(model) if compressed else decompress(merge(model))
+    try:
+        model = merge(model) if compressed else decompress(plain_layers(merge(model)))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     cfg: Any = model.cfg
     if getattr(cfg, "positions", None) == "rope":  # its context is the training length
         model.cfg = replace(cfg, context_length=context)

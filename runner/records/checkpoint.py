@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from models.adapter import trained_state
 from models.contract import with_added_rows
+from models.rounded_linear import start_steps, step_names
 from runner.machine.errors import CheckpointError
 from runner.machine.ranks import gather_full
 from runner.machine.system_errors import write_error
@@ -136,6 +137,8 @@ def load_weights(path: Path, model: nn.Module, *, average: bool = False) -> None
     if average:
         saved |= _averaged(path)
     weights = trained_state(model)
+    begun = step_names(model) - saved.keys()  # of a run that was trained in full
+    weights = {name: tensor for name, tensor in weights.items() if name not in begun}
     saved = {
         name: with_added_rows(model, name, tensor, weights[name]) if name in weights else tensor
         for name, tensor in saved.items()
@@ -152,6 +155,8 @@ def load_weights(path: Path, model: nn.Module, *, average: bool = False) -> None
     with torch.no_grad():
         for name, tensor in weights.items():
             tensor.copy_(like(saved[name], tensor))
+    if begun:
+        start_steps(model)
 
 
 def _averaged(path: Path) -> dict[str, Tensor]:

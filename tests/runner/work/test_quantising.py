@@ -104,6 +104,21 @@ def test_a_quantised_run_is_evaluated_generates_and_is_exported_as_any_other(
             quantised_cells(trained.folder.parents[1], cell.fingerprint, ["int8"], [])
 
 
+def test_a_model_that_is_trained_ternary_is_stored_without_any_loss(tmp_path: Path) -> None:
+    choices = ("+model/rounding=bitnet", "model.width=32", "train.steps=20", "optim.lr=1e-2")
+    node = compose_tiny(tmp_path, write_text(tmp_path / "text.txt"), *choices)
+    (cell,) = make_cells([("", node)])
+    freeze_cell(cell)
+    assert train_here(cell)["val_loss"][-1] < 5.0
+    (stored,) = _quantised(cell, "as-trained")
+    values = metrics.latest(stored.folder)
+    assert (values["loss_delta"], values["kl"], values["top1_agreement"]) == (0, 0, 1)
+    assert values["bits_per_weight"] < 2.1
+    asked = Sampling(max_new_tokens=5, temperature=0.0)
+    texts = [TextGenerator(c.folder).generate(["line 1"], asked)[0].ids for c in (cell, stored)]
+    assert texts[0] == texts[1]
+
+
 def test_what_no_scheme_fits_is_refused_by_name(trained: Cell) -> None:
     node = json.loads((trained.folder / "cell.json").read_text())["config"]
     node["work"] = {"_target_": "runner.work.config.QuantiseWork"}
