@@ -42,4 +42,5 @@ __all__ = [
     "validation",
     "win_rate",
     "win_rate_config",
+    "worked_examples",
 ]

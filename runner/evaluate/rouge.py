@@ -32,11 +32,18 @@ def summarise(cfg: RougeConfig, trained: Trained) -> dict[str, float]:
     """
     scores_of = _scorer()
     writing = SolvingConfig(
-        problems=cfg.problems, max_new_tokens=cfg.max_new_tokens, stop=cfg.stop, rows=cfg.rows
+        problems=cfg.problems,
+        max_new_tokens=cfg.max_new_tokens,
+        stop=cfg.stop,
+        shots=cfg.shots,
+        shots_seed=cfg.shots_seed,
+        rows=cfg.rows,
     )
     solver = Solver(writing, trained)
     asked = list(solver.prompts())
-    done = solver.continued([ids for ids, _ in asked], [solver.sampling(0.0)] * len(asked))
+    done = solver.continued(
+        [solver.after_examples(ids) for ids, _ in asked], [solver.sampling(0.0)] * len(asked)
+    )
     texts = [(reference, one.text) for (_, reference), one in zip(asked, done, strict=True)]
     scores = [scores_of(*pair) for pair in texts]
     if trained.folder is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from models.config import config, execution
+from models.config import config, execution, neutral
 from runner.evaluate.config import Cadence
 from runner.records.contracts import Trained
 
@@ -16,6 +16,7 @@ class RougeConfig:
         problems: the most problems, the first of the held-out split.
         max_new_tokens: the most tokens of a text; the sequence may leave fewer.
         stop: a text ends before the first of these strings.
+        shots, shots_seed: worked examples before each problem, see `SolvingConfig`.
         rows: the most texts that are written at a time.
         every: steps between two evaluations, or "validation" (None: at the end).
     """
@@ -24,6 +25,8 @@ class RougeConfig:
     problems: int = 200
     max_new_tokens: int = 128
     stop: tuple[str, ...] = ()
+    shots: int = neutral(0)
+    shots_seed: int = neutral(0)
     rows: int = execution(64)
     every: Cadence = execution(None)
 

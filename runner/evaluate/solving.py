@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from models.prefix_cache import PrefixCache
 from runner.data.answer_parsers import MarkedNumber
 from runner.data.arithmetic import VERDICTS, Verdict, verdict
 from runner.data.corpus import end_ids
@@ -33,7 +34,9 @@ from runner.evaluate.answer_metrics import (
     mean_and_error,
     pass_at_k,
 )
+from runner.evaluate.likelihoods import couples_rows
 from runner.evaluate.solving_config import SolvingConfig
+from runner.evaluate.worked_examples import WorkedExamples
 from runner.generate.budget_forcing import BudgetForcing, think
 from runner.generate.generate import Completion, generate
 from runner.generate.sampling import Sampling
@@ -44,6 +47,7 @@ from runner.machine.storage import write_atomically
 from runner.records.contracts import Trained, strategy
 
 Values = dict[str, float]
+_BLOCK, _PREFIX_BYTES = 32, 1 << 28  # of the worked examples, which are read once
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Solved:
     """A problem and what the model made of it.
 
     Args:
-        ids: of the prompt.
+        ids: of the prompt, and of the worked examples before it.
         reference: the right answer, parsed.
         greedy, tokens: the greedy answer and its tokens.
         samples, sample_tokens, scores: of each sample.
@@ -87,6 +91,14 @@ class Solver:
                 "problems are solved one token after the other, and this task's model generates "
                 "otherwise; leave the evaluation out"
             )
+        shots = cfg.shots
+        self.examples = WorkedExamples(trained, shots, cfg.shots_seed) if shots else None
+        shared = shots and not couples_rows(trained)
+        self.prefixes = PrefixCache(block=_BLOCK, max_bytes=_PREFIX_BYTES) if shared else None
+
+    def after_examples(self, ids: list[int]) -> list[int]:
+        """Return the ids of a prompt with the worked examples before it, if there are any."""
+        return ids if self.examples is None else self.examples.before(ids)
 
     def prompts(self) -> Iterator[tuple[list[int], str]]:
         """Yield the ids of each held-out prompt and the text of its solution."""
@@ -111,7 +123,7 @@ class Solver:
                     f"the solution {text[:80]!r} has no answer that {self.parser} finds; set "
                     "the parser of the evaluation to the form of the data"
                 )
-            problems.append(Solved(ids, self.tokenizer.decode(ids), reference))
+            problems.append(Solved(self.after_examples(ids), self.tokenizer.decode(ids), reference))
         return problems
 
     def continued(
@@ -137,6 +149,7 @@ class Solver:
                 decode=self.tokenizer.decode,
                 ends=end_ids(self.tokenizer),
                 rows=cfg.rows,
+                prefixes=self.prefixes,
                 tools=tools,
                 pool=InTurn(),
             )

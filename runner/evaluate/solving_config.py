@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from models.config import any_config, any_configs, config, execution
+from models.config import any_config, any_configs, config, execution, neutral
 from runner.evaluate.config import Cadence
 from runner.records.contracts import Trained
 
@@ -49,6 +49,8 @@ class SolvingConfig:
         seed: of the samples, whatever the run's.
         parser: finds the answer in a text, see `runner.data.answer_parsers` (None: the number
             after "####").
+        shots: worked examples from the training set before each problem.
+        shots_seed: of their choice, whatever the run's.
         tools: that the model may call while it writes, by name; see `runner.generate.tools`.
         scorer: chooses among the samples, see `runner.evaluate.scorers_config` (None: nobody does).
         thresholds: of the scorer: answers are drawn until one reaches it.
@@ -66,6 +68,8 @@ class SolvingConfig:
     stop: tuple[str, ...] = ()
     seed: int = 0
     parser: Any = any_config()
+    shots: int = neutral(0)
+    shots_seed: int = neutral(0)
     tools: dict[str, Any] = any_configs()
     scorer: Any = any_config()
     thresholds: tuple[float, ...] = ()
@@ -77,6 +81,8 @@ class SolvingConfig:
         for name in ("problems", "max_new_tokens", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.shots < 0:
+            raise ValueError(f"shots={self.shots} must be at least 0")
         if self.samples < 0 or self.temperature <= 0:
             raise ValueError(
                 f"samples={self.samples} must be at least 0, temperature={self.temperature} above 0"

@@ -86,6 +86,7 @@ def generate(
     compiled: bool = False,
     invariant: bool = False,
     rows: int | None = None,
+    prefixes: PrefixCache | None = None,
     strategy: Strategy[Any] | None = None,
     tools: Tools | None = None,
     pool: ToolPool | None = None,
@@ -110,6 +111,7 @@ def generate(
         invariant: compute in one shape whatever else is generated, so that no bit of a completion
             depends on the other prompts, given the same `rows`.
         rows: the most prompts that are continued at a time (None: all).
+        prefixes: what several prompts begin with is read once and kept there.
         strategy: how the model generates, instead of one token after the other.
         tools: what the model may call; not with a `strategy`.
         pool: runs the calls (None: one of its own).
@@ -130,6 +132,7 @@ def generate(
         rows=len(prompts) if rows is None else rows,
         compiled=compiled,
         invariant=invariant,
+        prefixes=prefixes,
         strategy=strategy,
         pool=pool,
         bidirectional=bidirectional,

@@ -83,9 +83,13 @@ class Adder(nn.Module):
         return {256 if head == "\0" else ord(head): share for head, share in pairs}
 
 
-def _trained(model: nn.Module, folder: Path | None = None) -> Any:
+def _trained(model: nn.Module, folder: Path | None = None, seq: int = SEQ) -> Any:
     cfg = SimpleNamespace(
-        train=SimpleNamespace(sequence_length=SEQ), eval=SimpleNamespace(batch_size=4), task=None
+        train=SimpleNamespace(sequence_length=seq),
+        eval=SimpleNamespace(batch_size=4),
+        task=None,
+        model=None,
+        precision=None,
     )
     precision = SimpleNamespace(autocast=nullcontext)
     return SimpleNamespace(
@@ -153,6 +157,33 @@ def test_a_calculator_mends_arithmetic_and_the_kinds_of_errors_are_counted() -> 
     short = solve(replace(CFG, max_new_tokens=12), _trained(wrong))
     assert short["sums/unparsed"] == 1.0
     assert short["sums/greedy_tokens"] == 12
+
+
+class Follower(Adder):
+    """An `Adder` of the last of several problems."""
+
+    def _following(self, text: str) -> dict[int, float]:
+        self.read = [*getattr(self, "read", []), text]
+        return super()._following(text.rpartition("\n\n")[2])
+
+
+def test_worked_examples_of_the_training_set_stand_before_a_problem(tmp_path: Path) -> None:
+    model, cfg = Follower(error=1, odds=0.1), replace(CFG, shots=2, problems=3)
+    values = solve(cfg, _trained(model, tmp_path, seq=120))
+    assert values["sums/greedy"] == 1.0
+    lines = [json.loads(x) for x in (tmp_path / "answers_sums.jsonl").read_text().splitlines()]
+    heads = {text.rpartition("\n\n")[0] for text in model.read if text.count("\n\n") == 2}
+    (head,) = heads
+    for example in head.split("\n\n"):
+        prompt, _, solution = example.partition(":")
+        assert MarkedNumber(mark="#").parse(solution) == str(value_of(prompt))
+        assert all(one["prompt"] != f"{prompt}:" for one in lines), "it is a training problem"
+    assert all("\n" not in one["prompt"] for one in lines), "a scorer is shown the problem alone"
+    other = Follower(error=1, odds=0.1)
+    solve(replace(cfg, shots_seed=1), _trained(other, seq=120))
+    assert not any(text.startswith(head) for text in other.read)
+    with pytest.raises(ConfigError, match=r"9 worked examples are \d+ tokens, .*=120; raise it"):
+        solve(replace(cfg, shots=9), _trained(model, seq=120))
 
 
 def test_more_thinking_is_more_accurate_and_costs_what_is_said() -> None:
