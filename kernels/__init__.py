@@ -25,6 +25,7 @@ __all__ = [
     "grouped",
     "hadamard",
     "hqq",
+    "int4_mm",
     "int8_mm",
     "integers",
     "logit_rows",

@@ -132,7 +132,7 @@ class Decoder(LanguageModel):
         """See `LanguageModel.for_inference`; adapters are merged, packed weights in full."""
         merge(self)
         head = self.embedding.weight if self.head is None else self.head.weight
-        pack_linears(self.layers, compiled=compiled)
+        pack_linears(self.layers, head.dtype, compiled=compiled)
         self.packed_head = PackedLinear(head, None, compiled=compiled) if can_pack(head) else None
         return self
 

@@ -65,21 +65,21 @@ class PackedLinear(nn.Module):
         return packed_linear(x, self.weight, self.packed, self.bias)
 
 
-def pack_linears(module: nn.Module, *, compiled: bool) -> None:
+def pack_linears(module: nn.Module, dtype: torch.dtype, *, compiled: bool) -> None:
     """Replace every nn.Linear below `module` that can be packed by a `PackedLinear`.
 
-    A `StoredLinear` says itself what it becomes, and a `RoundedLinear` is rounded once.
+    A `StoredLinear` says itself what it becomes in `dtype`; a `RoundedLinear` is rounded once.
     """
     for name, child in module.named_children():
         if isinstance(child, StoredLinear):
-            child = child.for_inference(compiled=compiled)
+            child = child.for_inference(dtype, compiled=compiled)
             setattr(module, name, child)
         if isinstance(child, RoundedLinear):
             child.for_inference()
         if type(child) is nn.Linear and can_pack(child.weight):
             setattr(module, name, PackedLinear(child.weight, child.bias, compiled=compiled))
         else:
-            pack_linears(child, compiled=compiled)
+            pack_linears(child, dtype, compiled=compiled)
 
 
 class FeedForward(nn.Module):

@@ -17,10 +17,11 @@ from kernels.awq import awq
 from kernels.frozen import Packed
 from kernels.gptq import gptq
 from kernels.hqq import hqq
+from kernels.int4_mm import MOST_ROWS, ZERO, fits_int4, has_int4, int4_linear, pack_int4
 from kernels.int8_mm import int8_dynamic_linear, int8_weight_linear
 from kernels.integers import in_bf16
 from kernels.quantiser import Quantiser
-from kernels.stored import restore, store, store_codes
+from kernels.stored import restore, restored_codes, store, store_codes
 from models.adapter import merge
 from models.contract import blocks
 from models.rounded_linear import RoundedLinear, rounded_input, rounded_layers
@@ -89,17 +90,32 @@ class StoredLinear(nn.Module):
         full = restore(packed, self.scheme.storage, *self.shape)
         return full if inputs is None else full * inputs.view(torch.bfloat16).float()
 
-    def for_inference(self, *, compiled: bool) -> nn.Module:
+    def for_inference(self, dtype: torch.dtype, *, compiled: bool) -> nn.Module:
         """Return what decodes: a plain layer where the product is one in fp anyhow.
 
         Args:
+            dtype: what the model computes in.
             compiled: the step will be compiled, which then reads int8 weights as they are.
         """
         of_inputs = self.rounded is not None and self.rounded.rounds_inputs
         if self.scheme.dynamic or of_inputs or (compiled and not self.scheme.is_emulated):
             self.dense = None if self.scheme.storage.elements == "int8" else self.full_weight()
             return self
-        return as_linear(self)
+        plain = as_linear(self, dtype)
+        if compiled or dtype != torch.bfloat16 or not self._has_int4():
+            return plain
+        codes = restored_codes(self.packed, self.scheme.storage, self.shape[1]) + ZERO
+        scales = self.packed["scales"].view(torch.bfloat16).float()
+        return Int4Linear(pack_int4(codes.to(torch.uint8), scales), plain)
+
+    def _has_int4(self) -> bool:
+        """Return whether torch has a product of its own with the weight, in bf16."""
+        storage = self.scheme.storage
+        simple = storage.elements == "int" and storage.bits == 4 and storage.symmetric
+        if not simple or storage.group is None or self.scheme.method == "awq":
+            return False
+        here = self.packed["codes"].device
+        return has_int4(here) and fits_int4(*self.shape, storage.group)
 
     def forward(self, x: Float[Tensor, "*batch cols"]) -> Float[Tensor, "*batch rows"]:
         if torch.is_autocast_enabled(x.device.type):
@@ -115,6 +131,27 @@ class StoredLinear(nn.Module):
             if self.scheme.dynamic:
                 x = _rounded(x, self.scheme)
             y = F.linear(x, weight.to(x.dtype))
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class Int4Linear(nn.Module):
+    """A linear layer whose product with one or two rows reads 4 bits a weight; see `int4_linear`.
+
+    Args:
+        int4: what `pack_int4` returns.
+        many: the plain layer, for more rows.
+    """
+
+    def __init__(self, int4: tuple[Tensor, Tensor], many: nn.Linear) -> None:
+        super().__init__()
+        self.packed, self.scales = int4
+        self.group = many.in_features // self.scales.shape[0]
+        self.many, self.bias = many, many.bias
+
+    def forward(self, x: Float[Tensor, "*batch cols"]) -> Float[Tensor, "*batch rows"]:
+        if x.numel() > MOST_ROWS * x.shape[-1] or x.dtype != torch.bfloat16:
+            return self.many(x)  # type: ignore[no-any-return]
+        y = int4_linear(x, self.packed, self.scales, self.group)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
@@ -223,8 +260,8 @@ def stored_layers(model: nn.Module) -> dict[str, StoredLinear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, StoredLinear)}
 
 
-def as_linear(stored: StoredLinear) -> nn.Linear:
-    """Return a plain layer with the full weight.
+def as_linear(stored: StoredLinear, dtype: torch.dtype) -> nn.Linear:
+    """Return a plain layer with the full weight, in `dtype`.
 
     Raises:
         ValueError: the layer rounds its inputs, which a plain one does not.
@@ -236,7 +273,6 @@ def as_linear(stored: StoredLinear) -> nn.Linear:
         )
     rows, cols = stored.shape
     linear: Any = nn.Linear(cols, rows, device="meta")
-    dtype = torch.float32 if stored.bias is None else stored.bias.dtype
     linear.weight = nn.Parameter(stored.full_weight().to(dtype), requires_grad=False)
     linear.bias = stored.bias
     return linear  # type: ignore[no-any-return]
@@ -244,9 +280,10 @@ def as_linear(stored: StoredLinear) -> nn.Linear:
 
 def decompress(model: Any) -> Any:
     """Return `model` with plain layers that hold what is stored: the same function, in full."""
+    dtype = next(model.parameters()).dtype
     for name, stored in stored_layers(model).items():
         parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, as_linear(stored))
+        setattr(model.get_submodule(parent), attribute, as_linear(stored, dtype))
     if getattr(model.cfg, "rounding", None) is not None:
         model.cfg = replace(model.cfg, rounding=None)
     return model

@@ -1,5 +1,6 @@
 """Schemes by name, and models whose linear layers are stored by them."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -59,7 +60,13 @@ def test_a_stored_model_is_near_takes_its_bits_and_is_the_same_loaded_and_laid_o
     plain = logits(decompress(other), tokens)
     if not scheme.dynamic:
         torch.testing.assert_close(plain, after, rtol=1e-4, atol=1e-5)
+    low = copy.deepcopy(model).to(torch.bfloat16)
     with torch.no_grad():
+        laid = for_inference(low)
+        for rows in (2, 1):  # a single token has a product of its own in int4
+            read = logits(laid, tokens[:rows, : 1 if rows == 1 else 12])
+            wanted = after[:rows, : read.shape[1]]
+            assert float((read - wanted).norm() / wanted.norm()) < (0.3 if scheme.dynamic else 0.02)
         laid_out = logits(for_inference(model), tokens)
     torch.testing.assert_close(laid_out, after, rtol=1e-4, atol=1e-4)
 
