@@ -313,8 +313,10 @@ class Autoregressive:
 
     def _score_together(self, rows: Sequence[TextRow]) -> list[Event]:
         """Score prompts that nothing is read of, as many at once as there are."""
-        if rows:
-            score_prompts(self.model, rows, self.prefixes)
+        salts = dict.fromkeys(row.request.salt for row in rows)
+        for salt in salts:
+            own = [row for row in rows if row.request.salt == salt]
+            score_prompts(self.model, own, self.prefixes)
         for row in rows:
             del self._unread[row.request.id]
             row.unread, row.unscored = 0, None

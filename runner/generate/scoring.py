@@ -33,6 +33,7 @@ def score_prompts(model: Any, rows: Sequence[TextRow], prefixes: PrefixCache | N
     """Score the prompts of rows that nothing is read of.
 
     Args:
+        rows: of one salt.
         prefixes: what is known of earlier texts. None: read each prompt whole, in one pass, as a
             model needs whose forward pass couples the rows of a batch.
     """
@@ -84,7 +85,8 @@ def _score_groups(
 ) -> None:
     device, beginnings = state.lengths.device, list(groups)
     trunk = _common(beginnings)
-    _read_trunk(model, beginnings[0][:trunk], state, prefixes)
+    salt = next(row.request.salt for group in groups.values() for row in group)
+    _read_trunk(model, beginnings[0][:trunk], state, prefixes, salt)
     state = state.select(torch.zeros(len(beginnings), dtype=torch.int64, device=device))
     rest = [ids[trunk:] for ids in beginnings]
     if any(rest):
@@ -116,13 +118,13 @@ def _score_own(model: Any, rows: Sequence[TextRow], own: Sequence[Ids], state: S
                 row.score(row_scores[:count])
 
 
-def _read_trunk(model: Any, ids: Ids, state: State, prefixes: PrefixCache) -> None:
+def _read_trunk(model: Any, ids: Ids, state: State, prefixes: PrefixCache, salt: str) -> None:
     """Read a text that many others may begin with into a state of one row."""
-    known = prefixes.load(ids, state)
+    known = prefixes.load(ids, state, salt=salt)
     while known < len(ids):
         end = known + prefixes.until_block_end(known, len(ids) - known)
         read(model, torch.tensor([ids[known:end]], device=state.lengths.device), state)
-        prefixes.save(ids[:end], state)
+        prefixes.save(ids[:end], state, salt=salt)
         known = end
 
 

@@ -49,6 +49,17 @@ def _texts(engine: Any, asked: dict[str, str | None]) -> dict[str, list[tuple[in
     return texts
 
 
+def _scores(engine: Any, prompt: list[int], adapter: str | None) -> list[float]:
+    """Return the log-probabilities of four ends of one beginning, which is read once."""
+    how = Sampling(max_new_tokens=0)
+    for number, id in enumerate("abcd"):
+        own = [*prompt, number]
+        request = Request(id=id, prompt=own, how=how, adapter=adapter, score_from=len(prompt))
+        engine.submit(request)
+    events: list[Event] = [event for _ in range(99) for event in engine.step()]
+    return [nats for e in events if e.prompt_scores for nats in e.prompt_scores.logprobs]
+
+
 @pytest.mark.parametrize("chunk", [None, 4])
 def test_texts_of_several_adapters_in_one_batch_are_those_of_each_alone(chunk: int | None) -> None:
     kinds: dict[str, Any] = {"keys": ("lora", ("*",)), "b.1": ("dora", ("*.mlp.*", "*.q"))}
@@ -66,6 +77,10 @@ def test_texts_of_several_adapters_in_one_batch_are_those_of_each_alone(chunk: i
             assert [id for id, _ in text] == [id for id, _ in alone[name]]
             nats, expected = (torch.tensor([x for _, x in t]) for t in (text, alone[name]))
             torch.testing.assert_close(nats, expected, rtol=0, atol=1e-5)
+    scored = {name: _scores(engine, PROMPT * 4, name) for name in ("keys", "b.1", None)}
+    for name, nats in scored.items():  # each anew, though the first has been read by the others
+        own = _scores(_engine(models[name] if name else BASE.build(VOCAB, 3)), PROMPT * 4, None)
+        assert nats == pytest.approx(own, abs=1e-5)
     assert engine.strategy.num_bytes() == 0
     with pytest.raises(ValueError, match=r"adapter='c' is none of: keys, b\.1$"):
         engine.check(Request(id="c", prompt=PROMPT, how=Sampling(), adapter="c"))

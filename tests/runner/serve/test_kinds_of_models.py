@@ -137,9 +137,7 @@ def test_a_canvas_streams_its_beginning_and_refuses_what_goes_from_left_to_right
         "prompt",
     ]
     assert {status for status, _ in others} == {400}
-    with pytest.raises(
-        ConfigError, match=r"add one token after the other, .* does not; serve each"
-    ):
+    with pytest.raises(ConfigError, match=r"one token after the other, .* does not; serve each"):
         TextGenerator(diffusion, adapters={"mine": diffusion})
 
 

@@ -98,9 +98,7 @@ def test_an_adapter_of_another_base_or_tokenizer_is_refused(
         return load_adapters(model, tokenizer, {"mine": adapter})
 
     assert loaded(tuned).names == ("mine",)
-    with pytest.raises(
-        ConfigError, match=r"mine has another base than this model.*; give the base"
-    ):
+    with pytest.raises(ConfigError, match=r"mine has another base than .*; give the base"):
         loaded(tuned, change=1.0)
     other = shutil.copytree(tuned, tmp_path / tuned.name)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
