@@ -44,5 +44,7 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     for axis in axes:
         axis.axvline(TRUE_LENGTH, color="black", linestyle=":")
         axis.set(xscale="log", xlabel="masks to begin with")
+        axis.set_xticks(sorted(set(table["canvas"])), sorted(set(table["canvas"])))
+        axis.minorticks_off()
     axes[0].legend()
     return [plots.save(folder, "exact_match_by_canvas", figure, table, runs.count())]
