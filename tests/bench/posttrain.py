@@ -3,6 +3,7 @@
     python -m tests.bench.posttrain sft [--rounds 3]       tokens/s of a step on conversations
     python -m tests.bench.posttrain sft --memory           peak resident memory, a process each
     python -m tests.bench.posttrain dpo [--rounds 3]       seconds of a step on pairs of answers
+    OMP_NUM_THREADS=1 python -m tests.bench.posttrain dpo --rows 2 --cpu    beside other work
 
 The peer is transformers' LlamaForCausalLM in a plain loop, with LoRA written here as peft computes
 it (rank 8 on q and v, no dropout), fp32, the same batch, AdamW and clipping; its loss is the
@@ -17,6 +18,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -34,9 +36,10 @@ from runner.learn.tasks.preference_config import PreferenceConfig
 from tests.bench.timing import interleaved
 from tests.bench.train import loop
 
-VOCAB, SEQ, ROWS, RANK, ALPHA, BETA = 49152, 256, 4, 8, 16.0, 0.1
+VOCAB, SEQ, RANK, ALPHA, BETA = 49152, 256, 8, 16.0, 0.1
 ANSWER = slice(SEQ - SEQ // 3, SEQ)
 Step = Callable[[], None]
+Make = Callable[[int], Step]
 
 
 class Lora(nn.Module):
@@ -106,17 +109,17 @@ def _optimiser(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
 
-def our_sft() -> Step:
+def our_sft(rows: int) -> Step:
     """Return a step of ours on conversations."""
-    model, (tokens, targets) = our_model(), batch(ROWS)
+    model, (tokens, targets) = our_model(), batch(rows)
     count = (targets >= 0).sum()
     step = loop(model, _optimiser(model), lambda t: token_loss(model, t, targets).total / count)
     return partial(step, tokens)
 
 
-def their_sft() -> Step:
+def their_sft(rows: int) -> Step:
     """Return a step of the plain loop on conversations."""
-    model, (tokens, targets) = their_model(), batch(ROWS)
+    model, (tokens, targets) = their_model(), batch(rows)
 
     def loss(tokens: Tensor) -> Tensor:
         return F.cross_entropy(model(tokens).logits.flatten(0, 1).float(), targets.flatten())
@@ -124,11 +127,11 @@ def their_sft() -> Step:
     return partial(loop(model, _optimiser(model), loss), tokens)
 
 
-def our_dpo() -> Step:
+def our_dpo(rows: int) -> Step:
     """Return a step of task=preference on pairs, the reference being the model without LoRA."""
-    model, (tokens, targets) = our_model(), batch(ROWS)
+    model, (tokens, targets) = our_model(), batch(rows)
     task = Preference(PreferenceConfig(reference="adapter"), model, None, {})
-    index = torch.arange(ROWS // 2)
+    index = torch.arange(rows // 2)
     pairs = {"tokens": tokens.view(-1, 2, SEQ), "targets": targets.view(-1, 2, SEQ), "index": index}
 
     def loss(_: Tensor) -> Tensor:
@@ -139,9 +142,9 @@ def our_dpo() -> Step:
     return partial(loop(model, _optimiser(model), loss), tokens)
 
 
-def their_dpo() -> Step:
+def their_dpo(rows: int) -> Step:
     """Return a step of a plain loop on pairs: chosen and rejected apart, four forward passes."""
-    model, (tokens, targets) = their_model(), batch(ROWS)
+    model, (tokens, targets) = their_model(), batch(rows)
     layers = [m for m in model.modules() if isinstance(m, Lora)]
 
     def logp(side: int) -> Tensor:
@@ -162,7 +165,7 @@ def their_dpo() -> Step:
     return partial(loop(model, _optimiser(model), loss), tokens)
 
 
-STEPS = {
+STEPS: dict[str, dict[str, Make]] = {
     "sft": {"ours": our_sft, "transformers": their_sft},
     "dpo": {"ours": our_dpo, "transformers": their_dpo},
 }
@@ -173,11 +176,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=STEPS)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=4, help="sequences of a step, even for dpo")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="seconds of the processor")
     parser.add_argument("--only", choices=["ours", "transformers"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.only:
-        step = STEPS[given.what][given.only]()
+        step = STEPS[given.what][given.only](given.rows)
         for _ in range(2):
             step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -191,9 +196,13 @@ def main() -> None:
             print(f"{given.what} {name:14s} {sizes[name] / 1e9:6.2f} GB peak resident")
         print(f"{given.what} ratio {sizes['ours'] / sizes['transformers']:.2f}")
         return
-    best = interleaved({name: make() for name, make in STEPS[given.what].items()}, given.rounds)
+    steps = {name: make(given.rows) for name, make in STEPS[given.what].items()}
+    clock = time.process_time if given.cpu else time.perf_counter
+    best = interleaved(steps, given.rounds, clock)
     for name, seconds in best.items():
-        print(f"{given.what} {name:14s} {seconds:7.2f} s {ROWS * SEQ / seconds:8.0f} tokens/s")
+        print(
+            f"{given.what} {name:14s} {seconds:7.2f} s {given.rows * SEQ / seconds:8.0f} tokens/s"
+        )
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{given.what} ratio {best['transformers'] / best['ours']:.2f}; load {load}")
 
