@@ -121,13 +121,10 @@ class TextRow:
     def give(self, ids: Sequence[int]) -> Event:
         """Add tokens that the model does not choose, as many as may still be added."""
         assert self.stream is not None
-        given, text, finish = ids[: self.num_left], "", self._finish()
-        for number, token in enumerate(given, start=1):
-            more, finish = self._add(token)
-            text += more
-            if finish:
-                given = given[:number]
-                break
+        given = ids[: self.num_left]
+        for token in given:
+            self._keep(token)
+        text, finish = "".join(map(self.stream.push_given, given)), self._finish()
         self._turn = len(self.history.ids)
         self.unread += len(given)
         for place in range(len(self.tokens) - len(given), len(self.tokens)):
@@ -149,10 +146,13 @@ class TextRow:
     def _add(self, token: int) -> tuple[str, Finish]:
         """Add a token; return the text that can no longer change, and whether it is the last."""
         assert self.stream is not None
+        self._keep(token)
+        return self.stream.push(token), self._finish()
+
+    def _keep(self, token: int) -> None:
         self.history.add(token)
         self.tokens.append(token)
         self.spans.append(0)
-        return self.stream.push(token), self._finish()
 
     def _finish(self) -> Finish:
         assert self.stream is not None

@@ -41,6 +41,14 @@ class TextStream:
         self._window.append(token)
         return self._emit(self._settled(), final=False)
 
+    def push_given(self, token: int) -> str:
+        """Add a token that was not generated: no stop string counts in what it says."""
+        self.ids.append(token)
+        self._window.append(token)
+        text, self._held = self._held + self._settled(), ""
+        self.text += text
+        return text
+
     def finish(self) -> str:
         """Return the text held back so far; a character left incomplete is U+FFFD."""
         return "" if self.stopped else self._emit(self.decode(self._window)[self._taken :], True)

@@ -1,16 +1,21 @@
 """Calls of tools that are under way, each in a thread, with a limit of time.
 
 Python cannot end a thread: a call that passes its limit is abandoned, and its thread, a daemon,
-does not keep the process from ending.
+does not keep the process from ending. A tool of which many calls hang is called no more.
 """
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from runner.generate.tools import Call, timeout_s
+from runner.generate.tools import Call, Tool, timeout_s
+
+_IDLE_S = 5.0  # a thread without a call ends after so long
+_TOGETHER_S = 0.0005  # answers that come within so long are read in one pass, which costs more
+_MAX_HANGING = 64  # calls of one tool
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class ToolPool:
         self.num_calls = self.num_failed = 0
         self._under_way: dict[str, tuple[Call, float]] = {}  # the call, when it is given up
         self._ended: SimpleQueue[Answer] = SimpleQueue()
+        self._threads = _Threads()
+        self._hanging: Counter[int] = Counter()  # given up and not ended, by the tool's id()
 
     @property
     def num_under_way(self) -> int:
@@ -53,17 +60,25 @@ class ToolPool:
     def submit(self, id: str, call: Call) -> None:
         """Begin a call of request `id`, which has no other under way."""
         self._under_way[id] = call, self.clock() + timeout_s(call.tool)
-        threading.Thread(target=self._run, args=(id, call), daemon=True).start()
+        hanging = self._hanging[_key(call.tool)]
+        if hanging >= _MAX_HANGING:
+            why = f"{hanging} earlier calls of this tool hang"
+            self._ended.put(Answer(id, call, None, why))
+            return
+        try:
+            self._threads.run(lambda: self._ended.put(_answer(id, call)))
+        except RuntimeError as error:  # the system gives no further thread
+            self._ended.put(Answer(id, call, None, repr(error)))
 
     def forget(self, id: str) -> None:
         """Abandon the call of a request; its answer will be dropped."""
-        self._under_way.pop(id, None)
+        self._give_up(id)
 
     def collect(self, *, wait: bool = False) -> list[Answer]:
         """Return the calls that have ended since the last time, by answer or by time.
 
         Args:
-            wait: until one has, if any is under way.
+            wait: until one has, if any is under way, and those that end within the same moment.
         """
         answers: list[Answer] = []
         while True:
@@ -73,18 +88,19 @@ class ToolPool:
                 break
             earliest = min(limit for _, limit in self._under_way.values())
             self._wait(max(0.0, earliest - self.clock()), answers)
+        while wait and self._under_way and self._wait(_TOGETHER_S, answers):
+            pass
         self.num_calls += len(answers)
         self.num_failed += sum(answer.text is None for answer in answers)
         return answers
 
-    def _run(self, id: str, call: Call) -> None:
-        self._ended.put(_answer(id, call))
-
-    def _wait(self, seconds: float, answers: list[Answer]) -> None:
+    def _wait(self, seconds: float, answers: list[Answer]) -> bool:
+        """Wait for a call to end; return whether one has."""
         try:
-            self._take(self._ended.get(timeout=seconds), answers)
+            self._take(self._ended.get(timeout=min(seconds, threading.TIMEOUT_MAX)), answers)
         except Empty:
-            return
+            return False
+        return True
 
     def _arrived(self) -> list[Answer]:
         answers: list[Answer] = []
@@ -98,13 +114,20 @@ class ToolPool:
         if awaited is not None and awaited[0] is answer.call:
             del self._under_way[answer.id]
             answers.append(answer)
+        else:
+            self._hanging[_key(answer.call.tool)] -= 1
 
     def _too_late(self) -> list[Answer]:
         now = self.clock()
         late = [(id, call) for id, (call, limit) in self._under_way.items() if limit <= now]
         for id, _ in late:
-            del self._under_way[id]
+            self._give_up(id)
         return [Answer(id, call, None, "it took too long") for id, call in late]
+
+    def _give_up(self, id: str) -> None:
+        given_up = self._under_way.pop(id, None)
+        if given_up is not None:
+            self._hanging[_key(given_up[0].tool)] += 1
 
 
 class InTurn(ToolPool):
@@ -119,8 +142,46 @@ class InTurn(ToolPool):
         self._ended.put(_answer(id, call))
 
 
+class _Threads:
+    """Threads that run one thing after another, as many as are busy at a time."""
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._num_idle = 0  # threads that wait for a task, less the tasks that wait for them
+
+    def run(self, task: Callable[[], None]) -> None:
+        """Run a task in a thread that is idle, or in a new one."""
+        with self._lock:
+            idle = self._num_idle > 0
+            self._num_idle -= idle
+        if idle:
+            self._tasks.put(task)
+        else:
+            threading.Thread(target=self._work, args=(task,), daemon=True).start()
+
+    def _work(self, task: Callable[[], None]) -> None:
+        while True:
+            task()
+            with self._lock:
+                self._num_idle += 1
+            try:
+                task = self._tasks.get(timeout=_IDLE_S)
+            except Empty:
+                with self._lock:
+                    if self._num_idle > 0:  # else a task is on its way to this one
+                        self._num_idle -= 1
+                        return
+                task = self._tasks.get()
+
+
+def _key(tool: Tool) -> int:
+    """Return what tells tools apart."""
+    return id(tool)
+
+
 def _answer(id: str, call: Call) -> Answer:
     try:
         return Answer(id, call, str(call.tool(call.text)))
-    except Exception as error:  # whatever a tool raises is its answer
+    except (Exception, SystemExit) as error:  # whatever a tool raises is its answer
         return Answer(id, call, None, repr(error))

@@ -9,6 +9,7 @@ a tool gives is encoded without special tokens, so that none of it can end a tur
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Protocol, runtime_checkable
 
 from runner.data.corpus import encode_literally, token_id
@@ -71,12 +72,14 @@ class Tools:
         encode: returns the ids of what a tool says.
         max_calls: the most calls of one text; a further one ends it ("length").
         error: what the model reads where a tool fails or takes too long.
+        max_characters: of an answer; the model does not read what is beyond.
     """
 
     calls: Sequence[Calls]
     tokenizer: Any = field(repr=False)
     max_calls: int = 16
     error: str = "error"
+    max_characters: int = 1 << 14
 
     def find(self, turn: Sequence[int]) -> Call | None:
         """Return the call that the newest id of a turn completes."""
@@ -85,8 +88,9 @@ class Tools:
 
     def answer(self, call: Call, text: str | None) -> list[int]:
         """Return the ids that follow a call; `text` is what the tool said, None if it failed."""
-        said = encode_literally(self.tokenizer, self.error if text is None else text)
-        return [*call.before, *said.tolist(), *call.after]
+        said = (self.error if text is None else text)[: self.max_characters]
+        readable = said.encode(errors="replace").decode()  # half a surrogate pair has no encoding
+        return [*call.before, *encode_literally(self.tokenizer, readable).tolist(), *call.after]
 
 
 def tools_for(
@@ -95,17 +99,38 @@ def tools_for(
     """Return the tools as a request takes them.
 
     Raises:
-        ValueError: `max_calls` is below 1.
+        ValueError: `max_calls` is below 1, a `timeout_s` is no number of seconds, or a tool would
+            never be called, as another one takes all its calls.
         ConfigError: a tool reads whole turns, and the tokenizer has no form of dialogues.
     """
     if max_calls < 1:
         raise ValueError(f"max_calls={max_calls} must be at least 1; give no tools for none")
+    for tool in tools:
+        if not timeout_s(tool) >= 0:
+            raise ValueError(f"timeout_s={timeout_s(tool)} of {tool} must be at least 0 seconds")
     inline = [tool for tool in tools if hasattr(tool, "opens")]
     whole = [tool for tool in tools if not hasattr(tool, "opens")]
+    _check_told_apart(inline, whole)
     calls: list[Calls] = [InlineCalls(tool, tokenizer) for tool in inline]
     if whole:
         calls.append(TurnCalls(whole, tokenizer, dialogue_format(tokenizer)))
     return Tools(tuple(calls), tokenizer, max_calls, error)
+
+
+def _check_told_apart(inline: Sequence[Any], whole: Sequence[Any]) -> None:
+    marks = [(tool.opens, tool.closes) for tool in inline]
+    for opens, closes in marks:
+        if marks.count((opens, closes)) > 1:
+            raise ValueError(
+                f"two tools are called between {opens!r} and {closes!r}, and only the first would "
+                "be; give the other one marks of its own (opens, closes)"
+            )
+    greedy = [tool for tool in whole[:-1] if not hasattr(tool, "claims")]
+    if greedy or any(tool is other or tool == other for tool, other in combinations(whole, 2)):
+        raise ValueError(
+            f"{[*greedy, *whole][0]} takes every call of whole turns, and a later tool would never "
+            "be called; give it claims(text), or put it last and once"
+        )
 
 
 def for_run(tool: Any, config: Any) -> Tool:
@@ -165,15 +190,18 @@ class TurnCalls:
             return None
         text = self.tokenizer.decode(turn[:-1])
         for tool in self.tools:
-            if getattr(tool, "claims", _any)(text):
+            if _claims(tool, text):
                 return Call(tool, text, self.before, self.after)
         if self.form.marks_calls:  # what no tool claims is a mistake, which the first one answers
             return Call(self.tools[0], text, self.before, self.after)
         return None
 
 
-def _any(text: str) -> bool:
-    return True
+def _claims(tool: Any, text: str) -> bool:
+    try:
+        return bool(tool.claims(text)) if hasattr(tool, "claims") else True
+    except Exception:  # as the call itself would fail: the model reads the error, others go on
+        return True
 
 
 def _mark(tokenizer: Any, text: str) -> int | str:

@@ -24,6 +24,7 @@ from runner.data.dialogue_format import TemplateDialogues
 from runner.data.special_tokens import WithTokens
 from runner.data.tokenizers import ByteTokenizer, SubwordTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
+from runner.generate import tool_pool
 from runner.generate.autoregressive import Autoregressive
 from runner.generate.calculator_tool import CalculatorConfig
 from runner.generate.engine import Engine
@@ -203,6 +204,89 @@ def test_a_tool_that_fails_or_never_answers_is_an_error_and_is_counted() -> None
             given = [i for i, f in zip(completion.ids, completion.forced, strict=True) if f]
             assert set(given) <= {23}  # x
     never.set()
+
+
+def test_a_tool_of_which_many_calls_hang_is_called_no_more() -> None:
+    begun, let = [0], threading.Event()
+
+    class Hangs:
+        timeout_s = 0.0
+
+        def __call__(self, text: str) -> str:
+            begun[0] += 1
+            let.wait()
+            return "a"
+
+    pool, tool = ToolPool(), Hangs()
+    whys = []
+    for number in range(tool_pool._MAX_HANGING + 3):
+        pool.submit(str(number), Call(tool, "a"))
+        whys += [answer.why for answer in pool.collect(wait=True)]
+    assert whys[: tool_pool._MAX_HANGING] == ["it took too long"] * tool_pool._MAX_HANGING
+    assert all("64 earlier calls of this tool hang" in why for why in whys[-3:])
+    assert begun == [tool_pool._MAX_HANGING]
+    pool.submit("another", Call(Backwards(), "abc"))
+    assert [answer.text for answer in pool.collect(wait=True)] == ["cba"]
+    let.set()  # they end, are dropped, and the tool is called again
+    tool.timeout_s = 60.0
+    while pool._hanging[id(tool)] >= tool_pool._MAX_HANGING:
+        pool.collect()
+    pool.submit("last", Call(tool, "a"))
+    assert [answer.text for answer in pool.collect(wait=True)] == ["a"]
+
+
+def test_whatever_a_tool_says_is_read_as_far_as_there_is_room_and_ends_nothing() -> None:
+    """Megabytes, half a character, a stop string, an exit of the process."""
+
+    class Says:
+        def __init__(self, text: str | None) -> None:
+            self.text = text
+
+        def __call__(self, text: str) -> str:
+            if self.text is None:
+                raise SystemExit(3)
+            return self.text
+
+    tools = Tools([Often(Says("a" * (1 << 22)))], Letters(), error="xx", max_characters=5)
+    for completion in _run(_engine(MODELS["keys"]), _requests(tools)):
+        given = [i for i, f in zip(completion.ids, completion.forced, strict=True) if f]
+        assert set(given) <= {0}
+        assert len(given) <= 5 * completion.num_calls
+    stops = _run(_engine(MODELS["keys"]), _requests(_tools(Says("vwx")), stop=("vwx",)))
+    assert any(completion.text.count("vwx") > 1 for completion in stops)
+    pool = InTurn()
+    _run(_engine(MODELS["keys"], pool=pool), _requests(_tools(Says(None))))
+    assert pool.num_failed == pool.num_calls > 0
+    subwords = ByteTokenizer()
+    half = Tools([], subwords).answer(Call(Says(""), ""), "a\ud800b")
+    assert subwords.decode(half) == "a?b"
+
+
+def test_tools_that_would_never_be_called_are_refused() -> None:
+    class Weather:
+        timeout_s = 1.0
+
+        def __call__(self, text: str) -> str:
+            return "rain"
+
+    class Silent(Weather):
+        timeout_s = float("nan")
+
+    class Picky(Weather):
+        def claims(self, text: str) -> bool:
+            raise ValueError(text)
+
+    with pytest.raises(ValueError, match="two tools are called between '<<' and '='"):
+        tools_for([CalculatorConfig(), CalculatorConfig()], Letters())
+    with pytest.raises(ValueError, match="takes every call of whole turns"):
+        tools_for([Weather(), Picky()], Letters())
+    with pytest.raises(ValueError, match="timeout_s=nan"):
+        tools_for([Silent()], Letters())
+    tokenizer = TokenizerConfig(kind="dialogue").build(())
+    tools = tools_for([Picky(), Weather()], tokenizer)
+    call = tools.find([*b"sun?", tokenizer.token_ids["<tool>"]])
+    assert call is not None
+    assert isinstance(call.tool, Picky), "whose claims fail is called, and its error is read"
 
 
 def test_budgets_of_tokens_and_of_calls_end_a_text() -> None:
