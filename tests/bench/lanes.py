@@ -4,9 +4,10 @@
 
 A lane calls a tool after every 16 tokens, which sleeps and answers with 8. Asynchronous: a lane
 that waits leaves the batch. Synchronous: no step is taken while a lane waits. Beside both stands
-what a simulation of the queue foretells from the measured cost of a step and of a pass over answers
-by rows: measured / foretold should be within 15% of 1 on a quiet machine. A round measures the
-costs and both ways in turn; the median over rounds is shown, and the range of its ratios.
+what a simulation of the queue foretells: measured / foretold should be within 15% of 1 on a quiet
+machine. Its costs (a step, a pass over answers, a lane that leaves, each by the number of lanes)
+are measured within the engine, of lanes in step whose tool answers at once. A round measures the
+costs and then all delays both ways; the median over rounds is shown, and the range of its ratios.
 """
 
 import argparse
@@ -14,22 +15,24 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from models.contract import read, start
 from models.language_model import LanguageModel
 from runner.generate.autoregressive import Autoregressive
 from runner.generate.engine import Engine
-from runner.generate.request import Request
+from runner.generate.request import Event, Request
 from runner.generate.sampling import Sampling
 from runner.generate.text_row import TextRow
+from runner.generate.tool_pool import _TOGETHER_S
 from runner.generate.tools import Call, Tools
 from tests.bench.generate import SIZES, both_models
 
 BETWEEN, ANSWER, PROMPT, TOKENS = 16, 8, 16, 96
+R = TypeVar("R")
 
 
 class Numbers:
@@ -54,6 +57,43 @@ class Sleeps:
         return Call(self, "") if len(turn) == BETWEEN else None
 
 
+class Timed(Autoregressive):
+    """Notes the seconds of each step, each pass over answers, and each lane that leaves."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(model, context=1024, decode=lambda _: "")
+        self.seconds: dict[str, list[float]] = {"advance": [], "read": [], "leave": []}
+
+    def advance(self, rows: Sequence[TextRow]) -> list[Event]:
+        return self._timed("advance", lambda: super(Timed, self).advance(rows))
+
+    def read(self, rows: Sequence[TextRow], most: int | None) -> list[Event]:
+        return self._timed("read", lambda: super(Timed, self).read(rows, most))
+
+    def leave(self, row: TextRow) -> None:
+        self._timed("leave", lambda: super(Timed, self).leave(row))
+
+    def _timed(self, name: str, call: Callable[[], R]) -> R:
+        begun = time.perf_counter()
+        done = call()
+        self.seconds[name].append(time.perf_counter() - begun)
+        return done
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds by the number of lanes that take part.
+
+    Args:
+        step, answer: of a step, and of a pass over answers.
+        call: of one lane that calls: it leaves, its tool begins, its answer is encoded.
+    """
+
+    step: Callable[[int], float]
+    answer: Callable[[int], float]
+    call: float
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="10M")
@@ -62,15 +102,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     model = both_models(given.size)[0].for_inference()
+    seconds(loaded(model, 4), waits=True)  # the first passes set up what later ones find
     print(
         "| lanes | delay (ms) | asynchronous (tokens/s) | / foretold | synchronous | / foretold |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     for lanes in given.lanes:
-        for delay in given.delay_ms:
-            rounds = [a_round(model, lanes, delay / 1000) for _ in range(given.rounds)]
+        rounds = [a_round(model, lanes, given.delay_ms) for _ in range(given.rounds)]
+        for place, delay in enumerate(given.delay_ms):
             cells = []
-            for rates in zip(*rounds, strict=True):
+            for rates in zip(*(of_round[place] for of_round in rounds), strict=True):
                 ratios = sorted(measured / foretold for measured, foretold in rates)
                 cells.append(f"{median(measured for measured, _ in rates):.0f}")
                 cells.append(f"{median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})")
@@ -78,24 +119,26 @@ def main() -> None:
     print(f"load of the last minute: {os.getloadavg()[0]:.1f}")
 
 
-def a_round(model: LanguageModel, lanes: int, delay: float) -> list[tuple[float, float]]:
-    """Return (measured, foretold) tokens/s, of asynchronous lanes and of synchronous ones."""
-    step = costs(lanes, lambda rows: step_seconds(model, rows))
-    answer = costs(lanes, lambda rows: answer_seconds(model, rows))
+def a_round(
+    model: LanguageModel, lanes: int, delays_ms: Sequence[float]
+) -> list[list[tuple[float, float]]]:
+    """Return (measured, foretold) tokens/s of asynchronous and of synchronous lanes by delay."""
+    measured = costs(model, lanes)
     tokens = lanes * TOKENS
     return [
-        (
-            tokens / seconds(model, lanes, delay, waits=waits),
-            tokens / simulate(lanes, delay, step, answer, waits=waits),
-        )
-        for waits in (False, True)
+        [
+            (
+                tokens / seconds(loaded(model, lanes, delay / 1000), waits=waits),
+                tokens / simulate(lanes, delay / 1000, measured, waits=waits),
+            )
+            for waits in (False, True)
+        ]
+        for delay in delays_ms
     ]
 
 
-def seconds(model: LanguageModel, lanes: int, delay: float, *, waits: bool) -> float:
+def seconds(engine: Engine[TextRow], *, waits: bool) -> float:
     """Return the seconds that all lanes take from their first step; prompts are read before."""
-    tools = Tools([Sleeps(delay)], Numbers(), max_calls=TOKENS)
-    engine = loaded(model, lanes, tools)
     begun = time.perf_counter()
     while engine.num_running or engine.num_away:
         while waits and engine.away.pool.num_under_way:
@@ -104,37 +147,29 @@ def seconds(model: LanguageModel, lanes: int, delay: float, *, waits: bool) -> f
     return time.perf_counter() - begun
 
 
-def costs(lanes: int, measure: Callable[[int], float]) -> Callable[[int], float]:
-    """Return what `measure` gives by rows, interpolated up to `lanes`."""
+def costs(model: LanguageModel, lanes: int) -> Costs:
+    """Return what lanes in step cost, interpolated between numbers of them up to `lanes`."""
     rows = sorted({1, max(1, lanes // 4), max(1, lanes // 2), lanes})
-    taken = [measure(count) for count in rows]
-    return lambda count: float(np.interp(count, rows, taken))
+    steps, answers, call = [], [], 0.0
+    for count in rows:
+        engine = loaded(model, count)
+        spent = engine.strategy.seconds  # type: ignore[attr-defined]
+        spent["read"].clear()  # the prompts
+        total = seconds(engine, waits=True)
+        steps.append(mean(spent["advance"]))
+        answers.append(mean(spent["read"]))
+        call = (total - sum(spent["advance"]) - sum(spent["read"])) / len(spent["leave"])
+    return Costs(
+        step=lambda count: float(np.interp(count, rows, steps)),
+        answer=lambda count: float(np.interp(count, rows, answers)),
+        call=call,
+    )
 
 
-def step_seconds(model: LanguageModel, rows: int) -> float:
-    """Return the seconds of a step of the engine, without tools."""
-    engine = loaded(model, rows, None)
-    begun = time.perf_counter()
-    for _ in range(BETWEEN):
-        engine.step()
-    return (time.perf_counter() - begun) / BETWEEN
-
-
-def answer_seconds(model: LanguageModel, rows: int) -> float:
-    """Return the seconds of a pass over answers."""
-    state = start(model, rows, 2 * PROMPT + TOKENS)
-    ids = torch.ones(rows, ANSWER + 1, dtype=torch.int64)
-    with torch.no_grad():
-        read(model, torch.ones(rows, PROMPT + TOKENS // 2, dtype=torch.int64), state)
-        begun = time.perf_counter()
-        read(model, ids, state)
-    return time.perf_counter() - begun
-
-
-def loaded(model: LanguageModel, lanes: int, tools: Tools | None) -> Engine[TextRow]:
-    """Return an engine whose lanes have read their prompts."""
-    strategy = Autoregressive(model, context=1024, decode=lambda _: "")
-    engine = Engine(strategy, rows=lanes, max_away=lanes)
+def loaded(model: LanguageModel, lanes: int, delay: float = 0.0) -> Engine[TextRow]:
+    """Return an engine whose lanes have read their prompts; its tool sleeps `delay` seconds."""
+    tools = Tools([Sleeps(delay)], Numbers(), max_calls=TOKENS)
+    engine = Engine(Timed(model), rows=lanes, max_away=lanes)
     for number in range(lanes):
         prompt = torch.randint(0, 9999, (PROMPT,), generator=torch.Generator().manual_seed(number))
         how = Sampling(max_new_tokens=TOKENS + 1, temperature=0.0, ends=())
@@ -143,20 +178,13 @@ def loaded(model: LanguageModel, lanes: int, tools: Tools | None) -> Engine[Text
     return engine
 
 
-def simulate(
-    lanes: int,
-    delay: float,
-    step: Callable[[int], float],
-    answer: Callable[[int], float],
-    *,
-    waits: bool,
-) -> float:
+def simulate(lanes: int, delay: float, costs: Costs, *, waits: bool) -> float:
     """Return the seconds that a queue of lanes takes: a step at a time, each at its cost."""
     now, written, turn = 0.0, [1] * lanes, [1] * lanes  # the prompt's pass has given one
     running, back = set(range(lanes)), dict[int, float]()
     while running or back:
         if running:
-            now += step(len(running))
+            now += costs.step(len(running))
         for lane in sorted(running):
             written[lane] += 1
             turn[lane] += 1
@@ -164,19 +192,31 @@ def simulate(
                 running.discard(lane)
             elif turn[lane] == BETWEEN:
                 running.discard(lane)
+                now += costs.call
                 back[lane] = now + delay
-        if back and (waits or not running):
-            now = max(now, (max if waits else min)(back.values()))
+        if back and waits:
+            now = max(now, *back.values())
+        elif back and not running:
+            now = together(now, sorted(back.values()))
         come = [lane for lane, when in back.items() if when <= now]
         for lane in come:
             del back[lane]
             written[lane], turn[lane] = written[lane] + ANSWER, 0
         going = [lane for lane in come if written[lane] <= TOKENS]
         if going:
-            now += answer(len(going))
+            now += costs.answer(len(going))
             for lane in going:  # the pass over the answer gives the next token
                 written[lane], turn[lane] = written[lane] + 1, 1
         running |= {lane for lane in going if written[lane] <= TOKENS}
+    return now
+
+
+def together(now: float, answers: Sequence[float]) -> float:
+    """Return when an engine without a running lane goes on: answers at one moment count as one."""
+    now = max(now, answers[0])
+    for when in answers:
+        if when <= now + _TOGETHER_S:
+            now = max(now, when)
     return now
 
 
