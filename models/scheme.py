@@ -35,6 +35,8 @@ _REFUSED = {
     "take int4-g32 or int8-dynamic",
     "eagle": "it is a draft model that is trained on the features of another, no format of "
     "weights; a smaller run of the same sweep speculates without training: see generate --draft",
+    "bnb": "nf4 is bitsandbytes' format to the bit, nf4-double its nested scales; take one of them",
+    "bitsandbytes": "nf4 is its format to the bit, nf4-double its nested scales; take one of them",
     "gguf": "llama.cpp's formats are made by export --to gguf --dtype q8_0",
 }
 _DYNAMIC = ("int8", "fp8", "nvfp4", "mxfp4", "mxfp8")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from runner.commands.arguments import MODELS, Root
 
@@ -41,14 +42,16 @@ def quantise(
 ) -> None:
     """Store the weights of trained cells in few bits, and measure what that costs.
 
-    Each scheme gives a cell of the sweep NAME-quantised; it is evaluated, generates, is served and
-    exported as any other. Keys of the work follow by their last part: calibration=128; other
+    Each scheme gives a cell of the sweep NAME-quantised and a row of the table in the end; the cell
+    is evaluated, generates, is served and exported as any other. Keys of the work follow by their
+    last part: calibration=128; other
     overrides by their full name: eval.tokens=65536.
     """
     from runner.grid.quantised_cells import quantised_cells  # noqa: PLC0415
     from runner.launch.backends import last_backend  # noqa: PLC0415
     from runner.launch.launch import launch  # noqa: PLC0415
     from runner.launch.policy import load_policy  # noqa: PLC0415
+    from runner.views.quantised_table import quantised_table  # noqa: PLC0415
 
     wanted = [one.strip() for one in schemes.split(",") if one.strip()]
     cells, name, skipped = quantised_cells(root, target, wanted, context.args, average=average)
@@ -61,4 +64,8 @@ def quantise(
 
         show_plan(cells, time_limited=backend.record()["launcher"] == "slurm")
         return
-    raise typer.Exit(launch(cells, backend, load_policy(folder)))
+    code = launch(cells, backend, load_policy(folder))
+    table = quantised_table(cells)
+    if table is not None:
+        Console().print(table, soft_wrap=True)
+    raise typer.Exit(code)

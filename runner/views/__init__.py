@@ -13,6 +13,7 @@ __all__ = [
     "other_views",
     "plan",
     "precision_table",
+    "quantised_table",
     "report",
     "report_sections",
     "speed",

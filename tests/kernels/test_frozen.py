@@ -35,6 +35,20 @@ def test_nf4_is_the_nearest_quantile_times_a_scale_in_eight_bits() -> None:
     assert bits == pytest.approx(4 + 8 / 64 + 32 / (64 * 256), abs=0.01)
 
 
+def test_nf4_has_the_bits_of_bitsandbytes() -> None:
+    theirs = pytest.importorskip(
+        "bitsandbytes.functional", reason="the format's own package: pip install bitsandbytes"
+    )
+    weight = _matrix(96, 128)
+    codes, state = theirs.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    packed = pack_matrix(weight, "nf4_single")
+    assert torch.equal(state.absmax, packed["scales"].view(torch.float32))
+    ours = packed["codes"].flatten()  # the first of two in the low half, theirs in the high one
+    assert torch.equal((ours & 15) << 4 | ours >> 4, codes.flatten())
+    restored = unpack_matrix(packed, "nf4_single", 96, 128)
+    assert torch.equal(restored, theirs.dequantize_4bit(codes, state))
+
+
 def test_nvfp4_and_int8_stand_for_what_their_quantisers_give() -> None:
     weight = _matrix(48, 80)
     nvfp4 = unpack_matrix(pack_matrix(weight, "nvfp4"), "nvfp4", 48, 80)

@@ -86,7 +86,8 @@ def test_a_model_whose_layers_share_weights_is_stored_too() -> None:
         ("gptq-nf4", "gptq rounds integers; take gptq-int4-g32"),
         ("int4-g32-dynamic", "activations are quantised by int8, fp8, nvfp4, mxfp4, mxfp8"),
         ("qoq-g128", "needs kernels of its own on a GPU"),
-        ("eagle", "is no|no format of weights"),
+        ("eagle", "there is no eagle: it is a draft model .* no format of weights"),
+        ("bnb-nf4", "there is no bnb: nf4 is bitsandbytes' format to the bit"),
         ("int4-g1", "must be of at least 2"),
     ],
 )

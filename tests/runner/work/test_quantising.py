@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from models.contract import logits
 from models.stored_linear import stored_layers
+from runner.commands.cli import app
 from runner.exchange.gguf_file import GGUFFile
 from runner.exchange.gguf_model import export_gguf
 from runner.exchange.huggingface import export
@@ -26,6 +29,7 @@ from runner.machine.ranks import Ranks
 from runner.records import metrics
 from runner.records.cells import Cell, freeze_cell, make_cells
 from runner.records.trained_model import load_model
+from runner.views.quantised_table import quantised_table
 from runner.work.quantisation_cost import compared, paired_interval
 from tests.conftest import compose_tiny, write_text
 from tests.workers import train_here
@@ -61,12 +65,17 @@ def _quantised(trained: Cell, *schemes: str) -> list[Cell]:
     return cells
 
 
+@pytest.fixture(scope="module")
+def stored(trained: Cell) -> list[Cell]:
+    """The decoder in int8 and by GPTQ."""
+    return _quantised(trained, "int8", "gptq-int4-g32")
+
+
 def test_a_quantised_run_is_evaluated_generates_and_is_exported_as_any_other(
-    trained: Cell, tmp_path: Path
+    trained: Cell, stored: list[Cell], tmp_path: Path
 ) -> None:
-    cells = _quantised(trained, "int8", "gptq-int4-g32")
     plain = metrics.latest(trained.folder)["val_loss"]
-    for cell, most, bits in zip(cells, (0.002, 0.3), (8.0, 4.5), strict=True):
+    for cell, most, bits in zip(stored, (0.002, 0.3), (8.0, 4.5), strict=True):
         values = metrics.latest(cell.folder)
         assert values["val_loss"] - plain == pytest.approx(values["loss_delta"], abs=1e-5)
         assert values["loss_delta_low"] <= values["loss_delta"] <= values["loss_delta_high"]
@@ -102,6 +111,28 @@ def test_a_quantised_run_is_evaluated_generates_and_is_exported_as_any_other(
         torch.testing.assert_close(theirs, mine, rtol=0, atol=float(mine.abs().max()) / 120)
         with pytest.raises(ConfigError, match="can be quantised"):
             quantised_cells(trained.folder.parents[1], cell.fingerprint, ["int8"], [])
+
+
+def test_the_verb_plans_and_ends_with_a_table(
+    trained: Cell, stored: list[Cell], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(trained.folder.parents[1])
+    verb = ["quantise", trained.fingerprint, "--root", root, "calibration=8", "--schemes"]
+    planned = CliRunner().invoke(app, [*verb, "nf4,gptq-int4-g32", "--plan"])
+    assert (planned.exit_code, "2 cells (1 finished, 1 new)" in planned.output) == (0, True), (
+        planned.output
+    )
+    table = quantised_table(stored)
+    assert table is not None
+    Console(width=200).print(table)
+    _, int8, gptq = capsys.readouterr().out.splitlines()
+    bits = metrics.latest(stored[0].folder)["bits_per_weight"]
+    assert int8.split()[1:3] == ["int8", f"{bits:.2f}"]
+    assert "emulated" not in int8
+    assert "emulated" in gptq
+    assert f"{8 * trained.config.train.sequence_length:,} tokens" in gptq
+    missing, _, _ = quantised_cells(trained.folder.parents[1], trained.fingerprint, ["nf4"], [])
+    assert quantised_table(missing) is None
 
 
 def test_a_model_that_is_trained_ternary_is_stored_without_any_loss(tmp_path: Path) -> None:
