@@ -158,12 +158,14 @@ def make_engine(
     pool: ToolPool | None = None,
     bidirectional: bool = False,
     draft: Draft | None = None,
+    draft_length: int = 4,
     adapters: AdapterChoice | None = None,
 ) -> Engine[Any]:
     """Return an engine; by default one for throughput, whose texts may outgrow the context.
 
-    For the arguments see `generate`, `Autoregressive` and `Engine`; `adapters` are those of the
-    model among which a request chooses, without draft or strategy.
+    For the arguments see `generate`, `Autoregressive`, `Engine` and, of `draft_length`,
+    `Speculative`; `adapters` are those of the model among which a request chooses, without draft or
+    strategy.
     """
     plain = Autoregressive(
         model,
@@ -178,7 +180,9 @@ def make_engine(
     )
     if adapters is not None:
         strategy = ByAdapter(plain, adapters)
-    strategy = strategy or (plain if draft is None else Speculative(plain, draft))
+    strategy = strategy or (
+        plain if draft is None else Speculative(plain, draft, length=draft_length)
+    )
     return Engine(strategy, rows=rows, chunk=chunk, overflow=overflow, pool=pool)
 
 

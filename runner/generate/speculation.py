@@ -10,8 +10,9 @@ Where a state is overwritten, as a recurrent one, that of before the round is ke
 accepted is read again.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,12 +32,14 @@ class Counts:
         rounds: of a text, in which tokens were proposed.
         proposed, accepted: tokens.
         new: tokens that these rounds have added.
+        by_length: rounds by (tokens proposed, tokens added).
     """
 
     rounds: int = 0
     proposed: int = 0
     accepted: int = 0
     new: int = 0
+    by_length: Counter[tuple[int, int]] = field(default_factory=Counter)
 
 
 class Speculative:
@@ -131,9 +134,11 @@ class Speculative:
                     still.append(index)
             going, place = still, place + 1
         for proposal, new in zip(proposals, taken, strict=True):
-            self.counts.rounds += bool(proposal.ids)
-            self.counts.proposed += len(proposal.ids)
-            self.counts.new += new * bool(proposal.ids)
+            if proposal.ids:
+                self.counts.rounds += 1
+                self.counts.proposed += len(proposal.ids)
+                self.counts.new += new
+                self.counts.by_length[len(proposal.ids), new] += 1
         return events, taken
 
 

@@ -1,5 +1,5 @@
 """The kinds of work of a cell: train, evaluate, make data, sample solutions, weigh a mixture,
-store weights in few bits.
+store weights in few bits, measure a draft.
 
 Each config is a `Work` of `runner/records/contracts.py`.
 """
@@ -14,6 +14,8 @@ __all__ = [
     "quantisation_cost",
     "quantise",
     "sample",
+    "speculate",
+    "speculate_config",
     "train",
     "weigh",
 ]

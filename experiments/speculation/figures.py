@@ -1,0 +1,57 @@
+"""Acceptance and speed-up against the size of the draft; tokens a round against the formula."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from analysis import plots
+from analysis.paired import over_seeds
+from analysis.runs import Runs
+
+NAME = "speculation"
+WIDTH, DRAFT = "model.width", "work.draft"
+TEMPERATURES = {"0": "greedy", "1": "temperature 1"}
+VALUES = ["accepted", "overlap", "round_tokens", "expected", "gap", "speed_up", "rounds"]
+
+
+def main(runs: Runs, folder: Path) -> list[Path]:
+    """Write the figure and results.csv; return the figure."""
+    table = _by_draft(runs.finished)
+    table.to_csv(folder.parent / "results.csv", index=False)
+    print(table.to_string(index=False))
+    figure, axes = plt.subplots(1, 3, figsize=(9.0, 3.0), layout="constrained")
+    for (name, label), marker in zip(TEMPERATURES.items(), "os", strict=True):
+        own = table[table["temperature"] == name]
+        cells = own[own["size_ratio"].notna()].sort_values("size_ratio")
+        for axis, column in zip(axes[:2], ("accepted", "speed_up"), strict=True):
+            axis.plot(cells["size_ratio"], cells[column], marker=marker, ms=3, label=label)
+            for row in own[own["size_ratio"].isna()].itertuples():
+                axis.axhline(getattr(row, column), lw=0.6, color="0.6")
+                axis.annotate(f"{row.draft}, {label}", (1.0, getattr(row, column)), fontsize=5)
+        axes[2].scatter(own["expected"], own["round_tokens"], s=12, marker=marker, label=label)
+    ends = [table["expected"].min(), table["expected"].max()]
+    axes[2].plot(ends, ends, color="0.6", lw=0.8, label="formula")
+    axes[0].set(ylabel="proposals accepted", xscale="log", xlabel="weights of draft / target")
+    axes[1].set(ylabel="speed-up (CPU seconds)", xscale="log", xlabel="weights of draft / target")
+    axes[1].axhline(1.0, color="black", lw=0.6)
+    axes[2].set(xlabel="expected tokens a round", ylabel="measured")
+    axes[2].legend(fontsize=6)
+    return [plots.save(folder, NAME, figure, table, runs.count())]
+
+
+def _by_draft(done: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each draft and temperature, means over seeds."""
+    pairs = done[done["accepted/0"].notna()].copy()
+    ratio = pairs.get("size_ratio", pd.Series(float("nan"), index=pairs.index))
+    other = pairs[DRAFT].where(pairs[DRAFT].notna(), None)
+    cells = "width " + pairs[WIDTH].astype(str)
+    pairs["draft"] = [name or cell for name, cell in zip(other, cells, strict=True)]
+    pairs["size_ratio"] = ratio.where(pairs[DRAFT].isna())
+    tables = []
+    for name in TEMPERATURES:
+        own = pairs.rename(columns={f"{value}/{name}": value for value in VALUES})
+        facts = ["size_ratio", "cost", *VALUES[1:]]
+        table = over_seeds(own, ["draft"], "accepted", facts=facts, over=[WIDTH])
+        tables.append(table.rename(columns={"mean": "accepted"}).assign(temperature=name))
+    return pd.concat(tables, ignore_index=True).sort_values(["temperature", "size_ratio"])
