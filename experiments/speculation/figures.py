@@ -12,6 +12,7 @@ from analysis.runs import Runs
 NAME = "speculation"
 WIDTH, DRAFT = "model.width", "work.draft"
 TEMPERATURES = {"0": "greedy", "1": "temperature 1"}
+LENGTH = 4  # tokens that a draft proposes
 VALUES = ["accepted", "overlap", "round_tokens", "expected", "gap", "speed_up", "rounds"]
 
 
@@ -34,7 +35,10 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     axes[2].plot(ends, ends, color="0.6", lw=0.8, label="formula")
     axes[0].set(ylabel="proposals accepted", xscale="log", xlabel="weights of draft / target")
     axes[1].set(ylabel="speed-up (CPU seconds)", xscale="log", xlabel="weights of draft / target")
+    ideal = cells["round_tokens"] / (LENGTH * cells["size_ratio"] + 1)
+    axes[1].plot(cells["size_ratio"], ideal, ls="--", color="0.6", label="if steps cost as weights")
     axes[1].axhline(1.0, color="black", lw=0.6)
+    axes[1].legend(fontsize=6)
     axes[2].set(xlabel="expected tokens a round", ylabel="measured")
     axes[2].legend(fontsize=6)
     return [plots.save(folder, NAME, figure, table, runs.count())]
@@ -44,9 +48,8 @@ def _by_draft(done: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each draft and temperature, means over seeds."""
     pairs = done[done["accepted/0"].notna()].copy()
     ratio = pairs.get("size_ratio", pd.Series(float("nan"), index=pairs.index))
-    other = pairs[DRAFT].where(pairs[DRAFT].notna(), None)
     cells = "width " + pairs[WIDTH].astype(str)
-    pairs["draft"] = [name or cell for name, cell in zip(other, cells, strict=True)]
+    pairs["draft"] = pairs[DRAFT].where(pairs[DRAFT].notna(), cells)
     pairs["size_ratio"] = ratio.where(pairs[DRAFT].isna())
     tables = []
     for name in TEMPERATURES:

@@ -55,7 +55,7 @@ class PromptLookup:
     """Copies what followed the last `longest` ids, or the last fewer, when they stood before.
 
     Saxena, "Prompt lookup decoding" (2023): good where a text repeats itself, as code and summaries
-    do; it costs nothing.
+    do; it costs nothing. Where what followed ends at the newest token, it goes on with the copy.
     """
 
     def __init__(self, longest: int = 3) -> None:
@@ -73,7 +73,10 @@ class PromptLookup:
             last = list(tokens[-size:])
             for begin in range(len(tokens) - size - 1, -1, -1):  # the newest place first
                 if list(tokens[begin : begin + size]) == last:
-                    return list(tokens[begin + size : begin + size + number])
+                    text = list(tokens)
+                    for place in range(begin + size, begin + size + number):
+                        text.append(text[place])
+                    return text[len(tokens) :]
         return []
 
     def forget(self, id: str) -> None:

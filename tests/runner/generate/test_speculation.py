@@ -147,6 +147,17 @@ def test_rounds_add_the_tokens_that_markov_chains_are_expected_to_accept() -> No
     assert (strategy.counts.rounds, strategy.counts.new) == (number, added.sum())
 
 
+def test_what_followed_the_last_ids_before_is_copied_as_often_as_it_takes() -> None:
+    lookup = PromptLookup()
+    for tokens, number, copied in (
+        ([1, 2, 3, 4, 5, 1, 2, 3], 4, [4, 5, 1, 2]),
+        ([7, 7, 7], 3, [7, 7, 7]),
+        ([1, 2, 1, 2], 3, [1, 2, 1]),
+        ([1, 2, 3], 2, []),
+    ):
+        assert lookup._after(tokens, number) == copied
+
+
 def test_a_draft_that_cannot_be_is_refused_and_many_rows_go_on_without() -> None:
     with pytest.raises(ValueError, match="layers=2 must be in 1 to 1"):
         first_layers(_built(), 2)
