@@ -266,6 +266,7 @@ def truncate(
     nucleus = [i for i, how in enumerate(hows) if how.top_p is not None and how.top_p < 1]
     if nucleus:
         least = probs.new_tensor([hows[i].top_p for i in nucleus])[:, None]
+        least = least.clamp(min=torch.finfo(probs.dtype).tiny)  # 0 would be reached by no token
         dropped = _outside_nucleus(probs[nucleus], least)
         part[nucleus] = part[nucleus].masked_fill(dropped, -torch.inf)
         probs[nucleus] = probs[nucleus].masked_fill(dropped, 0.0)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 _COLDEST = 1e-6  # logits divided by less overflow in fp32
+_STRONGEST = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,10 @@ class Sampling:
             "top_k": (self.top_k is None or self.top_k >= 1, "at least 1"),
             "top_p": (self.top_p is None or 0 < self.top_p <= 1, "in (0, 1]"),
             "min_p": (self.min_p is None or 0 <= self.min_p <= 1, "in [0, 1]"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a number above 0"),
+            "repetition_penalty": (
+                1 / _STRONGEST <= self.repetition_penalty <= _STRONGEST,
+                f"in {1 / _STRONGEST:g} to {_STRONGEST:g}",  # so that logits stay finite
+            ),
             "presence_penalty": (math.isfinite(self.presence_penalty), "a number"),
             "frequency_penalty": (math.isfinite(self.frequency_penalty), "a number"),
             "logit_bias": (

@@ -7,9 +7,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
@@ -20,6 +19,7 @@ from runner.machine.text_files import read_text
 from runner.serve.errors import ApiError
 
 KEYS_VARIABLE = "ESPALIER_API_KEYS"
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -31,6 +31,12 @@ def is_loopback(host: str | None) -> bool:
         return ipaddress.ip_address((host or "").strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _names_loopback(where: str) -> bool:
+    """Return whether a Host header, a name and perhaps a port, is this machine's."""
+    found = _HOST.fullmatch(where)
+    return found is not None and is_loopback(found[1].lower())
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:
@@ -143,18 +149,16 @@ class Access:
         return min(60, max(1, math.ceil(reset - time.time())))
 
 
-def check_host(headers: Mapping[bytes, bytes]) -> None:
+def check_host(headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Raise ApiError unless a request to a loopback address was meant for it.
 
     A page of another site may have its own name point here (DNS rebinding), or send its form here:
     then Host or Origin name that site.
     """
-    host = headers.get(b"host", b"").decode("latin-1")
-    origin = headers.get(b"origin")
-    named = [urlsplit(f"//{host}").hostname if host else None]
-    if origin is not None:
-        named.append(urlsplit(origin.decode("latin-1")).hostname)
-    if not all(is_loopback(name) for name in named):
+    given = [(name, value.decode("latin-1")) for name, value in headers]
+    hosts = [value for name, value in given if name == b"host"]
+    origins = [value.partition("://")[2] for name, value in given if name == b"origin"]
+    if not (hosts and all(_names_loopback(where) for where in hosts + origins)):
         raise ApiError(
             403,
             "this server answers to this machine alone; ask http://127.0.0.1, or start it with "

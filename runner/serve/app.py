@@ -3,12 +3,13 @@
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,9 +30,10 @@ from runner.serve.fields import (
     InfillBody,
     TokenizeBody,
 )
-from runner.serve.requests import Plan, Planner, messages_of
+from runner.serve.requests import Plan, Planner
 from runner.serve.served_model import ServedModel
 
+T = TypeVar("T")
 _GRAMMAR_S = 5.0  # to compile a grammar, on a machine that does other things too
 _PING_S = 15
 _PAGE = Path(__file__).with_name("chat_page.html")
@@ -61,7 +63,7 @@ class Api:
         self.model, self.thread, self.access = model, thread, access
         self.request_timeout_s, self.log_prompts = request_timeout_s, log_prompts
         self.planner = Planner(model, thread.engine)
-        # Tokenizing and compiling of grammars: the event loop goes on meanwhile.
+        # For tokenizing and compiling of grammars.
         self._planners = ThreadPoolExecutor(4, thread_name_prefix="plan")
 
     def app(self) -> FastAPI:
@@ -163,16 +165,7 @@ class Api:
     async def tokenize(self, body: TokenizeBody) -> Response:
         """Return the ids of a prompt or of a conversation."""
         self.model.check_name(body.model)
-        if (body.prompt is None) == (body.messages is None):
-            raise invalid("give either prompt or messages", "prompt")
-        if body.messages is not None:
-            ids = self.model.chat_ids(
-                messages_of(body.messages), add_generation_prompt=body.add_generation_prompt
-            )
-        else:
-            assert body.prompt is not None
-            ids = self.model.plain_ids(body.prompt, add_special_tokens=body.add_special_tokens)
-        texts = [self.model.vocabulary.text(id) for id in ids] if body.return_token_strs else None
+        ids, texts = await self._beside(lambda: self.planner.tokens(body))
         counted = {"count": len(ids), "max_model_len": self.model.context}
         return JSONResponse({**counted, "tokens": ids, "token_strs": texts})
 
@@ -183,7 +176,8 @@ class Api:
         if largest >= self.model.vocabulary.size:
             size = self.model.vocabulary.size
             raise invalid(f"tokens has the id {largest}; they are 0 to {size - 1}", "tokens")
-        return JSONResponse({"prompt": self.model.tokenizer.decode(body.tokens)})
+        decode = self.model.tokenizer.decode
+        return await self._beside(lambda: JSONResponse({"prompt": decode(body.tokens)}))
 
     async def models(self) -> Response:
         """List the model, and its adapters."""
@@ -232,6 +226,10 @@ class Api:
             **({"parent": self.model.name} if self.model.adapter_of(name) else {}),
         }
 
+    async def _beside(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns; the event loop goes on meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._planners, work)
+
     async def _plan(
         self,
         body: Generation | InfillBody,
@@ -246,10 +244,9 @@ class Api:
         has_grammar = isinstance(body, Generation) and (
             body.response_format or body.structured_outputs
         )
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_GRAMMAR_S if has_grammar else None):
-                plan = await loop.run_in_executor(self._planners, make, salt)
+                plan = await self._beside(lambda: make(salt))
         except TimeoutError:
             raise invalid(
                 f"the grammar took longer than {_GRAMMAR_S:g} s to compile; make it simpler",
@@ -368,13 +365,17 @@ async def _as_answer(_: Request, error: Exception) -> Response:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
+_TYPE = re.compile(r".*[^\w].*|bool|dict|float|int|list|str")
+
+
 async def _as_invalid(request: Request, error: Exception) -> Response:
     """Return FastAPI's 422 as OpenAI's 400, which names the first field that is wrong."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    place, code = [str(part) for part in first["loc"] if part != "body"], None
+    if first["type"] != "extra_forbidden":  # pydantic names the types of a field too
+        place = [part for part in place if not _TYPE.fullmatch(part)]
     param, message = ".".join(place) or None, str(first["msg"])
-    code = None
     if first["type"] == "extra_forbidden":
         code, message = "unknown_parameter", "this endpoint has no such field; leave it out"
     elif first["type"] == "none_required":

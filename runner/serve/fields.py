@@ -71,7 +71,7 @@ class Generation(Fields):
     min_tokens: Annotated[int, Field(ge=0, lt=_MAX_TOKENS)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_SEQUENCES)] | None = None
     presence_penalty: _Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     response_format: ResponseFormat | None = None
     return_token_ids: bool | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None

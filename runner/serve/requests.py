@@ -12,7 +12,14 @@ from runner.generate.engine import Engine
 from runner.generate.request import Request
 from runner.generate.sampling import Sampling
 from runner.serve.errors import ApiError, invalid
-from runner.serve.fields import MAX_SEQUENCES, ChatBody, CompletionBody, Generation, InfillBody
+from runner.serve.fields import (
+    MAX_SEQUENCES,
+    ChatBody,
+    CompletionBody,
+    Generation,
+    InfillBody,
+    TokenizeBody,
+)
 from runner.serve.served_model import ServedModel
 from runner.serve.vocabulary import (
     Grammar,
@@ -128,6 +135,19 @@ class Planner:
         return self._plan(
             generation, [ids], salt=salt, new=new, default=default, top=None, suffix=suffix
         )
+
+    def tokens(self, body: TokenizeBody) -> tuple[list[int], list[str] | None]:
+        """Return the ids of a prompt or a conversation, and the text of each if asked for."""
+        if (body.prompt is None) == (body.messages is None):
+            raise invalid("give either prompt or messages", "prompt")
+        if body.messages is not None:
+            said = messages_of(body.messages)
+            ids = self.model.chat_ids(said, add_generation_prompt=body.add_generation_prompt)
+        else:
+            assert body.prompt is not None
+            ids = self.model.plain_ids(body.prompt, add_special_tokens=body.add_special_tokens)
+        text = self.model.vocabulary.text
+        return ids, [text(id) for id in ids] if body.return_token_strs else None
 
     def _prompt(self, given: Any, suffix: str | None) -> tuple[list[int], tuple[int, ...]]:
         """Return the ids of a prompt, and those behind a canvas."""

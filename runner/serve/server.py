@@ -112,7 +112,9 @@ def serve(folder: Path, options: Options, **loading: Any) -> None:
         gate = Gate(api.app(), access=access, only_loopback=is_loopback(options.host))
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
         logging.getLogger("espalier.serve").setLevel(logging.INFO)
-        _Server(_uvicorn_config(gate), thread, options.drain_s, model.name).run([listener])
+        _Server(
+            _uvicorn_config(gate, options.slow_reader_s), thread, options.drain_s, model.name
+        ).run([listener])
 
 
 def _engine_thread(model: ServedModel, options: Options) -> EngineThread:
@@ -141,10 +143,10 @@ def _engine_thread(model: ServedModel, options: Options) -> EngineThread:
     )
 
 
-def _uvicorn_config(app: Any) -> uvicorn.Config:
+def _uvicorn_config(app: Any, slow_reader_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_TimedHead,
+        http=type("_Protocol", (_TimedHead,), {"slow_reader_s": slow_reader_s}),
         loop="asyncio",
         ws="none",
         lifespan="on",
@@ -206,9 +208,11 @@ class _Server(uvicorn.Server):
 
 
 class _TimedHead(H11Protocol):
-    """Closes a connection on which the head of a request comes too slowly."""
+    """Closes a connection whose client sends the head of a request too slowly, or reads nothing."""
 
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+    slow_reader_s = Options.slow_reader_s
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
@@ -224,9 +228,22 @@ class _TimedHead(H11Protocol):
         elif self._late is None and (before is None or before.response_complete):
             self._late = self.loop.call_later(_HEADER_S, self.transport.close)
 
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`: what is written waits for its reader."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.slow_reader_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._stop_timer()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def _stop_timer(self) -> None:

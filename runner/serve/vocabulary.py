@@ -51,7 +51,7 @@ class Vocabulary:
         """
         matcher = llguidance.LLMatcher(self._inner, source, log_level=0)
         if matcher.is_error():
-            raise ValueError(matcher.get_error().splitlines()[0][:300])
+            raise ValueError(_first_line(matcher))
         return Grammar(matcher, self.ends, self.size)
 
 
@@ -100,15 +100,23 @@ class Grammar:
         """Return which ids may follow, [vocab]; the ends where the grammar is satisfied."""
         new, self._seen = list(ids[self._seen :]), len(ids)
         if new and not self._matcher.consume_tokens(new):
-            raise ValueError(self._matcher.get_error())
+            raise ValueError(f"the grammar ends here: {_first_line(self._matcher)}")
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise ValueError(self._matcher.get_error())
+            raise ValueError(
+                f"the grammar allows nothing more ({_first_line(self._matcher)}); make it simpler, "
+                "or one that a text can satisfy"
+            )
         mask = np.zeros(self._size, dtype=bool)
         allowed = np.unpackbits(bits, bitorder="little")[: self._size].astype(bool)
         mask[: len(allowed)] = allowed
         mask[self._ends] = self._matcher.is_accepting() or mask[self._ends].any()
         return torch.from_numpy(mask)
+
+
+def _first_line(matcher: llguidance.LLMatcher) -> str:
+    """Return what is wrong; the state of the parser, which follows, helps nobody."""
+    return str(matcher.get_error()).partition("\n")[0][:300]
 
 
 def json_grammar(schema: dict[str, Any] | bool) -> str:

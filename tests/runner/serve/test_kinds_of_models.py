@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from runner.serve.requests import messages_of
 from runner.serve.served_model import ServedModel
 from tests.command_server import run
 from tests.conftest import TINY, write_text
-from tests.runner.serve.running import CHATML
+from tests.runner.serve.running import CHATML, PATIENCE_S
 from tests.runner.test_old_cells import lay_out
 
 OLD = {  # their contexts are 16 tokens, of characters, bytes or numbers
@@ -43,7 +44,12 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _asked(
-    generator: TextGenerator, folder: Path, asks: list[tuple[str, dict[str, Any]]], **more: Any
+    generator: TextGenerator,
+    folder: Path,
+    asks: list[tuple[str, dict[str, Any]]],
+    *,
+    at_once: bool = False,
+    **more: Any,
 ) -> list[tuple[int, Any]]:
     """Return (status, answer) of requests to a server of the run, one after the other."""
     model = ServedModel(folder, generator)
@@ -59,7 +65,8 @@ def _asked(
             app.router.lifespan_context(app),
             httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
         ):
-            answers = [await client.post(path, json=body, timeout=60) for path, body in asks]
+            posts = [client.post(path, json=body, timeout=60) for path, body in asks]
+            answers = await asyncio.gather(*posts) if at_once else [await post for post in posts]
             return [
                 (a.status_code, a.json() if a.text.startswith("{") else a.text) for a in answers
             ]
@@ -98,6 +105,34 @@ def test_a_model_of_texts_holds_no_conversation_and_says_so(old: Path) -> None:
     assert tooled["error"]["param"] == "tools"
     assert bound["choices"][0]["text"] == "ééé"  # six tokens of bytes
     assert bound["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_text_that_takes_long_to_encode_holds_up_nobody_else(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = old / OLD["experts"][0]
+    generator, answered = TextGenerator(folder), threading.Event()
+    encode, decode = generator.tokenizer.encode, generator.tokenizer.decode
+
+    def slow_encode(text: str) -> Any:
+        assert text != "slow" or answered.wait(PATIENCE_S)
+        if text == "quick":
+            answered.set()
+        return encode(text)
+
+    def slow_decode(ids: Any) -> Any:
+        assert list(ids) != [7, 7, 7] or answered.wait(PATIENCE_S)
+        return decode(ids)
+
+    monkeypatch.setattr(generator.tokenizer, "encode", slow_encode)
+    monkeypatch.setattr(generator.tokenizer, "decode", slow_decode)
+    asks: list[tuple[str, dict[str, Any]]] = [
+        ("/tokenize", {"prompt": "slow", "add_special_tokens": False}),
+        ("/detokenize", {"tokens": [7, 7, 7]}),
+        ("/tokenize", {"prompt": "quick", "add_special_tokens": False}),
+    ]
+    answers = _asked(generator, folder, asks, at_once=True)
+    assert [status for status, _ in answers] == [200] * 3
 
 
 @pytest.fixture(scope="module")
