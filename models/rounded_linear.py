@@ -217,7 +217,8 @@ def _torchao_codes(weight: Tensor, cfg: RoundingConfig) -> tuple[Tensor, Tensor]
     """Return torchao's (codes, scales [rows, groups])."""
     from torchao.quantization import quantize_  # noqa: PLC0415
 
-    layer = nn.Sequential(nn.Linear(*reversed(weight.shape), bias=False))
+    rows, cols = weight.shape
+    layer = nn.Sequential(nn.Linear(cols, rows, bias=False))
     layer[0].weight = nn.Parameter(weight.detach().clone())  # type: ignore[assignment]
     quantize_(layer, _torchao(cfg))
     stored: Any = layer[0].weight

@@ -114,8 +114,8 @@ class StoredLinear(nn.Module):
         simple = storage.elements == "int" and storage.bits == 4 and storage.symmetric
         if not simple or storage.group is None or self.scheme.method == "awq":
             return False
-        here = self.packed["codes"].device
-        return has_int4(here) and fits_int4(*self.shape, storage.group)
+        rows, cols = self.shape
+        return has_int4(self.packed["codes"].device) and fits_int4(rows, cols, storage.group)
 
     def forward(self, x: Float[Tensor, "*batch cols"]) -> Float[Tensor, "*batch rows"]:
         if torch.is_autocast_enabled(x.device.type):

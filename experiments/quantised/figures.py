@@ -1,4 +1,4 @@
-"""Loss against bytes, one line a scheme; the differences from fp32, paired by size and seed."""
+"""Loss against bytes, one line a scheme, what is on the front; differences paired by size, seed."""
 
 from pathlib import Path
 
@@ -11,32 +11,70 @@ from analysis.runs import Runs
 
 NAME = "quantised"
 SCHEME, WIDTH, BYTES = "work.scheme", "model.width", "checkpoint_bytes"
-FACTS = ["loss_delta", "kl", "top1_agreement", "bits_per_weight", BYTES, "quantise_s", "emulated"]
+TASKS = ["val_accuracy", "repeat_gain"]
+SPEEDS = ["tokens_per_s_1", "tokens_per_s_8"]
+FACTS = ["loss_delta", "loss_delta_low", "loss_delta_high", "kl", "top1_agreement", *TASKS]
+FACTS += ["bits_per_weight", BYTES, *SPEEDS, "emulated", "calibration_tokens", "quantise_s"]
+FULL = "fp32"
 
 
 def main(runs: Runs, folder: Path) -> list[Path]:
-    """Write the figure and results.csv; return the figure."""
+    """Write the figure, results.csv and gptq.csv; return the figure."""
     done = runs.finished
     small = done[done[SCHEME].notna()]
     table = over_seeds(small, [WIDTH, SCHEME], "val_loss", facts=FACTS)
     spread = small.groupby([WIDTH, SCHEME])["loss_delta"].agg(["min", "max"]).reset_index()
     spread = spread.rename(columns={"min": "least_delta", "max": "most_delta"})
     table = table.merge(spread, on=[WIDTH, SCHEME])
-    table = table.sort_values([WIDTH, BYTES], ignore_index=True)
+    table = pd.concat([table, _full(done)]).sort_values([WIDTH, BYTES], ignore_index=True)
+    table["pareto"] = [_is_best(table, row) for _, row in table.iterrows()]
     table.to_csv(folder.parent / "results.csv", index=False)
-    print(table.to_string(index=False))
-    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.2), layout="constrained")
-    for scheme, own in table.groupby(SCHEME):
-        axes[0].plot(own[BYTES] / 1024, own["mean"], marker="o", ms=3, label=scheme)
-        axes[1].plot(own[WIDTH], own["loss_delta"].clip(lower=1e-6), marker="o", ms=3)
-    axes[0].plot(*_full(done), color="black", marker="s", ms=3, label="fp32")
+    ratios = _ratios(small)
+    ratios.to_csv(folder.parent / "gptq.csv", index=False)
+    print(table.to_string(index=False), ratios.to_string(index=False), sep="\n\n")
+    return [plots.save(folder, NAME, _draw(table), table, runs.count())]
+
+
+def _full(done: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of the models before; four bytes a parameter."""
+    full = done[done[SCHEME].isna()]
+    rows = over_seeds(full, [WIDTH], "val_loss", facts=["num_parameters", *TASKS])
+    rows[BYTES] = 4 * rows.pop("num_parameters")
+    return rows.assign(**{SCHEME: FULL, "loss_delta": 0.0, "bits_per_weight": 32.0})
+
+
+def _is_best(table: pd.DataFrame, row: pd.Series) -> bool:
+    """Return whether nothing of as many bytes or fewer has a lower loss."""
+    smaller = table[table[BYTES] <= row[BYTES]]
+    return bool((smaller["mean"] >= row["mean"]).all())
+
+
+def _ratios(small: pd.DataFrame) -> pd.DataFrame:
+    """Return what GPTQ adds to the loss over what rounding to nearest adds, least to most."""
+    added = small.pivot(index=[WIDTH, "seed"], columns=SCHEME, values="loss_delta").reset_index()
+    rows = []
+    for scheme in ("int4-g32", "int3-g32"):
+        for width, own in added.groupby(WIDTH):
+            ratios = own[f"gptq-{scheme}"] / own[scheme]
+            mean = own[f"gptq-{scheme}"].mean() / own[scheme].mean()
+            rows.append((width, scheme, mean, ratios.min(), ratios.max(), len(own)))
+    return pd.DataFrame(rows, columns=[WIDTH, SCHEME, "ratio", "least", "most", "n"])
+
+
+def _draw(table: pd.DataFrame) -> plt.Figure:
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.6), layout="constrained")
+    colours = plt.get_cmap("tab20")
+    for number, (scheme, own) in enumerate(table.groupby(SCHEME)):
+        full = scheme == FULL
+        look = {"color": "black", "marker": "s"} if full else {"color": colours(number % 20)}
+        look = {"marker": "o", "ms": 3, "lw": 1.0, **look}
+        axes[0].plot(own[BYTES] / 1024, own["mean"], label=scheme, **look)
+        if not full:
+            axes[1].plot(own[WIDTH], own["loss_delta"].clip(lower=1e-5), **look)
+    front = table[table["pareto"]].sort_values(BYTES)
+    axes[0].step(front[BYTES] / 1024, front["mean"], "k:", where="post", lw=0.8, label="front")
     axes[0].set(xlabel="weights on disk (KiB)", ylabel=plots.AXES["val_loss"], xscale="log")
-    axes[0].legend(fontsize=5, ncols=2)
     axes[1].set(xlabel="width", ylabel="loss added (nats)", yscale="log")
-    return [plots.save(folder, NAME, figure, table, runs.count())]
-
-
-def _full(done: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return (KiB, loss) of the models before; four bytes a parameter."""
-    full = over_seeds(done[done[SCHEME].isna()], [WIDTH], "val_loss", facts=["num_parameters"])
-    return full["num_parameters"] * 4 / 1024, full["mean"]
+    axes[1].set_xticks(sorted(table[WIDTH].unique()))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return figure
