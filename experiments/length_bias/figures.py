@@ -1,4 +1,7 @@
-"""The length of answers, the share cut off and the reward along training, by the loss of GRPO."""
+"""The length of answers, the share cut off and the reward along training, by the loss of GRPO.
+
+Lines are means over seeds, bands go from the least to the greatest.
+"""
 
 from pathlib import Path
 
@@ -9,6 +12,7 @@ from analysis.paired import over_seeds
 from analysis.runs import Runs
 
 SHOWN = {"answer_tokens": "tokens of an answer", "cut": "share cut off", "reward": "reward"}
+STYLES = ("-", "--", ":")
 LAST = ["val_answer_tokens", "val_reward"]
 
 
@@ -27,8 +31,13 @@ def main(runs: Runs, folder: Path) -> list[Path]:
         curves = curves[curves["fingerprint"].isin(losses.index)]
         curves["loss"] = curves["fingerprint"].map(losses)
         for index, (loss, part) in enumerate(curves.groupby("loss")):
-            mean = part.groupby("x")["value"].mean()
-            axis.plot(mean.index, mean, color=f"C{index}", label=loss)
+            seeds = part.groupby("x")["value"].agg(["mean", "min", "max"])
+            axis.plot(seeds.index, seeds["mean"], f"C{index}", ls=STYLES[index], label=loss)
+            axis.fill_between(
+                seeds.index, seeds["min"], seeds["max"], color=f"C{index}", alpha=0.15
+            )
         axis.set(xlabel="step", ylabel=label)
-    axes[0].legend()
+    for axis in axes[1:]:
+        axis.set(ylim=(-0.02, 1.02))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return [plots.save(folder, "length", figure, shown, runs.count())]

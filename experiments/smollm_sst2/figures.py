@@ -22,7 +22,9 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     for index, (name, label) in enumerate(LABELS.items()):
         values = table["mean"] if name == "sst2/accuracy" else table[name]
         error = 1.96 * table["sst2/accuracy_stderr"]
-        axis.errorbar(values, table["stage"], xerr=error, fmt="os"[index], capsize=3, label=label)
-    axis.set(xlabel="share of right labels, 95% over sentences")
-    axis.legend()
+        rows = [row + 0.24 * (0.5 - index) for row in range(len(table))]
+        axis.errorbar(values, rows, xerr=error, fmt="os"[index], capsize=3, label=label)
+    axis.set(xlabel="share of right labels, 95% over sentences", ylim=(-0.5, len(table) - 0.5))
+    axis.set_yticks(range(len(table)), table["stage"])
+    figure.legend(loc="outside upper center", ncols=2, fontsize=7)
     return [plots.save(folder, "accuracy", figure, table, runs.count())]
