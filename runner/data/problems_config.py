@@ -49,6 +49,12 @@ class ProblemFile:
     def __post_init__(self) -> None:
         if self.form.count("{}") != 1:
             raise ValueError(f"form={self.form!r} must have {{}} once, where the prompt stands")
+        if Path(self.path).suffix in (".tsv", ".csv"):
+            raise ValueError(
+                f"path={self.path} is a table, and problems are the rows of a .jsonl(.gz), .json "
+                "or .parquet file; texts with labels are data=sst2, whose sources are "
+                "{_target_: runner.data.labelled_texts.LabelledFile, path: FILE, columns: NAMES}"
+            )
         object.__setattr__(self, "path", str(self._rows().path))  # resolved: a job may move
 
     def content_hash(self) -> str:

@@ -173,6 +173,10 @@ def test_problems_of_a_file_and_what_is_wrong_with_one(tmp_path: Path) -> None:
     file.write_text(json.dumps({"prompt": None, "solution": "x"}) + "\n")
     with pytest.raises(DataError, match=r"gsm.jsonl, line 1"):
         list(ProblemFile(path=str(file)).problems())
+    with pytest.raises(
+        ValueError, match=r"train.tsv is a table, .* texts with labels are data=sst2"
+    ):
+        ProblemFile(path="train.tsv")
     with pytest.raises(DataError, match="the prompt has no token"):
         encode(BYTES.build(()), Problem("here", "", "x"))
     empty = {"tokens": torch.zeros(1, 4), "targets": torch.full((1, 4), -100)}
