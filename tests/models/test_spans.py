@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from models.contract import batch_logits, logits, read, start
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from models.mamba_config import MambaConfig
+from models.prefix_cache import PrefixCache
 from runner.data.dialogue_format import given_spans
 from runner.data.people_config import PeopleConfig
 from runner.data.people_corpus import PeopleCorpus
@@ -21,6 +23,7 @@ from runner.generate.engine import Engine
 from runner.generate.generate import completions
 from runner.generate.request import Request
 from runner.generate.sampling import Sampling
+from runner.generate.tools import Call, Tools
 from runner.learn.tasks.language_modelling import LanguageModelling
 from runner.machine.errors import ConfigError
 from runner.records.config import validate
@@ -137,6 +140,46 @@ def test_generation_reads_a_prompt_whole_and_goes_on_causally() -> None:
     scored = Request(id="s", prompt=[1, 2], how=Sampling(max_new_tokens=1), score_from=1)
     with pytest.raises(ValueError, match="predicts none of them"):
         strategy.check(scored)
+
+
+class _Calls:
+    """A call after every three tokens of the model's own."""
+
+    def find(self, turn: Sequence[int]) -> Call | None:
+        return Call(lambda text: text[::-1], _letters(turn)) if len(turn) == 3 else None
+
+
+class _Letters:
+    def encode(self, text: str) -> np.ndarray:
+        return np.array([ord(letter) - 97 for letter in text])
+
+
+@torch.no_grad()
+def test_what_a_tool_says_is_a_span_of_its_own_that_later_ones_do_not_see() -> None:
+    """Whatever runs beside: each text is the likeliest of a whole pass under its spans."""
+    model = _model()
+    tools = Tools([_Calls()], _Letters())
+    requests = [
+        Request(
+            id=str(n),
+            prompt=[1 + n, 2, 3, 4, 5][: 2 + n],
+            how=Sampling(max_new_tokens=14, temperature=0.0),
+            tools=tools,
+        )
+        for n in range(3)
+    ]
+    more: dict[str, Any]
+    for more in ({}, {"fixed_rows": 2}, {"prefixes": PrefixCache(block=2, max_bytes=1 << 20)}):
+        strategy = Autoregressive(model, context=32, decode=_letters, bidirectional=True, **more)
+        engine = Engine(strategy, rows=2, chunk=2 if "fixed_rows" in more else None)
+        for done in completions(engine, requests):
+            ids = torch.tensor([[*done.prompt, *done.ids]])
+            chosen = np.array([False] * len(done.prompt) + [not forced for forced in done.forced])
+            spans = torch.from_numpy(given_spans(chosen))[None]
+            assert spans.max() > 2
+            best = logits(model, ids, spans=spans)[0].argmax(-1)
+            own = torch.from_numpy(chosen[1:])
+            assert torch.equal(best[:-1][own], ids[0, 1:][own])
 
 
 def _letters(ids: Sequence[int]) -> str:
