@@ -87,10 +87,24 @@ class Tools:
         return next((call for call in found if call is not None), None)
 
     def answer(self, call: Call, text: str | None) -> list[int]:
-        """Return the ids that follow a call; `text` is what the tool said, None if it failed."""
-        said = (self.error if text is None else text)[: self.max_characters]
-        readable = said.encode(errors="replace").decode()  # half a surrogate pair has no encoding
-        return [*call.before, *encode_literally(self.tokenizer, readable).tolist(), *call.after]
+        """Return the ids that follow a call; `text` is what the tool said, None if it failed.
+
+        What the tokenizer has no ids for is a failure too; where it has none for `error`, as one of
+        the characters of a training text may, nothing is said.
+        """
+        for said in (self.error if text is None else text, self.error):
+            try:
+                own = self._encode(said)
+            except Exception:  # a tokenizer is somebody else's too, and others of the batch go on
+                continue
+            return [*call.before, *own, *call.after]
+        return [*call.before, *call.after]
+
+    def _encode(self, text: str) -> list[int]:
+        read = text[: self.max_characters]
+        readable = read.encode(errors="replace").decode()  # half a surrogate pair has no encoding
+        ids: list[int] = encode_literally(self.tokenizer, readable).tolist()
+        return ids
 
 
 def tools_for(

@@ -22,7 +22,7 @@ from runner.commands.tools import named_tools
 from runner.data.chat_template import ChatTemplate
 from runner.data.dialogue_format import TemplateDialogues
 from runner.data.special_tokens import WithTokens
-from runner.data.tokenizers import ByteTokenizer, SubwordTokenizer
+from runner.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer
 from runner.data.tokenizers_config import TokenizerConfig
 from runner.generate import tool_pool
 from runner.generate.autoregressive import Autoregressive
@@ -260,6 +260,10 @@ def test_whatever_a_tool_says_is_read_as_far_as_there_is_room_and_ends_nothing()
     subwords = ByteTokenizer()
     half = Tools([], subwords).answer(Call(Says(""), ""), "a\ud800b")
     assert subwords.decode(half) == "a?b"
+    sums = CharTokenizer("0123456789+=<>")
+    call = Call(CalculatorConfig(), "", after=(3,))
+    given = [Tools([], sums).answer(call, said) for said in ("12", "half", None)]
+    assert [sums.decode(ids) for ids in given] == ["123", "3", "3"], "it has no ids for error"
 
 
 def test_tools_that_would_never_be_called_are_refused() -> None:
