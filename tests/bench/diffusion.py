@@ -87,12 +87,20 @@ def main() -> None:
     )
     print("| sampler | tokens/s | of CPU time | of token by token | quality | 95% | right | 95% |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    texts: dict[frozenset[tuple[str, Any]], list[Completion]] = {}
+
+    def written(how: dict[str, Any]) -> list[Completion]:
+        key = frozenset(how.items())
+        if key not in texts:
+            texts[key] = _fill(model, prompts, given.tokens, how)
+        return texts[key]
+
     for name, seconds in best.items():
         shown = [""] * 4
         if name in ways:
             base = {k: v for k, v in ways[name].items() if k in ("block", "algorithm")}
-            done = _fill(model, prompts, given.tokens, ways[name])
-            scores = [_alike(done, _fill(model, prompts, given.tokens, base), given.tokens)]
+            done = written(ways[name])
+            scores = [_alike(done, written(base), given.tokens)]
             if given.run is not None:
                 scores.append(_right(done))
             told = [text for one in scores for text in _with_interval(one)]
