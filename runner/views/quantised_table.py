@@ -16,6 +16,7 @@ _COLUMNS = (
     "same top-1",
     "tokens/s, 1 and 8",
     "calibrated on",
+    "tasks (before)",
 )
 
 
@@ -31,8 +32,21 @@ def quantised_table(cells: Sequence[Cell]) -> Table | None:
     for cell in cells:
         values = metrics.latest(cell.folder)
         if "loss_delta" in values:
-            table.add_row(cell.label, *_row(values))
+            table.add_row(cell.label, *_row(values), _tasks(cell, values))
     return table if table.row_count else None
+
+
+def _tasks(cell: Cell, values: dict[str, float]) -> str:
+    """Return the scores of the benchmarks that the run evaluates, and what it had before."""
+    judged = cell.config.eval.further().values()
+    tasks = {name for one in judged for name in getattr(one, "tasks", ())}
+    before = metrics.latest(cell.inputs["init"][0]) if "init" in cell.inputs else {}
+    scores = sorted(name for name in values if name.partition("/")[0] in tasks)
+    return ", ".join(
+        f"{name} {values[name]:.3f}" + (f" ({before[name]:.3f})" if name in before else "")
+        for name in scores
+        if not name.endswith("_stderr")
+    )
 
 
 def _row(values: dict[str, float]) -> list[str]:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from models.contract import logits
 from models.stored_linear import stored_layers
 from runner.commands.cli import app
+from runner.evaluate.config import HarnessConfig
 from runner.exchange.gguf_file import GGUFFile
 from runner.exchange.gguf_model import export_gguf
 from runner.exchange.huggingface import export
@@ -122,13 +123,20 @@ def test_the_verb_plans_and_ends_with_a_table(
     assert (planned.exit_code, "2 cells (1 finished, 1 new)" in planned.output) == (0, True), (
         planned.output
     )
-    table = quantised_table(stored)
+    for folder, score in ((trained.folder, 0.5), (stored[0].folder, 0.25)):
+        line = {"step": 0, "time": 0.0, "attempt": 1, "toy/acc": score, "toy/acc_stderr": 0.1}
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+    cfg = stored[0].config
+    judged = replace(cfg, eval=replace(cfg.eval, also={"toy": HarnessConfig(tasks=("toy",))}))
+    table = quantised_table([replace(stored[0], config=judged), stored[1]])
     assert table is not None
     Console(width=200).print(table)
     _, int8, gptq = capsys.readouterr().out.splitlines()
     bits = metrics.latest(stored[0].folder)["bits_per_weight"]
     assert int8.split()[1:3] == ["int8", f"{bits:.2f}"]
     assert "emulated" not in int8
+    assert int8.endswith("toy/acc 0.250 (0.500)")
     assert "emulated" in gptq
     assert f"{8 * trained.config.train.sequence_length:,} tokens" in gptq
     missing, _, _ = quantised_cells(trained.folder.parents[1], trained.fingerprint, ["nf4"], [])
