@@ -40,6 +40,8 @@ __all__ = [
     "linear_attention_config",
     "mamba",
     "mamba_config",
+    "medusa",
+    "medusa_config",
     "min_gru",
     "min_gru_config",
     "moves",

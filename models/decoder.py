@@ -90,12 +90,12 @@ class Decoder(LanguageModel):
                 are multiplied with (None: the number of targets).
         """
         if state is not None:
-            return self._logits(self._read(tokens, state, counts, spans, every=every))
+            return self.head_logits(self.read_hidden(tokens, state, counts, spans, every=every))
         hidden, notes = self._hidden_states(tokens, documents, noise, spans, canvas, visible)
         if give == "hidden":
             return hidden
         if targets is None or give == "logits":
-            return self._logits(hidden)
+            return self.head_logits(hidden)
         scale = 1.0 / self.cfg.width_multiplier
         weight = self.embedding.weight if self.head is None else self.head.weight
         total, nll = linear_cross_entropy(
@@ -114,7 +114,8 @@ class Decoder(LanguageModel):
         statistics = {name: value.detach() for name, value in notes.items()}
         return TokenLoss(total=total, nll=nll.view(targets.shape), statistics=statistics)
 
-    def _logits(self, hidden: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
+    def head_logits(self, hidden: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
+        """Return the logits of normed last hidden states."""
         if self.packed_head is not None:
             product = self.packed_head(hidden)
         else:
@@ -126,7 +127,7 @@ class Decoder(LanguageModel):
 
     def unembed(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
         """See `LanguageModel.unembed`."""
-        return self._logits(self.norm(x))
+        return self.head_logits(self.norm(x))
 
     def for_inference(self, *, compiled: bool = False) -> "Decoder":
         """See `LanguageModel.for_inference`; adapters are merged, packed weights in full."""
@@ -210,7 +211,7 @@ class Decoder(LanguageModel):
             batch, capacity=capacity, device=device, static=static, stored=self.stored
         )
 
-    def _read(
+    def read_hidden(
         self,
         tokens: Int64[Tensor, "batch seq"],
         state: State,

@@ -89,7 +89,7 @@ DraftWord = Annotated[
     str | None,
     typer.Option(
         help="What proposes tokens that the model checks together: a smaller run with the same "
-        "tokenizer, lookup (the text so far), layers:N (its first layers)."
+        "tokenizer, lookup (the text so far), layers:N (its first layers), heads (of model=medusa)."
     ),
 ]
 Overrides = Annotated[
@@ -130,7 +130,7 @@ def experiment_folder(name: str) -> Path:
 
 def draft_folder(root: Path, draft: str | None) -> str | None:
     """Return what `TextGenerator` takes as draft: a run by its folder, another word as it is."""
-    if draft is None or draft == "lookup" or draft.startswith("layers:"):
+    if draft is None or draft in ("lookup", "heads") or draft.startswith("layers:"):
         return draft
     from runner.records.cells import find_cell  # noqa: PLC0415
 

@@ -151,6 +151,12 @@ class Autoregressive:
         fixed = width if self.fixed_rows is not None else None
         return self._batch.read_ahead(texts, keep=len(self._unread), width=fixed)
 
+    def place(self, row: TextRow) -> int:
+        """Return the row of the batch that a text which is written has."""
+        found = self._batch.place(row.request.id)
+        assert found is not None
+        return found[1]
+
     def go_back(self, rows: Sequence[TextRow], read: Sequence[int], events: list[Event]) -> None:
         """Forget of what `read_ahead` has read all but so many tokens of each row."""
         pairs = zip(rows, read, strict=True)

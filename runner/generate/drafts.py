@@ -4,7 +4,7 @@ A smaller model of the same vocabulary; the first layers of the model itself; th
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kernels.philox import gumbel
 from models.contract import for_inference, start
 from models.decoder import Decoder
+from models.medusa import Medusa
 from runner.generate.choosing import History, probabilities
 from runner.generate.decoding_batch import DecodingBatch
 from runner.generate.text_row import TextRow
@@ -50,6 +51,13 @@ class Draft(Protocol):
         """Forget the text of a request, which may be unknown."""
         ...
 
+    def follow(self, hidden: Mapping[str, Tensor]) -> None:
+        """Note what the model that checks was in before the newest token of each request, [dim].
+
+        It is called after each round, where that model shows it (`models.medusa`).
+        """
+        ...
+
 
 class PromptLookup:
     """Copies what followed the last `longest` ids, or the last fewer, when they stood before.
@@ -81,6 +89,9 @@ class PromptLookup:
 
     def forget(self, id: str) -> None:
         """See `Draft`: it remembers nothing."""
+
+    def follow(self, hidden: Mapping[str, Tensor]) -> None:
+        """See `Draft`: it needs nothing."""
 
 
 class DraftModel:
@@ -153,6 +164,46 @@ class DraftModel:
         if self._read.pop(id, None) is not None:
             self._batch.leave(id)
 
+    def follow(self, hidden: Mapping[str, Tensor]) -> None:
+        """See `Draft`: it reads the text itself."""
+
+
+class HeadsAhead:
+    """The heads of the model that checks: they tell tokens beyond the next from its last pass.
+
+    A text's first round has no proposals.
+    """
+
+    def __init__(self, model: Medusa) -> None:
+        self.model = model
+        self._hidden: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def propose(self, rows: Sequence[TextRow], most: Sequence[int]) -> list[Proposal]:
+        """See `Draft`."""
+        return [self._ahead(row, number) for row, number in zip(rows, most, strict=True)]
+
+    def _ahead(self, row: TextRow, most: int) -> Proposal:
+        hidden = self._hidden.get(row.request.id)
+        if hidden is None or most < 1:
+            return Proposal(())
+        history, ids, probs = row.history.copy(), [], []
+        for scores in self.model.logits_ahead(hidden)[:most]:
+            (own,) = probabilities(scores[None], [history])
+            (token,) = draw(own[None], [history], PROPOSED)
+            history.add(token)
+            ids.append(token)
+            probs.append(own)
+        return Proposal(ids, torch.stack(probs))
+
+    def forget(self, id: str) -> None:
+        """See `Draft`."""
+        self._hidden.pop(id, None)
+
+    def follow(self, hidden: Mapping[str, Tensor]) -> None:
+        """See `Draft`."""
+        self._hidden |= hidden
+
 
 def first_layers(model: Any, number: int) -> Any:
     """Return the model of the first `number` layers of `model`, with its norm and head.
@@ -176,7 +227,7 @@ def first_layers(model: Any, number: int) -> Any:
 
 
 def make_draft(given: str, model: Any, tokenizer: Any, context: int) -> Draft:
-    """Return a draft for `model`: "lookup", "layers:N", or the folder of a run.
+    """Return a draft for `model`: "lookup", "layers:N", "heads", or the folder of a run.
 
     Raises:
         ConfigError: it is none of these, or the run has another tokenizer.
@@ -184,12 +235,16 @@ def make_draft(given: str, model: Any, tokenizer: Any, context: int) -> Draft:
     """
     if given == "lookup":
         return PromptLookup()
+    if given == "heads":
+        if not isinstance(model, Medusa):
+            raise ConfigError(f"draft=heads: {type(model).__name__} has none; train task=medusa")
+        return HeadsAhead(model)
     word, _, number = given.partition(":")
     if word == "layers" and number.isdecimal():
         return DraftModel(first_layers(model, int(number)), context)
     folder = Path(given)
     if not is_run(folder):
-        raise ConfigError(f"draft={given} is no run, nor lookup, nor layers:N")
+        raise ConfigError(f"draft={given} is no run, nor lookup, heads or layers:N")
     smaller, theirs, most = load_model(folder)
     if theirs.dumps() != tokenizer.dumps():
         raise ConfigError(

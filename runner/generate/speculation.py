@@ -103,6 +103,15 @@ class Speculative:
         }
         logits = self.plain.read_ahead(texts, self.length + 1)
         events, taken = self._take(rows, proposals, logits)
+        hidden = getattr(self.plain.model, "hidden", None)
+        if hidden is not None:  # the newest token is not read yet: the one before it is
+            places = [self.plain.place(row) for row in rows]
+            self.draft.follow(
+                {
+                    row.request.id: hidden[place, new - 1]
+                    for row, place, new in zip(rows, places, taken, strict=True)
+                }
+            )
         self.plain.go_back(rows, taken, events)
         return events
 

@@ -14,6 +14,8 @@ __all__ = [
     "grpo_loss",
     "language_modelling",
     "language_modelling_config",
+    "medusa",
+    "medusa_config",
     "preference",
     "preference_config",
     "preference_losses",

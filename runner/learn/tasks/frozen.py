@@ -67,6 +67,22 @@ def frozen_model(model: Any, key: str, name: str, inputs: Inputs, tokenizer: Any
     return _frozen(other.to(next(model.parameters()).device))
 
 
+def load_frozen(part: Any, key: str, name: str, inputs: Inputs, tokenizer: Any) -> None:
+    """Fill a part of a model, which does not learn, with the weights of an input.
+
+    Raises:
+        ConfigError: see `frozen_like`; or the input is no run.
+        CheckpointError: it has no checkpoint, or is another model.
+    """
+    if _is_planned(part):
+        return
+    folder = _folder(key, name, inputs, tokenizer)
+    saved = checkpoint_folder.newest(folder / "checkpoints") if is_run(folder) else None
+    if saved is None:
+        raise ConfigError(f"{key}: input {name} is no run with a checkpoint: {folder}; train it")
+    load_trained(load_cell(folder), saved, part)
+
+
 def _folder(key: str, name: str, inputs: Inputs, tokenizer: Any) -> Path:
     """Return the folder of an input whose tokenizer is `tokenizer`."""
     if name not in inputs or len(inputs[name]) != 1:

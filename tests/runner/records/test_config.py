@@ -123,6 +123,7 @@ NEEDS = {
     "preferences": ["~data.split", "data.sources.0.revision=a", "data.form=text"],
     "solutions": ["~data.split", "data.sources.0.revision=a", "data.form=text"],
     "distillation": ["task.teacher=t", "+inputs.t={runs: [a]}"],
+    "medusa": ["model=medusa", "task=medusa", "+inputs.trunk={runs: [a]}"],
     "verifier": ["data=solutions", "~data.split", "data.sources.0.revision=a", "data.form=text"],
     "preference": [
         "data=preferences",
