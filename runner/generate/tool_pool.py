@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from runner.generate.tools import Call, Tool, timeout_s
 
 _IDLE_S = 5.0  # a thread without a call ends after so long
-_TOGETHER_S = 0.0005  # answers that come within so long are read in one pass, which costs more
+_TOGETHER_S = 0.0005  # answers this near to each other are read in one pass, which takes longer
 _MAX_HANGING = 64  # calls of one tool
 
 
@@ -50,6 +50,7 @@ class ToolPool:
         self._under_way: dict[str, tuple[Call, float]] = {}  # the call, when it is given up
         self._ended: SimpleQueue[Answer] = SimpleQueue()
         self._threads = _Threads()
+        self._begun = False  # a call, since the last time that answers were collected
         self._hanging: Counter[int] = Counter()  # given up and not ended, by the tool's id()
 
     @property
@@ -60,6 +61,7 @@ class ToolPool:
     def submit(self, id: str, call: Call) -> None:
         """Begin a call of request `id`, which has no other under way."""
         self._under_way[id] = call, self.clock() + timeout_s(call.tool)
+        self._begun = True
         hanging = self._hanging[_key(call.tool)]
         if hanging >= _MAX_HANGING:
             why = f"{hanging} earlier calls of this tool hang"
@@ -77,8 +79,10 @@ class ToolPool:
     def collect(self, *, wait: bool = False) -> list[Answer]:
         """Return the calls that have ended since the last time, by answer or by time.
 
+        Where calls have begun since, those that end at once are among them.
+
         Args:
-            wait: until one has, if any is under way, and those that end within the same moment.
+            wait: until one has, if any is under way, and those that end at the same moment.
         """
         answers: list[Answer] = []
         while True:
@@ -88,7 +92,8 @@ class ToolPool:
                 break
             earliest = min(limit for _, limit in self._under_way.values())
             self._wait(max(0.0, earliest - self.clock()), answers)
-        while wait and self._under_way and self._wait(_TOGETHER_S, answers):
+        together, self._begun = wait or self._begun, False
+        while together and self._under_way and self._wait(_TOGETHER_S, answers):
             pass
         self.num_calls += len(answers)
         self.num_failed += sum(answer.text is None for answer in answers)
