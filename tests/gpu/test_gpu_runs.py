@@ -1,9 +1,11 @@
 """Whole runs on a GPU: resume, sharding, generation, experts. No Hydra, no MLflow."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,8 +17,14 @@ from kernels.newton_schulz import orthogonalize
 from kernels.philox import NoiseKey
 from models.decoder_config import DecoderConfig
 from models.language_model import TokenLoss
-from runner.generate.generate import generate
+from models.linear_attention_config import LinearAttentionConfig
+from runner.generate.autoregressive import Autoregressive
+from runner.generate.engine import Engine
+from runner.generate.generate import completions, generate
+from runner.generate.request import Request
 from runner.generate.sampling import Sampling
+from runner.generate.text_row import TextRow
+from runner.generate.tools import Call, Tools
 from runner.machine.ranks import Ranks
 from runner.records import checkpoint_folder
 from runner.records.cells import Cell
@@ -150,6 +158,54 @@ def test_greedy_text_is_that_of_the_cpu(compiled: bool) -> None:
         return [one.ids for one in done]
 
     assert ids(CPU, compiled=False) == ids(DEVICE, compiled=compiled)
+
+
+class _EveryThree:
+    """A call after every three tokens, which says two."""
+
+    def find(self, turn: Sequence[int]) -> Call | None:
+        return Call(lambda text: text, "7 8") if len(turn) == 3 else None
+
+
+class _Numbers:
+    def encode(self, text: str) -> np.ndarray:
+        return np.array([int(word) for word in text.split()])
+
+
+@pytest.mark.parametrize("kind", ["keys", "delta"])
+def test_texts_that_wait_for_tools_lie_in_the_memory_of_the_host(kind: str) -> None:
+    """And go on, when they are back, as on the CPU, where nothing is moved."""
+    shape = TINY
+    if kind == "delta":
+        delta = LinearAttentionConfig(kind="gated_delta", key_dim=16, conv=3)
+        shape = replace(TINY, pattern="d", parts={"d": delta})
+    model = shape.build(50, 3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)
+    where: set[str] = set()
+
+    class Noted(Autoregressive):
+        def leave(self, row: TextRow) -> None:
+            super().leave(row)
+            assert row.state is not None
+            where.add(row.state.lengths.device.type)
+
+    def ids(device: torch.device) -> list[list[int]]:
+        strategy = Noted(model.to(device), context=48, decode=str)
+        requests = [
+            Request(
+                id=str(n),
+                prompt=list(range(3, 4 + n)),
+                how=Sampling(max_new_tokens=14, temperature=0.0, ends=()),
+                tools=Tools([_EveryThree()], _Numbers()),
+            )
+            for n in (1, 9, 20)
+        ]
+        return [one.ids for one in completions(Engine(strategy, rows=2), requests)]
+
+    assert ids(CPU) == ids(DEVICE)
+    assert where == {"cpu"}
 
 
 def test_products_of_experts_are_those_of_a_loop() -> None:
