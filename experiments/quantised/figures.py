@@ -54,7 +54,8 @@ def _ratios(small: pd.DataFrame) -> pd.DataFrame:
     added = small.pivot(index=[WIDTH, "seed"], columns=SCHEME, values="loss_delta").reset_index()
     rows = []
     for scheme in ("int4-g32", "int3-g32"):
-        for width, own in added.groupby(WIDTH):
+        pair = added.dropna(subset=[scheme, f"gptq-{scheme}"])  # a grid may not be whole
+        for width, own in pair.groupby(WIDTH):
             ratios = own[f"gptq-{scheme}"] / own[scheme]
             mean = own[f"gptq-{scheme}"].mean() / own[scheme].mean()
             rows.append((width, scheme, mean, ratios.min(), ratios.max(), len(own)))
