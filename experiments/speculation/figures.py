@@ -48,7 +48,7 @@ def _by_draft(done: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each draft and temperature, means over seeds."""
     pairs = done[done["accepted/0"].notna()].copy()
     ratio = pairs.get("size_ratio", pd.Series(float("nan"), index=pairs.index))
-    cells = "width " + pairs[WIDTH].astype(str)
+    cells = "width " + pairs[WIDTH].map("{:.0f}".format)
     pairs["draft"] = pairs[DRAFT].where(pairs[DRAFT].notna(), cells)
     pairs["size_ratio"] = ratio.where(pairs[DRAFT].isna())
     tables = []
