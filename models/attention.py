@@ -50,21 +50,35 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch seq dim"]:
         batch, seq, _ = x.shape
         q, k, v = self._heads(x)
+        attend = self._side_by_side if context.parts else self._attend
+        y = attend(q, k, v, context)
+        return self.out(y.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         if self.cfg.window is not None:
-            y = self._windowed(q, k, v, context)
-        elif context.state is not None:
-            q, k = _turn(q, k, context)
+            return self._windowed(q, k, v, context)
+        q, k = _turn(q, k, context)
+        if context.state is not None:
             memory = keys_values(context.state, self.number, k, v)
             k, v, mask = memory.write(context.state, k, v)
-            y = masked_attention(q, k, v, mask, scale=self.scale, sink=self.sink)
-        elif context.canvas is not None:
-            q, k = _turn(q, k, context)
+            return masked_attention(q, k, v, mask, scale=self.scale, sink=self.sink)
+        if context.canvas is not None:
             k, v = context.canvas.exchange(self.number, k, v)
-            y = masked_attention(q, k, v, None, scale=self.scale, sink=self.sink)
-        else:
-            q, k = _turn(q, k, context)
-            y = self._unbounded(q, k, v, context)
-        return self.out(y.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
+            return masked_attention(q, k, v, None, scale=self.scale, sink=self.sink)
+        return self._unbounded(q, k, v, context)
+
+    def _side_by_side(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """Attend within each of the passes that are made together, [1 heads seq dim]."""
+        outputs, first = [], 0
+        for part in context.parts:
+            batch, seq = part.tokens.shape
+            last = first + batch * seq
+            own = [
+                t[0, :, first:last].unflatten(1, (batch, seq)).transpose(0, 1) for t in (q, k, v)
+            ]
+            outputs.append(self._attend(*own, part).transpose(0, 1).flatten(1, 2))
+            first = last
+        return torch.cat(outputs, dim=1)[None]
 
     def _unbounded(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         if self.sink is None and context.reach is None and context.visible is None:

@@ -32,6 +32,7 @@ class AttentionConfig:
     name: ClassVar[str] = "attn"
     normed: ClassVar[bool] = True
     looks_back: ClassVar[bool] = False
+    reads_side_by_side: ClassVar[bool] = True
 
     num_kv_heads: int | None = None
     window: int | None = None

@@ -37,6 +37,8 @@ class Context:
         canvas: keys and values of the rest of texts of which the pass reads a part.
         visible: visible[i, j] says whether token i sees token j of its document (None: as `causal`
             of the model says).
+        parts: forward passes that this one makes together, their texts one after the other along
+            `seq`; only branches with `reads_side_by_side` know them.
         mixing: product of the mixing matrices so far, with several residual streams; see
             `models/streams.py`.
     """
@@ -51,6 +53,7 @@ class Context:
     state: DecoderState | None = None
     canvas: Canvas | None = None
     visible: Bool[Tensor, "seq seq"] | None = None
+    parts: "tuple[Context, ...]" = ()
     mixing: Tensor | None = None
 
 

@@ -61,6 +61,7 @@ class BranchConfig(Protocol):
     Optional:
         reads_spans: whether it lets the tokens of a span see each other (`Context.reach`), or
             mixes no tokens (default: no).
+        reads_side_by_side: whether it knows `Context.parts`, or mixes no tokens (default: no).
     """
 
     name: ClassVar[str]

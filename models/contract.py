@@ -21,6 +21,8 @@ from models.canvas import Canvas
 from models.language_model import TokenLoss
 from models.text_state import TextState
 
+Pass = tuple[Tensor, State, Tensor | None]  # tokens, state and counts, as `read` takes them
+
 
 def token_loss(
     model: Any,
@@ -171,6 +173,21 @@ def start(model: Any, batch: int, capacity: int, *, static: bool = False) -> Sta
             return state
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return TextState(batch, capacity=capacity, device=device, static=static)
+
+
+def reads_side_by_side(model: Any) -> bool:
+    """Return whether `read_side_by_side` takes the model. Default: no."""
+    return bool(getattr(_unwrapped(model), "reads_side_by_side", False))
+
+
+def read_side_by_side(model: Any, passes: Sequence[Pass]) -> list[Tensor]:
+    """Return of each pass the logits after the last token of each row, [batch, vocab].
+
+    They are those of `read` for each, but every weight is read once: a few tokens of many texts
+    and many tokens of one take little longer than the larger of them alone.
+    """
+    own = _unwrapped(model)
+    return list(own.read_side_by_side(passes))
 
 
 def read(

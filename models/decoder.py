@@ -7,6 +7,7 @@ Shape legend: batch, seq, dim = width, vocab.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -24,7 +25,7 @@ from models.block import Block
 from models.branch import Context, Notes, Tables
 from models.cache import DecoderState, State
 from models.canvas import Canvas
-from models.contract import lookups, scales_of_modules
+from models.contract import Pass, lookups, scales_of_modules
 from models.decoder_config import DecoderConfig
 from models.language_model import Give, LanguageModel, TokenLoss, flat_weights
 from models.layers import PackedLinear, make_norm, pack_linears
@@ -225,17 +226,60 @@ class Decoder(LanguageModel):
         With `every`, of all of them.
         """
         assert isinstance(state, DecoderState)
-        positions = state.begin(tokens.shape[1], counts, self._reach(spans))
-        x = self.embedding(tokens)
-        if self.positions is not None:
-            x = x + self.positions(positions)
-        rotary = self._rotary(positions[:, None])  # the same for every head
-        context = Context(tokens, positions, rotary=rotary, rotary_at=self._rotary_at, state=state)
+        x, context = self._begin(tokens, state, counts, self._reach(spans))
         x, _ = self._through(_autocast(x), context)
         added = state.finish()
         if not every:
             x = x[torch.arange(len(x), device=x.device), added - 1]
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def _begin(
+        self,
+        tokens: Int64[Tensor, "batch seq"],
+        state: DecoderState,
+        counts: Int64[Tensor, " batch"] | None,
+        reach: Tensor | None,
+    ) -> tuple[Float[Tensor, "batch seq dim"], Context]:
+        """Return (what the layers read, their context) of tokens that continue a state."""
+        positions = state.begin(tokens.shape[1], counts, reach)
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        rotary = self._rotary(positions[:, None])  # the same for every head
+        return x, Context(tokens, positions, rotary=rotary, rotary_at=self._rotary_at, state=state)
+
+    @property
+    def reads_side_by_side(self) -> bool:
+        """See `models.contract.reads_side_by_side`."""
+        known = all(
+            getattr(part, "reads_side_by_side", False)
+            for row in self.cfg.branches()
+            for part in row
+        )
+        return known and self.cfg.streams is None
+
+    def read_side_by_side(self, passes: Sequence[Pass]) -> list[Tensor]:
+        """See `models.contract.read_side_by_side`."""
+        xs, parts = [], []
+        for tokens, state, counts in passes:
+            assert isinstance(state, DecoderState)
+            x, context = self._begin(tokens, state, counts, None)
+            xs.append(x.flatten(0, 1))
+            parts.append(context)
+        joined = Context(
+            torch.cat([part.tokens.flatten() for part in parts])[None],
+            torch.cat([part.positions.flatten() for part in parts])[None],
+            parts=tuple(parts),
+        )
+        x, _ = self._through(_autocast(torch.cat(xs)[None]), joined)
+        last, sizes = [], []
+        for own, part in zip(x[0].split([len(one) for one in xs]), parts, strict=True):
+            assert part.state is not None
+            added = part.state.finish()
+            rows = own.view(*part.tokens.shape, -1)
+            last.append(rows[torch.arange(len(rows), device=x.device), added - 1])
+            sizes.append(len(rows))
+        return list(self._logits(self.norm(torch.cat(last))).split(sizes))
 
     def blocks(self) -> list[nn.Module]:
         """Return the layers in order."""

@@ -22,6 +22,7 @@ class FeedForwardConfig:
     normed: ClassVar[bool] = True
     looks_back: ClassVar[bool] = False
     reads_spans: ClassVar[bool] = True
+    reads_side_by_side: ClassVar[bool] = True
 
     hidden: int | None = None
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.at_least_fp32 import at_least_fp32
 from models.cache import State
-from models.contract import read, start
+from models.contract import read, reads_side_by_side, start
 from models.prefix_cache import PrefixCache
 from runner.generate.choosing import History, choose
 from runner.generate.decoding_batch import DecodingBatch, prefill
@@ -65,6 +65,8 @@ class Autoregressive:
         self.bidirectional = bidirectional
         self._batch = DecodingBatch(model, context, fixed_rows, compiled=compiled)
         self._unread: dict[str, TextRow] = {}
+        can = fixed_rows is None and not bidirectional
+        self._reads_beside = can and reads_side_by_side(model)
 
     def check(self, request: Request) -> None:
         """See `Strategy`."""
@@ -142,6 +144,27 @@ class Autoregressive:
         events = self._take(rows, logits)
         self._slide(rows, events)
         return events
+
+    @torch.no_grad()
+    def advance_and_read(
+        self, rows: Sequence[TextRow], unread: Sequence[TextRow], most: int
+    ) -> list[Event] | None:
+        """See `runner.generate.engine.ReadsBeside`: for prompts that nobody scores."""
+        first = unread[0]
+        plain = not (first.is_idle or first.answered or first.unscored is not None)
+        if not (plain and self._reads_beside):
+            return None
+        key = self._group(first, most)
+        group = [row for row in unread if self._group(row, most) == key]
+        piece = self._piece(first, most)
+        if first.state is None:
+            first.state = start(self.model, 1, self._room(group))
+        newest = {row.request.id: row.tokens[-1] for row in rows}
+        ids = first.unread_ids[:piece]
+        logits, others = self._batch.step_beside(newest, len(self._unread), ids, first.state)
+        events = self._take(rows, logits)
+        self._slide(rows, events)
+        return events + self._after(group, piece, others, first.state)
 
     def read_ahead(self, texts: Mapping[str, Sequence[int]], width: int) -> Tensor:
         """Read tokens that a draft proposes, in pieces of one `width` where the step is compiled.
@@ -243,23 +266,38 @@ class Autoregressive:
             return [row.end_unread() for row in group]
         if first.answered and most is None and self.fixed_rows is None:
             return self._read_answers(group)
-        all_ids = [row.unread_ids for row in group]
-        texts = list(dict.fromkeys(all_ids))
-        whole = most is None or self.bidirectional
-        piece = first.unread if whole else min(most or 1, first.unread)
-        prefixes = self.prefixes if first.unscored is None else None
-        if prefixes is not None and len(texts) == 1 and not self._keeps_every_length:
-            piece = prefixes.until_block_end(first.num_read, piece)
-        room = max(min(self.context, len(row.tokens) + row.num_left) for row in group)
+        texts = list(dict.fromkeys(row.unread_ids for row in group))
+        piece, room = self._piece(first, most, texts=len(texts)), self._room(group)
         if first.unscored is None:
             spans = first.unread_spans if self.bidirectional else None
             pieces = [ids[:piece] for ids in texts]
             logits, state = self._prefill(pieces, first.state, room, spans=spans)
         else:
             logits, state = self._score(first, piece, room)
+        return self._after(group, piece, logits, state)
+
+    def _piece(self, row: TextRow, most: int | None, *, texts: int = 1) -> int:
+        """Return how many tokens to read of a row, whose group has so many different texts."""
+        piece = row.unread if most is None or self.bidirectional else min(most, row.unread)
+        if self.prefixes is None or row.unscored is not None or texts > 1:
+            return piece
+        if self._keeps_every_length:
+            return piece
+        return self.prefixes.until_block_end(row.num_read, piece)
+
+    def _room(self, group: Sequence[TextRow]) -> int:
+        return max(min(self.context, len(row.tokens) + row.num_left) for row in group)
+
+    def _after(
+        self, group: Sequence[TextRow], piece: int, logits: Tensor, state: State
+    ) -> list[Event]:
+        """Note that a piece of each row of a group was read; those that are read whole go on."""
+        first, all_ids = group[0], [row.unread_ids for row in group]
+        texts = list(dict.fromkeys(all_ids))
         for row in group:
             row.unread -= piece
             row.state = state
+        prefixes = self.prefixes if first.unscored is None else None
         if prefixes is not None:
             for index, row in {
                 texts.index(ids): row for ids, row in zip(all_ids, group, strict=True)
@@ -271,8 +309,7 @@ class Autoregressive:
 
     def _read_answers(self, group: Sequence[TextRow]) -> list[Event]:
         """Read the answers of tools, each after its own text, in one pass."""
-        room = max(min(self.context, len(row.tokens) + row.num_left) for row in group)
-        state = start(self.model, len(group), room)
+        state = start(self.model, len(group), self._room(group))
         for place, row in enumerate(group):
             state.put(torch.tensor([place], device=self._batch.device), row.state)
         tokens, counts = padded([row.unread_ids for row in group], self._batch.device)

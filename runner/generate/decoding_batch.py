@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.at_least_fp32 import at_least_fp32
 from models.cache import State
-from models.contract import read, start
+from models.contract import Pass, read, read_side_by_side, start
 from runner.generate.scoring import padded
 
 
@@ -116,6 +116,22 @@ class DecodingBatch:
         Args:
             keep: the most free rows that stay in the batch, for texts that are about to join.
         """
+        tokens, state, counts = self._newest(newest, keep)
+        return self._in_order(newest, read(self._step, tokens, state, counts=counts))
+
+    def step_beside(
+        self, newest: Mapping[str, int], keep: int, ids: Sequence[int], beside: State
+    ) -> tuple[Float[Tensor, "batch vocab"], Float[Tensor, "1 vocab"]]:
+        """Take a `step`, and in the same pass read `ids` into a state of one row beside it.
+
+        Return the logits of both.
+        """
+        text = torch.tensor([ids], device=self.device), beside, None
+        logits, others = read_side_by_side(self.model, [self._newest(newest, keep), text])
+        return self._in_order(newest, logits), at_least_fp32(others)
+
+    def _newest(self, newest: Mapping[str, int], keep: int) -> Pass:
+        """Return the newest token of each row of the batch, its state, which tokens count."""
         if self.fixed_rows is None:
             self._give_up(keep)
         assert self._state is not None
@@ -127,10 +143,11 @@ class DecodingBatch:
         if varies or len(newest) < len(self._names):
             unread = [int(name in newest) for name in self._names]
             counts = torch.tensor(unread, device=self.device)
-        logits = at_least_fp32(read(self._step, tokens, self._state, counts=counts))
-        if list(newest) == self._names:
-            return logits
-        return logits[self._places(newest)]
+        return tokens, self._state, counts
+
+    def _in_order(self, newest: Mapping[str, int], logits: Tensor) -> Tensor:
+        logits = at_least_fp32(logits)
+        return logits if list(newest) == self._names else logits[self._places(newest)]
 
     def read_ahead(
         self, ids: Mapping[str, Sequence[int]], keep: int, *, width: int | None = None

@@ -76,6 +76,17 @@ class Strategy(Protocol[R]):
         ...
 
 
+@runtime_checkable
+class ReadsBeside(Protocol[R]):
+    """A strategy that can advance rows and read of another in one pass, which costs less."""
+
+    def advance_and_read(
+        self, rows: Sequence[R], unread: Sequence[R], most: int
+    ) -> list[Event] | None:
+        """Do what `advance` and then `read` would; None: it cannot, and has done nothing."""
+        ...
+
+
 class QueueFull(RuntimeError):
     """As many requests wait as may; submit again after some steps."""
 
@@ -243,6 +254,12 @@ class Engine(Generic[R]):
         It returns what that has added, in the order of admission, and [] if there is nothing to do.
         """
         events, self._ended = self._ended, []
+        if self.chunk is not None and isinstance(self.strategy, ReadsBeside):
+            self.away.receive()
+            events += self._admit()
+            together = self._advance_and_read(self.strategy, self.chunk)
+            if together is not None:
+                return events + together
         running = [row for row in self._unpaused() if not row.unread]
         if running:
             events += self._settle(self.strategy.advance(running))
@@ -255,6 +272,15 @@ class Engine(Generic[R]):
         if unread:
             events += self._settle(self.strategy.read(unread, self.chunk))
         return events
+
+    def _advance_and_read(self, strategy: ReadsBeside[R], most: int) -> list[Event] | None:
+        """Take a step in one forward pass; None if there are not both, texts and a prompt."""
+        running = [row for row in self._unpaused() if not row.unread]
+        unread = [row for row in self._unpaused() if row.unread]
+        if not (running and unread):
+            return None
+        events = strategy.advance_and_read(running, unread, most)
+        return None if events is None else self._settle(events)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
         """Yield the events of requests, taken from `requests` no sooner than they are needed.

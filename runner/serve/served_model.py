@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from runner.serve.vocabulary import Vocabulary
 
 T = TypeVar("T")
 _LARGEST_CHUNK = 512
-_STEPS = 1.25  # decoding steps that a piece of a prompt may take: nobody waits for more than 2.5
+_STEPS = 2.25  # of a step that reads a piece of a prompt too, to one that does not: below 2.5
 _TIMED = 6  # steps, or pieces, of which the fastest counts
 _ADAPTER_NAME = re.compile(r"[\w./:@+-]{1,128}", re.ASCII)
 _INFILL = (
@@ -125,25 +125,23 @@ class ServedModel:
         return self._engine(rows, invariant, prefixes=prefixes, chunk=chunk, **own)
 
     def pace(self, *, rows: int, invariant: bool = False) -> Pace:
-        """Measure how many tokens of a prompt take 1.25 steps of others."""
+        """Measure how many tokens of a prompt a step of others may read in 2.25 of its own time."""
         most = max(1, min(_LARGEST_CHUNK, self.context // 2))
-        if self.generator.strategy is not None:  # it reads nothing beforehand
+        too_short = self.context <= _TIMED + 2
+        if self.generator.strategy is not None or too_short:  # it reads nothing beforehand
             return Pace({0: most})
-        engine, size = self._engine(rows, invariant), self.vocabulary.size
+        engine = self._engine(rows, invariant, chunk=most)
         on_cpu = next(self.generator.model.parameters()).device.type == "cpu"
         # What else the machine does takes no time of this thread.
         clock = time.thread_time if on_cpu else time.perf_counter
-
-        @lru_cache
-        def seconds(tokens: int) -> float:
-            return min(_timed(engine, [[0] * tokens], 1, clock)[0] for _ in range(_TIMED))
-
         chunks, running = {0: most}, 1
-        while running <= rows:
-            prompts = [[index % size] for index in range(running)]
-            step = min(_timed(engine, prompts, _TIMED, clock)[1:])
+        while running < rows:  # the last row is the prompt's
+            seconds = lru_cache(
+                partial(_step_seconds, engine, self.vocabulary.size, running, clock)
+            )
             # As many tokens as rows are a step's work, whatever a busy machine says.
-            chunks[running] = max(min(running, most), largest_chunk(seconds, _STEPS * step, most))
+            least, limit = min(running, most), _STEPS * seconds(0)
+            chunks[running] = max(least, largest_chunk(seconds, limit, most))
             running *= 2
         return Pace(chunks)
 
@@ -274,16 +272,24 @@ def _check_adapter_names(names: Sequence[str], taken: Sequence[str]) -> None:
             )
 
 
-def _timed(
-    engine: Engine[Any], prompts: Sequence[list[int]], new: int, clock: Callable[[], float]
-) -> list[float]:
-    """Return the seconds by `clock` of each step until all prompts have `new` tokens."""
-    how = Sampling(max_new_tokens=new, temperature=0.0, min_tokens=new)
-    for index, prompt in enumerate(prompts):
-        engine.submit(Request(id=str(index), prompt=prompt, how=how))
-    times = []
-    while not engine.is_idle:
+def _step_seconds(
+    engine: Engine[Any], vocab: int, running: int, clock: Callable[[], float], tokens: int
+) -> float:
+    """Return the seconds of a step of so many texts that reads so many tokens of another one."""
+    how = Sampling(max_new_tokens=_TIMED + 2, temperature=0.0, ends=())
+    for index in range(running):
+        engine.submit(Request(id=f"row {index}", prompt=[index % vocab], how=how))
+    while engine.num_decoding < running:
+        engine.step()
+    fastest, once = float("inf"), Sampling(max_new_tokens=1, temperature=0.0)
+    for number in range(_TIMED):
+        if tokens:
+            prompt = [number % vocab] * tokens
+            engine.submit(Request(id=f"prompt {number}", prompt=prompt, how=once))
         begin = clock()
         engine.step()
-        times.append(clock() - begin)
-    return times
+        fastest = min(fastest, clock() - begin)
+    for id in engine.ids():
+        engine.cancel(id)
+    engine.step()
+    return fastest

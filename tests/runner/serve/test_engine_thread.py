@@ -128,13 +128,19 @@ def test_a_prompt_is_read_in_small_pieces_only_while_others_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     thread = _thread(pace=Pace({0: 64, 1: 4, 2: 2}))
-    read, pieces = thread.engine.strategy.read, []
+    strategy, pieces = thread.engine.strategy, []
+    read, both = strategy.read, strategy.advance_and_read
 
     def noted(rows: Any, most: int | None) -> list[Event]:
         pieces.append(most)
         return read(rows, most)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(thread.engine.strategy, "read", noted)
+    def noted_too(rows: Any, unread: Any, most: int) -> Any:
+        pieces.append(most)
+        return both(rows, unread, most)
+
+    monkeypatch.setattr(strategy, "read", noted)
+    monkeypatch.setattr(strategy, "advance_and_read", noted_too)
 
     async def work() -> None:
         first = aiter(_submit(thread, _requests("first")))
