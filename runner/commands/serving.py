@@ -23,7 +23,7 @@ def serve(
         int | None,
         typer.Option(
             help="Tokens of a prompt that are read between two steps of the others "
-            "(default: measured, as many as make a step 2.25 times as long)."
+            "(default: measured, as many as make a step twice as long)."
         ),
     ] = None,
     max_waiting: Annotated[

@@ -31,7 +31,7 @@ from runner.serve.vocabulary import Vocabulary
 
 T = TypeVar("T")
 _LARGEST_CHUNK = 512
-_STEPS = 2.25  # of a step that reads a piece of a prompt too, to one that does not: below 2.5
+_STEPS = 2.0  # of a step that reads a piece of a prompt too, to one that does not: p95 below 2.5
 _TIMED = 6  # steps, or pieces, of which the fastest counts
 _ADAPTER_NAME = re.compile(r"[\w./:@+-]{1,128}", re.ASCII)
 _INFILL = (
@@ -125,7 +125,7 @@ class ServedModel:
         return self._engine(rows, invariant, prefixes=prefixes, chunk=chunk, **own)
 
     def pace(self, *, rows: int, invariant: bool = False) -> Pace:
-        """Measure how many tokens of a prompt a step of others may read in 2.25 of its own time."""
+        """Measure how many tokens of a prompt a step of others may read in twice its own time."""
         most = max(1, min(_LARGEST_CHUNK, self.context // 2))
         too_short = self.context <= _TIMED + 2
         if self.generator.strategy is not None or too_short:  # it reads nothing beforehand
