@@ -1,6 +1,7 @@
 """All readers of a run follow docs/run-folder.md: each reads the same folders, written by hand."""
 
 import io
+import json
 import math
 import re
 import threading
@@ -327,9 +328,15 @@ def test_a_single_run_prints_rows_that_count_as_they_come(
     alone.folder.mkdir(parents=True)
     file, stream = alone.folder / "metrics.jsonl", io.StringIO()
     file.write_text(FIRST)
-    pause = Pause(file, restored(2, 20) + LATE + row(2, 30, 2.5))
+    asked = {"x/accuracy": 0.5, "x/accuracy_stderr": 0.25, "x/log_loss": 1.0, "eval_s": 2.0}
+    evaluated = json.dumps({"step": 30, "time": 9.0, "attempt": 2, "val_loss": 2.0} | asked)
+    pause = Pause(file, restored(2, 20) + LATE + row(2, 30, 2.5) + f"{evaluated}\n")
     _print_metrics(alone, Console(file=stream, width=80), pause)
-    assert stream.getvalue().split() == ["step", "30/?", "loss", "2.5000"]
+    shown = "".join(f"{line.strip()}\n" for line in stream.getvalue().splitlines())
+    assert shown == (
+        "step 30/?  loss 2.5000\nstep 30/?  val_loss 2.0000\n"
+        "x/accuracy 0.5000 +- 0.2500\nx/log_loss 1.0000\n"
+    )
 
 
 BROKEN = FIRST + '{"step": 50, "lo{"step": 60, "time": 1, "attempt": 1, "loss": 2}\n' + LATE

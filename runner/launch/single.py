@@ -92,8 +92,21 @@ def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:
             parts = [f"{key} {row[key]:.4f}" for key in keys if key in row]
             if parts:
                 console.print(_step_line(planned | row, parts), highlight=False)
+            for line in _further_lines(row):
+                console.print(line, highlight=False, markup=False)
         if last:
             return
+
+
+def _further_lines(row: Line) -> list[str]:
+    """Return a line for each value of the further evaluations of a row, with its standard error."""
+    values = {key: row[key] for key in row if "/" in key} if "eval_s" in row else {}
+    return [
+        f"  {key} {value:.4f}"
+        + (f" +- {values[f'{key}_stderr']:.4f}" if f"{key}_stderr" in values else "")
+        for key, value in values.items()
+        if not key.endswith("_stderr")
+    ]
 
 
 def _step_line(row: Line, parts: list[str]) -> str:
