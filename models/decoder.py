@@ -279,7 +279,7 @@ class Decoder(LanguageModel):
             rows = own.view(*part.tokens.shape, -1)
             last.append(rows[torch.arange(len(rows), device=x.device), added - 1])
             sizes.append(len(rows))
-        return list(self._logits(self.norm(torch.cat(last))).split(sizes))
+        return list(self.head_logits(self.norm(torch.cat(last))).split(sizes))
 
     def blocks(self) -> list[nn.Module]:
         """Return the layers in order."""
