@@ -75,6 +75,19 @@ def prompt_sees_itself(data: Any) -> bool:
     return bool(getattr(data, "bidirectional_prompt", False))
 
 
+def refuse_several_sequences(data: Any, task: str) -> None:
+    """Raise ValueError if a sample of a config of data holds several sequences.
+
+    Args:
+        task: the name of the task that learns one from each.
+    """
+    if getattr(data, "sequences_per_sample", 1) != 1:
+        raise ValueError(
+            f"task={task} learns single sequences, and the samples of {type(data).__name__} hold "
+            "several; give task=preference, or other data"
+        )
+
+
 def statistics(corpus: Any, seq: int) -> dict[str, float]:
     """Return counts of what a corpus gives in sequences of `seq`, for the journal; default: {}."""
     own = getattr(corpus, "statistics", None)

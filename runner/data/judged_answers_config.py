@@ -12,6 +12,7 @@ from models.config import config, configs_of, execution
 from runner.data.corpus import content_hash, needs_text, source_hash
 from runner.data.sources import SourceConfig, row_source
 from runner.data.tokenizers_config import TokenizerConfig
+from runner.machine.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,16 @@ class AnswerSource:
         """Return the hash of the rows' content and of what is made of them."""
         made = f"{content_hash(self.rows_of())}:{self.layout}:{self.unusable}"
         return hashlib.sha256(made.encode()).hexdigest()[:32]
+
+    def check_first_row(self) -> None:
+        """Raise DataError if the first row of a local file is of another layout."""
+        local = Path(self.path).exists() and self.rows_of().format != "hub"
+        if local and self.unusable == "refuse":
+            next(self.examples(), None)
+
+    def examples(self) -> "Iterator[tuple[Answer, ...] | None]":
+        """Yield the answers of each row, None for a row that is dropped."""
+        raise NotImplementedError
 
     def rows(self) -> Iterator[tuple[str, Any]]:
         """Yield (place for messages, row); see `SourceConfig.rows`."""
@@ -145,7 +156,17 @@ class JudgedAnswersConfig:
         return [source_hash(source) for source in self.sources]
 
     def check(self, tokenizer: Any, seq: int) -> None:
-        """Raise ValueError for a tokenizer made from text, or without the template of form=chat."""
+        """Refuse a wrong layout, a tokenizer made from text or without the template of form=chat.
+
+        Raises:
+            ValueError: one of these.
+        """
+        for source in self.sources:
+            try:
+                if isinstance(source, AnswerSource):
+                    source.check_first_row()
+            except DataError as error:  # before a run, not in it
+                raise ValueError(str(error)) from error
         if needs_text(tokenizer):
             raise ValueError(
                 f"tokenizer.kind={tokenizer.kind} is made from text, and answers are no sample of "

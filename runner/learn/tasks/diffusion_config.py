@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from models.config import config, neutral
-from runner.data.corpus import end_ids, token_id
+from runner.data.corpus import end_ids, refuse_several_sequences, token_id
 from runner.data.tokenizer_folder import MASK
 from runner.records.contracts import Inputs
 
@@ -88,6 +88,7 @@ class DiffusionConfig:
             ValueError: one of the two.
         """
         refuse_causal(run, "diffusion")
+        refuse_several_sequences(run.data, "diffusion")
         batch = run.train.batch_size if run.train is not None else self.strata
         if batch % self.strata:
             raise ValueError(

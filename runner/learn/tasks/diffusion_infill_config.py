@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.config import config
-from runner.data.corpus import end_ids, token_id
+from runner.data.corpus import end_ids, refuse_several_sequences, token_id
 from runner.data.tokenizer_folder import DELETE, EXPAND, MASK
 from runner.learn.tasks.diffusion_config import refuse_causal
 from runner.records.contracts import Inputs
@@ -63,6 +63,7 @@ class DiffusionInfillConfig:
             ValueError: it is one.
         """
         refuse_causal(run, "diffusion_infill")
+        refuse_several_sequences(run.data, "diffusion_infill")
 
     def build(self, model: Any, tokenizer: Any, inputs: Inputs) -> "DiffusionInfill":
         """Return the task."""

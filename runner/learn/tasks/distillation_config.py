@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.config import config
+from runner.data.corpus import refuse_several_sequences
 from runner.learn.tasks.frozen_config import check_frozen
 from runner.records.contracts import Inputs
 
@@ -48,6 +49,7 @@ class DistillationConfig:
         Raises:
             ValueError: one of the two.
         """
+        refuse_several_sequences(run.data, "distillation")
         if self.teacher not in run.inputs and not (self.teacher == "init" and run.init):
             raise ValueError(
                 f"task.teacher={self.teacher}: there is no such input (there are: "
@@ -55,11 +57,6 @@ class DistillationConfig:
                 "init=hf:DIR and task.teacher=init"
             )
         check_frozen(f"task.teacher={self.teacher}", self.teacher, run)
-        if getattr(run.data, "sequences_per_sample", 1) != 1:
-            raise ValueError(
-                "task=distillation learns single sequences, and the samples of this data hold "
-                "several; use data of text or conversations"
-            )
 
     def build(self, model: Any, tokenizer: Any, inputs: Inputs) -> "Distillation":
         """Return the task."""

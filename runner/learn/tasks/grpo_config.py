@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.config import any_configs, config
+from runner.data.corpus import refuse_several_sequences
 from runner.learn.tasks.frozen_config import check_frozen
 from runner.records.contracts import Inputs
 
@@ -89,6 +90,7 @@ class GRPOConfig:
         Raises:
             ValueError: one of the two.
         """
+        refuse_several_sequences(run.data, "grpo")
         if getattr(run.train, "parallel", None) == "fsdp":
             raise ValueError(
                 "task=grpo generates texts of unequal lengths on each process, and "

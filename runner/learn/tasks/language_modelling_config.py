@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from models.config import config
-from runner.data.corpus import prompt_sees_itself
+from runner.data.corpus import prompt_sees_itself, refuse_several_sequences
 from runner.records.contracts import Inputs
 
 if TYPE_CHECKING:
@@ -15,7 +15,17 @@ class LanguageModellingConfig:
     """Next-token prediction; it has no options."""
 
     def check(self, run: Any) -> None:
-        """Raise ValueError if tokens of a prompt are to see each other and the model cannot."""
+        """Refuse judged answers, and tokens of a prompt that the model cannot let see each other.
+
+        Raises:
+            ValueError: one of the two.
+        """
+        refuse_several_sequences(run.data, "language_modelling")
+        if getattr(run.data, "labelled", False):
+            raise ValueError(
+                "task=language_modelling would learn the wrong answers of data=solutions like the "
+                "right ones; give task=verifier, or data=problems with the right ones"
+            )
         if not prompt_sees_itself(run.data):
             return
         check_spans = getattr(run.model, "check_spans", None)

@@ -118,9 +118,12 @@ def test_bad_rows_are_named_by_file_and_line_or_dropped(
     path = _write(tmp_path / "bad.jsonl", GOOD[layout], row)
     with pytest.raises(DataError, match=rf"bad.jsonl, line 2.*{message}"):
         list(kind(path=path, layout=layout).examples())
+    alone = _write(tmp_path / "alone.jsonl", row)
+    data: Any = SolutionsConfig if kind is SolutionSource else PreferencesConfig
+    with pytest.raises(ValueError, match=rf"alone.jsonl, line 1.*{message}"):  # before the run
+        data(sources=(kind(path=alone, layout=layout),), form="text").check(BYTES, 16)
     kept = list(kind(path=path, layout=layout, unusable="drop").examples())
     assert [one is None for one in kept] == [False, True]
-    alone = _write(tmp_path / "alone.jsonl", row)
     with pytest.raises(DataError, match=r"alone.jsonl: no row can be used; of the last: "):
         list(kind(path=alone, layout=layout, unusable="drop").examples())
 

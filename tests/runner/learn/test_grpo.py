@@ -324,6 +324,7 @@ def test_what_cannot_be_run_is_refused(batch: dict[str, Tensor], model: Any) -> 
     run: Any = SimpleNamespace(
         model=SimpleNamespace(causal=True),
         train=SimpleNamespace(parallel="ddp"),
+        data=SUMS,
         inputs={},
         init=None,
     )

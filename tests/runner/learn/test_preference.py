@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,17 @@ from models.config import plain
 from models.contract import token_loss
 from models.decoder_config import DecoderConfig
 from models.experts_config import ExpertsConfig
-from runner.data.judged_answers_config import PreferencesConfig, PreferenceSource
+from runner.data.judged_answers_config import (
+    PreferencesConfig,
+    PreferenceSource,
+    SolutionsConfig,
+    SolutionSource,
+)
+from runner.evaluate.rewards import RightAnswer
 from runner.learn.memory import predicted_bytes
+from runner.learn.tasks.distillation_config import DistillationConfig
+from runner.learn.tasks.grpo_config import GRPOConfig
+from runner.learn.tasks.language_modelling_config import LanguageModellingConfig
 from runner.learn.tasks.preference import Preference, as_rows, mismatched
 from runner.learn.tasks.preference_config import PreferenceConfig
 from runner.learn.tasks.preference_losses import Pairs, pair_losses
@@ -128,6 +138,28 @@ def test_gradients_by_token_weights_equal_those_through_logits(
 
 def _index(count: int) -> Tensor:
     return torch.arange(count)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("language_modelling", LanguageModellingConfig()),
+        ("distillation", DistillationConfig()),
+        ("grpo", GRPOConfig(rewards={"right": RightAnswer()})),
+    ],
+)
+def test_pairs_are_learnt_by_the_task_of_pairs_alone(name: str, task: Any) -> None:
+    source = PreferenceSource(path="pairs.jsonl")
+    run: Any = SimpleNamespace(data=PreferencesConfig(sources=(source,)))
+    with pytest.raises(ValueError, match=rf"task={name} learns single sequences.*task=preference"):
+        task.check(run)
+
+
+def test_wrong_solutions_are_not_learnt_as_text() -> None:
+    judged = SolutionsConfig(sources=(SolutionSource(path="solutions.jsonl"),))
+    run: Any = SimpleNamespace(data=judged)
+    with pytest.raises(ValueError, match=r"would learn the wrong answers.*give task=verifier"):
+        LanguageModellingConfig().check(run)
 
 
 @pytest.mark.parametrize("loss", ["dpo", "dpo_normalised"])
