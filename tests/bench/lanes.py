@@ -4,19 +4,20 @@
 
 A lane calls a tool after every 16 tokens, which sleeps and answers with 8. Asynchronous: a lane
 that waits leaves the batch. Synchronous: no step is taken while a lane waits. Beside both stands
-what a simulation of the queue foretells: measured / foretold should be within 15% of 1 on a quiet
-machine. Its costs (a step, a pass over answers, a lane that leaves, each by the number of lanes)
-are measured within the engine, of lanes in step whose tool answers at once. A round measures the
-costs and then all delays both ways; the median over rounds is shown, and the range of its ratios.
+what a simulation of the queue foretells: measured / foretold should be within 15% of 1. Its costs
+(a step and a pass over answers, each by the number of lanes, and a lane that leaves) are measured
+within the engine in the run beside which it stands, so that other work on the machine slows both;
+who runs and who waits, when, is the simulation's own. The median over rounds is shown, and the
+range of the ratios.
 """
 
 import argparse
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean, median
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,7 +33,6 @@ from runner.generate.tools import Call, Tools
 from tests.bench.generate import SIZES, both_models
 
 BETWEEN, ANSWER, PROMPT, TOKENS = 16, 8, 16, 96
-R = TypeVar("R")
 
 
 class Numbers:
@@ -58,26 +58,45 @@ class Sleeps:
 
 
 class Timed(Autoregressive):
-    """Notes the seconds of each step, each pass over answers, and each lane that leaves."""
+    """Notes (lanes, seconds) of each step, each pass over answers, and each lane that leaves."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__(model, context=1024, decode=lambda _: "")
-        self.seconds: dict[str, list[float]] = {"advance": [], "read": [], "leave": []}
+        self.steps: list[tuple[int, float]] = []
+        self.answers: list[tuple[int, float]] = []
+        self.leaves: list[tuple[int, float]] = []
 
     def advance(self, rows: Sequence[TextRow]) -> list[Event]:
-        return self._timed("advance", lambda: super(Timed, self).advance(rows))
+        with timed(self.steps, len(rows)):
+            return super().advance(rows)
 
     def read(self, rows: Sequence[TextRow], most: int | None) -> list[Event]:
-        return self._timed("read", lambda: super(Timed, self).read(rows, most))
+        with timed(self.answers, len(rows)):
+            return super().read(rows, most)
 
     def leave(self, row: TextRow) -> None:
-        self._timed("leave", lambda: super(Timed, self).leave(row))
+        with timed(self.leaves, 1):
+            super().leave(row)
 
-    def _timed(self, name: str, call: Callable[[], R]) -> R:
-        begun = time.perf_counter()
-        done = call()
-        self.seconds[name].append(time.perf_counter() - begun)
-        return done
+    def costs(self) -> "Costs":
+        """Return the mean seconds by the number of lanes, straight between those that occurred."""
+        step, answer, call = (by_lanes(s) for s in (self.steps, self.answers, self.leaves))
+        return Costs(step=step, answer=answer, call=call(1))
+
+
+@contextmanager
+def timed(notes: list[tuple[int, float]], lanes: int) -> Iterator[None]:
+    """Note the seconds of what is done within."""
+    begun = time.perf_counter()
+    yield
+    notes.append((lanes, time.perf_counter() - begun))
+
+
+def by_lanes(notes: Sequence[tuple[int, float]]) -> Callable[[int], float]:
+    """Return the mean seconds as a function of the number of lanes."""
+    rows = sorted({lanes for lanes, _ in notes})
+    means = [mean(seconds for lanes, seconds in notes if lanes == count) for count in rows]
+    return lambda count: float(np.interp(count, rows, means))
 
 
 @dataclass(frozen=True)
@@ -86,7 +105,7 @@ class Costs:
 
     Args:
         step, answer: of a step, and of a pass over answers.
-        call: of one lane that calls: it leaves, its tool begins, its answer is encoded.
+        call: of one lane that leaves.
     """
 
     step: Callable[[int], float]
@@ -102,16 +121,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     model = both_models(given.size)[0].for_inference()
-    seconds(loaded(model, 4), waits=True)  # the first passes set up what later ones find
+    a_run(model, 4, 0.0, waits=True)  # the first passes set up what later ones find
     print(
         "| lanes | delay (ms) | asynchronous (tokens/s) | / foretold | synchronous | / foretold |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     for lanes in given.lanes:
-        rounds = [a_round(model, lanes, given.delay_ms) for _ in range(given.rounds)]
-        for place, delay in enumerate(given.delay_ms):
+        for delay in given.delay_ms:
+            rounds = [
+                [a_run(model, lanes, delay / 1000, waits=waits) for waits in (False, True)]
+                for _ in range(given.rounds)
+            ]
             cells = []
-            for rates in zip(*(of_round[place] for of_round in rounds), strict=True):
+            for rates in zip(*rounds, strict=True):
                 ratios = sorted(measured / foretold for measured, foretold in rates)
                 cells.append(f"{median(measured for measured, _ in rates):.0f}")
                 cells.append(f"{median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})")
@@ -119,57 +141,25 @@ def main() -> None:
     print(f"load of the last minute: {os.getloadavg()[0]:.1f}")
 
 
-def a_round(
-    model: LanguageModel, lanes: int, delays_ms: Sequence[float]
-) -> list[list[tuple[float, float]]]:
-    """Return (measured, foretold) tokens/s of asynchronous and of synchronous lanes by delay."""
-    measured = costs(model, lanes)
-    tokens = lanes * TOKENS
-    return [
-        [
-            (
-                tokens / seconds(loaded(model, lanes, delay / 1000), waits=waits),
-                tokens / simulate(lanes, delay / 1000, measured, waits=waits),
-            )
-            for waits in (False, True)
-        ]
-        for delay in delays_ms
-    ]
-
-
-def seconds(engine: Engine[TextRow], *, waits: bool) -> float:
-    """Return the seconds that all lanes take from their first step; prompts are read before."""
+def a_run(model: LanguageModel, lanes: int, delay: float, *, waits: bool) -> tuple[float, float]:
+    """Return (measured, foretold) tokens/s of lanes from their first step; prompts are read."""
+    strategy = Timed(model)
+    engine = loaded(strategy, lanes, delay)
+    strategy.answers.clear()  # the prompts
     begun = time.perf_counter()
     while engine.num_running or engine.num_away:
         while waits and engine.away.pool.num_under_way:
             engine.away.receive(wait=True)
         engine.step()
-    return time.perf_counter() - begun
+    took = time.perf_counter() - begun
+    foretold = simulate(lanes, delay, strategy.costs(), waits=waits)
+    return lanes * TOKENS / took, lanes * TOKENS / foretold
 
 
-def costs(model: LanguageModel, lanes: int) -> Costs:
-    """Return what lanes in step cost, interpolated between numbers of them up to `lanes`."""
-    rows = sorted({1, max(1, lanes // 4), max(1, lanes // 2), lanes})
-    steps, answers, call = [], [], 0.0
-    for count in rows:
-        engine = loaded(model, count)
-        spent = engine.strategy.seconds  # type: ignore[attr-defined]
-        spent["read"].clear()  # the prompts
-        total = seconds(engine, waits=True)
-        steps.append(mean(spent["advance"]))
-        answers.append(mean(spent["read"]))
-        call = (total - sum(spent["advance"]) - sum(spent["read"])) / len(spent["leave"])
-    return Costs(
-        step=lambda count: float(np.interp(count, rows, steps)),
-        answer=lambda count: float(np.interp(count, rows, answers)),
-        call=call,
-    )
-
-
-def loaded(model: LanguageModel, lanes: int, delay: float = 0.0) -> Engine[TextRow]:
+def loaded(strategy: Timed, lanes: int, delay: float) -> Engine[TextRow]:
     """Return an engine whose lanes have read their prompts; its tool sleeps `delay` seconds."""
     tools = Tools([Sleeps(delay)], Numbers(), max_calls=TOKENS)
-    engine = Engine(Timed(model), rows=lanes, max_away=lanes)
+    engine = Engine(strategy, rows=lanes, max_away=lanes)
     for number in range(lanes):
         prompt = torch.randint(0, 9999, (PROMPT,), generator=torch.Generator().manual_seed(number))
         how = Sampling(max_new_tokens=TOKENS + 1, temperature=0.0, ends=())
