@@ -25,6 +25,7 @@ WITHIN = {
     "model/part": "model.parts.LETTER",
     "model/streams": "model.streams",
     "model/adapter": "model.adapter",
+    "model/rounding": "model.rounding",
     "eval/also": "eval.also.NAME",
     "parser": "NODE.parser",
     "scorer": "NODE.scorer",

@@ -69,13 +69,21 @@ def test_every_part_is_a_branch_by_one_override(part: str, compose: Compose) -> 
         validate(compose(f"+model/part@model.parts.x={part}", "+model.parts.x.wdow=3"))
 
 
-@pytest.mark.parametrize("streams", sorted(p.stem for p in (CONF / "model/streams").glob("*.yaml")))
-def test_every_kind_of_streams_is_one_override(streams: str, compose: Compose) -> None:
-    cfg = validate(compose(f"+model/streams={streams}"))
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    sorted(
+        (k, p.stem) for k in ("streams", "rounding") for p in (CONF / "model" / k).glob("*.yaml")
+    ),
+)
+def test_every_kind_of_streams_and_of_rounding_is_one_override(
+    kind: str, name: str, compose: Compose
+) -> None:
+    cfg = validate(compose(f"+model/{kind}={name}"))
     with torch.device("meta"):
         built = cfg.model.build(257, 0)
     assert sum(p.numel() for p in built.parameters()) == cfg.model.num_parameters(257)
-    assert validate(freeze(cfg)).model.streams == cfg.model.streams
+    assert getattr(cfg.model, kind) is not None
+    assert validate(freeze(cfg)).model == cfg.model
 
 
 def test_a_decoder_without_parts_has_the_fingerprint_it_had_before_there_were_any(
