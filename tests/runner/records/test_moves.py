@@ -30,7 +30,7 @@ def test_every_released_target_resolves_and_hashes_as_it_did(target: str) -> Non
 def test_every_config_class_of_conf_is_in_the_list(compose: Callable[..., dict[str, Any]]) -> None:
     root = Path(__file__).parents[3]
     named = {
-        line.partition("_target_:")[2].strip()
+        line.partition("_target_:")[2].strip(" }")
         for file in root.glob("conf/**/*.yaml")
         for line in file.read_text().splitlines()
         if "_target_:" in line
