@@ -73,10 +73,12 @@ class Attention(nn.Module):
         for part in context.parts:
             batch, seq = part.tokens.shape
             last = first + batch * seq
-            own = [
-                t[0, :, first:last].unflatten(1, (batch, seq)).transpose(0, 1) for t in (q, k, v)
-            ]
-            outputs.append(self._attend(*own, part).transpose(0, 1).flatten(1, 2))
+            q_part, k_part, v_part = (
+                t[0, :, first:last].reshape(t.shape[1], batch, seq, -1).transpose(0, 1)
+                for t in (q, k, v)
+            )
+            y = self._attend(q_part, k_part, v_part, part)
+            outputs.append(y.transpose(0, 1).flatten(1, 2))
             first = last
         return torch.cat(outputs, dim=1)[None]
 

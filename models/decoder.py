@@ -272,14 +272,15 @@ class Decoder(LanguageModel):
             parts=tuple(parts),
         )
         x, _ = self._through(_autocast(torch.cat(xs)[None]), joined)
-        last, sizes = [], []
-        for own, part in zip(x[0].split([len(one) for one in xs]), parts, strict=True):
+        sizes = [len(one) for one in xs]
+        last = []
+        for own, part in zip(torch.split(x[0], sizes), parts, strict=True):
             assert part.state is not None
             added = part.state.finish()
             rows = own.view(*part.tokens.shape, -1)
             last.append(rows[torch.arange(len(rows), device=x.device), added - 1])
-            sizes.append(len(rows))
-        return list(self.head_logits(self.norm(torch.cat(last))).split(sizes))
+        logits = self.head_logits(self.norm(torch.cat(last)))
+        return list(torch.split(logits, [len(rows) for rows in last]))
 
     def blocks(self) -> list[nn.Module]:
         """Return the layers in order."""

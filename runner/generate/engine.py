@@ -29,6 +29,7 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row)
+Given = TypeVar("Given", bound=Row, contravariant=True)
 
 
 @runtime_checkable
@@ -77,11 +78,11 @@ class Strategy(Protocol[R]):
 
 
 @runtime_checkable
-class ReadsBeside(Protocol[R]):
+class ReadsBeside(Protocol[Given]):
     """A strategy that can advance rows and read of another in one pass, which costs less."""
 
     def advance_and_read(
-        self, rows: Sequence[R], unread: Sequence[R], most: int
+        self, rows: Sequence[Given], unread: Sequence[Given], most: int
     ) -> list[Event] | None:
         """Do what `advance` and then `read` would; None: it cannot, and has done nothing."""
         ...

@@ -1,5 +1,6 @@
 """Servers for tests: a small run of a Qwen-style folder with a chat template, behind a port."""
 
+import asyncio
 import json
 import re
 import time
@@ -8,9 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
+from models.prefix_cache import PrefixCache
+from runner.generate.text_generator import TextGenerator
+from runner.serve.access import Access
+from runner.serve.app import Api
+from runner.serve.engine_thread import EngineThread
+from runner.serve.gate import Gate
+from runner.serve.metrics import Metrics
+from runner.serve.served_model import ServedModel
 from tests.command_server import Command, run, start
 from tests.conftest import TINY, write_text
 from tests.folders import qwen
@@ -73,3 +83,42 @@ def serving(made: Path, *options: str, env: dict[str, str] | None = None) -> Ite
     finally:
         command.kill()
         command.wait()
+
+
+def asked(
+    generator: TextGenerator,
+    folder: Path,
+    asks: list[tuple[str, dict[str, Any]]],
+    *,
+    at_once: bool = False,
+    **more: Any,
+) -> list[tuple[int, Any]]:
+    """Return (status, answer) of requests to a server of the run in this process, in order."""
+    model = ServedModel(folder, generator)
+    prefixes = PrefixCache(block=4, max_bytes=1 << 20)
+    engine = model.engine(rows=2, chunk=8, prefixes=prefixes, **more)
+    thread, access = EngineThread(engine, Metrics(model.name), max_waiting=4), Access()
+    app = Api(model, thread, access).app()
+    gate = Gate(app, access=access, only_loopback=True)
+
+    async def ask() -> list[tuple[int, Any]]:
+        transport = httpx2.ASGITransport(app=gate)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+        ):
+            posts = [client.post(path, json=body, timeout=60) for path, body in asks]
+            answers = await asyncio.gather(*posts) if at_once else [await post for post in posts]
+            return [
+                (a.status_code, a.json() if a.text.startswith("{") else a.text) for a in answers
+            ]
+
+    answers = asyncio.run(ask())
+    assert thread.num_open == engine.strategy.num_bytes() == 0
+    return answers
+
+
+def events(stream: str) -> list[str]:
+    """Return the data of server-sent events, without the pings of a slow stream."""
+    lines = stream.split("\n\n")
+    return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]

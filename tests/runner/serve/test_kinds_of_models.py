@@ -1,31 +1,22 @@
 """Every kind of model is served as it generates: runs of each, in this process, without a port."""
 
-import asyncio
 import json
 import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
-from models.prefix_cache import PrefixCache
 from runner.generate.denoising import Denoising
 from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
 from runner.machine.errors import ConfigError
-from runner.serve.access import Access
-from runner.serve.app import Api
-from runner.serve.engine_thread import EngineThread
 from runner.serve.fields import Message
-from runner.serve.gate import Gate
-from runner.serve.metrics import Metrics
 from runner.serve.requests import messages_of
-from runner.serve.served_model import ServedModel
 from tests.command_server import run
 from tests.conftest import TINY, write_text
-from tests.runner.serve.running import CHATML, PATIENCE_S
+from tests.runner.serve.running import CHATML, PATIENCE_S, asked, events
 from tests.runner.test_old_cells import lay_out
 
 OLD = {  # their contexts are 16 tokens, of characters, bytes or numbers
@@ -43,39 +34,6 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lay_out(tmp_path_factory.mktemp("old") / "runs_2026_11") / "runs"
 
 
-def _asked(
-    generator: TextGenerator,
-    folder: Path,
-    asks: list[tuple[str, dict[str, Any]]],
-    *,
-    at_once: bool = False,
-    **more: Any,
-) -> list[tuple[int, Any]]:
-    """Return (status, answer) of requests to a server of the run, one after the other."""
-    model = ServedModel(folder, generator)
-    prefixes = PrefixCache(block=4, max_bytes=1 << 20)
-    engine = model.engine(rows=2, chunk=8, prefixes=prefixes, **more)
-    thread, access = EngineThread(engine, Metrics(model.name), max_waiting=4), Access()
-    app = Api(model, thread, access).app()
-    gate = Gate(app, access=access, only_loopback=True)
-
-    async def ask() -> list[tuple[int, Any]]:
-        transport = httpx2.ASGITransport(app=gate)
-        async with (
-            app.router.lifespan_context(app),
-            httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
-        ):
-            posts = [client.post(path, json=body, timeout=60) for path, body in asks]
-            answers = await asyncio.gather(*posts) if at_once else [await post for post in posts]
-            return [
-                (a.status_code, a.json() if a.text.startswith("{") else a.text) for a in answers
-            ]
-
-    answers = asyncio.run(ask())
-    assert thread.num_open == engine.strategy.num_bytes() == 0
-    return answers
-
-
 @pytest.mark.parametrize("kind", OLD)
 def test_texts_through_the_server_are_those_of_generate(kind: str, old: Path) -> None:
     name, prompt = OLD[kind]
@@ -83,7 +41,7 @@ def test_texts_through_the_server_are_those_of_generate(kind: str, old: Path) ->
     hows = [Sampling(max_new_tokens=8, temperature=t, seed=5) for t in (0.0, 1.0)]
     body = {"prompt": prompt, "max_tokens": 8, "seed": 5}
     asks = [("/v1/completions", body | {"temperature": how.temperature}) for how in hows * 2]
-    answers = _asked(generator, old / name, asks)
+    answers = asked(generator, old / name, asks)
     own = [one.text for one in generator.generate([prompt] * 2, hows)]
     assert [answer["choices"][0]["text"] for _, answer in answers] == own * 2
     assert own[0] != own[1]
@@ -99,7 +57,7 @@ def test_a_model_of_texts_holds_no_conversation_and_says_so(old: Path) -> None:
         ("/v1/completions", {"prompt": "a", "structured_outputs": {"regex": "[é]{3}"}}),
     ]
     asks.append(("/infill", {"input_prefix": "a", "input_suffix": "b"}))
-    (status, plain), (_, tooled), (_, bound), (_, gap) = _asked(TextGenerator(folder), folder, asks)
+    (status, plain), (_, tooled), (_, bound), (_, gap) = asked(TextGenerator(folder), folder, asks)
     assert "fim_prefix" in gap["error"]["message"]
     assert (status, plain["error"]["code"]) == (400, "no_chat_template")
     assert tooled["error"]["param"] == "tools"
@@ -131,7 +89,7 @@ def test_a_text_that_takes_long_to_encode_holds_up_nobody_else(
         ("/detokenize", {"tokens": [7, 7, 7]}),
         ("/tokenize", {"prompt": "quick", "add_special_tokens": False}),
     ]
-    answers = _asked(generator, folder, asks, at_once=True)
+    answers = asked(generator, folder, asks, at_once=True)
     assert [status for status, _ in answers] == [200] * 3
 
 
@@ -157,13 +115,13 @@ def test_a_canvas_streams_its_beginning_and_refuses_what_goes_from_left_to_right
     asks = [(path, body), (path, body | {"stream": True})]
     asks += [(path, body | fields) for fields in refused]
     asks += [(path, body | {"structured_outputs": {"regex": "a+"}})]
-    (_, whole), (_, streamed), *others = _asked(generator, diffusion, asks)
+    (_, whole), (_, streamed), *others = asked(generator, diffusion, asks)
     how = Denoising(max_new_tokens=12, temperature=0.0, seed=1, block=4)
     (own,) = generator.generate(["line"], how)
     assert whole["choices"][0]["text"] == own.text
-    *chunks, done, _ = streamed.split("\n\n")
-    assert done == "data: [DONE]"
-    pieces = [json.loads(chunk[6:])["choices"][0]["text"] for chunk in chunks]
+    *chunks, done = events(streamed)
+    assert done == "[DONE]"
+    pieces = [json.loads(chunk)["choices"][0]["text"] for chunk in chunks]
     assert "".join(pieces) == own.text
     assert [answer["error"]["param"] for _, answer in others] == [
         "logprobs",
@@ -197,13 +155,13 @@ def test_calls_of_tools_come_back_as_calls_and_the_rest_as_text(made: Path, tmp_
     asks = [body, body | {"stream": True}, body | {"tool_choice": "none"}, body | short]
     generator = TextGenerator(folder)
     generator.context = 512  # it knows positions of any distance
-    answers = _asked(generator, folder, [(path, ask) for ask in asks])
+    answers = asked(generator, folder, [(path, ask) for ask in asks])
     (_, whole), (_, streamed), (_, none), (_, broken) = answers
     message, finish = (whole["choices"][0][key] for key in ("message", "finish_reason"))
     assert (message["content"], finish) == ("ok", "tool_calls")
     functions = [one["function"] for one in message["tool_calls"]]
     assert functions == [{"name": "f", "arguments": '{"x": 1}'}] * 2
-    chunks = [json.loads(line[6:]) for line in streamed.split("\n\n")[:-2]]
+    chunks = [json.loads(chunk) for chunk in events(streamed)[:-1]]
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert "".join(delta.get("content", "") for delta in deltas) == "ok"
     calls = [one for delta in deltas for one in delta.get("tool_calls", ())]
