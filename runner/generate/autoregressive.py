@@ -1,7 +1,6 @@
 """The strategy that adds one token to every row in each step."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from models.cache import State
 from models.contract import read, reads_side_by_side, start
 from models.prefix_cache import PrefixCache
 from runner.generate.choosing import History, choose
-from runner.generate.decoding_batch import DecodingBatch, prefill
+from runner.generate.decoding_batch import DecodingBatch, keeps_every_length, prefill
 from runner.generate.request import Event, Request
 from runner.generate.sampling import Sampling
 from runner.generate.scoring import MAX_LOGITS, padded, score_prompts
@@ -67,6 +66,7 @@ class Autoregressive:
         self._unread: dict[str, TextRow] = {}
         can = fixed_rows is None and not bidirectional
         self._reads_beside = can and reads_side_by_side(model)
+        self._keeps_every_length = prefixes is not None and keeps_every_length(model)
 
     def check(self, request: Request) -> None:
         """See `Strategy`."""
@@ -233,12 +233,6 @@ class Autoregressive:
         if state.lengths.device == self._batch.device:  # not in the memory of the host
             read = row.tokens[: int(state.lengths[index])]
             self.prefixes.save(read, state, index, salt=row.request.salt)
-
-    @cached_property
-    def _keeps_every_length(self) -> bool:
-        """Whether a state holds what it was after any of its tokens: nothing is overwritten."""
-        _, state = prefill(self.model, [[0]])
-        return state.can_truncate
 
     def num_bytes(self) -> int:
         """See `Strategy`."""

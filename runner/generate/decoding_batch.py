@@ -17,6 +17,12 @@ from models.contract import Pass, read, read_side_by_side, start
 from runner.generate.scoring import padded
 
 
+def keeps_every_length(model: Any) -> bool:
+    """Return whether a state holds what it was after any of its tokens: nothing is overwritten."""
+    _, state = prefill(model, [[0]])
+    return state.can_truncate
+
+
 def prefill(
     model: Any,
     texts: Sequence[Sequence[int]],
