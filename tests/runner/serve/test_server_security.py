@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ def test_a_key_is_asked_for_and_a_wrong_one_is_told_apart_from_none_by_nothing(
             error = _refused(answer, 401)
             assert error["code"] == "invalid_api_key"
             assert "WWW-Authenticate" in answer.headers
-    huge = http_get(f"{server.url}/v1/models", headers={"authorization": "k" * 100_000})
-    assert huge.status_code in (400, 401)
+    with suppress(httpx2.TransportError):  # it may be cut off while it is still sent
+        huge = http_get(f"{server.url}/v1/models", headers={"authorization": "k" * 100_000})
+        assert huge.status_code in (400, 401)
     for path in ("/health", "/ready", "/"):
         assert http_get(f"{server.url}{path}").status_code == 200
     assert _post(server, {"prompt": "x"}).status_code == 200
