@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from analysis import plots
@@ -21,20 +22,22 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False))
     figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
-    for (width, heads, kv), own in table.groupby([WIDTH, HEADS, KV]):
-        own = own.sort_values("kv_bits")
-        for axis, column in zip(axes, ("kv_kl", "kv_loss_delta"), strict=True):
-            label = f"width {width}, {kv} of {heads} heads"
-            axis.plot(own["kv_bits"], own[column], marker="o", ms=3, lw=0.8, label=label)
-    first = table[table[WIDTH] == table[WIDTH].max()].drop_duplicates("format")
-    for row in first.itertuples():
-        axes[0].annotate(row.format, (row.kv_bits, row.kv_kl), fontsize=6, ha="center")
+    for number, ((width, heads, kv), own) in enumerate(table.groupby([WIDTH, HEADS, KV])):
+        own = own.set_index("format").loc[FORMATS]
+        places = np.arange(len(own)) + 0.12 * (number - 1.5)
+        label = f"width {width}, {kv} of {heads} heads"
+        axes[0].plot(places, own["kv_kl"], "o", ms=3, label=label)
+        ends = own["kv_loss_delta"] - own["least_delta"], own["most_delta"] - own["kv_loss_delta"]
+        axes[1].errorbar(places, own["kv_loss_delta"], ends, fmt="o", ms=3, lw=0.8, label=label)
+    bits = table.drop_duplicates("format").set_index("format")["kv_bits"]
+    names = [f"{name}\n{bits[name]:g}" for name in FORMATS]
     axes[0].set(ylabel="KL from keys and values in full (nats)", yscale="log")
     axes[1].set(ylabel="loss added (nats)")
     axes[1].axhline(0.0, color="0.6", lw=0.6)
-    axes[1].legend(fontsize=6)
+    axes[1].legend(fontsize=6, loc="upper left")
     for axis in axes:
-        axis.set(xlabel="bits of a number of keys and values")
+        axis.set_xticks(range(len(FORMATS)), names)
+        axis.set(xlabel="format, bits of a number of keys and values")
     return [plots.save(folder, NAME, figure, table, runs.count())]
 
 

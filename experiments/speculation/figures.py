@@ -21,27 +21,34 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     table = _by_draft(runs.finished)
     table.to_csv(folder.parent / "results.csv", index=False)
     print(table.to_string(index=False))
-    figure, axes = plt.subplots(1, 3, figsize=(9.0, 3.0), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.4), layout="constrained")
     for (name, label), marker in zip(TEMPERATURES.items(), "os", strict=True):
         own = table[table["temperature"] == name]
-        cells = own[own["size_ratio"].notna()].sort_values("size_ratio")
         for axis, column in zip(axes[:2], ("accepted", "speed_up"), strict=True):
-            axis.plot(cells["size_ratio"], cells[column], marker=marker, ms=3, label=label)
-            for row in own[own["size_ratio"].isna()].itertuples():
-                axis.axhline(getattr(row, column), lw=0.6, color="0.6")
-                axis.annotate(f"{row.draft}, {label}", (1.0, getattr(row, column)), fontsize=5)
+            axis.plot(own.apply(_named, axis=1), own[column], marker, ms=4, label=label)
         axes[2].scatter(own["expected"], own["round_tokens"], s=12, marker=marker, label=label)
+    cells = own[own["size_ratio"].notna()]
+    ideal = cells["round_tokens"] / (LENGTH * cells["size_ratio"] + 1)
+    names = cells.apply(_named, axis=1)
+    axes[1].plot(names, ideal, "x", color="0.5", label="temperature 1, if steps cost as weights")
+    axes[0].set(ylabel="proposals accepted", ylim=(0.0, 1.0))
+    axes[1].set(ylabel="speed-up (CPU seconds)", ylim=(0.0, None))
+    axes[1].axhline(1.0, color="black", lw=0.6)
+    for axis in axes[:2]:
+        axis.tick_params(axis="x", rotation=60, labelsize=7)
     ends = [table["expected"].min(), table["expected"].max()]
     axes[2].plot(ends, ends, color="0.6", lw=0.8, label="formula")
-    axes[0].set(ylabel="proposals accepted", xscale="log", xlabel="weights of draft / target")
-    axes[1].set(ylabel="speed-up (CPU seconds)", xscale="log", xlabel="weights of draft / target")
-    ideal = cells["round_tokens"] / (LENGTH * cells["size_ratio"] + 1)
-    axes[1].plot(cells["size_ratio"], ideal, ls="--", color="0.6", label="if steps cost as weights")
-    axes[1].axhline(1.0, color="black", lw=0.6)
-    axes[1].legend(fontsize=6)
     axes[2].set(xlabel="expected tokens a round", ylabel="measured")
-    axes[2].legend(fontsize=6)
+    for axis in axes[1:]:
+        axis.legend(fontsize=6)
     return [plots.save(folder, NAME, figure, table, runs.count())]
+
+
+def _named(row: pd.Series) -> str:
+    """Return the name of a draft, with the part of the target's weights that it has."""
+    return (
+        row["draft"] if pd.isna(row["size_ratio"]) else f"{row['draft']}, {row['size_ratio']:.0%}"
+    )
 
 
 def _by_draft(done: pd.DataFrame) -> pd.DataFrame:
