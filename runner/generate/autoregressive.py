@@ -11,7 +11,7 @@ from models.cache import State
 from models.contract import read, reads_side_by_side, start
 from models.prefix_cache import PrefixCache
 from runner.generate.choosing import History, choose
-from runner.generate.decoding_batch import DecodingBatch, keeps_every_length, prefill
+from runner.generate.decoding_batch import DecodingBatch, prefill
 from runner.generate.request import Event, Request
 from runner.generate.sampling import Sampling
 from runner.generate.scoring import MAX_LOGITS, padded, score_prompts
@@ -66,7 +66,6 @@ class Autoregressive:
         self._unread: dict[str, TextRow] = {}
         can = fixed_rows is None and not bidirectional
         self._reads_beside = can and reads_side_by_side(model)
-        self._keeps_every_length = prefixes is not None and keeps_every_length(model)
 
     def check(self, request: Request) -> None:
         """See `Strategy`."""
@@ -275,7 +274,7 @@ class Autoregressive:
         piece = row.unread if most is None or self.bidirectional else min(most, row.unread)
         if self.prefixes is None or row.unscored is not None or texts > 1:
             return piece
-        if self._keeps_every_length:
+        if self._batch.keeps_every_length:
             return piece
         return self.prefixes.until_block_end(row.num_read, piece)
 

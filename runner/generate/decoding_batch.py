@@ -4,6 +4,7 @@ Shape legend: batch, seq, vocab.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,12 +16,6 @@ from kernels.at_least_fp32 import at_least_fp32
 from models.cache import State
 from models.contract import Pass, read, read_side_by_side, start
 from runner.generate.scoring import padded
-
-
-def keeps_every_length(model: Any) -> bool:
-    """Return whether a state holds what it was after any of its tokens: nothing is overwritten."""
-    _, state = prefill(model, [[0]])
-    return state.can_truncate
 
 
 def prefill(
@@ -78,6 +73,12 @@ class DecodingBatch:
         self._lengths: Tensor | None = None
         self._before: State | None = None  # what `read_ahead` has read, of a state that overwrites
         self._ahead: dict[str, Sequence[int]] = {}
+
+    @cached_property
+    def keeps_every_length(self) -> bool:
+        """Whether a state holds what it was after any of its tokens: nothing is overwritten."""
+        _, state = prefill(self.model, [[0]])
+        return state.can_truncate
 
     def join(self, names: Sequence[str], state: State) -> None:
         """Add texts that have been read; `state` becomes the batch's own."""

@@ -357,13 +357,17 @@ def test_a_folder_of_next_tokens_starts_a_diffusion_model(
 
 def test_what_does_not_fit_is_refused() -> None:
     model = DecoderConfig(depth=1, width=8, num_heads=1)
-    run: Any = SimpleNamespace(model=model, train=SimpleNamespace(batch_size=16))
+    data, train = SimpleNamespace(), SimpleNamespace(batch_size=16)
+    run: Any = SimpleNamespace(model=model, data=data, train=train)
     with pytest.raises(ValueError, match=r"model\.causal=false"):
         DiffusionConfig().check(run)
     run.model = replace(model, causal=False)
     DiffusionConfig(strata=8).check(run)
     with pytest.raises(ValueError, match=r"divide train\.batch_size=16"):
         DiffusionConfig(strata=5).check(run)
+    run.data = SimpleNamespace(sequences_per_sample=2)
+    with pytest.raises(ValueError, match="task=diffusion learns single sequences"):
+        DiffusionConfig().check(run)
     with pytest.raises(ValueError, match="draws=1"):
         DiffusionConfig(draws=1)
 
