@@ -123,14 +123,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for chunk in chunks:
                 nll[chunk] = on_device.nll(hidden[chunk] @ head.T, targets[chunk])[0]
             weights = weights(nll, torch.arange(rows, device=nll.device))
+        # torch.compile of torch 2.11 gives zeros as gradients of an output changed in its place.
         for chunk in chunks:
             row_loss, lse, kept = on_device.nll(hidden[chunk] @ head.T, targets[chunk])
             nll[chunk], valid = row_loss, targets[chunk] != IGNORE
             weigh = _weights_of(weights, row_loss, chunk)
             if weigh is None:
-                loss += row_loss.sum() + z_loss * (lse * lse * valid).sum()
+                loss = loss + row_loss.sum() + z_loss * (lse * lse * valid).sum()
             else:
-                loss += (weigh * (row_loss + z_loss * lse * lse * valid)).sum()
+                loss = loss + (weigh * (row_loss + z_loss * lse * lse * valid)).sum()
             if needs_hidden or needs_weight:
                 grad_logits = on_device.gradient(kept, targets[chunk], lse, weigh)
                 grad_logits = grad_logits.to(hidden.dtype)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from kernels.formats import E2M1, E4M3, round_nearest, round_stochastic
+from kernels.formats import E2M1, E4M3, quotient, round_nearest, round_stochastic
 from kernels.quantise import Block, Quantised, as_blocks, round_elements
 
 # Elements reach 6 where a scale that rounds down by 1/16 has 93% of its block below it; scales stay
@@ -59,7 +59,7 @@ def quantise_ms_eden(
     peak = blocks.abs().amax(dim=(1, 3), keepdim=True)
     amax = peak.amax() if amax is None else amax
     numerator = torch.where((amax == 0) | amax.isinf(), EDEN_TOP, amax)
-    outer = numerator / EDEN_TOP
+    outer = quotient(numerator, EDEN_TOP)
     scales = round_nearest((peak / (EDEN_ELEMENT * outer)).clamp(max=E4M3.max), E4M3)
     scales = torch.where(scales == 0, 1.0, scales)
     elements = round_elements(blocks, scales, outer, None)
@@ -102,11 +102,12 @@ def quantise_double_block(
     x = x.float()
     blocks, wide = as_blocks(x, block), group_block(block, group)
     largest = as_blocks(x, wide).abs().amax(dim=(1, 3))
-    outer = torch.where((largest == 0) | largest.isinf(), 1.0, largest / _DOUBLE_TOP)
+    outer = torch.where((largest == 0) | largest.isinf(), 1.0, quotient(largest, _DOUBLE_TOP))
     spread = outer.repeat_interleave(wide[0], 0).repeat_interleave(wide[1], 1)
     of_block = spread[:: block[0], :: block[1]][:, None, :, None]
     peak = blocks.abs().amax(dim=(1, 3), keepdim=True)
-    scales = round_nearest((peak / of_block / E2M1.max * sr_headroom).clamp(max=E4M3.max), E4M3)
+    scales = quotient(peak / of_block, E2M1.max) * sr_headroom
+    scales = round_nearest(scales.clamp(max=E4M3.max), E4M3)
     scales = torch.where(scales == 0, _SMALLEST, scales)
     elements = round_elements(blocks, scales, of_block, bits)
     one = torch.ones((), device=x.device)

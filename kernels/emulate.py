@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.compilation import Compiler, Function, current_compiler
 from kernels.format_names import DOUBLE
-from kernels.formats import E2M1, encode_e8m0, encode_positive_e4m3
+from kernels.formats import E2M1, encode_e8m0, encode_positive_e4m3, quotient
 from kernels.philox import Dice, Draw
 from kernels.quantise import TENSOR, Block, check_blocks
 from kernels.quantiser import Quantiser
@@ -55,7 +55,7 @@ class Operand:
             of_rows = self.scales.repeat_interleave(self.block[0], 0)
             values = values * of_rows.repeat_interleave(self.block[1], 1)
         if self.numerator is not None:
-            values = values * (self.numerator / self.denominator)
+            values = values * quotient(self.numerator, self.denominator)
         return values
 
 

@@ -15,6 +15,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 
+def quotient(x: Tensor | float, y: Tensor | float) -> Float[Tensor, "..."]:
+    """Return x / y rounded once on every device, where one of both is a number.
+
+    For a tensor / number CUDA multiplies by the number's reciprocal, and for a number / tensor
+    torch by the tensor's: two roundings.
+    """
+    if isinstance(x, Tensor):
+        return torch.div(x, y if isinstance(y, Tensor) else x.new_full((), y))
+    assert isinstance(y, Tensor)
+    return torch.div(y.new_full((), x), y)
+
+
 @dataclass(frozen=True)
 class FloatFormat:
     """A signed format with subnormals and without infinities in use: rounding saturates.
@@ -98,7 +110,7 @@ def round_scale(
         ValueError: there is no such mode.
     """
     if mode == "rceil":
-        scale = amax * amax.new_tensor(fmt.max).reciprocal()
+        scale = amax * amax.new_full((), fmt.max).reciprocal()
         scale = _power_of_two_up(scale)
     elif mode == "ceil":
         scale = _power_of_two_up(amax) * 2.0**-fmt.emax

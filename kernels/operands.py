@@ -43,7 +43,8 @@ class Delayed:
     seen: Float[Tensor, " 6"]
 
 
-@dataclass(frozen=True, kw_only=True)
+# Without eq: torch.compile of torch 2.11 asks for the hash before the attributes are set.
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Operands:
     """Makes the operands of one layer; `number` is an operand's index in OPERANDS.
 

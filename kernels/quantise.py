@@ -25,6 +25,7 @@ from kernels.formats import (
     encode,
     encode_e8m0,
     pack,
+    quotient,
     round_nearest,
     round_scale,
     round_stochastic,
@@ -158,8 +159,7 @@ def quantise_nvfp4(
     if amax is None:
         amax = peak.amax(dim=2 if in_rows else 0, keepdim=True) if row_scaled else peak.amax()
     top = fmt.max * e4m3_max  # the largest element times the largest scale
-    # number / tensor would be reciprocal() * number in torch: two roundings.
-    enc = torch.div(x.new_tensor(top), amax).clamp(max=_FLT_MAX)
+    enc = quotient(top, amax).clamp(max=_FLT_MAX)
     enc = torch.where((amax == 0) | (enc == 0), 1.0, enc)
     dec = 1.0 / enc
     numerator = torch.where((amax == 0) | amax.isinf(), top, amax)
@@ -168,9 +168,9 @@ def quantise_nvfp4(
         elements, scales = choice(blocks, peak, enc, dec, amax)
     else:
         if order == "te214":
-            scales = peak * (enc * x.new_tensor(fmt.max).reciprocal())
+            scales = peak * (enc * x.new_full((), fmt.max).reciprocal())
         else:
-            scales = (peak / fmt.max) * enc
+            scales = quotient(peak, fmt.max) * enc
         scales = round_nearest((scales * sr_headroom).clamp(max=E4M3.max), E4M3)
         elements = round_elements(blocks, scales, dec, bits, fmt)
     if row_scaled:
@@ -245,7 +245,7 @@ def quantise_fp8(
         amax = blocks.abs().amax(dim=(1, 3), keepdim=True)
     elif amax is None:
         amax = x.abs().amax()
-    enc = torch.div(x.new_tensor(fmt.max), amax) / 2.0**margin
+    enc = quotient(fmt.max, amax) / 2.0**margin
     enc = torch.where((amax > 0) & amax.isfinite() & enc.isfinite(), enc, 1.0)
     if block != TENSOR and powers_of_two:
         enc = torch.ldexp(torch.ones_like(enc), torch.frexp(enc)[1] - 1)  # rounded down
@@ -298,12 +298,12 @@ class _FourOverSix:
         self, blocks: Tensor, peak: Tensor, enc: Tensor, dec: Tensor, amax: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return (elements, scales)."""
-        base = (peak / 6.0) * enc
+        base = quotient(peak, 6.0) * enc
         elements, scales, errors = [], [], []
         for factor in (1.5, 1.0):
             scale = round_nearest((base * factor).clamp(max=E4M3.max), E4M3)
             element = round_elements(blocks, scale, dec, None)
-            difference = element * scale * amax / self.top - blocks
+            difference = quotient(element * scale * amax, self.top) - blocks
             each = difference * difference if self.squared else difference.abs()
             elements.append(element)
             scales.append(scale)

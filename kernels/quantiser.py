@@ -1,6 +1,6 @@
 """A number format with its blocks and the rule of its scales, as one value that quantises."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from jaxtyping import Float
 from torch import Tensor
@@ -108,7 +108,8 @@ class Quantiser:
     def along(self, dim: int) -> "Quantiser":
         """Return this quantiser for an operand whose dimension `dim` is summed over."""
         block = self.block if dim == 1 else self.block[::-1]
-        return Quantiser(**{**self.__dict__, "block": block})
+        given = {name: getattr(self, name) for name in _FIELDS}
+        return Quantiser(**given | {"block": block})
 
     @property
     def elements(self) -> FloatFormat:
@@ -151,3 +152,7 @@ class Quantiser:
         if self.format not in ("nvfp4", "ufp4") or self.scale == DOUBLE:
             return 1.0
         return _ELEMENTS[self.format].max * self.e4m3_max
+
+
+# By name: torch.compile of torch 2.11 does not know the `__dict__` of a frozen dataclass.
+_FIELDS = tuple(field.name for field in fields(Quantiser))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kernels import block_scaled_mm, float8_mm  # noqa: F401  # the ops
 from kernels.emulate import Operand
+from kernels.formats import quotient
 
 
 def scaled_mm(a: Operand, b: Operand, *, sums: tuple[int, int], fp32: bool) -> Float[Tensor, "m n"]:
@@ -64,7 +65,7 @@ def _factor(a: Operand, b: Operand, sums: tuple[int, int], device: torch.device)
     else:
         product = left * right
     denominator = a.denominator * b.denominator
-    return product if denominator == 1.0 else product / denominator
+    return product if denominator == 1.0 else quotient(product, denominator)
 
 
 def _applies_factor(a: Tensor, factor: Tensor) -> bool:

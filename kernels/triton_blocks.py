@@ -251,7 +251,8 @@ def _float8(
 @triton.jit
 def _mx_scale(peak, of_max, RULE: tl.constexpr, EMAX: tl.constexpr, MANTISSA: tl.constexpr):
     """`kernels.formats.round_scale`."""
-    least: tl.constexpr = 5.877471754111438e-39  # 2**-127
+    # 2**-127 by its bits: Triton 3.6 takes a subnormal number for fp64.
+    least = tl.full((), 1 << 22, tl.int32).to(tl.float32, bitcast=True)
     shrink: tl.constexpr = 1.0 / (1 << EMAX)
     if RULE == "rceil":
         scale = power_of_two_up(peak * of_max)

@@ -20,8 +20,11 @@ def triton_agrees(device: torch.device, compare: Callable[[torch.device], None])
     """
     if device.type != "cuda" or os.environ.get("ESPALIER_EAGER_KERNELS"):
         return False
+    # Whatever asks first: a pass without gradients, under autocast or in inference mode.
+    plain = torch.autocast("cuda", enabled=False)
     try:
-        compare(device)
+        with torch.inference_mode(False), torch.enable_grad(), plain:
+            compare(device)
     except Exception as error:
         warnings.warn(f"a Triton kernel is passed over, which is slower: {error}", stacklevel=2)
         return False

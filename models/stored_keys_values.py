@@ -131,7 +131,7 @@ class NVFP4KeysValues(StoredKeysValues):
 
     def _codes(self, x: Tensor) -> Tensor:
         padded = pad_to_blocks(x.float().flatten(0, -2), (1, _BLOCK))
-        codes, scales = quantise_nvfp4(padded, amax=padded.new_tensor(self.top)).packed()
+        codes, scales = quantise_nvfp4(padded, amax=padded.new_full((), self.top)).packed()
         return torch.cat((codes, scales), dim=1).view(*x.shape[:-1], -1)
 
     def _numbers(self, codes: Tensor, dim: int) -> Tensor:

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests import shape_checks
 from tests.command_server import ROOT, run
 from tests.slurm import cluster
 
 shape_checks.install()  # before a test imports our packages
-# A library of one quantiser takes ten seconds to compile; tests that want them say so.
-os.environ.setdefault("ESPALIER_EAGER_KERNELS", "1")
+# A library of one quantiser takes ten seconds to compile; tests that want them say so. The kernels
+# of a GPU stay.
+if not torch.cuda.is_available():
+    os.environ.setdefault("ESPALIER_EAGER_KERNELS", "1")
 
 TINY = [
     "data=text",

@@ -16,7 +16,7 @@ from tests.plain_nodes import PRECISIONS, shipped
 pytestmark = needs_gpu
 NAMES = PRECISIONS if HAS_GPU else ["bf16", "fp8_delayed", "nvfp4"]
 QUANTISED = [name for name in NAMES if name not in ("fp32", "bf16")]
-COMPILED = ["bf16", "fp8_delayed", "nvfp4"] if HAS_GPU else ["fp32"]
+COMPILED = ["fp32", "bf16", "fp8_delayed", "nvfp4"] if HAS_GPU else ["fp32"]
 TOKENS = 4 * 40  # no multiple of the blocks of 128: tokens are padded
 
 

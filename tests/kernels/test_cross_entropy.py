@@ -48,3 +48,14 @@ def test_without_gradients_a_head_costs_its_logits_only() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         linear_cross_entropy(x, w, torch.arange(8))
     assert counter.get_total_flops() == 2 * 8 * 4 * 16
+
+
+def test_the_loss_is_no_tensor_that_was_changed_in_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch.compile of torch 2.11 passes zeros on as the gradients of such an output."""
+    monkeypatch.setattr(cross_entropy, "_CHUNK_ELEMENTS", 3 * 5)  # two chunks
+    x, w = torch.randn(6, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    for weights in (None, torch.ones(6)):
+        loss, _ = linear_cross_entropy(x, w, torch.zeros(6, dtype=torch.int64), weights=weights)
+        assert loss._version == 0
