@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from kernels.logit_rows import IGNORE, FusedRows, rows_on
+from kernels.logit_rows import IGNORE, EagerRows, FusedRows, rows_on
 
 # Logits held at once: 128 MiB in fp32. Every chunk adds to all of the weight's gradient, so fewer
 # chunks are faster; measured on a CPU, twice as many elements gain 10%, half as many lose 30%.
@@ -108,44 +108,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         z_loss: float,
         weights: Weights | None,
     ) -> tuple[Tensor, Tensor]:
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        head = weight.to(hidden.dtype)
-        rows, vocab = hidden.shape[0], weight.shape[0]
-        nll = torch.empty(rows, dtype=torch.float32, device=hidden.device)
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = None
-        on_device = rows_on(hidden.device, scale, softcap, z_loss)
-        fused = isinstance(on_device, FusedRows)
-        elements = _FUSED_BYTES // hidden.element_size() if fused else _CHUNK_ELEMENTS
-        chunks = _chunks(rows, vocab, elements)
-        if callable(weights) and len(chunks) > 1:
-            for chunk in chunks:
-                nll[chunk] = on_device.nll(hidden[chunk] @ head.T, targets[chunk])[0]
-            weights = weights(nll, torch.arange(rows, device=nll.device))
-        # torch.compile of torch 2.11 gives zeros as gradients of an output changed in its place.
-        for chunk in chunks:
-            row_loss, lse, kept = on_device.nll(hidden[chunk] @ head.T, targets[chunk])
-            nll[chunk], valid = row_loss, targets[chunk] != IGNORE
-            weigh = _weights_of(weights, row_loss, chunk)
-            if weigh is None:
-                loss = loss + row_loss.sum() + z_loss * (lse * lse * valid).sum()
-            else:
-                loss = loss + (weigh * (row_loss + z_loss * lse * lse * valid)).sum()
-            if needs_hidden or needs_weight:
-                grad_logits = on_device.gradient(kept, targets[chunk], lse, weigh)
-                grad_logits = grad_logits.to(hidden.dtype)
-                if grad_hidden is not None:
-                    torch.mm(grad_logits, head, out=grad_hidden[chunk])
-                if needs_weight:
-                    grad_weight = _add_product(
-                        grad_weight, grad_logits.T, hidden[chunk], weight.dtype
-                    )
-        if grad_hidden is not None and scale != 1.0:
-            grad_hidden *= scale
-        if grad_weight is not None and scale != 1.0:
-            grad_weight *= scale
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        needs = ctx.needs_input_grad[:2]
+        rows = rows_on(hidden.device, scale, softcap, z_loss)
+        if isinstance(rows, FusedRows) and torch.compiler.is_compiling() and not callable(weights):
+            loss, nll, *made = torch.ops.espalier.linear_cross_entropy(
+                hidden, weight, targets, scale, softcap, z_loss, weights, *needs
+            )
+            gradients = [grad if needed else None for grad, needed in zip(made, needs, strict=True)]
+        else:
+            loss, nll, *gradients = _by_chunks(hidden, weight, targets, rows, weights, needs)
+        ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(nll)
         return loss, nll
 
@@ -161,6 +133,83 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:
             grad_weight.mul_(grad_loss)
         return grad_hidden, grad_weight, None, None, None, None, None
+
+
+def _by_chunks(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    on_device: EagerRows | FusedRows,
+    weights: Weights | None,
+    needs: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return (loss, nll, gradients by `hidden` and `weight`, where they are needed)."""
+    needs_hidden, needs_weight = needs
+    head = weight.to(hidden.dtype)
+    rows, vocab = hidden.shape[0], weight.shape[0]
+    scale, z_loss = on_device.scale, on_device.z_loss
+    nll = torch.empty(rows, dtype=torch.float32, device=hidden.device)
+    loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+    grad_weight = None
+    fused = isinstance(on_device, FusedRows)
+    elements = _FUSED_BYTES // hidden.element_size() if fused else _CHUNK_ELEMENTS
+    chunks = _chunks(rows, vocab, elements)
+    if callable(weights) and len(chunks) > 1:
+        for chunk in chunks:
+            nll[chunk] = on_device.nll(hidden[chunk] @ head.T, targets[chunk])[0]
+        weights = weights(nll, torch.arange(rows, device=nll.device))
+    # torch.compile of torch 2.11 gives zeros as gradients of an output changed in its place.
+    for chunk in chunks:
+        row_loss, lse, kept = on_device.nll(hidden[chunk] @ head.T, targets[chunk])
+        nll[chunk], valid = row_loss, targets[chunk] != IGNORE
+        weigh = _weights_of(weights, row_loss, chunk)
+        if weigh is None:
+            loss = loss + row_loss.sum() + z_loss * (lse * lse * valid).sum()
+        else:
+            loss = loss + (weigh * (row_loss + z_loss * lse * lse * valid)).sum()
+        if needs_hidden or needs_weight:
+            grad_logits = on_device.gradient(kept, targets[chunk], lse, weigh)
+            grad_logits = grad_logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad_logits, head, out=grad_hidden[chunk])
+            if needs_weight:
+                grad_weight = _add_product(grad_weight, grad_logits.T, hidden[chunk], weight.dtype)
+    if grad_hidden is not None and scale != 1.0:
+        grad_hidden *= scale
+    if grad_weight is not None and scale != 1.0:
+        grad_weight *= scale
+    return loss, nll, grad_hidden, grad_weight
+
+
+# One node of a compiled graph, in which a loop over the chunks of a large vocabulary would be as
+# long as the model. Without kernels the compiler fuses what the loop does.
+@torch.library.custom_op("espalier::linear_cross_entropy", mutates_args=())
+def _compiled(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    scale: float,
+    softcap: float | None,
+    z_loss: float,
+    weights: Tensor | None,
+    needs_hidden: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, needs = FusedRows(scale, softcap, z_loss), (needs_hidden, needs_weight)
+    loss, nll, *gradients = _by_chunks(hidden, weight, targets, rows, weights, needs)
+    of_hidden, of_weight = (loss.new_empty(0) if grad is None else grad for grad in gradients)
+    return loss, nll, of_hidden, of_weight
+
+
+@_compiled.register_fake
+def _(hidden: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_hidden, of_weight = (
+        torch.empty_like(x) if needed else x.new_empty(0)
+        for x, needed in zip((hidden, weight), arguments[-2:], strict=True)
+    )
+    loss = hidden.new_empty((), dtype=torch.float32)
+    return loss, hidden.new_empty(len(hidden), dtype=torch.float32), of_hidden, of_weight
 
 
 def _chunks(rows: int, vocab: int, elements: int) -> list[slice]:

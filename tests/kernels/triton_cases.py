@@ -142,24 +142,23 @@ def check_losses(device: torch.device) -> None:
     hidden, weight = (torch.randn(n, 6, generator=generator).to(device) for n in (7, 11))
     targets = torch.tensor([3, IGNORE, 10, 0, 5, 5, IGNORE], device=device)
 
-    def losses(function: Any) -> list[Tensor]:
+    def losses(function: Any, weights: Any) -> list[Tensor]:
         x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        total, nll = function(
-            x, w, targets, scale=0.7, softcap=4.0, z_loss=0.1, weights=_by_likelihood
-        )
+        total, nll = function(x, w, targets, scale=0.7, softcap=4.0, z_loss=0.1, weights=weights)
         total.backward()
         return [total.detach(), nll, x.grad, w.grad]
 
+    compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
     before = cross_entropy._FUSED_BYTES, logit_rows._has_kernels
     try:
-        logit_rows._has_kernels = lambda device: False
-        wanted = losses(linear_cross_entropy)
-        cross_entropy._FUSED_BYTES = 3 * 11 * 4
-        logit_rows._has_kernels = lambda device: True
-        compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
-        for function in (linear_cross_entropy, compiled):
-            for found, right in zip(losses(function), wanted, strict=True):
-                assert float((found - right).abs().max()) < 1e-5 * float(right.abs().max())
+        for weights in (_by_likelihood, None, torch.rand(7, generator=generator).to(device)):
+            logit_rows._has_kernels = lambda device: False
+            wanted = losses(linear_cross_entropy, weights)
+            cross_entropy._FUSED_BYTES = 3 * 11 * 4
+            logit_rows._has_kernels = lambda device: True
+            for function in (linear_cross_entropy, compiled):
+                for found, right in zip(losses(function, weights), wanted, strict=True):
+                    assert float((found - right).abs().max()) < 1e-5 * float(right.abs().max())
     finally:
         cross_entropy._FUSED_BYTES, logit_rows._has_kernels = before
 
