@@ -258,7 +258,7 @@ class BDH(LanguageModel):
 
 
 def _norm(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:])
+    return F.layer_norm(x, x.shape[-1:]).to(x.dtype)  # autocast of a GPU norms in fp32
 
 
 def _phases(

@@ -24,7 +24,8 @@ class RMSNorm(nn.Module):
         self.eps = 1e-6 if eps is None else eps
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        y = F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return y.to(x.dtype)  # autocast of a GPU norms in fp32, in which the head's GEMMs would be
 
 
 class LayerNorm(nn.Module):
@@ -38,7 +39,8 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), bias, self.eps)
+        y = F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), bias, self.eps)
+        return y.to(x.dtype)  # see RMSNorm
 
 
 def make_norm(kind: Norm, dim: int, bias: bool, eps: float | None) -> RMSNorm | LayerNorm:

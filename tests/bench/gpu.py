@@ -60,11 +60,11 @@ def sections() -> list[Section]:
         Section(
             "tests: quantising", (*_PYTEST, f"{tests}quantising.py", *few), 60, interpreted=True
         ),
-        Section("tests: recipes", (*_PYTEST, f"{tests}kernels.py", f"{tests}recipes.py"), 110),
+        Section("tests: recipes", (*_PYTEST, f"{tests}kernels.py", f"{tests}recipes.py"), 150),
         Section("tests: runs", (*_PYTEST, f"{tests}runs.py"), 60),
         Section("training 124M", (f"{bench}training", "124m"), 120),
         Section("quantising", (f"{bench}kernels", "quantise"), 25, interpreted=True),
-        Section("losses", (f"{bench}kernels", "losses"), 25),
+        Section("losses", (f"{bench}kernels", "losses"), 45),
         Section("recurrences", (f"{bench}kernels", "recurrences"), 40),
         Section("recipes 950M", (f"{bench}training", "precision"), 90),
         Section("generation 124M", (f"{bench}generation",), 60),

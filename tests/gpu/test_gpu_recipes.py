@@ -1,5 +1,7 @@
 """Every shipped recipe on a GPU against its emulation on the CPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,6 +57,16 @@ def test_the_gemms_of_a_recipe_are_those_of_the_cpu(name: str) -> None:
     """2**-8: one rounding to bf16; dice are the same bits, stochastic roundings too."""
     for cpu, gpu in zip(_linear(name, CPU), _linear(name, DEVICE), strict=True):
         assert float((cpu - gpu).norm() / cpu.norm()) < 2**-8
+
+
+@pytest.mark.parametrize("name", ["gpt2_124m", "gpt_pico", "bdh"])  # LayerNorm, RMSNorm, BDH's
+def test_the_head_multiplies_in_the_dtype_of_autocast(name: str) -> None:
+    """A GPU's autocast norms in fp32; GEMMs of the head in fp32 took three quarters of a step."""
+    cfg = replace(shipped("model", name), depth=1)
+    model = cfg.build(100, 0).to(DEVICE)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        hidden = model(torch.arange(8, device=DEVICE)[None], give="hidden")
+    assert hidden.dtype == torch.bfloat16
 
 
 def _losses(name: str, device: torch.device, *, compiled: bool = False) -> list[float]:
