@@ -72,7 +72,9 @@ def note_code(attempt: Path, cell: Cell) -> str | None:
     names = map(current_path, _names(nodes))
     now = code.hashes({name.rpartition(".")[0] for name in names})
     storage.write_atomically(attempt / _FILE, json.dumps(now, indent=1))
-    modules = code.changed(read_record(_notes(cell.folder)[0], _NOTE))
+    first = _notes(cell.folder)[0]
+    # What is edited while the first attempt starts is not what it runs.
+    modules = code.changed(read_record(first, _NOTE)) if first.parent != attempt else []
     return f"code: {_listed(modules)} edited since the first attempt" if modules else None
 
 

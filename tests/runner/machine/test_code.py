@@ -79,6 +79,7 @@ def test_an_edit_is_seen_where_the_program_changes_and_nowhere_else(
     assert journal.state(cell.folder) == "finished"
     (line,) = drifted([cell])
     assert "driftlab.shared" in line
+    assert note_code(attempt, cell) is None, "edited after its launcher read it: nothing to resume"
     again = cell.folder / "attempts/0002"
     again.mkdir()
     assert note_code(again, cell) == "code: driftlab.shared edited since the first attempt"
