@@ -20,10 +20,10 @@ def main(runs: Runs, folder: Path) -> list[Path]:
     shown = over_seeds(table, BY, "recall", facts=["num_parameters"])
     print(shown.to_string(index=False))
     figure, axes = plt.subplots(1, 2, figsize=(6.6, 2.8), sharey=True, layout="constrained")
-    by_depth = shown[shown["model.num_heads"] <= 2].groupby("model.depth").head(1)
+    by_depth = shown[shown["model.num_heads"] == 2]
     by_heads = shown[shown["model.depth"] == 2]
     for axis, part, x, label in (
-        (axes[0], by_depth, "model.depth", "layers"),
+        (axes[0], by_depth, "model.depth", "layers of two heads"),
         (axes[1], by_heads, "model.num_heads", "heads of two layers"),
     ):
         axis.errorbar(part[x], part["mean"], part["std"].fillna(0.0), fmt="o-", capsize=2)
