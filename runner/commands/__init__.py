@@ -8,6 +8,7 @@ __all__ = [
     "completion",
     "composer",
     "exchange",
+    "experiments",
     "figures",
     "generation_cli",
     "hydra_plugin",

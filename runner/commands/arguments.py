@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from runner.commands.experiments import EXPERIMENTS
 from runner.machine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 # Groups of verbs in `espalier --help`, in order.
 RUN, RUNS, FIGURES = "Run", "Look at runs", "Figures and pages"
 MODELS, MLFLOW, DISK = "Trained models", "MLflow", "Disk"
-
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 def _root(given: Path) -> Path:
@@ -79,6 +78,14 @@ Experiment = Annotated[
         help="Folder under experiments/, or a path.", autocompletion=_names_of_experiments
     ),
 ]
+Grid = Annotated[
+    str | None,
+    typer.Option(
+        "--config-name",
+        "-cn",
+        help="Another grid of the folder, as quick, of quick.yaml (default: sweep).",
+    ),
+]
 KvCache = Annotated[
     str | None,
     typer.Option(
@@ -111,21 +118,6 @@ def chosen_cells(root: Path, name: str, prefixes: list[str] | None) -> "list[Cel
     if not chosen:
         raise ConfigError(f"no cell of {name} begins with {' or '.join(prefixes or [])}")
     return chosen
-
-
-def experiment_folder(name: str) -> Path:
-    """Return the folder of an experiment, given by name or by path, or by its sweep.yaml.
-
-    Sweeps of its other grids are named after both: diffusion_bound_quick is of diffusion_bound.
-    """
-    given = Path(name)
-    if given.name == "sweep.yaml":
-        given = given.parent
-    named = EXPERIMENTS / given
-    first, _, grid = given.name.rpartition("_")
-    if not named.exists() and first and (EXPERIMENTS / first / f"{grid}.yaml").exists():
-        named = EXPERIMENTS / first
-    return given.resolve() if (given / "sweep.yaml").exists() else named
 
 
 def draft_folder(root: Path, draft: str | None) -> str | None:

@@ -26,20 +26,20 @@ from runner.commands import (
     storage,
 )
 from runner.commands.arguments import (
-    EXPERIMENTS,
     MLFLOW,
     MODELS,
     RUN,
     RUNS,
     Experiment,
+    Grid,
     Name,
     Overrides,
     Reference,
     Root,
     chosen_cells,
-    experiment_folder,
 )
 from runner.commands.completion import SCRIPTS, Shell
+from runner.commands.experiments import sweep_command
 from runner.commands.refusals import refusals
 from runner.machine.errors import ConfigError
 from runner.machine.own_modules import module_command
@@ -104,9 +104,10 @@ def run(arguments: Overrides = None) -> None:
 def plan(
     experiment: Experiment,
     overrides: Overrides = None,
+    grid: Grid = None,
 ) -> None:
     """Show the size, FLOPs and time of an experiment's cells, run nothing; overrides may follow."""
-    _sweeper(experiment, "hydra.sweeper.dry_run=true", *(overrides or ()))
+    _compose(experiment, grid, "hydra.sweeper.dry_run=true", *(overrides or ()))
 
 
 @app.command(context_settings={"ignore_unknown_options": True}, rich_help_panel=RUN)
@@ -115,26 +116,16 @@ def adopt(
     experiment: Experiment,
     reason: Annotated[str, typer.Option(help="What was renamed; recorded with the run.")],
     overrides: Overrides = None,
+    grid: Grid = None,
 ) -> None:
     """Bind a run to the new cell of an experiment that is most like it; overrides may follow."""
     quoted = {"run": run, "reason": reason.replace("\\", "\\\\").replace("'", "\\'")}
     binding = ",".join(f"{key}:'{value}'" for key, value in quoted.items())
-    _sweeper(experiment, f"hydra.sweeper.adopt={{{binding}}}", *(overrides or ()))
+    _compose(experiment, grid, f"hydra.sweeper.adopt={{{binding}}}", *(overrides or ()))
 
 
-def _sweeper(experiment: str, *overrides: str) -> None:
-    folder = experiment_folder(experiment)
-    if not (folder / "sweep.yaml").exists():
-        if Path("sweeps", experiment, "cells.jsonl").exists():
-            raise ConfigError(
-                f"{experiment} is a sweep of the command line, which has no sweep.yaml: its own "
-                f"command with hydra.sweeper.dry_run=true plans it, `espalier status {experiment}` "
-                "shows its cells"
-            )
-        known = sorted(p.parent.name for p in EXPERIMENTS.glob("*/sweep.yaml"))
-        raise ConfigError(f"{folder}/sweep.yaml does not exist; there are: {', '.join(known)}")
-    command = module_command("runner", "-m", "-cd", str(folder), "-cn", "sweep", *overrides)
-    os.execv(sys.executable, command)
+def _compose(experiment: str, grid: str | None, *overrides: str) -> None:
+    os.execv(sys.executable, sweep_command(experiment, grid, *overrides))
 
 
 @app.command(rich_help_panel=RUNS)

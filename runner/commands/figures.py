@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runner.commands.arguments import FIGURES, MODELS, Name, Reference, Root, experiment_folder
+from runner.commands.arguments import FIGURES, MODELS, Name, Reference, Root
+from runner.commands.experiments import experiment_folder
 from runner.machine.errors import ConfigError
 from runner.machine.text_files import read_text
 

@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from models.precision_config import PrecisionConfig
-from runner.commands.arguments import experiment_folder
 from runner.commands.cli import app
+from runner.commands.experiments import experiment_folder, sweep_command
 from runner.records import journal
 from tests.command_server import ROOT, run, start
 from tests.conftest import TINY
@@ -42,6 +42,9 @@ def test_a_trained_sweep_is_shown_drawn_and_spoken_to(espalier: Run, tmp_path: P
 def test_a_grid_beside_the_sweep_is_of_the_same_experiment() -> None:
     named = {"mqar": "mqar", "mqar_full": "mqar", "lr_transfer": "lr_transfer", "mqar_x": "mqar_x"}
     assert {name: experiment_folder(name).name for name in named} == named
+    grids = [("mqar", None), ("mqar_full", None), ("mqar_full", "sweep"), ("mqar", "full")]
+    chosen = [sweep_command(name, grid)[-1] for name, grid in grids]
+    assert chosen == ["sweep", "full", "sweep", "full"]
 
 
 def _cli(tmp_path: Path, *arguments: str) -> str:
@@ -144,6 +147,14 @@ def test_plan_names_the_experiments(tmp_path: Path) -> None:
     )
     assert "6 cells (6 new)" in shown.stdout, shown.stderr
     assert "467.9k" in shown.stdout
+    other = subprocess.run(
+        [*command, "in_tool", "-cn", "quick", f"root={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "8 cells (8 new)" in other.stdout, other.stderr
 
 
 def test_an_unknown_sweep_lists_the_known_ones(tmp_path: Path) -> None:

@@ -169,6 +169,7 @@ def test_verbs_name_what_they_refuse(espalier: Run, tmp_path: Path) -> None:
         (["plots", "s", "--root", str(tmp_path), "--out", "/proc/x/y"], "/proc/x"),
         (["import", "hf", str(bad)], f"{bad}/config.json is not JSON"),
         (["plan", "nowhere/sweep.yaml"], "there are: "),
+        (["plan", "in_tool", "-cn", "quik"], "has no grid quik; there are: large, quick, sweep"),
         (["plan", "s"], "s is a sweep of the command line, which has no sweep.yaml"),
         (["logs", str(folder)], "it ran in the terminal of"),
     ):
