@@ -47,6 +47,23 @@ def contour_lines(
     return pd.DataFrame(rows, columns=["level", "line", "x", "y"])
 
 
+def whole_grid(table: pd.DataFrame, *, x: str, y: str) -> pd.DataFrame:
+    """Return the rows of those x that have a row for every y; others would leave holes."""
+    sizes = table.groupby(x)[y].nunique()
+    return table[table[x].isin(sizes[sizes == table[y].nunique()].index)]
+
+
+def bit_guides(
+    bits_per_fact: float, bits_per_parameter: Sequence[int] = (1, 2)
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return guides for parameters over facts: as many bits a parameter as all facts have."""
+
+    def guide(bits: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda facts: facts * bits_per_fact / bits
+
+    return {f"{bits} bit{'s'[: bits - 1]} a parameter": guide(bits) for bits in bits_per_parameter}
+
+
 def contours(
     table: pd.DataFrame,
     *,

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import plots
-from analysis.contours import contours
+from analysis.contours import bit_guides, contours, whole_grid
 from analysis.paired import over_seeds
 from analysis.required import crossover, over_seeds_required, required_sizes
 from analysis.runs import Runs
@@ -41,15 +41,15 @@ def main(runs: Runs, folder: Path) -> list[Path]:
         plots.save(folder, "required", _required(over, crossing), over, note),
         plots.save(folder, "unseen", *_unseen(table), note),
     ]
-    by_heart = _whole_grid(table[table["kind"] == "by heart"])
+    by_heart = table[table["kind"] == "by heart"]
+    by_heart = whole_grid(by_heart, x="facts", y="num_parameters")
     if by_heart["facts"].nunique() > 1 and by_heart["num_parameters"].nunique() > 1:
-        guides = {"1 bit a parameter": _guide(1), "2 bits a parameter": _guide(2)}
         figure, shown = contours(
             by_heart,
             x="facts",
             y="num_parameters",
             metric="recall",
-            guides=guides,
+            guides=bit_guides(BITS_PER_FACT),
             limits=(0.0, 1.0),
         )
         drawn.append(plots.save(folder, "contours", figure, shown, note))
@@ -67,16 +67,6 @@ def _of_both_kinds(required: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of those numbers of facts of which both kinds have runs."""
     kinds = required.groupby("facts")["kind"].nunique()
     return required[required["facts"].isin(kinds[kinds == len(NAMES)].index)]
-
-
-def _whole_grid(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of those numbers of facts of which every size has ended."""
-    sizes = table.groupby("facts")["num_parameters"].nunique()
-    return table[table["facts"].isin(sizes[sizes == sizes.max()].index)]
-
-
-def _guide(bits: float):  # type: ignore[no-untyped-def]
-    return lambda facts: facts * BITS_PER_FACT / bits
 
 
 def _required(over: pd.DataFrame, crossing: tuple[float, ...]) -> plt.Figure:

@@ -4,6 +4,7 @@
     p2      nats of the person's values, summed over theirs
     bits    N log2(N0 / e^p1) + N log2(S0 / e^p2), at least 0 each
     most    N log2(N0 / N) + N log2 S0: all values known, and of names that they are these N
+    recall  the share of values that are recalled exactly: each token is the likeliest
 
 N0 names are possible, and S0 is the product of the numbers of values; each name and value includes
 the character after it, so that none is the beginning of another.
@@ -13,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from models.contract import logits
 from models.sizes import num_embedding_parameters, num_parameters
@@ -30,11 +32,13 @@ class Capacity:
 
     Args:
         names_nats, values_nats: p1 and p2.
+        value_recall: the share of values that are recalled.
     """
 
     people: PeopleConfig
     names_nats: float
     values_nats: float
+    value_recall: float
 
     @property
     def bits(self) -> float:
@@ -52,13 +56,13 @@ class Capacity:
 
 
 def measure_capacity(cfg: CapacityConfig, trained: Trained) -> dict[str, float]:
-    """Return p1, p2, bits, and bits per parameter with embeddings and without.
+    """Return p1, p2, recall, bits, and bits per parameter with embeddings and without.
 
     Of people who tell the same in several wordings, the mean over wordings counts.
     """
     people = people_of(cfg, trained)
     corpus = PeopleCorpus(people, trained.corpus.tokenizer)
-    found = Capacity(people, *mean_nats(cfg, trained, corpus))
+    found = _learnt(cfg, trained, corpus)
     model, vocab = trained.cfg.model, trained.corpus.tokenizer.vocab_size
     parameters = num_parameters(model, vocab)
     without = parameters - num_embedding_parameters(model, vocab)
@@ -67,6 +71,7 @@ def measure_capacity(cfg: CapacityConfig, trained: Trained) -> dict[str, float]:
     return {
         "names_nats": found.names_nats,
         "values_nats": found.values_nats,
+        "value_recall": found.value_recall,
         "bits": found.bits,
         "bits_per_parameter": found.bits / parameters,
         "bits_per_parameter_without_embeddings": found.bits / without,
@@ -75,11 +80,12 @@ def measure_capacity(cfg: CapacityConfig, trained: Trained) -> dict[str, float]:
 
 
 @torch.no_grad()
-def mean_nats(cfg: CapacityConfig, trained: Trained, corpus: PeopleCorpus) -> tuple[float, float]:
-    """Return (p1, p2), nats per person; every rank computes all."""
+def _learnt(cfg: CapacityConfig, trained: Trained, corpus: PeopleCorpus) -> Capacity:
+    """Return what is learnt of each person; every rank computes all."""
     count = min(cfg.num_people, corpus.cfg.num_people)
     texts = [(n, t) for n in range(count) for t in range(corpus.cfg.templates_train)]
     sums, device = torch.zeros(3, dtype=torch.float64), trained.ranks.device
+    recalled = num_values = 0
     for first in range(0, len(texts), cfg.batch_size):
         told = [
             corpus.told(corpus.people.biography(n, t))
@@ -96,4 +102,19 @@ def mean_nats(cfg: CapacityConfig, trained: Trained, corpus: PeopleCorpus) -> tu
         nats = -scores.double().log_softmax(-1).cpu().gather(2, ids[:, 1:, None])[..., 0]
         for kind in (_NAME, _VALUE):
             sums[kind] += nats[kinds[:, 1:] == kind].sum()
-    return float(sums[_NAME]) / len(texts), float(sums[_VALUE]) / len(texts)
+        wrong = _wrong_tokens(scores.argmax(-1).cpu() != ids[:, 1:], kinds[:, 1:] == _VALUE)
+        recalled, num_values = recalled + int((wrong == 0).sum()), num_values + len(wrong)
+    names, values = (float(sums[kind]) / len(texts) for kind in (_NAME, _VALUE))
+    return Capacity(corpus.cfg, names, values, recalled / num_values)
+
+
+def _wrong_tokens(wrong: Tensor, in_value: Tensor) -> Tensor:
+    """Return the number of wrong tokens in each value of texts [batch, seq]; other text parts them.
+
+    Args:
+        wrong: of each token, whether another one is likelier.
+        in_value: whether it is of a value.
+    """
+    begins = in_value & ~torch.nn.functional.pad(in_value[:, :-1], (1, 0))
+    number = begins.flatten().cumsum(0) - 1
+    return torch.bincount(number[in_value.flatten()], weights=wrong[in_value].double())

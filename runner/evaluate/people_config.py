@@ -56,7 +56,7 @@ class CapacityConfig:
     batch_size: int = execution(64)
 
     def run(self, trained: Trained, step: int) -> Mapping[str, float]:
-        """Return `names_nats` (p1), `values_nats` (p2), `bits`, `bits_per_parameter` and others.
+        """Return `names_nats` (p1), `values_nats` (p2), `value_recall`, `bits` and others.
 
         See `runner.evaluate.capacity.measure_capacity`.
         """

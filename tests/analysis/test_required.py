@@ -4,12 +4,13 @@ import importlib.util
 import json
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.contours import contour_lines, contours
+from analysis.contours import bit_guides, contour_lines, contours, whole_grid
 from analysis.required import crossover, over_seeds_required, required_sizes
 from analysis.runs import from_folders
 
@@ -84,10 +85,21 @@ def test_a_contour_is_where_the_metric_has_the_level() -> None:
     assert "1 a fact" in labels
     with pytest.raises(ValueError, match="1 missing"):
         contour_lines(table.iloc[1:], **of, levels=[1.0])
+    whole = whole_grid(table.iloc[1:], x="facts", y="num_parameters")
+    assert set(whole["facts"]) == {100.0, 1000.0}
 
 
-def _write_run(root: Path, sweep: str, science: dict[str, object], recall: float) -> None:
-    """Write the folder of a finished run with the recall of three steps."""
+def test_guides_of_bits_a_parameter_are_facts_times_their_bits() -> None:
+    guides = bit_guides(8.0)
+    assert list(guides) == ["1 bit a parameter", "2 bits a parameter"]
+    required = [guide(np.array([10.0, 100.0])).tolist() for guide in guides.values()]
+    assert required == [[80.0, 800.0], [40.0, 400.0]]
+
+
+def _write_run(
+    root: Path, sweep: str, science: dict[str, object], curves: dict[str, list[float]]
+) -> None:
+    """Write the folder of a finished run with the values of its steps."""
     name = f"{len(list(root.glob('runs/*'))):016x}"
     run = root / "runs" / name
     (run / "attempts/0001").mkdir(parents=True)
@@ -98,15 +110,25 @@ def _write_run(root: Path, sweep: str, science: dict[str, object], recall: float
     (run / "attempts/0001/lease.json").write_text(json.dumps(lease))
     (run / "attempts/0001/events.jsonl").write_text('{"event": "finished"}\n')
     rows = [
-        {"step": step, "attempt": 1, "time": step, "recall": share * recall, "call_accuracy": 1.0}
-        | {"recall/unseen_train": share * recall / 2}
-        for step, share in ((1, 0.1), (2, 0.5), (3, 1.0))
+        {"step": step, "attempt": 1, "time": step} | dict(zip(curves, values, strict=True))
+        for step, values in enumerate(zip(*curves.values(), strict=True), start=1)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = root / "sweeps" / sweep
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "cells.jsonl").open("a") as file:
         file.write(json.dumps({"fingerprint": name, "label": name}) + "\n")
+
+
+def _figures(experiment: str) -> ModuleType:
+    """Return the module that draws an experiment."""
+    file = ROOT / "experiments" / experiment / "figures.py"
+    spec = importlib.util.spec_from_file_location(experiment, file)
+    assert spec is not None
+    assert spec.loader is not None
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    return figures
 
 
 def test_figures_of_many_logs_are_drawn_by_a_notebook_and_by_one_command(
@@ -119,7 +141,10 @@ def test_figures_of_many_logs_are_drawn_by_a_notebook_and_by_one_command(
         needed = people if condition == "in_weight" else 32
         keys = {"seed": seed, "data.condition": condition, "data.num_people": people}
         sweep = f"sweep{seed}"
-        _write_run(tmp_path, sweep, keys | {"model.width": width}, min(1.0, width / needed))
+        recall = [share * min(1.0, width / needed) for share in (0.1, 0.5, 1.0)]
+        curves = {"recall": recall, "recall/unseen_train": [value / 2 for value in recall]}
+        curves["call_accuracy"] = [1.0] * 3
+        _write_run(tmp_path, sweep, keys | {"model.width": width}, curves)
     monkeypatch.setenv("ESPALIER", str(ROOT))
     monkeypatch.setenv("LOGS", f"{tmp_path}=sweep1 {tmp_path}=sweep2")
     notebook = json.loads((ROOT / "examples/many_logs.ipynb").read_text())
@@ -130,16 +155,44 @@ def test_figures_of_many_logs_are_drawn_by_a_notebook_and_by_one_command(
             exec("".join(cell["source"]), space)
     assert "they cross at 128 facts, 128 to 128" in capsys.readouterr().out
     assert len(space["table"]) == 32  # type: ignore[arg-type]
-    spec = importlib.util.spec_from_file_location("f", ROOT / "experiments/in_tool/figures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    figures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(figures)
     (tmp_path / "out").mkdir()
-    drawn = figures.main(from_folders(tmp_path, "sweep1"), tmp_path / "out/figures")
+    drawn = _figures("in_tool").main(from_folders(tmp_path, "sweep1"), tmp_path / "out/figures")
     assert [file.stem for file in drawn] == ["required", "unseen", "contours", "in_training"]
     assert (tmp_path / "out/results.csv").read_text().count("\n") == 17
     members = tmp_path / "sweeps/sweep1/cells.jsonl"
     members.write_text("".join(members.read_text().splitlines(keepends=True)[:6]))
-    drawn = figures.main(from_folders(tmp_path, "sweep1"), tmp_path / "out/figures")
+    drawn = _figures("in_tool").main(from_folders(tmp_path, "sweep1"), tmp_path / "out/figures")
     assert len(drawn) == 3, "of 32 cells six: no plane of facts and sizes yet, the others stand"
+
+
+def test_capacity_is_drawn_with_contours_of_recall_where_its_grid_is_whole(tmp_path: Path) -> None:
+    """Models that learn a bit a parameter, or all; each fact has 8 bits."""
+    for exposures, people, width in product((100, 1000), (1000, 4000), (1, 2, 4)):
+        most, size = people * 2 * 8.0, 4000 * width
+        bits = min(most, float(size))
+        measured = {"names_nats": 0.0, "values_nats": 0.0, "value_recall": bits / most}
+        ratios = {"bits_per_parameter": bits / size, "most_bits_per_parameter": most / size}
+        measured |= {"bits": bits, **ratios, "bits_per_parameter_without_embeddings": bits / size}
+        science: dict[str, object] = {
+            "seed": 1,
+            "model.width": width,
+            "data.num_people": people,
+            "data.attributes.town": 256,
+            "data.attributes.trade": 256,
+            "train.batch_size": people // 10,
+            "train.steps": 10 * exposures,
+        }
+        curves = {key: [value] for key, value in measured.items()}
+        _write_run(tmp_path, "whole", science, curves)
+        if (exposures, people, width) != (100, 4000, 1):
+            _write_run(tmp_path, "holed", science, curves)
+    for sweep, panels in (("whole", 2), ("holed", 1)):
+        out = tmp_path / sweep / "figures"
+        out.mkdir(parents=True)
+        drawn = _figures("capacity").main(from_folders(tmp_path, sweep), out)
+        assert [file.stem for file in drawn] == ["capacity", "contours"]
+        assert pd.read_csv(out / "contours.csv")["exposures"].nunique() == panels
+    results = pd.read_csv(tmp_path / "whole/results.csv")
+    assert set(results["facts"]) == {2000, 8000}
+    assert set(results["exposures"]) == {100, 1000}
+    assert set(results["bits_per_fact"]) == {8.0}

@@ -148,9 +148,9 @@ def test_who_asks_the_database_answers_for_anyone_and_copies_what_it_says() -> N
 def test_capacity_of_models_whose_knowledge_is_known() -> None:
     """All names and values are as likely: 0 bits. N people by heart: the most, to 1e-9."""
     people = replace(PEOPLE, condition="biography")
-    nobody = Capacity(people, math.log(12), math.log(21))
+    nobody = Capacity(people, math.log(12), math.log(21), 0.0)
     assert nobody.bits == pytest.approx(0.0, abs=1e-9)
-    heart = Capacity(people, math.log(5), 0.0)
+    heart = Capacity(people, math.log(5), 0.0, 1.0)
     assert heart.bits == pytest.approx(heart.most, abs=1e-9)
     assert heart.most == pytest.approx(5 * (math.log2(12 / 5) + math.log2(21)))
 
@@ -170,12 +170,15 @@ def test_capacity_of_models_whose_knowledge_is_known() -> None:
     for texts_, bits in ((own, heart.most), (everybody, 0.0)):
         measured = measure_capacity(CapacityConfig(), _trained(Knows(texts_), people))
         assert measured["bits"] == pytest.approx(bits, abs=1e-9)
+        assert (measured["value_recall"] == 1.0) == (bits > 0.0)
     assert measured["names_nats"] == pytest.approx(math.log(12), abs=1e-9)
     assert measured["values_nats"] == pytest.approx(math.log(21), abs=1e-9)
     shape = DecoderConfig(depth=1, width=16, num_heads=1)
     parameters = shape.num_parameters(260)
     assert measured["most_bits_per_parameter"] == pytest.approx(heart.most / parameters)
     measured = measure_capacity(CapacityConfig(), _trained(Knows(own), people))
+    some = measure_capacity(CapacityConfig(), _trained(Knows(own[:6]), people))
+    assert some["value_recall"] == 0.6  # those of 3 people of 5
     ratio = measured["bits_per_parameter_without_embeddings"] / measured["bits_per_parameter"]
     assert ratio == pytest.approx(parameters / (parameters - 260 * 16))
 
