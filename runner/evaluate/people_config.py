@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.config import any_config, config, execution
+from models.config import any_config, config, execution, neutral
 from runner.data.people_config import PeopleConfig
 from runner.evaluate.config import Cadence
 from runner.machine.errors import ConfigError
@@ -20,12 +20,15 @@ class PeopleRecallConfig:
         num_people: the most people that are asked for; of more, the first so many.
         people: who they are, a node of data=people (None: those of the run).
         rows: questions that are answered at a time.
+        answers: False generates nothing and measures teacher-forced values alone, `value_accuracy`,
+            which takes a forward pass.
     """
 
     every: Cadence = execution(None)
     num_people: int = 2048
     people: Any = any_config()
     rows: int = execution(64)
+    answers: bool = neutral(True)
 
     def __post_init__(self) -> None:
         for name in ("num_people", "rows"):

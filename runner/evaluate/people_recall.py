@@ -69,6 +69,8 @@ def measure_recall(cfg: PeopleRecallConfig, trained: Trained) -> dict[str, float
     for group in groups:
         for wording, templates in wordings.items():
             values |= _part(cfg, trained, corpus, group, templates, f"{group}_{wording}")
+    if not cfg.answers:
+        return values
     count = _count(cfg, corpus, "known")
     low, high = wilson(round(values["recall/known_train"] * count), count)
     values |= {"recall": values["recall/known_train"], "recall_low": low, "recall_high": high}
@@ -88,18 +90,21 @@ def _part(
     name: str,
 ) -> dict[str, float]:
     """Return the values of one group in some wordings, under `name`."""
+    forced = _value_accuracy(cfg, trained, corpus, group, templates)
+    values = {f"value_accuracy/{name}": forced}
+    if not cfg.answers:
+        return values
     in_tool = corpus.cfg.condition == "in_tool"
     tools = None
     if in_tool:
         tools = tools_for([DatabaseConfig(people=corpus.cfg)], corpus.tokenizer)
     asked = _ask(cfg, trained, corpus, group, templates, tools)
-    values = {f"recall/{name}": _share(one.right for one in asked)}
+    values[f"recall/{name}"] = _share(one.right for one in asked)
     if in_tool:
         called = [one for one in asked if one.called]
         values[f"call_accuracy/{name}"] = len(called) / len(asked)
         if called:
             values[f"copy_accuracy/{name}"] = _share(one.right for one in called)
-    values[f"value_accuracy/{name}"] = _value_accuracy(cfg, trained, corpus, group, templates)
     return values
 
 

@@ -119,12 +119,15 @@ def test_the_cache_gives_the_logits_of_training(shape: str, static: bool) -> Non
 @torch.no_grad()
 def test_generation_reads_a_prompt_whole_and_goes_on_causally() -> None:
     model = _model()
-    prompts = [[1, 2, 3, 4, 5], [7, 8], [9, 1, 2, 7, 5]]
+    prompts = [[1, 2, 3, 4, 5], [7, 8], [9, 1, 2, 7, 5], [1, 2, 3, 4, 6]]
     requests = [
         Request(id=str(n), prompt=p, how=Sampling(max_new_tokens=9, temperature=0.0))
         for n, p in enumerate(prompts)
     ]
-    for more in ({}, {"fixed_rows": 2}):
+    begun = PrefixCache(
+        block=2, max_bytes=1 << 20
+    )  # a span that another one continues is not shared
+    for more in ({}, {"fixed_rows": 2}, {"prefixes": begun}):
         strategy = Autoregressive(
             model,
             context=32,

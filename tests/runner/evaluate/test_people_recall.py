@@ -114,6 +114,9 @@ def test_who_has_learnt_the_texts_by_heart_recalls_them_and_nothing_else() -> No
         assert measured[f"recall/{part}"] == 0.0
     assert measured["recall_low"] == pytest.approx(wilson(10, 10)[0])
     some = measure_recall(PeopleRecallConfig(), _trained(Knows(_dialogues(PEOPLE)[:6]), PEOPLE))
+    forced = PeopleRecallConfig(answers=False)
+    values = measure_recall(forced, _trained(Knows(_dialogues(PEOPLE)), PEOPLE))
+    assert values == {k: v for k, v in measured.items() if k.startswith("value_accuracy/")} != {}
     assert some["recall"] == 0.3  # facts 0 to 2, and the question of each in one of its wordings
 
 
