@@ -10,6 +10,7 @@ Without a GPU it says so and rehearses: the CPU's twin of each section, at tiny 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -32,8 +33,25 @@ TOTAL_S = 470.0  # of all sections
 _LEAST_S, _TICK_S = 5.0, 0.1  # a section is not begun with less left
 HAS_GPU = torch.cuda.is_available()
 # Without beartype, which a GPU machine may lack; a warning of its torch or pytest fails nothing.
-_PYTEST = ("pytest", "-v", "-o", "addopts=", "-o", "filterwarnings=", "-p", "no:cacheprovider")
-_TESTED = re.compile(r"^(tests/gpu/\S+?::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b")
+_PYTEST: tuple[str, ...] = (
+    "pytest",
+    "-v",
+    "-o",
+    "addopts=",
+    "-o",
+    "filterwarnings=",
+    "-p",
+    "no:cacheprovider",
+)
+# Most of a test is compilation, by one CPU core.
+if HAS_GPU and importlib.util.find_spec("xdist"):
+    _PYTEST += ("-p", "xdist.plugin", "-n", str(min(6, os.cpu_count() or 1)))
+_OUTCOME = "PASSED|FAILED|ERROR|SKIPPED|XFAIL"
+_TESTED = re.compile(rf"^(?P<name>tests/gpu/\S+?::.+?) (?P<outcome>{_OUTCOME})\b")
+# Of a test that another process ran.
+_TESTED_BESIDE = re.compile(
+    rf"^\[gw\d+\] \[ *\d+%\] (?P<outcome>{_OUTCOME}) (?P<name>tests/gpu/.+)"
+)
 _REHEARSAL = {"ESPALIER_REHEARSAL": "1", "ESPALIER_EAGER_KERNELS": "1"}
 
 
@@ -180,10 +198,10 @@ def _read(line: str, section: Section, counts: Counter[str]) -> bool:
     if line.startswith("{"):
         section.rows.append(json.loads(line))
         return True
-    tested = _TESTED.match(line)
+    tested = _TESTED.match(line) or _TESTED_BESIDE.match(line)
     if tested is None:
         return False
-    name, outcome = tested.groups()
+    name, outcome = tested["name"].rstrip(), tested["outcome"]
     if not counts:
         section.rows.append({})
     counts[outcome] += 1

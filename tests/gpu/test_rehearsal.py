@@ -51,9 +51,11 @@ def test_a_section_that_raises_has_failed(tmp_path: Path) -> None:
     assert "ZeroDivisionError" in (tmp_path / "gpu.log").read_text()
 
 
-def test_of_tests_the_outcomes_are_counted_and_failures_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["{name} {outcome} [ 9%]", "[gw3] [ 61%] {outcome} {name} "])
+def test_of_tests_the_outcomes_are_counted_and_failures_named(form: str, tmp_path: Path) -> None:
+    """Those of one process, and those that several run."""
     names = {"a": "PASSED", "b[x y]": "FAILED", "c": "PASSED"}
-    lines = [f"tests/gpu/t.py::{name} {outcome} [ 9%]" for name, outcome in names.items()]
+    lines = [form.format(name=f"tests/gpu/t.py::{n}", outcome=o) for n, o in names.items()]
     written = _run(_section(f"print({chr(10).join(lines)!r})"), 60.0, tmp_path)
     failed = {"outcome": "failed", "test": "tests/gpu/t.py::b[x y]"}
     assert written["rows"] == [{"outcome": "2 passed, 1 failed"}, failed]
