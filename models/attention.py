@@ -61,11 +61,31 @@ class Attention(nn.Module):
         if context.state is not None:
             memory = keys_values(context.state, self.number, k, v)
             k, v, mask = memory.write(context.state, k, v)
+            if context.state.row_by_row and mask is not None:
+                return self._row_by_row(q, k, v, mask)
             return masked_attention(q, k, v, mask, scale=self.scale, sink=self.sink)
         if context.canvas is not None:
             k, v = context.canvas.exchange(self.number, k, v)
             return masked_attention(q, k, v, None, scale=self.scale, sink=self.sink)
         return self._unbounded(q, k, v, context)
+
+    def _row_by_row(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Attend in each row apart, up to the last position that it sees."""
+        ctx = torch.arange(1, mask.shape[-1] + 1, device=mask.device)
+        ends = (mask.flatten(1, 2).any(dim=1) * ctx).amax(dim=1).tolist()
+        rows = [slice(row, row + 1) for row in range(len(q))]
+        outputs = [
+            masked_attention(
+                q[row],
+                k[row, :, :end],
+                v[row, :, :end],
+                mask[row, ..., :end],
+                scale=self.scale,
+                sink=self.sink,
+            )
+            for row, end in zip(rows, ends, strict=True)
+        ]
+        return torch.cat(outputs)
 
     def _side_by_side(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """Attend within each of the passes that are made together, [1 heads seq dim]."""

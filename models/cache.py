@@ -119,6 +119,10 @@ class Memory:
         """Return the memory of one row that read the tokens of all `parts` of `cut` in turn."""
         return parts[-1]
 
+    def of_capacity(self) -> list[Tensor]:
+        """Return the tensors whose size in dim 2 hangs on the capacity: places of positions."""
+        return []
+
     def to(self, device: torch.device) -> "Memory":
         """See `State`."""
         return self._with({name: t.to(device, copy=True) for name, t in self.tensors.items()})
@@ -141,7 +145,15 @@ class DecoderState:
             compiled step needs. The first call after `start`, or the first `put`, makes the
             tensors: do not compile that call.
         stored: keep keys and values of all tokens in this format (None: as they are computed).
+
+    Attributes:
+        row_by_row: branches are to attend in each row apart, over the positions that it has: then
+            neither other rows nor the capacity change a bit of it. A mask alone does not do it: the
+            number of positions, hidden or not, decides in which order kernels sum. For static
+            states, not in compiled code.
     """
+
+    row_by_row = False
 
     def __init__(
         self,
@@ -153,6 +165,8 @@ class DecoderState:
         stored: Stored | None = None,
     ) -> None:
         self.static, self.capacity, self.stored = static, capacity, stored
+        # A tensor: compiled code would take the number for a constant.
+        self.places = torch.arange(capacity, device=device) if static else None
         self.memories: dict[int, Memory] = {}
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.mask: Bool[Tensor, "batch 1 seq ctx"] | None = None
@@ -188,8 +202,9 @@ class DecoderState:
         self.seen = self.positions if reach is None else self.positions + reach - self.offsets
         self.mask = None  # a single token per row of equal lengths sees all positions
         if self.static or seq > 1 or self.counts is not None or self.first != self.last:
-            end = self.capacity if self.static else self.end
-            ctx = torch.arange(end, device=self.lengths.device)
+            ctx = self.places
+            if ctx is None:
+                ctx = torch.arange(self.end, device=self.lengths.device)
             self.mask = (ctx <= self.seen[..., None])[:, None]
         return self.positions
 
@@ -284,6 +299,16 @@ class DecoderState:
                 )
         self.lengths = lengths.clone()
 
+    def compile_for_any_capacity(self) -> None:
+        """Let what is compiled for this state take others of any capacity: one graph for all.
+
+        It is static, and its tensors are made.
+        """
+        torch._dynamo.maybe_mark_dynamic(self.places, 0)
+        for memory in self.memories.values():
+            for tensor in memory.of_capacity():
+                torch._dynamo.maybe_mark_dynamic(tensor, 2)
+
     def to(self, device: torch.device) -> "DecoderState":
         """See `State`."""
         memories = {n: memory.to(device) for n, memory in self.memories.items()}
@@ -301,7 +326,7 @@ class DecoderState:
             static=self.static,
             stored=self.stored,
         )
-        made.memories, made.lengths = memories, lengths
+        made.memories, made.lengths, made.row_by_row = memories, lengths, self.row_by_row
         return made
 
 

@@ -40,7 +40,8 @@ class KeysValues(Memory):
         return self._visible(state, "keys"), self._visible(state, "values"), state.mask
 
     def _append(self, state: DecoderState, added: Mapping[str, Tensor]) -> None:
-        self._grow(state.capacity)
+        if not state.static:
+            self._grow(state.capacity)
         for name, new in added.items():
             if not state.static and state.counts is None and state.first == state.last:
                 self[name][:, :, state.last : state.end] = new
@@ -73,6 +74,10 @@ class KeysValues(Memory):
             missing = capacity - tensor.shape[2]
             if missing > 0:
                 self[name] = torch.nn.functional.pad(tensor, (0, 0, 0, missing))
+
+    def of_capacity(self) -> list[Tensor]:
+        """See `Memory`."""
+        return list(self.tensors.values())
 
     def empty(self, batch: int, capacity: int) -> Memory:
         """See `Memory`."""

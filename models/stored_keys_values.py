@@ -172,14 +172,14 @@ class GroupedKeysValues(Memory):
         k: Float[Tensor, "batch kv seq dim"],
         v: Float[Tensor, "batch kv seq dim"],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `KeysValues`; first comes what is rounded, then what is in full."""
+        """See `KeysValues`; first comes what is in full: the capacity moves nothing."""
         newest = LastKeysValues(self.fills, **{name: self[name] for name in _NEWEST})
         *full, positions = newest.write(state, k, v, sinks=0)
         self.tensors |= newest.tensors
         self._round(state, {"keys": full[0], "values": full[1]})
         seen = None if state.static else self._rounded(torch.tensor(state.end)) // self.group
         both = [
-            torch.cat((self._numbers(name, new.shape[3], seen).to(new.dtype), new), dim=2)
+            torch.cat((new, self._numbers(name, new.shape[3], seen).to(new.dtype)), dim=2)
             for name, new in zip(("keys", "values"), full, strict=True)
         ]
         mask = self._mask(state, positions, both[0].shape[2] - positions.shape[1])
@@ -188,7 +188,7 @@ class GroupedKeysValues(Memory):
     def _mask(
         self, state: DecoderState, positions: Int64[Tensor, "batch full"], ctx: int
     ) -> Bool[Tensor, "batch 1 seq all"]:
-        """Return who sees which of `ctx` rounded tokens and of those in full at `positions`."""
+        """Return who sees which of those in full at `positions` and of `ctx` rounded tokens."""
         rounded = self._rounded(state.positions + 1)[..., None]
         at = positions[:, None]
         in_full = (at >= rounded) & (at <= state.seen[..., None])
@@ -196,11 +196,12 @@ class GroupedKeysValues(Memory):
         slots = self["positions"].shape[1]
         itself = torch.arange(-slots, positions.shape[1] - slots, device=at.device)
         in_full = in_full | (itself == state.offsets[:, None])
-        return torch.cat((torch.arange(ctx, device=at.device) < rounded, in_full), dim=2)[:, None]
+        return torch.cat((in_full, torch.arange(ctx, device=at.device) < rounded), dim=2)[:, None]
 
     def _round(self, state: DecoderState, full: dict[str, Tensor]) -> None:
         """Round the groups that the new tokens have pushed out of what is kept in full."""
-        self._grow(state.capacity)
+        if not state.static:
+            self._grow(state.capacity)
         before = self._rounded(state.lengths) // self.group
         added = self._rounded(state.lengths + state.new_tokens()) // self.group - before
         if not state.static and not added.any():
@@ -257,6 +258,10 @@ class GroupedKeysValues(Memory):
     def _rounded(cls, lengths: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
         """Return how many tokens of texts of these lengths are rounded."""
         return (lengths - cls.recent).clamp(min=0) // cls.group * cls.group
+
+    def of_capacity(self) -> list[Tensor]:
+        """See `Memory`."""
+        return [tensor for name, tensor in self.tensors.items() if name not in _NEWEST]
 
     @classmethod
     def _groups(cls, capacity: int) -> int:

@@ -55,6 +55,10 @@ class TextState:
             self.ids = F.pad(self.ids, (0, max(longest, 2 * capacity) - capacity))
         return longest
 
+    def compile_for_any_capacity(self) -> None:
+        """See `models.cache.DecoderState`."""
+        torch._dynamo.maybe_mark_dynamic(self.ids, 1)
+
     def select(self, rows: Int64[Tensor, " n"]) -> "TextState":
         """See `State`."""
         return self._with(self.ids[rows], self.lengths[rows])

@@ -26,8 +26,8 @@ class Autoregressive:
             context / 2 tokens, which are read again.
         decode: returns the text of ids.
         ends: the ids that end a text whose sampling names no others.
-        fixed_rows: compute with so many rows and a state of `context` tokens whatever runs; at
-            least the `rows` of the engine.
+        fixed_rows: compute with so many rows whatever runs, at least the `rows` of the engine, in a
+            state of fixed shape; see `DecodingBatch`.
         invariant: read each prompt by itself, so that with `fixed_rows` no bit of a request depends
             on the others. Else prompts of one length are read together.
         compiled: decode by a compiled step; it needs `fixed_rows`.
@@ -62,7 +62,9 @@ class Autoregressive:
         self._reads_alone = invariant and fixed_rows is not None
         self.prefixes = None if bidirectional else prefixes
         self.bidirectional = bidirectional
-        self._batch = DecodingBatch(model, context, fixed_rows, compiled=compiled)
+        self._batch = DecodingBatch(
+            model, context, fixed_rows, compiled=compiled, invariant=invariant
+        )
         self._unread: dict[str, TextRow] = {}
         can = fixed_rows is None and not bidirectional
         self._reads_beside = can and reads_side_by_side(model)
@@ -111,9 +113,7 @@ class Autoregressive:
         """Let a row whose prompt begins as an earlier text did go on from there."""
         if self.prefixes is None or row.is_idle or row.unscored is not None:
             return
-        fixed = self.fixed_rows is not None
-        room = self.context if fixed else min(self.context, len(row.tokens) + row.num_left)
-        state = start(self.model, 1, room, static=fixed)
+        state = start(self.model, 1, self._room([row]))
         read = row.tokens[:-1]  # the last one's logits are needed
         known = self.prefixes.load(read, state, salt=row.request.salt)
         if known:
@@ -264,7 +264,7 @@ class Autoregressive:
         if first.unscored is None:
             spans = first.unread_spans if self.bidirectional else None
             pieces = [ids[:piece] for ids in texts]
-            logits, state = self._prefill(pieces, first.state, room, spans=spans)
+            logits, state = prefill(self.model, pieces, first.state, capacity=room, spans=spans)
         else:
             logits, state = self._score(first, piece, room)
         return self._after(group, piece, logits, state)
@@ -314,21 +314,6 @@ class Autoregressive:
             row.unread, row.answered = 0, False
         return self._enter(group, logits, state, list(range(len(group))))
 
-    def _prefill(
-        self,
-        texts: Sequence[Sequence[int]],
-        state: State | None,
-        room: int,
-        *,
-        every: bool = False,
-        spans: Sequence[int] | None = None,
-    ) -> tuple[Tensor, State]:
-        fixed = self.fixed_rows is not None
-        capacity = self.context if fixed else room
-        return prefill(
-            self.model, texts, state, capacity=capacity, static=fixed, every=every, spans=spans
-        )
-
     def _score(self, row: TextRow, piece: int, room: int) -> tuple[Tensor, State]:
         """Read a piece of a prompt whose tokens are scored from `row.unscored` on."""
         assert row.unscored is not None
@@ -339,7 +324,7 @@ class Autoregressive:
             every = unneeded <= 0
             size = min(piece - begun, most if every else unneeded)
             text = ids[begun : begun + size]
-            logits, state = self._prefill([text], state, room, every=every)
+            logits, state = prefill(self.model, [text], state, capacity=room, every=every)
             if every:
                 row.score(logits[0])
                 logits = logits[:, -1]

@@ -13,9 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels.at_least_fp32 import at_least_fp32
-from models.cache import State
+from models.cache import DecoderState, State
 from models.contract import Pass, read, read_side_by_side, start
+from models.text_state import TextState
 from runner.generate.scoring import padded
+
+_LEAST_CAPACITY = 64
 
 
 def prefill(
@@ -56,21 +59,33 @@ class DecodingBatch:
 
     Args:
         context: the most tokens of a text.
-        fixed_rows: keep a batch of so many rows and a state of `context` tokens, whatever runs:
-            for a compiled step, and for numbers that do not depend on the company. None: as many
-            rows as there are texts.
-        compiled: compile the step.
+        fixed_rows: keep a batch of so many rows whatever runs, for a compiled step and for numbers
+            that do not depend on the company. Its state has room for the longest text: 64 tokens or
+            twice that as often as needed, `context` at most. None: as many rows as there are texts,
+            as long as they.
+        compiled: compile the step, once for all capacities.
+        invariant: no bit of a text may depend on the others. A step that is not compiled then
+            attends row by row, on a CPU; else the state always has room for `context` tokens, since
+            the longest text would decide in which order the sums of the others are taken.
     """
 
     def __init__(
-        self, model: Any, context: int, fixed_rows: int | None = None, *, compiled: bool = False
+        self,
+        model: Any,
+        context: int,
+        fixed_rows: int | None = None,
+        *,
+        compiled: bool = False,
+        invariant: bool = False,
     ) -> None:
         self.model, self.context, self.fixed_rows = model, context, fixed_rows
+        self.compiled, self.invariant = compiled, invariant
         self._step = torch.compile(model, dynamic=False) if compiled else model
         self.device = next(model.parameters()).device
         self._names: list[str | None] = []  # of each row, None where it is free
         self._state: State | None = None
-        self._lengths: Tensor | None = None
+        self._capacity = 0  # of a state of fixed shape
+        self._marked: Tensor | None = None  # lengths
         self._before: State | None = None  # what `read_ahead` has read, of a state that overwrites
         self._ahead: dict[str, Sequence[int]] = {}
 
@@ -87,7 +102,9 @@ class DecodingBatch:
             return
         free = [i for i, name in enumerate(self._names) if name is None]
         if len(free) < len(names):
-            free += self._widen(max(len(self._names) + len(names) - len(free), 1), state)
+            free += self._widen(max(len(self._names) + len(names) - len(free), 1))
+        if self.fixed_rows is not None:
+            self._fit([*self._lengths().values(), *state.lengths.tolist()])
         places = free[: len(names)]
         assert self._state is not None
         self._state.put(torch.tensor(places, device=self.device), state)
@@ -102,10 +119,14 @@ class DecodingBatch:
             self._names, self._state = [], None
 
     def take(self, name: str) -> State:
-        """Return the state of a text, [1 row], which leaves the batch."""
+        """Return the state of a text, [1 row], which leaves the batch; it can grow."""
         assert self._state is not None
         place = self._names.index(name)
         state = self._state.select(torch.tensor([place], device=self.device))
+        if self.fixed_rows is not None:
+            growing = start(self.model, 1, int(state.lengths))
+            growing.put(torch.tensor([0], device=self.device), state)
+            state = growing
         self.leave(name)
         return state
 
@@ -123,8 +144,7 @@ class DecodingBatch:
         Args:
             keep: the most free rows that stay in the batch, for texts that are about to join.
         """
-        tokens, state, counts = self._newest(newest, keep)
-        return self._in_order(newest, read(self._step, tokens, state, counts=counts))
+        return self._in_order(newest, self._read(*self._newest(newest, keep)))
 
     def step_beside(
         self, newest: Mapping[str, int], keep: int, ids: Sequence[int], beside: State
@@ -139,8 +159,7 @@ class DecodingBatch:
 
     def _newest(self, newest: Mapping[str, int], keep: int) -> Pass:
         """Return the newest token of each row of the batch, its state, which tokens count."""
-        if self.fixed_rows is None:
-            self._give_up(keep)
+        self._make_room(dict.fromkeys(newest, 1), keep)
         assert self._state is not None
         unread_id = 0  # of free and idle rows, whose count is 0
         ids = [unread_id if name is None else newest.get(name, unread_id) for name in self._names]
@@ -167,8 +186,7 @@ class DecodingBatch:
             keep: see `step`.
             width: compute in pieces of so many tokens (None: of the longest).
         """
-        if self.fixed_rows is None:
-            self._give_up(keep)
+        self._make_room({name: len(own) for name, own in ids.items()}, keep)
         state = self._state
         assert state is not None
         rows = torch.arange(len(self._names), device=self.device)
@@ -178,7 +196,7 @@ class DecodingBatch:
         tokens, counts = padded(texts, self.device)
         if width is not None:
             tokens = F.pad(tokens, (0, width - tokens.shape[1]))
-        logits = read(self._step, tokens, state, counts=counts, every=True)
+        logits = self._read(tokens, state, counts, every=True)
         return at_least_fp32(logits)[self._places(ids)]
 
     def go_back(self, counts: Mapping[str, int]) -> None:
@@ -205,18 +223,18 @@ class DecodingBatch:
         """Remember the state as it is, for `back_to_mark`."""
         assert self._state is not None
         rows = torch.arange(len(self._names), device=self.device)
-        self._lengths = self._state.lengths.clone()
+        self._marked = self._state.lengths.clone()
         self._before = None if self._state.can_truncate else self._state.select(rows)
 
     def back_to_mark(self) -> None:
         """Forget what was read since `mark`; no text has joined or left meanwhile."""
-        if self._state is None or self._lengths is None:
+        if self._state is None or self._marked is None:
             return
         if self._before is None:
-            self._state.truncate(self._lengths)
+            self._state.truncate(self._marked)
         else:
             self._state = self._before
-        self._before = self._lengths = None
+        self._before = self._marked = None
 
     def _places(self, names: Iterable[str]) -> Tensor:
         places = {name: place for place, name in enumerate(self._names)}
@@ -226,19 +244,66 @@ class DecodingBatch:
         """Return the size of the state."""
         return 0 if self._state is None else self._state.num_bytes()
 
-    def _widen(self, rows: int, like: State) -> list[int]:
+    def _read(
+        self, tokens: Tensor, state: State, counts: Tensor | None, *, every: bool = False
+    ) -> Tensor:
+        if self.compiled and isinstance(state, DecoderState | TextState):
+            state.compile_for_any_capacity()
+        return read(self._step, tokens, state, counts=counts, every=every)
+
+    def _widen(self, rows: int) -> list[int]:
         """Make room for `rows` rows; return the new ones."""
         old, before = self._state, len(self._names)
         if self.fixed_rows is not None:
             assert rows <= self.fixed_rows, f"{rows} rows in a batch of {self.fixed_rows}"
-            rows = self.fixed_rows
-        capacity = self.context if self.fixed_rows else 1
-        wider = start(self.model, rows, capacity, static=self.fixed_rows is not None)
-        if old is not None:
-            wider.put(torch.arange(before, device=self.device), old)
-        self._state = wider
+            rows = self.fixed_rows  # `_fit` makes their state
+        else:
+            self._state = start(self.model, rows, 1)
+            if old is not None:
+                self._state.put(torch.arange(before, device=self.device), old)
         self._names += [None] * (rows - before)
         return list(range(before, rows))
+
+    def _make_room(self, added: Mapping[str, int], keep: int) -> None:
+        """Make room for so many more tokens of texts of the batch; see `step` for `keep`."""
+        if self.fixed_rows is None:
+            self._give_up(keep)
+        else:
+            self._fit([n + added.get(name, 0) for name, n in self._lengths().items()])
+
+    def _lengths(self) -> dict[str, int]:
+        """Return how many tokens of each text are read."""
+        if self._state is None:
+            return {}
+        lengths = zip(self._names, self._state.lengths.tolist(), strict=True)
+        return {name: length for name, length in lengths if name is not None}
+
+    def _fit(self, lengths: Iterable[int]) -> None:
+        """Give a state of fixed shape the capacity for texts of these lengths, all that run."""
+        assert self.fixed_rows is not None
+        longest, old = max(lengths), self._state
+        varies = self._apart or not self.invariant
+        capacity = _LEAST_CAPACITY if varies else self.context
+        while capacity < longest:
+            capacity *= 2
+        capacity = min(capacity, self.context)
+        if old is not None and capacity == self._capacity:
+            return
+        self._capacity = capacity
+        self._state = start(self.model, self.fixed_rows, capacity, static=True)
+        if self._apart:
+            assert isinstance(self._state, DecoderState)
+            self._state.row_by_row = True
+        if old is not None:
+            live = [place for place, name in enumerate(self._names) if name is not None]
+            rows = torch.tensor(live, device=self.device)
+            self._state.put(rows, old.select(rows))
+
+    @cached_property
+    def _apart(self) -> bool:
+        """Whether rows are attended to apart, so that no capacity changes their bits."""
+        can = self.invariant and not self.compiled and self.device.type == "cpu"
+        return can and isinstance(start(self.model, 1, 1), DecoderState)
 
     def _give_up(self, keep: int) -> None:
         """Drop free rows beyond `keep`."""

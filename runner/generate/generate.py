@@ -106,8 +106,7 @@ def generate(
         slide: truncate a prompt longer than `context` to its last tokens instead of refusing it.
         separate: decode the new tokens without their prompt, as lm-eval does: SentencePiece then
             drops a space before the first word.
-        compiled: decode by a compiled step, with a batch of fixed size and a state of `context`
-            tokens.
+        compiled: decode by a compiled step, with a batch of fixed size.
         invariant: compute in one shape whatever else is generated, so that no bit of a completion
             depends on the other prompts, given the same `rows`.
         rows: the most prompts that are continued at a time (None: all).

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention_config import Stored
+from models.attention_config import AttentionConfig, Stored
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from models.operand_config import OperandConfig
@@ -107,6 +107,38 @@ def test_a_static_state_gives_the_same_logits_in_one_shape(model: Decoder) -> No
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     assert static.lengths.tolist() == growing.lengths.tolist() == [10, 12, 11]
     assert {memory["keys"].shape[2] for memory in static.memories.values()} == {32}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stored", [None, "int8", "nvfp4", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sink", [False, True])
+def test_row_by_row_neither_capacity_nor_company_changes_a_bit(
+    stored: Stored | None, dtype: torch.dtype, sink: bool
+) -> None:
+    """With int4 a mask alone does not do it: beyond 512 positions kernels sum in another order."""
+    parts = {"a": AttentionConfig(learned_sink=sink, num_kv_heads=2)}
+    cfg = DecoderConfig(depth=2, width=96, num_heads=4, pattern="af", parts=parts)
+    model, (first, *others) = cfg.build(50, 0).to(dtype), _rows(100, 20, 390, 60)
+    model.stored = stored
+    new = torch.stack(_rows(12, 12, 12))
+
+    def read(capacity: int, company: list[Tensor]) -> Tensor:
+        state = model.start(3, capacity, static=True)
+        state.row_by_row = True
+        for row, text in enumerate((first, *company)):
+            alone = model.start(1, 1)
+            model(text[None], state=alone)
+            state.put(torch.tensor([row]), alone)
+        steps = []
+        for width, begin in ((1, 0), (1, 1), (3, 2), (1, 5)):
+            counts = torch.tensor([width, width * (begin % 2), width])
+            steps.append(model(new[:, begin : begin + width], state=state, counts=counts)[0])
+        return torch.stack(steps)
+
+    expected = read(128, [others[0], others[2]])
+    assert torch.equal(read(600, [others[1], others[0]]), expected)
+    assert torch.equal(read(1000, [others[2], others[1]]), expected)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from torch import Tensor, nn
 
-from models.attention_config import AttentionConfig
+from models.attention_config import AttentionConfig, Stored
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
 from models.mamba_config import MambaConfig
@@ -330,6 +330,35 @@ def test_a_fixed_shape_gives_the_same_bits_in_any_company() -> None:
         alone = generate(model, [prompts[index]], hows[index], **about, invariant=True)
         assert alone[0].ids == together[index].ids
         assert alone[0].logprobs == together[index].logprobs
+
+
+@pytest.mark.parametrize("stored", [None, "int4"])
+def test_a_fixed_shape_follows_the_longest_text_and_changes_no_bit(stored: Stored | None) -> None:
+    model = _built()
+    model.stored = stored
+    strategy = Autoregressive(model, context=1000, decode=_letters, fixed_rows=3)
+    engine = Engine(strategy, rows=3)
+    short = Request(
+        id="short", prompt=[1, 2, 3], how=Sampling(max_new_tokens=80, temperature=0.0, ends=())
+    )
+
+    def logprobs(*others: Request) -> tuple[list[float], list[int]]:
+        for request in (short, *others):
+            engine.submit(request)
+        nats, sizes = [], []
+        while engine.num_running or engine.num_waiting:
+            events = [event for event in engine.step() if event.id == "short"]
+            nats += [nat for event in events for nat in event.logprobs]
+            sizes.append(strategy.num_bytes())
+        return nats, sizes
+
+    alone, sizes = logprobs()
+    how = Sampling(max_new_tokens=9, temperature=0.0, ends=())
+    beside, others = logprobs(Request(id="long", prompt=[5] * 600, how=how))
+    assert beside == alone
+    assert len(set(sizes[1:-1])) == 2  # 64 tokens, then 128
+    assert others[20:-1] == sizes[20:-1]  # as without the long text, once it has gone
+    assert max(others) > 2 * max(sizes)
 
 
 def test_leaving_a_run_cancels_what_it_has_submitted() -> None:
