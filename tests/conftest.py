@@ -90,8 +90,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # How the tests share a machine, and what `make test-quick` leaves out.
 
 _MOST_WORKERS = 8
-_ONE_WORKER = ("test_slurm.py", "test_mlflow_server.py")
-_SERVE = "tests/runner/serve/"  # its files share a run
+_ONE_WORKER = (  # for the files of a folder together, and for a file
+    "tests/runner/launch/slurm/",
+    "tests/runner/serve/",
+    "tests/runner/views/test_mlflow_server.py",
+)
 _LEFT_OUT: Counter[str] = Counter()
 
 
@@ -104,7 +107,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Deal the tests out one by one, but files with one cluster or server to one worker each.
+    """Deal the tests out one by one, but those of one cluster, run or server to one worker.
 
     xdist's own marks for that (--dist loadgroup) do nothing with pytest 9.2.
     """
@@ -112,10 +115,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class OneByOne(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            if file.startswith(_SERVE):
-                return _SERVE
-            return file if file.endswith(_ONE_WORKER) else nodeid
+            return next((s for s in _ONE_WORKER if nodeid.startswith(s)), nodeid)
 
     return OneByOne(config, log)
 
