@@ -147,6 +147,7 @@ class Engine(Generic[R]):
         self._admitted: dict[str, R] = {}
         self._paused: set[str] = set()
         self._ended: list[Event] = []  # outside a step
+        self.num_read = 0  # tokens of prompts and of tools' answers, since the beginning
 
     @property
     def num_running(self) -> int:
@@ -271,7 +272,10 @@ class Engine(Generic[R]):
             events += self._admit()
         unread = [row for row in self._unpaused() if row.unread]
         if unread:
-            events += self._settle(self.strategy.read(unread, self.chunk))
+            before = sum(row.unread for row in unread)
+            added = self.strategy.read(unread, self.chunk)
+            self.num_read += before - sum(row.unread for row in unread)
+            events += self._settle(added)
         return events
 
     def _advance_and_read(self, strategy: ReadsBeside[R], most: int) -> list[Event] | None:
@@ -280,7 +284,9 @@ class Engine(Generic[R]):
         unread = [row for row in self._unpaused() if row.unread]
         if not (running and unread):
             return None
+        before = sum(row.unread for row in unread)
         events = strategy.advance_and_read(running, unread, most)
+        self.num_read += before - sum(row.unread for row in unread)
         return None if events is None else self._settle(events)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
@@ -349,8 +355,8 @@ def largest_chunk(measure: Callable[[int], float], limit: float, most: int) -> i
     """Return the most tokens for which `measure` gives at most `limit`, to within a quarter.
 
     Args:
-        measure: seconds that reading a prompt of so many tokens takes, from the caller's clock.
-        limit: seconds, 1.5 decoding steps, say.
+        measure: what a step that reads so many tokens of a prompt takes, by the caller's clock.
+        limit: in the same unit: 1.5 plain steps, say.
         most: the largest that is tried.
     """
     chunk = 1

@@ -35,6 +35,7 @@ class _Step:
     ended_at: float
     holds: dict[str, float]  # by the name of a gauge
     speculated: Counts | None  # since the beginning
+    num_tokens: int  # read of prompts, and generated
 
 
 class Call:
@@ -260,12 +261,13 @@ class EngineThread:
     def _step(self) -> _Step:
         if self.pace is not None:
             self.engine.chunk = self.pace(self.engine.num_decoding)
-        began = time.monotonic()
+        began, read = time.monotonic(), self.engine.num_read
         try:
             events = self.engine.step()
         except Exception as error:
             events = self._give_up(error)
         events, self._refused = self._refused + events, []
+        num_tokens = self.engine.num_read - read + sum(len(event.ids) for event in events)
         ended = {event.id for event in events if event.finish}
         seen = {i for i in self._unadmitted if i in ended or self.engine.has_admitted(i)}
         self._unadmitted -= seen
@@ -277,6 +279,7 @@ class EngineThread:
             time.monotonic(),
             self._holds(),
             replace(strategy.counts) if isinstance(strategy, Speculative) else None,
+            num_tokens,
         )
 
     def _holds(self) -> dict[str, float]:
@@ -313,7 +316,7 @@ class EngineThread:
                 prompt = len(call.requests[number].prompt)
                 self.metrics.ended(clock, prompt, event.finish, step.ended_at)
             call.put(number, event)
-        self.metrics.stepped(step.holds)
+        self.metrics.stepped(step.holds, step.num_tokens)
         if step.speculated is not None:
             self.metrics.speculated(step.speculated)
         tokens = sum(len(event.ids) for event in step.events)

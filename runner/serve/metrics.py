@@ -19,6 +19,7 @@ _SPECULATED = {  # the field of `Counts`, what it is
     "spec_decode_num_draft_tokens": ("proposed", "Tokens that a draft proposed."),
     "spec_decode_num_accepted_tokens": ("accepted", "Proposed tokens that the model accepted."),
 }
+_STEP = [float(2**e) for e in range(15)]
 _TOKENS = [float(m * 10**e) for e in range(6) for m in (1, 2, 5)]
 
 
@@ -83,11 +84,18 @@ class Metrics:
             "request_decode_time_seconds": ("From the first token to the last.", _WHOLE),
             "request_prompt_tokens": ("Tokens of the prompt of a request.", _TOKENS),
             "request_generation_tokens": ("Tokens generated for a request.", _TOKENS),
+            "iteration_tokens_total": ("Tokens read of prompts and generated in a step.", _STEP),
         }
         self._histograms = {n: self._histogram(n, *given) for n, given in histograms.items()}
 
-    def stepped(self, holds: Mapping[str, float]) -> None:
-        """Take what the engine holds after a step, by the name of its gauge."""
+    def stepped(self, holds: Mapping[str, float], num_tokens: int) -> None:
+        """Take what the engine holds after a step, by the name of its gauge, and what it has done.
+
+        Args:
+            num_tokens: of prompts that were read, and that were generated.
+        """
+        if num_tokens:
+            self._histograms["iteration_tokens_total"].observe(num_tokens)
         for name, value in holds.items():
             self._gauges[name].set(value)
 

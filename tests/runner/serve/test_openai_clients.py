@@ -383,7 +383,12 @@ def test_the_endpoints_beside_openais(server: Server, loaded: tuple[Any, Any]) -
     metrics = _metrics(server)
     first = metrics['espalier:time_to_first_token_seconds_count{model_name="tiny"}']
     assert first > 0
-    assert metrics['espalier:generation_tokens_total{model_name="tiny"}'] >= first
+    generated = metrics['espalier:generation_tokens_total{model_name="tiny"}']
+    assert generated >= first
+    steps = metrics['espalier:iteration_tokens_total_count{model_name="tiny"}']
+    tokens = metrics['espalier:iteration_tokens_total_sum{model_name="tiny"}']
+    assert tokens > generated  # prompts too
+    assert tokens > steps > 0
 
 
 def test_curl_gets_server_sent_events(server: Server) -> None:
