@@ -32,7 +32,9 @@ from runner.records.cells import Cell, freeze_cell, make_cells
 from runner.records.trained_model import load_model
 from runner.views.quantised_table import quantised_table
 from runner.work.quantisation_cost import compared, paired_interval
+from tests.command_server import run
 from tests.conftest import compose_tiny, write_text
+from tests.runner.serve.running import asked
 from tests.workers import train_here
 
 
@@ -112,6 +114,31 @@ def test_a_quantised_run_is_evaluated_generates_and_is_exported_as_any_other(
         torch.testing.assert_close(theirs, mine, rtol=0, atol=float(mine.abs().max()) / 120)
         with pytest.raises(ConfigError, match="can be quantised"):
             quantised_cells(trained.folder.parents[1], cell.fingerprint, ["int8"], [])
+
+
+def test_a_quantised_run_is_served_as_it_generates(stored: list[Cell]) -> None:
+    body = {"prompt": "line 1", "max_tokens": 6, "temperature": 0}
+    for cell in stored:
+        generator = TextGenerator(cell.folder)
+        ((status, answer),) = asked(generator, cell.folder, [("/v1/completions", body)])
+        assert status == 200
+        greedy = Sampling(max_new_tokens=6, temperature=0.0)
+        (own,) = generator.generate(["line 1"], greedy)
+        assert answer["choices"][0]["text"] == own.text
+        assert answer["usage"]["completion_tokens"] == len(own.ids)
+
+
+@pytest.mark.slow
+def test_a_quantised_run_generates_by_a_compiled_step(stored: list[Cell]) -> None:
+    line = ["generate", str(stored[0].folder), "--prompt", "line 1", "--tokens", "6"]
+    line += ["--temperature", "0"]
+    assert _told(*line, "--compile") == _told(*line)
+
+
+def _told(*line: str) -> str:
+    done = run("runner.commands.cli", *line)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_verb_plans_and_ends_with_a_table(
