@@ -290,14 +290,14 @@ class DecodingBatch:
         if old is not None and capacity == self._capacity:
             return
         self._capacity = capacity
-        self._state = start(self.model, self.fixed_rows, capacity, static=True)
-        if self._apart:
-            assert isinstance(self._state, DecoderState)
-            self._state.row_by_row = True
+        state = start(self.model, self.fixed_rows, capacity, static=True)
+        if isinstance(state, DecoderState):
+            state.row_by_row = self._apart
         if old is not None:
             live = [place for place, name in enumerate(self._names) if name is not None]
             rows = torch.tensor(live, device=self.device)
-            self._state.put(rows, old.select(rows))
+            state.put(rows, old.select(rows))
+        self._state = state
 
     @cached_property
     def _apart(self) -> bool:

@@ -285,7 +285,8 @@ def _steps_of(
     while engine.num_decoding < running:
         engine.step()
     once = Sampling(max_new_tokens=1, temperature=0.0)
-    plain, reading = [], []
+    plain: list[float] = []
+    reading: list[float] = []
     for number in range(_TIMED):
         prompt = [number % vocab] * tokens
         for seconds in (plain, reading):
