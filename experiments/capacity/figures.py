@@ -98,4 +98,11 @@ def _contours(table: pd.DataFrame) -> tuple[Figure | None, pd.DataFrame]:
             axis=axis,
         )
         axis.set_title(f"{exposures:,.0f} exposures")
+        axis.get_legend().remove()
+    lines = dict(
+        pair[::-1]
+        for axis in axes[0]
+        for pair in zip(*axis.get_legend_handles_labels(), strict=True)
+    )
+    figure.legend(lines.values(), lines, loc="outside upper center", ncols=len(lines))
     return figure, pd.concat(shown, names=["exposures"]).reset_index("exposures")
