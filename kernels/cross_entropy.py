@@ -159,11 +159,11 @@ def _by_chunks(
         for chunk in chunks:
             nll[chunk] = on_device.nll(hidden[chunk] @ head.T, targets[chunk])[0]
         weights = weights(nll, torch.arange(rows, device=nll.device))
-    # torch.compile of torch 2.11 gives zeros as gradients of an output changed in its place.
     for chunk in chunks:
         row_loss, lse, kept = on_device.nll(hidden[chunk] @ head.T, targets[chunk])
         nll[chunk], valid = row_loss, targets[chunk] != IGNORE
         weigh = _weights_of(weights, row_loss, chunk)
+        # No +=: torch.compile of torch 2.11 gives zeros as gradients of an output changed in place.
         if weigh is None:
             loss = loss + row_loss.sum() + z_loss * (lse * lse * valid).sum()
         else:

@@ -29,6 +29,7 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row)
+T = TypeVar("T")
 Given = TypeVar("Given", bound=Row, contravariant=True)
 
 
@@ -272,10 +273,9 @@ class Engine(Generic[R]):
             events += self._admit()
         unread = [row for row in self._unpaused() if row.unread]
         if unread:
-            before = sum(row.unread for row in unread)
-            added = self.strategy.read(unread, self.chunk)
-            self.num_read += before - sum(row.unread for row in unread)
-            events += self._settle(added)
+            events += self._settle(
+                self._counted(unread, lambda: self.strategy.read(unread, self.chunk))
+            )
         return events
 
     def _advance_and_read(self, strategy: ReadsBeside[R], most: int) -> list[Event] | None:
@@ -284,10 +284,15 @@ class Engine(Generic[R]):
         unread = [row for row in self._unpaused() if row.unread]
         if not (running and unread):
             return None
-        before = sum(row.unread for row in unread)
-        events = strategy.advance_and_read(running, unread, most)
-        self.num_read += before - sum(row.unread for row in unread)
+        events = self._counted(unread, lambda: strategy.advance_and_read(running, unread, most))
         return None if events is None else self._settle(events)
+
+    def _counted(self, unread: Sequence[R], read: Callable[[], T]) -> T:
+        """Return what `read` returns; count what it has read of `unread`."""
+        before = sum(row.unread for row in unread)
+        result = read()
+        self.num_read += before - sum(row.unread for row in unread)
+        return result
 
     def run(self, requests: Iterable[Request]) -> Iterator[Event]:
         """Yield the events of requests, taken from `requests` no sooner than they are needed.
