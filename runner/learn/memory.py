@@ -24,9 +24,10 @@ from runner.records.config import RunConfig, freeze
 
 # Resident size of a CPU process = _PROCESS (interpreter, torch, thread pools) + slack x tensors
 # (fragmentation of glibc's allocator, packed operands; recomputing fragments more, and so do the
-# small tensors that adapters keep between large ones): fitted to 11 cells of 0.5M to 10M
-# parameters; tests/runner/views/test_plan.py compares it with others.
-_PROCESS, _SLACK, _SLACK_FRAGMENTED = 355e6, 1.13, 1.7
+# small tensors that adapters keep between large ones, less so DoRA, which keeps more large ones):
+# fitted to 13 cells of 0.5M to 10M parameters; tests/runner/views/test_plan.py compares it with
+# others.
+_PROCESS, _SLACK, _SLACK_FRAGMENTED, _SLACK_DORA = 355e6, 1.13, 1.7, 1.42
 _TENSOR_BYTES: dict[str, int] = {}  # by the part of the config that decides it
 _DECIDING = ("model", "precision", "task", "optim", "train", "eval", "data", "resources")
 
@@ -55,10 +56,16 @@ def predicted_bytes(run: RunConfig, vocab_size: int, *, steps: int = 1, gpu: boo
         _TENSOR_BYTES[key] = _tensor_bytes(run, vocab_size, trains=trains)
     if gpu:
         return _TENSOR_BYTES[key]
-    adapted = getattr(run.model, "adapter", None) is not None
-    fragmented = adapted or run.train.activation_checkpointing
-    slack = _SLACK_FRAGMENTED if fragmented else _SLACK
-    return int(_PROCESS + slack * _TENSOR_BYTES[key])
+    return int(_PROCESS + _slack(run) * _TENSOR_BYTES[key])
+
+
+def _slack(run: RunConfig) -> float:
+    adapter = getattr(run.model, "adapter", None)
+    if run.train.activation_checkpointing:
+        return _SLACK_FRAGMENTED
+    if adapter is None:
+        return _SLACK
+    return _SLACK_DORA if adapter.kind == "dora" else _SLACK_FRAGMENTED
 
 
 def _tensor_bytes(run: RunConfig, vocab: int, *, trains: bool) -> int:
