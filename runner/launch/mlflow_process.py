@@ -29,11 +29,14 @@ class UploaderProcess:
         assert self.process.stdin is not None
         os.environ.pop(UPLOADER_RUNS, None)  # later workers of this process start their own
         self.process.stdin.close()  # the signal to end
+        why = f"{self.log} tells why"
         try:
             complete = self.process.wait(timeout=timeout_s) == 0
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
             self.process.kill()
             complete = False
+            if isinstance(error, subprocess.TimeoutExpired):
+                why = f"it was given {timeout_s:.0f} s; see {self.log}"
         with open(self.log, encoding="utf-8", errors="replace") as stream:
             stream.seek(self.begin)
             lines = stream.read().splitlines()
@@ -42,8 +45,7 @@ class UploaderProcess:
             return notices
         return [
             *notices,
-            f"not everything was uploaded; `espalier sync {self.sweep}` delivers it, {self.log} "
-            "tells why",
+            f"not everything was uploaded; `espalier sync {self.sweep}` delivers it; {why}",
         ]
 
 

@@ -124,14 +124,17 @@ def _number(file: Path, offset: int) -> int:
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `file`, waiting for other processes to release it.
+def locked(file: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock on `file`, waiting for other processes to release it.
+
+    Args:
+        shared: others may hold it too, if they share it.
 
     Raises:
         StorageError: the file cannot be made.
     """
     with _lockable(file) as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        fcntl.flock(stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
 

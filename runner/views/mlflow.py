@@ -3,7 +3,8 @@
 A cursor file in the run folder records which points of metrics.jsonl a store has
 (runner/views/mlflow_cursors.py, mlflow_points.py). A delivery that was cut off is repeated with the
 same timestamps, which MLflow's stores accept once. Of all uploaders, one at a time holds a cursor's
-lock: it alone may make the run. The holder of `mlflow/lock` may write to the embedded store.
+lock: it alone may make the run. The holder of `mlflow/lock` may write to the embedded store; who
+has it open shares `mlflow/open`, which is held alone to delete it.
 """
 
 import logging
@@ -294,11 +295,35 @@ def delivered(sweep: Path, uri: str | None) -> bool:
 
 @contextmanager
 def one_writer(root: Path, uri: str | None) -> Iterator[None]:
-    """Hold the lock of the embedded store, waiting for other processes; a server needs none."""
+    """Hold the lock of the embedded store, waiting for other processes; a server needs none.
+
+    It is held for a delivery, not for the hours of a sweep: those of one root take turns.
+    """
     if uri is not None:
         yield
         return
     with storage.locked(root / "mlflow" / "lock"):
+        yield
+
+
+@contextmanager
+def open_store(root: Path, uri: str | None, *, alone: bool = False) -> Iterator[None]:
+    """Keep the embedded store from being deleted while a client of it is open.
+
+    Args:
+        alone: wait until no other process has it open, and keep them out.
+    """
+    if uri is not None:
+        yield
+        return
+    file = root / "mlflow" / "open"
+    if alone:
+        with storage.try_locked(file) as free:
+            if free:
+                yield
+                return
+        _notice("waiting for sweeps that run to end: they write to the store")
+    with storage.locked(file, shared=not alone):
         yield
 
 
@@ -320,7 +345,7 @@ def sync(root: Path, sweeps: list[str], uri: str | None = None, *, rebuild: bool
         stores.setdefault(None if store == embedded_uri(root) else store, []).append(sweep)
     sent = 0
     for store, names in stores.items():
-        with one_writer(root, store):
+        with open_store(root, store, alone=rebuild), one_writer(root, store):
             had = _forget(root, names, store) if rebuild else []
             uploader = Uploader(root, store)
             for sweep in dict.fromkeys([*names, *had]):

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from runner.machine.errors import EspalierError
-from runner.views.mlflow import Uploader, one_writer, sync
+from runner.views.mlflow import Uploader, one_writer, open_store, sync
 from runner.views.other_views import ViewFeeder
 
 _EVERY_S, _LONGEST_PAUSE_S = 2.0, 60.0
@@ -53,13 +53,25 @@ def upload_until_closed(
         thread.start()
     try:
         if uri != "off":
-            with one_writer(root, uri):
-                _deliver_until(done, Uploader(root, uri).deliver, sweeps, only)
+            with open_store(root, uri):
+                _deliver_until(done, _in_turn(root, uri), sweeps, only)
     finally:
         for thread in threads:
             thread.join()
     if problems:
         raise RuntimeError("; ".join(problems))
+
+
+def _in_turn(root: Path, uri: str | None) -> Deliver:
+    """Return what delivers a sweep, one process of a root at a time."""
+    with one_writer(root, uri):
+        uploader = Uploader(root, uri)
+
+    def deliver(sweep: str, only: str | None) -> int:
+        with one_writer(root, uri):
+            return uploader.deliver(sweep, only)
+
+    return deliver
 
 
 def _feed_view(

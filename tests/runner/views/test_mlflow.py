@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from analysis.runs import from_folders
 from analysis.stores import from_mlflow
+from runner.launch.mlflow_process import finish_uploader, start_uploader
 from runner.records import journal
 from runner.records.cells import freeze_cell, join_sweep, make_cells
 from runner.views.mlflow import Uploader, delivered, embedded_uri, refresh_pages, sync
@@ -160,6 +162,35 @@ def test_a_store_of_another_schema_or_locked_is_named_and_rebuilt_with_all_it_ha
     for name in ("s", "other"):
         assert_equal(from_folders(tmp_path, name), from_mlflow(embedded_uri(tmp_path), name))
     assert server.read()["sent"] == 3
+
+
+@pytest.mark.slow
+def test_two_sweeps_of_a_root_upload_side_by_side_and_a_rebuild_waits_for_both(
+    tmp_path: Path, compose: Compose
+) -> None:
+    names, uploaders = ("first", "second"), []
+    for name in names:
+        (cell,) = new_cells(partial(compose, "track.uri=null"), name, 1)
+        write(cell)
+        uploaders.append(start_uploader(cell.config))
+    for name in names:  # while both are open
+        _wait_until(lambda name=name: delivered(tmp_path / "sweeps" / name, None))
+    assert finish_uploader(uploaders[1], 60) == []
+    rebuild = start(
+        *("runner.commands.cli", "sync", "second", "--rebuild", "--root", str(tmp_path)), keep=True
+    )
+    _wait_until(lambda: "waiting for sweeps that run" in rebuild.written()[1])
+    assert finish_uploader(uploaders[0], 60) == []
+    assert rebuild.wait(120) == 0
+    for name in names:
+        assert_equal(from_folders(tmp_path, name), from_mlflow(embedded_uri(tmp_path), name))
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
