@@ -135,7 +135,7 @@ class Decoder(LanguageModel):
         merge(self)
         head = self.embedding.weight if self.head is None else self.head.weight
         pack_linears(self.layers, head.dtype, compiled=compiled)
-        self.packed_head = PackedLinear(head, None, compiled=compiled) if can_pack(head) else None
+        self.packed_head = PackedLinear(head, None) if can_pack(head) else None
         return self
 
     def _hidden_states(

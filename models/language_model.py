@@ -115,7 +115,7 @@ class LanguageModel(nn.Module):
         """Return self with its weights laid out for decoding; do not train or save it afterwards.
 
         Args:
-            compiled: the decoding step will be compiled, which leaves the layout as it is.
+            compiled: the decoding step will be compiled.
         """
         return self
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kernels.packed import can_pack, pack, packed_linear
+from kernels.packed import PackedWeight, can_pack, packed_linear
 from models.branch import Context
 from models.branch_config import Activation, Norm
 from models.rounded_linear import RoundedLinear
@@ -54,14 +54,11 @@ def make_norm(kind: Norm, dim: int, bias: bool, eps: float | None) -> RMSNorm | 
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference on a CPU; see `kernels.packed`.
+    """A linear layer for inference on a CPU, with a second copy of its weight: `kernels.packed`."""
 
-    It holds a second, packed copy of its weight, unless it is to be `compiled`.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, compiled: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight, self.bias, self.packed = weight, bias, None if compiled else pack(weight)
+        self.weight, self.bias, self.packed = weight, bias, PackedWeight(weight)
 
     def forward(self, x: Float[Tensor, "*rows k"]) -> Float[Tensor, "*rows n"]:
         return packed_linear(x, self.weight, self.packed, self.bias)
@@ -79,7 +76,7 @@ def pack_linears(module: nn.Module, dtype: torch.dtype, *, compiled: bool) -> No
         if isinstance(child, RoundedLinear):
             child.for_inference()
         if type(child) is nn.Linear and can_pack(child.weight):
-            setattr(module, name, PackedLinear(child.weight, child.bias, compiled=compiled))
+            setattr(module, name, PackedLinear(child.weight, child.bias))
         else:
             pack_linears(child, dtype, compiled=compiled)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.packed import can_pack, pack, packed_linear
+from kernels.packed import PackedWeight, can_pack, packed_linear
 from models.decoder_config import DecoderConfig
 
 
@@ -21,7 +21,7 @@ def test_packed_products_are_plain_products(
     )
     assert can_pack(weight)
     for b in (bias, None):
-        found = packed_linear(x, weight, pack(weight), b)
+        found = packed_linear(x, weight, PackedWeight(weight), b)
         assert found.dtype == dtype
         exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
         tolerance = 48 * torch.finfo(dtype).eps * 4

@@ -40,6 +40,9 @@ model.for_inference(compiled=True)  # a single row has a product of its own
 alone = generate(model, prompts[:1], wishes[:1], compiled=True, **about)
 assert alone[0].ids == plain[0].ids
 assert counters["stats"]["unique_graphs"] == 2, counters["stats"]
+packed = generate(model, prompts, wishes, compiled=True, **about)
+assert [one.ids for one in packed] == [one.ids for one in plain]
+assert counters["stats"]["unique_graphs"] == 3, counters["stats"]
 assert not counters["graph_break"], counters["graph_break"]
 
 # Rows join and rest; the shapes stay.
@@ -55,7 +58,7 @@ with torch.no_grad():
         hybrid(torch.arange(length)[None], state=alone)
         state.put(torch.tensor([row % 3]), alone)
         step(torch.ones(3, 1, dtype=torch.int64), state=state, counts=(state.lengths > 0).long())
-assert counters["stats"]["unique_graphs"] == 3, counters["stats"]
+assert counters["stats"]["unique_graphs"] == 4, counters["stats"]
 assert not counters["graph_break"], counters["graph_break"]
 """
 
