@@ -8,7 +8,8 @@ the rounds. Each server has one thread that computes and one core, the clients h
 per second of the clock tell what users wait for; those per second of the server's CPU time hardly
 hang on what else the machine does.
 
-    at N clients   closed loop: N clients, each with one request at a time
+    at N clients   closed loop: N clients, each with one request at a time, five in turn (alone:
+                   three), so that most of the time all are at work
     poisson        open loop: arrivals at half the rate that 8 clients reached
     decode gap     95% of the times between two tokens of 4 streams while a prompt of 512 words
                    enters are at most so many times the median without it; the same when nothing
@@ -173,8 +174,8 @@ async def measured(peer: Peer, turn: int) -> dict[str, float]:
     """Return all values of one server in one round."""
     seeds = iter(range(1000 * turn, 1000 * (turn + 1)))
     values = {"RSS MB idle": _rss_mb(peer)} if not turn else {}
-    values |= await closed_loop(peer, 1, islice(seeds, 2))
-    values |= await closed_loop(peer, 8, islice(seeds, 16))
+    values |= await closed_loop(peer, 1, islice(seeds, 3))
+    values |= await closed_loop(peer, 8, islice(seeds, 40))
     values["8 clients / 1"] = values["tok/s at 8"] / values["tok/s at 1"]
     values |= await poisson(peer, values["tok/s at 8"] / NEW / 2, islice(seeds, 8))
     if peer.holds_long_prompts:
