@@ -46,7 +46,7 @@ def main(runs: Runs, folder: Path) -> list[Path]:
         level = {"kl_to_start": 0.0, "hellaswag/acc_norm": 100.0}.get(name, start[name].mean())
         axis.axhline(level, color="0.5", linestyle="--", linewidth=0.8, label="the start")
     axes[0][0].set_yscale("symlog", linthresh=0.01)
-    axes[0][0].set_ylim(bottom=0)
+    axes[0][0].set_ylim(0, 2 * axes[0][0].dataLim.ymax)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
     return [plots.save(folder, "forgetting", figure, shown, runs.count())]
 
