@@ -128,6 +128,8 @@ def test_a_mixture_of_experts_is_one_run_by_the_samples_of_a_forward_pass(
         ["train.parallel=fsdp", "precision=nvfp4"],
         ["train.parallel=fsdp", "precision=fp8_delayed"],
         ["train.parallel=fsdp", "precision=tetrajet_v2", *SOON],
+        ["train.parallel=fsdp", "+model/rounding=bitnet"],
+        ["train.parallel=fsdp", "+model/rounding=lsq"],
     ],
     ids=" ".join,
 )
