@@ -1,4 +1,4 @@
-"""A model that fails on demand, `model._target_=tests.faults.FaultyConfig`, for tests of sweeps."""
+"""A model and an evaluation that fail on demand, for tests of sweeps and of resuming."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from models.config import config
 from models.decoder import Decoder
 from models.decoder_config import DecoderConfig
+from runner.records.contracts import Trained
 
 
 @config
@@ -49,6 +50,22 @@ class FaultyConfig(DecoderConfig):
             seconds = 0.2 if self.fault == "slow" else 3600.0
             model.register_forward_pre_hook(partial(_wait, seconds))
         return model
+
+
+@config
+class DyingEvaluation:
+    """An evaluation whose process is killed the first time that it is made after a step."""
+
+    every: str = "validation"
+
+    def run(self, trained: Trained, step: int) -> dict[str, float]:
+        """Return one value."""
+        assert trained.folder is not None
+        seen = trained.folder / f"died_at_{step}"
+        if not seen.exists():
+            seen.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"dying/step": float(step)}
 
 
 def _wait(seconds: float, _: Any, arguments: tuple[Any, ...]) -> None:

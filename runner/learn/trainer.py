@@ -30,7 +30,7 @@ from runner.learn.profiler import StepProfiler
 from runner.learn.setup import Setup, set_up
 from runner.machine.errors import CheckpointError, ConfigError, LeaseLost
 from runner.machine.ranks import Ranks, gather_full
-from runner.records import checkpoint, checkpoint_folder, contracts
+from runner.records import checkpoint, checkpoint_folder, contracts, metrics
 from runner.records.budget import budget, check_steps, flops_per_sequence, sequences_per_step
 from runner.records.cells import Cell, load_cell
 from runner.records.contracts import Batch, Inputs, Outcome
@@ -103,6 +103,7 @@ class Trainer:
         self._last_save = self._interval_start = time.monotonic()
         self._interval_step, self._wait_s, self._excluded_s = self.progress.step, 0.0, 0.0
         self._logged_wall_s, self._compile_s = self.progress.wall_s, 0.0
+        self._evaluate_if_missing()
         batches = self._batches()
         while self.progress.step < self.steps:
             if self.ranks.any(stop()):
@@ -250,6 +251,17 @@ class Trainer:
         eval_s = time.monotonic() - started
         self._excluded_s += eval_s
         self._log(step, values | {"eval_s": eval_s})
+
+    def _evaluate_if_missing(self) -> None:
+        """Make the evaluation that an earlier attempt ended in: it had saved its best weights."""
+        step = self.progress.step
+        last = step == self.steps
+        if not step or self._saved_step < 0 or not self.evaluations.due(step, last=last):
+            return
+        rows = [] if self.journal is None else metrics.read(self.run)
+        done = any(row["step"] == step and "eval_s" in row for row in rows)
+        if self.ranks.any(self.journal is not None and not done):
+            self._evaluate(step, last=last)
 
     def _note_best(self, step: int, values: dict[str, float]) -> None:
         """Save a checkpoint if the task's measure is the best so far."""

@@ -18,7 +18,7 @@ from runner.learn.trainer import Trainer
 from runner.machine import storage
 from runner.machine.errors import CheckpointError
 from runner.machine.ranks import Ranks
-from runner.records import checkpoint, checkpoint_folder, journal
+from runner.records import checkpoint, checkpoint_folder, journal, metrics
 from runner.records.cells import Cell, freeze_cell, make_cells
 from tests.command_server import ROOT, Command
 from tests.workers import logged, start_worker
@@ -82,6 +82,17 @@ def test_killed_run_resumes_bit_identically(
     other = [name for name, tensor in a.items() if tensor.dtype != torch.float32]
     assert all(name.endswith(".canonical") for name in other), other
     assert logged(whole) == logged(broken)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_a_run_died_in_is_made_up_for(compose: Compose) -> None:
+    dying = "+eval.also.dying._target_=tests.faults.DyingEvaluation"
+    (cell,) = make_cells([("", compose("train.steps=6", "eval.every=3", dying))])
+    for ended in (-signal.SIGKILL, -signal.SIGKILL, 0):
+        assert start_worker(cell).wait() == ended
+    evaluated = [row for row in metrics.read(cell.folder) if "val_loss" in row]
+    assert [(row["step"], row["dying/step"]) for row in evaluated] == [(3, 3), (6, 6)]
+    assert len(list((cell.folder / "evals").iterdir())) == 1
 
 
 @pytest.mark.slow
