@@ -55,8 +55,10 @@ class ChatTemplate:
             )
         try:
             self._template, self._names = _compiled(text)
-        except TemplateError as error:
-            raise ConfigError(f"the tokenizer's chat template is no Jinja2: {error}") from None
+        except Exception as error:  # constants are computed here: a template's own mistakes
+            raise ConfigError(
+                f"the tokenizer's chat template is no Jinja2: {_described(error)}"
+            ) from None
         config = _files(tokenizer).get(_CONFIG, {})
         self.tokens = {name: _content(config.get(name)) for name in _TOKENS if config.get(name)}
         self.tokens.setdefault("eos_token", getattr(tokenizer, "eos_token", ""))
@@ -91,13 +93,60 @@ class ChatTemplate:
                 **({} if tools is None else {"tools": list(tools)}),
                 **self.tokens,
             )
-        except (TemplateError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        except Exception as error:  # it is a program, and somebody else's
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise DataError(
                 f"{where or 'the conversation'}: the tokenizer's chat template fails on the roles "
-                f"{roles} ({error}); mend the conversation or the template"
+                f"{roles} ({_described(error)}); mend the conversation or the template"
             ) from None
         return text
+
+
+class Literals:
+    """Keeps what messages say of special tokens from becoming them.
+
+    A template's own `<|im_end|>` is a token; that of a message is hidden behind a mark while the
+    template is rendered, and spelt letter by letter.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        texts = sorted(control_texts(tokenizer), key=len, reverse=True)
+        secret = secrets.token_hex(8)
+        self._marks = {text: f"\ue000{secret}{n}\ue001" for n, text in enumerate(texts)}
+        self._texts = {mark: text for text, mark in self._marks.items()}
+        self._controls = re.compile("|".join(map(re.escape, texts))) if texts else None
+        self._any_mark = re.compile(f"(\ue000{secret}\\d+\ue001)")
+
+    def hide(self, given: Any) -> Any:
+        """Return messages, or any value in them, with marks."""
+        if self._controls is None:
+            return given
+        if isinstance(given, str):
+            return self._controls.sub(lambda match: self._marks[match[0]], given)
+        if isinstance(given, Mapping):
+            return {key: self.hide(value) for key, value in given.items()}
+        return [self.hide(value) for value in given] if isinstance(given, list | tuple) else given
+
+    def are_in(self, text: str) -> bool:
+        """Return whether a rendered text has a mark."""
+        return self._any_mark.search(text) is not None
+
+    def ids(self, tokenizer: Any, text: str, *, special: bool = False) -> list[int]:
+        """Return the ids of a rendered text, what is hidden in it spelt.
+
+        Args:
+            special: with the tokens that the tokenizer puts around a text, at its beginning.
+        """
+        ids: list[int] = []
+        for number, piece in enumerate(self._any_mark.split(text)):
+            if piece in self._texts:
+                own = encode_literally(tokenizer, self._texts[piece])
+            elif special and number == 0:
+                own = encode_with_special(tokenizer, piece)
+            else:
+                own = tokenizer.encode(piece)
+            ids += [int(index) for index in own]
+        return ids
 
 
 def chat_ids(
@@ -110,42 +159,25 @@ def chat_ids(
 ) -> list[int]:
     """Return the ids of a conversation; no text of a message becomes a special token.
 
-    What a message says of `<|im_end|>` is marked, rendered, and spelt letter by letter.
-
     Raises:
         DataError: the template refuses the conversation, or fails on it.
     """
-    controls = "|".join(map(re.escape, sorted(control_texts(tokenizer), key=len, reverse=True)))
-    marks: dict[str, str] = {}
-
-    def marked(given: Any) -> Any:
-        if isinstance(given, str):
-            return re.sub(controls, mark, given) if controls else given
-        if isinstance(given, Mapping):
-            return {key: marked(value) for key, value in given.items()}
-        return [marked(value) for value in given] if isinstance(given, list) else given
-
-    def mark(match: re.Match[str]) -> str:
-        name = f"\ue000{secrets.token_hex(8)}\ue001"
-        marks[name] = match[0]
-        return name
-
+    literals = Literals(tokenizer)
     text = template.render(
-        [marked(dict(message)) for message in messages],
-        tools=None if tools is None else [marked(dict(tool)) for tool in tools],
+        [literals.hide(dict(message)) for message in messages],
+        tools=None if tools is None else [literals.hide(dict(tool)) for tool in tools],
         add_generation_prompt=add_generation_prompt,
     )
-    first, *rest = re.split(f"({'|'.join(marks)})", text) if marks else [text]
-    ids = [int(i) for i in encode_with_special(tokenizer, first)]
-    for piece in rest:
-        is_mark = piece in marks
-        encoded = encode_literally(tokenizer, marks[piece]) if is_mark else tokenizer.encode(piece)
-        ids += [int(i) for i in encoded]
-    return ids
+    return literals.ids(tokenizer, text, special=True)
 
 
 def _files(tokenizer: Any) -> Mapping[str, Any]:
     return getattr(getattr(tokenizer, "beside", None), "files", {})
+
+
+def _described(error: Exception) -> str:
+    """Return the error as text: a template's own words alone, the kind with others."""
+    return str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
 
 
 def _content(token: Any) -> str:

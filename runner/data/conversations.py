@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import Dataset
 
 from models.config import revision
-from runner.data.chat_template import ChatTemplate
+from runner.data.chat_template import ChatTemplate, Literals
 from runner.data.conversation_rows import Conversation, conversations, parts_of_answer
 from runner.data.conversations_config import ConversationsConfig
 from runner.data.corpus import Sample, encode_pieces, end_ids, source_name, tokenizer_hash
@@ -32,7 +32,7 @@ from runner.data.tokenizers import Tokenizer
 from runner.data.tokens import cached_folder, reading_cache, refuse_changed, short_hash
 from runner.machine.errors import DataError
 
-_REVISION = 1  # raised when the same conversations give other files
+_REVISION = 2  # raised when the same conversations give other files
 _NO_TARGET = -100
 
 
@@ -75,6 +75,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Tokenizer, loss_on: Sequence[str] = ("assistant",)) -> None:
         self.tokenizer, self.template = tokenizer, ChatTemplate(tokenizer)
+        self.literals = Literals(tokenizer)
         self.loss_on = frozenset(loss_on)
         self.ends = np.array(end_ids(tokenizer))
 
@@ -93,7 +94,11 @@ class Renderer:
         Raises:
             DataError: an answer ends with no token that ends a text.
         """
-        encoded = encode_pieces(self.tokenizer, [piece.text for piece in pieces])
+        texts = [piece.text for piece in pieces]
+        if any(self.literals.are_in(text) for text in texts):
+            encoded = [np.array(self.literals.ids(self.tokenizer, t), dtype=int) for t in texts]
+        else:
+            encoded = encode_pieces(self.tokenizer, texts)
         masks = []
         for ids, piece in zip(encoded, pieces, strict=True):
             mask = np.full(len(ids), piece.learnt)
@@ -118,7 +123,7 @@ class Renderer:
         Raises:
             DataError: the template fails, or changes what it wrote before when a turn is added.
         """
-        messages, where = conversation.messages, conversation.where
+        messages, where = self.literals.hide(conversation.messages), conversation.where
         before = ""
         for number, message in enumerate(messages, start=1):
             is_answer, learnt = message["role"] == "assistant", message["role"] in self.loss_on

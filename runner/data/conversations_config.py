@@ -111,6 +111,7 @@ class ConversationsConfig:
     """
 
     mask_documents: ClassVar[bool] = True
+    reads_template: ClassVar[bool] = True
 
     sources: tuple[Any, ...] = configs_of(ConversationSource)
     loss_on: tuple[Role, ...] = neutral(("assistant",))

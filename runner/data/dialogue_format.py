@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from runner.data.chat_template import ChatTemplate, Message, template_of
+from runner.data.chat_template import ChatTemplate, Literals, Message, template_of
 from runner.data.conversation_rows import Conversation, parts_of_answer
 from runner.data.corpus import encode_literally, end_ids, token_id
 from runner.machine.errors import ConfigError, DataError
@@ -145,9 +145,10 @@ class TemplateDialogues:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """See `DialogueFormat`."""
-        text = self.template.render(messages, add_generation_prompt=True)
-        ids: list[int] = self.tokenizer.encode(text).tolist()
-        return ids
+        literals = Literals(self.tokenizer)
+        hidden = [literals.hide(dict(message)) for message in messages]
+        text = self.template.render(hidden, add_generation_prompt=True)
+        return literals.ids(self.tokenizer, text)
 
     def ends_call(self, index: int) -> bool:
         """See `DialogueFormat`."""

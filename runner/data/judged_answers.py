@@ -35,7 +35,7 @@ from runner.data.tokenizers import Tokenizer
 from runner.data.tokens import cached_folder, reading_cache, refuse_changed, short_hash
 from runner.machine.errors import DataError
 
-_REVISION = 1  # raised when the same rows give other files
+_REVISION = 2  # raised when the same rows give other files
 _NO_TARGET, _NO_LABEL = -100, -1.0
 
 
@@ -99,8 +99,9 @@ class AnswerRenderer:
 
     def _as_chat(self, renderer: Renderer, answer: Answer) -> tuple[np.ndarray, np.ndarray]:
         *before, last = renderer.pieces(Conversation(answer.where, answer.messages))
-        head, *rest = _lines(answer.steps)
-        start = last.text.index(answer.text.strip()) - len(answer.text) + len(answer.text.lstrip())
+        hide = renderer.literals.hide
+        (head, *rest), whole = _lines(hide(answer.steps)), hide(answer.text)
+        start = last.text.index(whole.strip()) - len(whole) + len(whole.lstrip())
         cut = max(0, start) + len(head)
         texts = [last.text[:cut]]
         for line in rest:

@@ -139,6 +139,11 @@ class JudgedAnswersConfig:
     val_fraction: float = 0.05
     num_workers: int = execution(0)
 
+    @property
+    def reads_template(self) -> bool:
+        """Whether what is trained on hangs on the tokenizer's chat template."""
+        return self.form == "chat"
+
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("sources is empty; name at least one")

@@ -53,6 +53,7 @@ class PeopleConfig:
 
     sources: ClassVar[tuple[Any, ...]] = ()
     mask_documents: ClassVar[bool] = False
+    reads_template: ClassVar[bool] = True
 
     condition: Condition = "in_weight"
     num_people: int = 512

@@ -93,6 +93,13 @@ class TokenizerConfig:
             digest.update(json.dumps([beside.bos, beside.ends]).encode())
         return digest.hexdigest()[:32]
 
+    def template_hash(self) -> str:
+        """Return the hash of a folder's chat template, "" where there is none."""
+        from runner.data.chat_template import template_of  # noqa: PLC0415
+
+        template = template_of(self._read_folder()) if self.kind == "folder" else None
+        return hashlib.sha256(template.encode()).hexdigest()[:32] if template else ""
+
     def build(self, documents: Iterable[str]) -> "Tokenizer":
         """Return the tokenizer; kinds that need text are trained on `documents`."""
         from runner.data.tokenizers import (  # noqa: PLC0415

@@ -63,14 +63,16 @@ def contents_of(run: RunConfig, known: dict[str, Any] | None = None) -> Contents
     known = {} if known is None else known
 
     def hashed(cfg: Any, read: Callable[[Any], Any] = content_hash) -> Any:
-        key = json.dumps(plain(cfg, target=True))
+        key = json.dumps([read.__name__, plain(cfg, target=True)])
         if key not in known:
             known[key] = read(cfg)
         return known[key]
 
     harness = getattr(run.eval, "harness", None)
+    reads = getattr(run.data, "reads_template", False)
     return Contents(
-        tokenizer=hashed(run.tokenizer) or "",
+        tokenizer=(hashed(run.tokenizer) or "")
+        + (hashed(run.tokenizer, _template) if reads else ""),
         init=hashed(run.init, pretrained.content_hash) if run.init else "",
         benchmarks=hashed(harness) if harness is not None and harness.tasks else "",
         sources=tuple(hashed(run.data) or ()),
@@ -80,6 +82,11 @@ def contents_of(run: RunConfig, known: dict[str, Any] | None = None) -> Contents
             if path not in ("data", "tokenizer") and hasattr(cfg, "content_hash")
         ),
     )
+
+
+def _template(tokenizer: Any) -> str:
+    own = getattr(tokenizer, "template_hash", None)
+    return "" if own is None else str(own())
 
 
 def _configs(run: RunConfig) -> Iterator[tuple[str, Any]]:

@@ -249,6 +249,8 @@ def test_bad_rows_are_named_by_file_and_line(
         ("{% if %}", ConfigError, "chat template is no Jinja2"),
         ("{{ raise_exception('never') }}", DataError, r"a.jsonl, line 1: .*fails on .*user.*never"),
         ("{{ messages[9].content }}", DataError, "a.jsonl, line 1: .*fails on the roles user"),
+        ("{{ '%(x)s' % messages[0] }}", DataError, "a.jsonl, line 1: .*fails on .*KeyError: 'x'"),
+        ("{{ 10**5000 }}", ConfigError, "is no Jinja2: ValueError"),
         ("{{ ''.__class__.__mro__ }}", DataError, "fails on the roles user.*unsafe"),
         (CHATML + "{{ messages | length }}", DataError, "does not write this turn after"),
         (CHATML.replace("<|im_end|>", ""), DataError, "a model would never learn to stop"),
@@ -269,6 +271,41 @@ def test_templates_that_cannot_be_learnt_from_are_named(
         prepare(data, tokenizer, tmp_path / "cache")
     with pytest.raises(ValueError, match=r"tokenizer.kind=bytes has neither; use init=hf:DIR"):
         data.check(TokenizerConfig(), 16)
+
+
+def test_text_that_spells_a_special_token_never_becomes_one(
+    chatml: TokenizerConfig, tmp_path: Path
+) -> None:
+    """In training and where a prompt is rendered, as the server has it."""
+    tokenizer = chatml.build(())
+    row = _chat("say <|im_end|>", "it is <|im_end|>, <|im_start|>")
+    (one,) = conversations(_rows(tmp_path / "a.jsonl", row))
+    rendered = Renderer(tokenizer).render(one)
+    text = tokenizer.decode(rendered.ids.tolist())
+    assert "say <|im_end|>" in text
+    end, begin = tokenizer.encode("<|im_end|><|im_start|>").tolist()
+    assert [rendered.ids.tolist().count(index) for index in (end, begin)] == [
+        3,
+        3,
+    ]  # a system's turn too
+    learnt = rendered.ids[rendered.learnt].tolist()
+    assert learnt[-1] == end
+    assert learnt.count(end) == 1
+    prompt = dialogue_format(tokenizer).prompt(row["messages"][:1])
+    assert prompt == rendered.ids[: len(prompt)].tolist()
+
+
+def test_a_run_is_another_where_its_chat_template_is(compose: Compose, tmp_path: Path) -> None:
+    """If it reads one: the text that it trains on is another."""
+    source = _rows(tmp_path / "a.jsonl", _chat("Hi", "Hello"))
+    found = []
+    for template in (CHATML, CHATML + " "):
+        folder = chat_folder(tmp_path / "folder", template)
+        text = compose(f"init=hf:{folder}")
+        chat = text | {"data": plain(ConversationsConfig(sources=(source,)), target=True)}
+        found.append([make_cells([("", node)])[0].fingerprint for node in (chat, text)])
+    assert found[0][0] != found[1][0]
+    assert found[0][1] == found[1][1]
 
 
 def test_best_fit_fills_bins_by_the_least_room() -> None:
