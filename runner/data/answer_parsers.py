@@ -7,6 +7,9 @@ from models.config import config
 from runner.data.arithmetic import number
 
 _NUMBER = r"\s*\$?\s*(-?\s*\$?\s*[0-9.,]*[0-9])"
+# Not the beginning of something else: 3/4, 10:30, 1e3.
+_NO_MORE = r"(?![.,]?[0-9]|\s*[/:^]\s*[0-9]|[eE][+-]?[0-9])"
+_THOUSANDS = re.compile(r"-?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
 
 
 class AnswerParser(Protocol):
@@ -20,7 +23,7 @@ class AnswerParser(Protocol):
 class MarkedNumber:
     """The number after the first `mark`, as in GSM8K's "#### 18".
 
-    "1,000", "$1000" and "1000.0" are one answer.
+    "1,000", "$1000" and "1000.0" are one answer; "3/4", "10:30", "1e3" and "1,5" are none.
 
     Args:
         mark: what precedes the answer.
@@ -34,10 +37,12 @@ class MarkedNumber:
 
     def parse(self, text: str) -> str | None:
         """See `AnswerParser`."""
-        found = re.search(re.escape(self.mark) + _NUMBER, text)
-        if found is None:
+        _, _, after = text.partition(self.mark)
+        found = re.match(_NUMBER + _NO_MORE, after)
+        plain = re.sub(r"[\s$]", "", found[1]) if found else ""
+        if not plain or ("," in plain and not _THOUSANDS.fullmatch(plain)):
             return None
         try:
-            return str(number(re.sub(r"[\s$]", "", found[1])))
+            return str(number(plain))
         except ValueError:  # 1.2.3
             return None

@@ -74,7 +74,7 @@ def value_of(expression: str) -> Fraction:
     # Python refuses 007, which is how a model may write 7.
     text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)
     try:
-        return _value(ast.parse(text, mode="eval").body)
+        return _value(ast.parse(text, mode="eval").body, text)
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(
             f"{expression!r} cannot be parsed ({error}); mend the expression"
@@ -83,22 +83,26 @@ def value_of(expression: str) -> Fraction:
         raise ValueError(f"{expression!r} divides by zero; it has no value") from None
 
 
-def _value(node: ast.expr) -> Fraction:
+def _value(node: ast.expr, text: str) -> Fraction:
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return Fraction(repr(value))
+            return Fraction(ast.get_source_segment(text, node) or repr(value))  # all its digits
         case ast.UnaryOp(op=ast.UAdd() | ast.USub() as sign, operand=operand):
-            return _value(operand) * (-1 if isinstance(sign, ast.USub) else 1)
+            return _value(operand, text) * (-1 if isinstance(sign, ast.USub) else 1)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_value(left), _value(right))
+            return _OPERATORS[type(op)](_value(left, text), _value(right, text))
     raise ValueError(f"{ast.unparse(node)} is none of: a number, + - * /, brackets")
 
 
 def written(value: Fraction) -> str:
     """Return a value as a calculator shows it: exact if it ends, else with 4 digits of a part."""
-    if value.denominator == 1:
-        return str(value.numerator)
-    return f"{float(value):.4f}".rstrip("0").rstrip(".")
+    digits = next((n for n in range(4 * _LONGEST) if 10**n % value.denominator == 0), None)
+    if digits is None:
+        return written(round(value, 4))
+    scaled = abs(value.numerator) * 10**digits // value.denominator
+    whole, part = divmod(scaled, 10**digits)
+    sign = "-" if value < 0 else ""
+    return f"{sign}{whole}.{part:0{digits}}" if digits else f"{sign}{whole}"
 
 
 def steps(text: str) -> Iterator[Step]:
@@ -115,7 +119,7 @@ def verdict(text: str, answer: str | None, reference: str | None) -> Verdict:
 
     Returns:
         unparsed: there is no answer. Of a wrong answer: wrong_arithmetic if the text claims a step
-        whose result is another, wrong_reasoning if all its steps hold.
+        whose result is another, or one that cannot be read; wrong_reasoning if all its steps hold.
     """
     if answer is None:
         return "unparsed"

@@ -105,7 +105,7 @@ def alpaca_question(row: Mapping[str, Any], where: str) -> str:
     """Return `instruction` and, where there is one, `input` of a row as one text."""
     parts = [
         text_of(row, where, "instruction"),
-        text_of(row, where, "input") if row.get("input") else "",
+        "" if row.get("input") is None else text_of(row, where, "input"),
     ]
     return "\n\n".join(part for part in parts if part)
 

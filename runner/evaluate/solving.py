@@ -13,6 +13,7 @@ Values, each NAME/... with a standard error over problems, NAME/..._stderr, wher
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -191,7 +192,7 @@ class Solver:
         """Fill in the scores of the samples.
 
         Raises:
-            ConfigError: the scorer gives another number of scores.
+            ConfigError: the scorer gives another number of scores, or one that is no number.
         """
         scorer, count = self.cfg.scorer.build(self.trained), self.cfg.samples
         prompts = [problem.prompt for problem in problems for _ in range(count)]
@@ -202,6 +203,12 @@ class Solver:
                 f"{self.cfg.scorer} gave {len(scores)} scores for {len(answers)} answers; its "
                 "score(prompts, answers) must return one for each"
             )
+        for score, prompt in zip(scores, prompts, strict=True):
+            if not math.isfinite(score):
+                raise ConfigError(
+                    f"{self.cfg.scorer} gave the score {score} for an answer to {prompt[:80]!r}; "
+                    "scores are compared, and must be finite"
+                )
         for place, problem in enumerate(problems):
             problem.scores = scores[place * count : (place + 1) * count]
 

@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from runner.generate.tools import Call, Tool, timeout_s
+from runner.machine.errors import ConfigError
 
 _IDLE_S = 5.0  # a thread without a call ends after so long
 _TOGETHER_S = 0.0005  # answers this near to each other are read in one pass, which takes longer
 _MAX_HANGING = 64  # calls of one tool
+_PATIENCE_S = 60.0  # of `InTurn`
 
 
 @dataclass(frozen=True)
@@ -136,15 +139,33 @@ class ToolPool:
 
 
 class InTurn(ToolPool):
-    """Calls a tool at once and waits for it, however long it takes: what comes next is certain.
+    """Calls a tool at once and waits for it: what comes next is certain.
 
-    For ranks that must take the same steps, as those of a sharded model.
+    For ranks that must take the same steps, as those of a sharded model. An answer that came too
+    late would make another text of the same seed: a tool that hangs ends the run instead.
     """
 
     def submit(self, id: str, call: Call) -> None:
-        """See `ToolPool`."""
+        """See `ToolPool`.
+
+        Raises:
+            ConfigError: the tool has not answered within ten times its limit, or a minute.
+        """
         self._under_way[id] = call, float("inf")
-        self._ended.put(_answer(id, call))
+        ended = threading.Event()
+
+        def answer() -> None:
+            self._ended.put(_answer(id, call))
+            ended.set()
+
+        self._threads.run(answer)
+        seconds = max(_PATIENCE_S, 10 * timeout_s(call.tool))
+        if not ended.wait(min(seconds, threading.TIMEOUT_MAX)):
+            raise ConfigError(
+                f"{call.tool} has not answered {call.text[:80]!r} within {seconds:.0f} s, and here "
+                "no text goes on without its answer; let the tool give up by itself, or leave it "
+                "out of tools"
+            )
 
 
 class _Threads:
@@ -187,6 +208,9 @@ def _key(tool: Tool) -> int:
 
 def _answer(id: str, call: Call) -> Answer:
     try:
-        return Answer(id, call, str(call.tool(call.text)))
-    except (Exception, SystemExit) as error:  # whatever a tool raises is its answer
+        said: Any = call.tool(call.text)
+    except BaseException as error:  # whatever a tool raises is its answer, in a thread of its own
         return Answer(id, call, None, repr(error))
+    if isinstance(said, bool) or not isinstance(said, str | int | float):  # "None" is no answer
+        return Answer(id, call, None, f"it returned {type(said).__name__}, not text")
+    return Answer(id, call, str(said))

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from runner.data.corpus import encode_literally, token_id
 from runner.data.dialogue_format import DialogueFormat, dialogue_format
 
-_NEAR = 8  # newest tokens that are decoded to see whether a mark ends there
+_NEAR = 8  # newest tokens that are decoded, at least, to see whether a mark ends there
 
 
 @runtime_checkable
@@ -113,15 +113,22 @@ def tools_for(
     """Return the tools as a request takes them.
 
     Raises:
-        ValueError: `max_calls` is below 1, a `timeout_s` is no number of seconds, or a tool would
-            never be called, as another one takes all its calls.
+        ValueError: `max_calls` is below 1, a `timeout_s` is no number of seconds, a mark is empty,
+            a tool cannot be called, or never would be, as another one takes all its calls.
         ConfigError: a tool reads whole turns, and the tokenizer has no form of dialogues.
     """
     if max_calls < 1:
         raise ValueError(f"max_calls={max_calls} must be at least 1; give no tools for none")
     for tool in tools:
+        if not callable(tool):
+            raise ValueError(f"{tool} cannot be called: a tool is tool(text), and returns text")
         if not timeout_s(tool) >= 0:
             raise ValueError(f"timeout_s={timeout_s(tool)} of {tool} must be at least 0 seconds")
+        if not (getattr(tool, "opens", "-") and getattr(tool, "closes", "-")):
+            raise ValueError(
+                f"an inline call of {tool} stands between opens={tool.opens!r} and closes="  # type: ignore[attr-defined]
+                f"{tool.closes!r}; neither may be empty"  # type: ignore[attr-defined]
+            )
     inline = [tool for tool in tools if hasattr(tool, "opens")]
     whole = [tool for tool in tools if not hasattr(tool, "opens")]
     _check_told_apart(inline, whole)
@@ -165,6 +172,7 @@ class InlineCalls:
     def __init__(self, tool: Any, tokenizer: Any) -> None:
         self.tool, self.tokenizer = tool, tokenizer
         self.opens, self.closes = (_mark(tokenizer, text) for text in (tool.opens, tool.closes))
+        self._near = max(_NEAR, len(tool.closes.encode()) + 1)  # a token is a byte at least
         self.before, self.after = (
             tuple(_ids(tokenizer, getattr(tool, name, ""))) for name in ("before", "after")
         )
@@ -175,7 +183,7 @@ class InlineCalls:
             if turn[-1] != self.closes:
                 return None
             turn = turn[:-1]
-        elif not self.tokenizer.decode(turn[-_NEAR:]).endswith(self.closes):
+        elif not self.tokenizer.decode(turn[-self._near :]).endswith(self.closes):
             return None
         if isinstance(self.opens, int):
             if self.opens not in turn:

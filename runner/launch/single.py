@@ -28,7 +28,11 @@ def run_here(cell: Cell) -> int:
     join_sweep(cell.config.name, [cell])
     console.print(f"[bold]{cell.fingerprint}[/bold] {state}: {cell.folder}", soft_wrap=True)
     if state in journal.FINAL:
-        console.print("nothing to do; change a key, or delete the folder to run it again")
+        console.print(
+            "nothing to do; change a key, or delete the folder to run it again (eval.also is no "
+            "part of a run that trains: `espalier eval` or work=evaluate measures more)",
+            soft_wrap=True,
+        )
         for line in drifted([cell]):
             console.print(line, soft_wrap=True)
         return 0
@@ -98,9 +102,13 @@ def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:
             return
 
 
+_PRINTED_ELSEWHERE = ("step", "time", "attempt", "loss", "val_", "sample_", "system/", "eval_s")
+
+
 def _further_lines(row: Line) -> list[str]:
     """Return a line for each value of the further evaluations of a row, with its standard error."""
-    values = {key: row[key] for key in row if "/" in key} if "eval_s" in row else {}
+    own = [key for key in row if not key.startswith(_PRINTED_ELSEWHERE)] if "eval_s" in row else []
+    values = {key: row[key] for key in own}
     return [
         f"  {key} {value:.4f}"
         + (f" +- {values[f'{key}_stderr']:.4f}" if f"{key}_stderr" in values else "")

@@ -49,6 +49,12 @@ def test_all_23716_calculations_of_gsm8k_hold() -> None:
         ("####", None),
         ("#### x", None),
         ("#### 1.2.3", None),
+        ("#### 12/4 #### 3", None),
+        ("#### 10:30", None),
+        ("#### 1e3", None),
+        ("#### 1,5", None),
+        ("#### 1,234,567 eggs", "1234567"),
+        ("#### 50%", "50"),
     ],
 )
 def test_the_number_after_the_first_mark_is_the_answer(text: str, answer: str | None) -> None:

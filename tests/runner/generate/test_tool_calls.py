@@ -46,11 +46,20 @@ def test_tools_that_would_never_be_called_are_refused() -> None:
         tools_for([Weather(), Picky()], ByteTokenizer())
     with pytest.raises(ValueError, match="timeout_s=nan"):
         tools_for([Silent()], ByteTokenizer())
+    with pytest.raises(ValueError, match="opens='' and closes='='; neither may be empty"):
+        tools_for([CalculatorConfig(opens="")], ByteTokenizer())
     tokenizer = TokenizerConfig(kind="dialogue").build(())
     tools = tools_for([Picky(), Weather()], tokenizer)
     call = tools.find([*b"sun?", tokenizer.token_ids["<tool>"]])
     assert call is not None
     assert isinstance(call.tool, Picky), "whose claims fail is called, and its error is read"
+
+
+def test_marks_of_any_length_are_seen() -> None:
+    tool = CalculatorConfig(opens="<search>", closes="</search>")
+    call = tools_for([tool], ByteTokenizer()).find(list(b"so <search>1+1</search>"))
+    assert call is not None
+    assert call.text == "1+1"
 
 
 def _script(text: str, tokenizer: Any) -> Any:
@@ -101,6 +110,11 @@ def test_a_calculator_answers_what_stands_between_its_marks(written: str, calls:
         ("10/4", "2.5"),
         ("1/3", "0.3333"),
         ("0.1+0.2", "0.3"),
+        ("1/32", "0.03125"),
+        ("-1/100000", "-0.00001"),
+        ("-1/300000", "0"),
+        ("1234567890123456789/2", "617283945061728394.5"),
+        ("9999999999999999.5", "9999999999999999.5"),
         ('"strawberry".count("r")', "3"),
     ],
 )

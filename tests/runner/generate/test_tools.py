@@ -27,6 +27,7 @@ from runner.generate.request import Event, Request
 from runner.generate.sampling import Sampling
 from runner.generate.tool_pool import InTurn, ToolPool
 from runner.generate.tools import Call, Tools, tools_for
+from runner.machine.errors import ConfigError
 
 CONTEXT = 64
 VOCAB = 24
@@ -198,6 +199,33 @@ def test_a_tool_that_fails_or_never_answers_is_an_error_and_is_counted() -> None
             given = [i for i, f in zip(completion.ids, completion.forced, strict=True) if f]
             assert set(given) <= {23}  # x
     never.set()
+
+
+def test_where_no_text_goes_on_without_its_answer_a_tool_that_hangs_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    never = threading.Event()
+
+    class Never:
+        timeout_s = 0.0
+
+        def __call__(self, text: str) -> str:
+            never.wait()
+            return "a"
+
+    monkeypatch.setattr(tool_pool, "_PATIENCE_S", 0.05)
+    with pytest.raises(ConfigError, match=r"has not answered 'a' within 0 s.*leave it out"):
+        InTurn().submit("one", Call(Never(), "a"))
+    never.set()
+
+
+@pytest.mark.parametrize("said", [None, b"abc", True, ["a"]])
+def test_what_a_tool_returns_that_is_no_text_is_not_read(said: Any) -> None:
+    pool = InTurn()
+    pool.submit("one", Call(lambda _: said, "a"))
+    (answer,) = pool.collect()
+    assert answer.text is None
+    assert f"it returned {type(said).__name__}, not text" in answer.why
 
 
 def test_a_tool_of_which_many_calls_hang_is_called_no_more() -> None:
