@@ -91,6 +91,7 @@ def _config(source: GGUFFile) -> dict[str, Any]:
         )
     if source.metadata.get("llama.expert_count"):
         raise DataError(f"{source.file} has experts; only dense models are read")
+    _check_sizes(source)
     width = source.key("llama.embedding_length", int)
     heads = source.key("llama.attention.head_count", int)
     dim = source.key("llama.attention.key_length", int, width // heads)
@@ -119,6 +120,27 @@ def _config(source: GGUFFile) -> dict[str, Any]:
         "dtype": "float32",
         "torch_dtype": "float32",
     }
+
+
+def _check_sizes(source: GGUFFile) -> None:
+    """Raise DataError if a size is no size, or heads do not divide what they share."""
+    names = ("embedding_length", "block_count", "attention.head_count", "feed_forward_length")
+    width, blocks, heads, _ = (source.key(f"llama.{name}", int) for name in names)
+    kv_heads = source.key("llama.attention.head_count_kv", int, heads)
+    for name in (*names, "attention.head_count_kv", "attention.key_length", "context_length"):
+        value = source.key(f"llama.{name}", int, 1)
+        if value < 1:
+            raise DataError(f"{source.file}: llama.{name}={value} must be at least 1")
+    tensors = len(source.names())
+    if blocks > tensors:
+        raise DataError(
+            f"{source.file}: llama.block_count={blocks}, and there are {tensors} tensors"
+        )
+    if heads % kv_heads or (width % heads and "llama.attention.key_length" not in source.metadata):
+        raise DataError(
+            f"{source.file}: {heads} heads and {kv_heads} of keys and values do not divide a width "
+            f"of {width}; convert the model again"
+        )
 
 
 def _short(value: float) -> float:
@@ -194,8 +216,16 @@ def _save_weights(
     state = {}
     for name, theirs in names.items():
         values = source.read(name)
+        if not np.isfinite(values).all():
+            raise DataError(f"{source.file}: {name} holds NaN or infinity; convert the model again")
         if turns(name):
-            values = to_halves(values, heads[name.split(".")[-2]])
+            own = heads[name.split(".")[-2]]
+            if len(values) != own * config["head_dim"]:
+                raise DataError(
+                    f"{source.file}: {name} has {len(values)} rows for {own} heads of "
+                    f"{config['head_dim']}; convert the model again"
+                )
+            values = to_halves(values, own)
         state[theirs] = torch.tensor(values)
     rows = state["model.embed_tokens.weight"].shape[0]
     if rows != config["vocab_size"]:

@@ -198,6 +198,16 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("no key llama.block_count", {"keys": {"llama.block_count": None}}),
     ("block_count='one' is no int", {"keys": {"llama.block_count": "one"}}),
     ("turns 32 of 64 dimensions", {"keys": {"llama.rope.dimension_count": 32}}),
+    ("head_count=0 must be at least 1", {"keys": {"llama.attention.head_count": 0}}),
+    ("do not divide a width", {"keys": {"llama.attention.head_count": 5}}),
+    ("block_count=9999999, and there are", {"keys": {"llama.block_count": 9999999}}),
+    (
+        "output_norm.weight holds NaN",
+        {
+            "drop": "output_norm.weight",
+            "more": {"output_norm.weight": np.full(WIDTH, np.nan, "f4")},
+        },
+    ),
     ("has experts", {"keys": {"llama.expert_count": 8}}),
     ("scaling.type='yarn' is not read", {"keys": {"llama.rope.scaling.type": "yarn"}}),
     ("has 300 rows for a vocabulary of 400", {"keys": {"llama.vocab_size": 400}}),
