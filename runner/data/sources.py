@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from models.config import config
-from runner.machine.errors import DataError
+from runner.machine.errors import ConfigError, DataError
 from runner.machine.memo import Memo
 from runner.machine.system_errors import read_error, reading
 from runner.machine.text_files import as_text, json_lines, read_json, read_text
@@ -247,6 +247,11 @@ def row_source(path: str, **given: Any) -> SourceConfig:
         suffixes = {file.suffix for file in there.rglob(given.get("pattern", "*"))}
         local = [form for form in ("jsonl", "json") if f".{form}" in suffixes]
         kind = local[0] if local and not (there / "dataset_dict.json").exists() else "hub"
+    elif there.is_file():
+        raise ConfigError(
+            f"path={path} has the suffix {there.suffix!r}; rows are read from .jsonl, .jsonl.gz, "
+            ".json (a list) and .parquet: rename it, or convert it"
+        )
     return SourceConfig(format=cast(Format, kind), path=path, **given)
 
 

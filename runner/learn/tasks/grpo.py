@@ -3,6 +3,7 @@
 Shape legend: batch, seq; rows = answers; parts = rewards.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,7 @@ from runner.generate.tools import tools_for
 from runner.learn.tasks.frozen import frozen_like
 from runner.learn.tasks.grpo_config import GRPOConfig
 from runner.learn.tasks.grpo_loss import Surrogate, advantages, scales
+from runner.machine.errors import ConfigError
 from runner.records.contracts import Batch, Inputs, Measure
 
 _ROUND_TO = 16  # positions of a batch: fewer shapes, fewer compilations
@@ -216,13 +218,14 @@ class GRPO:
         texts = [one.answer for one in answers]
         columns = []
         for name, reward in self.cfg.rewards.items():
-            column = torch.tensor(list(reward.score(texts)), dtype=torch.float64)
-            if column.shape != (len(texts),) or not column.isfinite().all():
-                raise ValueError(
-                    f"task.rewards.{name} gave {column.tolist()[:8]} for {len(texts)} answers; it "
-                    "must give a finite number for each"
+            given = list(reward.score(texts))
+            numbers = all(isinstance(one, int | float) and math.isfinite(one) for one in given)
+            if len(given) != len(texts) or not numbers:
+                raise ConfigError(
+                    f"task.rewards.{name} gave {given[:8]} for {len(texts)} answers; it must give "
+                    "a finite number for each"
                 )
-            columns.append(column)
+            columns.append(torch.tensor(given, dtype=torch.float64))
         return torch.stack(columns, dim=1)
 
     def _total(self, parts: Float[Tensor, "rows parts"]) -> Float[Tensor, " rows"]:
