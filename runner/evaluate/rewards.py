@@ -1,13 +1,15 @@
 """Rewards of generated answers: each a config class with `score`, named in YAML by `_target_`."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from models.config import any_config, config, execution
 from runner.data.answer_parsers import MarkedNumber
 from runner.evaluate.sandbox import Limits, choose_wall, run
+from runner.machine.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,33 @@ class Reward(Protocol):
 def weight(reward: Any) -> float:
     """Return the weight of a reward."""
     return float(getattr(reward, "weight", 1.0))
+
+
+def checked_scores(whose: str, given: Iterable[Any], count: int) -> list[float]:
+    """Return the scores of `count` answers as numbers.
+
+    Args:
+        whose: what gave them, for messages.
+
+    Raises:
+        ConfigError: they are not as many, or one is no finite number.
+    """
+    scores = list(given)
+    if len(scores) != count:
+        raise ConfigError(
+            f"{whose} gave {len(scores)} scores for {count} answers; it must give one for each"
+        )
+    for number, score in enumerate(scores):
+        try:
+            scores[number] = float(score)
+        except (TypeError, ValueError):
+            scores[number] = math.nan
+        if not math.isfinite(scores[number]):
+            raise ConfigError(
+                f"{whose} gave {score!r} as the score of answer {number}; scores are compared and "
+                "added: give a finite number"
+            )
+    return scores
 
 
 def is_right(answer: Answer, parser: Any) -> bool:

@@ -13,7 +13,6 @@ Values, each NAME/... with a standard error over problems, NAME/..._stderr, wher
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -36,6 +35,7 @@ from runner.evaluate.answer_metrics import (
     pass_at_k,
 )
 from runner.evaluate.likelihoods import couples_rows
+from runner.evaluate.rewards import checked_scores
 from runner.evaluate.solving_config import SolvingConfig
 from runner.evaluate.worked_examples import WorkedExamples
 from runner.generate.budget_forcing import BudgetForcing, think
@@ -197,18 +197,8 @@ class Solver:
         scorer, count = self.cfg.scorer.build(self.trained), self.cfg.samples
         prompts = [problem.prompt for problem in problems for _ in range(count)]
         answers = [text for problem in problems for text in problem.samples]
-        scores = [float(score) for score in scorer.score(prompts, answers)]
-        if len(scores) != len(answers):
-            raise ConfigError(
-                f"{self.cfg.scorer} gave {len(scores)} scores for {len(answers)} answers; its "
-                "score(prompts, answers) must return one for each"
-            )
-        for score, prompt in zip(scores, prompts, strict=True):
-            if not math.isfinite(score):
-                raise ConfigError(
-                    f"{self.cfg.scorer} gave the score {score} for an answer to {prompt[:80]!r}; "
-                    "scores are compared, and must be finite"
-                )
+        given = scorer.score(prompts, answers)
+        scores = checked_scores(str(self.cfg.scorer), given, len(answers))
         for place, problem in enumerate(problems):
             problem.scores = scores[place * count : (place + 1) * count]
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Number
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -211,6 +212,6 @@ def _answer(id: str, call: Call) -> Answer:
         said: Any = call.tool(call.text)
     except BaseException as error:  # whatever a tool raises is its answer, in a thread of its own
         return Answer(id, call, None, repr(error))
-    if isinstance(said, bool) or not isinstance(said, str | int | float):  # "None" is no answer
+    if isinstance(said, bool) or not isinstance(said, str | Number):  # "None" is no answer
         return Answer(id, call, None, f"it returned {type(said).__name__}, not text")
     return Answer(id, call, str(said))

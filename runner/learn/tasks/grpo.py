@@ -3,7 +3,6 @@
 Shape legend: batch, seq; rows = answers; parts = rewards.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ from models.contract import token_loss
 from models.language_model import TokenLoss
 from runner.data.corpus import end_ids
 from runner.data.problems import prompts_and_solutions
-from runner.evaluate.rewards import Answer, weight
+from runner.evaluate.rewards import Answer, checked_scores, weight
 from runner.generate.generate import Completion, generate
 from runner.generate.sampling import Sampling
 from runner.generate.tool_pool import InTurn
@@ -26,7 +25,6 @@ from runner.generate.tools import tools_for
 from runner.learn.tasks.frozen import frozen_like
 from runner.learn.tasks.grpo_config import GRPOConfig
 from runner.learn.tasks.grpo_loss import Surrogate, advantages, scales
-from runner.machine.errors import ConfigError
 from runner.records.contracts import Batch, Inputs, Measure
 
 _ROUND_TO = 16  # positions of a batch: fewer shapes, fewer compilations
@@ -218,14 +216,8 @@ class GRPO:
         texts = [one.answer for one in answers]
         columns = []
         for name, reward in self.cfg.rewards.items():
-            given = list(reward.score(texts))
-            numbers = all(isinstance(one, int | float) and math.isfinite(one) for one in given)
-            if len(given) != len(texts) or not numbers:
-                raise ConfigError(
-                    f"task.rewards.{name} gave {given[:8]} for {len(texts)} answers; it must give "
-                    "a finite number for each"
-                )
-            columns.append(torch.tensor(given, dtype=torch.float64))
+            scores = checked_scores(f"task.rewards.{name}", reward.score(texts), len(texts))
+            columns.append(torch.tensor(scores, dtype=torch.float64))
         return torch.stack(columns, dim=1)
 
     def _total(self, parts: Float[Tensor, "rows parts"]) -> Float[Tensor, " rows"]:

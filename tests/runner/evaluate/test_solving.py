@@ -258,7 +258,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
         def score(self, prompts: Any, answers: Any) -> list[float]:
             return [math.nan for _ in answers]
 
-    with pytest.raises(ConfigError, match=r"gave the score nan for an answer to '.*finite"):
+    with pytest.raises(ConfigError, match=r"gave nan as the score of answer 0.*finite"):
         solve(replace(CFG, scorer=Lost(), samples=2), _trained(model))
     with pytest.raises(ConfigError, match=r"gave 1 scores for 24 answers"):
         solve(replace(CFG, samples=2, scorer=Short()), _trained(model))

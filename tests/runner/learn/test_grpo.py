@@ -348,5 +348,5 @@ def test_what_cannot_be_run_is_refused(batch: dict[str, Tensor], model: Any) -> 
         def score(self, answers: Any) -> list[float]:
             return [float("nan")] * len(answers)
 
-    with pytest.raises(ValueError, match=r"task\.rewards\.bad gave \[nan.* finite number"):
+    with pytest.raises(ValueError, match=r"task\.rewards\.bad gave nan as .*finite number"):
         _task(replace(CFG, rewards={"bad": Broken()})).draw(model, [batch], _noise(batch))
