@@ -86,7 +86,9 @@ def turns(row: Mapping[str, Any], where: str, field: str, role: str, content: st
     """
     given = value_of(row, where, field)
     if not isinstance(given, Sequence) or isinstance(given, str) or not len(given):
-        raise DataError(f"{where}: {field} must be a list of messages; mend or remove the row")
+        raise DataError(
+            f"{where}: {field}={given!r:.60} must be a list of messages; mend or remove the row"
+        )
     said = []
     for number, turn in enumerate(given, start=1):
         place = f"{where}, message {number}"

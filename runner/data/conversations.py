@@ -379,9 +379,9 @@ def _write(
     for name, rows in splits.items():
         if not rows:
             names = ", ".join(source_name(source) for source in data.sources)
-            raise DataError(
-                f"{names}: the {name} split has no conversation; change data.val_fraction"
-            )
+            rest = sum(map(len, splits.values()))
+            way_out = "change data.val_fraction" if rest else "there is none at all in the files"
+            raise DataError(f"{names}: the {name} split has no conversation; {way_out}")
         np.concatenate([ids for ids, _ in rows]).astype(dtype).tofile(folder / f"{name}.ids.bin")
         np.concatenate([learnt for _, learnt in rows]).tofile(folder / f"{name}.learnt.bin")
         np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *(len(ids) for ids, _ in rows)]))

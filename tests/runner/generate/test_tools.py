@@ -177,46 +177,44 @@ def test_samples_are_drawn_by_seed_and_place_whatever_the_tools_do() -> None:
     assert len({tuple(c.ids) for c in quick}) == 6
 
 
+class Never:
+    """A tool that hangs until it is hurried."""
+
+    timeout_s = 0.0
+
+    def __init__(self) -> None:
+        self.hurry = threading.Event()
+
+    def __call__(self, text: str) -> str:
+        self.hurry.wait()
+        return "a"
+
+
 def test_a_tool_that_fails_or_never_answers_is_an_error_and_is_counted() -> None:
-    never = threading.Event()
-
-    class Never:
-        timeout_s = 0.0
-
-        def __call__(self, text: str) -> str:
-            never.wait()
-            return "a"
+    never = Never()
 
     class Fails:
         def __call__(self, text: str) -> str:
             raise KeyError(text)
 
-    for tool in (Never(), Fails()):
+    for tool in (never, Fails()):
         pool = ToolPool()
         done = _run(_engine(MODELS["keys"], pool=pool), _requests(_tools(tool)))
         assert pool.num_failed == pool.num_calls == sum(c.num_calls for c in done) > 0
         for completion in done:
             given = [i for i, f in zip(completion.ids, completion.forced, strict=True) if f]
             assert set(given) <= {23}  # x
-    never.set()
+    never.hurry.set()
 
 
 def test_where_no_text_goes_on_without_its_answer_a_tool_that_hangs_ends_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    never = threading.Event()
-
-    class Never:
-        timeout_s = 0.0
-
-        def __call__(self, text: str) -> str:
-            never.wait()
-            return "a"
-
+    never = Never()
     monkeypatch.setattr(tool_pool, "_PATIENCE_S", 0.05)
     with pytest.raises(ConfigError, match=r"has not answered 'a' within 0 s.*leave it out"):
-        InTurn().submit("one", Call(Never(), "a"))
-    never.set()
+        InTurn().submit("one", Call(never, "a"))
+    never.hurry.set()
 
 
 @pytest.mark.parametrize("said", [None, b"abc", True, ["a"]])
