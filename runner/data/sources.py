@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from models.config import config
-from runner.machine.errors import ConfigError, DataError
+from runner.machine.errors import DataError
 from runner.machine.memo import Memo
 from runner.machine.system_errors import read_error, reading
 from runner.machine.text_files import as_text, json_lines, read_json, read_text
@@ -65,6 +65,11 @@ class SourceConfig:
                 f"path is missing for format={self.format}; give data.sources.0.path=PATH"
             )
         if self.format == "hub" and not self.revision and not self._is_local():
+            if self.path and (file := Path(self.path).expanduser()).is_file():
+                raise ValueError(
+                    f"path={self.path} has the suffix {file.suffix!r} and is no dataset; rows are "
+                    "read from .jsonl, .jsonl.gz, .json (a list) and .parquet: convert it"
+                )
             raise ValueError(
                 f"revision is missing for dataset {self.path!r}: pin it to a commit, "
                 "data.sources.0.revision=COMMIT, else the text can change under a finished run"
@@ -247,11 +252,6 @@ def row_source(path: str, **given: Any) -> SourceConfig:
         suffixes = {file.suffix for file in there.rglob(given.get("pattern", "*"))}
         local = [form for form in ("jsonl", "json") if f".{form}" in suffixes]
         kind = local[0] if local and not (there / "dataset_dict.json").exists() else "hub"
-    elif there.is_file():
-        raise ConfigError(
-            f"path={path} has the suffix {there.suffix!r}; rows are read from .jsonl, .jsonl.gz, "
-            ".json (a list) and .parquet: rename it, or convert it"
-        )
     return SourceConfig(format=cast(Format, kind), path=path, **given)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from runner.data.corpus import documents, source_hash
-from runner.data.sources import SourceConfig
+from runner.data.sources import SourceConfig, row_source
 from runner.data.sudoku import SudokuConfig
 from runner.data.sum_lines import SumLinesConfig
 from runner.data.tokenizers_config import TokenizerConfig
@@ -220,3 +220,12 @@ def test_the_hub_loader_reads_local_folders(
     extra = next(f for f in folder.rglob("*") if f.is_file())
     extra.write_bytes(extra.read_bytes() + b" ")
     assert SourceConfig(format="hub", path=str(folder)).content_hash() != before
+
+
+def test_a_file_of_no_known_suffix_is_no_dataset_of_the_hub(tmp_path: Path) -> None:
+    file = tmp_path / "chats.txt"
+    file.write_text("{}\n")
+    with pytest.raises(ValueError, match=r"chats.txt has the suffix '.txt' and is no dataset"):
+        row_source(str(file))
+    with pytest.raises(ValueError, match="revision is missing for dataset 'org/name'"):
+        row_source("org/name")
