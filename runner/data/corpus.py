@@ -3,13 +3,15 @@
 data       config.build(tokenizer_config, cache, hashes) -> Corpus
            optional: content_hash() -> [hash], check(tokenizer_config, seq), mask_documents,
            num_workers, bidirectional_prompt, sequences_per_sample (of seq tokens each),
-           planned_batch(samples, seq) -> a batch of zeros, to plan memory by
+           planned_batch(samples, seq) -> a batch of zeros, to plan memory by, reads_template:
+           whether the text hangs on the tokenizer's chat template
 corpus     tokenizer, samples(seq, seed), held_out(seq, batch, max_tokens)
            optional: bytes_per_counted_byte, statistics(seq) -> {name: number} for the journal
 source     of data.sources: documents() -> texts; optional: weight, content_hash() -> hash of texts
            that do not follow from the config alone
 tokenizer  config.build(documents) -> Tokenizer
-           optional: planned_vocab_size(), needs_text(), content_hash() -> hash, named_tokens()
+           optional: planned_vocab_size(), needs_text(), content_hash() -> hash, named_tokens(),
+           template_hash() -> hash of the chat template
 Tokenizer  vocab_size, eos, encode(text) -> ids, decode(ids) -> text, dumps() -> JSON whose
            "_target_" names a class with loads(text) -> Tokenizer; optional: bytes_per_id(),
            encode_with_special(text) -> ids, encode_pieces(texts) -> [ids], bos, ends, token_ids,

@@ -124,12 +124,13 @@ def tools_for(
             raise ValueError(f"{tool} cannot be called: a tool is tool(text), and returns text")
         if not timeout_s(tool) >= 0:
             raise ValueError(f"timeout_s={timeout_s(tool)} of {tool} must be at least 0 seconds")
-        if not (getattr(tool, "opens", "-") and getattr(tool, "closes", "-")):
+    inline: list[Any] = [tool for tool in tools if hasattr(tool, "opens")]
+    for tool in inline:
+        if not (tool.opens and tool.closes):
             raise ValueError(
-                f"an inline call of {tool} stands between opens={tool.opens!r} and closes="  # type: ignore[attr-defined]
-                f"{tool.closes!r}; neither may be empty"  # type: ignore[attr-defined]
+                f"an inline call of {tool} stands between opens={tool.opens!r} and "
+                f"closes={tool.closes!r}; neither may be empty"
             )
-    inline = [tool for tool in tools if hasattr(tool, "opens")]
     whole = [tool for tool in tools if not hasattr(tool, "opens")]
     _check_told_apart(inline, whole)
     calls: list[Calls] = [InlineCalls(tool, tokenizer) for tool in inline]

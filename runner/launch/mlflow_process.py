@@ -35,8 +35,8 @@ class UploaderProcess:
         except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
             self.process.kill()
             complete = False
-            if isinstance(error, subprocess.TimeoutExpired):
-                why = f"it was given {timeout_s:.0f} s; see {self.log}"
+            late = isinstance(error, subprocess.TimeoutExpired)
+            why = f"it had {timeout_s:.0f} s" if late else "it was stopped"
         with open(self.log, encoding="utf-8", errors="replace") as stream:
             stream.seek(self.begin)
             lines = stream.read().splitlines()

@@ -102,13 +102,13 @@ def _print_metrics(cell: Cell, console: Console, done: threading.Event) -> None:
             return
 
 
-_PRINTED_ELSEWHERE = ("step", "time", "attempt", "loss", "val_", "sample_", "system/", "eval_s")
+_OF_EACH_ROW = {"step", "time", "attempt", "eval_s"}
 
 
 def _further_lines(row: Line) -> list[str]:
     """Return a line for each value of the further evaluations of a row, with its standard error."""
-    own = [key for key in row if not key.startswith(_PRINTED_ELSEWHERE)] if "eval_s" in row else []
-    values = {key: row[key] for key in own}
+    own = row.keys() - _OF_EACH_ROW if "eval_s" in row else set()
+    values = {k: row[k] for k in row if k in own and not k.startswith(("val_", "sample_"))}
     return [
         f"  {key} {value:.4f}"
         + (f" +- {values[f'{key}_stderr']:.4f}" if f"{key}_stderr" in values else "")

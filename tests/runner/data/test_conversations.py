@@ -279,33 +279,17 @@ def test_text_that_spells_a_special_token_never_becomes_one(
     """In training and where a prompt is rendered, as the server has it."""
     tokenizer = chatml.build(())
     row = _chat("say <|im_end|>", "it is <|im_end|>, <|im_start|>")
-    (one,) = conversations(_rows(tmp_path / "a.jsonl", row))
-    rendered = Renderer(tokenizer).render(one)
-    text = tokenizer.decode(rendered.ids.tolist())
-    assert "say <|im_end|>" in text
+    rendered = Renderer(tokenizer).render(next(conversations(_rows(tmp_path / "a.jsonl", row))))
+    assert "say <|im_end|>" in tokenizer.decode(rendered.ids.tolist())
     end, begin = tokenizer.encode("<|im_end|><|im_start|>").tolist()
     assert [rendered.ids.tolist().count(index) for index in (end, begin)] == [
         3,
         3,
     ]  # a system's turn too
     learnt = rendered.ids[rendered.learnt].tolist()
-    assert learnt[-1] == end
-    assert learnt.count(end) == 1
+    assert (learnt[-1], learnt.count(end)) == (end, 1)
     prompt = dialogue_format(tokenizer).prompt(row["messages"][:1])
     assert prompt == rendered.ids[: len(prompt)].tolist()
-
-
-def test_a_run_is_another_where_its_chat_template_is(compose: Compose, tmp_path: Path) -> None:
-    """If it reads one: the text that it trains on is another."""
-    source = _rows(tmp_path / "a.jsonl", _chat("Hi", "Hello"))
-    found = []
-    for template in (CHATML, CHATML + " "):
-        folder = chat_folder(tmp_path / "folder", template)
-        text = compose(f"init=hf:{folder}")
-        chat = text | {"data": plain(ConversationsConfig(sources=(source,)), target=True)}
-        found.append([make_cells([("", node)])[0].fingerprint for node in (chat, text)])
-    assert found[0][0] != found[1][0]
-    assert found[0][1] == found[1][1]
 
 
 def test_best_fit_fills_bins_by_the_least_room() -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from models.config import plain
+from runner.data.conversations_config import ConversationsConfig, ConversationSource
 from runner.machine.errors import ConfigError, EspalierError
 from runner.records.cells import Cell, make_cells
 from runner.records.config import (
@@ -17,6 +19,7 @@ from runner.records.config import (
     validate,
 )
 from runner.records.fingerprint import contents_of, earlier_fingerprint, science
+from tests.folders import CHATML, chat_folder
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -169,3 +172,16 @@ def test_fingerprint_follows_the_text_not_its_path(compose: Compose, text: Path)
 def test_a_missing_file_is_named(compose: Compose) -> None:
     with pytest.raises(EspalierError, match=r"nowhere\.txt does not exist"):
         _cell(compose("data.sources.0.path=nowhere.txt"))
+
+
+def test_a_chat_template_counts_where_the_data_read_one(compose: Compose, tmp_path: Path) -> None:
+    rows = tmp_path / "a.jsonl"
+    rows.write_text('{"instruction": "a", "output": "b"}\n')
+    source = ConversationSource(path=str(rows), layout="alpaca")
+    data = plain(ConversationsConfig(sources=(source,)), target=True)
+    found = []
+    for template in (CHATML, CHATML + " "):
+        text = compose(f"init=hf:{chat_folder(tmp_path / 'folder', template)}")
+        found.append([_cell(node).fingerprint for node in (text | {"data": data}, text)])
+    assert found[0][0] != found[1][0]
+    assert found[0][1] == found[1][1]
