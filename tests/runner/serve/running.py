@@ -29,6 +29,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+HI: Any = [{"role": "user", "content": "hi"}]  # a conversation
 CONTEXT = 96
 PATIENCE_S = 300.0  # of a client, on a machine that does other things too
 http_get = partial(httpx2.get, timeout=PATIENCE_S)
