@@ -299,6 +299,15 @@ class DecoderState:
                 )
         self.lengths = lengths.clone()
 
+    def unread(self, batch: int, capacity: int) -> "DecoderState":
+        """Return a state of `batch` rows before their first token, whose tensors are made."""
+        device = self.lengths.device
+        made = DecoderState(
+            batch, capacity=capacity, device=device, static=self.static, stored=self.stored
+        )
+        made.memories = {n: memory.empty(batch, capacity) for n, memory in self.memories.items()}
+        return made
+
     def compile_for_any_capacity(self) -> None:
         """Let what is compiled for this state take others of any capacity: one graph for all.
 

@@ -66,7 +66,7 @@ class Autoregressive:
             model, context, fixed_rows, compiled=compiled, invariant=invariant
         )
         self._unread: dict[str, TextRow] = {}
-        can = fixed_rows is None and not bidirectional
+        can = not (self._reads_alone or bidirectional)
         self._reads_beside = can and reads_side_by_side(model)
 
     def check(self, request: Request) -> None:
@@ -156,8 +156,7 @@ class Autoregressive:
         key = self._group(first, most)
         group = [row for row in unread if self._group(row, most) == key]
         piece = self._piece(first, most)
-        if first.state is None:
-            first.state = start(self.model, 1, self._room(group))
+        first.state = self._batch.state_beside(self._room(group), first.state)
         newest = {row.request.id: row.tokens[-1] for row in rows}
         ids = first.unread_ids[:piece]
         logits, others = self._batch.step_beside(newest, len(self._unread), ids, first.state)

@@ -4,7 +4,7 @@ Shape legend: batch, seq, vocab.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from models.text_state import TextState
 from runner.generate.scoring import padded
 
 _LEAST_CAPACITY = 64
+_PIECE = 8  # a compiled pass reads pieces of a multiple of so many tokens
 
 
 def prefill(
@@ -60,10 +61,11 @@ class DecodingBatch:
     Args:
         context: the most tokens of a text.
         fixed_rows: keep a batch of so many rows whatever runs, for a compiled step and for numbers
-            that do not depend on the company. Its state has room for the longest text: 64 tokens or
-            twice that as often as needed, `context` at most. None: as many rows as there are texts,
+            that do not depend on the company. Its state has room for the longest text: 64, 96, 128,
+            192, ... tokens, `context` at most. None: as many rows as there are texts,
             as long as they.
-        compiled: compile the step, once for all capacities.
+        compiled: compile the step, once for all capacities, and the step that reads a piece of a
+            prompt too.
         invariant: no bit of a text may depend on the others. A step that is not compiled then
             attends row by row, on a CPU; else the state always has room for `context` tokens, since
             the longest text would decide in which order the sums of the others are taken.
@@ -81,6 +83,8 @@ class DecodingBatch:
         self.model, self.context, self.fixed_rows = model, context, fixed_rows
         self.compiled, self.invariant = compiled, invariant
         self._step = torch.compile(model, dynamic=False) if compiled else model
+        together = partial(read_side_by_side, model)
+        self._together = torch.compile(together, dynamic=False) if compiled else together
         self.device = next(model.parameters()).device
         self._names: list[str | None] = []  # of each row, None where it is free
         self._state: State | None = None
@@ -153,9 +157,33 @@ class DecodingBatch:
 
         Return the logits of both.
         """
-        text = torch.tensor([ids], device=self.device), beside, None
-        logits, others = read_side_by_side(self.model, [self._newest(newest, keep), text])
+        tokens, counts = torch.tensor([ids], device=self.device), None
+        batch = self._newest(newest, keep)
+        if self.compiled:
+            counts = torch.tensor([len(ids)], device=self.device)
+            tokens = F.pad(tokens, (0, -len(ids) % _PIECE))
+            torch._dynamo.maybe_mark_dynamic(tokens, 1)
+            for state in (batch[1], beside):
+                assert isinstance(state, DecoderState)
+                state.compile_for_any_capacity()
+        logits, others = self._together([batch, (tokens, beside, counts)])
         return self._in_order(newest, logits), at_least_fp32(others)
+
+    def state_beside(self, capacity: int, state: State | None = None) -> State:
+        """Return a state of one row for `step_beside`: `state`, or one that has read nothing.
+
+        A compiled step takes one of fixed shape, so it may be a copy. The batch has texts.
+        """
+        if not self.compiled:
+            return start(self.model, 1, capacity) if state is None else state
+        assert state is None or isinstance(state, DecoderState)
+        if state is not None and state.static:
+            return state
+        assert isinstance(self._state, DecoderState)
+        fitted = self._state.unread(1, self._capacity_for(capacity))
+        if state is not None:
+            fitted.put(torch.tensor([0], device=self.device), state)
+        return fitted
 
     def _newest(self, newest: Mapping[str, int], keep: int) -> Pass:
         """Return the newest token of each row of the batch, its state, which tokens count."""
@@ -283,10 +311,7 @@ class DecodingBatch:
         assert self.fixed_rows is not None
         longest, old = max(lengths), self._state
         varies = self._apart or not self.invariant
-        capacity = _LEAST_CAPACITY if varies else self.context
-        while capacity < longest:
-            capacity *= 2
-        capacity = min(capacity, self.context)
+        capacity = self._capacity_for(longest) if varies else self.context
         if old is not None and capacity == self._capacity:
             return
         self._capacity = capacity
@@ -298,6 +323,14 @@ class DecodingBatch:
             rows = torch.tensor(live, device=self.device)
             state.put(rows, old.select(rows))
         self._state = state
+
+    def _capacity_for(self, length: int) -> int:
+        """Return the room of a state of fixed shape that holds a text of so many tokens."""
+        capacity = _LEAST_CAPACITY
+        while capacity < length:
+            odd = capacity % 3 == 0
+            capacity = capacity // 3 * 4 if odd else capacity // 2 * 3
+        return min(capacity, self.context)
 
     @cached_property
     def _apart(self) -> bool:

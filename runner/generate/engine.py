@@ -112,6 +112,8 @@ class Engine(Generic[R]):
         chunk: the most tokens of a prompt that one step reads, so that the others wait no longer
             than that; see `largest_chunk`. None reads the prompts of all that are admitted whole,
             before the others go on: for throughput.
+        whole: what is left of a prompt is read in one step nevertheless if it is no longer, since a
+            step more costs more than its tokens (None: `chunk`).
         overflow: of a text that outgrows the context: refuse the request, or read the last half of
             the context again and go on from there.
         max_waiting: the most requests that wait (None: any number).
@@ -130,16 +132,19 @@ class Engine(Generic[R]):
         rows: int,
         max_tokens: int | None = None,
         chunk: int | None = None,
+        whole: int | None = None,
         overflow: Overflow = "refuse",
         max_waiting: int | None = None,
         max_away: int | None = None,
         pool: ToolPool | None = None,
     ) -> None:
         limits = {"rows": rows, "max_tokens": max_tokens, "chunk": chunk, "max_away": max_away}
+        limits |= {"whole": whole}
         for name, value in (limits | {"max_waiting": max_waiting}).items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        self.strategy, self.rows, self.chunk, self.overflow = strategy, rows, chunk, overflow
+        self.strategy, self.rows, self.overflow = strategy, rows, overflow
+        self.chunk, self.whole = chunk, whole
         self.max_tokens = rows * strategy.context if max_tokens is None else max_tokens
         self.max_waiting = max_waiting
         self.max_away = rows if max_away is None else max_away
@@ -260,7 +265,7 @@ class Engine(Generic[R]):
         if self.chunk is not None and isinstance(self.strategy, ReadsBeside):
             self.away.receive()
             events += self._admit()
-            together = self._advance_and_read(self.strategy, self.chunk)
+            together = self._advance_and_read(self.strategy)
             if together is not None:
                 return events + together
         running = [row for row in self._unpaused() if not row.unread]
@@ -274,16 +279,24 @@ class Engine(Generic[R]):
         unread = [row for row in self._unpaused() if row.unread]
         if unread:
             events += self._settle(
-                self._counted(unread, lambda: self.strategy.read(unread, self.chunk))
+                self._counted(unread, lambda: self.strategy.read(unread, self._most(unread)))
             )
         return events
 
-    def _advance_and_read(self, strategy: ReadsBeside[R], most: int) -> list[Event] | None:
+    def _most(self, unread: Sequence[R]) -> int | None:
+        """Return how many tokens to read of the first of these prompts."""
+        if self.chunk is None or self.whole is None or unread[0].unread > self.whole:
+            return self.chunk
+        return max(self.chunk, unread[0].unread)
+
+    def _advance_and_read(self, strategy: ReadsBeside[R]) -> list[Event] | None:
         """Take a step in one forward pass; None if there are not both, texts and a prompt."""
         running = [row for row in self._unpaused() if not row.unread]
         unread = [row for row in self._unpaused() if row.unread]
         if not (running and unread):
             return None
+        most = self._most(unread)
+        assert most is not None
         events = self._counted(unread, lambda: strategy.advance_and_read(running, unread, most))
         return None if events is None else self._settle(events)
 

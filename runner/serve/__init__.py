@@ -9,6 +9,7 @@ __all__ = [
     "fields",
     "gate",
     "metrics",
+    "pace",
     "requests",
     "served_model",
     "server",

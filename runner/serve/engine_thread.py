@@ -20,6 +20,7 @@ from runner.generate.request import Event, Request
 from runner.generate.speculation import Counts, Speculative
 from runner.serve.errors import ApiError, draining
 from runner.serve.metrics import Clock, Metrics
+from runner.serve.pace import Pace
 
 _RATE_WEIGHT = 0.05  # of the newest step in the measured tokens/s
 _LEAD = 4  # steps that the thread may be ahead of the event loop
@@ -128,8 +129,8 @@ class EngineThread:
         max_waiting: the most requests that wait for a row.
         most_pending: so many events of a call may wait for its reader; then its rows stand still.
         slow_reader_s: a call that stands still for longer is cancelled.
-        pace: the most tokens of a prompt that a step reads, by the number of requests that it
-            advances (None: the engine's `chunk`).
+        pace: how much of a prompt a step reads, by the number of requests that it advances (None:
+            the engine's `chunk`).
         prefixes: what the engine keeps of earlier prompts.
     """
 
@@ -138,7 +139,7 @@ class EngineThread:
     max_waiting: int
     most_pending: int = 64
     slow_reader_s: float = 30.0
-    pace: Callable[[int], int] | None = None
+    pace: Pace | None = None
     prefixes: PrefixCache | None = None
     is_draining: bool = False
     tokens_per_s: float = 0.0
@@ -260,7 +261,8 @@ class EngineThread:
 
     def _step(self) -> _Step:
         if self.pace is not None:
-            self.engine.chunk = self.pace(self.engine.num_decoding)
+            waiting = self.engine.num_decoding
+            self.engine.chunk, self.engine.whole = self.pace(waiting), self.pace.whole(waiting)
         began, read = time.monotonic(), self.engine.num_read
         try:
             events = self.engine.step()

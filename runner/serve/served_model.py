@@ -2,9 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,43 +17,23 @@ from runner.data.corpus import (
 )
 from runner.generate.canvas_row import around
 from runner.generate.denoising import Denoising
-from runner.generate.engine import Engine, largest_chunk
+from runner.generate.engine import Engine
 from runner.generate.generate import make_engine
-from runner.generate.request import Request
-from runner.generate.sampling import Sampling
 from runner.generate.text_generator import TextGenerator
 from runner.machine.errors import ConfigError, DataError
 from runner.records.cells import load_cell
 from runner.serve.errors import ApiError, invalid
+from runner.serve.pace import SHORTEST_CONTEXT, Pace, measured_pace
 from runner.serve.vocabulary import Vocabulary
 
 T = TypeVar("T")
 _LARGEST_CHUNK = 512
-# Of a step that reads the first piece of a prompt too, to one that does not; later pieces attend to
-# more and take a quarter longer: 95% of the gaps between tokens are below 2.5 then.
-_STEPS = 1.75
-_TIMED = 6  # steps of each kind, of which the fastest counts
 _ADAPTER_NAME = re.compile(r"[\w./:@+-]{1,128}", re.ASCII)
 _INFILL = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<PRE>", "<SUF>", "<MID>"),
 )
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How many tokens of a prompt are read while others wait for their next token.
-
-    Args:
-        chunks: by the number of those that wait.
-    """
-
-    chunks: Mapping[int, int]
-
-    def __call__(self, waiting: int) -> int:
-        """Return the most tokens: those of the largest number measured up to `waiting`."""
-        return self.chunks[max(number for number in self.chunks if number <= waiting)]
 
 
 class ServedModel:
@@ -127,23 +105,15 @@ class ServedModel:
         return self._engine(rows, invariant, prefixes=prefixes, chunk=chunk, **own)
 
     def pace(self, *, rows: int, invariant: bool = False) -> Pace:
-        """Measure how many tokens of a prompt a step of others may read within `_STEPS`."""
+        """Measure how many tokens of a prompt a step of others may read."""
         most = max(1, min(_LARGEST_CHUNK, self.context // 2))
-        too_short = self.context <= 2 * _TIMED + 2
-        if self.generator.strategy is not None or too_short:  # it reads nothing beforehand
-            return Pace({0: most})
+        if self.generator.strategy is not None or self.context <= SHORTEST_CONTEXT:
+            return Pace({0: most})  # the strategy of a model reads nothing beforehand
         engine = self._engine(rows, invariant, chunk=most)
         on_cpu = next(self.generator.model.parameters()).device.type == "cpu"
         # What else the machine does takes no time of this thread.
         clock = time.thread_time if on_cpu else time.perf_counter
-        chunks, running = {0: most}, 1
-        while running < rows:  # the last row is the prompt's
-            steps = partial(_steps_of, engine, self.vocabulary.size, running, clock)
-            # As many tokens as rows are a step's work, whatever a busy machine says.
-            least = min(running, most)
-            chunks[running] = max(least, largest_chunk(steps, _STEPS, most))
-            running *= 2
-        return Pace(chunks)
+        return measured_pace(engine, self.vocabulary.size, most, clock)
 
     def _engine(self, rows: int, invariant: bool, **more: Any) -> Engine[Any]:
         return make_engine(
@@ -270,32 +240,3 @@ def _check_adapter_names(names: Sequence[str], taken: Sequence[str]) -> None:
                 f"--adapter {name!r}: clients name an adapter by 1 to 128 letters, digits and "
                 "characters of . _ / : @ + -; give another: NAME=RUN"
             )
-
-
-def _steps_of(
-    engine: Engine[Any], vocab: int, running: int, clock: Callable[[], float], tokens: int
-) -> float:
-    """Return what a step of so many texts that reads so many tokens of another one too takes.
-
-    In steps that do not. They are taken in turns: what slows the machine down strikes both.
-    """
-    how = Sampling(max_new_tokens=2 * _TIMED + 2, temperature=0.0, ends=())
-    for index in range(running):
-        engine.submit(Request(id=f"row {index}", prompt=[index % vocab], how=how))
-    while engine.num_decoding < running:
-        engine.step()
-    once = Sampling(max_new_tokens=1, temperature=0.0)
-    plain: list[float] = []
-    reading: list[float] = []
-    for number in range(_TIMED):
-        prompt = [number % vocab] * tokens
-        for seconds in (plain, reading):
-            if seconds is reading:
-                engine.submit(Request(id=f"prompt {number}", prompt=prompt, how=once))
-            begin = clock()
-            engine.step()
-            seconds.append(clock() - begin)
-    for id in engine.ids():
-        engine.cancel(id)
-    engine.step()
-    return min(reading) / min(plain)

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import aiohttp
@@ -225,10 +225,9 @@ def print_table(rounds: dict[str, list[dict[str, float]]]) -> None:
     for key in dict.fromkeys(key for own in medians.values() for key in own):
         cells = [f"{own[key]:.1f}" if key in own else "-" for own in medians.values()]
         print(f"| {key} | {' | '.join(cells)} |")
-    ours = medians.get("ours", {})
-    for name, own in medians.items():
-        for key in ours.keys() & {"tok/s at 8", "tok/CPU s at 8"}:
-            print(f"{key}, ours / {name}: {ours[key] / own[key]:.2f}")
+    for ours, name in product((name for name in medians if name.startswith("ours")), medians):
+        for key in ("tok/s at 8", "tok/CPU s at 8"):
+            print(f"{key}, {ours} / {name}: {medians[ours][key] / medians[name][key]:.2f}")
 
 
 if __name__ == "__main__":

@@ -112,8 +112,9 @@ def our_server(cell: Cell, folder: Path, *options: str) -> Iterator[Peer]:
     """Start `espalier serve`."""
     line = ["runner.commands.cli", "serve", str(cell.run), "--port", "0"]
     line += ["--rows", str(_ROWS), *options]
-    with _process(["-m", *line], folder / "ours.log") as process:
-        told = _told(folder / "ours.log", r"serving \S+ at (\S+)", process)
+    log = folder / f"ours{''.join(options)}.log"
+    with _process(["-m", *line], log) as process:
+        told = _told(log, r"serving \S+ at (\S+)", process)
         yield Peer(told, process.pid, "bench")
 
 
@@ -156,6 +157,7 @@ def llama_server(cell: Cell, folder: Path) -> Iterator[Peer]:
 
 PEERS: dict[str, Callable[[Cell, Path], AbstractContextManager[Peer]]] = {
     "ours": our_server,
+    "ours --compile": lambda cell, folder: our_server(cell, folder, "--compile"),
     "transformers": transformers_server,
     "llama.cpp": llama_server,
 }

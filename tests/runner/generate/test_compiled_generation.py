@@ -88,6 +88,53 @@ assert not counters["graph_break"], counters["graph_break"]
 """
 
 
+BESIDE = """
+import torch
+from torch._dynamo.utils import counters
+from models.decoder_config import DecoderConfig
+from models.prefix_cache import PrefixCache
+from runner.generate.generate import generate, make_engine
+from runner.generate.request import Request
+from runner.generate.sampling import Sampling
+
+model = DecoderConfig(depth=1, width=32, num_heads=4, num_kv_heads=2).build(50, 3)
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.mul_(4.0)
+model.for_inference(compiled=True)
+shared = [*range(9)]
+prompts = [shared, shared + [7] * 22, [5, 4] * 40, [*range(20)], [1]]
+prompts = [torch.tensor(ids) for ids in prompts]
+how = Sampling(max_new_tokens=30, temperature=0.0)
+about = {"context": 140, "decode": str, "ends": ()}
+plain = [one.ids for one in generate(model, prompts, how, **about)]
+
+engine = make_engine(
+    model, rows=3, compiled=True, chunk=5, prefixes=PrefixCache(block=4, max_bytes=2**20), **about
+)
+engine.whole = 11
+ids, cached, read_beside = {}, {}, 0
+together = engine.strategy.advance_and_read
+def counted(*given):
+    global read_beside
+    read_beside += 1
+    return together(*given)
+engine.strategy.advance_and_read = counted
+for number, prompt in enumerate(prompts):
+    engine.submit(Request(id=str(number), prompt=prompt.tolist(), how=how))
+while not engine.is_idle:
+    for event in engine.step():
+        ids.setdefault(event.id, []).extend(event.ids)
+        cached[event.id] = max(cached.get(event.id, 0), event.num_cached or 0)
+assert [ids[str(number)] for number in range(len(prompts))] == plain
+assert read_beside > 20, read_beside
+assert cached["3"] == 8, cached  # what another text had read goes on in a state of fixed shape
+# One graph of a step, one of a step that reads too, for all pieces and capacities.
+assert counters["stats"]["unique_graphs"] == 2, counters["stats"]
+assert not counters["graph_break"], counters["graph_break"]
+"""
+
+
 @pytest.mark.slow
 def test_a_compiled_step_is_one_graph_and_says_the_same() -> None:
     _run(SCRIPT)
@@ -96,6 +143,11 @@ def test_a_compiled_step_is_one_graph_and_says_the_same() -> None:
 @pytest.mark.slow
 def test_a_compiled_step_reads_keys_and_values_of_few_bits() -> None:
     _run(STORED)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_that_reads_of_a_prompt_too_is_one_graph_and_says_the_same() -> None:
+    _run(BESIDE)
 
 
 def _run(script: str) -> None:

@@ -87,14 +87,22 @@ class Traffic(RuleBasedStateMachine):
     @rule(
         model=st.sampled_from([MODEL, MIXED]),
         chunk=st.sampled_from([None, 1, 5]),
+        whole=st.sampled_from([None, 6]),
         fixed=st.booleans(),
         most=st.sampled_from([None, CONTEXT + 10]),
     )
     @precondition(lambda self: not hasattr(self, "engine"))
-    def start(self, model: Decoder, chunk: int | None, fixed: bool, most: int | None) -> None:
-        fixed_rows = 3 if fixed else None
+    def start(
+        self,
+        model: Decoder,
+        chunk: int | None,
+        whole: int | None,
+        fixed: bool,
+        most: int | None,
+    ) -> None:
         self.model = model
-        self.engine = _engine(model, chunk=chunk, max_tokens=most, fixed_rows=fixed_rows)
+        limits = {"chunk": chunk, "whole": whole, "max_tokens": most}
+        self.engine = _engine(model, fixed_rows=3 if fixed else None, **limits)
         self.asked: dict[str, Request] = {}
         self.cancelled: set[str] = set()
         self.events: list[Event] = []
@@ -165,6 +173,21 @@ test_company_changes_no_text_and_nothing_leaks = pytest.mark.slow(Traffic.TestCa
 def _request(name: str, prompt: Sequence[int] = (1, 2, 3), **more: Any) -> Request:
     how = Sampling(**{"max_new_tokens": 6, "ends": ()} | more.pop("how", {}))
     return Request(id=name, prompt=prompt, how=how, **more)
+
+
+def test_what_is_left_of_a_prompt_is_read_in_one_step_if_it_is_short() -> None:
+    engine = _engine(chunk=2, whole=5, rows=2)
+    engine.submit(_request("running", how={"max_new_tokens": 20}))
+    engine.step()
+    engine.submit(_request("short", prompt=[1] * 5))
+    engine.submit(_request("long", prompt=[2] * 9))
+    first = {"short": 0, "long": 0}
+    for step in range(1, 20):
+        for event in engine.step():
+            if event.id in first:
+                first[event.id] = first[event.id] or step
+    # "long" begins in step 6, in which "short" ends: 2 of 9 tokens, 2 of 7, then 5.
+    assert first == {"short": 1, "long": 8}
 
 
 def test_a_step_reads_one_chunk_and_a_request_is_gone_a_step_after_its_cancel() -> None:

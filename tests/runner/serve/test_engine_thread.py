@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from runner.generate.speculation import Speculative
 from runner.serve.engine_thread import _LEAD, Call, EngineThread
 from runner.serve.errors import ApiError
 from runner.serve.metrics import Metrics
-from runner.serve.served_model import Pace
+from runner.serve.pace import Pace
 
 VOCAB, CONTEXT = 23, 64
 MODEL = DecoderConfig(depth=1, width=16, num_heads=2).build(VOCAB, 3)
@@ -127,7 +128,8 @@ def test_a_call_that_is_closed_late_or_full_leaves_nothing_behind() -> None:
 def test_a_prompt_is_read_in_small_pieces_only_while_others_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    thread = _thread(pace=Pace({0: 64, 1: 4, 2: 2}))
+    pace = Pace({0: 64, 1: 4, 2: 2})
+    thread = _thread(pace=pace)
     strategy, pieces = thread.engine.strategy, []
     read, both = strategy.read, strategy.advance_and_read
 
@@ -145,13 +147,15 @@ def test_a_prompt_is_read_in_small_pieces_only_while_others_wait(
     async def work() -> None:
         first = aiter(_submit(thread, _requests("first")))
         await anext(first)
-        second = _submit(thread, _requests("second"))
+        (long,) = _requests("second")
+        second = _submit(thread, [replace(long, prompt=[1] * 20)])
         rest, whole = await asyncio.gather(_rest(first), _all(second))
         assert (len(rest), len(whole)) == (39, 40)
 
     _run(thread, work)
-    assert pieces == [64, 4]
-    assert [thread.pace(waiting) for waiting in (1, 2, 9)] == [4, 2, 2]  # type: ignore[misc]
+    assert pieces == [64, 4, 16]  # what is left then is short enough to be read at once
+    assert [pace(waiting) for waiting in (1, 2, 9)] == [4, 2, 2]
+    assert [pace.whole(waiting) for waiting in (1, 2, 9)] == [16, 8, 8]
 
 
 def test_a_step_that_fails_ends_its_requests_and_not_the_server(
