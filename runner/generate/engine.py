@@ -112,8 +112,8 @@ class Engine(Generic[R]):
         chunk: the most tokens of a prompt that one step reads, so that the others wait no longer
             than that; see `largest_chunk`. None reads the prompts of all that are admitted whole,
             before the others go on: for throughput.
-        whole: what is left of a prompt is read in one step nevertheless if it is no longer, since a
-            step more costs more than its tokens (None: `chunk`).
+        whole: a prompt of no more tokens is read in one step nevertheless, since a step more costs
+            more than its tokens (None: `chunk`).
         overflow: of a text that outgrows the context: refuse the request, or read the last half of
             the context again and go on from there.
         max_waiting: the most requests that wait (None: any number).
@@ -145,6 +145,7 @@ class Engine(Generic[R]):
                 raise ValueError(f"{name}={value} must be at least 1")
         self.strategy, self.rows, self.overflow = strategy, rows, overflow
         self.chunk, self.whole = chunk, whole
+        self._in_pieces: R | None = None
         self.max_tokens = rows * strategy.context if max_tokens is None else max_tokens
         self.max_waiting = max_waiting
         self.max_away = rows if max_away is None else max_away
@@ -285,9 +286,12 @@ class Engine(Generic[R]):
 
     def _most(self, unread: Sequence[R]) -> int | None:
         """Return how many tokens to read of the first of these prompts."""
-        if self.chunk is None or self.whole is None or unread[0].unread > self.whole:
+        first = unread[0]
+        if self.chunk is None or self.whole is None:
             return self.chunk
-        return max(self.chunk, unread[0].unread)
+        if first.unread > self.whole:
+            self._in_pieces = first  # to its end: the last one holds nobody up for longer
+        return self.chunk if first is self._in_pieces else max(self.chunk, first.unread)
 
     def _advance_and_read(self, strategy: ReadsBeside[R]) -> list[Event] | None:
         """Take a step in one forward pass; None if there are not both, texts and a prompt."""

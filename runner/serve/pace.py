@@ -32,7 +32,7 @@ class Pace:
         return self.chunks[max(number for number in self.chunks if number <= waiting)]
 
     def whole(self, waiting: int) -> int:
-        """Return how many tokens that are left of a prompt are read in one step.
+        """Return how many tokens of a prompt, if it has no more, are read in one step.
 
         Those that wait then do so once for as long as four small pieces make them wait, which
         would take more time in all.

@@ -175,7 +175,7 @@ def _request(name: str, prompt: Sequence[int] = (1, 2, 3), **more: Any) -> Reque
     return Request(id=name, prompt=prompt, how=how, **more)
 
 
-def test_what_is_left_of_a_prompt_is_read_in_one_step_if_it_is_short() -> None:
+def test_a_short_prompt_is_read_in_one_step_and_a_long_one_in_pieces_to_its_end() -> None:
     engine = _engine(chunk=2, whole=5, rows=2)
     engine.submit(_request("running", how={"max_new_tokens": 20}))
     engine.step()
@@ -186,8 +186,8 @@ def test_what_is_left_of_a_prompt_is_read_in_one_step_if_it_is_short() -> None:
         for event in engine.step():
             if event.id in first:
                 first[event.id] = first[event.id] or step
-    # "long" begins in step 6, in which "short" ends: 2 of 9 tokens, 2 of 7, then 5.
-    assert first == {"short": 1, "long": 8}
+    # "long" begins in step 6, in which "short" ends: 2, 2, 2, 2 and 1 of its tokens.
+    assert first == {"short": 1, "long": 10}
 
 
 def test_a_step_reads_one_chunk_and_a_request_is_gone_a_step_after_its_cancel() -> None:
