@@ -23,8 +23,25 @@ def rotary_tables(
     """Return (cos, sin) in fp32, times `gain`; the second half of sin is not negated."""
     angles = positions.to(torch.float32)[..., None] * frequencies
     angles = torch.cat((angles, angles), dim=-1)
-    cos, sin = angles.cos(), angles.sin()
+    compiling = torch.compiler.is_compiling()
+    cos, sin = _COS_SIN_OP(angles) if compiling else _cos_sin(angles)
     return (cos, sin) if gain == 1.0 else (cos * gain, sin * gain)
+
+
+def _cos_sin(angles: Tensor) -> tuple[Tensor, Tensor]:
+    return angles.cos(), angles.sin()
+
+
+def _shapes_of_tables(angles: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(angles), torch.empty_like(angles)
+
+
+# Opaque: what Inductor can look into, it computes anew for each query and key of each layer.
+_NAME = "espalier::cos_sin"
+torch.library.define(_NAME, "(Tensor angles) -> (Tensor, Tensor)")
+torch.library.impl(_NAME, ("CPU", "CUDA"), _cos_sin)
+torch.library.register_fake(_NAME, _shapes_of_tables)
+_COS_SIN_OP = torch.ops.espalier.cos_sin.default
 
 
 def rotate(

@@ -19,7 +19,7 @@ from models.text_state import TextState
 from runner.generate.scoring import padded
 
 _LEAST_CAPACITY = 64
-_PIECE = 8  # a compiled pass reads pieces of a multiple of so many tokens
+_LEAST_PIECE = 2  # of a compiled pass: a size of 1 would be a graph of its own
 
 
 def prefill(
@@ -161,7 +161,7 @@ class DecodingBatch:
         batch = self._newest(newest, keep)
         if self.compiled:
             counts = torch.tensor([len(ids)], device=self.device)
-            tokens = F.pad(tokens, (0, -len(ids) % _PIECE))
+            tokens = F.pad(tokens, (0, max(0, _LEAST_PIECE - len(ids))))
             torch._dynamo.maybe_mark_dynamic(tokens, 1)
             for state in (batch[1], beside):
                 assert isinstance(state, DecoderState)

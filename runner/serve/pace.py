@@ -34,10 +34,10 @@ class Pace:
     def whole(self, waiting: int) -> int:
         """Return how many tokens of a prompt, if it has no more, are read in one step.
 
-        Those that wait then do so once for as long as four small pieces make them wait, which
+        Those that wait then do so once for as long as five small pieces make them wait, which
         would take more time in all.
         """
-        return 4 * self(waiting)
+        return 5 * self(waiting)
 
 
 def measured_pace(engine: Engine[Any], vocab: int, most: int, clock: Callable[[], float]) -> Pace:

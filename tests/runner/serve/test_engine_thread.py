@@ -148,18 +148,18 @@ def test_a_prompt_is_read_in_small_pieces_only_while_others_wait(
         first = aiter(_submit(thread, _requests("first")))
         await anext(first)
         (long,) = _requests("second")
-        second = _submit(thread, [replace(long, prompt=[1] * 16)])
+        second = _submit(thread, [replace(long, prompt=[1] * 20)])
         rest, whole = await asyncio.gather(_rest(first), _all(second))
         assert (len(rest), len(whole)) == (39, 40)
         longer = aiter(_submit(thread, [replace(long, id="third", prompt=[1] * 3)]))
         await anext(longer)
-        await _all(_submit(thread, [replace(long, id="fourth", prompt=[1] * 18)]))
+        await _all(_submit(thread, [replace(long, id="fourth", prompt=[1] * 21)]))
         await _rest(longer)
 
     _run(thread, work)
-    assert pieces == [64, 16, 64, *[4] * 5]  # 16 tokens are short enough to be read at once
+    assert pieces == [64, 20, 64, *[4] * 6]  # 20 tokens are short enough to be read at once
     assert [pace(waiting) for waiting in (1, 2, 9)] == [4, 2, 2]
-    assert [pace.whole(waiting) for waiting in (1, 2, 9)] == [16, 8, 8]
+    assert [pace.whole(waiting) for waiting in (1, 2, 9)] == [20, 10, 10]
 
 
 def test_a_step_that_fails_ends_its_requests_and_not_the_server(
