@@ -134,7 +134,8 @@ def test_children_end_with_the_program(wall: Wall) -> None:
     found.kill()
     found.wait()
     assert run(program, wall=wall).passed
-    assert orphans() == []
+    _, alive = psutil.wait_procs(orphans(), timeout=5)  # a killed one may take a moment to go
+    assert not alive
 
 
 def test_without_a_sandbox_nothing_runs_unless_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
