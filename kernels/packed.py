@@ -8,7 +8,7 @@ Shape legend: rows, n = outputs, k = inputs.
 """
 
 from itertools import count
-from typing import Any, cast
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -73,7 +73,7 @@ def packed_linear(
         return F.linear(x, weight, bias)
     flat = x.reshape(rows, x.shape[-1])
     if compiling:
-        out = cast(Tensor, _BY_NUMBER_OP(flat, bias, packed.number, weight.shape[0]))
+        out: Tensor = _BY_NUMBER_OP(flat, bias, packed.number, weight.shape[0])
     else:  # a single row of fp32 is read fastest as it lies there
         as_it_lies = rows == 1 and weight.dtype == torch.float32
         out = _product(flat, weight if as_it_lies else packed.tensor, bias)

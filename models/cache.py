@@ -301,12 +301,8 @@ class DecoderState:
 
     def unread(self, batch: int, capacity: int) -> "DecoderState":
         """Return a state of `batch` rows before their first token, whose tensors are made."""
-        device = self.lengths.device
-        made = DecoderState(
-            batch, capacity=capacity, device=device, static=self.static, stored=self.stored
-        )
-        made.memories = {n: memory.empty(batch, capacity) for n, memory in self.memories.items()}
-        return made
+        memories = {n: memory.empty(batch, capacity) for n, memory in self.memories.items()}
+        return self._with(memories, self.lengths.new_zeros(batch), capacity)
 
     def compile_for_any_capacity(self) -> None:
         """Let what is compiled for this state take others of any capacity: one graph for all.
@@ -327,10 +323,12 @@ class DecoderState:
         """See `State`."""
         return sum(memory.num_bytes() for memory in self.memories.values())
 
-    def _with(self, memories: dict[int, Memory], lengths: Tensor) -> "DecoderState":
+    def _with(
+        self, memories: dict[int, Memory], lengths: Tensor, capacity: int | None = None
+    ) -> "DecoderState":
         made = DecoderState(
             len(lengths),
-            capacity=self.capacity,
+            capacity=self.capacity if capacity is None else capacity,
             device=lengths.device,
             static=self.static,
             stored=self.stored,

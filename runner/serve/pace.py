@@ -13,8 +13,7 @@ from runner.generate.sampling import Sampling
 # more and take a quarter longer: 95% of the gaps between tokens are below 2.5 then.
 _STEPS = 1.75
 _TIMED = 6  # steps of each kind, of which the fastest counts
-_NEW = 2 * _TIMED + 2  # tokens of a text that is timed
-SHORTEST_CONTEXT = _NEW  # a model of no longer one cannot be timed
+TIMED_TOKENS = 2 * _TIMED + 2  # of a text that is timed: a context must be longer
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def _steps_of(
 
     In steps that do not. They are taken in turns: what slows the machine down strikes both.
     """
-    how = Sampling(max_new_tokens=_NEW, temperature=0.0, ends=())
+    how = Sampling(max_new_tokens=TIMED_TOKENS, temperature=0.0, ends=())
     for index in range(running):
         engine.submit(Request(id=f"row {index}", prompt=[index % vocab], how=how))
     while engine.num_decoding < running:

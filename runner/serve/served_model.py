@@ -23,7 +23,7 @@ from runner.generate.text_generator import TextGenerator
 from runner.machine.errors import ConfigError, DataError
 from runner.records.cells import load_cell
 from runner.serve.errors import ApiError, invalid
-from runner.serve.pace import SHORTEST_CONTEXT, Pace, measured_pace
+from runner.serve.pace import TIMED_TOKENS, Pace, measured_pace
 from runner.serve.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class ServedModel:
     def pace(self, *, rows: int, invariant: bool = False) -> Pace:
         """Measure how many tokens of a prompt a step of others may read."""
         most = max(1, min(_LARGEST_CHUNK, self.context // 2))
-        if self.generator.strategy is not None or self.context <= SHORTEST_CONTEXT:
+        if self.generator.strategy is not None or self.context <= TIMED_TOKENS:
             return Pace({0: most})  # the strategy of a model reads nothing beforehand
         engine = self._engine(rows, invariant, chunk=most)
         on_cpu = next(self.generator.model.parameters()).device.type == "cpu"
