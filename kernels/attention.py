@@ -60,12 +60,40 @@ def masked_attention(
             that a head wants to give to no key goes there (gpt-oss, arXiv 2508.10925).
     """
     group = q.shape[1] // k.shape[1]
+    if sink is None and mask is not None and group == 1 and _apart_is_faster(q):
+        scaled = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+        hidden = (~mask).expand(len(q), 1, 1, -1)
+        out: Tensor = _ONE_QUERY_OP(scaled, k, v, hidden)
+        return out
     if sink is None:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, scale=scale, enable_gqa=group > 1
         )
     weights = attention_weights(q, k, mask, scale=scale, sink=sink)
     return weights.to(v.dtype) @ v.repeat_interleave(group, dim=1)
+
+
+def _apart_is_faster(q: Float[Tensor, "batch heads seq dim"]) -> bool:
+    """Return whether two products are faster than the fused kernel: one token in each of some rows.
+
+    On a CPU that kernel multiplies head by head; see tests/bench/one_query.py.
+    """
+    batch, heads, seq, dim = q.shape
+    one = seq == 1 and q.device.type == "cpu" and q.dtype == torch.float32
+    return one and not q.requires_grad and batch > 2 and batch * heads >= 16 and 32 <= dim <= 96
+
+
+def _one_query(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    scores = q @ k.transpose(-1, -2)
+    return scores.masked_fill_(hidden, -torch.inf).softmax(dim=-1) @ v
+
+
+# Opaque to torch.compile, whose own loops for a product with a vector take half as long again.
+_NAME = "espalier::one_query"
+torch.library.define(_NAME, "(Tensor q, Tensor k, Tensor v, Tensor hidden) -> Tensor")
+torch.library.impl(_NAME, "CPU", _one_query)
+torch.library.register_fake(_NAME, lambda q, k, v, hidden: v.new_empty(*q.shape[:3], v.shape[3]))
+_ONE_QUERY_OP = torch.ops.espalier.one_query.default
 
 
 def attention_weights(

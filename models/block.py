@@ -1,11 +1,13 @@
 """A layer of the decoder: its branches in turn, on one residual stream or several.
 
-Shape legend: batch, seq, dim = model width; streams where there are several.
+Shape legend: batch, seq, dim = model width; streams where there are several; left = tokens that are
+wanted, or all.
 """
 
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from kernels.philox import dropout
@@ -24,6 +26,7 @@ class Block(nn.Module):
         super().__init__()
         self.first, self.drop = first, cfg.dropout
         self.names = [part.name for part in branches]
+        self._last_is_apart = getattr(branches[-1], "token_by_token", False)
         for number, part in enumerate(branches, first):
             if part.normed:
                 norm = make_norm(cfg.norm, cfg.width, cfg.bias, cfg.norm_eps)
@@ -33,11 +36,21 @@ class Block(nn.Module):
                 setattr(self, f"{part.name}_streams", cfg.streams.build(cfg, number))
 
     def forward(
-        self, x: Float[Tensor, "batch seq *streams dim"], context: Context
-    ) -> tuple[Float[Tensor, "batch seq *streams dim"], Notes]:
+        self,
+        x: Float[Tensor, "batch seq *streams dim"],
+        context: Context,
+        wanted: Int64[Tensor, "batch wanted"] | None = None,
+    ) -> tuple[Float[Tensor, "batch left *streams dim"], Notes]:
+        """Return (the stream after the layer, notes of its branches).
+
+        Args:
+            wanted: the indices of the tokens to return (None: all). With one stream only.
+        """
         modules: dict[str, Any] = dict(self._modules)
         notes: Notes = {}
         for number, name in enumerate(self.names, self.first):
+            if wanted is not None and self._last_is_apart and name == self.names[-1]:
+                x, wanted = tokens_of(x, wanted), None
             norm, streams = modules.get(f"{name}_norm"), modules.get(f"{name}_streams")
             stream, gates = (x, None) if streams is None else streams.read(x, context)
             out = modules[name](stream if norm is None else norm(stream), context)
@@ -45,4 +58,11 @@ class Block(nn.Module):
             out = dropout(out, self.drop, context.noise, number + 1)
             x = x + out if streams is None else streams.write(x, out, gates)
             notes |= {f"{name}.{key}": value for key, value in branch_notes.items()}
-        return x, notes
+        return x if wanted is None else tokens_of(x, wanted), notes
+
+
+def tokens_of(
+    x: Float[Tensor, "batch seq dim"], wanted: Int64[Tensor, "batch wanted"]
+) -> Float[Tensor, "batch wanted dim"]:
+    """Return the tokens with these indices, of each row its own."""
+    return x[torch.arange(len(x), device=x.device)[:, None], wanted]

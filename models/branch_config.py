@@ -62,6 +62,8 @@ class BranchConfig(Protocol):
         reads_spans: whether it lets the tokens of a span see each other (`Context.reach`), or
             mixes no tokens (default: no).
         reads_side_by_side: whether it knows `Context.parts`, or mixes no tokens (default: no).
+        token_by_token: whether its output for a token hangs on its input for that token alone, so
+            that it need not read tokens whose output nobody wants (default: no).
     """
 
     name: ClassVar[str]

@@ -7,6 +7,7 @@ Shape legend: batch, seq = new tokens, ctx = capacity.
 """
 
 from collections.abc import Mapping, Sequence
+from operator import is_
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -171,6 +172,7 @@ class DecoderState:
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.mask: Bool[Tensor, "batch 1 seq ctx"] | None = None
         self.counts: Int64[Tensor, " batch"] | None = None
+        self._marked: list[Tensor] | None = None  # by `compile_for_any_capacity`
 
     def begin(
         self,
@@ -309,10 +311,14 @@ class DecoderState:
 
         It is static, and its tensors are made.
         """
+        tensors = [tensor for memory in self.memories.values() for tensor in memory.of_capacity()]
+        old = self._marked
+        if old is not None and len(tensors) == len(old) and all(map(is_, tensors, old)):
+            return  # marking takes longer than looking
         torch._dynamo.maybe_mark_dynamic(self.places, 0)
-        for memory in self.memories.values():
-            for tensor in memory.of_capacity():
-                torch._dynamo.maybe_mark_dynamic(tensor, 2)
+        for tensor in tensors:
+            torch._dynamo.maybe_mark_dynamic(tensor, 2)
+        self._marked = tensors
 
     def to(self, device: torch.device) -> "DecoderState":
         """See `State`."""

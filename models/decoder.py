@@ -21,7 +21,7 @@ from kernels.philox import NoiseKey, dropout, random_words
 from kernels.rotary import rotary_frequencies, rotary_tables
 from models.adapter import merge
 from models.attention_config import Stored
-from models.block import Block
+from models.block import Block, tokens_of
 from models.branch import Context, Notes, Tables
 from models.cache import DecoderState, State
 from models.canvas import Canvas
@@ -177,18 +177,27 @@ class Decoder(LanguageModel):
         return span_reach(spans)
 
     def _through(
-        self, x: Float[Tensor, "batch seq dim"], context: Context
-    ) -> tuple[Float[Tensor, "batch seq dim"], Notes]:
-        """Return (`x` after all layers, notes of the branches)."""
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        context: Context,
+        wanted: Int64[Tensor, "batch wanted"] | None = None,
+    ) -> tuple[Float[Tensor, "batch left dim"], Notes]:
+        """Return (`x` after all layers, notes of the branches).
+
+        Args:
+            wanted: the indices of the tokens to return (None: all).
+        """
         streams = self.streams
         notes: Notes = {}
         x = x if streams is None else streams.spread(x, context)
         for index, layer in enumerate(self.layers):
-            x, layer_notes = layer(x, context)
+            is_last = index == len(self.layers) - 1 and streams is None
+            x, layer_notes = layer(x, context, wanted if is_last else None)
             notes |= {f"layers.{index}.{name}": value for name, value in layer_notes.items()}
         if streams is None:
             return x, notes
-        return streams.gather(x), notes | streams.notes(context)
+        x = streams.gather(x)
+        return x if wanted is None else tokens_of(x, wanted), notes | streams.notes(context)
 
     def _rotary(self, positions: Int64[Tensor, "... seq"]) -> Tables | None:
         return self._rotary_at(positions) if self.cfg.positions == "rope" else None
@@ -227,11 +236,11 @@ class Decoder(LanguageModel):
         """
         assert isinstance(state, DecoderState)
         x, context = self._begin(tokens, state, counts, self._reach(spans))
-        x, _ = self._through(_autocast(x), context)
-        added = state.finish()
-        if not every:
-            x = x[torch.arange(len(x), device=x.device), added - 1]
-        return self.norm(x)  # type: ignore[no-any-return]
+        several = not every and tokens.shape[1] > 1
+        last = (state.new_tokens() - 1).clamp(min=0)[:, None] if several else None
+        x, _ = self._through(_autocast(x), context, last)
+        state.finish()
+        return self.norm(x if every else x[:, 0])  # type: ignore[no-any-return]
 
     def _begin(
         self,
@@ -271,15 +280,18 @@ class Decoder(LanguageModel):
             torch.cat([part.positions.flatten() for part in parts])[None],
             parts=tuple(parts),
         )
-        x, _ = self._through(_autocast(torch.cat(xs)[None]), joined)
-        sizes = [len(one) for one in xs]
-        last = []
-        for own, part in zip(torch.split(x[0], sizes), parts, strict=True):
+        last, before = [], 0
+        for part in parts:
             assert part.state is not None
-            added = part.state.finish()
-            rows = own.view(*part.tokens.shape, -1)
-            last.append(rows[torch.arange(len(rows), device=x.device), added - 1])
-        logits = self.head_logits(self.norm(torch.cat(last)))
+            rows, seq = part.tokens.shape
+            begins = before + seq * torch.arange(rows, device=part.tokens.device)
+            last.append(begins + (part.state.new_tokens() - 1).clamp(min=0))
+            before += rows * seq
+        x, _ = self._through(_autocast(torch.cat(xs)[None]), joined, torch.cat(last)[None])
+        for part in parts:
+            assert part.state is not None
+            part.state.finish()
+        logits = self.head_logits(self.norm(x[0]))
         return list(torch.split(logits, [len(rows) for rows in last]))
 
     def blocks(self) -> list[nn.Module]:

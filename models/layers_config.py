@@ -23,6 +23,7 @@ class FeedForwardConfig:
     looks_back: ClassVar[bool] = False
     reads_spans: ClassVar[bool] = True
     reads_side_by_side: ClassVar[bool] = True
+    token_by_token: ClassVar[bool] = True
 
     hidden: int | None = None
 

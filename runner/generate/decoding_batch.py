@@ -3,7 +3,7 @@
 Shape legend: batch, seq, vocab.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -20,6 +20,11 @@ from runner.generate.scoring import padded
 
 _LEAST_CAPACITY = 64
 _LEAST_PIECE = 2  # of a compiled pass: a size of 1 would be a graph of its own
+# Without Inductor's checks of its own tensors, of which a step makes a hundred.
+_UNCHECKED: dict[str, str | int | bool | Callable[..., Any]] = {
+    "size_asserts": False,
+    "alignment_asserts": False,
+}
 
 
 def prefill(
@@ -82,9 +87,11 @@ class DecodingBatch:
     ) -> None:
         self.model, self.context, self.fixed_rows = model, context, fixed_rows
         self.compiled, self.invariant = compiled, invariant
-        self._step = torch.compile(model, dynamic=False) if compiled else model
+        self._step = torch.compile(model, dynamic=False, options=_UNCHECKED) if compiled else model
         together = partial(read_side_by_side, model)
-        self._together = torch.compile(together, dynamic=False) if compiled else together
+        self._together = (
+            torch.compile(together, dynamic=False, options=_UNCHECKED) if compiled else together
+        )
         self.device = next(model.parameters()).device
         self._names: list[str | None] = []  # of each row, None where it is free
         self._state: State | None = None
@@ -312,7 +319,8 @@ class DecodingBatch:
         longest, old = max(lengths), self._state
         varies = self._apart or not self.invariant
         capacity = self._capacity_for(longest) if varies else self.context
-        if old is not None and capacity == self._capacity:
+        # Rather too large for a while than copied whenever a long text gives way to a short one.
+        if old is not None and capacity <= self._capacity < 2 * capacity:
             return
         self._capacity = capacity
         state = start(self.model, self.fixed_rows, capacity, static=True)

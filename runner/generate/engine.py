@@ -144,6 +144,7 @@ class Engine(Generic[R]):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         self.strategy, self.rows, self.overflow = strategy, rows, overflow
+        self._beside = strategy if isinstance(strategy, ReadsBeside) else None
         self.chunk, self.whole = chunk, whole
         self._in_pieces: R | None = None
         self.max_tokens = rows * strategy.context if max_tokens is None else max_tokens
@@ -263,10 +264,10 @@ class Engine(Generic[R]):
         It returns what that has added, in the order of admission, and [] if there is nothing to do.
         """
         events, self._ended = self._ended, []
-        if self.chunk is not None and isinstance(self.strategy, ReadsBeside):
+        if self.chunk is not None and self._beside is not None:
             self.away.receive()
             events += self._admit()
-            together = self._advance_and_read(self.strategy)
+            together = self._advance_and_read(self._beside)
             if together is not None:
                 return events + together
         running = [row for row in self._unpaused() if not row.unread]

@@ -24,6 +24,7 @@ from runner.serve.pace import Pace
 
 _RATE_WEIGHT = 0.05  # of the newest step in the measured tokens/s
 _LEAD = 4  # steps that the thread may be ahead of the event loop
+_GAUGES_S = 0.1  # between two looks at what the engine holds while it is at work
 
 
 @dataclass
@@ -34,7 +35,7 @@ class _Step:
     admitted: dict[str, float]  # when
     began_at: float
     ended_at: float
-    holds: dict[str, float]  # by the name of a gauge
+    holds: dict[str, float] | None  # by the name of a gauge; None: as before, or about so
     speculated: Counts | None  # since the beginning
     num_tokens: int  # read of prompts, and generated
 
@@ -148,6 +149,7 @@ class EngineThread:
     _unadmitted: set[str] = field(default_factory=set)  # of the thread
     _refused: list[Event] = field(default_factory=list)  # of the thread
     _is_running: bool = True
+    _looked_at: float = 0.0
     _lead: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_LEAD))
 
     def start(self) -> None:
@@ -273,13 +275,15 @@ class EngineThread:
         ended = {event.id for event in events if event.finish}
         seen = {i for i in self._unadmitted if i in ended or self.engine.has_admitted(i)}
         self._unadmitted -= seen
-        strategy = self.engine.strategy
+        strategy, ended_at, holds = self.engine.strategy, time.monotonic(), None
+        if self.engine.is_idle or ended_at - self._looked_at >= _GAUGES_S:
+            holds, self._looked_at = self._holds(), ended_at
         return _Step(
             events,
             dict.fromkeys(seen, began),
             began,
-            time.monotonic(),
-            self._holds(),
+            ended_at,
+            holds,
             replace(strategy.counts) if isinstance(strategy, Speculative) else None,
             num_tokens,
         )

@@ -88,15 +88,16 @@ class Metrics:
         }
         self._histograms = {n: self._histogram(n, *given) for n, given in histograms.items()}
 
-    def stepped(self, holds: Mapping[str, float], num_tokens: int) -> None:
-        """Take what the engine holds after a step, by the name of its gauge, and what it has done.
+    def stepped(self, holds: Mapping[str, float] | None, num_tokens: int) -> None:
+        """Take what a step has done.
 
         Args:
+            holds: what the engine holds after it, by the name of a gauge (None: as before).
             num_tokens: of prompts that were read, and that were generated.
         """
         if num_tokens:
             self._histograms["iteration_tokens_total"].observe(num_tokens)
-        for name, value in holds.items():
+        for name, value in (holds or {}).items():
             self._gauges[name].set(value)
 
     def speculated(self, counts: Counts) -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from kernels.attention import attention
+from kernels.attention import attention, masked_attention
 
 
 def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -36,11 +36,31 @@ def test_output_and_gradients_are_those_of_the_definition(
         assert float((ours - theirs).norm() / theirs.norm()) < bound
 
 
+@pytest.mark.parametrize(
+    ("batch", "heads", "dim"), [(8, 6, 64), (4, 4, 32), (3, 8, 96), (2, 8, 64)]
+)
+def test_a_token_in_each_row_attends_as_the_definition_says(
+    batch: int, heads: int, dim: int
+) -> None:
+    """The last row sees its first key alone; what lies behind is as large as it likes."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((batch, heads, 1, dim), (batch, heads, 90, dim), (batch, heads, 90, dim))
+    q, k, v = (torch.randn(s, generator=generator) for s in shapes)
+    lengths = torch.tensor([*range(90, 91 - batch, -1), 1])
+    mask = (torch.arange(90) < lengths[:, None])[:, None, None]
+    k = k.where(mask.transpose(2, 3), 1e4)
+    scores = (q.double() @ k.double().transpose(2, 3) * 0.3).masked_fill(~mask, -torch.inf)
+    want = scores.softmax(-1) @ v.double()
+    found = masked_attention(q, k, v, mask, scale=0.3)
+    torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[-1, :, 0], v[-1, :, 0], rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_compiled_attention_is_the_eager_one() -> None:
     code = """
 import torch
-from kernels.attention import attention
+from kernels.attention import attention, masked_attention
 results = []
 for function in (attention, torch.compile(attention, fullgraph=True)):
     seeds = (torch.Generator().manual_seed(i) for i in range(3))
