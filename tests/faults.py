@@ -22,11 +22,21 @@ class FaultyConfig(DecoderConfig):
     Args:
         fault: `oom` and `kernel_oom` cannot hold more than one sample, the latter until the kernel
             kills it; `slow` takes 0.2 s a step until the file that the environment variable
-            ESPALIER_TEST_HURRY names is there; `stuck` takes an hour.
+            ESPALIER_TEST_HURRY names is there; `stuck` takes an hour; `long_eval` computes for 17 s
+            when it is first evaluated after 8 passes with a gradient.
     """
 
     fault: Literal[
-        "none", "segfault", "exit0", "hang", "raise", "oom", "kernel_oom", "slow", "stuck"
+        "none",
+        "segfault",
+        "exit0",
+        "hang",
+        "raise",
+        "oom",
+        "kernel_oom",
+        "slow",
+        "stuck",
+        "long_eval",
     ] = "none"
 
     def build(self, vocab_size: int, seed: int) -> Decoder:
@@ -49,6 +59,8 @@ class FaultyConfig(DecoderConfig):
         if self.fault in ("slow", "stuck"):
             seconds = 0.2 if self.fault == "slow" else 3600.0
             model.register_forward_pre_hook(partial(_wait, seconds))
+        if self.fault == "long_eval":
+            model.register_forward_pre_hook(_compute_once)
         return model
 
 
@@ -72,6 +84,16 @@ def _wait(seconds: float, _: Any, arguments: tuple[Any, ...]) -> None:
     planned = any(isinstance(a, FakeTensor) or getattr(a, "is_meta", False) for a in arguments)
     if not planned and not os.path.exists(os.environ.get("ESPALIER_TEST_HURRY", "")):
         time.sleep(seconds)
+
+
+def _compute_once(model: Any, _: tuple[Any, ...]) -> None:
+    passes = getattr(model, "passes", 0) + torch.is_grad_enabled()
+    model.passes = passes
+    if passes > 8 and not torch.is_grad_enabled() and not hasattr(model, "has_computed"):
+        model.has_computed = True
+        end = time.monotonic() + 17.0
+        while time.monotonic() < end:
+            pass
 
 
 def _too_large(_: Any, arguments: tuple[Any, ...]) -> None:

@@ -292,10 +292,13 @@ def _second_try(cell: Cell) -> Cell | None:
 
 
 def _progress_mark(process: BaseProcess, cell: Cell) -> Any:
-    """Return a value that changes while a cell gets on: its step, or before that its CPU time."""
+    """Return a value that changes while a cell gets on: its step.
+
+    Before the first one, and while it evaluates, its CPU time.
+    """
     with suppress(DataError):  # a damaged file is reported elsewhere; the CPU time will do
         step = latest(cell.folder, "step").get("step", 0)
-        if step:
+        if step and not journal.is_evaluating(cell.folder):
             return step
     try:
         tree = psutil.Process(process.pid)

@@ -9,6 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -237,6 +238,10 @@ class Trainer:
         return rates
 
     def _evaluate(self, step: int, *, last: bool) -> None:
+        with nullcontext() if self.journal is None else self.journal.evaluating():
+            self._evaluate_now(step, last=last)
+
+    def _evaluate_now(self, step: int, *, last: bool) -> None:
         started = time.monotonic()
         folder = self.run if self.journal is not None else None
         trained = self.setup.trained(step, folder, last=last)

@@ -2,6 +2,7 @@
 
     attempts/0001/lease.json     made by link(2): one attempt has one holder, also on NFS
     attempts/0001/heartbeat      touched by the holder; its age is read on the file server's clock
+    attempts/0001/evaluating     there during an evaluation
     attempts/0001/events.jsonl   started, checkpointed, interrupted, failed, diverged, finished
     attempts/0001/log.txt        stdout and stderr
     metrics.jsonl                append-only; runner/records/metrics.py reads it
@@ -15,7 +16,8 @@ import socket
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -37,6 +39,7 @@ ENDED = (*FINAL, "failed")  # states in which a launch leaves a cell alone
 TERMINAL = (*ENDED, "interrupted")
 _BEAT_S, _STALE_S = 15.0, 120.0
 _ONE_CTRL_C_S = 1.0
+_EVALUATING = "evaluating"
 HELD = 76  # exit code of a worker whose cell another worker holds
 
 
@@ -183,6 +186,12 @@ def claim(run: Path) -> Path | None:
     return folder
 
 
+def is_evaluating(run: Path) -> bool:
+    """Return whether the newest attempt is in an evaluation, or ended in one."""
+    made = attempts(run)
+    return bool(made) and (made[-1] / _EVALUATING).exists()
+
+
 class StopFlag:
     """A request to stop that a signal handler may make.
 
@@ -243,6 +252,16 @@ class Journal:
                     2, b"another worker holds this cell now; exiting, nothing more is written\n"
                 )
                 os._exit(HELD)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Let whoever watches the run expect no step inside the context; see `is_evaluating`."""
+        mark = self.attempt / _EVALUATING
+        mark.touch()
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
 
     def superseded(self) -> bool:
         """True once a newer attempt holds the lease: stop writing."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def _evaluate(
     trained = replace(
         setup.trained(step, folder, last=True), scored=scored, suffix="_average" if average else ""
     )
-    values = evaluations.validate(trained) | evaluations.further(trained)
+    with nullcontext() if journal is None else journal.evaluating():
+        values = evaluations.validate(trained) | evaluations.further(trained)
     if journal is not None:
         journal.metrics(step, values | {"eval_s": time.monotonic() - started})

@@ -47,14 +47,15 @@ def test_each_fault_ends_its_cell_alone_and_by_name(espalier: Run, tmp_path: Pat
     done = espalier(
         "-m",
         *FAULTY,
-        "model.fault=none,segfault,exit0,hang",
+        "model.fault=none,segfault,exit0,hang,long_eval",
         "name=f",
         "resources.hang_min=0.1",
-        "hydra.launcher.jobs=4",
+        "hydra.launcher.jobs=5",
     )
     assert done.returncode == 1, done.stderr
     cells = _by_fault(tmp_path)
-    assert journal.state(cells.pop("none")) == "finished"
+    for fault in ("none", "long_eval"):  # the latter without a step for longer than hang_min
+        assert journal.state(cells.pop(fault)) == "finished"
     assert {journal.state(f) for f in cells.values()} == {"failed"}
     messages = {
         fault: journal.events(journal.attempts(f)[-1])[-1]["message"] for fault, f in cells.items()
