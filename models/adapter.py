@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -339,12 +339,29 @@ def merge(model: Any) -> Any:
     return model
 
 
-@lru_cache(maxsize=64)
-def adapter_sizes(cfg: Any, vocab_size: int) -> tuple[int, int, int]:
-    """Return the adapters' (parameters, forward FLOPs for a token, FLOPs for a forward pass).
+class AdapterSizes(NamedTuple):
+    """What adapters add to a model, and what they spare its training.
 
-    The last are of DoRA's B A, whose rows are measured.
+    Args:
+        parameters: of the adapters.
+        for_token: their forward FLOPs for a token.
+        for_pass: FLOPs for a forward pass: of DoRA's B A, whose rows are measured. They have no
+            gradient.
+        frozen: forward FLOPs for a token of the frozen linear layers that a gradient passes: those
+            outside the blocks and in the blocks from `lowest` on.
+        lowest: the number of the first block that has an adapter.
     """
+
+    parameters: int
+    for_token: int
+    for_pass: int
+    frozen: int
+    lowest: int
+
+
+@lru_cache(maxsize=64)
+def adapter_sizes(cfg: Any, vocab_size: int) -> AdapterSizes:
+    """Return the sizes of the adapters of a model's config."""
     with torch.device("meta"):
         model = cfg.build(vocab_size, 0)
     layers = adapted_layers(model).values()
@@ -356,4 +373,14 @@ def adapter_sizes(cfg: Any, vocab_size: int) -> tuple[int, int, int]:
         for part in layer.a
         if part in layer.magnitude
     ]
-    return matrices + lengths, 2 * matrices, sum(products)
+    numbers = {id(m): n for n, block in enumerate(blocks(model)) for m in block.modules()}
+    lowest = min(numbers[id(layer)] for layer in layers)
+    frozen = 0
+    for module in model.modules():
+        if numbers.get(id(module), lowest) < lowest:
+            continue
+        if isinstance(module, nn.Linear):
+            frozen += module.weight.numel()
+        elif isinstance(module, FrozenLinear):
+            frozen += module.num_frozen
+    return AdapterSizes(matrices + lengths, 2 * matrices, sum(products), 2 * frozen, lowest)

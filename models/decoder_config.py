@@ -11,12 +11,13 @@ from models.adapter_config import AdapterConfig
 from models.attention_config import AttentionConfig
 from models.branch_config import Activation, BranchConfig, Norm, Positions, Scheme, letters_by_layer
 from models.config import any_config, any_configs, config, couples_samples, neutral
-from models.flops import linear_flops
+from models.flops import linear_flops, training_flops
 from models.layers_config import FeedForwardConfig
 from models.rope_config import RopeScaling
 from models.rounding_config import RoundingConfig
 
 if TYPE_CHECKING:
+    from models.adapter import AdapterSizes
     from models.decoder import Decoder
 
 
@@ -275,18 +276,16 @@ class DecoderConfig:
         head = 0 if self.tied else vocab_size * self.width
         embedding = vocab_size * self.width + self._num_positions
         own = embedding + head + self._norm_parameters + self._in_branches("num_parameters")
-        return own + self._adapter_sizes(vocab_size)[0] + self._num_steps(vocab_size)
+        adapters = 0 if self.adapter is None else self._adapter_sizes(vocab_size).parameters
+        return own + adapters + self._num_steps(vocab_size)
 
     def num_trained_parameters(self, vocab_size: int) -> int:
         """Return the number of parameters that are trained: with adapters theirs only."""
         if self.adapter is None:
             return self.num_parameters(vocab_size)
-        return self._adapter_sizes(vocab_size)[0]
+        return self._adapter_sizes(vocab_size).parameters
 
-    def _adapter_sizes(self, vocab_size: int) -> tuple[int, int, int]:
-        """See `adapter_sizes`; zeros without adapters."""
-        if self.adapter is None:
-            return 0, 0, 0
+    def _adapter_sizes(self, vocab_size: int) -> "AdapterSizes":
         from models.adapter import adapter_sizes  # noqa: PLC0415
 
         return adapter_sizes(self, vocab_size)
@@ -329,11 +328,39 @@ class DecoderConfig:
 
     def forward_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
         """Return the forward FLOPs of one sequence: (all pairs, causal half of attention)."""
-        full = causal = linear_flops(seq, self.width, vocab_size)
-        for part in (part for layer in self.branches() for part in layer):
-            all_pairs, half = part.forward_flops(self, seq)
-            streams = self.streams.forward_flops(self, seq) if self.streams is not None else 0
-            full, causal = full + all_pairs + streams, causal + half + streams
-        _, for_token, for_pass = self._adapter_sizes(vocab_size)
-        adapters = seq * for_token + for_pass
-        return full + adapters, causal + adapters
+        head, layers = linear_flops(seq, self.width, vocab_size), self._layer_flops(seq)
+        adapters = 0
+        if self.adapter is not None:
+            sizes = self._adapter_sizes(vocab_size)
+            adapters = seq * sizes.for_token + sizes.for_pass
+        full, causal = (head + adapters + sum(flops) for flops in zip(*layers, strict=True))
+        return full, causal
+
+    def training_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
+        """Return the FLOPs of training on one sequence: (all pairs, causal half of attention).
+
+        With adapters the layers below the first of them run forward only, and frozen matrices above
+        have one product in the backward pass, not two.
+        """
+        full, causal = self.forward_flops_per_sequence(vocab_size, seq)
+        if self.adapter is None:
+            return training_flops(full), training_flops(causal)
+        sizes = self._adapter_sizes(vocab_size)
+        frozen = seq * sizes.frozen
+        frozen += linear_flops(seq, self.width, vocab_size) if self.tied else 0
+        layers = self._layer_flops(seq)[: sizes.lowest]
+        below, below_causal = (sizes.for_pass + sum(layer[i] for layer in layers) for i in (0, 1))
+        return (
+            training_flops(full, frozen=frozen, apart=below),
+            training_flops(causal, frozen=frozen, apart=below_causal),
+        )
+
+    def _layer_flops(self, seq: int) -> list[tuple[int, int]]:
+        """Return the forward FLOPs of each layer without adapters, as of the whole model."""
+        streams = self.streams.forward_flops(self, seq) if self.streams is not None else 0
+        found = []
+        for layer in self.branches():
+            parts = [part.forward_flops(self, seq) for part in layer]
+            full, causal = (sum(own) + streams * len(layer) for own in zip(*parts, strict=True))
+            found.append((full, causal))
+        return found

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from models.adapter_config import AdapterConfig
 from models.config import any_config, config
+from models.flops import linear_flops, training_flops
 
 if TYPE_CHECKING:
     from models.encoder_decoder import EncoderDecoder
@@ -116,22 +117,45 @@ class EncoderDecoderConfig:
 
         if self.adapter is None:
             return num_parameters(self, vocab_size)
-        return adapter_sizes(self, vocab_size)[0]
+        return adapter_sizes(self, vocab_size).parameters
 
     def forward_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
         """Return (full attention, causal half in the decoder) for `seq` tokens in each half.
 
         That is what is computed, however long source and target are.
         """
-        inner, matrices = self.num_heads * self.head_dim, 3 if "gated" in self.feed_forward else 2
-        feed_forward = 2 * matrices * self.dim * self.hidden * seq
-        products, attention = 8 * self.dim * inner * seq, 4 * inner * seq * seq
-        encoder = self.encoder_layers * (feed_forward + products + attention)
-        decoder = self.decoder_layers * (feed_forward + 2 * (products + attention))
-        full = encoder + decoder + 2 * self.dim * vocab_size * seq
+        encoder, decoder, attention = self._layer_flops(seq)
+        full = self.encoder_layers * encoder + self.decoder_layers * decoder
+        full += linear_flops(seq, self.dim, vocab_size)
         if self.adapter is not None:
             from models.adapter import adapter_sizes  # noqa: PLC0415
 
-            _, for_token, for_pass = adapter_sizes(self, vocab_size)
-            full += seq * for_token + for_pass
+            sizes = adapter_sizes(self, vocab_size)
+            full += seq * sizes.for_token + sizes.for_pass
         return full, full - self.decoder_layers * attention // 2
+
+    def training_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
+        """Return the same of training; see `DecoderConfig`. The encoder's layers come first."""
+        full, causal = self.forward_flops_per_sequence(vocab_size, seq)
+        if self.adapter is None:
+            return training_flops(full), training_flops(causal)
+        from models.adapter import adapter_sizes  # noqa: PLC0415
+
+        sizes = adapter_sizes(self, vocab_size)
+        frozen = seq * sizes.frozen
+        frozen += linear_flops(seq, self.dim, vocab_size) if self.tied else 0
+        encoder, decoder, attention = self._layer_flops(seq)
+        layers = max(0, sizes.lowest - self.encoder_layers)
+        below = sizes.for_pass + min(sizes.lowest, self.encoder_layers) * encoder + layers * decoder
+        return (
+            training_flops(full, frozen=frozen, apart=below),
+            training_flops(causal, frozen=frozen, apart=below - layers * attention // 2),
+        )
+
+    def _layer_flops(self, seq: int) -> tuple[int, int, int]:
+        """Return the forward FLOPs of a layer of the encoder, of the decoder, of its attention."""
+        inner, matrices = self.num_heads * self.head_dim, 3 if "gated" in self.feed_forward else 2
+        feed_forward = 2 * matrices * self.dim * self.hidden * seq
+        products, attention = 8 * self.dim * inner * seq, 4 * inner * seq * seq
+        one = products + attention
+        return feed_forward + one, feed_forward + 2 * one, attention

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from models.config import config
 from models.decoder_config import DecoderConfig
+from models.flops import linear_flops, training_flops
 
 if TYPE_CHECKING:
     from models.medusa import Medusa
@@ -34,3 +35,18 @@ class MedusaConfig:
     def num_parameters(self, vocab_size: int) -> int:
         """Return the parameter count by formula, the trunk's included."""
         return self.trunk.num_parameters(vocab_size) + self.num_heads * self.trunk.width**2
+
+    def training_flops_per_sequence(self, vocab_size: int, seq: int) -> tuple[int, int]:
+        """Return the FLOPs of training the heads on one sequence: (all pairs, causal half).
+
+        The trunk runs forward once. In the backward pass the frozen output matrix has one product,
+        and so have the heads, whose input needs no gradient.
+        """
+        unembed = linear_flops(seq, self.trunk.width, vocab_size)
+        own = self.num_heads * linear_flops(seq, self.trunk.width, self.trunk.width)
+        once = own + self.num_heads * unembed
+        full, causal = (
+            training_flops(once + trunk - unembed, frozen=once, apart=trunk - unembed)
+            for trunk in self.trunk.forward_flops_per_sequence(vocab_size, seq)
+        )
+        return full, causal

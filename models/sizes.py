@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from models.flops import training_flops
+
 _TOLERANCE = 0.01  # of a formula's FLOPs: some leave out biases and other small terms
 
 
@@ -63,6 +65,21 @@ def forward_flops_per_sequence(cfg: Any, vocab_size: int, seq: int) -> tuple[int
             "give it that method"
         ) from error
     return counted, counted
+
+
+def training_flops_per_sequence(cfg: Any, vocab_size: int, seq: int) -> tuple[int, int]:
+    """Return the FLOPs of training on one sequence: (all pairs, causal half of attention).
+
+    Default: three times those of the forward pass, which is too many where weights are frozen.
+
+    Raises:
+        ValueError: see `forward_flops_per_sequence`.
+    """
+    if hasattr(cfg, "training_flops_per_sequence"):
+        full, causal = cfg.training_flops_per_sequence(vocab_size, seq)
+        return int(full), int(causal)
+    full, causal = forward_flops_per_sequence(cfg, vocab_size, seq)
+    return training_flops(full), training_flops(causal)
 
 
 def check_parameters(cfg: Any, vocab_size: int, model: Any) -> None:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from models import sizes
-from models.flops import training_flops
 from runner.machine.errors import ConfigError, DataError
 from runner.machine.typed_json import read_record
 from runner.records.config import RunConfig
@@ -68,12 +67,9 @@ def flops_per_sequence(run: RunConfig, vocab_size: int) -> tuple[int, int]:
         ConfigError: the model's config has no formula for them and they cannot be counted.
     """
     try:
-        full, causal = sizes.forward_flops_per_sequence(
-            run.model, vocab_size, run.train.sequence_length
-        )
+        return sizes.training_flops_per_sequence(run.model, vocab_size, run.train.sequence_length)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return training_flops(full), training_flops(causal)
 
 
 def sequences_per_step(run: RunConfig) -> int:
