@@ -29,8 +29,8 @@ class _Block:
     memories: dict[int, Memory]
     complete: bool
 
-    def num_bytes(self) -> int:
-        return sum(memory.num_bytes() for memory in self.memories.values())
+    def __post_init__(self) -> None:
+        self.num_bytes = sum(memory.num_bytes() for memory in self.memories.values())
 
 
 class PrefixCache:
@@ -92,7 +92,7 @@ class PrefixCache:
         self._touch(names)
         while self._num_bytes > self.max_bytes:
             _, block = self._blocks.popitem(last=False)
-            self._num_bytes -= block.num_bytes()
+            self._num_bytes -= block.num_bytes
 
     def until_block_end(self, length: int, most: int) -> int:
         """Return how many tokens to read next, `most` at most, after `length`.
@@ -131,7 +131,7 @@ class PrefixCache:
 
     def _add(self, name: bytes, block: _Block) -> None:
         old = self._blocks.get(name)
-        self._num_bytes += block.num_bytes() - (0 if old is None else old.num_bytes())
+        self._num_bytes += block.num_bytes - (0 if old is None else old.num_bytes)
         self._blocks[name] = block
 
 
