@@ -60,7 +60,7 @@ def masked_attention(
             that a head wants to give to no key goes there (gpt-oss, arXiv 2508.10925).
     """
     group = q.shape[1] // k.shape[1]
-    if sink is None and mask is not None and group == 1 and _apart_is_faster(q):
+    if sink is None and mask is not None and group == 1 and _apart_is_faster(q, k, v):
         scaled = q * (q.shape[-1] ** -0.5 if scale is None else scale)
         hidden = (~mask).expand(len(q), 1, 1, -1)
         out: Tensor = _ONE_QUERY_OP(scaled, k, v, hidden)
@@ -73,14 +73,15 @@ def masked_attention(
     return weights.to(v.dtype) @ v.repeat_interleave(group, dim=1)
 
 
-def _apart_is_faster(q: Float[Tensor, "batch heads seq dim"]) -> bool:
+def _apart_is_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Return whether two products are faster than the fused kernel: one token in each of some rows.
 
     On a CPU that kernel multiplies head by head; see tests/bench/one_query.py.
     """
     batch, heads, seq, dim = q.shape
     one = seq == 1 and q.device.type == "cpu" and q.dtype == torch.float32
-    return one and not q.requires_grad and batch > 2 and batch * heads >= 16 and 32 <= dim <= 96
+    learns = q.requires_grad or k.requires_grad or v.requires_grad  # the products have no gradient
+    return one and not learns and batch > 2 and batch * heads >= 16 and 32 <= dim <= 96
 
 
 def _one_query(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
