@@ -11,7 +11,7 @@ def require(table: pd.DataFrame, columns: list[str]) -> None:
     Raises:
         KeyError: a column is missing; the table's are named.
         ValueError: runs took the scores of a task in different ways: another version, number of
-            questions or of worked examples, other prompts, another lm-eval.
+            questions or of worked examples, other prompts, another lm-eval, cut to other lengths.
     """
     missing = [column for column in columns if column not in table]
     if missing:

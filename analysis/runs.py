@@ -243,9 +243,13 @@ def _scores(folder: str) -> dict[str, Any]:
         scores |= {name: row["value"], f"{name}_stderr": float("nan") if error is None else error}
         scores[f"{row['task']}{ASKED}"] = (
             f"version {row['version']}, {row['n']} questions, {row['num_fewshot']} shots, "
-            f"prompts {row['prompt_hash']}, lm-eval {row['lm_eval']}"
+            f"prompts {row['prompt_hash']}, lm-eval {row['lm_eval']}{_cut(row)}"
         )
     return scores
+
+
+def _cut(row: dict[str, Any]) -> str:
+    return f", cut to {row['cut_to']} tokens" if row.get("cut_to") is not None else ""
 
 
 def _state(folder: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from models.config import any_configs, config, execution, neutral
+from runner.records import contracts
 from runner.records.contracts import Trained
 
 Cadence = int | Literal["validation"] | None
@@ -27,6 +28,9 @@ class HarnessConfig:
         num_fewshot: worked examples before a question (None: the task's own number).
         fewshot_seed: seeds the choice of the worked examples.
         limit: the most questions of a task, evenly spaced through the file (None: all).
+        context: the most tokens of a question and its answer; of longer ones the beginning is lost
+            (None: train.sequence_length). A model that was fine-tuned on short sequences reads
+            longer ones.
         steps, algorithm, block: of a model that fills in a canvas, see
             `runner.generate.denoising.Denoising`; they do nothing with another.
         batch_size: questions per forward pass.
@@ -40,6 +44,7 @@ class HarnessConfig:
     num_fewshot: int | None = None
     fewshot_seed: int = 1234
     limit: int | None = None
+    context: int | None = neutral(None)
     steps: int | None = neutral(None)
     algorithm: str = neutral("entropy")
     block: int | None = neutral(None)
@@ -50,6 +55,19 @@ class HarnessConfig:
     def fill(self) -> dict[str, Any]:
         """The settings of a model that fills in a canvas."""
         return {"steps": self.steps, "algorithm": self.algorithm, "block": self.block}
+
+    def context_in(self, run: Any) -> int:
+        """Return the most tokens of a question and its answer in `run`."""
+        return int(run.train.sequence_length if self.context is None else self.context)
+
+    def check(self, run: Any) -> None:
+        """Raise ValueError if the model of `run` does not read `context` tokens."""
+        if self.context is None:
+            return
+        try:
+            contracts.check(run.model, 1, self.context)
+        except ValueError as error:
+            raise ValueError(f"a benchmark's context={self.context}: {error}") from None
 
     def content_hash(self) -> str:
         """Return a hash of the YAMLs and files of the tasks, part of the fingerprint."""
@@ -64,7 +82,7 @@ class HarnessConfig:
         return run_benchmarks(self, trained, step)
 
     def __post_init__(self) -> None:
-        for name in ("every", "limit", "batch_size", "steps", "block"):
+        for name in ("every", "limit", "context", "batch_size", "steps", "block"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"harness.{name}={value} must be at least 1")

@@ -6,6 +6,7 @@ Shape legend: batch, seq, vocab.
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -37,13 +38,15 @@ from runner.machine.errors import ConfigError
 from runner.records.contracts import Trained, strategy
 
 _BLOCK, _PREFIX_BYTES = 32, 1 << 28  # of the examples that all questions of a task begin with
+_MANY = 0.01  # of a task's requests lost their beginning: it was another task
 Context = Callable[[], AbstractContextManager[None]]
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]
     """lm-eval's interface to a model and its tokenizer.
 
-    A text longer than `context` tokens loses its beginning; `num_truncated` of `num_requests` did.
+    A text longer than `context` tokens loses its beginning. `num_requests` and `num_truncated`
+    count the requests by task, and those that did.
 
     Args:
         shares_prefixes: read once what several texts begin with. False for a model whose forward
@@ -71,7 +74,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self.model, self.tokenizer, self.context = model, tokenizer, context
         self.rows_per_batch, self.autocast = batch_size, autocast
         self._device = next(model.parameters()).device  # the field behind `device` of lm-eval
-        self.num_requests = self.num_truncated = 0
+        self.num_requests: Counter[str] = Counter()
+        self.num_truncated: Counter[str] = Counter()
 
     @property
     def eot_token_id(self) -> int:
@@ -91,12 +95,25 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             return [int(i) for i in self.tokenizer.encode(string)]
         return [int(i) for i in encode_with_special(self.tokenizer, string)]
 
+    def loglikelihood(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Return (log-likelihood of the continuation, whether it is greedy) of each request."""
+        self._tasks = [request.task_name for request in requests]
+        scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+        return scored
+
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """Return (log-likelihood of the continuation, whether it is greedy) of each request."""
         pairs = [(context, continuation) for _, context, continuation in requests]
+        for task, (context, continuation) in zip(self._tasks, pairs, strict=True):
+            self._count(task, len(context) + len(continuation) > self.context + 1)
         return self.score(pairs)
+
+    def _count(self, task: str, truncated: bool) -> None:
+        self.num_requests[task] += 1
+        self.num_truncated[task] += truncated
 
     def score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Return the log-likelihood (nats) of each continuation and whether it is greedy.
@@ -111,8 +128,6 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 "a model that fills in a canvas scores no continuations token by token; ask for "
                 "tasks that generate (humaneval, mbpp, gsm8k), and see val_bound"
             )
-        self.num_requests += len(pairs)
-        self.num_truncated += sum(len(a) + len(b) > self.context + 1 for a, b in pairs)
         order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
         if self.shares_prefixes:  # pairs of one context are neighbours
             order.sort(key=lambda i: (-len(pairs[i][0]), pairs[i][0]))
@@ -156,6 +171,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 max_seq_len=self.context,
                 context_len=1,
             )
+            self._count(request.task_name, False)
             for window in map(make_disjoint_window, windows):
                 pairs.append(window)
                 owners.append(number)
@@ -167,7 +183,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the continuation of each context up to the first of its stop strings."""
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].args[0]))
-        wanted = [self._generated(i, *requests[i].args) for i in order]
+        wanted = [self._generated(i, requests[i].task_name, *requests[i].args) for i in order]
         with self.autocast():
             done = list(completions(self._engine(), wanted))
         texts = {
@@ -176,7 +192,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         }
         return [texts[i] for i in range(len(requests))]
 
-    def _generated(self, number: int, context: str, settings: Mapping[str, Any]) -> Request:
+    def _generated(
+        self, number: int, task: str, context: str, settings: Mapping[str, Any]
+    ) -> Request:
         """Return the request for the continuation of a context."""
         how: Sampling | Denoising = sampling_of(settings, self.tokenizer, number)
         ids = prompt_ids(self.tokenizer, context)
@@ -184,8 +202,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if self.strategy is not None:
             assert isinstance(how, Sampling)
             how = denoising_of(how, min(len(ids), room), self.context, self.fill)
-        self.num_requests += 1
-        self.num_truncated += len(ids) > room
+        self._count(task, len(ids) > room)
         return Request(id=str(number), prompt=ids[-room:], how=how, separate=True)
 
 
@@ -199,7 +216,7 @@ def run_benchmarks(cfg: HarnessConfig, trained: Trained, step: int) -> dict[str,
 
     An evaluation-only cell writes the report to the run evaluated too.
     """
-    tokenizer, context = trained.corpus.tokenizer, trained.cfg.train.sequence_length
+    tokenizer, context = trained.corpus.tokenizer, cfg.context_in(trained.cfg)
     model = HarnessModel(
         trained.model,
         tokenizer,
@@ -260,13 +277,19 @@ def evaluate(model: HarnessModel, cfg: HarnessConfig, *, suffix: str = "") -> Re
     if results is None:
         raise ConfigError("lm-eval returned nothing")
     records = [record_of(name, row) for name, rows in results["samples"].items() for row in rows]
-    if model.num_truncated:
+    truncated, asked = model.num_truncated.total(), model.num_requests.total()
+    if truncated:
         print(
-            f"{model.num_truncated} of {model.num_requests} requests were longer than the context "
-            f"of {model.context} tokens and lost their beginning",
+            f"{truncated} of {asked} requests were longer than the context "
+            f"of {model.context} tokens and lost their beginning; see eval.harness.context",
             file=sys.stderr,
         )
-    return Report(list(scores_of(results, suffix)), records)
+    cut = {
+        task: model.context
+        for task, number in model.num_truncated.items()
+        if number > _MANY * model.num_requests[task]
+    }
+    return Report(list(scores_of(results, suffix, cut)), records)
 
 
 def _check_sandbox(unsafe: set[str], specs: list[Any], cfg: HarnessConfig) -> None:

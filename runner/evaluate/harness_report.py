@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,8 @@ class Report:
 
     Args:
         scores: one for each task, metric and filter: value, stderr (None: not known), n, and what
-            makes it comparable: the task's version, prompt hash, n-shot, lm-eval's version.
+            makes it comparable: the task's version, prompt hash, n-shot, lm-eval's version, and
+            `cut_to`, the tokens read where more than a hundredth of the questions were longer.
         records: one for each question and filter.
     """
 
@@ -55,8 +56,15 @@ class Report:
         storage.write_atomically(evals / f"{name}.json", text)
 
 
-def scores_of(results: dict[str, Any], suffix: str) -> Iterator[dict[str, Any]]:
-    """Yield the scores of lm-eval's results; `suffix` ends their names."""
+def scores_of(
+    results: dict[str, Any], suffix: str, cut: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
+    """Yield the scores of lm-eval's results.
+
+    Args:
+        suffix: ends their names.
+        cut: the tokens that were read, by task, where questions were longer.
+    """
     for task, values in results["results"].items():
         rows = results["samples"][task]
         prompts = hashlib.sha256("".join(row["prompt_hash"] for row in rows).encode()).hexdigest()
@@ -66,6 +74,8 @@ def scores_of(results: dict[str, Any], suffix: str) -> Iterator[dict[str, Any]]:
             "num_fewshot": results["n-shot"].get(task, 0),
             "lm_eval": version("lm_eval"),
         }
+        if task in cut:
+            protocol["cut_to"] = cut[task]
         identity = hashlib.sha256(json.dumps([task, protocol, suffix]).encode()).hexdigest()[:16]
         for key, value in values.items():
             metric, _, filter_name = key.partition(",")

@@ -55,7 +55,7 @@ def ngram_baseline(cell: Cell, order: int, harness: HarnessConfig) -> dict[str, 
         wrapped = HarnessModel(
             model,
             corpus.tokenizer,
-            context=cfg.train.sequence_length,
+            context=harness.context_in(cfg),
             batch_size=harness.batch_size,
         )
         results["scores"] = evaluate(wrapped, harness).scores

@@ -212,6 +212,8 @@ def _cross_check(run: RunConfig) -> None:
             check(run.model, vocab or 1, seq)
             check(run.data, run.tokenizer, seq)
             check(run.task, run)
+            for evaluation in getattr(run.eval, "further", dict)().values():
+                check(evaluation, run)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

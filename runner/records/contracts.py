@@ -137,6 +137,7 @@ class Evaluation(Protocol):
     Optional:
         every: steps between two runs, "validation" (with each validation) or None (at the end
             only). Default: None.
+        check: raise ValueError if it does not fit the run, given as RunConfig.
     """
 
     def run(self, trained: Trained, step: int) -> Mapping[str, float]:

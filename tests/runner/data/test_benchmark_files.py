@@ -36,7 +36,10 @@ def task(tmp_path: Path) -> Path:
     """A folder with a benchmark of twelve questions, named squares."""
     folder = tmp_path / "tasks"
     folder.mkdir()
-    rows = [{"q": f"line {i}:", "a": [str(i * i), str(i * i + 1)], "gold": 0} for i in range(12)]
+    rows = [
+        {"q": f"the square of {i}:", "a": [str(i * i), str(i * i + 1)], "gold": 0}
+        for i in range(12)
+    ]
     (folder / "squares.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     spec = {
         "task": "squares",
@@ -122,9 +125,11 @@ def test_a_sweep_is_evaluated_as_cells_and_its_runs_get_the_scores(
     one = runs["fingerprint"].iloc[0]
     for file in (tmp_path / "runs" / one / "evals").glob("*"):
         file.unlink()
-    _cli("eval", one[:8], *_keys(task), "limit=5", "--jobs", "1", *root)
-    with pytest.raises(ValueError, match=r"2 ways .*5 questions.*evaluate the runs alike"):
+    told = _cli("eval", one[:8], *_keys(task), "limit=5", "context=64", "--jobs", "1", *root)
+    with pytest.raises(ValueError, match=r"2 ways .*evaluate the runs alike") as refused:
         over_seeds(from_folders(tmp_path, "s").table, ["model.width"], "squares/acc")
+    assert "5 questions" in str(refused.value)
+    assert str(refused.value).count("cut to 16 tokens") == 1, told  # the training's, not 64
 
 
 @pytest.mark.slow

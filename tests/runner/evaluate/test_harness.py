@@ -44,7 +44,7 @@ def model() -> Decoder:
 
 
 def _ask(model: HarnessModel, kind: str, *rows: tuple[Any, ...]) -> list[Any]:
-    requests = [SimpleNamespace(args=row) for row in rows]
+    requests = [SimpleNamespace(args=row, task_name="t") for row in rows]
     found: list[Any] = getattr(model, kind)(requests, disable_tqdm=True)
     return found
 
@@ -152,13 +152,13 @@ def test_long_texts_are_read_in_windows_and_lose_their_beginning(model: Decoder)
     short = torch.log_softmax(model(whole[None, :-1])[0], dim=-1).gather(1, whole[1:, None])
     total += float(own[-last:].sum() - short.sum())
     assert _ask(harness, "loglikelihood_rolling", (text,))[0] == pytest.approx(total, abs=1e-3)
-    assert harness.num_truncated == 0  # windows are no loss
+    assert not harness.num_truncated.total()  # windows are no loss
     cut = _directly(model, (text + "x")[-17:-1], "x")
     assert _ask(harness, "loglikelihood", (text, "x"))[0] == (
         pytest.approx(cut[0], abs=1e-4),
         cut[1],
     )
-    assert harness.num_truncated == 1
+    assert harness.num_truncated == {"t": 1}
 
 
 def test_generation_is_that_of_the_engine_up_to_a_stop_string(model: Decoder) -> None:
@@ -167,7 +167,7 @@ def test_generation_is_that_of_the_engine_up_to_a_stop_string(model: Decoder) ->
     wanted = {"until": ["\n", "e"], "max_gen_toks": 12, "do_sample": False}
     found = _ask(harness, "generate_until", *[(prompt, wanted) for prompt in prompts])
     long = _ask(harness, "generate_until", ("q" * 30, wanted | {"max_gen_toks": 64}))
-    assert harness.num_truncated == 0, long  # half of the context is the question's
+    assert not harness.num_truncated.total(), long  # half of the context is the question's
     how = Sampling(max_new_tokens=12, temperature=0.0, stop=("\n", "e"))
     for prompt, text in zip(prompts, found, strict=True):
         ids = torch.from_numpy(BYTES.encode(prompt).astype("int64"))
@@ -226,6 +226,9 @@ def test_a_task_of_ones_own_is_scored_with_standard_errors_and_records(
         "question 6",
     ]
     assert few.scores[0]["identity"] != row["identity"]
+    (cut,) = evaluate(HarnessModel(model, BYTES, context=8), cfg).scores
+    assert (row.get("cut_to"), cut["cut_to"]) == (None, 8)
+    assert cut["identity"] != row["identity"]  # the beginnings of the questions were lost
     before = content_hash(("mine",), cfg.data, cfg.include)
     (tmp_path / "mine.jsonl").write_text(json.dumps(rows[0]))
     assert content_hash(("mine",), cfg.data, cfg.include) != before
@@ -251,7 +254,22 @@ def test_programs_past_our_sandbox_need_leave(model: Decoder, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="without a sandbox"):
         evaluate(harness, cfg)
     assert evaluate(harness, replace(cfg, allow_unsafe_code=True)).scores[0]["n"] == 1
-    assert harness.num_truncated == 0
+    assert not harness.num_truncated.total()
+
+
+def test_a_context_of_its_own_is_at_most_the_models() -> None:
+    run = SimpleNamespace(
+        train=SimpleNamespace(sequence_length=16),
+        model=DecoderConfig(depth=1, width=8, num_heads=1),
+    )
+    assert HarnessConfig().context_in(run) == 16
+    wide = HarnessConfig(context=2048)
+    wide.check(run)  # rotary positions
+    assert wide.context_in(run) == 2048
+    run.model = replace(run.model, positions="learned", context_length=1024)
+    HarnessConfig(context=1024).check(run)
+    with pytest.raises(ValueError, match=r"context=2048: .* context_length=1024 of learned"):
+        wide.check(run)
 
 
 PROGRAMS = [
