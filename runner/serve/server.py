@@ -1,6 +1,7 @@
 """The process: a socket, uvicorn, signals. SIGTERM drains, a second one ends at once."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -172,7 +173,13 @@ class _Server(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say where the server is."""
+        """Say where the server is.
+
+        What is loaded stays to the end: the garbage collector, which would look through it in a
+        third of a second while all wait, leaves it alone.
+        """
+        gc.collect()
+        gc.freeze()
         await super().startup(sockets)
         assert sockets is not None
         host, port = sockets[0].getsockname()[:2]
