@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,15 @@ def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
     if not listing.exists():
         raise FileNotFoundError(f"{listing} does not exist; run the sweep first, or name its root")
     members = {row["fingerprint"]: row for row in _lines(listing)}
+    late = [r for r, row in members.items() if is_late(row.get("choices", {}), members)]
+    members = {run: row for run, row in members.items() if run not in late}
     folders = {run: f"{root}/runs/{run}" for run in members}
     sciences = _Sciences(root)
-    rows, settings = [], set()
+    rows, settings, judged = [], set(), {}
     for run, member in members.items():
         chosen, science = member.pop("choices", {}), sciences.columns(run)
-        rows.append(member | chosen | _facts(folders[run], science))
+        scores, judged[run] = _scores(folders[run])
+        rows.append(member | chosen | _facts(folders[run], science) | scores)
         settings |= set(chosen) | set(science)
     stamps = {run: _stamp(f"{folder}/metrics.jsonl") for run, folder in folders.items()}
     history = cached(
@@ -145,17 +149,34 @@ def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
             p for r in runs for p in read_folder(Path(folders[r]) / "metrics.jsonl", r)
         ),
     )
-    table = _with_last(pd.DataFrame(rows), history)
+    table = _with_last(pd.DataFrame(rows), history, judged)
     table.attrs[SETTINGS] = tuple(sorted(settings - {_UPSTREAM}))
     return Runs(table, history, root=root)
 
 
-def _with_last(table: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with the last value of each metric, also in place of a fact of its name."""
+def is_late(choices: Mapping[str, Any], runs: Container[str]) -> bool:
+    """Return whether a cell evaluates one of `runs`, whose row has what it found."""
+    return str(choices.get("evaluates", "")).removeprefix("run:") in runs
+
+
+def _with_last(
+    table: pd.DataFrame, history: pd.DataFrame, judged: Mapping[str, Mapping[str, int]]
+) -> pd.DataFrame:
+    """Return the table with the last value of each metric, also in place of a fact of its name.
+
+    Args:
+        judged: by run, the step that each value of an evaluation is of; it stands if the run itself
+            has none of a later step: it may have been evaluated again since.
+    """
     last = last_values(history).reindex(table["fingerprint"])
+    steps = last_values(history.assign(value=history["step"].where(history["value"].notna())))
     last.index = table.index
     for name in last.columns.intersection(table.columns):
-        last[name] = last[name].where(last[name].notna(), table[name])
+        stands = [
+            judged.get(run, {}).get(name, -1) >= steps[name].get(run, -1)
+            for run in table["fingerprint"]
+        ]
+        last[name] = last[name].where(last[name].notna() & ~np.array(stands), table[name])
     return table.drop(columns=last.columns, errors="ignore").join(last)
 
 
@@ -216,17 +237,18 @@ class _Sciences:
 def _facts(folder: str, science: dict[str, Any]) -> dict[str, Any]:
     file = Path(folder, "summary.json")
     facts = parse_object(file, _read(str(file)) or b"{}", {})
-    return {"state": _state(folder)} | science | facts | _scores(folder)
+    return {"state": _state(folder)} | science | facts
 
 
-def _scores(folder: str) -> dict[str, Any]:
-    """Return the values of a run's evaluations by name, and its benchmark scores.
+def _scores(folder: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return the values of a run's evaluations and its benchmark scores, and the steps, by name.
 
     A score is `task/metric`, beside it its standard error and how it was taken. Of two evaluations
     of a task the one with more questions counts, of equals the later one.
     """
     best: dict[str, tuple[tuple[int, float], dict[str, Any]]] = {}
     scores: dict[str, Any] = {}
+    steps: dict[str, int] = {}
     for file in sorted(Path(folder).glob("evals/*.json"), key=os.path.getmtime):
         when, record = file.stat().st_mtime, parse_object(file, file.read_bytes(), _EVALUATION)
         values = record.get("values", {})
@@ -234,18 +256,20 @@ def _scores(folder: str) -> dict[str, Any]:
         if any(problems):
             raise ValueError(f"{file}: a score {next(filter(None, problems))}; mend or remove it")
         scores |= values
+        steps |= dict.fromkeys(values, record.get("step", 0))
         for row in record["scores"]:
             rank = (row["n"], when)
             if row["name"] not in best or best[row["name"]][0] < rank:
-                best[row["name"]] = rank, row
+                best[row["name"]] = rank, row | {"step": record.get("step", 0)}
     for name, (_, row) in best.items():
         error = row["stderr"]
         scores |= {name: row["value"], f"{name}_stderr": float("nan") if error is None else error}
+        steps |= dict.fromkeys((name, f"{name}_stderr"), row["step"])
         scores[f"{row['task']}{ASKED}"] = (
             f"version {row['version']}, {row['n']} questions, {row['num_fewshot']} shots, "
             f"prompts {row['prompt_hash']}, lm-eval {row['lm_eval']}{_cut(row)}"
         )
-    return scores
+    return scores, steps
 
 
 def _cut(row: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ import pandas as pd
 
 from analysis.history import COLUMNS, Part, assemble, cached
 from analysis.pooling import SETTINGS
-from analysis.runs import Runs
+from analysis.runs import Runs, is_late
 
 _LARGEST = 1.797e308
 _STATES = {
@@ -80,6 +80,9 @@ class _Store(ABC):
                 f"no experiment {experiment!r} in {self.uri}; there are: {', '.join(names)}"
             )
         rows = self.rows(names[experiment])
+        known = {str(row["fingerprint"]) for row in rows}
+        rows = [row for row in rows if not is_late(row, known)]
+        self.settings.discard("evaluates")
         digest = hashlib.sha256(f"{self.uri} {experiment}".encode()).hexdigest()[:16]
         stamps = {row.pop("_id"): str(row.pop("_stamp")) for row in rows}
         counts = Counter(row["fingerprint"] for row in rows)

@@ -158,7 +158,8 @@ def _is_judged(cell: Cell, evaluation: Any, step: int) -> bool:
 def missing_evaluations(cells: Sequence[Cell]) -> list[Cell]:
     """Return a cell for each finished run of `cells` that lacks results of its `eval.also`.
 
-    It makes the missing evaluations only.
+    It makes the missing evaluations only. Its choice `evaluates` names the run, whose row in
+    `analysis` has what it finds.
     """
     points, choices = [], []
     for cell in cells:
@@ -176,5 +177,5 @@ def missing_evaluations(cells: Sequence[Cell]) -> list[Cell]:
             node["eval"]["harness"] = {}
             node["eval"]["also"] = {n: plain(e, target=True) for n, e in missing.items()}
             points.append((f"{cell.label}: {', '.join(missing)}", node))
-            choices.append(cell.choices)
+            choices.append({**cell.choices, "evaluates": f"run:{cell.fingerprint}"})
     return make_cells(points, choices)

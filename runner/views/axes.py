@@ -31,7 +31,8 @@ def values_of(root: Path, sweep: str) -> Values:
     for row in members(root, sweep):
         with suppress(DataError, OSError):
             science = read_cell(root / "runs" / row["fingerprint"])["science"]
-            cells[row["fingerprint"]] = row.get("choices", {}) | science
+            choices = {k: v for k, v in row.get("choices", {}).items() if k != "evaluates"}
+            cells[row["fingerprint"]] = choices | science
     known: dict[str, set[str]] = {}
     for values in cells.values():
         for key, value in values.items():

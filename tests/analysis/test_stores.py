@@ -117,10 +117,12 @@ def test_runs_of_one_fingerprint_keep_their_own_ids(tmp_path: Path) -> None:
 def test_a_fact_stands_until_a_metric_of_its_name_is_there() -> None:
     table = pd.DataFrame({"fingerprint": ["a", "b"], "tokens": [100.0, 200.0]})
     history = assemble([("a", "tokens", [1, 2], [10.0, 20.0]), ("a", "loss", [2], [1.5])])
-    found = _with_last(table, history)
+    found = _with_last(table, history, {})
     assert found["tokens"].tolist() == [20.0, 200.0]
     assert found["loss"].tolist() == pytest.approx([1.5, float("nan")], nan_ok=True)
-    assert list(_with_last(table, assemble([])).columns) == ["fingerprint", "tokens"]
+    assert list(_with_last(table, assemble([]), {}).columns) == ["fingerprint", "tokens"]
+    for step, value in {1: 20.0, 2: 100.0}.items():  # evaluated again at the last step, or before
+        assert _with_last(table, history, {"a": {"tokens": step}})["tokens"][0] == value
 
 
 def test_a_history_that_a_server_cuts_is_reported(

@@ -20,6 +20,7 @@ from runner.grid.evaluation_cells import evaluation_cells
 from runner.launch.mlflow_process import UPLOADER_RUNS
 from runner.machine import storage
 from runner.machine.errors import ConfigError
+from runner.machine.text_files import read_json
 from runner.records.cells import find_cell, load_cell, make_cells
 from runner.records.new_checkpoints import new_checkpoints
 from runner.records.sweep_cells import sweep_cells
@@ -130,6 +131,27 @@ def test_a_sweep_is_evaluated_as_cells_and_its_runs_get_the_scores(
         over_seeds(from_folders(tmp_path, "s").table, ["model.width"], "squares/acc")
     assert "5 questions" in str(refused.value)
     assert str(refused.value).count("cut to 16 tokens") == 1, told  # the training's, not 64
+
+
+@pytest.mark.slow
+def test_a_run_judged_anew_has_one_row_with_what_was_found_last(
+    espalier: Run, task: Path, tmp_path: Path
+) -> None:
+    keys = ["_target_=runner.evaluate.config.HarnessConfig", *_keys(task)]
+    also = [f"+eval.also.squares.{key}" for key in keys]
+    for limit in (5, 12):
+        options = ["seed=1", "name=s", "track.uri=null", f"+eval.also.squares.limit={limit}"]
+        done = espalier("-m", *also, *options)
+        assert done.returncode == 0, done.stderr
+    trained, late = sweep_cells(tmp_path, "s")
+    found = read_json(next((late.folder / "evals").glob("*.json")))
+    ours, stored = from_folders(tmp_path, "s"), from_mlflow(embedded_uri(tmp_path), "s")
+    for runs in (ours, stored):
+        assert runs.table["fingerprint"].tolist() == [trained.fingerprint]
+        assert "evaluates" not in runs.table
+    (row,) = ours.table.to_dict("records")
+    assert "12 questions" in row["squares/asked"]
+    assert row["squares/acc"] == found["scores"][0]["value"]
 
 
 @pytest.mark.slow
