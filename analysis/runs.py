@@ -131,7 +131,7 @@ def from_folders(root: Path, sweep: str, *, cache: bool = True) -> Runs:
     if not listing.exists():
         raise FileNotFoundError(f"{listing} does not exist; run the sweep first, or name its root")
     members = {row["fingerprint"]: row for row in _lines(listing)}
-    late = [r for r, row in members.items() if is_late(row.get("choices", {}), members)]
+    late = {r for r, row in members.items() if is_late(row.get("choices", {}), members)}
     members = {run: row for run, row in members.items() if run not in late}
     folders = {run: f"{root}/runs/{run}" for run in members}
     sciences = _Sciences(root)
