@@ -76,6 +76,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._device = next(model.parameters()).device  # the field behind `device` of lm-eval
         self.num_requests: Counter[str] = Counter()
         self.num_truncated: Counter[str] = Counter()
+        self._tasks: list[str] = []  # of the requests that are being scored
 
     @property
     def eot_token_id(self) -> int:
