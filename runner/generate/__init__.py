@@ -10,6 +10,7 @@ __all__ = [
     "calculator_tool",
     "canvas_row",
     "choosing",
+    "compiled_step",
     "database",
     "decoding_batch",
     "denoise",

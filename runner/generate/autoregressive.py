@@ -156,7 +156,7 @@ class Autoregressive:
         key = self._group(first, most)
         group = [row for row in unread if self._group(row, most) == key]
         piece = self._piece(first, most)
-        first.state = self._batch.state_beside(self._room(group), first.state)
+        first.state = self._batch.state_beside(len(first.tokens), first.state)
         newest = {row.request.id: row.tokens[-1] for row in rows}
         ids = first.unread_ids[:piece]
         logits, others = self._batch.step_beside(newest, len(self._unread), ids, first.state)

@@ -3,7 +3,7 @@
 Shape legend: batch, seq, vocab.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,15 +16,11 @@ from kernels.at_least_fp32 import at_least_fp32
 from models.cache import DecoderState, State
 from models.contract import Pass, read, read_side_by_side, start
 from models.text_state import TextState
+from runner.generate.compiled_step import CompiledStep
 from runner.generate.scoring import padded
 
 _LEAST_CAPACITY = 64
 _LEAST_PIECE = 2  # of a compiled pass: a size of 1 would be a graph of its own
-# Without Inductor's checks of its own tensors, of which a step makes a hundred.
-_UNCHECKED: dict[str, str | int | bool | Callable[..., Any]] = {
-    "size_asserts": False,
-    "alignment_asserts": False,
-}
 
 
 def prefill(
@@ -87,10 +83,9 @@ class DecodingBatch:
     ) -> None:
         self.model, self.context, self.fixed_rows = model, context, fixed_rows
         self.compiled, self.invariant = compiled, invariant
-        self._step = torch.compile(model, dynamic=False, options=_UNCHECKED) if compiled else model
-        together = partial(read_side_by_side, model)
+        self._step: Any = CompiledStep(model) if compiled else model
         self._together = (
-            torch.compile(together, dynamic=False, options=_UNCHECKED) if compiled else together
+            self._step.read_side_by_side if compiled else partial(read_side_by_side, model)
         )
         self.device = next(model.parameters()).device
         self._names: list[str | None] = []  # of each row, None where it is free

@@ -135,6 +135,41 @@ assert not counters["graph_break"], counters["graph_break"]
 """
 
 
+TWO_MODELS = """
+import torch
+from models.decoder_config import DecoderConfig
+from runner.generate.generate import generate
+from runner.generate.sampling import Sampling
+
+small, large = (DecoderConfig(depth=n, width=32, num_heads=2).build(50, n) for n in (1, 2))
+with torch.no_grad():
+    for parameter in (*small.parameters(), *large.parameters()):
+        parameter.mul_(4.0)
+prompts = [torch.arange(3, 3 + n) for n in (5, 40)]
+about = {"context": 200, "decode": str, "ends": ()}
+greedy = Sampling(max_new_tokens=20, temperature=0.0)
+
+def texts(model, compiled):
+    return [one.ids for one in generate(model, prompts, greedy, compiled=compiled, **about)]
+
+told = []
+for model in (small, large, small):
+    told.append(texts(model, True))
+    assert told[-1] == texts(model, False)
+assert told[0] == told[2] != told[1]
+with torch.no_grad():  # a graph has no values of weights
+    small.embedding.weight.copy_(small.embedding.weight.flip(0))
+assert texts(small, True) == texts(small, False) != told[0]
+small.double()  # what is no value is looked at by the next batch
+assert texts(small, True) == texts(small, False)
+"""
+
+
+@pytest.mark.slow
+def test_each_model_has_compiled_steps_of_its_own() -> None:
+    _run(TWO_MODELS)
+
+
 @pytest.mark.slow
 def test_a_compiled_step_is_one_graph_and_says_the_same() -> None:
     _run(SCRIPT)
