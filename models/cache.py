@@ -124,6 +124,9 @@ class Memory:
         """Return the tensors whose size in dim 2 hangs on the capacity: places of positions."""
         return []
 
+    def resize(self, capacity: int) -> None:
+        """Make room for `capacity` tokens, where a memory has a place for each, in place."""
+
     def to(self, device: torch.device) -> "Memory":
         """See `State`."""
         return self._with({name: t.to(device, copy=True) for name, t in self.tensors.items()})
@@ -306,6 +309,14 @@ class DecoderState:
         memories = {n: memory.empty(batch, capacity) for n, memory in self.memories.items()}
         return self._with(memories, self.lengths.new_zeros(batch), capacity)
 
+    def resize(self, capacity: int) -> None:
+        """Give this static state another capacity, in place; longer rows lose their ends."""
+        self.capacity = capacity
+        self.lengths = self.lengths.clamp(max=capacity)
+        self.places = torch.arange(capacity, device=self.lengths.device)
+        for memory in self.memories.values():
+            memory.resize(capacity)
+
     def compile_for_any_capacity(self) -> None:
         """Let what is compiled for this state take others of any capacity: one graph for all.
 
@@ -341,6 +352,17 @@ class DecoderState:
         )
         made.memories, made.lengths, made.row_by_row = memories, lengths, self.row_by_row
         return made
+
+
+def resized(
+    tensor: Shaped[Tensor, "batch kv ctx dim"], size: int
+) -> Shaped[Tensor, "batch kv size dim"]:
+    """Return `tensor` with `size` places in dim 2: the first ones, and zeros behind them."""
+    made = tensor.new_empty(*tensor.shape[:2], size, tensor.shape[3])
+    kept = min(size, tensor.shape[2])
+    made[:, :, :kept] = tensor[:, :, :kept]
+    made[:, :, kept:] = 0
+    return made
 
 
 def with_history(

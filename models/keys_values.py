@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from models.cache import DecoderState, Memory
+from models.cache import DecoderState, Memory, resized
 
 
 class KeysValues(Memory):
@@ -70,10 +70,13 @@ class KeysValues(Memory):
         tensor[rows, :, state.positions] = new
 
     def _grow(self, capacity: int) -> None:
+        if capacity > self["keys"].shape[2]:
+            self.resize(capacity)
+
+    def resize(self, capacity: int) -> None:
+        """See `Memory`."""
         for name, tensor in self.tensors.items():
-            missing = capacity - tensor.shape[2]
-            if missing > 0:
-                self[name] = torch.nn.functional.pad(tensor, (0, 0, 0, missing))
+            self[name] = resized(tensor, capacity)
 
     def of_capacity(self) -> list[Tensor]:
         """See `Memory`."""

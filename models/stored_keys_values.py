@@ -13,7 +13,6 @@ Shape legend: batch, kv = key/value heads, seq = new tokens, ctx = capacity, dim
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from kernels.formats import E2M1, E4M3, decode, encode, round_nearest, unpack
 from kernels.integers import pack_bits, span_codes, span_values, unpack_bits
 from kernels.quantise import pad_to_blocks, quantise_nvfp4
 from models.attention_config import Stored
-from models.cache import DecoderState, Memory
+from models.cache import DecoderState, Memory, resized
 from models.keys_values import KeysValues, LastKeysValues
 
 _BLOCK = 16  # channels of NVFP4
@@ -268,10 +267,14 @@ class GroupedKeysValues(Memory):
         return max(1, (capacity - cls.recent) // cls.group)
 
     def _grow(self, capacity: int) -> None:
+        if self._groups(capacity) > self["keys_codes"].shape[2]:
+            self.resize(capacity)
+
+    def resize(self, capacity: int) -> None:
+        """See `Memory`."""
         for name, tensor in self.tensors.items():
-            missing = self._groups(capacity) - tensor.shape[2] if name not in _NEWEST else 0
-            if missing > 0:
-                self[name] = F.pad(tensor, (0, 0, 0, missing))
+            if name not in _NEWEST:
+                self[name] = resized(tensor, self._groups(capacity))
 
     def empty(self, batch: int, capacity: int) -> Memory:
         """See `Memory`."""

@@ -318,6 +318,9 @@ class DecodingBatch:
         if old is not None and capacity <= self._capacity < 2 * capacity:
             return
         self._capacity = capacity
+        if isinstance(old, DecoderState):
+            old.resize(capacity)
+            return
         state = start(self.model, self.fixed_rows, capacity, static=True)
         if isinstance(state, DecoderState):
             state.row_by_row = self._apart

@@ -113,7 +113,7 @@ class Engine(Generic[R]):
             than that; see `largest_chunk`. None reads the prompts of all that are admitted whole,
             before the others go on: for throughput.
         whole: a prompt of no more tokens is read in one step nevertheless, since a step more costs
-            more than its tokens (None: `chunk`).
+            more than its tokens (None: `chunk`). A longer one begins with half a `chunk`.
         overflow: of a text that outgrows the context: refuse the request, or read the last half of
             the context again and go on from there.
         max_waiting: the most requests that wait (None: any number).
@@ -290,8 +290,9 @@ class Engine(Generic[R]):
         first = unread[0]
         if self.chunk is None or self.whole is None:
             return self.chunk
-        if first.unread > self.whole:
+        if first.unread > self.whole and first is not self._in_pieces:
             self._in_pieces = first  # to its end: the last one holds nobody up for longer
+            return max(1, self.chunk // 2)  # to begin takes time too
         return self.chunk if first is self._in_pieces else max(self.chunk, first.unread)
 
     def _advance_and_read(self, strategy: ReadsBeside[R]) -> list[Event] | None:

@@ -6,7 +6,9 @@ while more of them wait there than a reader should leave, its rows stand still a
 
 import asyncio
 import math
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -24,6 +26,7 @@ from runner.serve.pace import Pace
 
 _RATE_WEIGHT = 0.05  # of the newest step in the measured tokens/s
 _LEAD = 4  # steps that the thread may be ahead of the event loop
+_NICER = 2  # than the event loop, which then runs at once where both share a core
 _GAUGES_S = 0.1  # between two looks at what the engine holds while it is at work
 
 
@@ -230,6 +233,9 @@ class EngineThread:
     # What follows runs in the thread, but for `_deliver`.
 
     def _run(self) -> None:
+        if sys.platform == "linux":  # elsewhere threads have no niceness of their own
+            own = os.getpriority(os.PRIO_PROCESS, 0)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), own + _NICER)
         while self._is_running:
             try:
                 while True:

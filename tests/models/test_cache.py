@@ -111,6 +111,31 @@ def test_a_static_state_gives_the_same_logits_in_one_shape(model: Decoder) -> No
 
 @torch.no_grad()
 @pytest.mark.parametrize("stored", [None, "int8", "nvfp4", "int4"])
+def test_a_static_state_keeps_what_it_has_read_in_another_capacity(stored: Stored | None) -> None:
+    model = DecoderConfig(depth=2, width=64, num_heads=2).build(50, 0)
+    model.stored = stored
+    tokens = torch.stack(_rows(120, 120))
+    same, resized = model.start(2, 256, static=True), model.start(2, 128, static=True)
+    for state in (same, resized):
+        model(tokens[:, :100], state=state, counts=torch.tensor([100, 90]))
+    for number, capacity in enumerate((192, 104, 256), start=100):
+        resized.resize(capacity)
+        assert resized.num_bytes() <= same.num_bytes()
+        expected, logits = (
+            model(tokens[:, number : number + 1], state=state) for state in (same, resized)
+        )
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    resized.resize(98)  # row 0 has read 103 and is left alone from here on; row 1 has read 93
+    assert resized.lengths.tolist() == [98, 93]
+    expected, logits = (
+        model(tokens[:, 103:104], state=state, counts=torch.tensor([0, 1]))[1]
+        for state in (same, resized)
+    )
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stored", [None, "int8", "nvfp4", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sink", [False, True])
 def test_row_by_row_neither_capacity_nor_company_changes_a_bit(

@@ -186,7 +186,7 @@ def test_a_short_prompt_is_read_in_one_step_and_a_long_one_in_pieces_to_its_end(
         for event in engine.step():
             if event.id in first:
                 first[event.id] = first[event.id] or step
-    # "long" begins in step 6, in which "short" ends: 2, 2, 2, 2 and 1 of its tokens.
+    # "long" begins in step 6, in which "short" ends: 1, 2, 2, 2 and 2 of its tokens.
     assert first == {"short": 1, "long": 10}
 
 
