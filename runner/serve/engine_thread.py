@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ from runner.serve.pace import Pace
 
 _RATE_WEIGHT = 0.05  # of the newest step in the measured tokens/s
 _LEAD = 4  # steps that the thread may be ahead of the event loop
-_NICER = 2  # than the event loop, which then runs at once where both share a core
+_HANDOVER_S = 0.002  # the longest that the thread waits for the event loop to take a step's events
 _GAUGES_S = 0.1  # between two looks at what the engine holds while it is at work
 
 
@@ -41,6 +42,7 @@ class _Step:
     holds: dict[str, float] | None  # by the name of a gauge; None: as before, or about so
     speculated: Counts | None  # since the beginning
     num_tokens: int  # read of prompts, and generated
+    has_read: bool  # some of a prompt
 
 
 class Call:
@@ -154,6 +156,7 @@ class EngineThread:
     _is_running: bool = True
     _looked_at: float = 0.0
     _lead: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_LEAD))
+    _taken: threading.Event = field(default_factory=threading.Event)  # the last step's events are
 
     def start(self) -> None:
         """Start the thread."""
@@ -233,9 +236,7 @@ class EngineThread:
     # What follows runs in the thread, but for `_deliver`.
 
     def _run(self) -> None:
-        if sys.platform == "linux":  # elsewhere threads have no niceness of their own
-            own = os.getpriority(os.PRIO_PROCESS, 0)
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), own + _NICER)
+        _let_others_answer_first()
         while self._is_running:
             try:
                 while True:
@@ -247,10 +248,14 @@ class EngineThread:
                 return
             step = self._step()
             self._lead.acquire()
+            self._taken.clear()
             try:
                 self._loop.call_soon_threadsafe(self._deliver, step)
             except RuntimeError:  # the loop is closed
                 return
+            if step.has_read:
+                # It took long; on a shared core its tokens would wait for a slice to end too.
+                self._taken.wait(_HANDOVER_S)
 
     def _end(self) -> None:
         self._is_running = False
@@ -277,7 +282,8 @@ class EngineThread:
         except Exception as error:
             events = self._give_up(error)
         events, self._refused = self._refused + events, []
-        num_tokens = self.engine.num_read - read + sum(len(event.ids) for event in events)
+        read = self.engine.num_read - read
+        num_tokens = read + sum(len(event.ids) for event in events)
         ended = {event.id for event in events if event.finish}
         seen = {i for i in self._unadmitted if i in ended or self.engine.has_admitted(i)}
         self._unadmitted -= seen
@@ -292,6 +298,7 @@ class EngineThread:
             holds,
             replace(strategy.counts) if isinstance(strategy, Speculative) else None,
             num_tokens,
+            read > 0,
         )
 
     def _holds(self) -> dict[str, float]:
@@ -314,6 +321,7 @@ class EngineThread:
 
     def _deliver(self, step: _Step) -> None:
         self._lead.release()
+        self._taken.set()
         for id, moment in step.admitted.items():
             if id in self._calls:
                 self._clock(id).admitted = moment
@@ -340,3 +348,10 @@ class EngineThread:
     def _clock(self, id: str) -> Clock:
         call = self._calls[id]
         return call.clocks[call.ids[id]]
+
+
+def _let_others_answer_first() -> None:
+    """Mark this thread as one that computes: when it wakes it interrupts no other, at its share."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # forbidden here
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

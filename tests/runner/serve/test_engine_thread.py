@@ -164,14 +164,13 @@ def test_a_prompt_is_read_in_small_pieces_only_while_others_wait(
     assert [pace.whole(waiting) for waiting in (1, 2, 9)] == [20, 10, 10]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own here")
-def test_the_event_loop_runs_before_the_engine_where_both_share_a_core() -> None:
-    thread, seen = _thread(), list[int]()
-    own = os.getpriority(os.PRIO_PROCESS, 0)
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no policy for batches")
+def test_the_engine_interrupts_no_thread_that_answers() -> None:
+    thread, policies = _thread(), set[int]()
     step = thread.engine.step
 
     def noted() -> list[Event]:
-        seen.append(os.getpriority(os.PRIO_PROCESS, 0))
+        policies.add(os.sched_getscheduler(0))
         return step()
 
     thread.engine.step = noted  # type: ignore[method-assign]
@@ -180,8 +179,8 @@ def test_the_event_loop_runs_before_the_engine_where_both_share_a_core() -> None
         await _all(_submit(thread, _requests("a", new=2)))
 
     _run(thread, work)
-    assert min(seen) > own or own >= 19
-    assert os.getpriority(os.PRIO_PROCESS, 0) == own
+    assert policies == {os.SCHED_BATCH}
+    assert os.sched_getscheduler(0) != os.SCHED_BATCH
 
 
 def test_a_step_that_fails_ends_its_requests_and_not_the_server(
